@@ -1,0 +1,76 @@
+"""The minibatch that the device sees: one compact graph of fixed shape.
+
+PinSage (Ying et al. 2018, Algorithm 2 and section 3.3): S(K) are the seeds, and
+S(k-1) is S(k) with all its neighbours.  Frontiers are laid out so that S(k) is the
+beginning of S(k-1); one neighbour table then serves every layer, and "self" is a
+prefix instead of a gather.
+
+Axis letters: n_k rows of S(k) with padding, T neighbours, D input features,
+B pairs, R random negatives, H hard negatives per query.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Minibatch(NamedTuple):
+    """One step's compact graph G' and what to compare; numpy or JAX arrays.
+
+    Row indices point into S(K); ids are node ids and tell equal items apart.
+    """
+
+    features: np.ndarray  # float32 [n_0, D]
+    node_ids: np.ndarray  # int32 [n_0] node of each row; -1 where padded
+    neighbours: np.ndarray  # int32 [n_1, T] rows of the next frontier; 0 where masked
+    weights: np.ndarray  # float32 [n_1, T] pooling weights; 0 where masked
+    queries: np.ndarray  # int32 [B] rows
+    targets: np.ndarray  # int32 [B] rows
+    pair_weights: np.ndarray  # float32 [B]; 0 where a pair does not count
+    negatives: np.ndarray  # int32 [R] rows
+    hard: np.ndarray  # int32 [B, H] rows; 0 where masked
+    query_ids: np.ndarray  # int32 [B]
+    target_ids: np.ndarray  # int32 [B]
+    negative_ids: np.ndarray  # int32 [R]
+    hard_ids: np.ndarray  # int32 [B, H]; -1 where masked
+    query_logq: np.ndarray  # float32 [B] log chance of being drawn as a candidate
+    target_logq: np.ndarray  # float32 [B] likewise
+    negative_logq: np.ndarray  # float32 [R]
+    hard_logq: np.ndarray  # float32 [B, H]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budgets:
+    """Rows of every frontier, seeds first: (n_K, ..., n_0)."""
+
+    rows: tuple[int, ...]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.rows) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchInfo:
+    """What happened while one minibatch was built (summed over devices).
+
+    Attributes:
+      used: rows in use of every frontier, seeds first.
+      left_out: neighbours masked because a frontier was full.
+      hard_per_query: mean number of hard negatives that a query got.
+      stripped: share of rows trained as if they had no edges.
+    """
+
+    used: tuple[int, ...]
+    left_out: int
+    hard_per_query: float
+    stripped: float
+
+
+def padded_size(rows: int, most: int) -> int:
+    """`rows` with an eighth of headroom, rounded up to 64 and cut at `most`."""
+    wanted = rows + rows // 8 + 1
+    return min(-(-wanted // 64) * 64, most)

@@ -1,0 +1,332 @@
+"""The command line: absl flags derived from the dataclasses of config.py, and back.
+
+Every field of every section of Config is one flag, so a new setting needs no
+change here.  Flags end up in a FlagValues of their own, never in absl's global
+one: libraries imported later cannot clash with ours.
+
+Flagfiles hold one --flag=value a line, and comments on lines of their own.  A
+flagfile may include others with --flagfile=PATH; PATH is looked up from the
+current folder and, failing that, from the folder of the file that includes it.
+As everywhere in absl the last mention of a flag wins, so overrides come last:
+
+  python -m pinsage_jax.main --flagfile=experiments/tiny.flags --epochs=3
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import pathlib
+import re
+from typing import Any
+
+from absl import flags
+
+from pinsage_jax.config import Config
+from pinsage_jax.errors import UserError
+from pinsage_jax.options import option
+
+# Each mode is the function of that name in stages.py.
+MODES = ("pipeline", "prepare", "train", "embed", "evaluate", "neighbors")
+VERBOSITIES = ("debug", "info", "warning", "error")
+
+_RUN_GROUP = "run: what to do and where"
+_USAGE = """PinSage in JAX: item embeddings, related items and their evaluation from a table
+of items and collections.
+
+  python -m pinsage_jax.main --flagfile=experiments/pinterest_like.flags
+  python -m pinsage_jax.main --edges=edges.parquet --items=items.parquet --workdir=runs/mine
+
+--flagfile=PATH reads flags from a file, one a line.  The last mention of a flag
+wins: overrides come after --flagfile.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class _RunFlags:
+    """The flags of a run that belong to no section."""
+
+    mode: str = option(
+        "pipeline", "pipeline: every stage that the workdir does not hold yet; or one stage.",
+        choices=MODES,
+    )  # fmt: skip
+    workdir: str = option("", "Folder that everything is written to.")
+    seed: int = option(0, "Seed of walks, batches, splits and initial parameters.", low=0)
+    threads: int = option(0, "Host threads; 0: one per core available.", low=0)
+    verbosity: str = option("info", "Least severe messages shown.", choices=VERBOSITIES)
+    help: bool = option(False, "Show how to run the program and these flags.")
+    helpfull: bool = option(False, "Show all flags.")
+
+
+class _WholeNumber(flags.IntegerParser):
+    def convert(self, argument: Any) -> int:
+        try:
+            return super().convert(argument)
+        except (TypeError, ValueError):
+            raise ValueError("a whole number is expected") from None
+
+
+class _Number(flags.FloatParser):
+    def convert(self, argument: Any) -> float:
+        try:
+            value = super().convert(argument)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError("a number is expected")
+        return value
+
+
+class _YesOrNo(flags.BooleanParser):
+    syntactic_help = ""
+
+    def parse(self, argument: Any) -> bool:
+        try:
+            return super().parse(argument)
+        except (TypeError, ValueError):
+            raise ValueError("true or false is expected") from None
+
+
+class _Choice(flags.EnumParser):
+    # The help text lists the values already.
+    syntactic_help = ""
+
+    def parse(self, argument: str) -> str:
+        if argument not in self.enum_values:
+            raise ValueError(f"one of {', '.join(self.enum_values)} is expected")
+        return argument
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines one flag per setting, grouped by section."""
+    for field in _run_fields():
+        _define(flag_values, field, _RUN_GROUP)
+    for section in _sections():
+        summary = (type(section.default).__doc__ or "").strip().splitlines()[0].rstrip(".")
+        group = f"{section.name}: {summary[:1].lower()}{summary[1:]}"
+        for field in dataclasses.fields(section.default):
+            _define(flag_values, field, group)
+
+
+def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
+    """Parses a command line, flagfiles included; argv[0] is the program.
+
+    Returns:
+      Flags that were typed before a --flagfile which sets them too, and wins.
+
+    Raises:
+      UserError: an unknown flag, a value of the wrong type, an argument that is no
+        flag, or a flagfile that is missing, unreadable or includes itself.
+    """
+    typed = ["--help" if text in ("-h", "-?") else text for text in argv[1:]]
+    arguments = expand_flagfiles(typed, flag_values)
+    flag_values.set_gnu_getopt(True)
+    try:
+        rest = flag_values([argv[0], *(argument.text for argument in arguments)])
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_unknown(error.flagname, flag_values, arguments)) from None
+    except flags.IllegalFlagValueError as error:
+        found = re.match(r"flag --(\w+)=(.*): (.*)", str(error), re.DOTALL)
+        if not found:
+            raise UserError(f"{error}.") from None
+        name, value, reason = found.groups()
+        where = _origin(name, arguments, value)
+        raise UserError(f"--{name}={value}{where}: {reason}.") from None
+    except (flags.Error, ValueError) as error:
+        raise UserError(f"{error}.") from None
+    if len(rest) > 1:
+        raise UserError(
+            f"'{rest[1]}' is not a flag; every argument begins with two dashes, as in --seed=1."
+        )
+    for name in flag_values:
+        value = flag_values[name].value
+        if isinstance(value, str) and value.startswith("--"):
+            raise UserError(f"--{name} has no value of its own; write --{name}=VALUE.")
+    return _overruled(arguments)
+
+
+def config_from_flags(flag_values: flags.FlagValues) -> Config:
+    """The validated settings.
+
+    Raises:
+      UserError: a value is out of range or settings do not fit together.
+    """
+    values = {name: _expand_user(flag_values[name].value) for name in flag_values}
+    for field in _run_fields():
+        low = field.metadata["low"]
+        if low is not None and values[field.name] < low:
+            raise UserError(f"--{field.name}={values[field.name]} must be at least {low}.")
+    sections = {
+        section.name: type(section.default)(
+            **{field.name: values[field.name] for field in dataclasses.fields(section.default)}
+        )
+        for section in _sections()
+    }
+    of_the_run = {
+        field.name: values[field.name]
+        for field in dataclasses.fields(Config)
+        if field.name not in sections
+    }
+    config = Config(**of_the_run, **sections)
+    config.validate()
+    return config
+
+
+def help_text(flag_values: flags.FlagValues, full: bool) -> str:
+    """The answer to --help and, with `full`, to --helpfull."""
+    groups = [_RUN_GROUP]
+    if full:
+        groups = list(flag_values.flags_by_module_dict())
+    text = _USAGE + "\n".join(flag_values.module_help(group) for group in groups)
+    return text + ("" if full else "\n\n--helpfull shows the flags of every stage.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """One argument and, when a flagfile holds it, where."""
+
+    text: str
+    where: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.text.lstrip("-").split("=", 1)[0]
+
+
+def expand_flagfiles(argv: list[str], flag_values: flags.FlagValues) -> list[Argument]:
+    """Replaces every --flagfile by the lines of the file, and so on for files included.
+
+    Raises:
+      UserError: a file is missing, unreadable or includes itself, or a line is not
+        one --flag or --flag=value.
+    """
+    arguments: list[Argument] = []
+    rest = list(argv)
+    while rest:
+        text = rest.pop(0)
+        name, _, value = text.partition("=")
+        if name not in ("--flagfile", "-flagfile"):
+            arguments.append(Argument(text))
+            takes_next = name.startswith("-") and "=" not in text
+            known = name.lstrip("-") in flag_values
+            # The value of "--name value" must not be taken for a flagfile.
+            if takes_next and known and not flag_values[name.lstrip("-")].boolean and rest:
+                arguments.append(Argument(rest.pop(0)))
+            continue
+        if "=" not in text:
+            value = rest.pop(0) if rest else ""
+        if not value:
+            raise UserError("--flagfile names no file; write --flagfile=PATH.")
+        arguments += _read_flagfile(pathlib.Path(value).expanduser(), [], "--flagfile")
+    return arguments
+
+
+def _read_flagfile(path: pathlib.Path, within: list[pathlib.Path], where: str) -> list[Argument]:
+    """Arguments of a flagfile; `within` are the files that include it, outermost first."""
+    if within and not path.exists() and (within[-1].parent / path).exists():
+        path = within[-1].parent / path
+    named = f"{where}={path}" if not within else f"{where} includes {path}, which"
+    if any(path.exists() and path.samefile(outer) for outer in within):
+        raise UserError(f"{named} includes itself.")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{named} does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"{named} cannot be read ({reason}).") from None
+    arguments: list[Argument] = []
+    for number, line in enumerate(lines, start=1):
+        text, here = line.strip(), f"{path}, line {number}"
+        if not text or text.startswith(("#", "//")):
+            continue
+        if not re.match(r"--?\w", text):
+            raise UserError(
+                f"{here}: '{text}' is not a flag; write it as --flag=value or begin it with #."
+            )
+        name, equals, value = text.partition("=")
+        if re.search(r"\s", name) or re.search(r"\s#", value):
+            raise UserError(
+                f"{here}: '{text}' is not one --flag=value; comments need a line of their own."
+            )
+        if name.lstrip("-") == "flagfile":
+            included = pathlib.Path(value.strip()).expanduser()
+            if not equals or not value.strip():
+                raise UserError(f"{here}: --flagfile names no file; write --flagfile=PATH.")
+            arguments += _read_flagfile(included, [*within, path], here)
+        else:
+            arguments.append(Argument(text, here))
+    return arguments
+
+
+def _overruled(arguments: list[Argument]) -> list[str]:
+    typed, lost = set(), []
+    for argument in arguments:
+        if not argument.where:
+            typed.add(argument.name)
+        elif argument.name in typed and argument.name not in lost:
+            lost.append(argument.name)
+    return lost
+
+
+def _sections() -> list[dataclasses.Field]:
+    return [
+        field for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.default)
+    ]
+
+
+def _run_fields() -> list[dataclasses.Field]:
+    """Flags outside the sections; a plain setting that Config gains is one of them."""
+    own = list(dataclasses.fields(_RunFlags))
+    names = {field.name for field in [*own, *_sections()]}
+    return own + [field for field in dataclasses.fields(Config) if field.name not in names]
+
+
+def _define(flag_values: flags.FlagValues, field: dataclasses.Field, group: str) -> None:
+    meta, default = field.metadata, field.default
+    low, high, choices = meta.get("low"), meta.get("high"), meta.get("choices")
+    text = meta.get("help", "")
+    if low is not None or high is not None:
+        ends = (("at least", low), ("at most", high))
+        text += f" ({', '.join(f'{word} {end}' for word, end in ends if end is not None)})"
+    if choices:
+        text += f" ({' | '.join(choices)})"
+    # bool before int: every bool is an int as well.
+    if isinstance(default, bool):
+        flag = flags.BooleanFlag(field.name, default, text)
+        flag.parser = _YesOrNo()
+    else:
+        if choices:
+            parser = _Choice(list(choices))
+        elif isinstance(default, int):
+            parser = _WholeNumber()
+        elif isinstance(default, float):
+            parser = _Number()
+        else:
+            parser = flags.ArgumentParser()
+        flag = flags.Flag(parser, flags.ArgumentSerializer(), field.name, default, text)
+    flags.DEFINE_flag(flag, flag_values, module_name=group)
+
+
+def _expand_user(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str) and value[:2] == "~/" else value
+
+
+def _origin(name: str, arguments: list[Argument], value: str | None = None) -> str:
+    """' (FILE, line N)' if a flagfile holds the flag."""
+    names = (name, f"no{name}")
+    for argument in arguments:
+        same = value is None or argument.text.partition("=")[2] == value
+        if argument.name in names and argument.where and same:
+            return f" ({argument.where})"
+    return ""
+
+
+def _unknown(name: str, flag_values: flags.FlagValues, arguments: list[Argument]) -> str:
+    known = list(flag_values)
+    switches = [f"no{flag}" for flag in known if flag_values[flag].boolean]
+    close = difflib.get_close_matches(name, [*known, *switches], n=1, cutoff=0.6)
+    hint = f"did you mean --{close[0]}?" if close else "--helpfull lists them all."
+    return f"--{name}{_origin(name, arguments)} is not a flag; {hint}"

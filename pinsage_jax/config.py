@@ -1,0 +1,412 @@
+"""Settings of every stage as frozen dataclasses; the defaults live here, once.
+
+``cli.py`` derives one absl flag from every field; library code takes these
+dataclasses and never sees a flag.  ``validate`` methods raise UserError with one
+sentence that names the flag.
+
+Axis letters, used in every docstring of this package:
+
+  N nodes (items first, then collections)    E edges (item, collection)
+  S seeds of a minibatch                     B pairs of a minibatch
+  T neighbours per node                      W walks per node
+  K convolution layers (L in shapes)         D input features
+  M width of Q (the projected neighbours)    H hard negatives per query
+  R shared random negatives per minibatch
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from pinsage_jax.errors import UserError
+from pinsage_jax.options import Checked, option
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Checked):
+    """Where the input tables are and what their columns mean."""
+
+    data_dir: str = option("", "Folder that relative input paths are looked up in.")
+    edges: str = option(
+        "", "Edge table (Parquet file or folder, CSV or CSV.gz): one row per item in a collection."
+    )
+    items: str = option(
+        "", "Item table: item_id and feature columns; may hold items without edges."
+    )
+    train_pairs: str = option(
+        "", "Pairs query_id,target_id to train on; empty: pairs that share a collection."
+    )
+    eval_pairs: str = option(
+        "", "Pairs query_id,target_id[,kind] to evaluate on; never used for training."
+    )
+    collection_column: str = option("collection_id", "Column of --edges that names the collection.")
+    item_column: str = option("item_id", "Column of --edges that names the item.")
+    weight_column: str = option(
+        "", "Optional column of --edges with a positive weight; walks follow it."
+    )
+    time_column: str = option(
+        "", "Optional column of --edges with a time (number, date or timestamp)."
+    )
+    item_id_column: str = option("item_id", "Column of --items that names the item.")
+    title_column: str = option(
+        "", "Column of --items shown beside ids; empty: 'title' or 'name' if there is one."
+    )
+    text_columns: str = option(
+        "auto", "Comma-separated text columns; auto: text, title, description, abstract."
+    )
+    dense_columns: str = option(
+        "auto", "Comma-separated vector columns; auto: every list-of-numbers column."
+    )
+    numeric_columns: str = option(
+        "auto", "Comma-separated number columns; auto: every number column."
+    )
+    categorical_columns: str = option(
+        "", "Comma-separated categorical columns (one-hot, rare values together)."
+    )
+    text_dim: int = option(256, "Dimensions of the vectors made from text.", low=1, high=4096)
+    text_vocabulary: int = option(20000, "Most frequent terms kept for text.", low=1)
+    text_min_df: int = option(2, "A term must occur in this many items.", low=1)
+    category_limit: int = option(
+        128, "Values kept per categorical column; the rest share one slot.", low=1
+    )
+    feature_dtype: str = option(
+        "float32", "Type of the stored features.", choices=("float32", "float16")
+    )
+
+    def path(self, value: str) -> pathlib.Path:
+        """An input path as given; relative ones are looked up in --data_dir."""
+        return pathlib.Path(self.data_dir).expanduser() / pathlib.Path(value).expanduser()
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig(Checked):
+    """The embedded example: a generated Pinterest-like world."""
+
+    world: bool = option(
+        False, "Generate the embedded example instead of reading --edges and --items."
+    )
+    world_items: int = option(10_000, "Items (pins) of the generated world.", low=20)
+    world_collections: int = option(2_500, "Collections (boards) of the generated world.", low=4)
+    world_edges: int = option(
+        100_000, "Edges of the generated world, before duplicates are merged.", low=20
+    )
+    world_topics: int = option(64, "Overlapping topics behind features, boards and pairs.", low=2)
+    world_styles: int = option(
+        4, "Hidden styles of each topic, which boards follow and features hardly show.", low=1
+    )
+    world_visual_dim: int = option(64, "Dimensions of the visual-like feature vectors.", low=1)
+    world_text_dim: int = option(32, "Dimensions of the text-like feature vectors.", low=1)
+    world_noise: float = option(
+        0.85, "Noise of the feature vectors, relative to their signal.", low=0.0
+    )
+    world_noise_boards: float = option(
+        0.1, "Share of boards filled without regard to topic.", low=0.0, high=1.0
+    )
+    world_isolated: float = option(
+        0.05, "Share of items that get no edge at all.", low=0.0, high=0.9
+    )
+    world_pairs: int = option(
+        4_000, "Engagement pairs drawn for evaluation (as many again for training).", low=1
+    )
+    world_seed: int = option(0, "Seed of the generated world.", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitConfig(Checked):
+    """The validation split, made from training edges alone."""
+
+    validation_collections: float = option(
+        0.05,
+        "Share of collections withheld from training to make validation pairs.",
+        low=0.0,
+        high=0.5,
+    )
+    validation_cold_items: float = option(
+        0.02,
+        "Share of items whose training edges are withheld to validate cold start.",
+        low=0.0,
+        high=0.5,
+    )
+    validation_pairs: int = option(4000, "Most validation pairs drawn.", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig(Checked):
+    """Random-walk neighbourhoods and the pairs and negatives drawn with them."""
+
+    neighbourhood: str = option(
+        "items",
+        "Nodes counted by walks: items only, or all (collections too, embedded as well).",
+        choices=("items", "all"),
+    )
+    num_neighbours: int = option(
+        20, "T: neighbours kept per node, by visit count.", low=1, high=1000
+    )
+    num_walks: int = option(200, "W: walks from each node.", low=1)
+    walk_length: int = option(4, "Steps of a walk; one step goes item, collection, item.", low=1)
+    restart: float = option(
+        0.3, "Chance to return to the start before each further step.", low=0.0, high=1.0
+    )
+    resample: bool = option(
+        False, "Draw new neighbourhoods every epoch instead of one set for the run."
+    )
+    content_neighbours: int = option(
+        10,
+        "C: content-nearest items appended to every list, for items with few edges.",
+        low=0,
+        high=1000,
+    )
+    content_kappa: float = option(
+        0.5, "Edges at which an item's walk neighbours and content links weigh the same.", low=0.0
+    )
+    content_limit: int = option(
+        200_000, "Catalogues with more items get content links for items without edges only.", low=0
+    )
+    pair_power: float = option(
+        0.5,
+        "Collections give training pairs in proportion to (size - 1) to this power; "
+        "1 visits every edge once an epoch.",
+        low=0.0,
+        high=2.0,
+    )
+    hide_positive: str = option(
+        "collection",
+        "What a training pair must not see: the collection it was drawn from (its walks avoid it), "
+        "the edge between the two (dropped from both lists), or none.",
+        choices=("collection", "edge", "none"),
+    )
+    hard_low: int = option(2000, "Best personalised-PageRank rank of a hard negative.", low=1)
+    hard_high: int = option(5000, "Worst personalised-PageRank rank of a hard negative.", low=2)
+    hard_scale: bool = option(
+        True, "Scale the band of ranks down when the catalogue is smaller than 100 bands."
+    )
+    hard_walks: int = option(1000, "Walks per query to rank hard-negative candidates.", low=1)
+
+    def validate(self) -> None:
+        super().validate()
+        if self.hard_low >= self.hard_high:
+            raise UserError(
+                f"--hard_low={self.hard_low} must be below --hard_high={self.hard_high}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Checked):
+    """PinSage, Algorithm 1 and 2 (Ying et al. 2018), and its variants."""
+
+    num_layers: int = option(2, "K: convolution layers; 0 embeds by features alone.", low=0, high=5)
+    hidden_dim: int = option(512, "m: width of Q, the projected neighbours.", low=1)
+    layer_dim: int = option(256, "d: width of each layer's output.", low=1)
+    output_dim: int = option(256, "Width of the exported embedding.", low=1)
+    pooling: str = option(
+        "importance",
+        "How neighbours are pooled: by visit count, equally, or elementwise maximum.",
+        choices=("importance", "mean", "max"),
+    )
+    edgeless_feature: bool = option(
+        True, "Append a column that marks items without edges (not in the paper)."
+    )
+    popularity: bool = option(
+        True,
+        "Make the last coordinate of an embedding 1 + b, with b learned: how likely an item is "
+        "whatever the query (not in the paper).",
+    )
+    id_messages: str = option(
+        "auto",
+        "Add a learned vector of the neighbour's id to what it sends; an item's own id never "
+        "enters its embedding. auto: when all of them have at most 50 million numbers.",
+        choices=("auto", "on", "off"),
+    )
+    skip: bool = option(
+        True, "Add linear maps of a node's own input and of its pooled neighbours to the output."
+    )
+    normalize_output: bool = option(True, "Scale every embedding to unit length.")
+    whiten: float = option(
+        0.5,
+        "Feature columns are divided by their root mean square to this power.",
+        low=0.0,
+        high=1.0,
+    )
+    degree_feature: bool = option(
+        True, "Append log(1 + degree) to the features, as the paper does."
+    )
+    compute_dtype: str = option(
+        "float32", "Type of the matrix products.", choices=("float32", "bfloat16")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Checked):
+    """Loss, negatives, curriculum, optimiser and checkpoints."""
+
+    loss: str = option(
+        "softmax",
+        "margin (the paper's), cross_entropy (its ablation) or sampled softmax.",
+        choices=("margin", "cross_entropy", "softmax"),
+    )
+    margin: float = option(0.1, "Margin of the max-margin loss.", low=0.0)
+    temperature: float = option(
+        0.08, "Divides the scores of the softmax and cross-entropy losses.", low=1e-4
+    )
+    logq: float = option(
+        1.0, "Exponent of the popularity correction of in-batch negatives.", low=0.0, high=2.0
+    )
+    in_batch: bool = option(True, "Softmax: other pairs' targets are negatives too.")
+    symmetric: bool = option(True, "Train each pair in both directions.")
+    batch_size: int = option(1024, "B: pairs per step over all devices.", low=1)
+    random_negatives: int = option(500, "R: uniform negatives shared by a step.", low=1)
+    hard_max: int = option(6, "Most hard negatives per query (0: none).", low=0)
+    hard_start: str = option(
+        "curriculum",
+        "curriculum: n-1 in epoch n; full: all from the start; none.",
+        choices=("curriculum", "full", "none"),
+    )
+    epochs: float = option(10.0, "Passes over the training pairs.", low=0.0)
+    pairs_per_epoch: int = option(0, "Pairs in one epoch; 0: one per edge.", low=0)
+    max_steps: int = option(0, "Stop after this many steps; 0: --epochs decides.", low=0)
+    learning_rate: float = option(
+        1e-3, "Peak rate for batches of 1024 pairs; scaled linearly with the batch.", low=0.0
+    )
+    warmup_epochs: float = option(1.0, "Epochs of linear warm-up.", low=0.0)
+    decay: float = option(
+        0.9, "Factor of the exponential decay per epoch after the warm-up.", low=0.0, high=1.0
+    )
+    weight_decay: float = option(1e-4, "Decoupled weight decay.", low=0.0)
+    clip_norm: float = option(1.0, "Gradients longer than this are scaled down; 0: never.", low=0.0)
+    strip_share: float = option(
+        0.3,
+        "Share of nodes trained as if they had no edges in a step, so that cold items work.",
+        low=0.0,
+        high=1.0,
+    )
+    prefetch: int = option(2, "Batches prepared ahead by host threads; 0: none.", low=0, high=64)
+    devices: int = option(0, "Devices to train on; 0: all local ones.", low=0)
+    validate_every: int = option(0, "Steps between validations; 0: once an epoch.", low=0)
+    checkpoint_every: int = option(0, "Steps between checkpoints; 0: at every validation.", low=0)
+    keep: int = option(2, "Latest checkpoints kept, beside the best.", low=1)
+    log_every: int = option(20, "Steps between lines of metrics.jsonl.", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedConfig(Checked):
+    """Whole-catalogue inference and export."""
+
+    checkpoint: str = option("best", "Checkpoint to embed with.", choices=("best", "last"))
+    embed_block: int = option(8192, "Nodes computed at once.", low=1)
+    shard_rows: int = option(1_000_000, "Rows per embeddings/part-*.parquet.", low=1)
+    cold_offset: float = option(
+        -1.0,
+        "Added to the last coordinate of items without edges (needs --popularity); negative: "
+        "chosen on validation pairs, so that warm and cold pairs both gain over plain rivals.",
+        high=10.0,
+    )
+    export_dtype: str = option(
+        "float32", "Type of the exported vectors.", choices=("float32", "float16")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig(Checked):
+    """Evaluation, its baselines and related items."""
+
+    baselines: str = option(
+        "default", "Comma-separated baselines, default (popularity,content,walk), all or none."
+    )
+    bootstrap: int = option(
+        1000, "Bootstrap resamples behind the 95% intervals; 0: no intervals.", low=0
+    )
+    query: str = option(
+        "", "--mode=neighbors: comma-separated item ids; empty: write related_items.parquet."
+    )
+    k: int = option(10, "Neighbours listed per item.", low=1, high=10000)
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitToolConfig(Checked):
+    """Tables to train and to evaluate on, made from one edge table by --mode=split."""
+
+    split_by: str = option(
+        "collections",
+        "What is withheld: collections whole, every edge of some items, or edges after a time.",
+        choices=("collections", "items", "time"),
+    )
+    split_share: float = option(
+        0.2, "Share of collections, of items, or of the latest edges withheld.", low=0.0, high=0.9
+    )
+    split_cut: str = option(
+        "", "Last time that still trains, as in --time_column; empty: --split_share decides."
+    )
+    split_pairs: int = option(10_000, "Most evaluation pairs drawn.", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecommendConfig(Checked):
+    """Items for a collection or a user's history, by --mode=recommend."""
+
+    recommend_for: str = option(
+        "", "Comma-separated collection ids to show; empty: write recommendations.parquet for all."
+    )
+    recommend_k: int = option(20, "Items recommended to each collection.", low=1, high=1000)
+    recommend_by: str = option(
+        "auto",
+        "How a history scores an item: by its mean vector, by medoids of its interests, by its "
+        "sharpened similarities, or whichever does best in validation.",
+        choices=("auto", "mean", "interests", "sharpened"),
+    )
+    recommend_power: float = option(
+        0.0,
+        "Exponent of sharpened similarities: sum of max(0, z_h.z_i)^p; 0: chosen in validation.",
+        low=0.0,
+        high=1000.0,
+    )
+    recommend_popularity: float = option(
+        -1.0,
+        "Scores are multiplied by the item's degree to this power; -1: chosen in validation.",
+        low=-1.0,
+        high=2.0,
+    )
+    recommend_interests: int = option(3, "Most interests (clusters) used of a history.", low=1)
+    recommend_ward: float = option(
+        1.5, "Ward distance, of unit vectors, above which interests stay apart.", low=0.0
+    )
+    recommend_half_life: float = option(
+        0.0,
+        "Time in which an item's part in an interest's importance halves, in days or the unit of "
+        "--time_column; 0: never.",
+        low=0.0,
+    )
+    test_edges: str = option(
+        "",
+        "Edges to score recommendations on (Recall@20, NDCG@20); no setting is chosen by them.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything one run is told."""
+
+    mode: str
+    workdir: str
+    seed: int
+    threads: int
+    data: DataConfig = DataConfig()
+    world: WorldConfig = WorldConfig()
+    split: SplitConfig = SplitConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    embed: EmbedConfig = EmbedConfig()
+    evaluate: EvalConfig = EvalConfig()
+    split_tool: SplitToolConfig = SplitToolConfig()
+    recommend: RecommendConfig = RecommendConfig()
+
+    def validate(self) -> None:
+        """Raises UserError for the first setting that cannot work."""
+        for field in dataclasses.fields(self):
+            if isinstance(section := getattr(self, field.name), Checked):
+                section.validate()
+        if not self.workdir:
+            raise UserError("--workdir is required: the folder that everything is written to.")
+        if self.mode in ("pipeline", "prepare") and not (self.world.world or self.data.edges):
+            raise UserError("--edges is required (or --world for the embedded example).")

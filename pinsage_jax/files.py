@@ -1,0 +1,177 @@
+"""Files that are whole or absent: write beside, then rename.
+
+Nothing under a workdir is ever half-written.  A file is written under a
+temporary name in the same folder and renamed; a folder likewise.  Arrays are
+plain ``.npy`` files (never pickles), JSON is sorted and indented, and every
+group of arrays has a manifest with a CRC-32 per file, so that a truncated or
+bit-flipped file is named instead of used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pinsage_jax.errors import UserError
+
+_TEMPORARY_MARK = ".tmp-"
+_CHECKSUM_BLOCK = 1 << 22
+
+
+@contextlib.contextmanager
+def reported_os_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Turns a full disk or a read-only place into one sentence naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"No space left while writing {path}; free some disk and run again."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(
+                f"Cannot write {path} ({error.strerror}); choose another --workdir."
+            ) from error
+        raise
+
+
+def _temporary_name(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{path.name}{_TEMPORARY_MARK}{os.getpid()}")
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary path; renames it to `path` when the block succeeds."""
+    path = pathlib.Path(path)
+    temporary = _temporary_name(path)
+    with reported_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields an empty temporary folder; swaps it in for `path` on success.
+
+    An older folder at `path` stays readable until the new one is complete.
+    """
+    path = pathlib.Path(path)
+    temporary = _temporary_name(path)
+    with reported_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            if path.exists():
+                discarded = path.with_name(f"{path.name}{_TEMPORARY_MARK}old-{os.getpid()}")
+                os.replace(path, discarded)
+                os.replace(temporary, path)
+                shutil.rmtree(discarded, ignore_errors=True)
+            else:
+                os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: str | os.PathLike) -> int:
+    """Deletes temporary files and folders that a killed process left behind."""
+    removed = 0
+    for path in sorted(pathlib.Path(folder).rglob(f"*{_TEMPORARY_MARK}*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        removed += 1
+    return removed
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes `value` as sorted, indented JSON, atomically."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file; a damaged one raises UserError naming it."""
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the stage that writes it first.") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); delete it and run again.") from None
+
+
+def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
+    """Writes one ``.npy`` file atomically."""
+    with atomic_file(path) as temporary, open(temporary, "wb") as handle:
+        np.save(handle, array, allow_pickle=False)
+
+
+def read_array(path: str | os.PathLike, *, mmap: bool = True) -> np.ndarray:
+    """Opens one ``.npy`` file, memory-mapped read-only by default; never unpickles.
+
+    Raises:
+      UserError: the file is missing, truncated or not an array.
+    """
+    try:
+        # A zero-length array cannot be mapped, so it is read instead.
+        try:
+            return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        except ValueError:
+            return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run --mode=prepare again.") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run again.") from None
+
+
+def checksum(path: str | os.PathLike) -> str:
+    """CRC-32 of a file's bytes as eight hexadecimal digits."""
+    value = 0
+    with open(path, "rb") as handle:
+        while block := handle.read(_CHECKSUM_BLOCK):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
+
+
+def checksums(folder: str | os.PathLike, names: list[str]) -> dict[str, str]:
+    """Checksums of the named files of a folder, for its manifest."""
+    return {name: checksum(pathlib.Path(folder) / name) for name in names}
+
+
+def verify_checksums(folder: str | os.PathLike, expected: dict[str, str]) -> None:
+    """Raises UserError naming the first file that is missing or differs."""
+    for name, wanted in expected.items():
+        path = pathlib.Path(folder) / name
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing although its manifest lists it; delete {folder} and run again."
+            )
+        if (found := checksum(path)) != wanted:
+            raise UserError(
+                f"{path} is damaged (checksum {found}, manifest says {wanted}); delete {folder} and run again."
+            )
+
+
+def fingerprint(value: Any) -> str:
+    """A short stable hash of a JSON-like value, to tell settings apart."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,140 @@
+"""Numba kernels that turn edge lists into CSR rows by counting sort.
+
+Every kernel is serial and releases the GIL.  Optional per-edge arrays (weights,
+times) are passed with length 0 when absent, because Numba types are fixed.
+
+Two stable counting sorts (by collection, then by item) leave the collections of
+every item ascending, so duplicates are neighbours and one pass merges them; one
+more transposition leaves the items of every collection ascending.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(nogil=True)
+def count_keys(keys, counts):
+    """Adds to counts[k] the number of times k occurs; returns the first bad position or -1.
+
+    keys int32 [E]; counts int64 [rows], updated in place.
+    """
+    rows = counts.shape[0]
+    for edge in range(keys.shape[0]):
+        key = np.int64(keys[edge])
+        if key < 0 or key >= rows:
+            return edge
+        counts[key] += 1
+    return -1
+
+
+@njit(nogil=True)
+def first_bad_weight(weights):
+    """Position of the first weight that is not finite and above 0, or -1; weights float32 [E]."""
+    for edge in range(weights.shape[0]):
+        value = weights[edge]
+        if not (value > 0.0 and value < np.inf):
+            return edge
+    return -1
+
+
+@njit(nogil=True)
+def scatter_edges(keys, values, weights, times, cursor, out_values, out_weights, out_times):
+    """Moves edge lists into rows by key, keeping input order inside a row.
+
+    keys, values int32 [E]; weights float32 [E or 0]; times int64 [E or 0]; cursor
+    int64 [rows]: the start of each row, advanced in place; outputs sized [E] alike.
+    """
+    for edge in range(keys.shape[0]):
+        row = keys[edge]
+        position = cursor[row]
+        cursor[row] = position + 1
+        out_values[position] = values[edge]
+        if weights.shape[0] > 0:
+            out_weights[position] = weights[edge]
+        if times.shape[0] > 0:
+            out_times[position] = times[edge]
+
+
+@njit(nogil=True)
+def transpose_rows(indptr, ids, weights, times, cursor, out_ids, out_weights, out_times):
+    """Transposes rows: the source rows come out ascending in every target row.
+
+    indptr int64 [rows+1]; ids int32 [E] (target rows); cursor int64 [targets], the
+    start of each target row, advanced in place; outputs [E] as in scatter_edges.
+    """
+    for row in range(indptr.shape[0] - 1):
+        for edge in range(indptr[row], indptr[row + 1]):
+            target = ids[edge]
+            position = cursor[target]
+            cursor[target] = position + 1
+            out_ids[position] = row
+            if weights.shape[0] > 0:
+                out_weights[position] = weights[edge]
+            if times.shape[0] > 0:
+                out_times[position] = times[edge]
+
+
+@njit(nogil=True)
+def merge_duplicates(indptr, ids, weights, times):
+    """Merges equal neighbours of sorted rows in place and returns the edges left.
+
+    Weights are added (in float64), the earliest time is kept, and indptr is
+    rewritten for the shortened rows.
+    """
+    written = np.int64(0)
+    start = indptr[0]
+    for row in range(indptr.shape[0] - 1):
+        end = indptr[row + 1]
+        edge = start
+        while edge < end:
+            neighbour = ids[edge]
+            total = 0.0
+            earliest = np.int64(0)
+            if times.shape[0] > 0:
+                earliest = times[edge]
+            while edge < end and ids[edge] == neighbour:
+                if weights.shape[0] > 0:
+                    total += weights[edge]
+                if times.shape[0] > 0 and times[edge] < earliest:
+                    earliest = times[edge]
+                edge += 1
+            ids[written] = neighbour
+            if weights.shape[0] > 0:
+                weights[written] = total
+            if times.shape[0] > 0:
+                times[written] = earliest
+            written += 1
+        start = end
+        indptr[row + 1] = written
+    return written
+
+
+@njit(nogil=True)
+def count_kept(indptr, indices, dropped, out_indptr):
+    """Fills out_indptr int64 [N+1] for the graph without edges at dropped bool [N] nodes."""
+    out_indptr[0] = 0
+    for row in range(indptr.shape[0] - 1):
+        kept = 0
+        if not dropped[row]:
+            for edge in range(indptr[row], indptr[row + 1]):
+                if not dropped[indices[edge]]:
+                    kept += 1
+        out_indptr[row + 1] = out_indptr[row] + kept
+
+
+@njit(nogil=True)
+def copy_kept(indptr, indices, weights, dropped, out_indices, out_weights):
+    """Copies the edges that count_kept counted, in order; weights float32 [2E or 0]."""
+    written = 0
+    for row in range(indptr.shape[0] - 1):
+        if dropped[row]:
+            continue
+        for edge in range(indptr[row], indptr[row + 1]):
+            if dropped[indices[edge]]:
+                continue
+            out_indices[written] = indices[edge]
+            if weights.shape[0] > 0:
+                out_weights[written] = weights[edge]
+            written += 1

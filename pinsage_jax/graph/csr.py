@@ -1,0 +1,317 @@
+"""The bipartite graph of items and collections in one CSR (PinSage section 3.1).
+
+Nodes are items [0, num_items) followed by collections [num_items, N).  Every
+edge is stored in both directions, so a walk needs only `indptr` and `indices`:
+
+  indptr   int64   [N+1]  row starts
+  indices  int32   [2E]   neighbours, ascending inside a row, no duplicates
+  weights  float32 [2E]   the edge's weight, the same in both directions; or None
+
+The first E entries are the rows of the items, the last E those of the
+collections.  The arrays are plain or memory-mapped; nothing here writes to them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from pinsage_jax import files
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph import build_kernels as kernels
+
+_MANIFEST = "manifest.json"
+_FORMAT = 1
+_MAX_NODES = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """One bipartite graph; see the module docstring for the layout."""
+
+    indptr: np.ndarray  # int64 [N+1]
+    indices: np.ndarray  # int32 [2E]
+    weights: np.ndarray | None  # float32 [2E]
+    num_items: int
+    num_collections: int
+
+    @property
+    def num_nodes(self) -> int:
+        """N: items and collections."""
+        return self.num_items + self.num_collections
+
+    @property
+    def num_edges(self) -> int:
+        """E: distinct (item, collection) pairs, each stored twice."""
+        return len(self.indices) // 2
+
+    def degree(self) -> np.ndarray:
+        """Number of neighbours of every node, int32 [N]."""
+        return np.diff(self.indptr).astype(np.int32)
+
+    def neighbours(self, node: int) -> np.ndarray:
+        """Neighbours of one node as node ids, int32 [degree], ascending."""
+        return self.indices[self.indptr[node] : self.indptr[node + 1]]
+
+    def without(
+        self, collections: np.ndarray | None = None, items: np.ndarray | None = None
+    ) -> Graph:
+        """The graph without any edge that touches the named nodes; numbering is unchanged.
+
+        Args:
+          collections: int32 [*], collection indices counted from 0 (not node ids).
+          items: int32 [*], item indices.
+        """
+        dropped = np.zeros(self.num_nodes, np.bool_)
+        for names, first, count in (
+            (items, 0, self.num_items),
+            (collections, self.num_items, self.num_collections),
+        ):
+            if names is None or len(names) == 0:
+                continue
+            names = np.asarray(names, np.int64)
+            if names.min() < 0 or names.max() >= count:
+                raise ValueError(f"indices must lie in [0, {count})")
+            dropped[first + names] = True
+        indptr = np.empty(self.num_nodes + 1, np.int64)
+        kernels.count_kept(self.indptr, self.indices, dropped, indptr)
+        indices = np.empty(indptr[-1], np.int32)
+        weights = _empty(np.float32) if self.weights is None else np.empty(len(indices), np.float32)
+        old_weights = _empty(np.float32) if self.weights is None else self.weights
+        kernels.copy_kept(self.indptr, self.indices, old_weights, dropped, indices, weights)
+        return dataclasses.replace(
+            self,
+            indptr=indptr,
+            indices=indices,
+            weights=None if self.weights is None else weights,
+        )
+
+    @classmethod
+    def from_edges(
+        cls,
+        items: np.ndarray,
+        collections: np.ndarray,
+        num_items: int,
+        num_collections: int,
+        weights: np.ndarray | None = None,
+        folder: str | pathlib.Path | None = None,
+    ) -> Graph:
+        """Builds the graph from edge lists; see `build`, which also carries times."""
+        return build(items, collections, num_items, num_collections, weights, folder=folder)[0]
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes indptr.npy, indices.npy, weights.npy and manifest.json into `folder`."""
+        folder = pathlib.Path(folder)
+        names = []
+        for name in ("indptr", "indices", "weights"):
+            array, path = getattr(self, name), folder / f"{name}.npy"
+            if array is None:
+                path.unlink(missing_ok=True)
+                continue
+            # An array that `build` mapped into this very file is already there.
+            if isinstance(array, np.memmap) and _same_file(array, path):
+                if array.flags.writeable:
+                    array.flush()
+            else:
+                files.write_array(path, array)
+            names.append(path.name)
+        files.write_json(
+            folder / _MANIFEST,
+            {
+                "format": _FORMAT,
+                "num_items": self.num_items,
+                "num_collections": self.num_collections,
+                "num_edges": self.num_edges,
+                "weighted": self.weights is not None,
+                "dtypes": {"indptr": "int64", "indices": "int32", "weights": "float32"},
+                "checksums": files.checksums(folder, names),
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: str | pathlib.Path, verify: bool = False) -> Graph:
+        """Opens a saved graph, memory-mapped.
+
+        Args:
+          verify: also compare every file with its checksum (reads all of it).
+
+        Raises:
+          UserError: a file is missing, damaged or does not fit the manifest.
+        """
+        folder = pathlib.Path(folder)
+        manifest = files.read_json(folder / _MANIFEST)
+        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+            raise UserError(
+                f"{folder / _MANIFEST} has another format than this program reads; "
+                "delete the folder and run --mode=prepare again."
+            )
+        if verify:
+            files.verify_checksums(folder, manifest["checksums"])
+        names = ["indptr", "indices"] + (["weights"] if manifest["weighted"] else [])
+        arrays = {name: files.read_array(folder / f"{name}.npy") for name in names}
+        nodes = manifest["num_items"] + manifest["num_collections"]
+        for name, array in arrays.items():
+            wanted = nodes + 1 if name == "indptr" else 2 * manifest["num_edges"]
+            dtype = manifest["dtypes"][name]
+            if array.shape != (wanted,) or array.dtype != np.dtype(dtype):
+                raise UserError(
+                    f"{folder / name}.npy is {array.dtype} {list(array.shape)} but its manifest "
+                    f"says {dtype} [{wanted}]; delete {folder} and run --mode=prepare again."
+                )
+        return cls(
+            indptr=arrays["indptr"],
+            indices=arrays["indices"],
+            weights=arrays.get("weights"),
+            num_items=manifest["num_items"],
+            num_collections=manifest["num_collections"],
+        )
+
+
+def build(
+    items: np.ndarray,
+    collections: np.ndarray,
+    num_items: int,
+    num_collections: int,
+    weights: np.ndarray | None = None,
+    times: np.ndarray | None = None,
+    folder: str | pathlib.Path | None = None,
+) -> tuple[Graph, np.ndarray | None]:
+    """Builds the graph, and the time of each edge, from edge lists in any order.
+
+    Duplicate edges are merged: weights are added, the earliest time is kept.
+
+    Args:
+      items: int32 [E_in], item indices; plain or memory-mapped.
+      collections: int32 [E_in], collection indices counted from 0.
+      weights: float32 [E_in], finite and above 0.
+      times: int64 [E_in].
+      folder: existing folder to memory-map every array in, so that memory stays
+        bounded: the graph's arrays are left there as `save` names them; without it
+        arrays are in memory.
+
+    Returns:
+      The graph and the times int64 [E] in the order of the items' rows (the first
+      E entries of `indices`), or None.
+
+    Raises:
+      UserError: too many nodes, or a weight that is not finite and above 0.
+      ValueError: an index out of range or arrays of unequal length.
+    """
+    num_nodes = num_items + num_collections
+    if num_nodes > _MAX_NODES:
+        raise UserError(
+            f"The graph has {num_nodes:,} items and collections, more than the "
+            f"{_MAX_NODES:,} that 32-bit ids can name; split the data."
+        )
+    total = len(items)
+    for array in (collections, weights, times):
+        if array is not None and len(array) != total:
+            raise ValueError("edge arrays have unequal lengths")
+    items, collections = _as(items, np.int32), _as(collections, np.int32)
+    if weights is not None:
+        weights = _as(weights, np.float32)
+        if (bad := kernels.first_bad_weight(weights)) >= 0:
+            raise UserError(
+                f"Edge {bad + 1:,} has the weight {weights[bad]}; "
+                "weights must be finite and above 0."
+            )
+    optional = {
+        "weights": _empty(np.float32) if weights is None else weights,
+        "times": _empty(np.int64) if times is None else _as(times, np.int64),
+    }
+    space = _Space(folder)
+    by_collection = _offsets(collections, num_collections)
+    middle = space.edge_arrays("by_collection", total, optional)
+    kernels.scatter_edges(
+        collections, items, *optional.values(), by_collection[:-1].copy(), *middle
+    )
+    by_item = _offsets(items, num_items)
+    rows = space.edge_arrays("by_item", total, optional)
+    kernels.transpose_rows(by_collection, *middle, by_item[:-1].copy(), *rows)
+    space.discard("by_collection")
+    kept = kernels.merge_duplicates(by_item, *rows)
+    item_ids, item_weights, item_times = (array[:kept] if len(array) else array for array in rows)
+    # A sum of finite weights can still overflow.
+    if (bad := kernels.first_bad_weight(item_weights)) >= 0:
+        raise UserError("The weights of one edge's duplicates add up to infinity; scale them down.")
+
+    by_collection = _offsets(item_ids, num_collections)
+    indptr = space.array("indptr", num_nodes + 1, np.int64)
+    indptr[: num_items + 1] = by_item
+    indptr[num_items:] = by_collection + kept
+    indices = space.array("indices", 2 * kept, np.int32)
+    indices[:kept] = item_ids
+    out_weights = None
+    if weights is not None:
+        out_weights = space.array("weights", 2 * kept, np.float32)
+        out_weights[:kept] = item_weights
+    kernels.transpose_rows(
+        by_item,
+        item_ids,
+        item_weights,
+        _empty(np.int64),
+        by_collection[:-1].copy(),
+        indices[kept:],
+        _empty(np.float32) if out_weights is None else out_weights[kept:],
+        _empty(np.int64),
+    )
+    # Item rows hold collection indices until here; as nodes, collections follow the items.
+    for start in range(0, kept, 1 << 24):
+        indices[start : min(start + (1 << 24), kept)] += np.int32(num_items)
+    out_times = None if times is None else np.array(item_times)
+    del rows, item_ids, item_weights, item_times
+    space.discard("by_item")
+    return Graph(indptr, indices, out_weights, num_items, num_collections), out_times
+
+
+class _Space:
+    """Arrays in memory, or in memory-mapped ``.npy`` files of a folder."""
+
+    def __init__(self, folder: str | pathlib.Path | None):
+        self._folder = None if folder is None else pathlib.Path(folder)
+
+    def array(self, name: str, length: int, dtype: type) -> np.ndarray:
+        if self._folder is None:
+            return np.empty(length, dtype)
+        path = self._folder / f"{name}.npy"
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(length,))
+
+    def edge_arrays(
+        self, name: str, length: int, optional: dict[str, np.ndarray]
+    ) -> list[np.ndarray]:
+        """Ids, then each optional array (empty where the input is empty)."""
+        arrays = [self.array(f"{name}-ids", length, np.int32)]
+        for column, values in optional.items():
+            if len(values):
+                arrays.append(self.array(f"{name}-{column}", length, values.dtype.type))
+            else:
+                arrays.append(np.empty(0, values.dtype))
+        return arrays
+
+    def discard(self, name: str) -> None:
+        if self._folder is not None:
+            for path in self._folder.glob(f"{name}-*.npy"):
+                path.unlink()
+
+
+def _offsets(keys: np.ndarray, rows: int) -> np.ndarray:
+    """Row starts int64 [rows+1] for the rows that `keys` names."""
+    counts = np.zeros(rows + 1, np.int64)
+    if (bad := kernels.count_keys(keys, counts[1:])) >= 0:
+        raise ValueError(f"edge {bad} names {keys[bad]}, outside [0, {rows})")
+    return np.cumsum(counts)
+
+
+def _as(array: np.ndarray, dtype: type) -> np.ndarray:
+    """The array itself when it has the dtype, so that a memory map stays one."""
+    return np.ascontiguousarray(array, dtype) if array.dtype != dtype else array
+
+
+def _empty(dtype: type) -> np.ndarray:
+    return np.empty(0, dtype)
+
+
+def _same_file(array: np.memmap, path: pathlib.Path) -> bool:
+    return array.filename is not None and pathlib.Path(array.filename) == path.resolve()

@@ -1,0 +1,135 @@
+"""Ids of one kind: text to index and back, without Python objects per edge.
+
+Index i of an IdTable is item i (or collection i) everywhere else.  The ids are
+one Arrow large_string array, saved as an uncompressed Arrow IPC file that is
+memory-mapped when loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pinsage_jax import files
+from pinsage_jax.errors import UserError
+
+_MAX_IDS = 2**31 - 1
+_PENDING_ROWS = 1 << 22
+_PENDING_BYTES = 1 << 28
+_DIGEST_ROWS = 1 << 20
+
+
+class IdTable:
+    """Distinct ids in a fixed order; position is the index."""
+
+    def __init__(self, ids: pa.Array):
+        """Takes a large_string array without nulls or duplicates."""
+        self._ids = ids.cast(pa.large_string())
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def ids(self) -> pa.LargeStringArray:
+        """All ids in order."""
+        return self._ids
+
+    def lookup(self, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+        """Indices int32 [n] of text ids, -1 where unknown.
+
+        Every call hashes the whole table once, so pass many ids at a time.
+        """
+        found = pc.index_in(ids.cast(pa.large_string()), value_set=self._ids)
+        if isinstance(found, pa.ChunkedArray):
+            found = found.combine_chunks()
+        return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+
+    def names(self, indices: np.ndarray) -> pa.LargeStringArray:
+        """Ids large_string [n] of indices int [n]."""
+        return self._ids.take(pa.array(np.asarray(indices, np.int64)))
+
+    def digest(self) -> str:
+        """Hash of the ids and their order, 16 hexadecimal digits."""
+        total = hashlib.sha256(str(len(self)).encode())
+        for start in range(0, len(self), _DIGEST_ROWS):
+            part = self._ids.slice(start, _DIGEST_ROWS)
+            _, offsets, data = part.buffers()
+            offsets = np.frombuffer(offsets, np.int64)[part.offset : part.offset + len(part) + 1]
+            total.update(np.diff(offsets).tobytes())
+            if data is not None:
+                total.update(memoryview(data)[offsets[0] : offsets[-1]])
+        return total.hexdigest()[:16]
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes an uncompressed Arrow IPC file, atomically."""
+        save_column(path, self._ids, "id")
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> IdTable:
+        """Opens a saved table, memory-mapped; UserError if it is missing or damaged."""
+        return cls(load_column(path))
+
+
+class UniqueIds:
+    """Collects the distinct ids of a stream in order of first appearance."""
+
+    def __init__(self):
+        self._known = pa.array([], pa.large_string())
+        self._pending: list[pa.Array] = []
+        self._pending_rows = self._pending_bytes = 0
+
+    def add(self, ids: pa.LargeStringArray) -> None:
+        """Adds a batch of ids."""
+        unique = pc.unique(ids)
+        self._pending.append(unique)
+        self._pending_rows += len(unique)
+        self._pending_bytes += unique.nbytes
+        # Merging hashes all known ids, so it waits until as many new ones have come.
+        enough = self._pending_rows > max(_PENDING_ROWS, len(self._known))
+        if enough or self._pending_bytes > max(_PENDING_BYTES, self._known.nbytes):
+            self._merge()
+
+    def finish(self, kind: str) -> IdTable:
+        """The distinct ids; `kind` ('items') names them if there are too many."""
+        self._merge()
+        if len(self._known) > _MAX_IDS:
+            raise UserError(
+                f"There are {len(self._known):,} {kind}, more than the {_MAX_IDS:,} that 32-bit "
+                "ids can name; split the data."
+            )
+        return IdTable(self._known)
+
+    def _merge(self) -> None:
+        if self._pending:
+            self._known = pc.unique(pa.chunked_array([self._known, *self._pending]))
+            self._pending = []
+            self._pending_rows = self._pending_bytes = 0
+
+
+def save_column(path: str | pathlib.Path, column: pa.Array, name: str) -> None:
+    """Writes one column as an uncompressed Arrow IPC file, atomically."""
+    with files.atomic_file(path) as temporary:
+        schema = pa.schema([(name, column.type)])
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            writer.write_batch(pa.record_batch([column], schema=schema))
+
+
+def load_column(path: str | pathlib.Path) -> pa.Array:
+    """Opens a column that save_column wrote, memory-mapped.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            column = pa.ipc.open_file(source).read_all().column(0)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run --mode=prepare again.") from None
+    except (pa.ArrowException, OSError, IndexError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged ({said}); delete it and run again.") from None
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

@@ -1,0 +1,269 @@
+"""The prepare stage: input tables to everything that later stages read.
+
+WORKDIR/prepared/
+  graph/                 indptr.npy, indices.npy, weights.npy, manifest.json (csr.py)
+  features/              features.npy [num_items, D] and its transform (features.py)
+  item_ids.arrow         ids in order of index (ids.py); collection_ids.arrow alike
+  titles.arrow           title per item, null where unknown; only if there is a column
+  train_pairs.npy        int32 [P, 2]; only with --train_pairs
+  eval_pairs.npy         int32 [P, 2], and eval_kinds.json: a list of P strings
+  times.npy              int64 [E] in the order of the items' rows; only with --time_column
+  manifest.json          counts, reports, checksums, and the fingerprint of the inputs
+
+The folder is swapped in whole, and left alone while settings and inputs are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from absl import logging
+
+from pinsage_jax import files
+from pinsage_jax.config import Config, DataConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph import csr, edges_table, features, leaks, pairs_table, synthetic, tables
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.ids import IdTable, load_column, save_column
+
+_FORMAT = 1
+_FOLDER, _INPUTS = "prepared", "inputs"
+_INPUT_FLAGS = ("edges", "items", "train_pairs", "eval_pairs")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """What the prepare stage leaves, memory-mapped."""
+
+    graph: Graph
+    features: np.ndarray  # float32 or float16 [num_items, D]
+    item_ids: IdTable
+    collection_ids: IdTable
+    titles: pa.Array | None  # large_string [num_items], null where unknown
+    train_pairs: np.ndarray | None  # int32 [P, 2]
+    eval_pairs: np.ndarray  # int32 [P, 2]
+    eval_kinds: np.ndarray  # str [P]
+    manifest: dict[str, Any]
+
+
+def prepare(config: Config) -> Prepared:
+    """Writes WORKDIR/prepared, or reuses it, and opens it.
+
+    Raises:
+      UserError: whatever is wrong with an input, in one sentence.
+    """
+    workdir = pathlib.Path(config.workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; name a folder.")
+    folder = workdir / _FOLDER
+    wanted = _fingerprint(config)
+    if _saved_fingerprint(folder) == wanted:
+        logging.info("prepare: %s is up to date.", folder)
+        return open_prepared(workdir)
+    data = config.data
+    if config.world.world:
+        paths = synthetic.write_world(config.world, workdir / _INPUTS)
+        # The example's tables have the default column names.
+        names = ("collection_column", "item_column", "item_id_column")
+        defaults = {name: getattr(DataConfig(), name) for name in names}
+        data = dataclasses.replace(data, data_dir="", **defaults, **paths)
+    inputs = {flag: tables.open_table(path, flag) for flag, path in _input_paths(data).items()}
+    with files.atomic_folder(folder) as temporary:
+        _write(inputs, data, temporary, wanted)
+    return open_prepared(workdir)
+
+
+def open_prepared(workdir: str | pathlib.Path, verify: bool = False) -> Prepared:
+    """Opens WORKDIR/prepared.
+
+    Args:
+      verify: also compare every file with its checksum (reads all of it).
+
+    Raises:
+      UserError: it is not there, or a file is missing, damaged or of another size.
+    """
+    folder = pathlib.Path(workdir) / _FOLDER
+    if not (folder / "manifest.json").exists():
+        raise UserError(f"{folder} holds no prepared data; run --mode=prepare first.")
+    manifest = files.read_json(folder / "manifest.json")
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise UserError(f"{folder} has another format; delete it and run --mode=prepare again.")
+    if verify:
+        files.verify_checksums(folder, manifest["checksums"])
+    titles = train_pairs = None
+    if manifest["has_titles"]:
+        titles = load_column(folder / "titles.arrow")
+    if manifest["has_train_pairs"]:
+        train_pairs = files.read_array(folder / "train_pairs.npy")
+    prepared = Prepared(
+        graph=Graph.load(folder / "graph", verify=verify),
+        features=files.read_array(folder / "features" / features.FEATURES_FILE),
+        item_ids=IdTable.load(folder / "item_ids.arrow"),
+        collection_ids=IdTable.load(folder / "collection_ids.arrow"),
+        titles=titles,
+        train_pairs=train_pairs,
+        eval_pairs=files.read_array(folder / "eval_pairs.npy"),
+        eval_kinds=np.array(files.read_json(folder / "eval_kinds.json"), dtype=np.str_),
+        manifest=manifest,
+    )
+    counts = manifest["counts"]
+    for name, found, expected in (
+        ("graph", prepared.graph.num_items, counts["items"]),
+        ("graph", prepared.graph.num_collections, counts["collections"]),
+        ("features/features.npy", prepared.features.shape[0], counts["items"]),
+        ("item_ids.arrow", len(prepared.item_ids), counts["items"]),
+        ("collection_ids.arrow", len(prepared.collection_ids), counts["collections"]),
+        ("titles.arrow", counts["items"] if titles is None else len(titles), counts["items"]),
+        ("eval_pairs.npy", len(prepared.eval_pairs), counts["eval_pairs"]),
+        ("eval_kinds.json", len(prepared.eval_kinds), counts["eval_pairs"]),
+    ):
+        if found != expected:
+            raise UserError(
+                f"{folder / name} has {found:,} entries but the manifest says {expected:,}; "
+                f"delete {folder} and run --mode=prepare again."
+            )
+    return prepared
+
+
+def _write(
+    inputs: dict[str, tables.Table], data: DataConfig, folder: pathlib.Path, fingerprint: str
+) -> None:
+    """Fills the (temporary) folder."""
+    edges, items = inputs["edges"], inputs.get("items")
+    title_column = features.choose_title(items, data) if items is not None else None
+    if items is not None:
+        # A wrong column name should be said before minutes of reading.
+        items.require(data.item_id_column, "item_id_column")
+        features.choose_columns(items, data)
+    ids = edges_table.collect_ids(edges, items, data, title_column)
+    codes_folder, graph_folder = folder / "codes", folder / "graph"
+    codes = edges_table.write_codes(edges, ids, data, codes_folder)
+    graph_folder.mkdir()
+    graph, times = csr.build(
+        codes.items, codes.collections, len(ids.items), len(ids.collections),
+        codes.weights, codes.times, graph_folder,
+    )  # fmt: skip
+    graph.save(graph_folder)
+    time_kind = codes.time_kind
+    del codes
+    shutil.rmtree(codes_folder)
+
+    ids.items.save(folder / "item_ids.arrow")
+    ids.collections.save(folder / "collection_ids.arrow")
+    if ids.titles is not None:
+        save_column(folder / "titles.arrow", ids.titles, "title")
+    if times is not None:
+        files.write_array(folder / "times.npy", times)
+    (folder / "features").mkdir()
+    feature_report = features.write_features(
+        items, data, ids.item_rows, len(ids.items), folder / "features"
+    )
+    degree = graph.degree()
+    pair_reports = {}
+    train_pairs = pairs = np.empty((0, 2), np.int32)
+    kinds = np.empty(0, np.str_)
+    for flag in ("train_pairs", "eval_pairs"):
+        if flag in inputs:
+            found = pairs_table.read_pairs(inputs[flag], ids.items, degree)
+            pair_reports[flag] = found.report
+            if flag == "train_pairs":
+                train_pairs = found.pairs
+                files.write_array(folder / "train_pairs.npy", train_pairs)
+            else:
+                pairs, kinds = found.pairs, found.kinds
+    leaks.refuse_shared_pairs(train_pairs, pairs, ids.items)
+    leak_checks = ["pairs"]
+    if "eval_pairs" in inputs:
+        leak_checks += leaks.check_against_split(
+            inputs["eval_pairs"].path,
+            edges,
+            (ids.items, degree[: graph.num_items]),
+            (ids.collections, degree[graph.num_items :]),
+        )
+    files.write_array(folder / "eval_pairs.npy", pairs)
+    files.write_json(folder / "eval_kinds.json", kinds.tolist())
+
+    counts = {
+        "items": graph.num_items,
+        "collections": graph.num_collections,
+        "edges": graph.num_edges,
+        "edge_rows": ids.edge_rows,
+        "duplicate_edges": ids.edge_rows - graph.num_edges,
+        "item_rows": ids.item_rows,
+        "items_without_edges": int((degree[: graph.num_items] == 0).sum()),
+        "eval_pairs": len(pairs),
+    }
+    names = sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.parent != graph_folder
+    )
+    files.write_json(
+        folder / "manifest.json",
+        {
+            "format": _FORMAT,
+            "fingerprint": fingerprint,
+            "inputs": {flag: str(table.path) for flag, table in inputs.items()},
+            "counts": counts,
+            "features": feature_report,
+            "pairs": pair_reports,
+            "leak_checks": leak_checks,
+            "title_column": title_column,
+            "has_titles": ids.titles is not None,
+            "has_train_pairs": "train_pairs" in inputs,
+            "weighted": graph.weights is not None,
+            "time_kind": time_kind,
+            "item_digest": ids.items.digest(),
+            "collection_digest": ids.collections.digest(),
+            "checksums": files.checksums(folder, names),
+        },
+    )
+    logging.info(
+        "prepare: %d items (%d without edges), %d collections, %d edges "
+        "(%d duplicate rows merged), %d features per item, %d evaluation pairs.",
+        counts["items"], counts["items_without_edges"], counts["collections"], counts["edges"],
+        counts["duplicate_edges"], feature_report["width"], counts["eval_pairs"],
+    )  # fmt: skip
+
+
+def _input_paths(data: DataConfig) -> dict[str, pathlib.Path]:
+    """Paths of the inputs that are given; relative ones are looked up in --data_dir."""
+    paths = {}
+    for flag in _INPUT_FLAGS:
+        if value := getattr(data, flag):
+            paths[flag] = data.path(value)
+    if "edges" not in paths:
+        raise UserError("--edges is required (or --world for the embedded example).")
+    return paths
+
+
+def _fingerprint(config: Config) -> str:
+    """Hash of the settings and of every input file's path, size and time of change."""
+    value: dict[str, Any] = {"format": _FORMAT, "data": dataclasses.asdict(config.data)}
+    if config.world.world:
+        value["world"] = dataclasses.asdict(config.world)
+        return files.fingerprint(value)
+    found = []
+    for flag, path in _input_paths(config.data).items():
+        if not path.exists():
+            raise UserError(f"--{flag}={path} does not exist.")
+        parts = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for part in parts:
+            state = part.stat()
+            found.append([flag, str(part.resolve()), state.st_size, state.st_mtime_ns])
+    value["files"] = found
+    return files.fingerprint(value)
+
+
+def _saved_fingerprint(folder: pathlib.Path) -> str | None:
+    """The fingerprint of what is there; None if there is nothing usable."""
+    try:
+        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,106 @@
+"""The validation split, made from training edges alone.
+
+A share of the collections is withheld whole: two items of one withheld collection
+are a validation pair.  A share of the items loses all its edges too, so that some
+pairs have a cold target.  Every draw is keyed by its meaning (seed, purpose,
+collection), so the split depends on nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from pinsage_jax.config import SplitConfig
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.pairs_table import derived_kinds
+
+# Purposes of the keyed streams; a collection's stream is _PAIRS + its index.
+_COLLECTIONS, _ITEMS, _SUBSET, _PAIRS = 1, 2, 3, 1 << 32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ValidationSplit:
+    """A graph to train on and pairs to validate with."""
+
+    train_graph: Graph
+    collections: np.ndarray  # int32 [*]: withheld collections, counted from 0, ascending
+    items: np.ndarray  # int32 [*]: items stripped of every edge, ascending
+    pairs: np.ndarray  # int32 [P, 2]: query, target
+    kinds: np.ndarray  # <U4 [P]: warm, or cold if the target has no edge in train_graph
+
+
+def validation_split(graph: Graph, split: SplitConfig, seed: int) -> ValidationSplit:
+    """Withholds collections and items, and draws the pairs.
+
+    Pairs are ordered pairs of two items of one withheld collection whose query has an
+    edge left.  Every collection gives the same number at most: the largest one for
+    which there are no more than split.validation_pairs in all.  If even one each is
+    too many, a random part of the collections gives one.
+
+    With validation_collections 0 there are no pairs and the graph stays as it is.
+    Otherwise at least one collection of two items or more is withheld, if there are two.
+    """
+    degree = graph.degree()
+    eligible = np.flatnonzero(degree[graph.num_items :] >= 2)
+    count = round(split.validation_collections * len(eligible))
+    if split.validation_collections > 0 and len(eligible) >= 2:
+        count = max(count, 1)
+    if count == 0:
+        none = np.empty(0, np.int32)
+        return ValidationSplit(graph, none, none, np.empty((0, 2), np.int32), np.empty(0, "<U4"))
+    collections = _choose(eligible, count, seed, _COLLECTIONS)
+    linked = np.flatnonzero(degree[: graph.num_items] > 0)
+    items = _choose(linked, round(split.validation_cold_items * len(linked)), seed, _ITEMS)
+    train_graph = graph.without(collections=collections, items=items)
+    train_degree = train_graph.degree()
+
+    members = [graph.neighbours(graph.num_items + index) for index in collections]
+    queries = [row[train_degree[row] > 0] for row in members]
+    possible = np.array(
+        [len(some) * (len(row) - 1) for some, row in zip(queries, members, strict=True)], np.int64
+    )
+    most = _most_per_collection(possible, split.validation_pairs)
+    giving = np.arange(len(collections))
+    if most == 0:
+        most = 1
+        giving = _choose(np.flatnonzero(possible > 0), split.validation_pairs, seed, _SUBSET)
+    drawn = [np.empty((0, 2), np.int32)]
+    for place in giving:
+        row, some = members[place], queries[place]
+        number = min(most, int(possible[place]))
+        if number == 0:
+            continue
+        rng = _stream(seed, _PAIRS + int(collections[place]))
+        chosen = np.sort(rng.choice(possible[place], number, replace=False, shuffle=False))
+        query, other = np.divmod(chosen, len(row) - 1)
+        # The target skips the query itself: `other` counts the remaining members.
+        own = np.searchsorted(row, some[query])
+        drawn.append(np.stack([some[query], row[other + (other >= own)]], axis=1))
+    pairs = np.concatenate(drawn).astype(np.int32)
+    return ValidationSplit(
+        train_graph, collections, items, pairs, derived_kinds(pairs, train_degree)
+    )
+
+
+def _most_per_collection(possible: np.ndarray, limit: int) -> int:
+    """The largest m with sum(min(m, possible)) <= limit, at most max(possible)."""
+    low, high = 0, int(possible.max(initial=0))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if np.minimum(possible, middle).sum() <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _choose(values: np.ndarray, count: int, seed: int, purpose: int) -> np.ndarray:
+    chosen = _stream(seed, purpose).choice(values, min(count, len(values)), replace=False)
+    return np.sort(chosen).astype(np.int32)
+
+
+def _stream(seed: int, purpose: int) -> np.random.Generator:
+    key = np.array([seed & (2**64 - 1), purpose], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))

@@ -1,0 +1,250 @@
+"""Input tables as streams of Arrow record batches.
+
+A table is a Parquet file, a folder of Parquet files, a CSV or a gzipped CSV; the
+kind is told by the first bytes, not by the name.  CSV columns are always read as
+text, so that leading zeros survive and numbers are parsed in one place
+(`columns.py`); the types in `Table.columns` are then those of the first block.
+Rows are counted from 1, a CSV's header not included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pa_parquet
+
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph import columns as column_values
+
+BATCH_ROWS = 1 << 20
+# One CSV row must fit into one block.
+_CSV_BLOCK = 1 << 24
+_PARQUET_MAGIC = b"PAR1"
+_GZIP_MAGIC = b"\x1f\x8b"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_PARQUET_SUFFIXES = (".parquet", ".pq")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """An input table that has been opened once: what it is and which columns it has."""
+
+    path: pathlib.Path
+    flag: str  # the flag that named it, for messages
+    kind: str  # parquet, csv or csv.gz
+    files: tuple[pathlib.Path, ...]
+    columns: dict[str, pa.DataType]
+    num_rows: int | None  # known for Parquet only
+
+    def require(self, column: str, flag: str = "") -> None:
+        """Raises UserError unless the column exists; `flag` is the one that named it."""
+        if column not in self.columns:
+            named = f" (named by --{flag})" if flag else ""
+            raise UserError(
+                f"--{self.flag}={self.path} has no column '{column}'{named}; "
+                f"its columns are: {', '.join(self.columns)}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Consecutive rows of one file."""
+
+    rows: pa.RecordBatch
+    file: pathlib.Path
+    first_row: int
+
+    def __len__(self) -> int:
+        return self.rows.num_rows
+
+    def column(self, name: str) -> pa.Array:
+        return self.rows.column(self.rows.schema.get_field_index(name))
+
+    def where(self, index: int) -> str:
+        """'row 12 of edges.csv' for one row of this batch."""
+        return f"row {self.first_row + index:,} of {self.file}"
+
+
+def open_table(path: str | pathlib.Path, flag: str) -> Table:
+    """Opens a table and reads its schema.
+
+    Args:
+      path: file, or folder of Parquet files.
+      flag: the flag that the path came from, for messages.
+
+    Raises:
+      UserError: no such file, an empty folder, an unreadable or empty file, or two
+        columns of one name.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise UserError(f"--{flag}={path} does not exist.")
+    if path.is_dir():
+        parts = sorted(
+            part
+            for part in path.rglob("*")
+            # Writers keep their markers and unfinished parts under such names.
+            if part.suffix in _PARQUET_SUFFIXES and part.is_file() and part.name[0] not in "._"
+        )
+        if not parts:
+            raise UserError(f"--{flag}={path} is a folder without any .parquet file.")
+        kind = "parquet"
+    else:
+        parts, kind = [path], _kind(path, flag)
+    types: dict[str, pa.DataType] = {}
+    num_rows: int | None = 0
+    for part in parts:
+        with _readable(part, flag):
+            if kind == "parquet":
+                with pa_parquet.ParquetFile(part) as handle:
+                    schema, rows = handle.schema_arrow, handle.metadata.num_rows
+                    names = list(schema.names)
+                num_rows += rows
+            else:
+                with _open_csv(part, kind) as reader:
+                    schema, names = reader.schema, list(reader.schema.names)
+                    first = next(iter(reader), None)
+                # Arrow infers bytes where it finds no text.
+                if any(pa.types.is_binary(field.type) for field in schema):
+                    raise _not_utf8(part, flag)
+                if first is None or first.num_rows == 0:
+                    raise UserError(f"--{flag}={part} has no rows.")
+                num_rows = None
+        if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise UserError(
+                f"--{flag}={part} has more than one column '{repeated[0]}'; rename one."
+            )
+        if types and (missing := [name for name in types if name not in names]):
+            raise UserError(
+                f"--{flag}={part} has no column '{missing[0]}' although {parts[0]} has it."
+            )
+        types = types or {name: _plain(schema.field(name).type) for name in names}
+    if num_rows == 0:
+        raise UserError(f"--{flag}={path} has no rows.")
+    return Table(path, flag, kind, tuple(parts), types, num_rows)
+
+
+def iter_batches(
+    table: Table,
+    columns: Sequence[str],
+    ids: Sequence[str] = (),
+    batch_rows: int | None = None,
+) -> Iterator[Batch]:
+    """Streams the named columns in order of rows.
+
+    Args:
+      columns: columns to read, each once.
+      ids: those of them that hold ids: they arrive as large_string without nulls or
+        empty strings.  Other columns of a CSV arrive as large_string too.
+      batch_rows: most rows of a batch of a Parquet table; None: BATCH_ROWS.
+
+    Raises:
+      UserError: a column is missing, an id is null or empty or of a type that is not
+        text or integer, or the file is damaged, not UTF-8 or ragged.
+    """
+    names = list(dict.fromkeys(columns))
+    for name in names:
+        table.require(name)
+    for part in table.files:
+        first_row = 1
+        with _readable(part, table.flag):
+            for rows in _raw_batches(part, table, names, batch_rows or BATCH_ROWS):
+                batch = Batch(rows, part, first_row)
+                for name in ids:
+                    converted = column_values.ids(batch.column(name), name, batch.where)
+                    position = rows.schema.get_field_index(name)
+                    rows = rows.set_column(position, name, converted)
+                    batch = Batch(rows, part, first_row)
+                first_row += rows.num_rows
+                yield batch
+
+
+def _raw_batches(
+    part: pathlib.Path, table: Table, names: list[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    if table.kind == "parquet":
+        with pa_parquet.ParquetFile(part) as handle:
+            for rows in handle.iter_batches(batch_size=batch_rows, columns=names):
+                if rows.num_rows:
+                    yield _decoded(rows.select(names))
+        return
+    convert = pa_csv.ConvertOptions(
+        include_columns=names, column_types={name: pa.large_string() for name in names}
+    )
+    with _open_csv(part, table.kind, convert) as reader:
+        for rows in reader:
+            if rows.num_rows:
+                yield rows
+
+
+@contextlib.contextmanager
+def _open_csv(
+    part: pathlib.Path, kind: str, convert: pa_csv.ConvertOptions | None = None
+) -> Iterator[pa_csv.CSVStreamingReader]:
+    compression = "gzip" if kind == "csv.gz" else None
+    with (
+        pa.input_stream(str(part), compression=compression) as stream,
+        pa_csv.open_csv(
+            stream,
+            read_options=pa_csv.ReadOptions(block_size=_CSV_BLOCK),
+            parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+            convert_options=convert,
+        ) as reader,
+    ):
+        yield reader
+
+
+def _kind(path: pathlib.Path, flag: str) -> str:
+    try:
+        with open(path, "rb") as handle:
+            head = handle.read(4)
+    except OSError as error:
+        raise UserError(f"--{flag}={path} cannot be read ({error.strerror}).") from None
+    if head.startswith(_GZIP_MAGIC):
+        return "csv.gz"
+    if head.startswith(_UTF16_MARKS):
+        raise _not_utf8(path, flag)
+    if head == _PARQUET_MAGIC or path.suffix in _PARQUET_SUFFIXES:
+        return "parquet"
+    return "csv"
+
+
+@contextlib.contextmanager
+def _readable(path: pathlib.Path, flag: str) -> Iterator[None]:
+    """Turns what Arrow says about an unreadable file into one sentence."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        said = " ".join(str(error).split())[:200].rstrip(".")
+        if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in said:
+            raise _not_utf8(path, flag) from error
+        if "Empty CSV file" in said:
+            raise UserError(f"--{flag}={path} has no rows.") from error
+        if "straddling" in said:
+            raise UserError(
+                f"--{flag}={path} has a row longer than {_CSV_BLOCK >> 20} MiB or a quotation mark "
+                "that is never closed."
+            ) from error
+        raise UserError(f"--{flag}={path} cannot be read ({said}); is it damaged?") from error
+
+
+def _not_utf8(path: pathlib.Path, flag: str) -> UserError:
+    return UserError(f"--{flag}={path} is not UTF-8 text; save it as UTF-8 or as Parquet.")
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _decoded(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Dictionary-encoded columns as plain ones."""
+    for position, field in enumerate(rows.schema):
+        if pa.types.is_dictionary(field.type):
+            plain = rows.column(position).cast(field.type.value_type)
+            rows = rows.set_column(position, field.name, plain)
+    return rows

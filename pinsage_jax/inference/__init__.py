@@ -1,0 +1,1 @@
+"""Inference: layer-wise embedding of the whole catalogue and its export."""

@@ -1,0 +1,143 @@
+"""Whole-catalogue embedding, layer by layer, every node computed once per layer.
+
+The paper's MapReduce (Ying et al. 2018, section 3.4) as plain functions over
+blocks of rows.  Per layer: *project* every node once (line 1's dense layer); *join*
+the projected vectors with the neighbourhoods and *reduce* them to pooled vectors;
+*finish* the layer.  Then the head.  Dense layers run in JAX on blocks of fixed
+shape, the join in Numba on the host, so that memory is bounded by two layers.
+
+Shapes: N nodes, T neighbours, D input features, M width of Q, d layer width, Z
+output width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from pinsage_jax.batching.inputs import NodeInputs
+from pinsage_jax.config import ModelConfig
+from pinsage_jax.inference import reduce_kernels
+from pinsage_jax.model.pinsage import PinSage
+from pinsage_jax.progress import Progress
+from pinsage_jax.sampling.neighbourhoods import run_blocks
+
+_REDUCE_ROWS = 512
+
+
+@functools.lru_cache(maxsize=8)
+def _stages(config: ModelConfig, num_ids: int) -> dict[str, Callable]:
+    """Jitted stages of one model; compiled once per block shape."""
+    model = PinSage(config, num_ids=num_ids)
+
+    def apply(method: str) -> Callable:
+        return lambda params, *args: model.apply(params, *args, method=method)
+
+    return {
+        "project": jax.jit(apply("project"), static_argnums=1),
+        "combine": jax.jit(apply("combine"), static_argnums=1),
+        "finish": jax.jit(apply("finish")),
+        "head": jax.jit(apply("head")),
+    }
+
+
+def _in_blocks(
+    function: Callable[..., jax.Array],
+    inputs: list[Callable[[int, int], np.ndarray]],
+    rows: int,
+    block: int,
+    out: np.ndarray,
+    progress: Progress,
+) -> None:
+    """out[begin:end] = function(*inputs(begin, end)) in blocks; the last is padded and cut."""
+    block = min(block, max(rows, 1))
+    for begin in range(0, rows, block):
+        end = min(begin + block, rows)
+        parts = []
+        for read in inputs:
+            part = read(begin, end)
+            if end - begin < block:
+                part = np.pad(part, [(0, block - len(part))] + [(0, 0)] * (part.ndim - 1))
+            parts.append(part)
+        out[begin:end] = np.asarray(function(*parts))[: end - begin]
+        progress.update(end - begin)
+
+
+def embed_all(
+    config: ModelConfig,
+    params: Any,
+    inputs: NodeInputs,
+    neighbours: np.ndarray,
+    weights: np.ndarray,
+    *,
+    block: int,
+    threads: int = 1,
+    quiet: bool = False,
+) -> np.ndarray:
+    """Embeds every node that has a neighbour list.
+
+    Args:
+      params: parameters of PinSage(config).
+      neighbours: int32 [N, T], -1 where a list is short.
+      weights: float32 [N, T] pooling weights.
+      block: rows computed at once.
+
+    Returns:
+      float32 [N, Z].
+    """
+    nodes = len(neighbours)
+    messages = params["params"].get("id_messages")
+    stages = _stages(config, 0 if messages is None else len(messages))
+    every = np.arange(nodes, dtype=np.int32)
+    hidden: np.ndarray | None = None
+
+    def read_hidden(begin: int, end: int) -> np.ndarray:
+        if hidden is None:
+            return inputs.gather(every[begin:end])
+        return hidden[begin:end]
+
+    reduce = (
+        reduce_kernels.max_reduce if config.pooling == "max" else reduce_kernels.weighted_reduce
+    )
+
+    def read_features(begin: int, end: int) -> np.ndarray:
+        return inputs.gather(every[begin:end])
+
+    def read_ids(begin: int, end: int) -> np.ndarray:
+        return every[begin:end]
+
+    out = np.empty((nodes, config.output_dim), np.float32)
+    total = nodes * max(2 * config.num_layers, 1)
+    with Progress(total, "row", "embedding", quiet=quiet) as progress:
+        for layer in range(1, config.num_layers + 1):
+            projected = np.empty((nodes, config.hidden_dim), np.float32)
+            project = functools.partial(stages["project"], params, layer)
+            _in_blocks(project, [read_hidden, read_ids], nodes, block, projected, progress)
+
+            def read_pooled(begin: int, end: int, table: np.ndarray = projected) -> np.ndarray:
+                pooled = np.empty((end - begin, table.shape[1]), np.float32)
+                ids, mass = neighbours[begin:end], weights[begin:end]
+
+                def work(first: int, last: int) -> None:
+                    reduce(table, ids[first:last], mass[first:last], pooled[first:last])
+
+                run_blocks(end - begin, threads, work, _REDUCE_ROWS)
+                return pooled
+
+            if layer == config.num_layers:
+                finish = functools.partial(stages["finish"], params)
+                reads = [read_hidden, read_pooled, read_features]
+                _in_blocks(finish, reads, nodes, block, out, progress)
+            else:
+                finished = np.empty((nodes, config.layer_dim), np.float32)
+                combine = functools.partial(stages["combine"], params, layer)
+                _in_blocks(combine, [read_hidden, read_pooled], nodes, block, finished, progress)
+                hidden = finished
+        if config.num_layers == 0:
+            head = functools.partial(stages["head"], params)
+            _in_blocks(head, [read_features, read_features], nodes, block, out, progress)
+    return out

@@ -1,0 +1,73 @@
+"""The program: flags to settings, one run per workdir, and the stage that --mode names.
+
+  python -m pinsage_jax.main --flagfile=experiments/pinterest_like.flags
+
+Exit codes: 0 done, 1 a bug of ours (with its traceback), 2 something to correct
+(one sentence on stderr), 130 or 143 stopped by SIGINT or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from absl import flags, logging
+
+from pinsage_jax import cli, interrupts, logs, workdir
+from pinsage_jax.config import Config
+from pinsage_jax.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command line, argv[0] being the program; returns the exit code."""
+    try:
+        flag_values = flags.FlagValues()
+        cli.define_flags(flag_values)
+        overruled = cli.parse_flags(flag_values, argv)
+        if flag_values.help or flag_values.helpfull:
+            print(cli.help_text(flag_values, full=flag_values.helpfull))
+            return 0
+        config = cli.config_from_flags(flag_values)
+        # The global flags are those of libraries, which may read them once parsed.
+        flags.FLAGS.mark_as_parsed()
+        flags.FLAGS.logtostderr = True
+        logs.set_up(flag_values.verbosity)
+        for name in overruled:
+            logging.warning("--%s before --flagfile has no effect; put it after.", name)
+        with workdir.locked(config.workdir):
+            return _run_stage(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; let the exit not trip over it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run_stage(config: Config) -> int:
+    interrupts.install()
+    try:
+        # JAX takes seconds to load: only now, so that wrong flags are told at once.
+        from pinsage_jax import stages
+
+        interrupts.raise_if_stopped()
+        getattr(stages, config.mode)(config)
+    except interrupts.Stopped:
+        pass
+    finally:
+        code = interrupts.exit_code()
+        interrupts.restore()
+    sys.stdout.flush()
+    return code
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,112 @@
+"""The localised convolution (Ying et al. 2018, Algorithm 1) as Flax modules.
+
+Shapes: n_k rows of frontier S(k), which is a prefix of the n_{k-1} rows of S(k-1);
+T neighbours; M width of Q; d width of a layer.
+
+The projection ReLU(Q h + q) is a module of its own because whole-catalogue
+inference computes it once per node and then joins it with the neighbourhoods,
+where training computes it once per row of a minibatch: same parameters, same
+arithmetic.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+_EPSILON = 1e-12
+
+
+def l2_normalise(vectors: jax.Array) -> jax.Array:
+    """Rows of [n, d] scaled to unit length; a zero row stays zero (and so does its gradient)."""
+    squared = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
+    return vectors * jax.lax.rsqrt(jnp.maximum(squared, _EPSILON))
+
+
+def pool_neighbours(
+    projected: jax.Array, neighbours: jax.Array, weights: jax.Array, pooling: str
+) -> jax.Array:
+    """Pools projected neighbours into one vector a row (Algorithm 1, line 1).
+
+    Args:
+      projected: [n_{k-1}, M], ReLU(Q h + q), so never negative.
+      neighbours: int32 [n_k, T] rows of `projected`.
+      weights: float32 [n_k, T], 0 where masked.
+      pooling: importance or mean (the weights decide which), or max.
+
+    Returns:
+      [n_k, M]; zeros for a row without neighbours.
+    """
+    if pooling == "max":
+        # All entries are >= 0, so a masked neighbour can count as zero.
+        weights = (weights > 0).astype(projected.dtype)
+
+    def add(total: jax.Array, column: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        rows, mass = column
+        part = projected[rows] * mass[:, None].astype(projected.dtype)
+        return jnp.maximum(total, part) if pooling == "max" else total + part, None
+
+    start = jnp.zeros((neighbours.shape[0], projected.shape[1]), projected.dtype)
+    if jax.default_backend() == "cpu":
+        # One neighbour column at a time: the [n, T, M] array of all gathered rows
+        # does not fit a CPU's cache, and neither do its cotangents.
+        return jax.lax.scan(add, start, (neighbours.T, weights.T))[0]
+    gathered = projected[neighbours] * weights[..., None].astype(projected.dtype)
+    return gathered.max(axis=1) if pooling == "max" else gathered.sum(axis=1)
+
+
+def unit_input_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """Kernel for inputs of unit length: entries N(0, 1) keep the output's scale.
+
+    The usual 1/sqrt(fan-in) is made for inputs whose every entry is about one.
+    Features and layer outputs here have unit length instead; with small weights on
+    them an Adam step, whose size does not depend on the weight's, would be far too
+    large in proportion.
+    """
+    return jax.random.normal(key, shape, dtype)
+
+
+def self_and_neighbours_init(self_width: int) -> nn.initializers.Initializer:
+    """Kernel [self_width + M, d] over [h ; n]: h has unit length, n has M entries of about one."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+        own, pooled = jax.random.split(key)
+        fan_in = shape[0] - self_width
+        return jnp.concatenate(
+            [
+                jax.random.normal(own, (self_width, shape[1]), dtype),
+                jax.random.normal(pooled, (fan_in, shape[1]), dtype) / jnp.sqrt(fan_in),
+            ]
+        )
+
+    return init
+
+
+class Project(nn.Module):
+    """ReLU(Q h + q): what a node sends to the nodes that it neighbours."""
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, messages: jax.Array | None = None) -> jax.Array:
+        """[n, in] (and [n, M] to add before the ReLU) -> [n, M]."""
+        dense = nn.Dense(self.width, dtype=self.dtype, kernel_init=unit_input_init, name="Q")
+        out = dense(hidden)
+        return nn.relu(out if messages is None else out + messages.astype(out.dtype))
+
+
+class Combine(nn.Module):
+    """L2(ReLU(W [h ; n] + w)): self first, then the pooled neighbours."""
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, pooled: jax.Array) -> jax.Array:
+        """[n, in], [n, M] -> [n, d] of unit length (Algorithm 1, lines 2 and 3)."""
+        both = jnp.concatenate([hidden.astype(self.dtype), pooled.astype(self.dtype)], axis=-1)
+        init = self_and_neighbours_init(hidden.shape[-1])
+        dense = nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="W")
+        return l2_normalise(nn.relu(dense(both)))

@@ -1,0 +1,97 @@
+"""Ranking losses on the embeddings of a minibatch; each returns (sum, count).
+
+  margin         Ying et al. 2018, equation 1: the paper's.
+  cross_entropy  the paper's ablation: positives and negatives as binary labels.
+  softmax        sampled softmax with in-batch and random negatives and a correction
+                 for how often an item is drawn (logQ).
+
+Sums and counts, not means: devices hold different numbers of pairs that count, and
+the mean over all of them is psum(sum) / psum(count).
+
+Shapes: B pairs, R shared random negatives, H hard negatives per query, Z width,
+C candidates = targets of all devices.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pinsage_jax.config import TrainConfig
+
+_MASKED = -1e9
+
+
+class Scored(NamedTuple):
+    """What a loss compares, as scores (inner products), masks and log chances.
+
+    The positive itself is masked among the in-batch candidates.
+    """
+
+    positive: jax.Array  # float32 [B]
+    positive_logq: jax.Array  # float32 [B]
+    random: jax.Array  # float32 [B, R]
+    random_mask: jax.Array  # bool [B, R], False for the query or target itself
+    random_logq: jax.Array  # float32 [R]
+    hard: jax.Array  # float32 [B, H]
+    hard_mask: jax.Array  # bool [B, H]
+    hard_logq: jax.Array  # float32 [B, H]
+    in_batch: jax.Array  # float32 [B, C]
+    in_batch_mask: jax.Array  # bool [B, C], False for the positive too
+    in_batch_logq: jax.Array  # float32 [C]
+    weights: jax.Array  # float32 [B]
+
+
+def _negatives(scored: Scored) -> tuple[jax.Array, jax.Array]:
+    """Random and hard negatives side by side: scores and mask [B, R+H]."""
+    scores = jnp.concatenate([scored.random, scored.hard], axis=1)
+    return scores, jnp.concatenate([scored.random_mask, scored.hard_mask], axis=1)
+
+
+def margin_loss(scored: Scored, config: TrainConfig) -> tuple[jax.Array, jax.Array]:
+    """Mean over a pair's negatives of max(0, z_q.z_n - z_q.z_i + margin), summed over pairs."""
+    scores, mask = _negatives(scored)
+    hinge = jax.nn.relu(scores - scored.positive[:, None] + config.margin) * mask
+    each = hinge.sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
+    return (each * scored.weights).sum(), scored.weights.sum()
+
+
+def cross_entropy_loss(scored: Scored, config: TrainConfig) -> tuple[jax.Array, jax.Array]:
+    """Binary cross-entropy: the positive against the mean over its negatives."""
+    scores, mask = _negatives(scored)
+    wrong = jax.nn.softplus(scores / config.temperature) * mask
+    each = jax.nn.softplus(-scored.positive / config.temperature)
+    each = each + wrong.sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
+    return (each * scored.weights).sum(), scored.weights.sum()
+
+
+def softmax_loss(scored: Scored, config: TrainConfig) -> tuple[jax.Array, jax.Array]:
+    """Sampled softmax over the positive, in-batch, random and hard negatives.
+
+    An item that stands among the candidates more often than another must not be
+    pushed away more for it: `logq` times the log of its expected share is taken
+    from its score.  1 undoes popularity sampling in full, so that scores learn how
+    likely an item is; 0 leaves it, so that scores learn how much likelier than its
+    popularity says.
+    """
+    scale = 1.0 / config.temperature
+
+    def logit(scores: jax.Array, logq: jax.Array) -> jax.Array:
+        return scores * scale - config.logq * logq
+
+    positive = logit(scored.positive, scored.positive_logq)
+    parts = [
+        (positive[:, None], jnp.ones((len(positive), 1), bool)),
+        (logit(scored.random, scored.random_logq[None, :]), scored.random_mask),
+        (logit(scored.hard, scored.hard_logq), scored.hard_mask),
+    ]
+    if config.in_batch:
+        parts.append((logit(scored.in_batch, scored.in_batch_logq[None, :]), scored.in_batch_mask))
+    logits = jnp.concatenate([jnp.where(mask, part, _MASKED) for part, mask in parts], axis=1)
+    each = jax.nn.logsumexp(logits, axis=1) - positive
+    return (each * scored.weights).sum(), scored.weights.sum()
+
+
+LOSSES = {"margin": margin_loss, "cross_entropy": cross_entropy_loss, "softmax": softmax_loss}

@@ -1,0 +1,193 @@
+"""One step on one or several devices; the only file that spells pmap or sharding.
+
+A step is written once, for one device, and told the name of the axis over which
+its siblings run (None when it has none):
+
+  def step(state, batch, axis_name=None):
+      loss, grads = jax.value_and_grad(local_sum_over_count)(state.params, batch)
+      grads = psum_if(grads, axis_name)
+      ...
+      return new_state, {"loss": psum_if(loss, axis_name)}
+
+Shapes: every leaf of a batch has a leading device axis [n, ...], also when n is
+1; a state has none, neither before nor after the step, so a checkpoint of it
+does not depend on the number of devices.
+
+What a step must do for the same numbers on any number of devices:
+
+* Means are psum(sum) / psum(count), never a mean of the devices' means: masks
+  are uneven.  The count is psum-ed first and carries no gradient.
+* Differentiate the *local* sum (over the global count), then psum the gradient.
+  Inside pmap the transpose of psum is psum, so the gradient of a psum-ed loss
+  comes out n times too large.  The transpose of all_gather adds up what the
+  other devices' losses say about this device's rows, so in-batch negatives that
+  span devices need nothing more.
+* Everything in the returned state and metrics is the same on every device.
+  pmap does not check that (`out_axes=None` hands out the first device's copy
+  and keeps the others); ``assert_is_replicated`` does.
+
+Why the state is placed by ``replicate`` before the first step: pmap is jit of
+shard_map now, and the type of an argument includes the mesh it lives on.  A
+state from the host, or on a mesh with another axis name, is traced once, and the
+step's own output, which lives on pmap's mesh, a second time.  A weakly typed
+leaf (a Python number) has the same effect.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from pinsage_jax.errors import UserError
+
+AXIS_NAME = "devices"
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def device_count() -> int:
+    """Number of devices of this process."""
+    return jax.local_device_count()
+
+
+def make_devices(count: int = 0) -> tuple[jax.Device, ...]:
+    """The first `count` local devices; 0 takes all of them.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    devices = jax.local_devices()
+    if count > len(devices):
+        raise UserError(
+            f"--devices={count} is more than the {len(devices)} that JAX finds here; "
+            "use --devices=0 for all of them."
+        )
+    return tuple(devices[: count or None])
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """A copy of every leaf, whole, on each of `devices`, ready for ``compile_step``.
+
+    Always a copy, since the step gives the memory of its state away: the arrays
+    passed in (of NumPy or JAX) stay valid and unchanged.  Leaves keep their
+    shape and dtype; Python numbers become strongly typed arrays.
+    """
+    target = _sharding(devices, PartitionSpec())
+
+    def place(leaf):
+        # A private host copy: device_put shares the memory of what it is given when
+        # it can (on CPU a NumPy array's too, even with may_alias=False).
+        return jax.device_put(np.array(jnp.asarray(leaf)), target)
+
+    return jax.tree.map(place, tree)
+
+
+def place_batch(batch: Any, devices: Sequence[jax.Device]) -> Any:
+    """Sends row i of every leaf [n, ...] of a host batch to device i.
+
+    Raises:
+      ValueError: a leaf whose first axis is not the number of devices.
+    """
+    _check_device_axis(batch, len(devices))
+    return jax.device_put(batch, _sharding(devices, PartitionSpec(AXIS_NAME)))
+
+
+def compile_step(
+    step: Callable[..., tuple[Any, Any]], num_devices: int, *, donate: bool = True
+) -> Step:
+    """Compiles ``step(state, batch, axis_name=...)`` for `num_devices` devices.
+
+    Args:
+      step: pure; returns (state, metrics), both equal on all devices.
+      num_devices: 1 compiles with jit and axis_name None; more with pmap over
+        ``make_devices(num_devices)`` and axis_name ``AXIS_NAME``.
+      donate: the old state's memory is reused for the new one, so the state
+        passed in must not be used again.
+
+    Returns:
+      A callable (state, batch) -> (state, metrics).  The state comes from
+      ``replicate`` or from the step itself and has no device axis; leaves of the
+      batch are [num_devices, ...], on the host or from ``place_batch``; metrics
+      have no device axis.  It traces once as long as shapes and dtypes stay.
+      It raises ValueError for a batch without the device axis.
+    """
+    donated = (0,) if donate else ()
+    if num_devices == 1:
+
+        @functools.wraps(step)
+        def without_axis(state, batch):
+            batch = jax.tree.map(lambda leaf: jnp.squeeze(leaf, axis=0), batch)
+            return step(state, batch, axis_name=None)
+
+        compiled = jax.jit(without_axis, donate_argnums=donated)
+    else:
+        compiled = jax.pmap(
+            functools.wraps(step)(functools.partial(step, axis_name=AXIS_NAME)),
+            axis_name=AXIS_NAME,
+            in_axes=(None, 0),
+            out_axes=(None, None),
+            devices=make_devices(num_devices),
+            donate_argnums=donated,
+        )
+
+    def run(state, batch):
+        _check_device_axis(batch, num_devices)
+        return compiled(state, batch)
+
+    return run
+
+
+def psum_if(tree: Any, axis_name: str | None) -> Any:
+    """Sum of every leaf over the devices; the tree itself without an axis."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def all_gather_if(tree: Any, axis_name: str | None) -> Any:
+    """Leaves [b, ...] of all devices joined to [n * b, ...], in the order of devices."""
+    return tree if axis_name is None else jax.lax.all_gather(tree, axis_name, tiled=True)
+
+
+def axis_index_or_zero(axis_name: str | None) -> jax.Array:
+    """Number of this device on the axis, [] int32; 0 without an axis."""
+    return jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
+
+
+def assert_is_replicated(tree: Any) -> None:
+    """Checks that every leaf is whole and bit for bit the same on all its devices.
+
+    Raises:
+      AssertionError: naming the first leaf that is not.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, jax.Array):
+            continue
+        name = jax.tree_util.keystr(path)
+        if not leaf.is_fully_replicated:
+            raise AssertionError(f"{name} is split over devices ({leaf.sharding})")
+        copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        # Bytes, not values: NaN equals itself, and 0.0 and -0.0 differ.
+        first = copies[0].tobytes()
+        for number, copy in enumerate(copies):
+            if copy.tobytes() != first:
+                raise AssertionError(f"{name} on device {number} differs from device 0")
+
+
+def _sharding(devices: Sequence[jax.Device], spec: PartitionSpec) -> Sharding:
+    if len(devices) == 1:
+        return SingleDeviceSharding(devices[0])
+    return NamedSharding(Mesh(np.array(devices), (AXIS_NAME,)), spec)
+
+
+def _check_device_axis(batch: Any, num_devices: int) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        if np.ndim(leaf) == 0 or np.shape(leaf)[0] != num_devices:
+            raise ValueError(
+                f"batch{jax.tree_util.keystr(path)} has shape {np.shape(leaf)}; its first axis "
+                f"must be the {num_devices} devices"
+            )

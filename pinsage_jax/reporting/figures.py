@@ -1,0 +1,245 @@
+"""Charts as inline SVG by matplotlib; no text of users ever gets in here.
+
+Charts are as wide as a phone, so that their text is readable there, and the page
+sets several side by side where there is room.  What is drawn in ink takes the
+page's text colour; the other colours are legible on white and on black.
+
+matplotlib is an extra, so it is imported when a chart is drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import io
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from pinsage_jax.errors import UserError
+from pinsage_jax.reporting.page import Html, text
+
+COLOURS = (
+    "#1f78c8", "#d55e00", "#2a9d6f", "#b8629a", "#8c7a1f", "#8a63d2", "#2c9aa8", "#c0504d",
+    "#7f7f7f",
+)  # fmt: skip
+_DASHES = ("-", "--", "-.", ":")
+_INK = "#010203"
+_WIDTH = 3.9
+_STYLE = {
+    "font.size": 9.0,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": _INK,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 1.6,
+    "legend.columnspacing": 1.2,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.0,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pinsage_jax",
+    "text.color": _INK,
+    "text.parse_math": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One line or one row of points.
+
+    Attributes:
+      x, y: float [n].
+      low, high: float [n], ends of intervals around y.
+      fill: shade the area down to 0.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    fill: bool = False
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def require() -> None:
+    """Raises UserError saying how to install matplotlib where it is missing."""
+    if not available():
+        raise UserError("The report needs matplotlib: pip install 'pinsage-jax[report]'.")
+
+
+def line_chart(
+    name: str,
+    alt: str,
+    series: Sequence[Series],
+    x_label: str,
+    *,
+    percent: bool = False,
+    x_ticks: Sequence[float] | None = None,
+    from_zero: bool = True,
+    mark: float | None = None,
+) -> Html:
+    """Lines over numbers.
+
+    Args:
+      name: of letters; unique on the page.
+      x_ticks: these places alone, on a logarithmic axis.
+      from_zero: the vertical axis begins at 0.
+      mark: x of a vertical line.
+    """
+
+    def draw(figure, axes):
+        for place, line in enumerate(series):
+            dots = "o" if len(line.x) <= 12 else None
+            axes.plot(line.x, line.y, _DASHES[place % 4], color=_colour(place), marker=dots,
+                      label=line.label)  # fmt: skip
+            if line.fill:
+                axes.fill_between(line.x, line.y, color=_colour(place), alpha=0.15, linewidth=0)
+        if x_ticks is not None:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+            axes.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
+        if mark is not None:
+            axes.axvline(mark, color=_INK, alpha=0.5, linewidth=1.0, linestyle=":")
+        if from_zero:
+            axes.set_ylim(bottom=0.0)
+        _percent(axes.yaxis, percent)
+        axes.set_xlabel(x_label)
+        _legend(figure, axes, len(series))
+
+    return _draw(name, alt, 2.5 + 0.19 * (_legend_rows(len(series)) - 1), draw)
+
+
+def interval_chart(
+    name: str, alt: str, labels: Sequence[str], series: Sequence[Series], x_label: str
+) -> Html:
+    """A row per label: points with their intervals along a horizontal axis from 0.
+
+    Args:
+      series: y is what is measured (one value per label), x is not looked at.
+    """
+
+    def draw(figure, axes):
+        rows = np.arange(len(labels), dtype=float)
+        shift = 0.26 if len(series) > 1 else 0.0
+        for place, points in enumerate(series):
+            at = rows + shift * (place - (len(series) - 1) / 2)
+            value = np.asarray(points.y, float)
+            error = None
+            if points.low is not None and points.high is not None:
+                # Rounding can leave an end of an interval on the wrong side of the value.
+                low, high = np.asarray(points.low, float), np.asarray(points.high, float)
+                error = np.maximum(np.stack([value - low, high - value]), 0.0)
+            axes.errorbar(value, at, xerr=error, fmt="os^D"[place % 4], color=_colour(place),
+                          linewidth=1.4, label=points.label)  # fmt: skip
+        axes.set_yticks(rows, labels)
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.grid(False, axis="y")
+        axes.set_xlim(left=0.0)
+        axes.set_xlabel(x_label)
+        _legend(figure, axes, len(series))
+
+    each = 0.24 if len(series) <= 1 else 0.14 * len(series) + 0.16
+    return _draw(name, alt, 0.85 + each * len(labels), draw)
+
+
+def scatter_chart(
+    name: str,
+    alt: str,
+    points: np.ndarray,
+    group: np.ndarray,
+    labels: Sequence[str],
+) -> Html:
+    """Dots coloured by group, on axes without a unit.
+
+    Args:
+      points: float [n, 2].
+      group: int [n], places in `labels`.
+    """
+
+    def draw(figure, axes):
+        for place, label in enumerate(labels):
+            chosen = points[group == place]
+            if len(chosen):
+                # Thousands of dots are smaller as one picture than as shapes.
+                axes.scatter(chosen[:, 0], chosen[:, 1], s=5.0, color=_colour(place), alpha=0.7,
+                             linewidths=0, label=label, rasterized=True)  # fmt: skip
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_aspect("equal", "datalim")
+        _legend(figure, axes, len(labels), 2.0)
+
+    return _draw(name, alt, 3.6, draw)
+
+
+def _colour(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]
+
+
+def _percent(axis, wanted: bool) -> None:
+    from matplotlib import ticker
+
+    if wanted:
+        axis.set_major_formatter(ticker.PercentFormatter(1.0))
+
+
+def _legend_rows(count: int) -> int:
+    return math.ceil(count / 3) if count > 1 else 0
+
+
+def _legend(figure, axes, count: int, scale: float = 1.0) -> None:
+    if count > 1:
+        figure.legend(loc="outside lower center", ncols=min(count, 3), markerscale=scale)
+
+
+def _draw(name: str, alt: str, height: float, draw) -> Html:
+    """Runs `draw(figure, axes)` on an empty chart of `height` inches."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # Neither a person's matplotlibrc nor a display has a say.
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained", dpi=150)
+        FigureCanvasSVG(figure)
+        draw(figure, figure.add_subplot())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(buffer.getvalue(), name, alt)
+
+
+def _inline(svg: str, name: str, alt: str) -> Html:
+    """matplotlib's file as an element of a page: no addresses, ids that are unique there."""
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Its one style sheet would apply to the whole page.
+    svg = re.sub(r"<style\b.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    used = set(re.findall(r"""(?:url\(|href=")#([^)"]+)""", svg))
+
+    def kept(match: re.Match) -> str:
+        return f' id="{name}-{match[1]}"' if match[1] in used else ""
+
+    svg = re.sub(r'\sid="([^"]*)"', kept, svg)
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = svg.replace(_INK, "currentColor")
+    box = re.search(r'viewBox="[^"]*"', svg)[0]
+    body = svg[svg.index(">") + 1 :]
+    return Html(f'<svg {box} role="img" aria-label="{text(alt)}">{body}')

@@ -1,0 +1,296 @@
+"""The report's parts about eval.json: scoreboard, hit-rate by K and by degree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pinsage_jax.reporting import page
+from pinsage_jax.reporting.figures import Series, interval_chart, line_chart
+from pinsage_jax.reporting.page import Html
+from pinsage_jax.reporting.sources import Source
+from pinsage_jax.retrieval.evaluate import EVAL_FILE, MAIN
+
+_GAP = f"{MAIN}_minus_this"
+_SHOWN = ("hit@10", "hit@100", "recall@100", "ndcg@10", "mrr")
+_COMPARED = ("hit@10", "hit@100")
+# Kinds of pairs are free text, so there may be any number of them.
+_MOST_KINDS = 8
+_DEGREE_METHODS = (MAIN, "content", "walk")
+_LABELS = {MAIN: "PinSage", "item_knn": "item-kNN", "pagerank": "PageRank", "als": "ALS"}
+
+
+def label(method: str) -> str:
+    """A method's name as people write it."""
+    return _LABELS.get(method, method.replace("_", " + "))
+
+
+def missing(source: Source) -> Html | None:
+    """The sentence for a run without scores; None if there are some."""
+    if source.scores is not None:
+        return None
+    return page.note(
+        f"There is no {EVAL_FILE} for this catalogue in the workdir (no evaluation pairs, or "
+        "--mode=evaluate has not run), so there are no scores."
+    )
+
+
+def in_short(source: Source) -> Html:
+    """hit@10 over all pairs beside the best rival, in two sentences."""
+    if source.scores is None:
+        return page.join(())
+    methods = source.scores["methods"]
+    main = _metrics(methods[MAIN], "overall", "all").get("hit@10")
+    if main is None:
+        return page.join(())
+    rivals = {
+        name: _metrics(values, "overall", "all")["hit@10"]["value"]
+        for name, values in methods.items()
+        if name != MAIN and "hit@10" in _metrics(values, "overall", "all")
+    }
+    lead = (
+        f"For {main['value']:.1%} of {source.scores['pairs']:,} pairs{_percent_range(main)} the "
+        f"target is among the first 10 of {source.scores['catalogue']:,} items."
+    )
+    if not rivals:
+        return page.paragraph(lead)
+    best = max(rivals, key=lambda name: rivals[name])
+    gap = methods[best]["overall"]["all"].get(_GAP, {}).get("hit@10")
+    tail = f" The best rival here, {label(best)}, finds {rivals[best]:.1%}"
+    if gap is not None:
+        low, high = gap.get("low"), gap.get("high")
+        if low is not None and high is not None and low <= 0 <= high:
+            tail += "; the difference may be chance"
+        where = f", {_interval(gap, signed=True)}" if low is not None else ""
+        tail += f" (PinSage minus it: {gap['value']:+.3f}{where})"
+    return page.paragraph(lead + tail + ".")
+
+
+def scoreboard(source: Source) -> Html:
+    """Every method over all pairs and per kind of pair, with intervals."""
+    if (sentence := missing(source)) is not None:
+        return sentence
+    scores = source.scores
+    methods = scores["methods"]
+    parts = [*_remarks(source)]
+    slices = [("overall", "all", page.text("All pairs"))]
+    kinds = list(methods[MAIN].get("by_kind", {}))
+    if len(kinds) > 1:
+        size = {kind: methods[MAIN]["by_kind"][kind].get("pairs", 0) for kind in kinds}
+        shown = sorted(kinds, key=lambda kind: (-size[kind], kind))[:_MOST_KINDS]
+        slices += [
+            ("by_kind", kind, page.join(("Pairs of kind ", page.foreign(kind, 60))))
+            for kind in shown
+        ]
+        if len(kinds) > len(shown):
+            left = len(kinds) - len(shown)
+            parts.append(page.note(f"{left} rarer kinds of pairs are in {EVAL_FILE} only."))
+    pictures, tables = [], []
+    for number, (group, name, title) in enumerate(slices):
+        size = methods[MAIN][group][name]
+        about = f"{size['pairs']:,} pairs of {size['queries']:,} queries"
+        series, names = [], _scored(methods, group, name)
+        for metric in _COMPARED:
+            series.append(_interval_series(methods, names, group, name, metric))
+        alt = "; ".join(
+            f"{label(method)}: hit@10 {one:.3f}, hit@100 {other:.3f}"
+            for method, one, other in zip(names, series[0].y, series[1].y)
+        )
+        chart = interval_chart(
+            f"scores-{number}", f"Hit-rates with 95% intervals. {alt}.",
+            [label(method) for method in names], series, "share of pairs",
+        )  # fmt: skip
+        pictures.append(page.figure(chart, title, about))
+        tables.append(_table(methods, names, group, name, title, about))
+    parts += [page.figures(*pictures), *tables]
+    parts.append(
+        page.note(
+            "hit@K is the share of pairs whose target ranks K or better; recall@100 and ndcg@10 "
+            "are averaged over queries; mrr is the mean of 1 / rank. Small print: ",
+            page.text(scores.get("interval", "no intervals")),
+            ". Differences are paired: both methods are scored on the same resamples.",
+        )
+    )
+    return page.join(parts)
+
+
+def by_cutoff(source: Source) -> Html:
+    """Hit-rate over all pairs by K."""
+    if (sentence := missing(source)) is not None:
+        return sentence
+    methods = source.scores["methods"]
+    curves = {
+        name: {int(k): rate for k, rate in values["hit_curve"].items()}
+        for name, values in methods.items()
+        if values.get("hit_curve")
+    }
+    if MAIN not in curves:
+        return page.note(f"{EVAL_FILE} holds no hit-rates by K; run --mode=evaluate again.")
+    # From the catalogue's size on every target is found.
+    catalogue = source.scores["catalogue"]
+    ks = sorted(k for k in curves[MAIN] if k < catalogue) or [min(curves[MAIN])]
+    series = [
+        Series(label(name), ks, [curve[k] for k in ks])
+        for name, curve in curves.items()
+        if set(ks) <= set(curve)
+    ]
+    alt = "; ".join(f"{line.label}: {line.y[0]:.1%} at 1, {line.y[-1]:.1%} at {ks[-1]:,}"
+                    for line in series)  # fmt: skip
+    chart = line_chart("cutoff", f"Hit-rate by K. {alt}.", series, "K", percent=True,
+                       x_ticks=_few(ks))  # fmt: skip
+    rows = [(line.label, *(f"{rate:.3f}" for rate in line.y)) for line in series]
+    numbers = page.table(
+        "Hit-rate by K", ("method", *(f"{k:,}" for k in ks)), rows, numbers=True, main=0
+    )
+    return page.join(
+        (
+            page.figure(chart, "Share of pairs whose target ranks K or better",
+                        "all pairs, logarithmic K", single=True),
+            page.details("The numbers", numbers),
+        )
+    )  # fmt: skip
+
+
+def by_degree(source: Source) -> Html:
+    """Hit-rate by the target's edges, PinSage next to content and walk."""
+    if (sentence := missing(source)) is not None:
+        return sentence
+    methods = source.scores["methods"]
+    buckets = methods[MAIN].get("by_degree", {})
+    filled = [name for name, values in buckets.items() if values.get("pairs")]
+    if not filled:
+        return page.note(f"{EVAL_FILE} holds no hit-rates by degree.")
+    compared = [name for name in _DEGREE_METHODS if name in methods]
+    labels = [f"{name} edges" for name in filled]
+    pictures = []
+    for metric in _COMPARED:
+        series = []
+        for method in compared:
+            found = [_metrics(methods[method], "by_degree", name)[metric] for name in filled]
+            series.append(_points(label(method), found))
+        alt = "; ".join(
+            f"targets with {name}: " + ", ".join(f"{s.label} {s.y[place]:.3f}" for s in series)
+            for place, name in enumerate(labels)
+        )
+        chart = interval_chart(f"degree-{metric.replace('@', '')}", f"{metric}: {alt}.", labels,
+                               series, f"{metric}, share of pairs")  # fmt: skip
+        pictures.append(page.figure(chart, metric, "by edges of the target, 95% intervals"))
+    names = [name for name in methods if methods[name].get("by_degree")]
+    rows = []
+    for method in names:
+        row = [label(method)]
+        for name in filled:
+            found = _metrics(methods[method], "by_degree", name)
+            row.append(" / ".join(f"{found[metric]['value']:.3f}" for metric in _COMPARED))
+        rows.append(row)
+    head = [page.with_interval(name, f"{buckets[name]['pairs']:,} pairs") for name in filled]
+    numbers = page.table(
+        "hit@10 / hit@100 by edges of the target", ("method", *head), rows, numbers=True,
+        main=names.index(MAIN),
+    )  # fmt: skip
+    parts = [page.figures(*pictures), numbers]
+    if "content" not in methods:
+        parts.append(
+            page.note("Content was not scored here (no features, or not in --baselines).")
+        )
+    return page.join(parts)
+
+
+def _remarks(source: Source) -> list[Html]:
+    """What a reader must know before the numbers."""
+    scores, found = source.scores, []
+    if source.stale:
+        found.append(
+            page.note(
+                f"{EVAL_FILE} is older than the embeddings; run --mode=evaluate to be sure that "
+                "it scores these."
+            )
+        )
+    found += [page.note("Note: ", page.text(remark), ".") for remark in scores.get("notes", [])]
+    dropped = [
+        f"{count:,} {name.replace('_', ' ')}"
+        for name, count in scores.get("dropped", {}).items()
+        if count
+    ]
+    if dropped:
+        found.append(page.note("Pairs dropped: ", ", ".join(dropped), "."))
+    for name, why in scores.get("left_out", {}).items():
+        found.append(page.note(f"Left out: {label(name)}, because ", page.text(why), "."))
+    candidates = "the whole catalogue" if not scores.get("sampled_candidates") else "a sample"
+    found.append(
+        page.note(f"Each target is ranked among {candidates}. Ties: {scores.get('tie_rule', '')}.")
+    )
+    return found
+
+
+def _table(
+    methods: Mapping[str, Any],
+    names: Sequence[str],
+    group: str,
+    name: str,
+    title: Html,
+    about: str,
+) -> Html:
+    rows = []
+    for method in names:
+        found = _metrics(methods[method], group, name)
+        row: list[Any] = [label(method)]
+        row += [_cell(found.get(metric)) for metric in _SHOWN]
+        gaps = methods[method][group][name].get(_GAP, {})
+        row += [_cell(gaps.get(metric), signed=True) for metric in _COMPARED]
+        rows.append(row)
+    head = ["method", *_SHOWN]
+    head += [page.with_interval(metric, "PinSage minus this") for metric in _COMPARED]
+    caption = page.join((title, f": {about}"))
+    return page.table(caption, head, rows, numbers=True, main=list(names).index(MAIN))
+
+
+def _scored(methods: Mapping[str, Any], group: str, name: str) -> list[str]:
+    """Methods with numbers for this slice, PinSage first."""
+    found = [method for method in methods if _metrics(methods[method], group, name)]
+    return sorted(found, key=lambda method: method != MAIN)
+
+
+def _metrics(method: Mapping[str, Any], group: str, name: str) -> Mapping[str, Any]:
+    return method.get(group, {}).get(name, {}).get("metrics", {})
+
+
+def _interval_series(
+    methods: Mapping[str, Any], names: Sequence[str], group: str, name: str, metric: str
+) -> Series:
+    return _points(metric, [_metrics(methods[method], group, name)[metric] for method in names])
+
+
+def _points(title: str, found: Sequence[Mapping[str, float]]) -> Series:
+    """One point per value, with intervals if all have them."""
+    value = [entry["value"] for entry in found]
+    low = high = None
+    if all("low" in entry and "high" in entry for entry in found):
+        low, high = [entry["low"] for entry in found], [entry["high"] for entry in found]
+    return Series(title, range(len(value)), value, low, high)
+
+
+def _cell(values: Mapping[str, float] | None, signed: bool = False) -> Html:
+    if not values:
+        return page.text("")
+    sign = "+" if signed else ""
+    return page.with_interval(f"{values['value']:{sign}.3f}", _interval(values, signed))
+
+
+def _interval(values: Mapping[str, float], signed: bool = False) -> str:
+    if "low" not in values:
+        return ""
+    sign = "+" if signed else ""
+    return f"{values['low']:{sign}.3f} to {values['high']:{sign}.3f}"
+
+
+def _percent_range(values: Mapping[str, float]) -> str:
+    if "low" not in values:
+        return ""
+    return f" (95% interval {values['low']:.1%} to {values['high']:.1%})"
+
+
+def _few(ks: Sequence[int]) -> list[int]:
+    """Ticks that do not touch: powers of ten, and the ends of a short range."""
+    tens = [k for k in ks if str(k).strip("0") == "1"]
+    return tens if len(tens) > 1 else [ks[0], ks[-1]]

@@ -1,0 +1,157 @@
+"""What a finished run left in its workdir, for the report: settings, log and scores.
+
+Nothing here is required: a file that is missing or damaged becomes None or an empty
+list and the report says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from pinsage_jax import files
+from pinsage_jax.config import Config
+from pinsage_jax.errors import UserError
+from pinsage_jax.inference import export
+from pinsage_jax.retrieval.evaluate import EVAL_FILE, MAIN
+from pinsage_jax.training.checkpoints import Checkpoints
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A run as its files tell it.
+
+    Attributes:
+      config: as given now, with what the model was trained with in its place.
+      trained: whether that is known (a checkpoint of the embeddings' step is there).
+      embeddings: the manifest of the export, {} if there is none.
+      training, validation: lines of metrics.jsonl, by step.
+      scores: eval.json, None if there is none for this catalogue.
+      stale: whether the scores are older than the embeddings.
+    """
+
+    config: Config
+    trained: bool
+    embeddings: dict[str, Any]
+    training: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+    scores: dict[str, Any] | None
+    stale: bool
+
+
+def read_source(config: Config, num_items: int) -> Source:
+    """Reads what is there."""
+    workdir = pathlib.Path(config.workdir)
+    manifest_path = workdir / export.FOLDER / export.MANIFEST
+    manifest = _json(manifest_path) or {}
+    scores = _json(workdir / EVAL_FILE)
+    if scores is not None and not _usable(scores, num_items):
+        logging.warning("report: %s does not fit and is left out.", workdir / EVAL_FILE)
+        scores = None
+    stale = (
+        scores is not None
+        and manifest_path.exists()
+        and (workdir / EVAL_FILE).stat().st_mtime_ns < manifest_path.stat().st_mtime_ns
+    )
+    saved = _saved_config(workdir, manifest.get("step"))
+    lines = _lines(workdir / METRICS_FILE)
+    return Source(
+        config=config if saved is None else with_saved(config, saved),
+        trained=saved is not None,
+        embeddings=manifest,
+        training=[line for line in lines if "loss" in line],
+        validation=[line for line in lines if "loss" not in line and "score" in line],
+        scores=scores,
+        stale=stale,
+    )
+
+
+def with_saved(config: Config, saved: Mapping[str, Any]) -> Config:
+    """`config` with the settings of a checkpoint, but for the workdir and the mode.
+
+    Settings that this program does not know, or that have another type now, stay as
+    they are.
+    """
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        if field.name in ("mode", "workdir", "threads", "evaluate") or field.name not in saved:
+            continue
+        current, value = getattr(config, field.name), saved[field.name]
+        if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
+            names = [inner.name for inner in dataclasses.fields(current)]
+            known = {name: value[name] for name in names if name in value}
+            fitting = {
+                name: entry for name, entry in known.items() if _fits(entry, getattr(current, name))
+            }
+            changed[field.name] = dataclasses.replace(current, **fitting)
+        elif _fits(value, current):
+            changed[field.name] = value
+    return dataclasses.replace(config, **changed)
+
+
+def _fits(value: Any, current: Any) -> bool:
+    """Whether a saved value has the type of the current one; whole numbers are numbers."""
+    if isinstance(current, float) and type(value) is int:
+        return True
+    return type(value) is type(current)
+
+
+def _saved_config(workdir: pathlib.Path, step: Any) -> Mapping[str, Any] | None:
+    if not isinstance(step, int) or not (workdir / "checkpoints").is_dir():
+        return None
+    try:
+        with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+            if step not in checkpoints.steps():
+                return None
+            saved = checkpoints.meta(step).get("config")
+    except UserError as error:
+        logging.warning("report: the settings of the training are not shown: %s", error)
+        return None
+    return saved if isinstance(saved, Mapping) else None
+
+
+def _json(path: pathlib.Path) -> dict[str, Any] | None:
+    """A JSON object; None if the file is missing, damaged or something else."""
+    if not path.exists():
+        return None
+    try:
+        found = files.read_json(path)
+    except UserError as error:
+        logging.warning("report: %s", error)
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _usable(scores: dict[str, Any], num_items: int) -> bool:
+    methods = scores.get("methods")
+    return isinstance(methods, dict) and MAIN in methods and scores.get("catalogue") == num_items
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Lines with a step and finite numbers, ascending; others are passed over."""
+    found = []
+    content = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in content.splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            # A killed process can leave its last line half-written.
+            continue
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            numbers = (int, float)
+            found.append(
+                {
+                    name: value
+                    for name, value in values.items()
+                    if isinstance(value, numbers) and math.isfinite(value)
+                }
+            )
+    return sorted(found, key=lambda values: values["step"])

@@ -1,0 +1,1 @@
+"""Retrieval: exact top-k, metrics, baselines, evaluation and related items."""

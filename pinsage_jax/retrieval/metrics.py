@@ -1,0 +1,187 @@
+"""Ranking metrics from integer ranks, and how sure we are of them (PinSage section 4.2).
+
+A pair (query, target) is scored by the rank of its target among all candidates of
+the whole catalogue; the query itself is never a candidate.  Definitions:
+
+  hit@k       share of pairs whose target has rank <= k
+  recall@k    share of a query's targets with rank <= k, averaged over queries
+  ndcg@10     DCG of a query's targets in the first ten places over the best possible
+              one, averaged over queries
+  mrr         mean of 1 / rank over pairs
+  scaled_mrr  mean of 1 / ceil(rank / 100) over pairs, as the paper has it
+
+Every metric is a (sum, count), so that parts of the pairs add up, as long as all
+pairs of a query are in one part.  P pairs, Q distinct queries, M = len(METRICS).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+CUTOFFS = (10, 100, 500)
+NDCG_DEPTH = 10
+SCALED_MRR_STEP = 100
+
+METRICS = (
+    *(f"hit@{k}" for k in CUTOFFS),
+    *(f"recall@{k}" for k in CUTOFFS),
+    f"ndcg@{NDCG_DEPTH}",
+    "mrr",
+    "scaled_mrr",
+)
+
+TIE_RULE = (
+    "rank = 1 + candidates with a strictly greater score + half, rounded up, of the other "
+    "candidates with an equal score; the query itself is never a candidate"
+)
+
+# Resampled queries held at once: bounds the memory of the bootstrap.
+_DRAWS_AT_ONCE = 1 << 22
+
+
+def tie_rank(greater: np.ndarray, equal: np.ndarray) -> np.ndarray:
+    """Rank under TIE_RULE, int64, shape of the arguments.
+
+    Args:
+      greater: candidates with a strictly greater score than the target.
+      equal: other candidates with the target's score.
+    """
+    return 1 + np.asarray(greater, np.int64) + (np.asarray(equal, np.int64) + 1) // 2
+
+
+def ranks_from_scores(
+    scores: np.ndarray, rows: np.ndarray, query_ids: np.ndarray, target_ids: np.ndarray
+) -> np.ndarray:
+    """Ranks of targets in rows of scores over the whole catalogue.
+
+    Args:
+      scores: float [Q, N], finite or -inf; row r scores every item.
+      rows: int [P], the row of `scores` that belongs to each pair.
+      query_ids: int [P], the query's own item, left out of the ranking; -1: none.
+      target_ids: int [P], other than the query.
+
+    Returns:
+      int64 [P], from 1.
+
+    Raises:
+      ValueError: a score is NaN, or a pair's target is its query.
+    """
+    if np.isnan(scores).any():
+        raise ValueError("a score is NaN")
+    if np.any(query_ids == target_ids):
+        raise ValueError("a target is its own query")
+    greater = np.empty(len(rows), np.int64)
+    equal = np.empty(len(rows), np.int64)
+    for pair, (row, query, target) in enumerate(zip(rows, query_ids, target_ids)):
+        line = scores[row]
+        wanted = line[target]
+        greater[pair] = np.count_nonzero(line > wanted)
+        equal[pair] = np.count_nonzero(line == wanted) - 1
+        if query >= 0:
+            greater[pair] -= line[query] > wanted
+            equal[pair] -= line[query] == wanted
+    return tie_rank(greater, equal)
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryTable:
+    """What each query adds to each metric.
+
+    Attributes:
+      queries: int64 [Q], ascending.
+      sums, counts: float64 [Q, M]; a metric is sums.sum(0) / counts.sum(0).
+    """
+
+    queries: np.ndarray
+    sums: np.ndarray
+    counts: np.ndarray
+
+    def totals(self) -> dict[str, tuple[float, float]]:
+        """Metric name -> (sum, count); tables of disjoint queries add up."""
+        sums, counts = self.sums.sum(axis=0), self.counts.sum(axis=0)
+        return {
+            name: (float(sums[place]), float(counts[place])) for place, name in enumerate(METRICS)
+        }
+
+    def means(self) -> dict[str, float]:
+        """Metric name -> value; empty when there is no pair."""
+        return {name: total / count for name, (total, count) in self.totals().items() if count > 0}
+
+
+def query_table(ranks: np.ndarray, query_ids: np.ndarray) -> QueryTable:
+    """Groups the ranks of pairs by query.
+
+    Args:
+      ranks: int64 [P], from 1.
+      query_ids: int [P]; a pair is expected once.
+    """
+    ranks = np.asarray(ranks, np.int64)
+    if ranks.size and ranks.min() < 1:
+        raise ValueError("ranks count from 1")
+    queries, places = np.unique(np.asarray(query_ids, np.int64), return_inverse=True)
+    size = np.bincount(places, minlength=len(queries)).astype(np.float64)
+
+    def per_query(values: np.ndarray) -> np.ndarray:
+        return np.bincount(places, weights=values, minlength=len(queries))
+
+    gain = np.where(ranks <= NDCG_DEPTH, 1.0 / np.log2(1.0 + ranks), 0.0)
+    ideal = np.cumsum(1.0 / np.log2(2.0 + np.arange(NDCG_DEPTH)))
+    best = ideal[np.minimum(size, NDCG_DEPTH).astype(np.int64) - 1]
+    found = [per_query(ranks <= k) for k in CUTOFFS]
+    sums = [
+        *found,
+        *(hits / size for hits in found),
+        per_query(gain) / best,
+        per_query(1.0 / ranks),
+        per_query(1.0 / np.ceil(ranks / SCALED_MRR_STEP)),
+    ]
+    by_query = [name.startswith(("recall", "ndcg")) for name in METRICS]
+    counts = np.where(np.asarray(by_query)[None, :], 1.0, size[:, None])
+    return QueryTable(queries, np.stack(sums, axis=1), counts)
+
+
+def keyed_generator(seed: int, label: str) -> np.random.Generator:
+    """A generator for one purpose: its stream depends on (seed, label) alone."""
+    return np.random.default_rng([seed, zlib.crc32(label.encode())])
+
+
+def bootstrap_means(
+    tables: Sequence[QueryTable], resamples: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Metrics of several methods on resampled queries, float64 [len(tables), resamples, M].
+
+    Whole queries are drawn with replacement (a cluster bootstrap: the pairs of one
+    query are not independent).  All methods see the same draws, so differences
+    between them are paired.
+
+    Args:
+      tables: one per method, over the same queries.
+      generator: consumed.
+    """
+    queries = tables[0].queries
+    for table in tables[1:]:
+        if not np.array_equal(table.queries, queries):
+            raise ValueError("methods were scored on different queries")
+    total = len(queries)
+    columns = np.concatenate([array for table in tables for array in (table.sums, table.counts)], 1)
+    at_once = max(1, _DRAWS_AT_ONCE // max(total, 1))
+    parts = []
+    for first in range(0, resamples, at_once):
+        rows = min(at_once, resamples - first)
+        drawn = generator.integers(0, total, (rows, total))
+        drawn += np.arange(rows)[:, None] * total
+        times = np.bincount(drawn.ravel(), minlength=rows * total).reshape(rows, total)
+        parts.append(times.astype(np.float64) @ columns)
+    resampled = np.concatenate(parts).reshape(resamples, len(tables), 2, len(METRICS))
+    return np.swapaxes(resampled[:, :, 0] / resampled[:, :, 1], 0, 1)
+
+
+def interval(samples: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval over axis 0 of float64 [resamples, M]: (low [M], high [M])."""
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(samples, [tail, 1.0 - tail], axis=0)
+    return low, high

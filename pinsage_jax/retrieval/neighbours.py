@@ -1,0 +1,151 @@
+"""Nearest items: a table for a person, or related_items.parquet for all.
+
+N items, Z embedding dimensions, k neighbours
+"""
+
+from __future__ import annotations
+
+import difflib
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from absl import logging
+
+from pinsage_jax import files
+from pinsage_jax.config import Config
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.ids import IdTable
+from pinsage_jax.graph.prepare import Prepared
+from pinsage_jax.progress import Progress
+from pinsage_jax.retrieval.evaluation_table import aligned
+from pinsage_jax.retrieval.topk import top_k
+
+RELATED_FILE = "related_items.parquet"
+_QUERIES_AT_ONCE = 16384
+_ROWS_AT_ONCE = 1 << 21
+_TITLE_WIDTH = 70
+# Comparing texts is slow, so a close id is looked for among this many at most.
+_MOST_COMPARED = 20_000
+
+RELATED_SCHEMA = pa.schema(
+    [
+        ("item_id", pa.large_string()),
+        ("rank", pa.int32()),
+        ("neighbor_id", pa.large_string()),
+        ("score", pa.float32()),
+    ]
+)
+
+
+def print_neighbours(config: Config, prepared: Prepared, embeddings: np.ndarray) -> None:
+    """Prints the --k nearest items of each id of --query: id, score, title if any.
+
+    Args:
+      embeddings: float32 [N, Z].
+
+    Raises:
+      UserError: an id is unknown (close ones are named).
+    """
+    wanted = [part.strip() for part in config.evaluate.query.split(",") if part.strip()]
+    if not wanted:
+        raise UserError(f"--query={config.evaluate.query} names no item.")
+    rows = prepared.item_ids.lookup(pa.array(wanted, pa.large_string()))
+    for name, row in zip(wanted, rows):
+        if row < 0:
+            raise UserError(f"--query: there is no item {name}.{_suggestion(name, prepared)}")
+    ids, scores = top_k(embeddings[rows], embeddings, config.evaluate.k, rows)
+    for place, row in enumerate(rows):
+        found = ids[place] >= 0
+        described = _described(prepared, ids[place, found])
+        table = [["item_id", "score"]]
+        table += [
+            [about[0], f"{score:.4f}"] for about, score in zip(described, scores[place, found])
+        ]
+        lines = aligned(table)
+        if prepared.titles is not None:
+            titles = ["title", *(about[1] for about in described)]
+            lines = [f"{line}  {title}".rstrip() for line, title in zip(lines, titles)]
+        heading = "  ".join(["query", *_described(prepared, np.array([row]))[0]]).rstrip()
+        print("\n".join([heading, *lines, ""]))
+
+
+def write_related(config: Config, prepared: Prepared, embeddings: np.ndarray) -> pathlib.Path:
+    """Writes the --k nearest items of every item, in blocks.
+
+    WORKDIR/related_items.parquet: item_id, rank int32 from 1, neighbor_id, score
+    float32; in the order of the items, best first.
+
+    Args:
+      embeddings: float32 [N, Z].
+
+    Returns:
+      The path of the file.
+    """
+    path = pathlib.Path(config.workdir) / RELATED_FILE
+    count, k = len(embeddings), config.evaluate.k
+    block = int(np.clip(_ROWS_AT_ONCE // k, 1, _QUERIES_AT_ONCE))
+    with (
+        files.atomic_file(path) as temporary,
+        pq.ParquetWriter(temporary, RELATED_SCHEMA) as writer,
+        Progress(total=count, unit="item", name="related items") as progress,
+    ):
+        for start in range(0, count, block):
+            rows = np.arange(start, min(start + block, count))
+            ids, scores = top_k(embeddings[rows], embeddings, k, rows)
+            place, rank = np.nonzero(ids >= 0)
+            columns = [
+                prepared.item_ids.names(rows[place]),
+                pa.array((rank + 1).astype(np.int32)),
+                prepared.item_ids.names(ids[place, rank]),
+                pa.array(scores[place, rank]),
+            ]
+            writer.write_table(pa.table(columns, schema=RELATED_SCHEMA))
+            progress.update(len(rows))
+    logging.info("related items of %d items written to %s", count, path)
+    return path
+
+
+def close_ids(name: str, item_ids: IdTable, most: int = 3) -> list[str]:
+    """Up to `most` known ids that look like `name`.
+
+    In a large catalogue only ids that begin like it and have about its length are
+    compared.
+    """
+    candidates = item_ids.ids
+    if len(candidates) > _MOST_COMPARED:
+        measured = pc.utf8_length(candidates)
+        shortest, longest = max(len(name) - 2, 0), len(name) + 2
+        near = pc.and_(pc.greater_equal(measured, shortest), pc.less_equal(measured, longest))
+        candidates = candidates.filter(near)
+    for shared in range(1, len(name)):
+        if len(candidates) <= _MOST_COMPARED:
+            break
+        alike = candidates.filter(pc.starts_with(candidates, pattern=name[:shared]))
+        if len(alike) < most:
+            break
+        candidates = alike
+    compared = candidates.slice(0, _MOST_COMPARED).to_pylist()
+    return difflib.get_close_matches(name, compared, n=most, cutoff=0.6)
+
+
+def _suggestion(name: str, prepared: Prepared) -> str:
+    found = close_ids(name, prepared.item_ids)
+    return f" Did you mean {' or '.join(found)}?" if found else " Ids are those of --items."
+
+
+def _described(prepared: Prepared, rows: np.ndarray) -> list[list[str]]:
+    """[id] or [id, title] of each row."""
+    names = prepared.item_ids.names(rows).to_pylist()
+    if prepared.titles is None:
+        return [[name] for name in names]
+    titles = prepared.titles.take(pa.array(np.asarray(rows, np.int64))).to_pylist()
+    return [[name, _short(title)] for name, title in zip(names, titles)]
+
+
+def _short(title: str | None) -> str:
+    """A title on one line, cut to fit a terminal."""
+    text = " ".join((title or "").split())
+    return text if len(text) <= _TITLE_WIDTH else text[: _TITLE_WIDTH - 3] + "..."

@@ -1,0 +1,1 @@
+"""Sampling: random-walk neighbourhoods, pairs, random and hard negatives; imports no JAX."""

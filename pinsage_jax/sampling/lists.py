@@ -1,0 +1,79 @@
+"""Neighbour lists with pooling weights: what training and inference both pool over.
+
+A list is the walk's top T, followed by C content links when there are any.  One
+class makes them for a minibatch and for the whole catalogue, so that inference uses
+the weights that training saw.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pinsage_jax.sampling.content_links import ContentLinks, blend
+from pinsage_jax.sampling.neighbourhoods import pooling_weights
+from pinsage_jax.sampling.store import NeighbourhoodSource
+
+
+class NeighbourLists:
+    """Lists [n, T+C] of nodes of one graph.
+
+    Attributes:
+      source: where walk neighbourhoods come from.
+      width: T + C.
+    """
+
+    def __init__(
+        self,
+        source: NeighbourhoodSource,
+        pooling: str,
+        links: ContentLinks | None = None,
+        kappa: float = 0.0,
+    ):
+        self.source = source
+        self._links = links or ContentLinks.none(source.graph.num_items)
+        self._pooling = pooling
+        self._kappa = kappa
+        self._degree = source.graph.degree()
+        self.width = source.sampling.num_neighbours + self._links.ids.shape[1]
+
+    def of(
+        self,
+        nodes: np.ndarray,
+        epoch: int = 0,
+        hidden: np.ndarray | None = None,
+        dropped: np.ndarray | None = None,
+        edgeless: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Neighbours and weights of `nodes` (int32 [n]).
+
+        Args:
+          epoch, hidden, dropped: as in NeighbourhoodSource.lookup.
+          edgeless: bool [n], nodes listed as if they had no edges.
+
+        Returns:
+          ids int32 [n, T+C], -1 where short; weights float32 [n, T+C], rows summing
+          to 1, or to 0 for an empty list.
+        """
+        found = self.source.lookup(nodes, epoch, hidden, dropped)
+        shares = pooling_weights(found.counts, self._pooling)
+        edges = self._degree[nodes]
+        if hidden is not None:
+            edges = edges - (hidden >= 0)
+        ids = found.ids
+        if edgeless is not None:
+            shares = np.where(edgeless[:, None], np.float32(0.0), shares)
+            ids = np.where(edgeless[:, None], np.int32(-1), ids)
+        if not self._links.ids.shape[1]:
+            return ids, shares
+        items = nodes < len(self._links.ids)
+        rows = np.where(items, nodes, 0)
+        link_ids = np.where(items[:, None], self._links.ids[rows], np.int32(-1))
+        if dropped is not None:
+            link_ids = np.where(link_ids == dropped[:, None], np.int32(-1), link_ids)
+        link_shares = np.where(link_ids >= 0, self._links.shares[rows], np.float32(0.0))
+        if dropped is not None:
+            # The links that are left share out what the dropped one had.
+            link_shares /= np.maximum(link_shares.sum(axis=1, keepdims=True), np.float32(1e-12))
+        return np.concatenate([ids, link_ids], axis=1), blend(
+            shares, link_shares, edges, self._kappa
+        )

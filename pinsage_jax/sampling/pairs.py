@@ -1,0 +1,195 @@
+"""What a training step compares: positive pairs, random and hard negatives.
+
+PinSage (Ying et al. 2018, section 3.3).  Positives come from engagement pairs
+when the user has them, else from items that share a collection.  Random negatives
+are uniform over the catalogue and shared by a minibatch.  Hard negatives of a
+query are drawn from a band of its personalised-PageRank ranking: related, but not
+as related as the positive.
+
+Shapes: B pairs, R random negatives, H hard negatives per query.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from pinsage_jax.config import SamplingConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.sampling import pair_kernels
+from pinsage_jax.sampling.neighbourhoods import WalkTables, visit_counts
+
+_PAIR_STREAM = 0x70616972
+_RANDOM_STREAM = 0x72616E64
+_HARD_STREAM = 0x68617264
+_BAND_STREAM = 0x62616E64
+# A band of ranks needs a catalogue this many times its worst rank.
+_BANDS_IN_CATALOGUE = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class PairBatch:
+    """B positive pairs.
+
+    Attributes:
+      queries, targets: int32 [B]; a target of -1 marks a pair that does not count.
+      via: int32 [B] node id of the collection the pair was drawn from, or -1.
+    """
+
+    queries: np.ndarray
+    targets: np.ndarray
+    via: np.ndarray
+
+
+class PairSource:
+    """Numbered positive pairs: pair g is the same whoever asks, in any order."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        seed: int,
+        pairs: np.ndarray | None = None,
+        per_epoch: int = 0,
+        power: float = 1.0,
+    ):
+        """Draws from `pairs` (int32 [P, 2]) or, without them, from collections.
+
+        Args:
+          per_epoch: pairs in an epoch; 0: as many as there are pairs or edges.
+          power: collections are drawn in proportion to (size - 1) ** power; with 1
+            every edge is visited once an epoch instead, which comes to the same
+            share (size) for large collections but without repetition.
+
+        Raises:
+          UserError: there is nothing to draw from.
+        """
+        self._graph = graph
+        self._seed = np.uint64(seed ^ _PAIR_STREAM)
+        self._pairs = None if pairs is None else np.ascontiguousarray(pairs, np.int32)
+        self._cumulative = None
+        self._available = graph.num_edges if pairs is None else len(pairs)
+        if pairs is None and not self._collection_weights(power).any():
+            raise UserError(
+                "No collection holds two items to train on; give more --edges, or --train_pairs."
+            )
+        if self._available == 0:
+            raise UserError("There is no training pair; give --train_pairs with rows, or none.")
+        if pairs is None and power != 1.0:
+            self._cumulative = np.cumsum(self._collection_weights(power))
+        self.per_epoch = per_epoch or self._available
+
+    def _collection_weights(self, power: float) -> np.ndarray:
+        """float64 [collections]; 0 for those that hold no pair."""
+        sizes = np.diff(self._graph.indptr[self._graph.num_items :]).astype(np.float64)
+        return np.where(sizes > 1, np.maximum(sizes - 1, 1) ** power, 0.0)
+
+    def epoch_of(self, number: int) -> int:
+        """Epoch (from 0) that pair `number` of the run belongs to."""
+        return number // self.per_epoch
+
+    def batch(self, first: int, size: int) -> PairBatch:
+        """Pairs first .. first+size-1 of the run."""
+        queries, targets = np.empty(size, np.int32), np.empty(size, np.int32)
+        via = np.full(size, -1, np.int32)
+        if self._cumulative is not None:
+            pair_kernels.weighted_collection_pairs(
+                self._graph.indptr,
+                self._graph.indices,
+                self._graph.num_items,
+                self._cumulative,
+                self._seed,
+                first,
+                queries,
+                targets,
+                via,
+            )
+        elif self._pairs is None:
+            pair_kernels.collection_pairs(
+                self._graph.indptr,
+                self._graph.indices,
+                self._graph.num_items,
+                self._available,
+                self._seed,
+                first,
+                queries,
+                targets,
+                via,
+            )
+        else:
+            pair_kernels.listed_pairs(self._pairs, self._seed, first, queries, targets)
+        return PairBatch(queries, targets, via)
+
+    def target_probability(self) -> np.ndarray:
+        """float32 [num_items] chance that an item is the target of a drawn pair."""
+        count = self._graph.num_items
+        if self._pairs is not None:
+            mass = np.bincount(self._pairs[:, 1], minlength=count).astype(np.float64)
+        else:
+            # Within a collection every item is equally likely to be the target.
+            sizes = np.diff(self._graph.indptr[count:])
+            weights = (sizes > 1) * sizes.astype(np.float64)
+            if self._cumulative is not None:
+                weights = np.diff(self._cumulative, prepend=0.0)
+            each = np.repeat(weights / np.maximum(sizes, 1), sizes)
+            items = self._graph.indices[self._graph.indptr[count] :]
+            mass = np.bincount(items, weights=each, minlength=count)
+        return (mass / mass.sum()).astype(np.float32)
+
+
+def random_negatives(pool: np.ndarray, size: int, seed: int, step: int) -> np.ndarray:
+    """int32 [R] items drawn uniformly, with repetition, from `pool` (int32 [P])."""
+    generator = np.random.Generator(np.random.Philox(key=[seed ^ _RANDOM_STREAM, step]))
+    return pool[generator.integers(0, len(pool), size)].astype(np.int32)
+
+
+def hard_band(sampling: SamplingConfig, num_items: int) -> tuple[int, int]:
+    """Ranks [low, high) of hard negatives, scaled to the size of the catalogue.
+
+    The paper's ranks 2000-5000 are meant for a catalogue of millions; where it is
+    smaller than 100 times the worst rank, both ends shrink by the same factor.
+    """
+    low, high = sampling.hard_low, sampling.hard_high
+    if sampling.hard_scale and num_items < _BANDS_IN_CATALOGUE * high:
+        factor = num_items / (_BANDS_IN_CATALOGUE * high)
+        low, high = max(1, round(low * factor)), max(2, round(high * factor))
+    return low, max(high, low + 1)
+
+
+def hard_negatives(
+    tables: WalkTables,
+    pairs: PairBatch,
+    sampling: SamplingConfig,
+    *,
+    size: int,
+    seed: int,
+    first: int,
+    threads: int = 1,
+) -> np.ndarray:
+    """Hard negatives int32 [B, H] of each query; -1 where a query has none.
+
+    Ranks items by visit count of `hard_walks` walks from the query (an estimate of
+    personalised PageRank) and draws uniformly, with repetition, from the band.  A
+    query whose walks reach fewer items than the band's end has its band shrunk in
+    proportion.  The query's own target is never drawn.
+    """
+    low, high = hard_band(sampling, tables.graph.num_items)
+    starts, inverse = np.unique(pairs.queries, return_inverse=True)
+    items_only = dataclasses.replace(sampling, neighbourhood="items")
+    ranked = visit_counts(
+        tables,
+        starts,
+        items_only,
+        seed=seed ^ _HARD_STREAM,
+        threads=threads,
+        num_neighbours=high,
+        num_walks=sampling.hard_walks,
+    ).ids[inverse]
+    reached = (ranked >= 0).sum(axis=1)
+    begin = np.where(reached >= high, low, reached * low // high)
+    drawn = np.empty((len(pairs.queries), size), np.int32)
+    pair_kernels.draw_from_band(
+        ranked, begin, np.minimum(reached, high), np.uint64(seed ^ _BAND_STREAM), first, drawn
+    )
+    return np.where(drawn == pairs.targets[:, None], np.int32(-1), drawn)

@@ -1,0 +1,300 @@
+"""The stages in order, each a function of the settings: prepare, train, embed, evaluate.
+
+This is where the packages meet.  A stage leaves its results in the workdir and
+returns them; a stage whose results are there already, for the same settings, is
+skipped by `pipeline`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from pinsage_jax import files
+from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.batching.inputs import NodeInputs
+from pinsage_jax.config import Config
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.prepare import Prepared, open_prepared
+from pinsage_jax.graph.prepare import prepare as prepare_tables
+from pinsage_jax.graph.split import ValidationSplit, validation_split
+from pinsage_jax.inference import export
+from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.interrupts import raise_if_stopped, stop_requested
+from pinsage_jax.parallel import make_devices
+from pinsage_jax.retrieval import calibration
+from pinsage_jax.retrieval import evaluate as evaluation
+from pinsage_jax.retrieval import neighbours as related
+from pinsage_jax.retrieval.embeddings_io import load_embeddings
+from pinsage_jax.sampling.content_links import ContentLinks, content_links
+from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.pairs import PairSource, hard_band
+from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.training import loop
+from pinsage_jax.training.checkpoints import Checkpoints
+from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
+from pinsage_jax.training.loop import Outcome
+from pinsage_jax.training.state import initial_state, make_optimiser
+
+
+def threads_of(config: Config) -> int:
+    """Host threads to use."""
+    return config.threads or len(os.sched_getaffinity(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What turns nodes of one graph into embeddings, given parameters."""
+
+    config: Config
+    lists: NeighbourLists
+    inputs: NodeInputs
+
+    @classmethod
+    def over(cls, config: Config, prepared: Prepared, graph: Graph) -> Encoder:
+        """An encoder whose neighbourhoods and degrees come from `graph`."""
+        source = NeighbourhoodSource(graph, config.sampling, config.seed, threads_of(config))
+        inputs = NodeInputs(
+            prepared.features,
+            graph.degree(),
+            degree_feature=config.model.degree_feature,
+            edgeless_feature=config.model.edgeless_feature,
+            node_type=config.sampling.neighbourhood == "all",
+            whiten=config.model.whiten,
+        )
+        links = _content_links(config, prepared, graph)
+        lists = NeighbourLists(source, config.model.pooling, links, config.sampling.content_kappa)
+        return cls(config, lists, inputs)
+
+    def embed(self, params: Any, quiet: bool = False) -> np.ndarray:
+        """float32 [nodes, Z] of every item (and collection, with --neighbourhood=all)."""
+        self.lists.source.keep_all()
+        nodes = np.arange(self.lists.source.num_nodes, dtype=np.int32)
+        ids, weights = self.lists.of(nodes)
+        return embed_all(
+            self.config.model,
+            params,
+            self.inputs,
+            ids,
+            weights,
+            block=self.config.embed.embed_block,
+            threads=threads_of(self.config),
+            quiet=quiet,
+        )
+
+
+def _content_links(config: Config, prepared: Prepared, graph: Graph) -> ContentLinks:
+    """Content links over `graph`; none where there is no content or none are asked for."""
+    size, items = config.sampling.content_neighbours, graph.num_items
+    if not size or not prepared.features.shape[1]:
+        return ContentLinks.none(items)
+    degree = graph.degree()[:items]
+    linked = np.flatnonzero(degree > 0)
+    wanted = np.arange(items)
+    if items > config.sampling.content_limit:
+        wanted = np.flatnonzero(degree == 0)
+        logging.info("content links for the %d items without edges only", len(wanted))
+    ids = np.full((items, size), -1, np.int32)
+    shares = np.zeros((items, size), np.float32)
+    ids[wanted], shares[wanted] = content_links(prepared.features, wanted, linked, size)
+    return ContentLinks(ids, shares)
+
+
+def identity_of(prepared: Prepared) -> dict[str, Any]:
+    """What the data is, as checkpoints and exports remember it."""
+    return {
+        "ids": prepared.item_ids.digest(),
+        "num_items": prepared.graph.num_items,
+        "num_collections": prepared.graph.num_collections,
+        "num_edges": prepared.graph.num_edges,
+        "feature_dim": prepared.features.shape[1],
+    }
+
+
+def prepare(config: Config) -> Prepared:
+    """Input tables to the graph, features and pairs in WORKDIR/prepared."""
+    return prepare_tables(config)
+
+
+def train(config: Config) -> Outcome:
+    """Trains the network, or continues, into WORKDIR/checkpoints."""
+    prepared = open_prepared(config.workdir)
+    if loop.is_finished(config, identity_of(prepared)):
+        logging.info("train: %s/checkpoints holds the finished run", config.workdir)
+        return Outcome(0, 0, {}, interrupted=False)
+    split = validation_split(prepared.graph, config.split, config.seed)
+    encoder = Encoder.over(config, prepared, split.train_graph)
+    identity = identity_of(prepared)
+    if split.train_graph.num_edges == 0 and prepared.train_pairs is None:
+        raise UserError(
+            "No edge is left to train on after the validation split; "
+            "set --validation_collections=0 or give more --edges."
+        )
+    if not config.sampling.resample:
+        encoder.lists.source.keep_all()
+    pairs = PairSource(
+        split.train_graph,
+        config.seed,
+        prepared.train_pairs,
+        config.train.pairs_per_epoch,
+        config.sampling.pair_power,
+    )
+    if hard_slots(config.train):
+        logging.info(
+            "hard negatives come from ranks %d to %d",
+            *hard_band(config.sampling, prepared.graph.num_items),
+        )
+    devices = len(make_devices(config.train.devices))
+    if config.train.batch_size % devices:
+        raise UserError(
+            f"--batch_size={config.train.batch_size} is not a multiple of the {devices} devices; "
+            "change it or set --devices."
+        )
+    builder = MinibatchBuilder(
+        encoder.lists,
+        encoder.inputs,
+        pairs,
+        config.train,
+        config.model,
+        seed=config.seed,
+        num_devices=devices,
+        hard_in_epoch=lambda epoch: hard_negatives_in(epoch, config.train),
+        hard_slots=hard_slots(config.train),
+        negative_pool=np.arange(prepared.graph.num_items, dtype=np.int32),
+    )
+
+    validate = _validator(config, prepared, encoder, split)
+    outcome = loop.train(config, builder, pairs, encoder.inputs, identity, validate, stop_requested)
+    if not outcome.interrupted:
+        logging.info("trained %d steps; best validation: %s", outcome.step, outcome.best)
+    return outcome
+
+
+def _validator(
+    config: Config, prepared: Prepared, encoder: Encoder, split: ValidationSplit
+) -> loop.Validate:
+    """Scores parameters on the validation pairs, over the training graph."""
+    items = prepared.graph.num_items
+    graph = split.train_graph
+    rivals = calibration.Rivals.of(
+        graph, prepared.features, split, config.sampling, config.seed, threads_of(config)
+    )
+    for (kind, k), rate in rivals.rates.items():
+        logging.info("validation, %s pairs: hit@%d of the plain rival is %.4f", kind, k, rate)
+    edgeless = graph.degree()[:items] == 0
+
+    def validate(params: Any) -> dict[str, float]:
+        vectors = encoder.embed(params, quiet=True)[:items]
+        return calibration.validate(vectors, edgeless, split, rivals, _fixed_offset(config))
+
+    return validate
+
+
+def _fixed_offset(config: Config) -> float | None:
+    """The cold offset that is not to be chosen; None: choose it."""
+    if not config.model.popularity:
+        return 0.0
+    return None if config.embed.cold_offset < 0 else config.embed.cold_offset
+
+
+def _chosen_checkpoint(config: Config) -> tuple[Checkpoints, int]:
+    """The checkpoint that --checkpoint names."""
+    folder = pathlib.Path(config.workdir) / "checkpoints"
+    checkpoints = Checkpoints(folder, read_only=True)
+    best = config.embed.checkpoint == "best"
+    step = checkpoints.best_step() if best else checkpoints.latest_step()
+    if step is None:
+        raise UserError(f"{folder} holds no checkpoint; run --mode=train first.")
+    return checkpoints, step
+
+
+def embed(config: Config) -> dict[str, Any]:
+    """Embeds the whole catalogue on the whole graph into WORKDIR/embeddings."""
+    prepared = open_prepared(config.workdir)
+    encoder = Encoder.over(config, prepared, prepared.graph)
+    checkpoints, step = _chosen_checkpoint(config)
+    meta = checkpoints.meta(step)
+    checkpoints.check(meta, identity_of(prepared), dataclasses.asdict(config.model))
+    _, params = loop.init_model(config, encoder.inputs.dim, encoder.lists.source.num_nodes)
+    state = initial_state(params, make_optimiser(config.train, 1.0))
+    vectors = encoder.embed(checkpoints.restore(step, state)[0].params)
+    items = prepared.graph.num_items
+    offset = _fixed_offset(config)
+    if offset is None:
+        offset = float(checkpoints.metrics(step).get("cold_offset") or 0.0)
+    edgeless = prepared.graph.degree()[:items] == 0
+    vectors[:items] = calibration.with_offset(vectors[:items], edgeless, offset)
+    everything = config.sampling.neighbourhood == "all"
+    manifest = export.write_embeddings(
+        config.workdir,
+        config.embed,
+        prepared.item_ids,
+        vectors[:items],
+        {
+            "step": step,
+            "checkpoint": config.embed.checkpoint,
+            "normalised": config.model.normalize_output and not config.model.popularity,
+            "cold_offset": offset,
+            "settings": _embed_fingerprint(config, step),
+            "ids": prepared.item_ids.digest(),
+            "seed": config.seed,
+        },
+        prepared.collection_ids if everything else None,
+        vectors[items:] if everything else None,
+    )
+    logging.info("embedded %d items into %s", items, pathlib.Path(config.workdir) / export.FOLDER)
+    return manifest
+
+
+def _embed_fingerprint(config: Config, step: int) -> str:
+    manifest = files.read_json(pathlib.Path(config.workdir) / "prepared" / "manifest.json")
+    parts = {name: dataclasses.asdict(getattr(config, name)) for name in ("sampling", "model")}
+    embed_settings = dataclasses.asdict(config.embed)
+    return files.fingerprint([parts, embed_settings, config.seed, step, manifest["fingerprint"]])
+
+
+def _embeddings_are_current(config: Config) -> bool:
+    path = pathlib.Path(config.workdir) / export.FOLDER / export.MANIFEST
+    if not path.exists():
+        return False
+    _, step = _chosen_checkpoint(config)
+    return files.read_json(path).get("settings") == _embed_fingerprint(config, step)
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Ranks the catalogue for every evaluation pair; WORKDIR/eval.json and a table."""
+    prepared = open_prepared(config.workdir)
+    vectors = load_embeddings(config.workdir, prepared)
+    split = validation_split(prepared.graph, config.split, config.seed)
+    return evaluation.evaluate(config, prepared, vectors, validation=split)
+
+
+def neighbors(config: Config) -> None:
+    """Prints the neighbours of --query, or writes related_items.parquet for all."""
+    prepared = open_prepared(config.workdir)
+    vectors = load_embeddings(config.workdir, prepared)
+    if config.evaluate.query:
+        related.print_neighbours(config, prepared, vectors)
+    else:
+        related.write_related(config, prepared, vectors)
+
+
+def pipeline(config: Config) -> dict[str, Any]:
+    """prepare, train, embed, evaluate; skips what the workdir holds for the same settings."""
+    prepare(config)
+    raise_if_stopped()
+    outcome = train(config)
+    if outcome.interrupted:
+        return {}
+    raise_if_stopped()
+    if _embeddings_are_current(config):
+        logging.info("embed: %s is up to date", pathlib.Path(config.workdir) / export.FOLDER)
+    else:
+        embed(config)
+    return evaluate(config)

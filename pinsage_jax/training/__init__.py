@@ -1,0 +1,1 @@
+"""Training: state, steps, curriculum, checkpoints and the loop."""

@@ -1,0 +1,108 @@
+"""Whether a checkpoint belongs to this data and this model, and how it differs if not."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pinsage_jax.errors import UserError
+
+_MOST_DIFFERENCES = 3
+_REMEDY = "choose another --workdir, or delete that folder to train anew"
+
+_DATA_SENTENCES = {
+    "num_items": "on a catalogue of {saved} items but the workdir holds {now}",
+    "num_collections": "on {saved} collections but the workdir holds {now}",
+    "num_edges": "on {saved} edges but the workdir holds {now}",
+    "feature_dim": "on features of {saved} dimensions but those in the workdir have {now}",
+    "ids": "on other ids (digest {saved}) than the workdir holds (digest {now})",
+}
+
+
+def check_same_training(
+    folder: str | os.PathLike,
+    meta: Mapping[str, Any],
+    data_identity: Mapping[str, Any],
+    model_config: Mapping[str, Any],
+) -> None:
+    """Compares meta["data"] and meta["config"]["model"] with those of this run.
+
+    Args:
+      folder: of the checkpoints, for the sentence.
+      meta: as restored from a checkpoint.
+      data_identity: name to value; see ``_DATA_SENTENCES`` for the known names.
+      model_config: flag name to value.
+
+    Raises:
+      UserError: one sentence that says how they differ, data first.
+    """
+    told = []
+    for name, saved, now in _differences(
+        meta.get("data", {}), data_identity, first=list(_DATA_SENTENCES)
+    ):
+        sentence = _DATA_SENTENCES.get(name, f"with {name}={{saved}} but the workdir has {{now}}")
+        told.append(sentence.format(saved=_shown(saved), now=_shown(now)))
+    for name, saved, now in _differences(meta.get("config", {}).get("model", {}), model_config):
+        told.append(f"with {name}={saved} but this run asks for {now}")
+    if told:
+        raise UserError(f"The checkpoint in {folder} was trained {_joined(told)}; {_REMEDY}.")
+
+
+def check_same_arrays(
+    folder: str | os.PathLike, saved: Mapping[str, list], like: Mapping[str, Any]
+) -> None:
+    """Compares the arrays of a checkpoint with those that this run would restore.
+
+    Args:
+      folder: of the checkpoint, for the sentence.
+      saved: path to [dtype name, shape].
+      like: path to an array, a jax.ShapeDtypeStruct, or a number (any dtype).
+
+    Raises:
+      UserError: one sentence naming the first paths that differ.
+    """
+    told = []
+    for path in [*like, *(path for path in saved if path not in like)]:
+        if path not in saved:
+            told.append(f"{path} is not in it")
+        elif path not in like:
+            told.append(f"it has {path} in addition")
+        else:
+            dtype, shape = saved[path]
+            leaf = like[path]
+            # A number takes whatever type it had on the device.
+            wanted = str(leaf.dtype) if hasattr(leaf, "dtype") else dtype
+            here = list(np.shape(leaf))
+            if (here, wanted) != (shape, dtype):
+                told.append(f"{path} is {dtype}{shape} there and {wanted}{here} here")
+    if told:
+        raise UserError(
+            f"The checkpoint {folder} does not fit this model: {_joined(told)}; {_REMEDY}."
+        )
+
+
+def _differences(
+    saved: Mapping[str, Any], now: Mapping[str, Any], first: list[str] | None = None
+) -> list[tuple[str, Any, Any]]:
+    """(name, saved value, present value) where they differ; `first` names lead."""
+    names = sorted({*saved, *now})
+    if first:
+        names.sort(key=lambda name: first.index(name) if name in first else len(first))
+    # Through JSON, as the saved side went: a tuple is a list there.
+    now = json.loads(json.dumps(now))
+    pairs = ((name, saved.get(name, "nothing"), now.get(name, "nothing")) for name in names)
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def _joined(told: list[str]) -> str:
+    more = len(told) - _MOST_DIFFERENCES
+    return ", ".join(told[:_MOST_DIFFERENCES]) + (f" ({more} more)" if more > 0 else "")
+
+
+def _shown(value: Any) -> str:
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    return f"{value:,}" if is_count else str(value)

@@ -1,0 +1,105 @@
+"""metrics.jsonl: what training measured, one JSON object a line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from pinsage_jax.batching.blocks import BatchInfo
+from pinsage_jax.config import TrainConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.files import atomic_file
+
+
+class MetricsLog:
+    """Appends lines to metrics.jsonl; a resume first drops the lines of undone steps."""
+
+    def __init__(self, path: pathlib.Path, resume_step: int):
+        """Opens `path` to go on after `resume_step`."""
+        self._path = path
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                if json.loads(line)["step"] <= resume_step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                # A killed process can leave its last line half-written.
+                continue
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Appends one line."""
+        with open(self._path, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(values) + "\n")
+
+
+class Window:
+    """Sums over the steps since the last line, in wall-clock time less pauses."""
+
+    def __init__(self, train: TrainConfig, budget_rows: int):
+        """`budget_rows`: rows that a step's frontier has on all devices together."""
+        self._train = train
+        self._budget_rows = budget_rows
+        self._wait_before = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._losses: list[tuple[jax.Array, jax.Array]] = []
+        self._infos: list[BatchInfo] = []
+        self._paused = 0.0
+        self._start = time.perf_counter()
+
+    def add(self, metrics: dict[str, jax.Array], info: BatchInfo) -> None:
+        """Adds one step; does not wait for it."""
+        self._losses.append((metrics["loss_sum"], metrics["loss_count"]))
+        self._infos.append(info)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside does not count as training time."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    def close(self, step: int, rate: float, wait_seconds: float) -> dict[str, Any]:
+        """The line of all steps since the last one; waits for the device.
+
+        Args:
+          wait_seconds: seconds that the consumer has waited for batches so far.
+
+        Raises:
+          UserError: the loss is not finite.
+        """
+        total = sum(float(part) for part, _ in self._losses)
+        count = sum(float(part) for _, part in self._losses)
+        loss = total / max(count, 1.0)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"The loss is {loss} at step {step} (learning rate {rate:.3g}); lower "
+                "--learning_rate and run again, it continues from the last checkpoint."
+            )
+        seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
+        steps = len(self._infos)
+        used = sum(sum(info.used) for info in self._infos)
+        line = {
+            "step": step,
+            "loss": loss,
+            "learning_rate": rate,
+            "hard_per_query": sum(info.hard_per_query for info in self._infos) / steps,
+            "pairs_per_second": steps * self._train.batch_size / seconds,
+            "wait_share": min((wait_seconds - self._wait_before) / seconds, 1.0),
+            "padding_share": 1.0 - used / (self._budget_rows * steps),
+            "neighbours_left_out": sum(info.left_out for info in self._infos),
+            "stripped_share": sum(info.stripped for info in self._infos) / steps,
+        }
+        self._wait_before = wait_seconds
+        self._reset()
+        return line

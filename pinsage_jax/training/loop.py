@@ -1,0 +1,254 @@
+"""The training loop: prepared data in, checkpoints and metrics.jsonl out.
+
+One pass is `for step, batch in queue: state, metrics = step(state, batch)`; what
+happens around it (logging, validation, checkpoints) are functions called at steps
+that a resumed run reaches too.  The loop blocks on the device only when it logs.
+
+Validation embeds the whole catalogue, which is the business of a later stage, so
+the caller passes a function that does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.batching.inputs import NodeInputs
+from pinsage_jax.batching.prefetch import Prefetcher
+from pinsage_jax.config import Config, ModelConfig, TrainConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.model.pinsage import PinSage
+from pinsage_jax.parallel import compile_step, make_devices, replicate
+from pinsage_jax.progress import Progress
+from pinsage_jax.sampling.pairs import PairSource
+from pinsage_jax.training.checkpoints import Checkpoints
+from pinsage_jax.training.log import MetricsLog, Window
+from pinsage_jax.training.state import initial_state, learning_rate, make_optimiser
+from pinsage_jax.training.steps import make_train_step
+
+# Called with parameters; returns metrics, of which "score" picks the best checkpoint.
+Validate = Callable[[Any], dict[str, float]]
+
+
+# Up to here id messages are worth their memory and the time of their dense gradient.
+MOST_ID_NUMBERS = 50_000_000
+
+# Settings that do not change which numbers a step computes.
+MAY_CHANGE = frozenset(
+    (
+        "epochs",
+        "max_steps",
+        "prefetch",
+        "devices",
+        "validate_every",
+        "checkpoint_every",
+        "keep",
+        "log_every",
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a training run ended.
+
+    Attributes:
+      step: steps taken over all sessions.
+      total: steps the run has.
+      best: validation metrics of the best checkpoint, with its "step".
+      interrupted: whether `should_stop` ended it before the last step.
+    """
+
+    step: int
+    total: int
+    best: dict[str, float]
+    interrupted: bool
+
+
+def init_model(
+    config: Config, input_dim: int, num_nodes: int, rows: tuple[int, ...] = ()
+) -> tuple[PinSage, Any]:
+    """The network for frontiers of `rows` rows, and its initial parameters.
+
+    The parameters depend on the seed, the sizes of the model and the number of
+    nodes alone.
+    """
+    num_ids = id_messages(config.model, num_nodes)
+    small = PinSage(config.model, (1,) * (config.model.num_layers + 1), num_ids)
+    params = small.init(
+        jax.random.key(config.seed),
+        np.zeros((1, input_dim), np.float32),
+        np.zeros(1, np.int32),
+        np.zeros((1, 1), np.int32),
+        np.zeros((1, 1), np.float32),
+    )
+    return PinSage(config.model, rows, num_ids), params
+
+
+def id_messages(model: ModelConfig, num_nodes: int) -> int:
+    """How many nodes have an id message: all or none."""
+    small = num_nodes * model.hidden_dim <= MOST_ID_NUMBERS
+    wanted = model.id_messages == "on" or (model.id_messages == "auto" and small)
+    return num_nodes if wanted and model.num_layers else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """At which steps something happens; the same after a resume.
+
+    Attributes:
+      steps_per_epoch: may be fractional, batches run across the end of an epoch.
+      total: steps of the run.
+      validate_every, save_every, log_every: in steps; all happen at the last too.
+    """
+
+    steps_per_epoch: float
+    total: int
+    validate_every: int
+    save_every: int
+    log_every: int
+
+    @classmethod
+    def of(cls, train: TrainConfig, pairs_per_epoch: int) -> Schedule:
+        """The schedule of a run over `pairs_per_epoch` pairs an epoch."""
+        epoch = pairs_per_epoch / train.batch_size
+        total = train.max_steps or max(math.ceil(train.epochs * epoch), 1)
+        validate = train.validate_every or max(round(epoch), 1)
+        return cls(epoch, total, validate, train.checkpoint_every or validate, train.log_every)
+
+
+def refuse_other_settings(config: Config, meta: dict[str, Any]) -> None:
+    """Refuses to go on with settings that would make a mixture of two runs.
+
+    Raises:
+      UserError: naming the first flag that differs.
+    """
+    current, saved = dataclasses.asdict(config), meta["config"]
+    for section in ("split", "sampling", "train"):
+        for name, value in current[section].items():
+            if name not in MAY_CHANGE and saved[section].get(name) != value:
+                raise UserError(
+                    f"--{name}={value} differs from {saved[section].get(name)}, which the run in "
+                    f"{config.workdir} was started with; choose another --workdir, or delete "
+                    f"{config.workdir}/checkpoints to train anew."
+                )
+    if saved["seed"] != config.seed:
+        raise UserError(
+            f"--seed={config.seed} differs from {saved['seed']}, which the run in "
+            f"{config.workdir} was started with; choose another --workdir."
+        )
+
+
+def is_finished(config: Config, identity: dict[str, Any]) -> bool:
+    """Whether the workdir holds the last step of just this run, of just this data.
+
+    Raises:
+      UserError: it holds a run of other data or settings.
+    """
+    folder = pathlib.Path(config.workdir) / "checkpoints"
+    if not folder.exists():
+        return False
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        if (latest := checkpoints.latest_step()) is None:
+            return False
+        meta = checkpoints.meta(latest)
+        checkpoints.check(meta, identity, dataclasses.asdict(config.model))
+    refuse_other_settings(config, meta)
+    lengths = ("epochs", "max_steps")
+    same = all(meta["config"]["train"][name] == getattr(config.train, name) for name in lengths)
+    return same and meta["queue"]["next_index"] >= meta["total"]
+
+
+def train(
+    config: Config,
+    builder: MinibatchBuilder,
+    pairs: PairSource,
+    inputs: NodeInputs,
+    identity: dict[str, Any],
+    validate: Validate,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Trains, or continues, the run of config.workdir.
+
+    Args:
+      builder: makes the minibatch of any step.
+      identity: what the data is (counts, id digest, width of the input); a
+        checkpoint of other data is refused.
+      validate: scores parameters; called once an epoch unless told otherwise.
+      should_stop: asked after every step; True writes a checkpoint and returns.
+
+    Raises:
+      UserError: a checkpoint that does not fit, or a loss that is not finite.
+    """
+    devices = make_devices(config.train.devices)
+    schedule = Schedule.of(config.train, pairs.per_epoch)
+    model, params = init_model(config, inputs.dim, builder.num_nodes, builder.budgets.rows)
+    optimiser = make_optimiser(config.train, schedule.steps_per_epoch)
+    state = initial_state(params, optimiser)
+    workdir = pathlib.Path(config.workdir)
+    stack = contextlib.ExitStack()
+    checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=config.train.keep))
+    first, best = 0, {}
+    if (latest := checkpoints.latest_step()) is not None:
+        meta = checkpoints.meta(latest)
+        checkpoints.check(meta, identity, dataclasses.asdict(config.model))
+        refuse_other_settings(config, meta)
+        state, _ = checkpoints.restore(latest, state)
+        first, best = meta["queue"]["next_index"], meta["best"]
+        logging.info("continuing from the checkpoint of step %d", first)
+    log = MetricsLog(workdir / "metrics.jsonl", first)
+    step_function = compile_step(make_train_step(model, config.train, optimiser), len(devices))
+    state = replicate(state, devices)
+    window = Window(config.train, builder.budgets.rows[-1] * len(devices))
+    rate = learning_rate(config.train, schedule.steps_per_epoch)
+    interrupted = False
+
+    def due(step: int, every: int) -> bool:
+        return step % every == 0 or step == schedule.total or interrupted
+
+    queue = Prefetcher(builder.make, first, schedule.total, config.train.prefetch)
+    progress = Progress(schedule.total - first, "step", "training")
+    with stack, queue, progress:
+        for done, (batch, info) in enumerate(queue, start=first + 1):
+            state, metrics = step_function(state, batch)
+            window.add(metrics, info)
+            interrupted = done < schedule.total and should_stop()
+            if due(done, schedule.log_every):
+                # The only place where the host waits for the device.
+                line = window.close(done, float(rate(done - 1)), queue.wait_seconds)
+                epoch = pairs.epoch_of((done - 1) * config.train.batch_size) + 1
+                log.write({"epoch": epoch, **line})
+                progress.note(f"loss {line['loss']:.3f}, device waits {line['wait_share']:.0%}")
+            scores: dict[str, float] = {}
+            if due(done, schedule.validate_every) and not interrupted:
+                with window.paused():
+                    scores = validate(jax.tree.map(np.asarray, state.params))
+                if scores and scores["score"] > best.get("score", -math.inf):
+                    best = {**scores, "step": done}
+                log.write({"step": done, "epoch": done / schedule.steps_per_epoch, **scores})
+                readable = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+                logging.info("step %d of %d: %s", done, schedule.total, readable)
+            if due(done, schedule.save_every) or scores:
+                meta = {
+                    "queue": queue.state(),
+                    "total": schedule.total,
+                    "curriculum": {"epoch": pairs.epoch_of(done * config.train.batch_size)},
+                    "config": dataclasses.asdict(config),
+                    "data": identity,
+                    "best": best,
+                }
+                with window.paused():
+                    checkpoints.save(done, jax.tree.map(np.asarray, state), meta, scores)
+            progress.update()
+            if interrupted:
+                break
+    return Outcome(int(state.step), schedule.total, best, interrupted)

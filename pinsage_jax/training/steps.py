@@ -1,0 +1,117 @@
+"""The training step: pure functions of (state, minibatch), for one or many devices.
+
+Every device holds a part of the pairs and the whole of the parameters.  Losses are
+(sum, count); the gradient of the mean over all devices is psum(gradient of sum)
+divided by psum(count), which is exact however unevenly pairs are masked.
+
+Shapes as in batching.blocks and model.losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pinsage_jax.batching.blocks import Minibatch
+from pinsage_jax.config import TrainConfig
+from pinsage_jax.model.losses import LOSSES, Scored
+from pinsage_jax.model.pinsage import PinSage
+from pinsage_jax.parallel import all_gather_if, axis_index_or_zero, psum_if
+from pinsage_jax.training.state import TrainState
+
+
+def score(
+    embedded: jax.Array, batch: Minibatch, axis_name: str | None, *, turned: bool = False
+) -> Scored:
+    """Inner products and masks of a minibatch from its seeds' embeddings [n_K, Z].
+
+    With several devices the in-batch candidates are the targets of all of them, so
+    that the loss does not depend on how a batch is cut.
+
+    Args:
+      turned: let the targets ask and the queries be found.  Hard negatives belong
+        to the queries and are masked then.
+    """
+    query, target = embedded[batch.queries], embedded[batch.targets]
+    asked_ids, answer_ids, answer_logq = batch.query_ids, batch.target_ids, batch.target_logq
+    if turned:
+        query, target = target, query
+        asked_ids, answer_ids, answer_logq = answer_ids, asked_ids, batch.query_logq
+    candidates, candidate_ids, candidate_logq, counted = all_gather_if(
+        (target, answer_ids, answer_logq, batch.pair_weights > 0), axis_name
+    )
+    first = axis_index_or_zero(axis_name) * len(asked_ids)
+    own = first + jnp.arange(len(asked_ids))
+
+    def differs(ids: jax.Array) -> jax.Array:
+        """bool [B, n]: ids [n] or [B, n] that are neither the row's query nor its target."""
+        ids = ids[None, :] if ids.ndim == 1 else ids
+        return (ids != asked_ids[:, None]) & (ids != answer_ids[:, None]) & (ids >= 0)
+
+    not_own = jnp.arange(len(candidate_ids))[None, :] != own[:, None]
+    hard_ids = jnp.full_like(batch.hard_ids, -1) if turned else batch.hard_ids
+    return Scored(
+        positive=jnp.sum(query * target, axis=-1),
+        positive_logq=answer_logq,
+        random=query @ embedded[batch.negatives].T,
+        random_mask=differs(batch.negative_ids),
+        random_logq=batch.negative_logq,
+        hard=jnp.einsum("bz,bhz->bh", query, embedded[batch.hard]),
+        hard_mask=differs(hard_ids),
+        hard_logq=batch.hard_logq,
+        in_batch=query @ candidates.T,
+        in_batch_mask=differs(candidate_ids) & not_own & counted[None, :],
+        in_batch_logq=candidate_logq,
+        weights=batch.pair_weights,
+    )
+
+
+def loss_sum(
+    params: Any, batch: Minibatch, model: PinSage, config: TrainConfig, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """(sum, count) of the loss over this device's pairs."""
+    embedded = model.apply(params, batch.features, batch.node_ids, batch.neighbours, batch.weights)
+    loss = LOSSES[config.loss]
+    total, count = loss(score(embedded, batch, axis_name), config)
+    if not config.symmetric:
+        return total, count
+    turned, turned_count = loss(score(embedded, batch, axis_name, turned=True), config)
+    return total + turned, count + turned_count
+
+
+def global_gradients(
+    params: Any, batch: Minibatch, model: PinSage, config: TrainConfig, axis_name: str | None
+) -> tuple[Any, jax.Array, jax.Array]:
+    """Gradient of the mean loss over all devices, with the loss's global sum and count."""
+    (total, count), gradients = jax.value_and_grad(loss_sum, has_aux=True)(
+        params, batch, model, config, axis_name
+    )
+    total, count = psum_if(total, axis_name), psum_if(count, axis_name)
+    scale = 1.0 / jnp.maximum(count, 1.0)
+    gradients = jax.tree.map(lambda leaf: psum_if(leaf, axis_name) * scale, gradients)
+    return gradients, total, count
+
+
+def make_train_step(
+    model: PinSage, config: TrainConfig, optimiser: optax.GradientTransformation
+) -> Callable[..., tuple[TrainState, dict]]:
+    """The step for parallel.compile_step: (state, batch, axis_name) -> (state, metrics)."""
+
+    def train_step(
+        state: TrainState, batch: Minibatch, axis_name: str | None = None
+    ) -> tuple[TrainState, dict]:
+        gradients, total, count = global_gradients(state.params, batch, model, config, axis_name)
+        updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss_sum": total,
+            "loss_count": count,
+            "gradient_norm": optax.global_norm(gradients),
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step

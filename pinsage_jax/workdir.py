@@ -1,0 +1,70 @@
+"""The folder of a run: made, checked and locked, so that two runs never share one.
+
+The lock is WORKDIR/.lock, held with flock and holding the process id.  The system
+lets go of it when the process ends in whatever way, so it is never stale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+from absl import logging
+
+from pinsage_jax.errors import UserError
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Makes the folder if need be and keeps other runs out of it for the block.
+
+    Raises:
+      UserError: `path` is a file, cannot be written, or another process runs in it.
+    """
+    folder = pathlib.Path(path)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--workdir={path} is a file; name a folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        # An older lock file may be open to us in a folder that is not.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
+            pass
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"--workdir={path} cannot be written ({error.strerror}); name another folder."
+        ) from None
+    try:
+        _lock(handle, path)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        try:
+            yield folder
+        finally:
+            # The file stays: were it removed, a run waiting for it would lock a file
+            # that the next run does not see.
+            os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, path: str | os.PathLike) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(handle, 32, 0).decode(errors="replace").strip()
+        process = f"process {holder}" if holder else "another process"
+        raise UserError(
+            f"--workdir={path} is in use by {process}; wait for it or name another folder."
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        logging.warning("%s cannot be locked (%s): start one run at a time.", path, error.strerror)

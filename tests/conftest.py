@@ -1,0 +1,19 @@
+"""Settings of every test process: four fake CPU devices and strict broadcasting.
+
+They are set inside this process only, so a program that a test starts as a
+subprocess runs with the settings a user would have.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+# Arrays of different rank never broadcast by accident: [B] against [B, 1] is an error.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def small_rng() -> np.random.Generator:
+    """A generator with the same stream in every test and every run."""
+    return np.random.default_rng(20180610)

@@ -1,0 +1,273 @@
+"""Slow, readable restatement of the sampling rules, in plain Python.
+
+Written from the rules and not from the kernels: integers are unbounded and masked
+to 64 bits, a graph is a dictionary of neighbour lists, walks run one after another
+and choices are made by counting along a list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from pinsage_jax.graph.csr import Graph
+
+_MASK = 2**64 - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_TIES = 0x7469655F62726561
+PAIRS, HARD, BAND = 0x70616972, 0x68617264, 0x62616E64
+
+
+# Random numbers: hashes of what they are for.
+
+
+def mix(value: int) -> int:
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def stream(seed: int, epoch: int, node: int) -> int:
+    key = mix((seed + _GOLDEN) & _MASK)
+    key = mix((key + epoch * _GOLDEN + 1) & _MASK)
+    return mix((key + node * _GOLDEN + 1) & _MASK)
+
+
+def draw(key: int, walk: int, index: int) -> int:
+    return mix((key + (walk * 65536 + index + 1) * _GOLDEN) & _MASK)
+
+
+def high(bits: int) -> int:
+    return bits >> 32
+
+
+def low(bits: int) -> int:
+    return bits % 2**32
+
+
+def bounded(bits_32: int, size: int) -> int:
+    return bits_32 * size // 2**32
+
+
+def permuted(key: int, index: int, size: int) -> int:
+    """Four Feistel rounds on two halves, repeated until the value is below `size`."""
+    half = 1
+    while 4**half < size:
+        half += 1
+    while True:
+        left, right = divmod(index, 2**half)
+        for turn in range(4):
+            left, right = right, left ^ mix((key + right * _GOLDEN + turn) & _MASK) % 2**half
+        index = left * 2**half + right
+        if index < size:
+            return index
+
+
+# Graphs.
+
+
+def small_graph(edges: dict[tuple[int, int], float], items: int, collections: int, weighted: bool):
+    """A Graph from {(item, collection): weight}, made without the package's builder."""
+    rows = [[] for _ in range(items + collections)]
+    for (item, collection), weight in sorted(edges.items()):
+        rows[item].append((items + collection, weight))
+        rows[items + collection].append((item, weight))
+    flat = [entry for row in rows for entry in sorted(row)]
+    indptr = np.cumsum([0] + [len(row) for row in rows]).astype(np.int64)
+    indices = np.array([node for node, _ in flat], np.int32)
+    weights = np.array([weight for _, weight in flat], np.float32) if weighted else None
+    return Graph(indptr, indices, weights, items, collections)
+
+
+def adjacency(graph: Graph) -> dict[int, list[tuple[int, float]]]:
+    """{node: [(neighbour, weight), ...]}; the weight is None in an unweighted graph."""
+    rows = {}
+    for node in range(graph.num_nodes):
+        places = range(int(graph.indptr[node]), int(graph.indptr[node + 1]))
+        rows[node] = [
+            (int(graph.indices[p]), None if graph.weights is None else float(graph.weights[p]))
+            for p in places
+        ]
+    return rows
+
+
+# Walks.
+
+
+def _pick(row: list[tuple[int, float]], bits_32: int) -> int:
+    """Place in the row: all alike, or in proportion to weight."""
+    if row[0][1] is None:
+        return bounded(bits_32, len(row))
+    sums, total = [], 0.0
+    for _, weight in row:
+        total += weight
+        sums.append(total)
+    target = (bits_32 + 0.5) / 2**32 * total
+    return next((place for place, mass in enumerate(sums) if mass > target), len(row) - 1)
+
+
+def _pick_without(row: list[tuple[int, float]], hole: int, bits_32: int) -> int:
+    """As _pick among the other places; a drawn mass beyond the hole jumps over it."""
+    if row[0][1] is None:
+        return [place for place in range(len(row)) if place != hole][bounded(bits_32, len(row) - 1)]
+    sums, total = [], 0.0
+    for _, weight in row:
+        total += weight
+        sums.append(total)
+    before = sums[hole - 1] if hole else 0.0
+    gap = sums[hole] - before
+    target = (bits_32 + 0.5) / 2**32 * (total - gap)
+    if target >= before:
+        target += gap
+    place = next((place for place, mass in enumerate(sums) if mass > target), len(row) - 1)
+    if place == hole:
+        place = hole - 1 if hole else 1
+    return place
+
+
+def _step(row, hidden: int, bits_32: int, spare_32: int) -> int | None:
+    """A random neighbour that is not hidden; None if there is none."""
+    if not row:
+        return None
+    place = _pick(row, bits_32)
+    if row[place][0] == hidden:
+        if len(row) == 1:
+            return None
+        place = _pick_without(row, place, spare_32)
+    return row[place][0]
+
+
+def visits(rows, num_items, start, sampling, *, seed, epoch, hidden, dropped, num_walks):
+    """{node: visits} of all walks from `start`, one walk at a time."""
+    key = stream(seed, epoch, start)
+    counts: dict[int, int] = {}
+
+    def count(node):
+        if node not in (start, dropped):
+            counts[node] = counts.get(node, 0) + 1
+
+    for walk in range(num_walks):
+        node = start
+        for step in range(sampling.walk_length):
+            first, second = draw(key, walk, 2 * step), draw(key, walk, 2 * step + 1)
+            if step > 0 and (node is None or low(first) < round(sampling.restart * 2**32)):
+                node = start
+            if node < num_items:
+                node = _step(rows[node], hidden, high(first), low(second))
+                if node is None:
+                    continue
+                if sampling.neighbourhood == "all":
+                    count(node)
+            node = _step(rows[node], -1, high(second), low(second))
+            if node is None:
+                continue
+            count(node)
+    return counts
+
+
+def top(counts: dict[int, int], key: int, size: int) -> tuple[list[int], list[int]]:
+    """Most visits first; then the larger hash of (stream, node); then the lower id."""
+
+    def order(node):
+        return -counts[node], -high(mix(((key ^ _TIES) + node * _GOLDEN) & _MASK)), node
+
+    ids = sorted(counts, key=order)[:size]
+    padding = size - len(ids)
+    return ids + [-1] * padding, [counts[node] for node in ids] + [0] * padding
+
+
+def neighbourhoods(
+    graph, starts, sampling, *, seed, epoch=0, hidden=None, dropped=None, size=None, num_walks=None
+):
+    """ids and counts int32 [S, T] of the nodes `starts`."""
+    rows = adjacency(graph)
+    size, num_walks = size or sampling.num_neighbours, num_walks or sampling.num_walks
+    ids, counts = [], []
+    for place, start in enumerate(int(start) for start in starts):
+        found = visits(
+            rows,
+            graph.num_items,
+            start,
+            sampling,
+            seed=seed,
+            epoch=epoch,
+            hidden=-1 if hidden is None else int(hidden[place]),
+            dropped=-1 if dropped is None else int(dropped[place]),
+            num_walks=num_walks,
+        )
+        row_ids, row_counts = top(found, stream(seed, epoch, start), size)
+        ids.append(row_ids)
+        counts.append(row_counts)
+    shape = (len(ids), size)
+    return np.array(ids, np.int32).reshape(shape), np.array(counts, np.int32).reshape(shape)
+
+
+# Pairs.
+
+
+def collection_edges(graph: Graph) -> list[tuple[int, int]]:
+    """(collection node, item), by collection, then by item."""
+    rows = adjacency(graph)
+    nodes = range(graph.num_items, graph.num_nodes)
+    return [(node, item) for node in nodes for item, _ in rows[node]]
+
+
+def collection_pair(graph: Graph, seed: int, number: int) -> tuple[int, int, int]:
+    """(query, target, via) of pair `number`; the target is -1 where the query is alone."""
+    edges = collection_edges(graph)
+    epoch, index = divmod(number, len(edges))
+    key = stream(seed ^ PAIRS, epoch, 0)
+    via, query = edges[permuted(key, index, len(edges))]
+    others = [item for node, item in edges if node == via and item != query]
+    if not others:
+        return query, -1, via
+    return query, others[bounded(high(draw(key, number, 1)), len(others))], via
+
+
+def weighted_pair(graph: Graph, seed: int, number: int, power: float) -> tuple[int, int, int]:
+    """(query, target, via): a collection by (size - 1) ** power, then two of its items."""
+    rows = adjacency(graph)
+    key = stream(seed ^ PAIRS, 0, 1)
+    nodes = range(graph.num_items, graph.num_nodes)
+    sums, total = [], 0.0
+    for node in nodes:
+        total += float(np.float64(len(rows[node]) - 1) ** power) if len(rows[node]) > 1 else 0.0
+        sums.append(total)
+    wanted = (draw(key, number, 0) >> 11) / 2**53 * total
+    via = next(node for node, mass in zip(nodes, sums, strict=True) if mass > wanted)
+    items = [item for item, _ in rows[via]]
+    query = items[bounded(high(draw(key, number, 1)), len(items))]
+    others = [item for item in items if item != query]
+    return query, others[bounded(high(draw(key, number, 2)), len(others))], via
+
+
+def listed_pair(pairs: list[tuple[int, int]], seed: int, number: int) -> tuple[int, int]:
+    epoch, index = divmod(number, len(pairs))
+    return tuple(pairs[permuted(stream(seed ^ PAIRS, epoch, 0), index, len(pairs))])
+
+
+def hard_negatives(graph, queries, targets, sampling, band, *, size, seed, first):
+    """int32 [B, H]: drawn from ranks [band) of each query's items by visits, else -1."""
+    items_only = dataclasses.replace(sampling, neighbourhood="items")
+    best, worst = band
+    ids, _ = neighbourhoods(
+        graph, queries, items_only, seed=seed ^ HARD, size=worst, num_walks=sampling.hard_walks
+    )
+    key = stream(seed ^ BAND, 0, 0)
+    result = []
+    for row, target in enumerate(int(target) for target in targets):
+        ranked = [int(item) for item in ids[row] if item >= 0]
+        # A short list keeps the same share of itself as the band has of its own end.
+        band_of_row = (
+            ranked[best:] if len(ranked) == worst else ranked[len(ranked) * best // worst :]
+        )
+        drawn = []
+        for column in range(size):
+            item = -1
+            if band_of_row:
+                bits = high(draw(key, first + row, column))
+                item = band_of_row[bounded(bits, len(band_of_row))]
+            drawn.append(-1 if item == target else item)
+        result.append(drawn)
+    return np.array(result, np.int32).reshape(len(targets), size)

@@ -1,0 +1,277 @@
+"""Each baseline against a slow reference on small random graphs with isolated items."""
+
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+from small_catalogue import make_config, random_graph
+
+from pinsage_jax.config import SamplingConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.split import ValidationSplit
+from pinsage_jax.retrieval import baselines, baselines_fusion, baselines_graph
+from pinsage_jax.retrieval.baseline_choice import DEFAULT, NAMES, Baselines, parse_baselines
+
+
+def dense(graph: Graph) -> np.ndarray:
+    """Items by collections, float64, by reading edge after edge."""
+    matrix = np.zeros((graph.num_items, graph.num_collections))
+    for item in range(graph.num_items):
+        for place in range(graph.indptr[item], graph.indptr[item + 1]):
+            weight = 1.0 if graph.weights is None else graph.weights[place]
+            matrix[item, graph.indices[place] - graph.num_items] = weight
+    return matrix
+
+
+def cosine(rows: np.ndarray) -> np.ndarray:
+    """Cosine of all pairs of rows; 0 with a row of zeros."""
+    result = np.zeros((len(rows), len(rows)))
+    for a, first in enumerate(rows):
+        for b, second in enumerate(rows):
+            size = np.linalg.norm(first) * np.linalg.norm(second)
+            result[a, b] = first @ second / size if size else 0.0
+    return result
+
+
+def solved_pagerank(graph: Graph, restart: float) -> np.ndarray:
+    """p = restart (I - (1 - restart) P')^-1 e by a dense solve over all nodes."""
+    items, total = graph.num_items, graph.num_nodes
+    matrix = np.zeros((total, total))
+    matrix[:items, items:] = dense(graph)
+    matrix[items:, :items] = dense(graph).T
+    sums = matrix.sum(axis=1, keepdims=True)
+    step = np.divide(matrix, sums, out=np.zeros_like(matrix), where=sums > 0)
+    return restart * np.linalg.inv(np.eye(total) - (1 - restart) * step.T)[:items, :items].T
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "weighted"])
+def graph(request, small_rng) -> Graph:
+    return random_graph(small_rng, weighted=request.param)
+
+
+def everyone(graph: Graph) -> np.ndarray:
+    return np.arange(graph.num_items, dtype=np.int32)
+
+
+def test_popularity_is_the_degree(graph):
+    scores = baselines.Popularity(graph).scores(np.array([4, 0]))
+    degree = [np.count_nonzero(row) for row in dense(graph)]
+    np.testing.assert_array_equal(scores, [degree, degree])
+
+
+def test_content_is_the_cosine_of_features(graph, small_rng, monkeypatch):
+    features = small_rng.normal(size=(graph.num_items, 6)).astype(np.float16)
+    features[3] = 0
+    monkeypatch.setattr(baselines, "_FEATURE_ROWS", 7)
+    scores = baselines.Content(features).scores(everyone(graph))
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, cosine(features.astype(np.float64)), atol=1e-6)
+
+
+def test_walk_is_the_visit_count_and_follows_pagerank(graph):
+    sampling = SamplingConfig(num_walks=3000, walk_length=6, restart=0.3)
+    scorer = baselines.Walk(graph, sampling, seed=1, threads=2)
+    scores = scorer.scores(everyone(graph))
+    assert scorer.settings["num_walks"] == 30000
+    # The exact chance to stand at each item after each step, item to item.
+    matrix = dense(graph)
+    over_items = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1e-12)
+    over_collections = matrix.T / np.maximum(matrix.T.sum(axis=1, keepdims=True), 1e-12)
+    step = over_items @ over_collections
+    start = place = np.eye(graph.num_items)
+    expected = np.zeros_like(start)
+    for turn in range(6):
+        if turn:
+            place = 0.7 * place + 0.3 * start
+        place = place @ step
+        expected += place
+    np.fill_diagonal(expected, 0)
+    np.testing.assert_allclose(scores / 30000, expected, atol=0.03)
+    isolated = np.flatnonzero(matrix.sum(axis=1) == 0)
+    assert len(isolated) >= 5 and not scores[isolated].any() and not scores[:, isolated].any()
+
+
+def test_item_knn_is_the_cosine_of_collections(graph):
+    queries = everyone(graph)[::-1]
+    scores = baselines_graph.ItemKnn(graph).scores(queries)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, cosine(dense(graph))[queries], atol=1e-6)
+
+
+@pytest.mark.parametrize("restart", [0.15, 0.5])
+def test_pagerank_equals_the_dense_solution(graph, restart, monkeypatch):
+    monkeypatch.setattr(baselines_graph, "_PAGERANK_QUERIES", 4)
+    scores = baselines_graph.PageRank(graph, restart, threads=2).scores(everyone(graph))
+    np.testing.assert_allclose(scores, solved_pagerank(graph, restart), atol=2e-5)
+
+
+def test_pagerank_of_all_restarts_at_once(graph):
+    scorer = baselines_graph.PageRank(graph)
+    together = scorer.scores_by_restart(everyone(graph), (0.15, 0.3, 0.5))
+    for restart, scores in zip((0.15, 0.3, 0.5), together):
+        np.testing.assert_allclose(scores, solved_pagerank(graph, restart), atol=2e-5)
+
+
+def fake_implicit(monkeypatch, seen):
+    """A module with the interface of implicit; its factors are one-hot of the best user."""
+
+    class AlternatingLeastSquares:
+        def __init__(self, **settings):
+            seen["settings"] = settings
+
+        def fit(self, user_items, show_progress):
+            seen["shape"] = user_items.shape
+            self.item_factors = np.asarray(user_items.todense(), np.float32).T
+
+    package, module = types.ModuleType("implicit"), types.ModuleType("implicit.als")
+    module.AlternatingLeastSquares = AlternatingLeastSquares
+    monkeypatch.setitem(sys.modules, "implicit", package)
+    monkeypatch.setitem(sys.modules, "implicit.als", module)
+
+
+def test_als_is_the_cosine_of_item_factors(graph, monkeypatch):
+    seen = {}
+    fake_implicit(monkeypatch, seen)
+    scores = baselines_graph.Als(graph, seed=4, threads=1).scores(everyone(graph))
+    # Collections are ALS's users; with their rows as factors ALS becomes item-kNN.
+    assert seen["shape"] == (graph.num_collections, graph.num_items)
+    assert seen["settings"]["random_state"] == 4 and seen["settings"]["factors"] == 128
+    np.testing.assert_allclose(scores, cosine(dense(graph)), atol=1e-6)
+
+
+def test_without_implicit_als_is_left_out_with_a_reason(graph, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "implicit", None)
+    monkeypatch.setitem(sys.modules, "implicit.als", None)
+    rivals = Baselines(make_config(tmp_path), graph, np.empty((30, 0)), None, 1)
+    assert [made.name for made in rivals.each(("als", "popularity"))] == ["popularity"]
+    assert "pip install" in rivals.left_out["als"]
+
+
+def test_row_ranks_equal_the_tie_rule(small_rng):
+    scores = small_rng.integers(0, 4, (5, 23)).astype(np.float32)
+    ranks = baselines_fusion.row_ranks(scores)
+    for row, line in enumerate(scores):
+        for place, own in enumerate(line):
+            equal = np.count_nonzero(line == own) - 1
+            assert ranks[row, place] == 1 + np.count_nonzero(line > own) + math.ceil(equal / 2)
+
+
+def test_late_fusion_is_the_weighted_sum(graph, small_rng):
+    features = small_rng.normal(size=(graph.num_items, 4)).astype(np.float32)
+    content, knn = baselines.Content(features), baselines_graph.ItemKnn(graph)
+    fused = baselines_fusion.LateFusion(content, knn, 0.2).scores(everyone(graph))
+    wanted = 0.2 * cosine(features.astype(np.float64)) + 0.8 * cosine(dense(graph))
+    np.testing.assert_allclose(fused, wanted, atol=1e-6)
+
+
+class Fixed:
+    """A baseline with given scores."""
+
+    def __init__(self, scores, name="fixed"):
+        self.name, self.settings, self._scores = name, {}, np.asarray(scores, np.float32)
+
+    def scores(self, query_ids):
+        return self._scores[query_ids]
+
+
+def test_rank_fusion_adds_reciprocal_ranks_without_the_query():
+    first = Fixed([[9, 3, 2, 1], [0, 0, 0, 0], [0] * 4, [0] * 4])
+    second = Fixed([[0, 1, 2, 3], [0, 9, 0, 0], [0] * 4, [0] * 4])
+    scores = baselines_fusion.RankFusion(first, second).scores(np.array([0, 1]))
+    wanted = [1 / 61 + 1 / 63, 1 / 62 + 1 / 62, 1 / 63 + 1 / 61]
+    np.testing.assert_allclose(scores[0, 1:], wanted, rtol=1e-6)
+    # Three ties without the query: rank 1 + ceil(2 / 2) in both lists.
+    np.testing.assert_allclose(scores[1, [0, 2, 3]], 2 / 62, rtol=1e-6)
+
+
+def test_rank_pairs_equals_ranking_by_hand(small_rng, monkeypatch):
+    table = small_rng.integers(0, 5, (20, 20))
+    pairs = np.array([(q, t) for q, t in small_rng.integers(0, 20, (90, 2)) if q != t])
+    wanted = []
+    for query, target in pairs:
+        others = [table[query, item] for item in range(20) if item not in (query, target)]
+        best = table[query, target]
+        wanted.append(1 + sum(o > best for o in others) + -(-sum(o == best for o in others) // 2))
+    for cells in (1 << 25, 60):
+        monkeypatch.setattr(baselines, "_SCORES_AT_ONCE", cells)
+        assert baselines.rank_pairs(Fixed(table), pairs, 20).tolist() == wanted
+
+
+def test_choose_takes_the_best_value_and_the_earlier_of_equals(small_rng):
+    pairs = np.array([[0, 1], [2, 3]])
+    good, bad = np.zeros((300, 300), np.float32), np.zeros((300, 300), np.float32)
+    good[0, 1] = good[2, 3] = 1
+    bad[0, 1] = bad[2, 3] = -1
+
+    def scored(queries):
+        return [bad[queries], good[queries], good[queries]]
+
+    choice = baselines_fusion.choose((0.1, 0.2, 0.3), scored, pairs, 300, seed=0)
+    assert choice.value == 0.2
+    assert choice.objective == {"0.1": 0.0, "0.2": 2.0, "0.3": 2.0}
+
+
+def split_of(graph, pairs):
+    none = np.empty(0, np.int32)
+    return ValidationSplit(graph, none, none, np.asarray(pairs), np.array(["warm"] * len(pairs)))
+
+
+def test_settings_are_chosen_on_validation_pairs_and_their_graph(small_rng, tmp_path):
+    """Content alone finds the validation targets, so late fusion must lean on content."""
+    graph = random_graph(small_rng, num_items=400, num_collections=6, edges=400)
+    features = small_rng.normal(size=(400, 8)).astype(np.float32)
+    twins = features[:100] + 0.01 * small_rng.normal(size=(100, 8)).astype(np.float32)
+    features[200:300] = twins
+    pairs = np.stack([np.arange(100), np.arange(200, 300)], axis=1)
+    config = make_config(tmp_path)
+    rivals = Baselines(config, graph, features, split_of(graph, pairs), 1)
+    made = {rival.name: rival for rival in rivals.each(("fusion", "pagerank", "fusion_pagerank"))}
+    assert made["fusion"].settings["content_weight"] > 0.5
+    assert made["fusion"].settings["chosen_on"] == "validation pairs"
+    assert set(made["pagerank"].settings["candidates"]) == {"0.15", "0.3", "0.5"}
+    assert made["fusion_pagerank"].settings["restart"] == made["pagerank"].settings["restart"]
+    # The withheld graph decides: with the edges of another graph the objective changes.
+    other = random_graph(small_rng, num_items=400, num_collections=40, edges=400)
+    again = Baselines(config, graph, features, split_of(other, pairs), 1)
+    found = next(again.each(("pagerank",))).settings["candidates"]
+    assert found != made["pagerank"].settings["candidates"]
+
+
+def test_without_validation_pairs_the_defaults_are_used_and_said(graph, tmp_path):
+    empty = split_of(graph, np.empty((0, 2), np.int32))
+    for validation in (None, empty):
+        rivals = Baselines(make_config(tmp_path), graph, np.ones((30, 2)), validation, 1)
+        fusion, pagerank = rivals.each(("fusion", "pagerank"))
+        assert fusion.settings["content_weight"] == 0.5
+        assert pagerank.settings["restart"] == 0.15
+        assert "nothing" in pagerank.settings["chosen_on"]
+
+
+def test_without_features_content_and_its_fusions_are_left_out(graph, tmp_path, monkeypatch):
+    fake_implicit(monkeypatch, {})
+    rivals = Baselines(make_config(tmp_path), graph, np.empty((30, 0), np.float32), None, 1)
+    made = [rival.name for rival in rivals.each(NAMES)]
+    assert made == ["popularity", "walk", "item_knn", "pagerank", "als"]
+    assert set(rivals.left_out) == {"content", "fusion", "fusion_pagerank"}
+
+
+def test_every_baseline_runs_on_a_graph_without_edges(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "implicit", None)
+    none = np.empty(0, np.int32)
+    graph = Graph.from_edges(none, none, 6, 2)
+    rivals = Baselines(make_config(tmp_path), graph, np.eye(6, dtype=np.float32), None, 1)
+    for rival in rivals.each(NAMES):
+        scores = rival.scores(np.array([0, 5], np.int32))
+        assert scores.shape == (2, 6) and np.isfinite(scores).all(), rival.name
+
+
+def test_parse_baselines():
+    assert parse_baselines("default") == DEFAULT == ("popularity", "content", "walk")
+    assert parse_baselines("all") == NAMES
+    assert parse_baselines("none") == () == parse_baselines("")
+    assert parse_baselines("als, walk,als,default") == ("als", "walk", "popularity", "content")
+    with pytest.raises(UserError, match="knn is not one of popularity"):
+        parse_baselines("walk,knn")

@@ -1,0 +1,643 @@
+"""The command line and the shell around the stages: flags, errors, lock, signals."""
+
+import dataclasses
+import fcntl
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import types
+
+import pytest
+from absl import flags
+
+import pinsage_jax
+from pinsage_jax import cli, interrupts, logs, main, workdir
+from pinsage_jax.config import Config
+from pinsage_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FLAGFILES = sorted((ROOT / "experiments").glob("*.flags"))
+SECTIONS = {
+    field.name: field.default
+    for field in dataclasses.fields(Config)
+    if dataclasses.is_dataclass(field.default)
+}
+SETTINGS = [
+    (section, field.name, field.default)
+    for section, settings in SECTIONS.items()
+    for field in dataclasses.fields(settings)
+]
+
+
+def defined() -> flags.FlagValues:
+    flag_values = flags.FlagValues()
+    cli.define_flags(flag_values)
+    return flag_values
+
+
+def parsed(*arguments: str) -> Config:
+    flag_values = defined()
+    cli.parse_flags(flag_values, ["program", *arguments])
+    return cli.config_from_flags(flag_values)
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parsed(*arguments)
+    return str(caught.value)
+
+
+@pytest.fixture
+def stage(monkeypatch):
+    """Stands in for stages.py; `stage.calls` collects what was run."""
+    fake = types.ModuleType("pinsage_jax.stages")
+    fake.calls = []
+    for mode in cli.MODES:
+        setattr(fake, mode, lambda config, mode=mode: fake.calls.append((mode, config)))
+    monkeypatch.setitem(sys.modules, "pinsage_jax.stages", fake)
+    monkeypatch.setattr(pinsage_jax, "stages", fake, raising=False)
+    # The handlers of this process belong to pytest.
+    monkeypatch.setattr(logs, "set_up", lambda verbosity: None)
+    return fake
+
+
+def run_main(*arguments: str) -> int:
+    return main.main(["program", *arguments])
+
+
+def one_sentence(text: str) -> str:
+    """What `main` told the person: exactly one line that begins with 'error: '."""
+    assert re.fullmatch(r"error: [^\n]+[.?]\n", text), text
+    return text.removeprefix("error: ").strip()
+
+
+# Flags and settings.
+
+
+def test_every_setting_is_a_flag_and_comes_back():
+    names = [name for _, name, _ in SETTINGS]
+    assert len(names) == len(set(names))
+    assert set(names) <= set(defined())
+    assert {"mode", "workdir", "seed", "threads"} <= set(defined())
+
+
+def test_without_flags_the_defaults_of_the_dataclasses_hold():
+    config = parsed("--workdir=w", "--world")
+    assert (config.mode, config.workdir, config.seed, config.threads) == ("pipeline", "w", 0, 0)
+    for section, name, default in SETTINGS:
+        value = getattr(getattr(config, section), name)
+        assert value == (True if name == "world" else default)
+        assert type(value) is type(default)
+
+
+def other_value(field: dataclasses.Field):
+    """An allowed value that is not the default."""
+    default, meta = field.default, field.metadata
+    if meta["choices"]:
+        return next(choice for choice in meta["choices"] if choice != default)
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, str):
+        return f"other_{field.name}"
+    candidates = (default + 1, default - 1, default / 2, default + 0.01)
+    for value in map(type(default), candidates):
+        low = meta["low"] is None or value >= meta["low"]
+        high = meta["high"] is None or value <= meta["high"]
+        if value != default and low and high:
+            return value
+    raise AssertionError(field.name)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_each_flag_sets_its_own_field_and_no_other(section):
+    for field in dataclasses.fields(SECTIONS[section]):
+        flag_values, value = defined(), other_value(field)
+        cli.parse_flags(flag_values, ["program", f"--{field.name}={value}"])
+        changed = {n for n in flag_values if flag_values[n].value != flag_values[n].default}
+        assert changed == {field.name}
+        assert flag_values[field.name].value == value
+        assert type(flag_values[field.name].value) is type(field.default)
+
+
+def test_flags_reach_their_sections():
+    config = parsed(
+        "--workdir=w", "--world", "--seed=7", "--threads=2", "--num_neighbours=9", "--margin=0.25",
+        "--noresample", "--pooling", "max", "--edges=a b.csv", "--mode=train", "--k=3",
+    )  # fmt: skip
+    assert (config.seed, config.threads, config.mode) == (7, 2, "train")
+    assert config.sampling.num_neighbours == 9 and config.sampling.resample is False
+    assert config.train.margin == 0.25 and config.model.pooling == "max"
+    assert config.data.edges == "a b.csv" and config.evaluate.k == 3
+
+
+def test_a_new_setting_and_a_new_section_need_no_change_here(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class FreshConfig:
+        """A section that did not exist."""
+
+        fresh_rate: float = cli.option(0.5, "A new setting.", low=0.0)
+
+    @dataclasses.dataclass(frozen=True)
+    class Larger(Config):
+        fresh: FreshConfig = FreshConfig()
+        plain: int = cli.option(3, "A setting outside the sections.", low=1)
+
+    monkeypatch.setattr(cli, "Config", Larger)
+    config = parsed("--workdir=w", "--world", "--fresh_rate=0.75", "--plain=4")
+    assert config.fresh.fresh_rate == 0.75 and config.plain == 4
+    assert "fresh: a section that did not exist" in cli.help_text(defined(), full=True)
+    assert refusal("--workdir=w", "--world", "--plain=0") == "--plain=0 must be at least 1."
+
+
+def test_home_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert parsed("--workdir=~/runs", "--world").workdir == "/somewhere/runs"
+
+
+def test_parsing_leaves_the_global_flags_alone():
+    before = set(flags.FLAGS)
+    parsed("--workdir=w", "--world")
+    assert set(flags.FLAGS) == before
+
+
+def test_help_names_every_flag_with_its_range():
+    text = re.sub(r"\s+", " ", cli.help_text(defined(), full=True))
+    for name in defined():
+        assert re.search(rf"--(\[no\])?{name}: ", text), name
+    assert "T: neighbours kept per node, by visit count. (at least 1, at most 1000)" in text
+    assert "(importance | mean | max)" in text
+    short = cli.help_text(defined(), full=False)
+    assert "--mode" in short and "--helpfull" in short and "--num_neighbours" not in short
+
+
+# Wrong flags.
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--sed=3"], "--sed is not a flag; did you mean --seed?"),
+        (["--num_neighbors=3"], "--num_neighbors is not a flag; did you mean --num_neighbours?"),
+        (["--noworlds"], "--noworlds is not a flag; did you mean --noworld?"),
+        (["--zzzzqqqq"], "--zzzzqqqq is not a flag; --helpfull lists them all."),
+        (["--seed=3.5"], "--seed=3.5: a whole number is expected."),
+        (["--seed="], "--seed=: a whole number is expected."),
+        (["--margin=wide"], "--margin=wide: a number is expected."),
+        (["--margin=nan"], "--margin=nan: a number is expected."),
+        (["--margin=inf"], "--margin=inf: a number is expected."),
+        (["--world=maybe"], "--world=maybe: true or false is expected."),
+        (["--noworld=1"], "--noworld=1 does not take an argument."),
+        (["--seed"], "Missing value for flag --seed."),
+        (["--edges", "--world"], "--edges has no value of its own; write --edges=VALUE."),
+        (["--pooling=sum"], "--pooling=sum: one of importance, mean, max is expected."),
+        (["--seed=-1"], "--seed=-1 must be at least 0."),
+        (["--threads=-2"], "--threads=-2 must be at least 0."),
+        (["--epochs=-1"], "--epochs=-1.0 must be at least 0.0."),
+        (
+            ["edges.csv"],
+            "'edges.csv' is not a flag; every argument begins with two dashes, as in --seed=1.",
+        ),
+        (["--", "x"], "'x' is not a flag; every argument begins with two dashes, as in --seed=1."),
+        (["--flagfile"], "--flagfile names no file; write --flagfile=PATH."),
+        (["--flagfile="], "--flagfile names no file; write --flagfile=PATH."),
+        (["--flagfile=none.flags"], "--flagfile=none.flags does not exist."),
+        (["--flagfile=."], "--flagfile=. cannot be read (Is a directory)."),
+    ],
+)
+def test_a_wrong_flag_is_told_in_one_sentence(arguments, expected):
+    assert refusal("--workdir=w", "--world", *arguments) == expected
+
+
+def test_what_is_missing_is_named():
+    assert refusal("--world").startswith("--workdir is required")
+    assert refusal("--workdir=w").startswith("--edges is required")
+    assert "--mode=evaluat: one of pipeline," in refusal("--mode=evaluat")
+
+
+# Flagfiles.
+
+
+@pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
+def test_every_flagfile_parses_and_fits(path):
+    config = parsed(f"--flagfile={path}")
+    assert config.mode == "pipeline"
+    assert config.workdir == f"runs/{path.stem}"
+    assert path.read_text().startswith("# "), "a flagfile begins with its purpose"
+
+
+def test_the_flagfiles_are_all_there():
+    names = {"citeulike", "paper", "pinterest", "pinterest_like", "tiny"}
+    assert names <= {path.stem for path in FLAGFILES}
+
+
+def test_the_paper_flagfile_has_the_sizes_of_the_paper():
+    config = parsed(f"--flagfile={ROOT / 'experiments' / 'paper.flags'}")
+    sampling, model, train = config.sampling, config.model, config.train
+    assert (sampling.num_neighbours, sampling.hard_low, sampling.hard_high) == (50, 2000, 5000)
+    assert (model.num_layers, model.hidden_dim, model.layer_dim) == (2, 2048, 1024)
+    assert (train.loss, train.random_negatives, train.hard_max) == ("margin", 500, 6)
+    assert (train.batch_size, train.hard_start, train.warmup_epochs) == (2048, "curriculum", 1.0)
+
+
+def test_the_last_mention_wins_and_an_early_override_is_reported(tmp_path):
+    (tmp_path / "a.flags").write_text("--seed=5\n--k=4\n")
+    file = f"--flagfile={tmp_path / 'a.flags'}"
+    for arguments, seed, lost in (
+        (["--seed=1", file], 5, ["seed"]),
+        ([file, "--seed=1"], 1, []),
+        (["--seed=1", file, "--seed=2"], 2, ["seed"]),
+        (["--threads=1", "--flagfile", str(tmp_path / "a.flags")], 5, []),
+    ):
+        flag_values = defined()
+        assert cli.parse_flags(flag_values, ["program", *arguments]) == lost
+        assert flag_values.seed == seed and flag_values.k == 4
+
+
+def test_included_flagfiles_are_found_from_here_then_from_the_including_file(tmp_path, monkeypatch):
+    away, here = tmp_path / "away", tmp_path / "here"
+    (away / "sub").mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (away / "top.flags").write_text("--flagfile=sub/base.flags\n--k=3\n")
+    (away / "sub" / "base.flags").write_text("--flagfile=leaf.flags\n--seed=4\n--k=2\n")
+    (away / "sub" / "leaf.flags").write_text("--threads=6\n--seed=1\n")
+    config = parsed("--workdir=w", "--world", f"--flagfile={away / 'top.flags'}")
+    assert (config.seed, config.threads, config.evaluate.k) == (4, 6, 3)
+    # The current folder comes first, as in absl.
+    (here / "leaf.flags").write_text("--threads=8\n")
+    assert parsed("--workdir=w", "--world", f"--flagfile={away / 'top.flags'}").threads == 8
+
+
+def test_comments_blank_lines_and_line_ends_are_understood(tmp_path):
+    text = (
+        "\ufeff# one\r\n\r\n  // two\r\n   # three\r\n  --seed=3  \r\n--world\r\n--noresample\r\n"
+    )
+    (tmp_path / "a.flags").write_text(text, encoding="utf-8", newline="")
+    config = parsed("--workdir=w", f"--flagfile={tmp_path / 'a.flags'}")
+    assert config.seed == 3 and config.world.world
+
+
+def test_a_file_included_twice_is_no_circle(tmp_path):
+    (tmp_path / "leaf.flags").write_text("--seed=3\n")
+    (tmp_path / "a.flags").write_text("--flagfile=leaf.flags\n--flagfile=leaf.flags\n")
+    assert parsed("--workdir=w", "--world", f"--flagfile={tmp_path / 'a.flags'}").seed == 3
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (
+            "--k=3\n\nseed=5\n",
+            "{file}, line 3: 'seed=5' is not a flag; write it as --flag=value or begin it with #.",
+        ),
+        ("--\n--k=3\n", "{file}, line 1: '--' is not a flag;"),
+        ("--seed 5\n", "{file}, line 1: '--seed 5' is not one --flag=value;"),
+        ("--edges=a.csv # mine\n", "{file}, line 1: '--edges=a.csv # mine' is not one"),
+        ("--sed=5\n", "--sed ({file}, line 1) is not a flag; did you mean --seed?"),
+        ("#\n--seed=x\n", "--seed=x ({file}, line 2): a whole number is expected."),
+        ("--flagfile=gone.flags\n", "{file}, line 1 includes gone.flags, which does not exist."),
+        ("--flagfile=a.flags\n", "{file}, line 1 includes {file}, which includes itself."),
+        ("--flagfile=\n", "{file}, line 1: --flagfile names no file;"),
+    ],
+)
+def test_a_wrong_line_of_a_flagfile_is_named(tmp_path, text, expected):
+    file = tmp_path / "a.flags"
+    file.write_text(text)
+    message = refusal("--workdir=w", "--world", f"--flagfile={file}")
+    assert message.startswith(expected.format(file=file)), message
+
+
+def test_a_flagfile_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "a.flags").write_bytes(b"\x80\xff\x00")
+    message = refusal(f"--flagfile={tmp_path / 'a.flags'}")
+    assert message.endswith("cannot be read (not UTF-8 text).")
+
+
+# The program.
+
+
+@pytest.mark.parametrize("mode", cli.MODES)
+def test_the_mode_picks_the_stage(stage, tmp_path, mode):
+    assert run_main("--world", f"--workdir={tmp_path / 'w'}", f"--mode={mode}") == 0
+    assert [name for name, _ in stage.calls] == [mode]
+    assert stage.calls[0][1].workdir == str(tmp_path / "w")
+
+
+def test_errors_of_a_stage_are_one_sentence_and_bugs_are_not(stage, tmp_path, capfd):
+    def wrong_input(config):
+        raise UserError("row 3 of edges.csv has no item_id; remove it.")
+
+    def bug(config):
+        raise ZeroDivisionError("ours")
+
+    stage.train, stage.embed = wrong_input, bug
+    assert run_main("--mode=train", f"--workdir={tmp_path}") == 2
+    expected = "row 3 of edges.csv has no item_id; remove it."
+    assert one_sentence(capfd.readouterr().err) == expected
+    with pytest.raises(ZeroDivisionError):
+        run_main("--mode=embed", f"--workdir={tmp_path}")
+    # Neither leaves the workdir locked or the signals taken over.
+    assert run_main("--mode=evaluate", f"--workdir={tmp_path}") == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("mode", ["pipeline", "neighbors"])
+def test_a_workdir_that_cannot_be_written_is_refused(stage, tmp_path, capfd, mode):
+    (tmp_path / "file").write_text("kept")
+    for path, reason in (
+        (tmp_path / "file", "is a file; name a folder."),
+        (tmp_path / "file" / "below", "cannot be written (Not a directory); name another folder."),
+        ("/proc/nothing/here", "cannot be written (No such file or directory); name another"),
+    ):
+        assert run_main("--world", f"--mode={mode}", f"--workdir={path}") == 2
+        assert one_sentence(capfd.readouterr().err).startswith(f"--workdir={path} {reason}")
+    assert stage.calls == []
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_one_run_at_a_time(stage, tmp_path, capfd):
+    inner = []
+    stage.train = lambda config: inner.append(run_main("--mode=embed", f"--workdir={tmp_path}"))
+    assert run_main("--mode=train", f"--workdir={tmp_path}") == 0
+    assert inner == [2] and stage.calls == []
+    message = one_sentence(capfd.readouterr().err)
+    expected = f"--workdir={tmp_path} is in use by process {os.getpid()}; "
+    assert message.startswith(expected), message
+    assert run_main("--mode=embed", f"--workdir={tmp_path}") == 0
+
+
+def test_another_process_keeps_the_lock_until_it_ends(tmp_path):
+    script = "import sys; from pinsage_jax import workdir\nwith workdir.locked(sys.argv[1]): print('in', flush=True); sys.stdin.read()"  # noqa: E501
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    with holder:
+        assert holder.stdout.readline() == b"in\n"
+        with pytest.raises(UserError, match=f"in use by process {holder.pid};"):
+            workdir.locked(tmp_path).__enter__()
+        holder.kill()
+        holder.wait()
+    # Killed in the middle, and yet no stale lock; a longer id left behind is overwritten.
+    (tmp_path / workdir.LOCK).write_text("123456789012\n")
+    with workdir.locked(tmp_path) as folder:
+        assert (folder / workdir.LOCK).read_text() == f"{os.getpid()}\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [workdir.LOCK]
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with workdir.locked(tmp_path) as folder:
+        assert folder == tmp_path
+
+
+def test_help_needs_nothing_else(stage, capfd):
+    assert run_main("--help") == 0
+    assert "--workdir" in capfd.readouterr().out
+    assert run_main("-h") == 0
+    assert run_main("--helpfull") == 0
+    assert "--num_neighbours" in capfd.readouterr().out
+    assert stage.calls == []
+
+
+# As a program of its own.
+
+
+def program(*arguments: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pinsage_jax.main", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--flagfile=experiments/tiny.flags", "--epoch=3"],
+        ["--flagfile=experiments/tiny.flags", "epochs=3"],
+        ["--flagfile=experiments/none.flags"],
+        ["--world", "--workdir=README.md"],
+    ],
+)
+def test_the_program_ends_with_2_and_one_sentence(arguments):
+    result = program(*arguments)
+    assert result.returncode == 2 and result.stdout == ""
+    one_sentence(result.stderr)
+
+
+def test_wrong_flags_are_told_before_anything_heavy_is_loaded():
+    script = textwrap.dedent("""
+        import sys
+        from pinsage_jax import main
+        for arguments in (["--sed=3"], ["--helpfull"], ["--world", "--workdir=README.md"]):
+            main.main(["program", *arguments])
+        heavy = {"jax", "flax", "numba", "sklearn", "pyarrow", "numpy"} & set(sys.modules)
+        sys.exit(f"loaded {heavy}" if heavy else 0)
+    """)
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_reader_that_leaves_is_no_error():
+    # The reader's end is closed before a word is written.
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "pinsage_jax.main", "--helpfull"]
+    result = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, timeout=60)
+    os.close(write)
+    assert result.returncode == 141 and result.stderr == b""
+
+
+SIGNALLED = """
+import sys, time, types
+from pinsage_jax import interrupts, main
+stages = types.ModuleType("pinsage_jax.stages")
+sys.modules["pinsage_jax.stages"] = stages
+
+def polite(config):
+    print("ready", flush=True)
+    while not interrupts.stop_requested():
+        time.sleep(0.01)
+    open(config.workdir + "/checkpoint", "w").close()
+
+def between(config):
+    print("ready", flush=True)
+    while True:
+        interrupts.raise_if_stopped()
+        time.sleep(0.01)
+
+def deaf(config):
+    print("ready", flush=True)
+    while not interrupts.stop_requested():
+        time.sleep(0.01)
+    print("asked", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        open(config.workdir + "/unwound", "w").close()
+
+stages.train, stages.prepare, stages.embed = polite, between, deaf
+main.run()
+"""
+
+
+def signalled(workdir: pathlib.Path, mode: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", SIGNALLED, "--world", f"--workdir={workdir}", f"--mode={mode}"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("mode", ["train", "prepare"])
+def test_the_first_signal_lets_the_step_end(tmp_path, mode, number):
+    with signalled(tmp_path, mode) as process:
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert (tmp_path / "checkpoint").exists() == (mode == "train")
+    assert "stopping after the current step" in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_at_once(tmp_path, number):
+    with signalled(tmp_path, "embed") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert not (tmp_path / "unwound").exists()
+    assert "Traceback" not in errors
+
+
+def test_signals_go_back_to_whoever_had_them():
+    before = signal.getsignal(signal.SIGTERM)
+    interrupts.install()
+    try:
+        assert not interrupts.stop_requested() and interrupts.exit_code() == 0
+        interrupts.raise_if_stopped()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.stop_requested() and interrupts.exit_code() == 143
+        with pytest.raises(interrupts.Stopped):
+            interrupts.raise_if_stopped()
+    finally:
+        interrupts.restore()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not interrupts.stop_requested()
+
+
+# Messages.
+
+
+SPEAKING = """
+import logging as standard, sys, types
+from absl import logging
+from pinsage_jax import logs, main
+stages = types.ModuleType("pinsage_jax.stages")
+sys.modules["pinsage_jax.stages"] = stages
+
+def train(config):
+    logging.info("of a library")
+    logging.warning("a %s of a library", "warning")
+    standard.getLogger("jax._src.xla_bridge").info("of another library")
+    # As if it were a line of the package.
+    for call in ("info('of ours')", "debug('of little use')"):
+        exec(compile(f"logging.{call}", logs.__file__, "exec"), {"logging": logging})
+
+stages.train = train
+main.run()
+"""
+
+
+@pytest.mark.parametrize("verbosity", ["debug", "info", "warning"])
+def test_libraries_are_quiet_and_we_are_not(tmp_path, verbosity):
+    (tmp_path / "a.flags").write_text("--mode=train\n--k=4\n")
+    arguments = [f"--workdir={tmp_path}", "--k=3", f"--flagfile={tmp_path / 'a.flags'}"]
+    command = [sys.executable, "-c", SPEAKING, *arguments, f"--verbosity={verbosity}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    clocks, said = zip(*(line.split(" ", 1) for line in result.stderr.splitlines()), strict=True)
+    assert all(re.fullmatch(r"\d\d:\d\d:\d\d", clock) for clock in clocks)
+    lines = ["warning: --k before --flagfile has no effect; put it after."]
+    lines += ["warning: a warning of a library"]
+    lines += ["of ours"] * (verbosity != "warning") + ["of little use"] * (verbosity == "debug")
+    assert list(said) == lines
+
+
+# The documents.
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_the_readme_begins_with_two_commands_that_set_everything_up():
+    run, test = [line for line in readme_commands() if line.startswith("python3 -m venv")]
+    assert readme_commands()[:2] == [run, test]
+    setup = "python3 -m venv .venv && .venv/bin/pip install "
+    assert run.startswith(setup) and test.startswith(setup)
+    assert run.endswith("-m pinsage_jax.main --flagfile=experiments/pinterest_like.flags")
+    assert test.endswith("-e '.[test]' && .venv/bin/python -m pytest")
+
+
+@pytest.mark.parametrize("name", ["README.md", "BUILD_NOTES.md", "CHANGELOG.md"])
+def test_the_documents_name_flags_that_exist(name):
+    known = set(defined()) | {"flagfile", "flag"} | {f"no{flag}" for flag in defined()}
+    mentioned = set(re.findall(r"(?<![\w-])--([a-z]\w*)", (ROOT / name).read_text()))
+    assert mentioned, name
+    assert {flag for flag in mentioned if flag not in known and not flag.endswith("_")} == set()
+
+
+def test_commands_of_the_readme_parse():
+    for line in readme_commands():
+        if "pinsage_jax.main" in line:
+            arguments = line.split("pinsage_jax.main", 1)[1].split()
+            parsed(*(a.replace("=experiments/", f"={ROOT}/experiments/") for a in arguments))
+
+
+def test_ci_finds_the_commands_of_the_readme(tmp_path):
+    """Runs .ci/run with stand-ins for pip and Python; nothing is installed."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    log = tmp_path / "log"
+    (tools / "python3").write_text(
+        "#!/bin/bash\n"
+        f'echo "python3 $*" >> {log}\nmkdir -p "$3/bin"\n'
+        f"for tool in pip python; do cat > \"$3/bin/$tool\" <<'END'\n"
+        "#!/bin/bash\n"
+        f'echo "$(basename "$0") $* in $PWD" >> {log}\n'
+        'for a in "$@"; do case "$a" in --workdir=*) d="${a#--workdir=}";\n'
+        'mkdir -p "$d/embeddings"; for f in eval.json embeddings/manifest.json '
+        'related_items.parquet; do echo x > "$d/$f"; done;; esac; done\n'
+        'case "$*" in *pytest*) exit ${TESTS_EXIT:-0};; esac\n'
+        'END\nchmod +x "$3/bin/$tool"; done\n'
+    )
+    (tools / "python3").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    result = subprocess.run(
+        [ROOT / ".ci" / "run"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    lines = log.read_text().splitlines()
+    assert lines[1] == f"pip install -e .[test] in {ROOT}"
+    assert lines[2] == f"python -m pytest in {ROOT}"
+    assert lines[4] == f"pip install . in {ROOT}"
+    flagfile = f"--flagfile={ROOT}/experiments/tiny.flags"
+    assert lines[5].startswith(f"python -m pinsage_jax.main {flagfile} --workdir=")
+    assert not lines[5].endswith(f" in {ROOT}")
+    environment["TESTS_EXIT"] = "1"
+    failed = subprocess.run([ROOT / ".ci" / "run"], env=environment, capture_output=True)
+    assert failed.returncode != 0

@@ -1,0 +1,207 @@
+"""evaluate.py: numbers by hand, slices, intervals, files and the printed tables."""
+
+import json
+
+import numpy as np
+import pytest
+from small_catalogue import make_config, make_prepared, random_graph
+
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.split import ValidationSplit
+from pinsage_jax.retrieval import metrics
+from pinsage_jax.retrieval.evaluate import evaluate, quick_hit_rate
+
+
+def slow_rank(scores, query, target):
+    others = [item for item in range(len(scores)) if item not in (query, target)]
+    equal = sum(scores[item] == scores[target] for item in others)
+    return 1 + sum(scores[item] > scores[target] for item in others) + -(-equal // 2)
+
+
+@pytest.fixture
+def world(small_rng):
+    """40 items in small collections; whole-number embeddings, so ties are exact."""
+    graph = random_graph(small_rng, num_items=40, num_collections=12, edges=150)
+    embeddings = small_rng.integers(-2, 3, (40, 3)).astype(np.float32)
+    pairs = {(int(q), int(t)) for q, t in small_rng.integers(0, 40, (120, 2)) if q != t}
+    pairs |= {(1, 39), (2, 38), (3, 37)}
+    pairs = np.array(sorted(pairs), np.int32)
+    degree = graph.degree()
+    kinds = ["cold" if degree[target] == 0 else "warm" for _, target in pairs]
+    return graph, embeddings, pairs, kinds
+
+
+def ranks_by_hand(embeddings, pairs):
+    return np.array([slow_rank(embeddings @ embeddings[q], q, t) for q, t in pairs])
+
+
+def test_every_slice_equals_the_ranks_by_hand(world, tmp_path):
+    graph, embeddings, pairs, kinds = world
+    prepared = make_prepared(graph, eval_pairs=pairs, eval_kinds=kinds)
+    result = evaluate(make_config(tmp_path, bootstrap=50), prepared, embeddings)
+    ranks = ranks_by_hand(embeddings, pairs)
+    degree = graph.degree()[pairs[:, 1]]
+    slices = {
+        ("overall", "all"): degree >= 0,
+        ("by_kind", "cold"): degree == 0,
+        ("by_kind", "warm"): degree > 0,
+        ("by_degree", "0"): degree == 0,
+        ("by_degree", "1-2"): (degree >= 1) & (degree <= 2),
+        ("by_degree", "3-10"): (degree >= 3) & (degree <= 10),
+        ("by_degree", "11+"): degree >= 11,
+    }
+    main = result["methods"]["pinsage"]
+    for (group, name), mask in slices.items():
+        found = main[group][name]
+        assert found["pairs"] == mask.sum(), name
+        if not mask.any():
+            assert found["metrics"] == {}
+            continue
+        totals = metrics.query_table(ranks[mask], pairs[mask, 0]).totals()
+        for metric, (total, count) in totals.items():
+            values = found["metrics"][metric]
+            assert (values["sum"], values["count"]) == pytest.approx((total, count))
+            assert values["value"] == pytest.approx(total / count)
+            assert values["low"] <= values["value"] + 1e-9 and values["value"] <= (
+                values["high"] + 1e-9
+            )
+    assert main["hit_curve"]["5"] == pytest.approx(np.mean(ranks <= 5))
+
+
+def test_rivals_come_with_paired_differences(world, tmp_path):
+    graph, embeddings, pairs, kinds = world
+    features = embeddings[:, ::-1].copy()
+    prepared = make_prepared(graph, features, pairs, kinds)
+    result = evaluate(
+        make_config(tmp_path, bootstrap=60, baselines="content,popularity"), prepared, embeddings
+    )
+    assert list(result["methods"]) == ["pinsage", "content", "popularity"]
+    degree = graph.degree()[:40].astype(float)
+    ranks = np.array([slow_rank(degree, q, t) for q, t in pairs])
+    by_degree = result["methods"]["popularity"]["overall"]["all"]
+    assert by_degree["metrics"]["hit@10"]["value"] == pytest.approx(np.mean(ranks <= 10))
+    main = result["methods"]["pinsage"]["overall"]["all"]["metrics"]
+    gap = by_degree["pinsage_minus_this"]["hit@10"]
+    assert gap["value"] == pytest.approx(
+        main["hit@10"]["value"] - by_degree["metrics"]["hit@10"]["value"]
+    )
+    assert gap["low"] <= gap["value"] <= gap["high"]
+    assert "pinsage_minus_this" not in result["methods"]["pinsage"]["overall"]["all"]
+
+
+def test_embeddings_equal_to_the_features_tie_with_content(world, tmp_path, small_rng):
+    """Two paths of code, the block-wise and the dense one, must give the same ranks."""
+    graph, _, pairs, kinds = world
+    features = small_rng.normal(size=(40, 5)).astype(np.float32)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    prepared = make_prepared(graph, features, pairs, kinds)
+    config = make_config(tmp_path, bootstrap=30, baselines="content")
+    result = evaluate(config, prepared, unit)
+    gaps = result["methods"]["content"]["overall"]["all"]["pinsage_minus_this"]
+    for values in gaps.values():
+        assert values == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_eval_json_holds_what_a_sceptic_asks_for(world, tmp_path, capsys):
+    graph, embeddings, pairs, kinds = world
+    repeated = np.concatenate([pairs, pairs[:4]])
+    prepared = make_prepared(graph, None, repeated, kinds + kinds[:4])
+    result = evaluate(make_config(tmp_path, bootstrap=10), prepared, embeddings)
+    written = json.loads((tmp_path / "eval.json").read_text())
+    assert written == json.loads(json.dumps(result))
+    assert written["pairs_from"] == "eval_pairs"
+    assert written["pairs"] == len(pairs) and written["queries"] == len(np.unique(pairs[:, 0]))
+    assert written["catalogue"] == 40 and written["sampled_candidates"] is False
+    assert written["tie_rule"] == metrics.TIE_RULE
+    assert written["dropped"] == {
+        "unknown_query": 2, "unknown_target": 1, "self_pairs": 0, "repeated_pairs": 4,
+    }  # fmt: skip
+    assert written["left_out"] == {"content": "the items have no features"}
+    assert written["methods"]["walk"]["settings"]["num_walks"] == 200
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.json"]
+
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    for title in ("all pairs", "kind cold", "kind warm", "hit@10 / hit@100 by degree"):
+        assert sum(line.startswith(title) for line in lines) == 1, title
+    start = next(place for place, line in enumerate(lines) if line.startswith("all pairs"))
+    table = lines[start : start + 4]
+    assert [line.split()[0] for line in table[1:]] == ["pinsage", "popularity", "walk"]
+    # Columns are aligned to the right: the end of the first interval is one place.
+    assert len({line.index("]") for line in table[1:]}) == 1
+    value = result["methods"]["pinsage"]["overall"]["all"]["metrics"]["hit@10"]["value"]
+    assert f"{value:.3f}" in table[1]
+
+
+def test_runs_repeat_and_the_seed_moves_only_intervals(world, tmp_path):
+    graph, embeddings, pairs, kinds = world
+    prepared = make_prepared(graph, None, pairs, kinds)
+    config = make_config(tmp_path, bootstrap=40, baselines="none")
+    first, again = evaluate(config, prepared, embeddings), evaluate(config, prepared, embeddings)
+    assert first == again
+
+
+def test_no_intervals_without_bootstrap(world, tmp_path):
+    graph, embeddings, pairs, kinds = world
+    prepared = make_prepared(graph, None, pairs, kinds)
+    config = make_config(tmp_path, bootstrap=0, baselines="popularity")
+    result = evaluate(config, prepared, embeddings)
+    values = result["methods"]["popularity"]["overall"]["all"]
+    assert set(values["metrics"]["mrr"]) == {"value", "sum", "count"}
+    assert set(values["pinsage_minus_this"]["mrr"]) == {"value"}
+
+
+def test_without_eval_pairs_the_validation_pairs_are_scored_and_it_is_said(world, tmp_path, capsys):
+    graph, embeddings, pairs, kinds = world
+    smaller = graph.without(collections=np.array([1], np.int32))
+    none = np.empty(0, np.int32)
+    split = ValidationSplit(smaller, none, none, pairs, np.array(kinds))
+    config = make_config(tmp_path, bootstrap=0, baselines="popularity")
+    result = evaluate(config, make_prepared(graph), embeddings, split)
+    assert result["pairs_from"] == "validation" and result["pairs"] == len(pairs)
+    assert len(result["notes"]) == 2
+    assert "no --eval_pairs" in capsys.readouterr().out
+    # With embeddings of the withheld graph there is nothing to warn about.
+    fair = evaluate(config, make_prepared(graph), embeddings, split, graph=smaller)
+    assert len(fair["notes"]) == 1
+    degree = smaller.degree()[pairs[:, 1]]
+    by_degree = fair["methods"]["pinsage"]["by_degree"]
+    assert by_degree["0"]["pairs"] == np.count_nonzero(degree == 0)
+
+
+def test_without_any_pair_it_says_so(world, tmp_path, capsys):
+    graph, embeddings, _, _ = world
+    assert evaluate(make_config(tmp_path), make_prepared(graph), embeddings) == {}
+    assert "no evaluation pairs" in capsys.readouterr().out
+    assert not (tmp_path / "eval.json").exists()
+
+
+def test_bad_input_is_one_sentence(world, tmp_path):
+    graph, embeddings, pairs, kinds = world
+    prepared = make_prepared(graph, None, pairs, kinds)
+    with pytest.raises(UserError, match="--baselines=itemknn"):
+        evaluate(make_config(tmp_path, baselines="itemknn"), prepared, embeddings)
+    broken = embeddings.copy()
+    broken[5] = np.nan
+    with pytest.raises(UserError, match="row 5 is not finite"):
+        evaluate(make_config(tmp_path), prepared, broken)
+    assert not (tmp_path / "eval.json").exists()
+
+
+def test_a_single_pair_is_enough(tmp_path):
+    graph = Graph.from_edges(np.array([0, 1], np.int32), np.array([0, 0], np.int32), 3, 1)
+    prepared = make_prepared(graph, np.eye(3, dtype=np.float32), np.array([[0, 1]]))
+    result = evaluate(make_config(tmp_path, bootstrap=5), prepared, np.eye(3, dtype=np.float32))
+    # Items 1 and 2 tie for the content; popularity knows that item 1 has an edge.
+    content = result["methods"]["content"]["overall"]["all"]["metrics"]["mrr"]
+    assert content["value"] == content["low"] == content["high"] == 0.5
+    assert result["methods"]["popularity"]["overall"]["all"]["metrics"]["mrr"]["value"] == 1
+
+
+def test_quick_hit_rate_equals_the_ranks_by_hand(world):
+    _, embeddings, pairs, _ = world
+    ranks = ranks_by_hand(embeddings, pairs)
+    found = quick_hit_rate(embeddings, pairs, (1, 5, 20))
+    assert found == {f"hit@{k}": pytest.approx(np.mean(ranks <= k)) for k in (1, 5, 20)}
+    assert quick_hit_rate(embeddings, pairs[:0], (1,)) == {}

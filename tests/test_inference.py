@@ -1,0 +1,213 @@
+"""Layer-wise embedding against the sampled path, and the export's round trip."""
+
+import dataclasses
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import reference_model as slow
+from small_worlds import embed_batch, make_run, nasty_graph, random_params, unit_features
+
+from pinsage_jax import files
+from pinsage_jax.config import EmbedConfig
+from pinsage_jax.graph.ids import IdTable
+from pinsage_jax.inference import export, layerwise
+from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.model.pinsage import PinSage
+
+FEATURES = unit_features(40)
+FEATURES[[0, 7, 12]] = 0.0  # items without features, one of them without edges
+
+
+def embedded(run, params, **settings):
+    nodes = np.arange(run.lists.source.num_nodes, dtype=np.int32)
+    ids, weights = run.lists.of(nodes)
+    return embed_all(
+        run.model, params, run.inputs, ids, weights, **{"block": 64, "quiet": True, **settings}
+    )
+
+
+def sampled(run, params, steps):
+    """{node: vector} from minibatches that hide and strip nothing."""
+    builder = run.builder()
+    num_ids = len(params["params"].get("id_messages", ()))
+    model = PinSage(run.model, builder.budgets.rows, num_ids)
+    found = {}
+    for step in range(steps):
+        batch, info = builder.make(step)
+        assert info.left_out == 0
+        out = embed_batch(model, params, batch)
+        for rows, names in (
+            (batch.queries, batch.query_ids),
+            (batch.targets, batch.target_ids),
+            (batch.negatives, batch.negative_ids),
+        ):
+            for row, name in zip(rows[0], names[0]):
+                if name >= 0:
+                    found[int(name)] = out[row]
+    return found
+
+
+CASES = [
+    {"model": {"num_layers": 0}},
+    {"model": {"num_layers": 1}},
+    {"model": {"num_layers": 2}, "links": 3},
+    {"model": {"num_layers": 3}},
+    {"model": {"num_layers": 2, "pooling": "max"}, "links": 2},
+    {"model": {"num_layers": 2, "pooling": "mean", "normalize_output": False}},
+    {"model": {"num_layers": 2, "skip": False, "popularity": False}},
+    {"model": {"num_layers": 1, "degree_feature": False}},
+]
+
+
+@pytest.mark.parametrize("neighbourhood", ["items", "all"])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c["model"].values())))
+def test_layerwise_equals_the_sampled_path(case, neighbourhood):
+    run = make_run(
+        features=FEATURES,
+        train={"random_negatives": 60},
+        **case,
+        sampling={"hide_positive": "none", "neighbourhood": neighbourhood},
+    )
+    num_ids = run.lists.source.num_nodes if run.model.num_layers else 0
+    params = random_params(run.model, run.inputs.dim, num_ids)
+    vectors = embedded(run, params, block=16)
+    assert vectors.shape == (52 if neighbourhood == "all" else 40, 8)
+    assert vectors.dtype == np.float32
+    found = sampled(run, params, 4)
+    # Every item, those without edges or features too.
+    assert set(found) == set(range(40))
+    for node, vector in found.items():
+        np.testing.assert_allclose(vectors[node], vector, rtol=1e-4, atol=1e-5)
+    assert np.abs(vectors[5] - vectors[6]).max() > 1e-3
+
+
+@pytest.mark.parametrize("pooling", ["importance", "max"])
+def test_layerwise_equals_the_reference_for_every_node(pooling):
+    run = make_run(
+        features=FEATURES,
+        links=2,
+        sampling={"neighbourhood": "all"},
+        model={"pooling": pooling},
+    )
+    params = random_params(run.model, run.inputs.dim, run.graph.num_items)
+    nodes = np.arange(run.graph.num_nodes, dtype=np.int32)
+    ids, weights = run.lists.of(nodes)
+    lists = {
+        int(node): [(int(n), float(w)) for n, w in zip(ids[node], weights[node]) if n >= 0]
+        for node in nodes
+    }
+    expected = slow.embed(
+        params,
+        dict(enumerate(run.inputs.gather(nodes))),
+        lists,
+        nodes.tolist(),
+        layers=2,
+        pooling=pooling,
+        normalised=True,
+    )
+    np.testing.assert_allclose(embedded(run, params), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 7, 39, 40, 41, 1000])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_block_size_and_threads_do_not_matter(block, threads, monkeypatch):
+    monkeypatch.setattr(layerwise, "_REDUCE_ROWS", 5)
+    run = make_run(features=FEATURES, links=2)
+    params = random_params(run.model, run.inputs.dim)
+    whole = embedded(run, params, block=40)
+    np.testing.assert_allclose(
+        embedded(run, params, block=block, threads=threads), whole, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_every_node_is_computed_once_per_layer(monkeypatch):
+    """Rows put through the network: N per stage, whatever the lists."""
+    rows = []
+    original = layerwise._in_blocks
+
+    def counting(function, inputs, count, block, out, progress):
+        rows.append(count)
+        original(function, inputs, count, block, out, progress)
+
+    monkeypatch.setattr(layerwise, "_in_blocks", counting)
+    run = make_run(features=FEATURES)
+    embedded(run, random_params(run.model, run.inputs.dim))
+    assert set(rows) == {40}
+    assert len(rows) <= 2 * run.model.num_layers + 1
+
+
+def test_bfloat16_and_float16_features_embed():
+    run = make_run(features=FEATURES)
+    params = random_params(run.model, run.inputs.dim)
+    exact = embedded(run, params)
+    half = make_run(features=FEATURES.astype(np.float16))
+    np.testing.assert_allclose(embedded(half, params), exact, atol=5e-3)
+    rough = make_run(features=FEATURES, model={"compute_dtype": "bfloat16"})
+    assert np.abs(embedded(rough, params) - exact).max() < 0.1
+
+
+# Export.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("shard_rows,shards", [(3, 4), (5, 2), (10, 1), (1000, 1)])
+def test_export_round_trip(dtype, shard_rows, shards, tmp_path, small_rng):
+    vectors = small_rng.normal(size=(10, 6)).astype(np.float32)
+    names = [f"item {i} é" for i in range(10)]
+    about = {"step": 7, "normalised": True}
+    config = EmbedConfig(export_dtype=dtype, shard_rows=shard_rows)
+    manifest = export.write_embeddings(tmp_path, config, IdTable(pa.array(names)), vectors, about)
+    folder = tmp_path / "embeddings"
+    paths = sorted(folder.glob("*.parquet"))
+    assert [path.name for path in paths] == [f"part-{i:05d}.parquet" for i in range(shards)]
+    tables = [pq.read_table(path) for path in paths]
+    kind = {"float32": pa.float32(), "float16": pa.float16()}[dtype]
+    for table in tables:
+        assert table.column_names == ["item_id", "embedding"]
+        assert table.schema.field("embedding").type == pa.list_(kind, 6)
+        assert pa.types.is_string(table.schema.field("item_id").type) or pa.types.is_large_string(
+            table.schema.field("item_id").type
+        )
+        assert table.num_rows <= shard_rows
+    joined = pa.concat_tables(tables)
+    assert joined["item_id"].to_pylist() == names
+    back = np.array([list(row) for row in joined["embedding"].to_pylist()], np.float32)
+    np.testing.assert_array_equal(back, vectors.astype(dtype).astype(np.float32))
+    assert manifest == files.read_json(folder / "manifest.json")
+    assert {**about, "count": 10, "dimension": 6, "dtype": dtype}.items() <= manifest.items()
+    assert set(manifest["files"]) == {path.name for path in paths}
+    for path in paths:
+        assert int(manifest["files"][path.name], 16) == zlib.crc32(path.read_bytes())
+
+
+def test_export_of_collections_and_replacement(tmp_path, small_rng):
+    graph = nasty_graph()
+    vectors = small_rng.normal(size=(graph.num_nodes, 4)).astype(np.float32)
+    items = IdTable(pa.array([f"i{n}" for n in range(graph.num_items)]))
+    collections = IdTable(pa.array([f"c{n}" for n in range(graph.num_collections)]))
+    config = EmbedConfig(shard_rows=7)
+    parts = vectors[: graph.num_items], vectors[graph.num_items :]
+    manifest = export.write_embeddings(tmp_path, config, items, parts[0], {}, collections, parts[1])
+    folder = tmp_path / "embeddings"
+    table = pa.concat_tables(
+        [pq.read_table(path) for path in sorted(folder.glob("collections-*.parquet"))]
+    )
+    assert table["collection_id"].to_pylist() == collections.ids.to_pylist()
+    np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), np.float32), parts[1])
+    assert manifest["collections"] == graph.num_collections
+    # A second export leaves nothing of the first.
+    config = dataclasses.replace(config, shard_rows=100)
+    export.write_embeddings(tmp_path, config, items, parts[0], {})
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "part-00000.parquet"]
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_export_of_little(rows, tmp_path):
+    config = EmbedConfig()
+    ids = IdTable(pa.array(["a"] * rows, pa.string()))
+    manifest = export.write_embeddings(tmp_path, config, ids, np.ones((rows, 3), np.float32), {})
+    assert manifest["count"] == rows
+    assert pq.read_table(tmp_path / "embeddings" / "part-00000.parquet").num_rows == rows

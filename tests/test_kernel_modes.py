@@ -1,0 +1,61 @@
+"""The sampling kernels again: without compilation, and compiled with bounds checks.
+
+Numba reads both settings when it is imported, so each runs in a process of its own,
+with a cache of its own.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+TESTS = pathlib.Path(__file__).parent
+
+# Run before the tests, in the same process: the setting has taken effect.
+NOT_COMPILED = """
+from pinsage_jax.sampling import kernels
+assert not hasattr(kernels.mix, "py_func")
+"""
+BOUNDS_CHECKED = """
+import numpy as np
+from pinsage_jax.sampling import kernels
+try:
+    kernels.running_sums(np.array([0, 5]), np.ones(2, np.float32), np.ones(2))
+except IndexError:
+    pass
+else:
+    raise AssertionError("a read past the end went unnoticed")
+"""
+MODES = {
+    "not compiled": ({"NUMBA_DISABLE_JIT": "1"}, NOT_COMPILED),
+    "bounds checked": ({"NUMBA_BOUNDSCHECK": "1"}, BOUNDS_CHECKED),
+}
+RUN = """
+import sys
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mode", MODES)
+def test_kernels_in_another_mode(mode, tmp_path):
+    settings, check = MODES[mode]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", check + RUN),
+            *("-m", "kernels", "-q", "-p", "no:cacheprovider"),
+            *(str(TESTS / name) for name in ("test_walks.py", "test_pairs.py")),
+        ],
+        cwd=TESTS.parent,
+        env=os.environ | settings | {"NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = dict(re.findall(r"(\d+) (passed|skipped|failed|warnings?)", done.stdout)[::-1])
+    counts = {word: int(number) for number, word in counts.items()}
+    assert counts.get("passed", 0) >= 50 and set(counts) == {"passed"}, done.stdout

@@ -1,0 +1,223 @@
+"""parallel: one step, the same numbers on 1, 2 and 4 devices, traced once, nothing leaked."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pinsage_jax import parallel
+from pinsage_jax.errors import UserError
+
+pytestmark = pytest.mark.timeout(120)
+
+DEVICES = [1, 2, 4]
+ROWS, WIDTH = 8, 5
+
+
+def initial_state(rng):
+    return {
+        "params": {"w": rng.normal(size=(WIDTH, 3)).astype(np.float32), "b": np.zeros(3)},
+        "step": 0,  # a Python number, which JAX would type weakly
+        "empty": optax.EmptyState(),
+    }
+
+
+def uneven_batch(rng, devices):
+    """ROWS pairs over `devices`; almost all masked rows are on the first one."""
+    mask = np.ones(ROWS, np.float32)
+    mask[[0, 5]] = 0.0
+    batch = {
+        "x": rng.normal(size=(ROWS, WIDTH)).astype(np.float32),
+        "y": rng.normal(size=(ROWS, 3)).astype(np.float32),
+        "mask": mask,
+    }
+    return jax.tree.map(lambda a: a.reshape(devices, ROWS // devices, *a.shape[1:]), batch)
+
+
+def make_step(traces=None, forget_psum=False):
+    """Least squares, plus a term that couples all rows of the global batch."""
+
+    def step(state, batch, axis_name=None):
+        if traces is not None:
+            traces.append(axis_name)
+        count = parallel.psum_if(batch["mask"].sum(), axis_name)
+
+        def local_loss(params):
+            out = batch["x"] @ params["w"] + params["b"][None, :]
+            error = ((out - batch["y"]) ** 2).sum(axis=1)
+            everyone = parallel.all_gather_if(out, axis_name)  # [ROWS, 3] on every device
+            coupled = jax.nn.logsumexp(out @ everyone.T, axis=1)
+            return (batch["mask"] * (error + coupled)).sum() / count
+
+        loss, grads = jax.value_and_grad(local_loss)(state["params"])
+        if not forget_psum:
+            grads = parallel.psum_if(grads, axis_name)
+        params = jax.tree.map(lambda p, g: p - 0.05 * g, state["params"], grads)
+        new = {"params": params, "step": state["step"] + 1, "empty": state["empty"]}
+        return new, {"loss": parallel.psum_if(loss, axis_name), "count": count}
+
+    return step
+
+
+def reference(state, batches):
+    """The same in float64 NumPy on the whole batch, the gradient by hand."""
+    w, b = (np.asarray(state["params"][name], np.float64) for name in ("w", "b"))
+    losses = []
+    for batch in batches:
+        x, y, mask = (
+            np.asarray(batch[name], np.float64).reshape(ROWS, -1) for name in ("x", "y", "mask")
+        )
+        share = mask[:, 0] / mask.sum()
+        out = x @ w + b
+        scores = np.exp(out @ out.T)
+        chance = scores / scores.sum(axis=1, keepdims=True)
+        losses.append((share * (((out - y) ** 2).sum(axis=1) + np.log(scores.sum(axis=1)))).sum())
+        weighted = share[:, None] * chance
+        slope = 2 * share[:, None] * (out - y) + weighted @ out + weighted.T @ out
+        w, b = w - 0.05 * x.T @ slope, b - 0.05 * slope.sum(axis=0)
+    return w, b, losses
+
+
+@pytest.mark.parametrize("place", [False, True])
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("count", DEVICES)
+def test_same_numbers_on_any_number_of_devices_and_one_trace(small_rng, count, donate, place):
+    traces = []
+    devices = parallel.make_devices(count)
+    host_state = initial_state(small_rng)
+    batches = [uneven_batch(small_rng, count) for _ in range(4)]
+    w, b, losses = reference(host_state, batches)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as "donated buffers were not usable"
+        state = parallel.replicate(host_state, devices)
+        step = parallel.compile_step(make_step(traces), count, donate=donate)
+        for number, batch in enumerate(batches):
+            old = state
+            state, metrics = step(state, parallel.place_batch(batch, devices) if place else batch)
+            assert old["params"]["w"].is_deleted() == donate
+            assert metrics["loss"].shape == ()
+            np.testing.assert_allclose(metrics["loss"], losses[number], rtol=1e-5)
+            assert metrics["count"] == ROWS - 2
+            parallel.assert_is_replicated((state, metrics))
+
+    assert traces == [None if count == 1 else parallel.AXIS_NAME]
+    np.testing.assert_allclose(state["params"]["w"], w, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(state["params"]["b"], b, rtol=1e-5, atol=1e-5)
+    assert state["params"]["w"].shape == (WIDTH, 3)
+    assert int(state["step"]) == 4
+    assert len(state["step"].sharding.device_set) == count
+
+
+@pytest.mark.parametrize("count", DEVICES)
+def test_a_restored_host_state_continues_bit_for_bit_without_a_new_trace(small_rng, count):
+    traces = []
+    devices = parallel.make_devices(count)
+    batches = [uneven_batch(small_rng, count) for _ in range(4)]
+    step = parallel.compile_step(make_step(traces), count)
+    state = parallel.replicate(initial_state(small_rng), devices)
+    for number, batch in enumerate(batches):
+        if number == 2:
+            saved = jax.device_get(state)
+        state, _ = step(state, batch)
+    again = parallel.replicate(saved, devices)
+    for batch in batches[2:]:
+        again, _ = step(again, batch)
+    assert len(traces) == 1
+    for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+@pytest.mark.parametrize("count", DEVICES)
+def test_replicate_copies_so_that_donation_spares_the_original(count):
+    devices = parallel.make_devices(count)
+    # Large and fresh, so that JAX would share the memory where it can.
+    host = np.arange(1 << 16, dtype=np.float32)
+    on_device = jax.device_put(np.arange(1 << 16, dtype=np.float32), devices[0])
+
+    def double(state, batch, axis_name=None):
+        return jax.tree.map(lambda leaf: leaf * 2, state), {}
+
+    step = parallel.compile_step(double, count)
+    state = parallel.replicate({"host": host, "device": on_device, "twice": on_device}, devices)
+    for name in ("device", "twice"):
+        for shard in state[name].addressable_shards:
+            assert shard.data.unsafe_buffer_pointer() != on_device.unsafe_buffer_pointer()
+    host[:] = -1.0
+    for _ in range(2):
+        state, _ = step(state, {"x": np.zeros((count, 1), np.float32)})
+    expected = np.arange(1 << 16, dtype=np.float32)
+    np.testing.assert_array_equal(host, -1.0)
+    np.testing.assert_array_equal(state["host"], expected * 4)
+    np.testing.assert_array_equal(on_device, expected)
+    np.testing.assert_array_equal(state["twice"], expected * 4)
+
+
+def test_replicate_keeps_dtypes_and_types_strongly():
+    tree = {"bf": jnp.ones(3, jnp.bfloat16), "f": 1.5, "i": 2, "weak": jnp.asarray(1.0)}
+    for count in DEVICES:
+        placed = parallel.replicate(tree, parallel.make_devices(count))
+        assert {name: str(leaf.dtype) for name, leaf in placed.items()} == {
+            "bf": "bfloat16",
+            "f": "float32",
+            "i": "int32",
+            "weak": "float32",
+        }
+        assert not any(leaf.weak_type for leaf in placed.values())
+
+
+@pytest.mark.parametrize("count", DEVICES)
+def test_rows_reach_their_device_in_order(count):
+    def step(state, batch, axis_name=None):
+        mine = batch["row"] * 10 + parallel.axis_index_or_zero(axis_name)
+        return state, {
+            "all": parallel.all_gather_if(mine, axis_name),
+            "sum": parallel.psum_if({"rows": batch["row"]}, axis_name),
+        }
+
+    state = parallel.replicate({"s": 0}, parallel.make_devices(count))
+    rows = np.arange(2 * count, dtype=np.int32).reshape(count, 2)
+    _, metrics = parallel.compile_step(step, count)(state, {"row": rows})
+    expected = [int(row) * 10 + device for device in range(count) for row in rows[device]]
+    assert metrics["all"].tolist() == expected
+    assert metrics["sum"]["rows"].tolist() == rows.sum(axis=0).tolist()
+
+
+def test_a_forgotten_psum_is_found():
+    rng = np.random.default_rng(0)
+    step = parallel.compile_step(make_step(forget_psum=True), 4)
+    state = parallel.replicate(initial_state(rng), parallel.make_devices(4))
+    parallel.assert_is_replicated(state)
+    state, _ = step(state, uneven_batch(rng, 4))
+    with pytest.raises(AssertionError, match=r"\['params'\]\['b'\] on device 1 differs"):
+        parallel.assert_is_replicated(state)
+
+
+def test_split_arrays_are_not_replicated_and_nan_equals_itself():
+    devices = parallel.make_devices(2)
+    parallel.assert_is_replicated(parallel.replicate({"nan": np.array([np.nan, -0.0])}, devices))
+    split = parallel.place_batch({"rows": np.zeros((2, 3))}, devices)
+    with pytest.raises(AssertionError, match=r"\['rows'\] is split over devices"):
+        parallel.assert_is_replicated(split)
+
+
+def test_device_numbers():
+    assert parallel.device_count() == 4
+    assert len(parallel.make_devices()) == 4
+    assert parallel.make_devices(2) == tuple(jax.local_devices()[:2])
+    with pytest.raises(UserError, match="--devices=5 is more than the 4"):
+        parallel.make_devices(5)
+
+
+@pytest.mark.parametrize("count", DEVICES)
+@pytest.mark.parametrize("leaf", [np.zeros((3, 2)), np.float32(1.0)])
+def test_a_batch_without_the_device_axis_is_refused(count, leaf):
+    step = parallel.compile_step(make_step(), count)
+    message = rf"batch\['x'\] has shape .* must be the {count} devices"
+    with pytest.raises(ValueError, match=message):
+        step({}, {"x": leaf})
+    with pytest.raises(ValueError, match=message):
+        parallel.place_batch({"x": leaf}, parallel.make_devices(count))

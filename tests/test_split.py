@@ -1,0 +1,167 @@
+"""The validation split against its own definition, checked pair by pair."""
+
+import numpy as np
+import pytest
+
+from pinsage_jax.config import SplitConfig
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.split import _most_per_collection, validation_split
+
+
+def random_graph(seed, num_items=200, num_collections=60, edges=900):
+    rng = np.random.default_rng(seed)
+    # The last items and collections stay isolated; collection 0 holds one item.
+    items = rng.integers(0, num_items - 5, edges, dtype=np.int32)
+    collections = rng.integers(1, num_collections - 3, edges, dtype=np.int32)
+    return Graph.from_edges(
+        np.append(items, np.int32(3)), np.append(collections, np.int32(0)),
+        num_items, num_collections,
+    )  # fmt: skip
+
+
+def members(graph, collection):
+    return graph.neighbours(graph.num_items + collection)
+
+
+def all_pairs(graph, split):
+    """{collection: every pair allowed}, by two loops."""
+    degree = split.train_graph.degree()
+    return {
+        int(c): {
+            (int(query), int(target))
+            for query in members(graph, c)
+            for target in members(graph, c)
+            if query != target and degree[query] > 0
+        }
+        for c in split.collections
+    }
+
+
+@pytest.mark.parametrize("limit", [7, 100, 10**6])
+@pytest.mark.parametrize("seed", [0, 1, 2**63])
+def test_pairs_follow_the_definition(seed, limit):
+    graph = random_graph(seed % 1000)
+    settings = SplitConfig(0.2, 0.15, limit)
+    split = validation_split(graph, settings, seed)
+    assert split.collections.dtype == split.items.dtype == split.pairs.dtype == np.int32
+    assert split.kinds.dtype == np.dtype("<U4")
+    degree = graph.degree()
+    eligible = [c for c in range(60) if degree[200 + c] >= 2]
+    assert len(split.collections) == round(0.2 * len(eligible))
+    assert set(split.collections.tolist()) <= set(eligible)
+    assert len(split.items) == round(0.15 * (degree[:200] > 0).sum())
+    assert (degree[split.items] > 0).all()
+
+    expected = graph.without(collections=split.collections, items=split.items)
+    np.testing.assert_array_equal(split.train_graph.indptr, expected.indptr)
+    np.testing.assert_array_equal(split.train_graph.indices, expected.indices)
+    train_degree = split.train_graph.degree()
+    assert not train_degree[split.items].any()
+    assert not train_degree[200 + split.collections].any()
+
+    allowed = all_pairs(graph, split)
+    possible = np.array([len(pairs) for pairs in allowed.values()])
+    found = [tuple(pair) for pair in split.pairs.tolist()]
+    assert len(found) <= limit and set(found) <= set().union(*allowed.values())
+    if limit == 10**6:
+        assert len(found) == possible.sum()
+        assert sorted(found) == sorted(pair for pairs in allowed.values() for pair in pairs)
+    elif limit == 100:
+        # The largest equal number per collection.
+        most = max(m for m in range(101) if np.minimum(possible, m).sum() <= limit)
+        assert len(found) == np.minimum(possible, most).sum()
+    else:
+        assert len(found) == limit
+    cold = train_degree[split.pairs[:, 1]] == 0
+    assert split.kinds.tolist() == ["cold" if value else "warm" for value in cold]
+    assert (train_degree[split.pairs[:, 0]] > 0).all()
+    if limit > 7:
+        assert 0 < cold.sum() < len(cold)
+
+
+def test_split_is_repeatable_and_follows_the_seed():
+    graph = random_graph(4)
+    settings = SplitConfig(0.2, 0.1, 300)
+    first, again = (validation_split(graph, settings, 5) for _ in range(2))
+    for name in ("collections", "items", "pairs", "kinds"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+    other = validation_split(graph, settings, 6)
+    assert set(other.collections.tolist()) != set(first.collections.tolist())
+    assert set(other.items.tolist()) != set(first.items.tolist())
+
+
+def test_pairs_of_a_collection_do_not_depend_on_the_others():
+    # Streams are keyed by collection: another one's members change nothing here.
+    items = np.array([0, 1, 2, 3, 4, 5, 0, 1, 2, 3], np.int32)
+    collections = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2], np.int32)
+    graph = Graph.from_edges(items, collections, 8, 3)
+    larger = Graph.from_edges(
+        np.append(items, np.array([6, 7], np.int32)),
+        np.append(collections, np.array([1, 1], np.int32)), 8, 3,
+    )  # fmt: skip
+    splits = [
+        validation_split(g, SplitConfig(0.34, 0.0, 2), seed)
+        for g in (graph, larger)
+        for seed in range(9)
+    ]
+    for small, large in zip(splits[:9], splits[9:], strict=True):
+        assert small.collections.tolist() == large.collections.tolist()
+        if small.collections.tolist() != [1]:
+            np.testing.assert_array_equal(small.pairs, large.pairs)
+
+
+def test_collections_of_equal_size_draw_differently():
+    items = np.tile(np.arange(30, dtype=np.int32), 20)
+    collections = np.repeat(np.arange(20, dtype=np.int32), 30)
+    split = validation_split(
+        Graph.from_edges(items, collections, 30, 20), SplitConfig(0.5, 0.0, 50), 0
+    )
+    drawn = split.pairs.reshape(10, 5, 2)
+    assert len({block.tobytes() for block in drawn}) == 10
+
+
+def test_share_zero_changes_nothing():
+    graph = random_graph(1)
+    split = validation_split(graph, SplitConfig(0.0, 0.3, 50), 0)
+    assert split.train_graph is graph
+    assert len(split.collections) == len(split.items) == len(split.kinds) == 0
+    assert split.pairs.shape == (0, 2) and split.pairs.dtype == np.int32
+    split = validation_split(graph, SplitConfig(0.3, 0.0, 50), 0)
+    assert (
+        len(split.items) == 0
+        and len(split.pairs)
+        and (split.pairs[:, 0] != split.pairs[:, 1]).all()
+    )
+
+
+def test_tiny_graphs():
+    none = np.empty(0, np.int32)
+    empty = Graph.from_edges(none, none, 2, 1)
+    assert validation_split(empty, SplitConfig(), 0).train_graph is empty
+    # One usable collection is never taken away; of two, one is, however small the share.
+    one = Graph.from_edges(np.array([0, 1], np.int32), np.zeros(2, np.int32), 2, 1)
+    assert len(validation_split(one, SplitConfig(), 0).collections) == 0
+    two = Graph.from_edges(np.array([0, 1, 0, 1], np.int32), np.array([0, 0, 1, 1], np.int32), 2, 2)
+    split = validation_split(two, SplitConfig(), 0)
+    assert len(split.collections) == 1
+    assert sorted(map(tuple, split.pairs.tolist())) == [(0, 1), (1, 0)]
+
+
+def test_queries_without_an_edge_left_give_no_pairs():
+    # Items 0 and 1 meet only in the withheld collection, so nothing is left of them.
+    graph = Graph.from_edges(
+        np.array([0, 1, 2, 3], np.int32), np.array([0, 0, 1, 1], np.int32), 4, 2
+    )
+    split = validation_split(graph, SplitConfig(0.5, 0.0, 100), 0)
+    assert len(split.collections) == 1 and split.pairs.shape == (0, 2)
+
+
+def test_most_per_collection_matches_a_search():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        possible = rng.integers(0, 12, rng.integers(0, 6))
+        limit = int(rng.integers(1, 40))
+        best = 0
+        while best < possible.max(initial=0) and np.minimum(possible, best + 1).sum() <= limit:
+            best += 1
+        assert _most_per_collection(possible, limit) == best

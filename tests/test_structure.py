@@ -1,0 +1,307 @@
+"""The rules of the house, read from the syntax trees of the package.
+
+Each rule is a function from a module's name and tree to complaints, so that it can
+be tried on a bad example as well as on the package.
+"""
+
+import ast
+import pathlib
+
+import pytest
+
+import pinsage_jax
+
+ROOT = pathlib.Path(pinsage_jax.__file__).parent
+
+# Data flows down this list, and a line imports only from lines above it and itself.
+ORDER = (
+    ("errors",),
+    ("files", "progress", "logs", "interrupts", "options"),
+    ("config",),
+    ("workdir",),
+    ("graph",),
+    ("sampling",),
+    ("batching",),
+    ("model",),
+    ("parallel",),
+    ("training",),
+    ("inference",),
+    ("retrieval",),
+    ("reporting",),
+    ("stages",),
+    ("cli",),
+    ("main",),
+)
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+# Host code: it runs in threads beside the device and is tested without it.
+WITHOUT_JAX = (
+    "cli",
+    "config",
+    "errors",
+    "files",
+    "logs",
+    "interrupts",
+    "options",
+    "progress",
+    "workdir",
+    "graph",
+    "sampling",
+    "batching.blocks",
+    "batching.block_kernels",
+    "batching.inputs",
+    "batching.builder",
+    "batching.prefetch",
+    "retrieval.metrics",
+)
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
+UNPICKLING = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+LONGEST = 400
+
+
+def package_modules() -> dict[str, ast.Module]:
+    """Trees by dotted name without the package's own: 'graph.csr', '' for the package."""
+    trees = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        trees[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return trees
+
+
+MODULES = package_modules()
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Every module imported anywhere, 'a.b' for both `import a.b` and `from a import b`."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_imports(tree: ast.Module, modules: dict[str, ast.Module]) -> set[str]:
+    """Modules of the package that are imported, named as in `modules`."""
+    found = set()
+    for name in imports(tree):
+        parts = name.split(".")
+        if parts[0] != "pinsage_jax":
+            continue
+        inner = ".".join(parts[1:])
+        # `from pinsage_jax.graph.csr import Graph` names a thing inside a module.
+        found.add(inner if inner in modules else ".".join(parts[1:-1]))
+    return found - {""}
+
+
+def direction_complaints(name: str, tree: ast.Module, modules: dict[str, ast.Module]) -> list[str]:
+    here = name.split(".")[0]
+    if here not in RANK:
+        return [f"{here} has no place in ORDER"]
+    return [
+        f"{name} imports {other}"
+        for other in sorted(own_imports(tree, modules))
+        if other.split(".")[0] not in RANK or RANK[other.split(".")[0]] > RANK[here]
+    ]
+
+
+def reached(name: str, modules: dict[str, ast.Module]) -> set[str]:
+    """The module and all modules of the package that importing it brings in."""
+    seen, waiting = set(), [name]
+    while waiting:
+        if (current := waiting.pop()) not in seen:
+            seen.add(current)
+            waiting += own_imports(modules[current], modules)
+    return seen
+
+
+def jax_complaints(name: str, modules: dict[str, ast.Module]) -> list[str]:
+    return [
+        f"{name} reaches {other}, which imports {library}"
+        for other in sorted(reached(name, modules))
+        for library in sorted({found.split(".")[0] for found in imports(modules[other])} & JAX)
+    ]
+
+
+def device_complaints(name: str, tree: ast.Module) -> list[str]:
+    named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    named |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    named |= {part for found in imports(tree) for part in found.split(".")}
+    spelt = named & {"pmap", "NamedSharding"}
+    return [f"{name} spells {word}" for word in sorted(spelt)] if name != "parallel" else []
+
+
+def flag_complaints(name: str, tree: ast.Module) -> list[str]:
+    if name in ("cli", "main"):
+        return []
+    found = {".".join(module.split(".")[:2]) for module in imports(tree)}
+    return [f"{name} imports {module}" for module in sorted(found & {"absl.flags", "absl.app"})]
+
+
+def pickle_complaints(name: str, tree: ast.Module) -> list[str]:
+    found = [m for m in sorted(imports(tree)) if set(m.split(".")) & UNPICKLING]
+    complaints = [f"{name} imports {module}" for module in found]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            if not (isinstance(node.value, ast.Constant) and node.value.value is False):
+                complaints.append(f"{name}:{node.value.lineno} allows pickles")
+        elif isinstance(node, ast.Attribute) and node.attr in ("read_pickle", "to_pickle"):
+            complaints.append(f"{name}:{node.lineno} calls {node.attr}")
+    return complaints
+
+
+def kernel_complaints(name: str, tree: ast.Module) -> list[str]:
+    complaints = []
+    called = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        word = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", None)
+        if word == "prange":
+            complaints.append(f"{name}:{node.lineno} uses prange")
+        if word not in ("njit", "vectorize", "guvectorize"):
+            continue
+        options = {key.arg: key.value for key in called[id(node)].keywords} if (
+            id(node) in called
+        ) else {}  # fmt: skip
+        given = {key: getattr(value, "value", None) for key, value in options.items()}
+        if given.get("nogil") is not True:
+            complaints.append(f"{name}:{node.lineno} {word} without nogil=True")
+        complaints += [
+            f"{name}:{node.lineno} {word} with {key}"
+            for key in ("parallel", "fastmath")
+            if given.get(key, False) is not False
+        ]
+    return complaints
+
+
+def test_the_package_was_found():
+    assert {"", "config", "graph", "graph.csr", "sampling.kernels", "main"} <= set(MODULES)
+    assert len(MODULES) > 25
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {""}))
+def test_imports_point_one_way(name):
+    assert direction_complaints(name, MODULES[name], MODULES) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in sorted(MODULES) if any(f"{name}.".startswith(f"{w}.") for w in WITHOUT_JAX)],
+)
+def test_host_code_needs_no_jax(name):
+    assert jax_complaints(name, MODULES) == []
+
+
+def test_every_module_that_must_do_without_jax_exists():
+    assert [name for name in WITHOUT_JAX if name not in MODULES] == []
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_house_rules(name):
+    tree = MODULES[name]
+    assert device_complaints(name, tree) == []
+    assert flag_complaints(name, tree) == []
+    assert pickle_complaints(name, tree) == []
+    assert kernel_complaints(name, tree) == []
+    assert ast.get_docstring(tree), f"{name or 'the package'} has no docstring"
+
+
+def test_nobody_imports_the_command_line():
+    allowed = {"cli": {"main"}, "main": set()}
+    importers = {
+        target: {name for name, tree in MODULES.items() if target in own_imports(tree, MODULES)}
+        for target in allowed
+    }
+    assert importers == allowed
+
+
+def test_modules_are_short():
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in ROOT.rglob("*.py")
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > LONGEST} == {}
+    assert lengths["main.py"] < 80
+
+
+def test_packages_hold_a_docstring_only():
+    for name in {name.split(".")[0] for name in MODULES if "." in name}:
+        assert len(MODULES[name].body) == 1, f"{name}/__init__.py does more than describe itself"
+
+
+def test_every_mode_is_a_stage():
+    from pinsage_jax import cli
+
+    stages = {node.name for node in MODULES["stages"].body if isinstance(node, ast.FunctionDef)}
+    assert set(cli.MODES) <= stages
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from numba import njit\n@njit\ndef f(): pass",
+        "import numba\n@numba.njit\ndef f(): pass",
+        "from numba import njit\n@njit(cache=True)\ndef f(): pass",
+        "from numba import njit\n@njit(nogil=False)\ndef f(): pass",
+        "from numba import njit\nf = njit(lambda: 1)",
+        "from numba import njit\n@njit(nogil=True, parallel=True)\ndef f(): pass",
+        "from numba import njit\n@njit(nogil=True, fastmath={'nsz'})\ndef f(): pass",
+        "from numba import njit, prange\n@njit(nogil=True)\ndef f():\n  for i in prange(3): pass",
+    ],
+)
+def test_the_kernel_rule_bites(source):
+    assert kernel_complaints("x", ast.parse(source))
+    assert not kernel_complaints("x", ast.parse("@njit(nogil=True)\ndef f(): pass"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "def f():\n  import joblib",
+        "from sklearn.externals import joblib",
+        "np.load(p, allow_pickle=True)",
+        "np.load(p, allow_pickle=flag)",
+        "pd.read_pickle(p)",
+    ],
+)
+def test_the_pickle_rule_bites(source):
+    assert pickle_complaints("x", ast.parse(source))
+    assert not pickle_complaints("x", ast.parse("np.load(p, allow_pickle=False)"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["jax.pmap(f)", "from jax import pmap", "from jax.sharding import NamedSharding as N"],
+)
+def test_the_device_rule_bites(source):
+    assert device_complaints("training.loop", ast.parse(source))
+    assert not device_complaints("parallel", ast.parse(source))
+
+
+@pytest.mark.parametrize(
+    "source", ["from absl import flags", "import absl.app", "from absl.flags import DEFINE_flag"]
+)
+def test_the_flag_rule_bites(source):
+    assert flag_complaints("graph.csr", ast.parse(source))
+    assert not flag_complaints("graph.csr", ast.parse("from absl import logging"))
+
+
+def test_the_import_rules_bite():
+    sources = {
+        "graph": '"""G."""',
+        "graph.csr": "from pinsage_jax.sampling.walks import walk",
+        "sampling": '"""S."""',
+        "sampling.walks": "def walk():\n  from pinsage_jax import parallel",
+        "parallel": "import jax.numpy as jnp",
+        "odd": "import os",
+    }
+    modules = {name: ast.parse(source) for name, source in sources.items()}
+    complaints = {n: direction_complaints(n, tree, modules) for n, tree in modules.items()}
+    assert complaints["graph.csr"] == ["graph.csr imports sampling.walks"]
+    assert complaints["sampling.walks"] == ["sampling.walks imports parallel"]
+    assert complaints["odd"] == ["odd has no place in ORDER"]
+    assert jax_complaints("graph.csr", modules) == ["graph.csr reaches parallel, which imports jax"]
+    assert jax_complaints("graph", modules) == []

@@ -1,0 +1,356 @@
+"""The embedded example: what it writes, and that it takes features and graph alike."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pinsage_jax.config import WorldConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph import synthetic, synthetic_truth
+
+SMALL = WorldConfig(
+    world_items=2000,
+    world_collections=500,
+    world_edges=20_000,
+    world_topics=24,
+    world_styles=4,
+    world_pairs=1000,
+)
+INPUTS = ("edges", "items", "train_pairs", "eval_pairs")
+
+
+def numbers(column: pa.ChunkedArray, prefix: str) -> np.ndarray:
+    texts = column.to_pylist()
+    assert all(text.startswith(prefix) for text in texts)
+    return np.array([int(text.removeprefix(prefix)) for text in texts], np.int64)
+
+
+def vectors(column: pa.ChunkedArray) -> np.ndarray:
+    return column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
+
+
+class World:
+    """A written world, read back the slow way."""
+
+    def __init__(self, config: WorldConfig, folder: pathlib.Path):
+        self.config = config
+        self.paths = synthetic.write_world(config, folder)
+        self.tables = {name: pq.read_table(path) for name, path in self.paths.items()}
+        edges = self.tables["edges"]
+        self.boards = numbers(edges["collection_id"], "board")
+        self.pins = numbers(edges["item_id"], "pin")
+        self.manifest = json.loads((folder / "manifest.json").read_text())
+
+    def pairs(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        table = self.tables[name]
+        ends = (numbers(table[column], "pin") for column in ("query_id", "target_id"))
+        return (*ends, np.array(table["kind"].to_pylist()))
+
+    def degrees(self) -> np.ndarray:
+        """[N] distinct boards of each item."""
+        edges = np.unique(self.boards * self.config.world_items + self.pins)
+        return np.bincount(edges % self.config.world_items, minlength=self.config.world_items)
+
+    def content(self) -> np.ndarray:
+        items = self.tables["items"]
+        parts = [vectors(items[name]) for name in ("visual", "text_vector")]
+        return unit(np.concatenate([unit(part) for part in parts], axis=1))
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> World:
+    return World(SMALL, tmp_path_factory.mktemp("world") / "small")
+
+
+def test_schema_and_ids(small):
+    schemas = {name: table.schema for name, table in small.tables.items()}
+    assert schemas["edges"].names == ["collection_id", "item_id"]
+    assert schemas["items"].names == ["item_id", "name", "visual", "text_vector"]
+    for name in ("train_pairs", "eval_pairs"):
+        assert schemas[name].names == ["query_id", "target_id", "kind"]
+    assert schemas["items"].field("visual").type == pa.list_(pa.float32(), 64)
+    assert schemas["items"].field("text_vector").type == pa.list_(pa.float32(), 32)
+    for schema in schemas.values():
+        for field in schema:
+            assert field.name in ("visual", "text_vector") or field.type == pa.string()
+    for table in small.tables.values():
+        table.validate(full=True)
+        assert all(column.null_count == 0 for column in table.columns)
+
+    items = small.tables["items"]
+    assert items["item_id"].to_pylist() == [f"pin{number:07d}" for number in range(2000)]
+    catalogue = synthetic_truth.draw_catalogue(SMALL)
+    for number in (0, 7, 1999):
+        topic, style = divmod(int(catalogue.groups[number, 0]), SMALL.world_styles)
+        assert items["name"][number].as_py() == f"topic{topic} style{style} pin {number}"
+    assert np.isfinite(small.content()).all()
+    assert small.tables["edges"]["collection_id"][0].as_py() == f"board{small.boards[0]:06d}"
+
+
+@pytest.mark.parametrize(
+    ("count", "first", "last"),
+    [(5, "x000", "x004"), (1000, "x000", "x999"), (1001, "x0000", "x1000")],
+)
+def test_ids_are_as_wide_as_the_largest(count, first, last):
+    ids = synthetic.id_strings("x", np.arange(count), count, 3)
+    ids.validate(full=True)
+    assert (ids[0].as_py(), ids[-1].as_py()) == (first, last)
+    assert len(ids.unique()) == count
+    assert len(synthetic.id_strings("x", np.arange(0), count, 3)) == 0
+
+
+def test_returns_data_config_fields_and_describes_itself(small):
+    assert set(small.paths) == set(INPUTS)
+    assert small.manifest["settings"] == dataclasses.asdict(SMALL)
+    counts = small.manifest["counts"]
+    assert counts["edge_rows"] == len(small.pins)
+    assert counts["items_without_edges"] == int((small.degrees() == 0).sum())
+    assert counts["train_pairs"] == small.tables["train_pairs"].num_rows
+    kinds = small.pairs("eval_pairs")[2]
+    assert counts["eval_pairs_cold"] == (kinds == "cold").sum()
+    assert counts["eval_pairs_warm"] == (kinds == "warm").sum()
+    assert set(small.manifest["files"]) == {f"{name}.parquet" for name in INPUTS}
+
+
+def test_counts_are_close_to_what_is_asked_for(small):
+    degrees = small.degrees()
+    assert len(small.pins) == SMALL.world_edges
+    assert degrees.sum() > 0.85 * SMALL.world_edges, "too many duplicates"
+    assert small.tables["items"].num_rows == SMALL.world_items
+    assert len(np.unique(small.boards)) == SMALL.world_collections
+    assert (degrees == 0).sum() == round(SMALL.world_isolated * SMALL.world_items)
+    assert small.tables["train_pairs"].num_rows == SMALL.world_pairs
+    assert small.tables["eval_pairs"].num_rows == SMALL.world_pairs
+
+
+def digests(paths: dict[str, str]) -> dict[str, str]:
+    return {
+        name: hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+        for name, path in paths.items()
+    }
+
+
+def test_a_seed_is_a_world(small, tmp_path):
+    same = synthetic.write_world(SMALL, tmp_path / "same")
+    other = synthetic.write_world(dataclasses.replace(SMALL, world_seed=1), tmp_path / "other")
+    expected = digests(small.paths)
+    assert digests(same) == expected
+    assert all(digest != expected[name] for name, digest in digests(other).items())
+
+
+def test_replaces_an_older_world(tmp_path):
+    folder = tmp_path / "world"
+    folder.mkdir()
+    (folder / "left_over").write_text("old")
+    config = WorldConfig(world_items=20, world_collections=4, world_edges=30, world_pairs=5)
+    synthetic.write_world(config, folder)
+    assert not (folder / "left_over").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+
+
+@pytest.mark.parametrize("columns", [1, 4, 5])
+def test_streams_depend_on_the_row_alone(columns):
+    stream = synthetic_truth.Stream.EDGES
+    whole = synthetic_truth.uniforms(3, stream, 0, 50, columns)
+    assert whole.shape == (50, columns) and whole.min() >= 0 and whole.max() < 1
+    parts = [synthetic_truth.uniforms(3, stream, first, 10, columns) for first in range(0, 50, 10)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    other = synthetic_truth.uniforms(3, synthetic_truth.Stream.ITEMS, 0, 50, columns)
+    assert not (other == whole).any()
+    assert not (synthetic_truth.uniforms(4, stream, 0, 50, columns) == whole).any()
+    bell = synthetic_truth.normals(3, stream, 7, 20_000, columns)
+    np.testing.assert_allclose(bell.mean(axis=0), 0, atol=0.04)
+    np.testing.assert_allclose(bell.std(axis=0), 1, atol=0.04)
+
+
+def test_blocks_do_not_change_the_world(small, monkeypatch):
+    whole = synthetic_truth.draw_catalogue(SMALL)
+    monkeypatch.setattr(synthetic_truth, "_CATALOGUE_BLOCK", 77)
+    catalogue = synthetic_truth.draw_catalogue(SMALL)
+    for field in dataclasses.fields(catalogue):
+        np.testing.assert_array_equal(getattr(catalogue, field.name), getattr(whole, field.name))
+
+    blocks = list(synthetic.edge_blocks(SMALL, catalogue, block=331))
+    assert len(blocks) > 20
+    boards, pins = (np.concatenate(side) for side in zip(*blocks))
+    np.testing.assert_array_equal(boards, small.boards)
+    np.testing.assert_array_equal(pins, small.pins)
+
+    pairs = synthetic.draw_pairs(SMALL, catalogue, block=97)
+    for name, found in pairs.items():
+        for left, right in zip(found, small.pairs(name)):
+            np.testing.assert_array_equal(left, right)
+
+    visual = vectors(small.tables["items"]["visual"])
+    view = synthetic_truth.FeatureView(SMALL, text=False)
+    parts = [view.rows(catalogue, first, min(first + 331, 2000)) for first in range(0, 2000, 331)]
+    np.testing.assert_array_equal(np.concatenate(parts), visual)
+
+
+def test_weighted_groups_follow_their_weights():
+    groups = np.array([2, 0, 2, 0, 2, 3])
+    weights = np.array([1.0, 1.0, 3.0, 0.0, 4.0, 0.0])
+    table = synthetic_truth.WeightedGroups(groups, np.arange(10, 16), weights, 5)
+    chance = np.random.default_rng(0).random(20_000)
+    drawn = table.draw(np.full(20_000, 2), chance)
+    share = np.bincount(drawn, minlength=16) / 20_000
+    np.testing.assert_allclose(share[[10, 12, 14]], [1 / 8, 3 / 8, 1 / 2], atol=0.02)
+    assert set(table.draw(np.zeros(100, int), chance[:100])) == {11}
+    # Group 3 has weight 0 alone, groups 1 and 4 nobody.
+    assert set(table.draw(np.array([1, 3, 4]), np.array([0.0, 0.5, 1 - 2**-53]))) == {-1}
+    # The largest chance times a small weight after a large one rounds up to the next group.
+    uneven = synthetic_truth.WeightedGroups(
+        np.arange(3), np.arange(3), np.array([1e9, 1.0, 1.0]), 3
+    )
+    assert uneven.draw(np.array([1]), np.array([1 - 2**-53])).tolist() == [1]
+    nobody = synthetic_truth.WeightedGroups(groups[:0], groups[:0], weights[:0], 5)
+    assert nobody.draw(np.array([0, 4]), np.array([0.1, 0.9])).tolist() == [-1, -1]
+
+
+def test_degrees_have_power_law_tails(small):
+    for degrees in (small.degrees(), np.bincount(small.boards)):
+        degrees = np.sort(degrees[degrees > 0])[::-1]
+        half, top = degrees[: len(degrees) // 2].sum(), degrees[: len(degrees) // 100].sum()
+        assert degrees[0] > 8 * np.median(degrees)
+        assert top > 0.05 * degrees.sum() and half > 0.65 * degrees.sum()
+        # A Hill estimate of the tail exponent over the top tenth: Pareto, not bell.
+        tail = degrees[: len(degrees) // 10].astype(float)
+        assert 0.8 < 1 / np.log(tail / tail[-1]).mean() < 4.0
+
+
+def test_pairs_are_disjoint_and_of_their_kind(small):
+    degrees, seen = small.degrees(), {}
+    for name in ("train_pairs", "eval_pairs"):
+        query, target, kind = small.pairs(name)
+        assert (query != target).all()
+        assert (degrees[query] > 0).all()
+        assert (degrees[target[kind == "warm"]] > 0).all()
+        assert (degrees[target[kind == "cold"]] == 0).all()
+        seen[name] = [frozenset(pair) for pair in zip(query.tolist(), target.tolist())]
+        assert len(set(seen[name])) == len(seen[name])
+    assert not set(seen["train_pairs"]) & set(seen["eval_pairs"])
+    assert set(small.pairs("train_pairs")[2]) == {"warm"}
+    cold = (small.pairs("eval_pairs")[2] == "cold").mean()
+    assert cold == pytest.approx(synthetic.COLD_SHARE, abs=0.01)
+
+
+def test_noise_boards_disregard_topics(small):
+    catalogue = synthetic_truth.draw_catalogue(SMALL)
+    boards = synthetic_truth.draw_boards(SMALL, 10_000)
+    assert 0.06 < boards.noise.mean() < 0.14
+    assert boards.offsets[-1] == 10_000
+    topic = catalogue.groups[:, 0] // SMALL.world_styles
+    purity = np.array(
+        [
+            np.bincount(topic[small.pins[small.boards == board]]).max()
+            / np.sum(small.boards == board)
+            for board in range(SMALL.world_collections)
+        ]
+    )
+    assert purity[~boards.noise].mean() > purity[boards.noise].mean() + 0.15
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"world_collections": 4, "world_edges": 20, "world_pairs": 1},
+        {"world_edges": 20, "world_isolated": 0.0},
+        {"world_isolated": 0.9, "world_styles": 1, "world_topics": 2},
+        {"world_noise_boards": 1.0, "world_visual_dim": 1, "world_text_dim": 3},
+        {"world_noise_boards": 0.0, "world_topics": 500, "world_noise": 0.0},
+    ],
+)
+def test_odd_sizes(tmp_path, changes, seed):
+    base = {"world_items": 20, "world_collections": 9, "world_edges": 200, "world_pairs": 40}
+    config = WorldConfig(**{**base, "world_seed": seed, **changes})
+    world = World(config, tmp_path / "world")
+    assert len(world.pins) == config.world_edges
+    assert world.tables["items"].num_rows == 20
+    isolated = (world.degrees() == 0).sum()
+    assert isolated == round(20 * config.world_isolated)
+    query, target, kind = world.pairs("eval_pairs")
+    assert 0 < len(query) <= config.world_pairs
+    assert world.tables["train_pairs"].num_rows <= config.world_pairs
+    assert (world.degrees()[target] == 0).tolist() == (kind == "cold").tolist()
+    assert (kind == "cold").any() <= (isolated > 0)
+
+
+def test_fewer_edges_than_items_leave_more_isolated(tmp_path):
+    config = WorldConfig(world_items=100, world_collections=10, world_edges=30, world_pairs=10)
+    world = World(config, tmp_path / "world")
+    assert (world.degrees() > 0).sum() == 30
+    query, target, kind = world.pairs("eval_pairs")
+    assert (world.degrees()[query] > 0).all()
+    assert (world.degrees()[target] == 0).tolist() == (kind == "cold").tolist()
+
+
+def test_bad_settings_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="--world_items=5 must be at least 20"):
+        synthetic.write_world(WorldConfig(world_items=5), tmp_path / "world")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write"):
+        synthetic.write_world(WorldConfig(world_items=20), tmp_path / "file" / "a" / "world")
+
+
+def hits(score: np.ndarray, query: np.ndarray, target: np.ndarray, k: int) -> np.ndarray:
+    """[n] bool: the target is among the k best of its query's row; ties count against."""
+    score = score[query]
+    rows = np.arange(len(query))
+    score[rows, query] = -np.inf
+    return (score >= score[rows, target, None]).sum(axis=1) <= k
+
+
+def walk_scores(world: World) -> np.ndarray:
+    """[N, N] visit probabilities of item-board-item walks of one to three steps."""
+    incidence = np.zeros((world.config.world_items, world.config.world_collections), np.float32)
+    incidence[world.pins, world.boards] = 1
+    step = (incidence / np.maximum(incidence.sum(1, keepdims=True), 1)) @ (
+        incidence / np.maximum(incidence.sum(0), 1)
+    ).T
+    visits, reached = step.copy(), step
+    for decay in (0.5, 0.25):
+        reached = reached @ step
+        visits += decay * reached
+    np.fill_diagonal(visits, 0)
+    return visits
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_neither_features_nor_graph_suffice(tmp_path, seed):
+    world = World(dataclasses.replace(SMALL, world_seed=seed), tmp_path / "world")
+    content, walk = world.content(), walk_scores(world)
+    # An untrained PinSage: features averaged over the 20 most visited neighbours.
+    nearest = np.argsort(-walk, axis=1, kind="stable")[:, :20]
+    weights = np.take_along_axis(walk, nearest, axis=1)
+    pooled = unit((content[nearest] * weights[:, :, None]).sum(axis=1))
+    both = unit(content + 0.5 * pooled)
+
+    query, target, kind = world.pairs("eval_pairs")
+    warm = kind == "warm"
+    for k, gain, least, most in ((10, 1.25, 0.06, 0.5), (100, 1.15, 0.3, 0.85)):
+        found = {
+            name: hits(score, query, target, k)
+            for name, score in (
+                ("content", content @ content.T),
+                ("walk", walk),
+                ("both", both @ both.T),
+            )
+        }
+        share = {name: hit[warm].mean() for name, hit in found.items()}
+        assert share["both"] > gain * max(share["content"], share["walk"]), (k, share)
+        assert least < min(share["content"], share["walk"]) and share["both"] < most, (k, share)
+        # Cold targets: nothing from the graph, as much as ever from the features.
+        assert not found["walk"][~warm].any()
+        assert found["content"][~warm].mean() > 0.7 * share["content"]

@@ -1,0 +1,334 @@
+"""Streaming readers, column parsing and id tables, with every sentence they can say."""
+
+import gzip
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph import columns, ids, tables
+from pinsage_jax.graph.ids import IdTable, UniqueIds
+from pinsage_jax.graph.tables import iter_batches, open_table
+
+HOSTILE = [
+    "a,b",
+    'say "x"',
+    "two\nlines",
+    "emoji \U0001f9f7",
+    "007",
+    "7",
+    "x" * 10_240,
+    " pad ",
+    "NA",
+]
+
+
+def write_csv(path, header, rows, compress=False):
+    quoted = [",".join('"' + str(cell).replace('"', '""') + '"' for cell in row) for row in rows]
+    data = ("\n".join([",".join(header), *quoted]) + "\n").encode()
+    path.write_bytes(gzip.compress(data) if compress else data)
+    return path
+
+
+def read_all(path, names, id_names=(), **options):
+    table = open_table(path, "edges")
+    out = {name: [] for name in names}
+    for batch in iter_batches(table, names, ids=id_names, **options):
+        for name in names:
+            out[name].extend(batch.column(name).to_pylist())
+    return out
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet", "folder", "dictionary"])
+def test_ids_come_back_unchanged(kind, tmp_path):
+    path = tmp_path / f"t.{kind}"
+    if kind.startswith("csv"):
+        write_csv(path, ["id", "n"], [(name, 1) for name in HOSTILE], kind == "csv.gz")
+    elif kind == "folder":
+        path.mkdir()
+        pq.write_table(pa.table({"id": HOSTILE[:4]}), path / "part-0.parquet")
+        pq.write_table(pa.table({"id": HOSTILE[4:]}), path / "part-1.parquet")
+        (path / "_SUCCESS").write_text("")
+        (path / "_unfinished.parquet").write_text("not Parquet")
+    else:
+        column = pa.array(HOSTILE)
+        column = column.dictionary_encode() if kind == "dictionary" else column
+        pq.write_table(pa.table({"id": column}), path)
+    assert read_all(path, ["id"], ["id"])["id"] == HOSTILE
+    assert read_all(path, ["id"], ["id"], batch_rows=2)["id"] == HOSTILE
+
+
+@pytest.mark.parametrize("block", [64, 97, 1000])
+def test_quoted_newlines_across_csv_blocks(block, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "_CSV_BLOCK", block)
+    names = [f"{n}\n, {n}\n\n{n}" for n in range(200)]
+    path = write_csv(tmp_path / "t.csv", ["id", "n"], [(name, 1) for name in names])
+    assert read_all(path, ["id"], ["id"])["id"] == names
+
+
+def test_kind_is_told_by_content_and_gz_suffix_is_not_needed(tmp_path):
+    path = write_csv(tmp_path / "plain.txt", ["id"], [("1",)], compress=True)
+    assert open_table(path, "edges").kind == "csv.gz"
+    pq.write_table(pa.table({"id": ["1"]}), tmp_path / "x.data")
+    table = open_table(tmp_path / "x.data", "edges")
+    assert (table.kind, table.num_rows) == ("parquet", 1)
+
+
+def test_integer_ids_become_text_and_rows_are_counted_per_file(tmp_path):
+    pq.write_table(pa.table({"id": pa.array([5, -7], pa.int64())}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": pa.array([9], pa.uint8())}), tmp_path / "b.parquet")
+    assert read_all(tmp_path, ["id"], ["id"])["id"] == ["5", "-7", "9"]
+    batches = list(iter_batches(open_table(tmp_path, "edges"), ["id"], batch_rows=1))
+    assert [batch.first_row for batch in batches] == [1, 2, 1]
+    assert batches[1].where(0) == f"row 2 of {tmp_path / 'a.parquet'}"
+
+
+def fails(path, sentence, names=("id",), id_names=("id",), flag="edges"):
+    with pytest.raises(UserError, match=sentence) as caught:
+        list(iter_batches(open_table(path, flag), names, ids=id_names))
+    text = str(caught.value)
+    assert "\n" not in text and text.endswith((".", "?"))
+
+
+def test_no_such_file_and_empty_folder(tmp_path):
+    fails(tmp_path / "none.csv", r"^--items=.*none\.csv does not exist", flag="items")
+    fails(tmp_path, r"^--edges=.* is a folder without any \.parquet file")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "has no rows"),
+        (b"\n\n", "has no rows"),
+        (b"id,x\n", "has no rows"),
+        (b"id,x", "has no rows"),
+        (b"other,x\n1,2\n", "has no column 'id'; its columns are: other, x"),
+        (b"id,id\n1,2\n", "more than one column 'id'"),
+        (b"id,x\n1,2,3\n", "cannot be read .*Expected 2 columns, got 3"),
+        (b"id,x\nM\xfcller,2\n", "is not UTF-8 text"),
+        (b"id,M\xfcller\n1,2\n", "is not UTF-8 text"),
+        ("id,x\n1,2\n".encode("utf-16"), "is not UTF-8 text"),
+        (b"id,x\na,1\n,2\n", "Column 'id' is empty in row 2 of"),
+        (b'id,x\na,1\nb,1\n"",2\n', "Column 'id' is empty in row 3 of"),
+    ],
+)
+def test_bad_csv(content, sentence, tmp_path):
+    for name, data in (("t.csv", content), ("t.csv.gz", gzip.compress(content))):
+        path = tmp_path / name
+        if sentence == "is not UTF-8 text" and content[:1] in b"\xff\xfe" and name.endswith("gz"):
+            continue  # inside gzip a UTF-16 mark is found as a broken header instead
+        path.write_bytes(data)
+        fails(path, sentence)
+
+
+def test_late_bad_bytes_and_damaged_files(tmp_path):
+    path = tmp_path / "late.csv"
+    path.write_bytes(b"id\n" + b"0123456789\n" * 1_700_000 + b"\xff\n")
+    fails(path, "is not UTF-8 text")
+    whole = gzip.compress(b"id\n" + np.random.default_rng(0).bytes(9000).hex().encode() + b"\n")
+    path = tmp_path / "cut.csv.gz"
+    path.write_bytes(whole[:-100])
+    fails(path, r"cut\.csv\.gz cannot be read")
+    path = tmp_path / "cut.parquet"
+    pq.write_table(pa.table({"id": [str(n) for n in range(5000)]}), path)
+    path.write_bytes(path.read_bytes()[:-50])
+    fails(path, r"cut\.parquet cannot be read")
+    path.write_text("id\n1\n")
+    fails(path, r"cut\.parquet cannot be read")
+    path = tmp_path / "long.csv"
+    path.write_bytes(b'id,x\n1,2\n"' + b"y" * (40 << 20) + b"\n")
+    fails(path, "row longer than 16 MiB or a quotation mark")
+
+
+@pytest.mark.parametrize(
+    ("column", "sentence"),
+    [
+        (pa.array([1.0, 2.0]), "'id' holds double values .row 1 of .*must be text or integers"),
+        (pa.array([True]), "'id' holds bool values"),
+        (pa.array([[1]]), "'id' holds list"),
+        (pa.array(["a", None, "b"]), "'id' is empty in row 2 of"),
+        (pa.array([3, None]), "'id' is empty in row 2 of"),
+        (pa.array([None, None]), "'id' is empty in row 1 of"),
+        (pa.array([], pa.string()), "has no rows"),
+        (pa.array([b"ok", b"\xff"]), "not UTF-8"),
+    ],
+)
+def test_bad_parquet_ids(column, sentence, tmp_path):
+    pq.write_table(pa.table({"id": column}), tmp_path / "t.parquet")
+    fails(tmp_path / "t.parquet", sentence)
+
+
+def test_parts_must_agree_and_names_be_unique(tmp_path):
+    pq.write_table(pa.table({"id": ["a"], "x": [1]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "b.parquet")
+    fails(tmp_path, r"b\.parquet has no column 'x' although .*a\.parquet has it")
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["id", "id"])
+    pq.write_table(twice, tmp_path / "b.parquet")
+    fails(tmp_path / "b.parquet", "more than one column 'id'")
+
+
+def where(index):
+    return f"row {index + 1}"
+
+
+def test_numbers():
+    text = pa.array([" 1.5", "", "NA", "true", "FALSE", "-2e3", None])
+    assert columns.numbers(text, "c", where).to_pylist() == [
+        1.5,
+        None,
+        None,
+        1.0,
+        0.0,
+        -2000.0,
+        None,
+    ]
+    for typed in (pa.array([1, None, 3]), pa.array([1.0, None, 3.0], pa.float16())):
+        assert columns.numbers(typed, "c", where).to_pylist() == [1.0, None, 3.0]
+    assert columns.numbers(pa.array([True, None]), "c", where).to_pylist() == [1.0, None]
+    with pytest.raises(UserError, match=r"Column 'c' is 'abc' in row 3, which is not a number\."):
+        columns.numbers(pa.array(["1", "2", "abc", "x"]), "c", where)
+    with pytest.raises(UserError, match="not numbers"):
+        columns.numbers(pa.array([[1]]), "c", where)
+
+
+def test_weights():
+    assert columns.weights(pa.array(["1", "0.5"]), "w", where).tolist() == [1.0, 0.5]
+    for bad in ([1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")], [1.0, 1e-60]):
+        with pytest.raises(UserError, match=r"Column 'w' is .* in row 2; weights must be finite"):
+            columns.weights(pa.array(bad), "w", where)
+    with pytest.raises(UserError, match="Column 'w' is empty in row 2; every edge needs a weight"):
+        columns.weights(pa.array([1.0, None]), "w", where)
+
+
+VECTORS = [[1.0, 2.0], None, [3.0, -4.0]]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(VECTORS),
+        pa.array(VECTORS, pa.large_list(pa.float32())),
+        pa.array(VECTORS, pa.list_(pa.float16(), 2)),
+        pa.array([[9, 9], *[v and [int(x) for x in v] for v in VECTORS]]).slice(1),
+        pa.array([[9.0, 9.0], *VECTORS], pa.list_(pa.float64(), 2)).slice(1),
+        pa.array(["1 2", None, "3,-4"]),
+        pa.array(["[1.0, 2.0]", "", "( 3;  -4.0 )"]),
+        pa.array(["[1.0\n 2.0]", "[]", "3\t-4"], pa.large_string()),
+    ],
+)
+def test_vectors(column):
+    values, rows, width = columns.vectors(column, "v", where)
+    assert values.tolist() == [[1.0, 2.0], [3.0, -4.0]]
+    assert (rows.tolist(), width) == ([0, 2], 2)
+
+
+def test_bad_vectors():
+    for column in (pa.array([[1.0], None, [1.0, 2.0]]), pa.array(["1", "", "1 2"])):
+        with pytest.raises(UserError, match="holds 2 numbers in row 3 but 1 in row 1"):
+            columns.vectors(column, "v", where)
+    with pytest.raises(UserError, match="missing number inside the vector of row 2"):
+        columns.vectors(pa.array([[1.0, 2.0], [3.0, None]]), "v", where)
+    with pytest.raises(UserError, match="is 'x' in row 2, which is not a number"):
+        columns.vectors(pa.array(["1 2", "3 x"]), "v", where)
+    with pytest.raises(UserError, match="not vectors of numbers"):
+        columns.vectors(pa.array([1.0]), "v", where)
+    assert columns.vectors(pa.array([None, None]), "v", where)[2] == 0
+    assert columns.vectors(pa.array(["", None]), "v", where)[2] == 0
+
+
+def test_times():
+    second = 1_000_000
+    stamps = ["1970-01-01 00:00:01", "1969-12-31 23:59:59"]
+    for column in (pa.array(stamps), pa.array(stamps).cast(pa.timestamp("ns"))):
+        values, kind = columns.times(column, "t", where, None)
+        assert (values.tolist(), kind) == ([second, -second], "timestamp")
+    zoned = pa.array(["1970-01-01T00:00:01Z", "1970-01-01T01:00:01+01:00"])
+    assert columns.times(zoned, "t", where, None)[0].tolist() == [second, second]
+    days = pa.array([1, 2], pa.int32()).cast(pa.date32())
+    assert columns.times(days, "t", where, None)[0].tolist() == [86400 * second, 172800 * second]
+    for column in (pa.array(["7", "-9"]), pa.array([7, -9]), pa.array([7.9, -8.5])):
+        assert columns.times(column, "t", where, None)[0].tolist() == [7, -9]
+    assert columns.times(pa.array([str(2**62 + 1)]), "t", where, None)[0][0] == 2**62 + 1
+    assert columns.times(pa.array(["2024-01-01"]), "t", where, "timestamp")[1] == "timestamp"
+
+
+@pytest.mark.parametrize(
+    ("column", "sentence"),
+    [
+        (pa.array(["2024-01-01", "soon"]), "'t' is 'soon' in row 2, which is neither"),
+        (pa.array(["12", "soon"]), "'t' is 'soon' in row 2, which is neither"),
+        (pa.array(["soon"]), "'t' is 'soon' in row 1, which is neither"),
+        (pa.array([1, None]), "'t' is empty in row 2; every edge needs a time"),
+        (pa.array([1.0, float("nan")]), "'t' is nan in row 2, which is not a time"),
+        (pa.array([[1]]), "not times"),
+    ],
+)
+def test_bad_times(column, sentence):
+    with pytest.raises(UserError, match=sentence):
+        columns.times(column, "t", where, None)
+
+
+def test_unique_ids_and_lookup_match_a_dictionary(monkeypatch):
+    # Tiny limits make every batch merge.
+    monkeypatch.setattr(ids, "_PENDING_ROWS", 3)
+    rng = np.random.default_rng(1)
+    stream = [[str(n) for n in rng.integers(0, 50, size)] for size in (0, 1, 30, 200, 7)]
+    unique, reference = UniqueIds(), {}
+    for batch in stream:
+        unique.add(pa.array(batch, pa.large_string()))
+        for name in batch:
+            reference.setdefault(name, len(reference))
+    table = unique.finish("items")
+    assert table.ids.to_pylist() == list(reference)
+    asked = [*stream[3], "unknown", "", "50"]
+    found = table.lookup(pa.array(asked))
+    assert found.dtype == np.int32
+    assert found.tolist() == [reference.get(name, -1) for name in asked]
+    chunks = pa.chunked_array([pa.array(asked[:5]), pa.array(asked[5:])])
+    assert table.lookup(chunks).tolist() == found.tolist()
+    order = rng.permutation(len(table))
+    assert table.lookup(table.names(order)).tolist() == order.tolist()
+
+
+def test_id_table_round_trip_and_digest(tmp_path, monkeypatch):
+    table = IdTable(pa.array(HOSTILE))
+    table.save(tmp_path / "ids.arrow")
+    loaded = IdTable.load(tmp_path / "ids.arrow")
+    assert loaded.ids.to_pylist() == HOSTILE and len(loaded) == len(HOSTILE)
+    digest = table.digest()
+    assert loaded.digest() == digest
+    sliced = IdTable(pa.array(["first", *HOSTILE]).slice(1))
+    assert sliced.digest() == digest
+    monkeypatch.setattr(ids, "_DIGEST_ROWS", len(HOSTILE) // 2 * 2)
+    others = [HOSTILE[::-1], HOSTILE[:-1], ["a,bsay", *HOSTILE[2:]], ["a", ",b", *HOSTILE[2:]]]
+    digests = {digest, *(IdTable(pa.array(other)).digest() for other in others)}
+    assert len(digests) == 5
+    empty = IdTable(pa.array([], pa.string()))
+    assert empty.lookup(pa.array(["a"])).tolist() == [-1]
+    empty.save(tmp_path / "none.arrow")
+    assert len(IdTable.load(tmp_path / "none.arrow")) == 0 and empty.digest()
+
+
+def test_damaged_id_file(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        IdTable.load(tmp_path / "ids.arrow")
+    IdTable(pa.array(HOSTILE)).save(tmp_path / "ids.arrow")
+    whole = (tmp_path / "ids.arrow").read_bytes()
+    (tmp_path / "ids.arrow").write_bytes(whole[:-20])
+    with pytest.raises(UserError, match="is damaged"):
+        IdTable.load(tmp_path / "ids.arrow")
+    (tmp_path / "ids.arrow").write_bytes(b"")
+    with pytest.raises(UserError, match="is damaged"):
+        IdTable.load(tmp_path / "ids.arrow")
+
+
+def test_grouping_of_batches_is_only_a_matter_of_speed(tmp_path):
+    from pinsage_jax.graph.edges_table import grouped
+
+    pq.write_table(pa.table({"id": [str(n) for n in range(10)]}), tmp_path / "t.parquet")
+    table = tables.open_table(tmp_path / "t.parquet", "edges")
+    for rows, sizes in ((1, [3, 3, 3, 1]), (4, [6, 4]), (100, [10])):
+        groups = list(grouped(iter_batches(table, ["id"], batch_rows=3), rows))
+        assert [sum(len(batch) for batch in group) for group in groups] == sizes

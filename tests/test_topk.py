@@ -1,0 +1,160 @@
+"""topk.py against sorting everything, with ties, odd blocks and short catalogues."""
+
+import numpy as np
+import pytest
+
+from pinsage_jax.errors import UserError
+from pinsage_jax.retrieval import topk
+from pinsage_jax.retrieval.metrics import ranks_from_scores
+
+
+def naive_top_k(queries, catalogue, k, own=None):
+    """Sorts every row by (score down, id up)."""
+    ids = np.full((len(queries), k), -1, np.int32)
+    scores = np.full((len(queries), k), -np.inf, np.float32)
+    for row, query in enumerate(queries):
+        exact = [float(np.dot(query.astype(np.float64), item)) for item in catalogue]
+        order = sorted(range(len(catalogue)), key=lambda item: (-exact[item], item))
+        kept = [item for item in order if own is None or item != own[row]][:k]
+        ids[row, : len(kept)] = kept
+        scores[row, : len(kept)] = [exact[item] for item in kept]
+    return ids, scores
+
+
+def whole_numbers(rng, rows, dims, low=-2, high=3):
+    """Vectors whose products are exact, so that ties are real and frequent."""
+    return rng.integers(low, high, (rows, dims)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "queries,rows,k,blocks",
+    [
+        (7, 50, 5, {}),
+        (7, 50, 5, {"query_block": 3, "catalogue_block": 13}),
+        (1, 1, 1, {}),
+        (5, 4, 9, {}),
+        (5, 300, 300, {"catalogue_block": 128}),
+        (9, 700, 3, {"query_block": 4, "catalogue_block": 256}),
+        (9, 1000, 1, {}),
+        (3, 897, 2, {}),
+    ],
+)
+@pytest.mark.parametrize("exclude", [False, True])
+def test_top_k_equals_sorting(small_rng, queries, rows, k, blocks, exclude):
+    catalogue = whole_numbers(small_rng, rows, 4)
+    own = small_rng.integers(0, rows, queries) if exclude else None
+    asked = catalogue[own] if exclude else whole_numbers(small_rng, queries, 4)
+    ids, scores = topk.top_k(asked, catalogue, k, own, **blocks)
+    wanted_ids, wanted_scores = naive_top_k(asked, catalogue, k, own)
+    assert ids.dtype == np.int32 and scores.dtype == np.float32
+    np.testing.assert_array_equal(ids, wanted_ids)
+    np.testing.assert_array_equal(scores, wanted_scores)
+
+
+def test_runs_of_columns_are_used_and_exact(small_rng):
+    """2,000 columns and k=2 select by runs; the best sit at the edges of runs."""
+    catalogue = small_rng.uniform(-2, -1, (2000, 1)).astype(np.float32)
+    catalogue[[0, 31, 32, 1999]] = [[3], [5], [5], [4]]
+    ids, _ = topk.top_k(np.ones((1, 1), np.float32), catalogue, 4)
+    assert ids.tolist() == [[31, 32, 1999, 0]]
+    # All scores below zero: the zero rows of the padding must not win.
+    ids, scores = topk.top_k(np.ones((1, 1), np.float32), catalogue[33:1998], 2)
+    assert (scores < 0).all() and (ids >= 0).all()
+
+
+def test_all_equal_gives_the_lowest_ids():
+    ids, _ = topk.top_k(
+        np.ones((2, 3), np.float32), np.ones((1500, 3), np.float32), 3, np.array([1, -1])
+    )
+    assert ids.tolist() == [[0, 2, 3], [0, 1, 2]]
+
+
+def test_zero_and_minus_zero_are_equal():
+    catalogue = np.array([[0.0], [-0.0], [0.0], [-0.0]], np.float32)
+    for sign in (1, -1):
+        ids, _ = topk.top_k(np.array([[sign]], np.float32), catalogue, 4)
+        assert ids.tolist() == [[0, 1, 2, 3]]
+
+
+def test_fewer_candidates_than_k_are_padded():
+    ids, scores = topk.top_k(
+        np.ones((1, 2), np.float32), np.ones((2, 2), np.float32), 3, np.array([0])
+    )
+    assert ids.tolist() == [[1, -1, -1]]
+    assert scores.tolist() == [[2, -np.inf, -np.inf]]
+    ids, _ = topk.top_k(np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), 1, np.array([0]))
+    assert ids.tolist() == [[-1]]
+
+
+def test_nothing_asked_or_offered():
+    nothing = np.empty((0, 2), np.float32)
+    assert topk.top_k(nothing, np.ones((3, 2), np.float32), 2)[0].shape == (0, 2)
+    assert topk.top_k(np.ones((1, 2), np.float32), nothing, 2)[0].tolist() == [[-1, -1]]
+    assert topk.target_ranks(nothing, np.ones((3, 2), np.float32), [], []).shape == (0,)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(bad):
+    good, broken = np.ones((300, 2), np.float32), np.ones((300, 2), np.float32)
+    broken[257, 1] = bad
+    pair = (np.array([0]), np.array([1]))
+    with pytest.raises(UserError, match="catalogue row 257"):
+        topk.top_k(good, broken, 2, catalogue_block=128)
+    with pytest.raises(UserError, match="query row 257"):
+        topk.top_k(broken, good, 2, query_block=128)
+    with pytest.raises(UserError, match="catalogue row 257"):
+        topk.target_ranks(good[:1], broken, *pair)
+    with pytest.raises(UserError, match="query row 0"):
+        topk.target_ranks(broken[257:258], good, *pair)
+
+
+@pytest.mark.parametrize(
+    "rows,blocks",
+    [
+        (40, {}),
+        (40, {"query_block": 7, "catalogue_block": 11}),
+        (41, {"query_block": 64, "catalogue_block": 1}),
+        (1300, {}),
+        (1024, {"catalogue_block": 256}),
+    ],
+)
+def test_target_ranks_equal_the_ranks_of_scores(small_rng, rows, blocks):
+    catalogue = whole_numbers(small_rng, rows, 3)
+    pairs = np.array([(q, t) for q, t in small_rng.integers(0, rows, (130, 2)) if q != t])
+    query, target = pairs.T
+    known = np.where(np.arange(len(pairs)) % 5 == 0, -1, query)
+    scores = catalogue[query] @ catalogue.T
+    wanted = ranks_from_scores(scores, np.arange(len(pairs)), known, target)
+    found = topk.target_ranks(catalogue[query], catalogue, known, target, **blocks)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_copies_of_the_target_tie_with_it_wherever_they_are(small_rng):
+    """Real-valued vectors: the score of a copy must equal the target's to the bit."""
+    base = small_rng.normal(size=(1, 37)).astype(np.float32)
+    catalogue = small_rng.normal(size=(1500, 37)).astype(np.float32)
+    copies = small_rng.choice(np.arange(1, 1500), 301, replace=False)
+    catalogue[copies] = base
+    queries = np.repeat(base, 301, axis=0) + small_rng.normal(size=(301, 37)).astype(np.float32)
+    ranks = topk.target_ranks(queries, catalogue, np.full(301, -1), copies)
+    others = np.delete(catalogue, copies, axis=0).astype(np.float64)
+    best = queries.astype(np.float64) @ base[0].astype(np.float64)
+    greater = (queries.astype(np.float64) @ others.T > best[:, None]).sum(axis=1)
+    np.testing.assert_array_equal(ranks, 1 + greater + 150)
+
+
+def test_float16_and_memory_maps_are_taken(tmp_path, small_rng):
+    catalogue = whole_numbers(small_rng, 60, 4).astype(np.float16)
+    np.save(tmp_path / "c.npy", catalogue)
+    mapped = np.load(tmp_path / "c.npy", mmap_mode="r")
+    ids, _ = topk.top_k(mapped[:5], mapped, 6)
+    np.testing.assert_array_equal(ids, naive_top_k(catalogue[:5], catalogue, 6)[0])
+
+
+def test_bad_pairs_are_refused():
+    catalogue = np.ones((4, 2), np.float32)
+    with pytest.raises(ValueError, match="own query"):
+        topk.target_ranks(catalogue[:1], catalogue, np.array([2]), np.array([2]))
+    with pytest.raises(ValueError, match="must lie in"):
+        topk.target_ranks(catalogue[:1], catalogue, np.array([2]), np.array([4]))

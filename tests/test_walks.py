@@ -1,0 +1,577 @@
+"""Walk neighbourhoods: equal to a slow reference, and to exact probabilities."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import reference_sampling as reference
+from scipy import stats
+
+from pinsage_jax.config import SamplingConfig
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.sampling import kernels
+from pinsage_jax.sampling.neighbourhoods import (
+    WalkTables,
+    pooling_weights,
+    visit_counts,
+    visit_scores,
+)
+from pinsage_jax.sampling.store import NeighbourhoodSource
+
+# Without compilation the wrapping products of the hashes are NumPy scalars, which warn.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+
+# Below this the hypothesis "the kernel has the exact distribution" is rejected; seeds are fixed.
+UNLIKELY = 1e-4
+
+
+def complete(items, collections):
+    return {(item, group): 1.0 for item in range(items) for group in range(collections)}
+
+
+def scattered(seed, items, collections, edges):
+    rng = np.random.default_rng(seed)
+    pairs = zip(rng.integers(0, items, edges), rng.integers(0, collections, edges), strict=True)
+    return {(int(item), int(group)): 1.0 for item, group in pairs}
+
+
+# name: (items, collections, {(item, collection): weight})
+SHAPES = {
+    "single edge": (1, 1, {(0, 0): 1.0}),
+    "no edges": (2, 2, {}),
+    "path": (3, 3, {(0, 0): 1.0, (1, 0): 1.0, (1, 1): 1.0, (2, 1): 1.0, (2, 2): 1.0}),
+    "star": (9, 1, {(item, 0): 1.0 for item in range(9)}),
+    "hub": (7, 8, {(0, group): 1.0 for group in range(8)} | {(i, i): 1.0 for i in range(7)}),
+    "complete": (4, 3, complete(4, 3)),
+    "two components": (
+        8,
+        4,
+        complete(3, 2) | {(3 + i, 2 + g): 1.0 for i in range(4) for g in range(2)},
+    ),
+    "single-item collections": (
+        4,
+        6,
+        {(0, 0): 1.0, (1, 1): 1.0, (2, 2): 1.0, (0, 3): 1.0, (1, 3): 1.0},
+    ),
+    "sparse, isolated items and empty collections": (15, 12, scattered(1, 12, 9, 17)),
+    "dense": (10, 6, scattered(2, 10, 6, 60)),
+}
+SETTINGS = {
+    "default-like": SamplingConfig(num_neighbours=4, num_walks=9, walk_length=3, restart=0.3),
+    "all nodes": SamplingConfig(
+        neighbourhood="all", num_neighbours=5, num_walks=9, walk_length=3, restart=0.3
+    ),
+    "more neighbours than nodes": SamplingConfig(num_neighbours=40, num_walks=7, walk_length=2),
+    "one walk of one step": SamplingConfig(num_neighbours=3, num_walks=1, walk_length=1),
+    "one neighbour": SamplingConfig(num_neighbours=1, num_walks=12, walk_length=2),
+    "no restart": SamplingConfig(num_neighbours=4, num_walks=5, walk_length=5, restart=0.0),
+    "always restart": SamplingConfig(
+        neighbourhood="all", num_neighbours=4, num_walks=5, walk_length=3, restart=1.0
+    ),
+}
+
+
+def make(shape, uneven):
+    items, collections, edges = SHAPES[shape]
+    if uneven:
+        rng = np.random.default_rng(len(edges))
+        edges = {pair: float(np.float32(10 ** rng.uniform(-4, 4))) for pair in edges}
+    return reference.small_graph(edges, items, collections, uneven)
+
+
+def starts_and_limits(graph, rng):
+    """Every start with: nothing hidden; each of its own collections; any other; a dropped node."""
+    rows = []
+    for start in range(graph.num_nodes):
+        own = graph.neighbours(start).tolist() if start < graph.num_items else []
+        anywhere = int(rng.integers(graph.num_items, graph.num_nodes))
+        for hidden in {-1, anywhere, *own[:3]}:
+            rows.append((start, hidden, int(rng.integers(-1, graph.num_nodes))))
+    return np.array(rows, np.int32).T
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("uneven", [False, True], ids=["unweighted", "uneven weights"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equal_to_the_reference(shape, uneven):
+    graph = make(shape, uneven)
+    tables = WalkTables(graph)
+    starts, hidden, dropped = starts_and_limits(graph, np.random.default_rng(3))
+    for name, sampling in SETTINGS.items():
+        got = visit_counts(
+            tables, starts, sampling, seed=11, epoch=2, hidden=hidden, dropped=dropped
+        )
+        ids, counts = reference.neighbourhoods(
+            graph, starts, sampling, seed=11, epoch=2, hidden=hidden, dropped=dropped
+        )
+        assert got.ids.dtype == np.int32 and got.counts.dtype == np.int32
+        np.testing.assert_array_equal(got.ids, ids, err_msg=name)
+        np.testing.assert_array_equal(got.counts, counts, err_msg=name)
+
+
+@pytest.mark.parametrize("trial", range(40))
+def test_equal_to_the_reference_on_random_graphs(trial):
+    """Built by the package from lists with duplicates, whose weights are added."""
+    rng = np.random.default_rng([7, trial])
+    items, collections = (int(count) for count in rng.integers(1, 30, 2))
+    edges = int(rng.integers(0, 3 * (items + collections)))
+    item_ids = rng.integers(0, items, edges, dtype=np.int32)
+    collection_ids = rng.integers(0, collections, edges, dtype=np.int32)
+    weights = None
+    if trial % 2:
+        weights = (10 ** rng.uniform(-6, 6, edges)).astype(np.float32)
+    graph = Graph.from_edges(item_ids, collection_ids, items, collections, weights)
+    assert graph.num_edges == len(set(zip(item_ids.tolist(), collection_ids.tolist())))
+    sampling = SamplingConfig(
+        neighbourhood=("items", "all")[trial // 2 % 2],
+        num_neighbours=int(rng.integers(1, 12)),
+        num_walks=int(rng.integers(1, 20)),
+        walk_length=int(rng.integers(1, 5)),
+        restart=float(rng.uniform(0, 1)),
+    )
+    starts, hidden, dropped = starts_and_limits(graph, rng)
+    seed = int(rng.integers(0, 2**40))
+    got = visit_counts(
+        WalkTables(graph), starts, sampling, seed=seed, hidden=hidden, dropped=dropped
+    )
+    ids, counts = reference.neighbourhoods(
+        graph, starts, sampling, seed=seed, hidden=hidden, dropped=dropped
+    )
+    np.testing.assert_array_equal(got.ids, ids)
+    np.testing.assert_array_equal(got.counts, counts)
+
+
+@pytest.mark.kernels
+def test_random_numbers_equal_the_reference():
+    """The largest arguments too: every sum wraps at 64 bits."""
+    rng = np.random.default_rng(0)
+    values = [0, 1, 2**31, 2**63 - 1, 2**63, 2**64 - 1]
+    values += [int(value) for value in rng.integers(0, 2**64, 20, dtype=np.uint64)]
+    for value in values:
+        assert int(kernels.mix(np.uint64(value))) == reference.mix(value)
+        key = reference.stream(value, 5, 2**31 - 1)
+        assert int(kernels.stream(np.uint64(value), 5, 2**31 - 1)) == key
+        wanted = reference.draw(value, 10**6, 65535)
+        assert int(kernels.draw(np.uint64(value), 10**6, 65535)) == wanted
+    for bits in (0, 1, 2**31, 2**32 - 1):
+        for size in (1, 2, 3, 7, 2**31 - 1):
+            got = kernels.bounded(np.uint64(bits), size)
+            assert got == reference.bounded(bits, size) and 0 <= got < size
+
+
+@pytest.mark.kernels
+def test_keys_of_different_meaning_differ():
+    rng = np.random.default_rng(1)
+    meanings = {tuple(row) for row in rng.integers(0, 5, (200, 3)).tolist()}
+    assert len({int(kernels.stream(*meaning)) for meaning in meanings}) == len(meanings)
+    key = np.uint64(kernels.stream(1, 2, 3))
+    draws = {int(kernels.draw(key, walk, index)) for walk in range(20) for index in range(20)}
+    assert len(draws) == 400
+
+
+def test_draws_are_uniform_and_independent():
+    """Chi-square of the leading bits, and of neighbouring draws together."""
+    key = np.uint64(kernels.stream(3, 0, 17))
+    bits = np.array(
+        [[int(kernels.draw(key, walk, i)) for i in range(3)] for walk in range(20_000)], np.uint64
+    )
+    for cells in (
+        bits[:, 0] >> np.uint64(58),
+        bits[:, 1] & np.uint64(63),
+        (bits[:, 0] >> np.uint64(61)) * np.uint64(8) + (bits[:, 1] >> np.uint64(61)),
+        (bits[:, 0] >> np.uint64(61)) * np.uint64(8)
+        + ((bits[:, 0] >> np.uint64(29)) & np.uint64(7)),
+        (bits[1:, 2] >> np.uint64(61)) * np.uint64(8) + (bits[:-1, 2] >> np.uint64(61)),
+    ):
+        counts = np.bincount(cells.astype(np.int64), minlength=64)
+        assert stats.chisquare(counts).pvalue > UNLIKELY
+
+
+@pytest.mark.kernels
+def test_tie_rule():
+    """Every item of a complete graph is reachable alike, so small counts tie often."""
+    graph = reference.small_graph(complete(40, 2), 40, 2, False)
+    sampling = SamplingConfig(num_neighbours=12, num_walks=30, walk_length=1)
+    starts = np.arange(40, dtype=np.int32)
+    got = visit_counts(WalkTables(graph), starts, sampling, seed=5)
+    ids, counts = reference.neighbourhoods(graph, starts, sampling, seed=5)
+    np.testing.assert_array_equal(got.ids, ids)
+    np.testing.assert_array_equal(got.counts, counts)
+    tied = got.counts[:, 11] == got.counts[:, 10]
+    assert tied.mean() > 0.9
+    # Ordering ties by id would favour low ids for every start; the hash favours none.
+    assert abs(ids[ids >= 0].mean() - 19.5) < 3
+    order = [tuple(row) for row in ids.tolist()]
+    assert any(list(row) != sorted(row) for row in order)
+
+
+@pytest.mark.kernels
+def test_more_visits_than_the_histogram_holds():
+    """Counts above its last bar still rank by their true size."""
+    edges = {(0, 0): 1.0, (1, 0): 8.0, (2, 0): 8.0, (3, 0): 8.0, (4, 0): 1.0, (5, 0): 1.0}
+    graph = reference.small_graph(edges, 6, 1, True)
+    sampling = SamplingConfig(num_neighbours=2, num_walks=1500, walk_length=3)
+    got = visit_counts(WalkTables(graph), np.array([0]), sampling, seed=1)
+    ids, counts = reference.neighbourhoods(graph, [0], sampling, seed=1)
+    assert counts.min() > 1023
+    np.testing.assert_array_equal(got.ids, ids)
+    np.testing.assert_array_equal(got.counts, counts)
+
+
+# Weights.
+
+
+@pytest.mark.kernels
+def test_a_heavy_row_does_not_blur_the_rows_after_it():
+    """Running sums start anew in each row, so a weight of 1e30 elsewhere does no harm."""
+    heavy = {(0, 0): 1e30, (1, 0): 1e30}
+    light = {(2, 1): 1e-6, (3, 1): 3e-6, (4, 1): 2e-6}
+    sampling = SamplingConfig(num_neighbours=3, num_walks=60, walk_length=2)
+    graph = reference.small_graph(heavy | light, 5, 2, True)
+    starts = np.arange(graph.num_nodes, dtype=np.int32)
+    got = visit_counts(WalkTables(graph), starts, sampling, seed=0)
+    ids, counts = reference.neighbourhoods(graph, starts, sampling, seed=0)
+    np.testing.assert_array_equal(got.ids, ids)
+    np.testing.assert_array_equal(got.counts, counts)
+    assert set(got.ids[2].tolist()) == {3, 4, -1}
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("bits", [0, 1, 2**31, 2**32 - 1])
+def test_weighted_picks_stay_in_their_row(bits):
+    """Extreme weights and extreme draws: inside the row, and never the place to avoid."""
+    rows = ([1.0, 1e-30, 1e30], [1e30, 1e-30, 1.0], [1e-30, 1e30, 1e-30], [1e-38, 1e-38], [0.1] * 7)
+    for row in rows:
+        # Neighbouring rows hold other sums; a pick that strays reads them.
+        cumulative = np.concatenate([[1e-9], np.cumsum(row), [1e99]])
+        low, high = 1, 1 + len(row)
+        assert low <= kernels._pick_weighted(cumulative, low, high, np.uint64(bits)) < high
+        for hole in range(low, high):
+            place = kernels._pick_weighted_without(cumulative, low, high, hole, np.uint64(bits))
+            assert low <= place < high and place != hole
+
+
+# Independence of threads and of batches.
+
+
+@pytest.fixture(scope="module")
+def wide():
+    rng = np.random.default_rng(9)
+    edges = {(int(rng.zipf(1.6) % 700), int(rng.integers(0, 120))): 1.0 for _ in range(3000)}
+    return reference.small_graph(
+        {pair: float(np.float32(rng.uniform(0.1, 9))) for pair in edges}, 700, 120, True
+    )
+
+
+@pytest.mark.parametrize("neighbourhood", ["items", "all"])
+def test_same_bits_for_any_number_of_threads(wide, neighbourhood):
+    sampling = SamplingConfig(neighbourhood=neighbourhood, num_walks=20, num_neighbours=8)
+    tables, starts = WalkTables(wide), np.arange(wide.num_nodes, dtype=np.int32)
+    once = visit_counts(tables, starts, sampling, seed=4, epoch=1)
+    assert (once.ids >= 0).any(axis=1).sum() > 300
+    for threads in (2, 3):
+        again = visit_counts(tables, starts, sampling, seed=4, epoch=1, threads=threads)
+        np.testing.assert_array_equal(again.ids, once.ids)
+        np.testing.assert_array_equal(again.counts, once.counts)
+
+
+def test_a_node_has_the_same_list_in_any_batch(wide):
+    sampling = SamplingConfig(num_walks=20, num_neighbours=8)
+    tables, starts = WalkTables(wide), np.arange(wide.num_nodes, dtype=np.int32)
+    once = visit_counts(tables, starts, sampling, seed=4)
+    rng = np.random.default_rng(2)
+    for chosen in (
+        rng.permutation(starts),
+        starts[::7],
+        starts[5:6],
+        rng.integers(0, wide.num_nodes, 600).astype(np.int32),
+    ):
+        again = visit_counts(tables, chosen, sampling, seed=4, threads=2)
+        np.testing.assert_array_equal(again.ids, once.ids[chosen])
+        np.testing.assert_array_equal(again.counts, once.counts[chosen])
+    none = visit_counts(tables, starts[:0], sampling, seed=4, threads=2)
+    assert none.ids.shape == (0, 8)
+
+
+def test_seed_and_epoch_matter(wide):
+    sampling = SamplingConfig(num_walks=20, num_neighbours=8)
+    tables, starts = WalkTables(wide), np.arange(wide.num_items, dtype=np.int32)
+    lists = [
+        visit_counts(tables, starts, sampling, seed=seed, epoch=epoch).ids.tobytes()
+        for seed in (0, 1, 2**33)
+        for epoch in (0, 1)
+    ]
+    assert len(set(lists)) == 6
+
+
+# Every step is an edge.
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_walk_follows_edges(shape):
+    """One step of one walk visits a collection of the start, then an item of that collection."""
+    graph = make(shape, False)
+    rows = {node: set(graph.neighbours(node).tolist()) for node in range(graph.num_nodes)}
+    sampling = SamplingConfig(neighbourhood="all", num_neighbours=4, num_walks=1, walk_length=1)
+    starts = np.arange(graph.num_items, dtype=np.int32)
+    tables = WalkTables(graph)
+    for epoch in range(5):
+        got = visit_counts(tables, starts, sampling, seed=0, epoch=epoch)
+        for start, row in enumerate(got.ids.tolist()):
+            visited = [node for node in row if node >= 0]
+            if not rows[start]:
+                assert visited == []
+                continue
+            (collection,) = [node for node in visited if node >= graph.num_items]
+            assert collection in rows[start]
+            assert all(item in rows[collection] - {start} for item in visited if item != collection)
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_walks_stay_in_their_component(shape, uneven):
+    graph = make(shape, uneven)
+    sampling = SamplingConfig(neighbourhood="all", num_neighbours=50, num_walks=50, walk_length=8)
+    starts = np.arange(graph.num_nodes, dtype=np.int32)
+    got = visit_counts(WalkTables(graph), starts, sampling, seed=0)
+    for start in range(graph.num_nodes):
+        component, front = {start}, [start]
+        while front:
+            front = [n for node in front for n in graph.neighbours(node).tolist()]
+            front = [node for node in set(front) if node not in component]
+            component.update(front)
+        visited = {node for node in got.ids[start].tolist() if node >= 0}
+        assert start not in visited and visited <= component
+        assert bool(visited) == (len(component) > 1)
+
+
+@pytest.mark.kernels
+def test_hidden_and_dropped_nodes():
+    """An item whose only collection is hidden is as good as isolated."""
+    graph = reference.small_graph({(0, 0): 1.0, (1, 0): 1.0, (1, 1): 1.0, (2, 1): 1.0}, 3, 2, False)
+    tables = WalkTables(graph)
+    sampling = SamplingConfig(neighbourhood="all", num_neighbours=5, num_walks=40, walk_length=3)
+
+    def visited(start, hidden=-1, dropped=-1):
+        arrays = [np.array([value], np.int32) for value in (start, hidden, dropped)]
+        found = visit_counts(
+            tables, arrays[0], sampling, seed=0, hidden=arrays[1], dropped=arrays[2]
+        )
+        assert ((found.ids >= 0) == (found.counts > 0)).all()
+        return {node for node in found.ids[0].tolist() if node >= 0}
+
+    assert visited(0) == {1, 2, 3, 4}
+    assert visited(0, hidden=3) == set()
+    assert visited(1, hidden=3) == {2, 4}
+    assert visited(2, hidden=3) == {1, 4}
+    assert visited(3, hidden=4) == {0, 1}
+    assert visited(0, dropped=1) == {2, 3, 4}
+    assert visited(0, dropped=4) == {1, 2, 3}
+
+
+# Statistics against exact probabilities.
+
+TOY = {
+    (0, 0): 1.0,
+    (1, 0): 4.0,
+    (1, 1): 0.5,
+    (2, 1): 2.0,
+    (0, 2): 3.0,
+    (2, 2): 1.0,
+    (3, 2): 0.25,
+    (3, 1): 6.0,
+}
+TOY_ITEMS, TOY_COLLECTIONS = 4, 3
+
+
+def transitions(weighted, hidden):
+    """float64 [N, N] matrices of the first and the second half of a step.
+
+    The first moves items and leaves collections, the second the other way round.
+    A row sums to 0 where the walk is stuck.
+    """
+    nodes = TOY_ITEMS + TOY_COLLECTIONS
+    mass = np.zeros((nodes, nodes))
+    for (item, collection), weight in TOY.items():
+        value = weight if weighted else 1.0
+        mass[item, TOY_ITEMS + collection] = mass[TOY_ITEMS + collection, item] = value
+    from_items, from_collections = np.eye(nodes), np.eye(nodes)
+    leaving = mass.copy()
+    if hidden >= 0:
+        leaving[:, hidden] = 0
+    for node in range(nodes):
+        matrix, row = (from_items, leaving) if node < TOY_ITEMS else (from_collections, mass)
+        matrix[node] = row[node] / max(row[node].sum(), 1e-300)
+    return from_items, from_collections
+
+
+def expected_visits(start, sampling, weighted, hidden):
+    """float64 [N]: mean visits of one walk, by multiplying transition matrices."""
+    from_items, from_collections = transitions(weighted, hidden)
+    home = np.eye(len(from_items))[start]
+    place, visits = home, np.zeros(len(home))
+    for step in range(sampling.walk_length):
+        if step:
+            stays = (1 - sampling.restart) * place
+            place = stays + (1 - stays.sum()) * home
+        place = place @ from_items
+        if sampling.neighbourhood == "all":
+            # Whoever still stands on the start has not moved in this half.
+            visits += place * (home == 0)
+        place = place @ from_collections
+        visits += place
+    return visits * (home == 0)
+
+
+def sampled_visits(start, sampling, weighted, hidden, epochs):
+    """int64 [epochs, N] visit counts."""
+    tables = WalkTables(reference.small_graph(TOY, TOY_ITEMS, TOY_COLLECTIONS, weighted))
+    counts = np.zeros((epochs, tables.graph.num_nodes + 1), np.int64)
+    hidden = np.array([hidden], np.int32)
+    for epoch in range(epochs):
+        found = visit_counts(
+            tables, np.array([start]), sampling, seed=77, epoch=epoch, hidden=hidden
+        )
+        counts[epoch, found.ids[0]] = found.counts[0]
+    return counts[:, :-1]
+
+
+WALKS = {
+    "one step": SamplingConfig(num_walks=8, walk_length=1, restart=0.0, num_neighbours=7),
+    "long, no restart": SamplingConfig(num_walks=8, walk_length=4, restart=0.0, num_neighbours=7),
+    "restart": SamplingConfig(num_walks=8, walk_length=5, restart=0.4, num_neighbours=7),
+    "restart, all nodes": SamplingConfig(
+        neighbourhood="all", num_walks=8, walk_length=5, restart=0.4, num_neighbours=7
+    ),
+}
+
+
+@pytest.mark.parametrize("hidden", [-1, 4, 6])
+@pytest.mark.parametrize("start", [0, 3, 5])
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("walks", WALKS)
+def test_mean_visits_are_exact(walks, weighted, start, hidden):
+    """Visits of one walk depend on each other; sets of walks of different epochs do not.
+
+    So the mean over epochs has a known covariance, estimated from the same sample,
+    and its squared distance from the exact mean is chi-square distributed.
+    """
+    sampling, epochs = WALKS[walks], 3000
+    counts = sampled_visits(start, sampling, weighted, hidden, epochs)
+    exact = sampling.num_walks * expected_visits(start, sampling, weighted, hidden)
+    assert counts[:, exact == 0].sum() == 0
+    varies = counts.std(axis=0) > 0
+    distance = (counts.mean(axis=0) - exact)[varies]
+    np.testing.assert_allclose(counts.mean(axis=0)[~varies], exact[~varies], atol=1e-9)
+    covariance = np.cov(counts[:, varies], rowvar=False, ddof=1).reshape(varies.sum(), -1)
+    rank = np.linalg.matrix_rank(covariance, hermitian=True)
+    distance_squared = epochs * distance @ np.linalg.pinv(covariance, hermitian=True) @ distance
+    assert stats.chi2.sf(distance_squared, rank) > UNLIKELY
+
+
+@pytest.mark.parametrize("hidden", [-1, 4, 5, 6])
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("start", range(TOY_ITEMS + TOY_COLLECTIONS))
+def test_chi_square_of_one_step(start, weighted, hidden):
+    """Walks of one step are independent, so their counts are multinomial."""
+    walks = 40_000
+    sampling = SamplingConfig(num_walks=walks, walk_length=1, num_neighbours=7)
+    counts = sampled_visits(start, sampling, weighted, hidden, 1)[0]
+    exact = walks * expected_visits(start, sampling, weighted, hidden)
+    assert counts[exact == 0].sum() == 0
+    # What is missing went back to the start, or was stuck.
+    observed = np.append(counts, walks - counts.sum())[np.append(exact, walks - exact.sum()) > 1e-6]
+    wanted = np.append(exact, walks - exact.sum())
+    wanted = wanted[wanted > 1e-6]
+    if len(wanted) == 1:
+        assert observed.tolist() == [walks]
+    else:
+        assert stats.chisquare(observed, wanted).pvalue > UNLIKELY
+
+
+# The Python layer above the kernels.
+
+
+def test_pooling_weights():
+    counts = np.array([[6, 3, 1], [2, 0, 0], [0, 0, 0]], np.int32)
+    np.testing.assert_allclose(
+        pooling_weights(counts, "importance"),
+        np.array([[0.6, 0.3, 0.1], [1, 0, 0], [0, 0, 0]], np.float32),
+    )
+    for pooling in ("mean", "max"):
+        np.testing.assert_allclose(
+            pooling_weights(counts, pooling),
+            np.array([[1 / 3, 1 / 3, 1 / 3], [1, 0, 0], [0, 0, 0]], np.float32),
+        )
+
+
+def test_bad_starts_and_limits_are_refused():
+    tables = WalkTables(make("path", False))
+    for starts in ([-1], [6], [0, 99]):
+        with pytest.raises(IndexError, match=r"\[0, 6\)"):
+            visit_counts(tables, np.array(starts), SamplingConfig(), seed=0)
+    for limit in ("hidden", "dropped"):
+        with pytest.raises(ValueError, match=limit):
+            visit_counts(
+                tables, np.arange(3), SamplingConfig(), seed=0, **{limit: np.array([3, 3])}
+            )
+
+
+def test_mapped_graph_gives_the_same_lists(wide, tmp_path):
+    sampling = SamplingConfig(num_walks=10, num_neighbours=4)
+    starts = np.arange(50, dtype=np.int32)
+    wide.save(tmp_path)
+    kept = visit_counts(WalkTables(wide), starts, sampling, seed=0)
+    mapped = visit_counts(WalkTables(Graph.load(tmp_path)), starts, sampling, seed=0)
+    np.testing.assert_array_equal(kept.ids, mapped.ids)
+    np.testing.assert_array_equal(kept.counts, mapped.counts)
+
+
+def test_visit_scores_rank_every_reached_item():
+    graph = make("sparse, isolated items and empty collections", False)
+    sampling = SamplingConfig(neighbourhood="all", num_neighbours=2, num_walks=3)
+    queries = np.arange(graph.num_items, dtype=np.int32)
+    ids, counts = visit_scores(graph, queries, sampling, seed=6, num_walks=25, threads=2)
+    items_only = dataclasses.replace(sampling, neighbourhood="items")
+    wanted_ids, wanted_counts = reference.neighbourhoods(
+        graph, queries, items_only, seed=6, size=graph.num_items - 1, num_walks=25
+    )
+    np.testing.assert_array_equal(ids, wanted_ids)
+    np.testing.assert_array_equal(counts, wanted_counts)
+
+
+@pytest.mark.parametrize("resample", [False, True])
+@pytest.mark.parametrize("neighbourhood", ["items", "all"])
+def test_kept_lists_equal_walked_ones(wide, neighbourhood, resample, monkeypatch):
+    monkeypatch.setattr("pinsage_jax.sampling.store._NODES_PER_STEP", 300)
+    sampling = SamplingConfig(
+        neighbourhood=neighbourhood, num_walks=10, num_neighbours=4, resample=resample
+    )
+    walked, kept = (NeighbourhoodSource(wide, sampling, seed=8, threads=t) for t in (1, 2))
+    assert kept.num_nodes == (wide.num_nodes if neighbourhood == "all" else wide.num_items)
+    table = kept.keep_all()
+    assert table.ids.shape == (kept.num_nodes, 4) and kept.keep_all() is table
+    before = table.ids.copy(), table.counts.copy()
+    rng = np.random.default_rng(0)
+    nodes = rng.integers(0, kept.num_nodes, 200).astype(np.int32)
+    # Limits that matter: the item's first collection, the list's first neighbour.
+    first = np.array([(*wide.neighbours(node).tolist(), -1)[0] for node in nodes])
+    hidden = np.where((rng.random(200) < 0.5) & (nodes < wide.num_items), first, -1)
+    dropped = np.where(rng.random(200) < 0.5, table.ids[nodes, 0], -1)
+    limits = {"hidden": hidden.astype(np.int32), "dropped": dropped.astype(np.int32)}
+    lists = []
+    for epoch in (0, 1):
+        for names in ((), ("hidden",), ("dropped",), ("hidden", "dropped")):
+            limits_of = {name: limits[name] for name in names}
+            one = walked.lookup(nodes, epoch, **limits_of)
+            other = kept.lookup(nodes, epoch, **limits_of)
+            np.testing.assert_array_equal(one.ids, other.ids)
+            np.testing.assert_array_equal(one.counts, other.counts)
+            lists.append(one.ids)
+    # Epochs share their lists unless the settings ask for new ones.
+    for first, second in zip(lists[:4], lists[4:]):
+        assert np.array_equal(first, second) != resample
+    assert not np.array_equal(lists[0], lists[1]) and not np.array_equal(lists[0], lists[2])
+    np.testing.assert_array_equal(table.ids, before[0])
+    np.testing.assert_array_equal(table.counts, before[1])
