@@ -29,7 +29,10 @@ from pinsage_jax.errors import UserError
 from pinsage_jax.options import option
 
 # Each mode is the function of that name in stages.py.
-MODES = ("pipeline", "prepare", "train", "embed", "evaluate", "neighbors")
+MODES = (
+    "pipeline", "prepare", "train", "embed", "evaluate", "neighbors", "report",
+    "recommend", "split",
+)  # fmt: skip
 VERBOSITIES = ("debug", "info", "warning", "error")
 
 _RUN_GROUP = "run: what to do and where"

@@ -19,6 +19,12 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+from pinsage_jax.config_tools import (
+    RECOMMEND_DEFAULTS,
+    SPLIT_DEFAULTS,
+    RecommendConfig,
+    SplitToolConfig,
+)
 from pinsage_jax.errors import UserError
 from pinsage_jax.options import Checked, option
 
@@ -64,7 +70,7 @@ class DataConfig(Checked):
     categorical_columns: str = option(
         "", "Comma-separated categorical columns (one-hot, rare values together)."
     )
-    text_dim: int = option(256, "Dimensions of the vectors made from text.", low=1, high=4096)
+    text_dim: int = option(1024, "Dimensions of the vectors made from text.", low=1, high=4096)
     text_vocabulary: int = option(20000, "Most frequent terms kept for text.", low=1)
     text_min_df: int = option(2, "A term must occur in this many items.", low=1)
     category_limit: int = option(
@@ -123,7 +129,7 @@ class SplitConfig(Checked):
         high=0.5,
     )
     validation_cold_items: float = option(
-        0.02,
+        0.05,
         "Share of items whose training edges are withheld to validate cold start.",
         low=0.0,
         high=0.5,
@@ -164,7 +170,7 @@ class SamplingConfig(Checked):
         200_000, "Catalogues with more items get content links for items without edges only.", low=0
     )
     pair_power: float = option(
-        0.5,
+        0.2,
         "Collections give training pairs in proportion to (size - 1) to this power; "
         "1 visits every edge once an epoch.",
         low=0.0,
@@ -195,14 +201,21 @@ class SamplingConfig(Checked):
 class ModelConfig(Checked):
     """PinSage, Algorithm 1 and 2 (Ying et al. 2018), and its variants."""
 
-    num_layers: int = option(2, "K: convolution layers; 0 embeds by features alone.", low=0, high=5)
-    hidden_dim: int = option(512, "m: width of Q, the projected neighbours.", low=1)
+    num_layers: int = option(1, "K: convolution layers; 0 embeds by features alone.", low=0, high=5)
+    hidden_dim: int = option(256, "m: width of Q, the projected neighbours.", low=1)
     layer_dim: int = option(256, "d: width of each layer's output.", low=1)
     output_dim: int = option(256, "Width of the exported embedding.", low=1)
     pooling: str = option(
         "importance",
         "How neighbours are pooled: by visit count, equally, or elementwise maximum.",
         choices=("importance", "mean", "max"),
+    )
+    structure_dim: int = option(
+        256,
+        "Dimensions of an item's place in a spectral map of the graph, found through its "
+        "collections and appended to its features; 0: none (the paper).",
+        low=0,
+        high=4096,
     )
     edgeless_feature: bool = option(
         True, "Append a column that marks items without edges (not in the paper)."
@@ -247,7 +260,7 @@ class TrainConfig(Checked):
     )
     margin: float = option(0.1, "Margin of the max-margin loss.", low=0.0)
     temperature: float = option(
-        0.08, "Divides the scores of the softmax and cross-entropy losses.", low=1e-4
+        0.12, "Divides the scores of the softmax and cross-entropy losses.", low=1e-4
     )
     logq: float = option(
         1.0, "Exponent of the popularity correction of in-batch negatives.", low=0.0, high=2.0
@@ -255,27 +268,27 @@ class TrainConfig(Checked):
     in_batch: bool = option(True, "Softmax: other pairs' targets are negatives too.")
     symmetric: bool = option(True, "Train each pair in both directions.")
     batch_size: int = option(1024, "B: pairs per step over all devices.", low=1)
-    random_negatives: int = option(500, "R: uniform negatives shared by a step.", low=1)
+    random_negatives: int = option(512, "R: uniform negatives shared by a step.", low=1)
     hard_max: int = option(6, "Most hard negatives per query (0: none).", low=0)
     hard_start: str = option(
         "curriculum",
         "curriculum: n-1 in epoch n; full: all from the start; none.",
         choices=("curriculum", "full", "none"),
     )
-    epochs: float = option(10.0, "Passes over the training pairs.", low=0.0)
+    epochs: float = option(5.0, "Passes over the training pairs.", low=0.0)
     pairs_per_epoch: int = option(0, "Pairs in one epoch; 0: one per edge.", low=0)
     max_steps: int = option(0, "Stop after this many steps; 0: --epochs decides.", low=0)
     learning_rate: float = option(
-        1e-3, "Peak rate for batches of 1024 pairs; scaled linearly with the batch.", low=0.0
+        1e-2, "Peak rate for batches of 1024 pairs; scaled linearly with the batch.", low=0.0
     )
     warmup_epochs: float = option(1.0, "Epochs of linear warm-up.", low=0.0)
     decay: float = option(
-        0.9, "Factor of the exponential decay per epoch after the warm-up.", low=0.0, high=1.0
+        0.4, "Factor of the exponential decay per epoch after the warm-up.", low=0.0, high=1.0
     )
     weight_decay: float = option(1e-4, "Decoupled weight decay.", low=0.0)
     clip_norm: float = option(1.0, "Gradients longer than this are scaled down; 0: never.", low=0.0)
     strip_share: float = option(
-        0.3,
+        0.25,
         "Share of nodes trained as if they had no edges in a step, so that cold items work.",
         low=0.0,
         high=1.0,
@@ -323,66 +336,6 @@ class EvalConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class SplitToolConfig(Checked):
-    """Tables to train and to evaluate on, made from one edge table by --mode=split."""
-
-    split_by: str = option(
-        "collections",
-        "What is withheld: collections whole, every edge of some items, or edges after a time.",
-        choices=("collections", "items", "time"),
-    )
-    split_share: float = option(
-        0.2, "Share of collections, of items, or of the latest edges withheld.", low=0.0, high=0.9
-    )
-    split_cut: str = option(
-        "", "Last time that still trains, as in --time_column; empty: --split_share decides."
-    )
-    split_pairs: int = option(10_000, "Most evaluation pairs drawn.", low=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class RecommendConfig(Checked):
-    """Items for a collection or a user's history, by --mode=recommend."""
-
-    recommend_for: str = option(
-        "", "Comma-separated collection ids to show; empty: write recommendations.parquet for all."
-    )
-    recommend_k: int = option(20, "Items recommended to each collection.", low=1, high=1000)
-    recommend_by: str = option(
-        "auto",
-        "How a history scores an item: by its mean vector, by medoids of its interests, by its "
-        "sharpened similarities, or whichever does best in validation.",
-        choices=("auto", "mean", "interests", "sharpened"),
-    )
-    recommend_power: float = option(
-        0.0,
-        "Exponent of sharpened similarities: sum of max(0, z_h.z_i)^p; 0: chosen in validation.",
-        low=0.0,
-        high=1000.0,
-    )
-    recommend_popularity: float = option(
-        -1.0,
-        "Scores are multiplied by the item's degree to this power; -1: chosen in validation.",
-        low=-1.0,
-        high=2.0,
-    )
-    recommend_interests: int = option(3, "Most interests (clusters) used of a history.", low=1)
-    recommend_ward: float = option(
-        1.5, "Ward distance, of unit vectors, above which interests stay apart.", low=0.0
-    )
-    recommend_half_life: float = option(
-        0.0,
-        "Time in which an item's part in an interest's importance halves, in days or the unit of "
-        "--time_column; 0: never.",
-        low=0.0,
-    )
-    test_edges: str = option(
-        "",
-        "Edges to score recommendations on (Recall@20, NDCG@20); no setting is chosen by them.",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything one run is told."""
 
@@ -398,8 +351,8 @@ class Config:
     train: TrainConfig = TrainConfig()
     embed: EmbedConfig = EmbedConfig()
     evaluate: EvalConfig = EvalConfig()
-    split_tool: SplitToolConfig = SplitToolConfig()
-    recommend: RecommendConfig = RecommendConfig()
+    split_tool: SplitToolConfig = SPLIT_DEFAULTS
+    recommend: RecommendConfig = RECOMMEND_DEFAULTS
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""

@@ -1,4 +1,4 @@
-"""The stages in order, each a function of the settings: prepare, train, embed, evaluate.
+"""The stages in order, each a function of the settings, from prepare to report.
 
 This is where the packages meet.  A stage leaves its results in the workdir and
 returns them; a stage whose results are there already, for the same settings, is
@@ -20,6 +20,7 @@ from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
+from pinsage_jax.graph import split_tables
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import Prepared, open_prepared
 from pinsage_jax.graph.prepare import prepare as prepare_tables
@@ -28,14 +29,19 @@ from pinsage_jax.inference import export
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.interrupts import raise_if_stopped, stop_requested
 from pinsage_jax.parallel import make_devices
+from pinsage_jax.reporting import figures
+from pinsage_jax.reporting.report import write_report
 from pinsage_jax.retrieval import calibration
 from pinsage_jax.retrieval import evaluate as evaluation
 from pinsage_jax.retrieval import neighbours as related
+from pinsage_jax.retrieval import recommend as recommending
 from pinsage_jax.retrieval.embeddings_io import load_embeddings
+from pinsage_jax.retrieval.recommend_choice import Validation, validation_users
 from pinsage_jax.sampling.content_links import ContentLinks, content_links
 from pinsage_jax.sampling.lists import NeighbourLists
 from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.structure import Structure, saved_bases
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
@@ -57,8 +63,12 @@ class Encoder:
     inputs: NodeInputs
 
     @classmethod
-    def over(cls, config: Config, prepared: Prepared, graph: Graph) -> Encoder:
-        """An encoder whose neighbourhoods and degrees come from `graph`."""
+    def over(cls, config: Config, prepared: Prepared, graph: Graph, bases: np.ndarray) -> Encoder:
+        """An encoder whose neighbourhoods and degrees come from `graph`.
+
+        Args:
+          bases: float32 [num_items, r] of the training graph (_bases).
+        """
         source = NeighbourhoodSource(graph, config.sampling, config.seed, threads_of(config))
         inputs = NodeInputs(
             prepared.features,
@@ -67,6 +77,7 @@ class Encoder:
             edgeless_feature=config.model.edgeless_feature,
             node_type=config.sampling.neighbourhood == "all",
             whiten=config.model.whiten,
+            structure=Structure(graph, bases) if bases.shape[1] else None,
         )
         links = _content_links(config, prepared, graph)
         lists = NeighbourLists(source, config.model.pooling, links, config.sampling.content_kappa)
@@ -87,6 +98,20 @@ class Encoder:
             threads=threads_of(self.config),
             quiet=quiet,
         )
+
+
+def _bases(config: Config, prepared: Prepared, split: ValidationSplit) -> np.ndarray:
+    """Base vectors of the training graph's structure, [num_items, r]; r = 0 for none."""
+    if not config.model.structure_dim:
+        return np.zeros((prepared.graph.num_items, 0), np.float32)
+    settings = [dataclasses.asdict(config.split), config.seed, config.model.structure_dim]
+    return saved_bases(
+        config.workdir,
+        split.train_graph,
+        config.model.structure_dim,
+        config.seed,
+        files.fingerprint([prepared.manifest["fingerprint"], *settings]),
+    )
 
 
 def _content_links(config: Config, prepared: Prepared, graph: Graph) -> ContentLinks:
@@ -129,7 +154,8 @@ def train(config: Config) -> Outcome:
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
         return Outcome(0, 0, {}, interrupted=False)
     split = validation_split(prepared.graph, config.split, config.seed)
-    encoder = Encoder.over(config, prepared, split.train_graph)
+    bases = _bases(config, prepared, split)
+    encoder = Encoder.over(config, prepared, split.train_graph, bases)
     identity = identity_of(prepared)
     if split.train_graph.num_edges == 0 and prepared.train_pairs is None:
         raise UserError(
@@ -214,10 +240,11 @@ def _chosen_checkpoint(config: Config) -> tuple[Checkpoints, int]:
     return checkpoints, step
 
 
-def embed(config: Config) -> dict[str, Any]:
-    """Embeds the whole catalogue on the whole graph into WORKDIR/embeddings."""
-    prepared = open_prepared(config.workdir)
-    encoder = Encoder.over(config, prepared, prepared.graph)
+def _embed_over(
+    config: Config, prepared: Prepared, graph: Graph, split: ValidationSplit
+) -> tuple[np.ndarray, int, float]:
+    """Embeddings of every node over `graph`, with the step and the cold offset they have."""
+    encoder = Encoder.over(config, prepared, graph, _bases(config, prepared, split))
     checkpoints, step = _chosen_checkpoint(config)
     meta = checkpoints.meta(step)
     checkpoints.check(meta, identity_of(prepared), dataclasses.asdict(config.model))
@@ -228,8 +255,17 @@ def embed(config: Config) -> dict[str, Any]:
     offset = _fixed_offset(config)
     if offset is None:
         offset = float(checkpoints.metrics(step).get("cold_offset") or 0.0)
-    edgeless = prepared.graph.degree()[:items] == 0
+    edgeless = graph.degree()[:items] == 0
     vectors[:items] = calibration.with_offset(vectors[:items], edgeless, offset)
+    return vectors, step, offset
+
+
+def embed(config: Config) -> dict[str, Any]:
+    """Embeds the whole catalogue on the whole graph into WORKDIR/embeddings."""
+    prepared = open_prepared(config.workdir)
+    split = validation_split(prepared.graph, config.split, config.seed)
+    vectors, step, offset = _embed_over(config, prepared, prepared.graph, split)
+    items = prepared.graph.num_items
     everything = config.sampling.neighbourhood == "all"
     manifest = export.write_embeddings(
         config.workdir,
@@ -285,8 +321,36 @@ def neighbors(config: Config) -> None:
         related.write_related(config, prepared, vectors)
 
 
+def recommend(config: Config) -> dict[str, Any] | None:
+    """Shows, writes or scores items for collections; see retrieval/recommend.py."""
+    prepared = open_prepared(config.workdir)
+    vectors = load_embeddings(config.workdir, prepared)
+
+    def validation() -> Validation | None:
+        held = validation_split(prepared.graph, config.split, config.seed)
+        if len(held.collections) == 0:
+            return None
+        logging.info("recommend: embedding without the withheld collections, to choose settings")
+        clean, _, _ = _embed_over(config, prepared, held.train_graph, held)
+        items = clean[: prepared.graph.num_items]
+        return validation_users(prepared.graph, held, items, config.seed)
+
+    return recommending.recommend(config, prepared, vectors, threads_of(config), validation)
+
+
+def split(config: Config) -> dict[str, Any]:
+    """Train and eval tables from one edge table, into WORKDIR/split."""
+    return split_tables.split(config)
+
+
+def report(config: Config) -> pathlib.Path:
+    """The run on one page: WORKDIR/report.html."""
+    prepared = open_prepared(config.workdir)
+    return write_report(config, prepared, load_embeddings(config.workdir, prepared))
+
+
 def pipeline(config: Config) -> dict[str, Any]:
-    """prepare, train, embed, evaluate; skips what the workdir holds for the same settings."""
+    """prepare, train, embed, evaluate, report; skips what is there for the same settings."""
     prepare(config)
     raise_if_stopped()
     outcome = train(config)
@@ -297,4 +361,10 @@ def pipeline(config: Config) -> dict[str, Any]:
         logging.info("embed: %s is up to date", pathlib.Path(config.workdir) / export.FOLDER)
     else:
         embed(config)
-    return evaluate(config)
+    result = evaluate(config)
+    if figures.available():
+        raise_if_stopped()
+        report(config)
+    else:
+        logging.info("no report: it needs matplotlib (pip install 'pinsage-jax[report]')")
+    return result

@@ -75,7 +75,12 @@ def random_params(config: ModelConfig, input_dim: int, num_ids: int = 0, seed: i
 def embed_batch(model: PinSage, params, batch: Minibatch, device: int = 0) -> np.ndarray:
     """Embeddings [n_K, Z] of the seeds of one device's part."""
     names = ("features", "node_ids", "neighbours", "weights")
-    return np.asarray(model.apply(params, *(getattr(batch, name)[device] for name in names)))
+    return apply(model, params, *(getattr(batch, name)[device] for name in names))
+
+
+def apply(model: PinSage, params, *arrays: np.ndarray) -> np.ndarray:
+    """The network compiled, which is much faster than one operation at a time."""
+    return np.asarray(jax.jit(model.apply)(params, *arrays))
 
 
 @dataclasses.dataclass

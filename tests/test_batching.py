@@ -675,14 +675,14 @@ def test_input_vectors(degree_feature, edgeless_feature, node_type, width, dtype
     )
     scale = feature_scale(features, 0.0)
     nodes = np.array([0, 5, 41, 5, 39], np.int32)
-    hidden = np.array([0, 1, 0, 0, 1], np.int32)
+    hidden = np.array([-1, 42, -1, -1, 43], np.int32)
     bare = np.array([False, False, False, True, False])
-    out = inputs.gather(nodes, 7, hidden_edges=hidden, edgeless=bare)
+    out = inputs.gather(nodes, 7, hidden=hidden, edgeless=bare)
     assert out.shape == (7, inputs.dim) and out.dtype == np.float32
     assert not out[5:].any()
     for row, node in enumerate(nodes):
         expected = list(features[node] * scale) if node < graph.num_items else [0.0] * width
-        seen = 0 if bare[row] else len(graph.neighbours(node)) - hidden[row]
+        seen = 0 if bare[row] else len(graph.neighbours(node)) - (hidden[row] >= 0)
         if degree_feature:
             expected.append(degree_value(seen))
         if edgeless_feature:

@@ -111,8 +111,7 @@ def test_layerwise_equals_the_reference_for_every_node(pooling):
     np.testing.assert_allclose(embedded(run, params), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("block", [1, 7, 39, 40, 41, 1000])
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("block,threads", [(1, 1), (7, 3), (39, 1), (41, 3), (1000, 1)])
 def test_block_size_and_threads_do_not_matter(block, threads, monkeypatch):
     monkeypatch.setattr(layerwise, "_REDUCE_ROWS", 5)
     run = make_run(features=FEATURES, links=2)

@@ -87,8 +87,10 @@ def slow_loss(embedded, batch, config, turned=False):
 
 
 def fast_loss(embedded, batch, config, turned=False):
-    scored = score(jnp.asarray(embedded), batch, None, turned=turned)
-    total, count = LOSSES[config.loss](scored, config)
+    def both(embedded, batch):
+        return LOSSES[config.loss](score(embedded, batch, None, turned=turned), config)
+
+    total, count = jax.jit(both)(jnp.asarray(embedded), batch)
     assert total.shape == count.shape == () and total.dtype == count.dtype == jnp.float32
     return float(total), float(count)
 
@@ -159,11 +161,11 @@ def test_accidental_hits_do_not_count(name, small_rng):
     def total(vectors):
         return LOSSES[name](score(vectors, only, None), config)[0]
 
-    before, gradient = jax.value_and_grad(total)(jnp.asarray(embedded))
+    before, gradient = jax.jit(jax.value_and_grad(total))(jnp.asarray(embedded))
     assert not np.asarray(gradient)[14:18].any()
     changed = embedded.copy()
     changed[14:18] *= 3.0
-    assert float(total(jnp.asarray(changed))) == float(before)
+    assert float(jax.jit(total)(jnp.asarray(changed))) == float(before)
     # Without any negative the softmax has nothing to lose, and the hinge neither.
     if name != "cross_entropy":
         assert float(before) == 0.0
@@ -209,7 +211,7 @@ def test_a_batch_without_pairs_that_count_is_zero(name, small_rng):
     def total(vectors):
         return LOSSES[name](score(vectors, empty, None), config)[0]
 
-    value, gradient = jax.value_and_grad(total)(jnp.asarray(embedded))
+    value, gradient = jax.jit(jax.value_and_grad(total))(jnp.asarray(embedded))
     assert float(value) == 0.0
     assert not np.asarray(gradient).any()
 
@@ -222,5 +224,5 @@ def test_extreme_scores_stay_finite(name, small_rng):
     def total(vectors):
         return LOSSES[name](score(vectors, batch, None), config)[0]
 
-    value, gradient = jax.value_and_grad(total)(jnp.asarray(embedded))
+    value, gradient = jax.jit(jax.value_and_grad(total))(jnp.asarray(embedded))
     assert np.isfinite(value) and np.isfinite(np.asarray(gradient)).all()

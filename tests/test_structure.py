@@ -17,7 +17,7 @@ ROOT = pathlib.Path(pinsage_jax.__file__).parent
 ORDER = (
     ("errors",),
     ("files", "progress", "logs", "interrupts", "options"),
-    ("config",),
+    ("config", "config_tools"),
     ("workdir",),
     ("graph",),
     ("sampling",),
@@ -37,6 +37,7 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 WITHOUT_JAX = (
     "cli",
     "config",
+    "config_tools",
     "errors",
     "files",
     "logs",

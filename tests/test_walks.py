@@ -372,8 +372,10 @@ def test_hidden_and_dropped_nodes():
 
 # Statistics against exact probabilities.
 
+# Item 0 is in every collection: hiding one leaves a choice of two.
 TOY = {
     (0, 0): 1.0,
+    (0, 1): 2.5,
     (1, 0): 4.0,
     (1, 1): 0.5,
     (2, 1): 2.0,

@@ -204,7 +204,7 @@ class MinibatchBuilder:
         features = self._inputs.gather(
             nodes,
             frontier.rows[-1],
-            hidden_edges=(hidden >= 0).astype(np.int32),
+            hidden=hidden,
             edgeless=stripped,
         )
         counts = (pairs.targets >= 0) & (queries >= 0) & (targets >= 0)

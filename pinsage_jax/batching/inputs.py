@@ -1,8 +1,9 @@
-"""Input vectors of nodes: stored features, log-degree, node type.
+"""Input vectors of nodes: stored features, place in the graph, log-degree, node type.
 
 The paper's input is visual features, text features and log-degree (section 4.1).
-The degree belongs to the graph in use and to what a training pair may see, so it
-is appended when a node is read and not stored with the features.  With collections
+The degree, and the place of --structure_dim (sampling.structure), belong to the graph
+in use and to what a training pair may see, so they are made when a node is read and
+not stored with the features.  With collections
 as nodes of the model (--neighbourhood=all) a type column is appended too, and a
 collection's features are zeros: only items have content.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from pinsage_jax.batching import block_kernels
-
+from pinsage_jax.sampling.structure import Structure
 
 # log(1 + degree) runs to about ten; features have unit length.
 _DEGREE_SCALE = 0.1
@@ -40,6 +41,9 @@ def feature_scale(features: np.ndarray, whiten: float) -> np.ndarray:
 class NodeInputs:
     """Reads rows of the input matrix [N, D].
 
+    The columns are: stored features, structure, log-degree, edgeless, node type, as
+    far as each is used.
+
     Attributes:
       dim: D, the width of an input vector.
     """
@@ -53,30 +57,33 @@ class NodeInputs:
         edgeless_feature: bool = False,
         node_type: bool = False,
         whiten: float = 0.0,
+        structure: Structure | None = None,
     ):
         """Takes stored features [num_items, F] and degrees int32 [N]."""
         self._scale = feature_scale(features, whiten)
         self._features = features
         self._degree = degree
+        self._structure = structure
         self._degree_feature = degree_feature
         self._edgeless_feature = edgeless_feature
         self._node_type = node_type
-        # A model needs some input even where nothing is known about a node.
+        self._first_extra = features.shape[1] + (structure.dim if structure else 0)
         extra = int(degree_feature) + int(edgeless_feature) + int(node_type)
-        self.dim = max(features.shape[1] + extra, 1)
+        # A model needs some input even where nothing is known about a node.
+        self.dim = max(self._first_extra + extra, 1)
 
     def gather(
         self,
         nodes: np.ndarray,
         rows: int | None = None,
         *,
-        hidden_edges: np.ndarray | None = None,
+        hidden: np.ndarray | None = None,
         edgeless: np.ndarray | None = None,
     ) -> np.ndarray:
         """Input vectors of `nodes` (int32 [n]) as float32 [rows, D], zero-padded.
 
         Args:
-          hidden_edges: int32 [n], edges that the node must not know of.
+          hidden: int32 [n] collection (node id) that a node must not know of, or -1.
           edgeless: bool [n], nodes read as if they had no edges.
         """
         used = len(nodes)
@@ -85,16 +92,23 @@ class NodeInputs:
         if width:
             self._gather_features(nodes, out)
         degree = self._degree[nodes]
-        if hidden_edges is not None:
-            degree = degree - hidden_edges
+        if hidden is None:
+            hidden = np.full(used, -1, np.int32)
+        degree = degree - (hidden >= 0)
         if edgeless is not None:
             degree = np.where(edgeless, 0, degree)
+        if self._structure is not None:
+            place = out[:used, width : self._first_extra]
+            self._structure.gather(nodes, degree, hidden, place)
+        column = self._first_extra
         if self._degree_feature:
-            out[:used, width] = _DEGREE_SCALE * np.log1p(degree)
+            out[:used, column] = _DEGREE_SCALE * np.log1p(degree)
+            column += 1
         if self._edgeless_feature:
-            out[:used, width + int(self._degree_feature)] = _DEGREE_SCALE * (degree == 0)
+            out[:used, column] = _DEGREE_SCALE * (degree == 0)
+            column += 1
         if self._node_type:
-            out[:used, self.dim - 1] = nodes >= self._features.shape[0]
+            out[:used, column] = nodes >= self._features.shape[0]
         return out
 
     def _gather_features(self, nodes: np.ndarray, out: np.ndarray) -> None:

@@ -23,7 +23,6 @@ from pinsage_jax.model.layers import (
     unit_input_init,
 )
 
-
 # Keeps a step of the optimiser small beside the other coordinates, which make unit vectors.
 _POPULARITY_SCALE = 0.1
 

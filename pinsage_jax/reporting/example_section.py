@@ -1,6 +1,6 @@
 """The report's examples: queries and their neighbours under PinSage, content and walk.
 
-  N items, Q queries, k neighbours
+N items, Q queries, k neighbours
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def examples(config: Config, prepared: Prepared, embeddings: np.ndarray, threads
         )
         lists.append(_list("Walk", prepared, query, best, told, empty))
         edges = "1 edge" if degree[query] == 1 else f"{degree[query]:,} edges"
-        heading = page.element("h3", _shown(prepared, query), page.element("small", edges))
+        heading = page.element("h3", *_shown(prepared, query, edges))
         blocks += [heading, page.element("div", *lists, class_="lists")]
     lead = page.note(
         f"Queries are drawn at random with the run's seed, {_PER_BUCKET} from each range of "
@@ -112,7 +112,7 @@ def _list(
     for item, score in zip(items, told):
         shared = len(np.intersect1d(own, prepared.graph.neighbours(item), assume_unique=True))
         about = f"{score}, {shared:,} shared" if shared else score
-        entries.append(page.element("li", _shown(prepared, item), page.element("small", about)))
+        entries.append(page.element("li", *_shown(prepared, item, about)))
     return page.element("div", page.element("h4", method), page.element("ol", *entries))
 
 
@@ -120,12 +120,13 @@ def _nothing(method: str, why: str) -> Html:
     return page.element("div", page.element("h4", method), page.note(why))
 
 
-def _shown(prepared: Prepared, item: int) -> Html:
-    """The title, with the id after it; the id alone where there is no title."""
+def _shown(prepared: Prepared, item: int, about: str) -> tuple[Html, Html]:
+    """The title, and in small print the id and `about`; the id first where there is no title."""
     name = prepared.item_ids.names(np.array([item]))[0].as_py()
     title = None
     if prepared.titles is not None:
         title = prepared.titles.take(pa.array([int(item)]))[0].as_py()
     if title is None or not title.strip():
-        return page.foreign(name)
-    return page.join((page.foreign(title), page.element("small", page.foreign(name))))
+        return page.foreign(name), page.element("small", about)
+    small = page.element("small", page.foreign(name), f" \u00b7 {about}")
+    return page.foreign(title), small

@@ -103,12 +103,17 @@ def line_chart(
     """
 
     def draw(figure, axes):
+        from matplotlib import ticker
+
         for place, line in enumerate(series):
             dots = "o" if len(line.x) <= 12 else None
+            # Ours comes first: a little stronger, and on top of the others.
             axes.plot(line.x, line.y, _DASHES[place % 4], color=_colour(place), marker=dots,
+                      linewidth=1.4 if place else 2.0, zorder=3 if place else 4,
                       label=line.label)  # fmt: skip
             if line.fill:
                 axes.fill_between(line.x, line.y, color=_colour(place), alpha=0.15, linewidth=0)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
         if x_ticks is not None:
             axes.set_xscale("log")
             axes.minorticks_off()
@@ -117,11 +122,13 @@ def line_chart(
             axes.axvline(mark, color=_INK, alpha=0.5, linewidth=1.0, linestyle=":")
         if from_zero:
             axes.set_ylim(bottom=0.0)
-        _percent(axes.yaxis, percent)
+        if percent:
+            axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
         axes.set_xlabel(x_label)
         _legend(figure, axes, len(series))
 
-    return _draw(name, alt, 2.5 + 0.19 * (_legend_rows(len(series)) - 1), draw)
+    legend_rows = math.ceil(len(series) / _legend_columns(len(series))) if len(series) > 1 else 0
+    return _draw(name, alt, 2.3 + 0.19 * legend_rows, draw)
 
 
 def interval_chart(
@@ -172,14 +179,13 @@ def scatter_chart(
     """
 
     def draw(figure, axes):
+        # In the order of the points, so that no group hides the others.  Thousands of dots
+        # are smaller as one picture than as shapes.
+        axes.scatter(points[:, 0], points[:, 1], s=6.0, c=[_colour(place) for place in group],
+                     alpha=0.8, linewidths=0, rasterized=True)  # fmt: skip
         for place, label in enumerate(labels):
-            chosen = points[group == place]
-            if len(chosen):
-                # Thousands of dots are smaller as one picture than as shapes.
-                axes.scatter(chosen[:, 0], chosen[:, 1], s=5.0, color=_colour(place), alpha=0.7,
-                             linewidths=0, label=label, rasterized=True)  # fmt: skip
-        axes.set_xticks([])
-        axes.set_yticks([])
+            axes.scatter([], [], s=6.0, color=_colour(place), label=label)
+        axes.set_axis_off()
         axes.set_aspect("equal", "datalim")
         _legend(figure, axes, len(labels), 2.0)
 
@@ -190,20 +196,14 @@ def _colour(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
 
-def _percent(axis, wanted: bool) -> None:
-    from matplotlib import ticker
-
-    if wanted:
-        axis.set_major_formatter(ticker.PercentFormatter(1.0))
-
-
-def _legend_rows(count: int) -> int:
-    return math.ceil(count / 3) if count > 1 else 0
+def _legend_columns(count: int) -> int:
+    return 2 if count == 4 else min(count, 3)
 
 
 def _legend(figure, axes, count: int, scale: float = 1.0) -> None:
     if count > 1:
-        figure.legend(loc="outside lower center", ncols=min(count, 3), markerscale=scale)
+        columns = _legend_columns(count)
+        figure.legend(loc="outside lower center", ncols=columns, markerscale=scale)
 
 
 def _draw(name: str, alt: str, height: float, draw) -> Html:

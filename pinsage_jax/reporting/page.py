@@ -67,6 +67,8 @@ figure svg text { font-family: inherit !important; }
 .lists ol { margin: 0; padding-left: 1.5rem; font-size: 0.92rem; }
 .lists li { margin-bottom: 0.35rem; }
 .lists p { margin: 0; }
+@media (max-width: 40rem) { .numbers th:first-child { white-space: normal; max-width: 6.5rem;
+    min-width: 5.5rem; padding-right: 0.6rem; } }
 summary { cursor: pointer; padding: 0.3rem 0; }
 footer { color: var(--quiet); font-size: 0.85rem; padding-bottom: 2rem; }
 @media print { nav { display: none; } .wide { overflow: visible; } }
@@ -84,7 +86,7 @@ def text(value: object) -> Html:
     """
     if isinstance(value, Html):
         return value
-    line = " ".join(str(value).split())
+    line = re.sub(r"\s+", " ", str(value))
     line = line.encode("utf-8", "replace").decode("utf-8")
     shown = ("\ufffd" if unicodedata.category(sign) == "Cc" else sign for sign in line)
     return Html(html.escape("".join(shown), quote=True))
@@ -116,7 +118,7 @@ def note(*children: object) -> Html:
 
 def foreign(value: object, longest: int = 160) -> Html:
     """Text of users: cut where it is very long, and kept from reordering its surroundings."""
-    line = str(value)
+    line = " ".join(str(value).split())
     if len(line) > longest:
         line = line[: longest - 3] + "..."
     return element("bdi", line)
@@ -150,9 +152,12 @@ def table(
     )
     label = re.sub(r"<[^>]*>", " ", text(caption))
     # Only what can be focused can be scrolled by keyboard.
-    return element(
-        "div", whole, class_="wide", role="region", tabindex="0", aria_label=Html(label)
-    )
+    return element("div", whole, class_="wide", role="region", tabindex="0", aria_label=Html(label))
+
+
+def minus(numbers: str) -> str:
+    """Numbers with the sign that is read as a minus, not a hyphen."""
+    return numbers.replace("-", "\u2212")
 
 
 def with_interval(value: str, low_to_high: str = "") -> Html:

@@ -15,6 +15,7 @@ from absl import logging
 import pinsage_jax
 from pinsage_jax import files
 from pinsage_jax.config import Config
+from pinsage_jax.errors import UserError
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.reporting import (
     example_section,
@@ -44,8 +45,20 @@ def write_report(config: Config, prepared: Prepared, embeddings: np.ndarray) -> 
       UserError: matplotlib is missing, or an embedding is not finite.
     """
     figures.require()
+    # A sum of floats in double precision is finite exactly when all its terms are.
+    with np.errstate(invalid="ignore"):
+        total = embeddings.sum(dtype=np.float64)
+    if not np.isfinite(total):
+        raise UserError("An embedding is not finite; train again with a lower --learning_rate.")
     source = read_source(config, prepared.graph.num_items)
     used = source.config
+    directions, remark = embeddings, page.join(())
+    if used.model.popularity and not source.embeddings.get("normalised"):
+        directions = embeddings[:, :-1]
+        remark = page.note(
+            "PinSage without the last coordinate of its vectors, which tells how likely an item is "
+            "whatever the query (--popularity)."
+        )
     threads = config.threads or len(os.sched_getaffinity(0))
     sections = [
         ("scores", "Scoreboard", score_sections.scoreboard(source)),
@@ -55,12 +68,12 @@ def write_report(config: Config, prepared: Prepared, embeddings: np.ndarray) -> 
         (
             "similarity",
             "Similarity of random pairs",
-            space_sections.similarities(prepared, embeddings, used.seed),
+            page.join((space_sections.similarities(prepared, directions, used.seed), remark)),
         ),
         (
             "projection",
             "Projection",
-            space_sections.projections(prepared, embeddings, used.seed),
+            page.join((space_sections.projections(prepared, directions, used.seed), remark)),
         ),
         (
             "examples",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,16 @@ from pinsage_jax.reporting.sources import METRICS_FILE, Source
 
 # Points drawn per curve; a longer log is thinned out.
 _MOST_POINTS = 400
+_HIT_RATES = r"(\w+_)?hit@\d+"
+# Key, title, what it is, pattern of the fields' names, whether it is a percentage.
+_CURVES = (
+    ("loss", "Training loss", "mean since the point before", "loss", False),
+    ("validation", "Validation hit-rate", "share of pairs whose target ranks K or better",
+     _HIT_RATES, False),
+    ("rate", "Learning rate", "", "learning_rate", False),
+    ("hard", "Hard negatives per query", "", "hard_per_query", False),
+    ("wait", "Device wait", "share of the time that it waits for batches", "wait_share", True),
+)  # fmt: skip
 
 
 def what_was_run(source: Source, prepared: Prepared) -> Html:
@@ -100,6 +111,8 @@ def _model(source: Source) -> Html:
     if "dimension" in about:
         kind = "of unit length" if about.get("normalised") else "of any length"
         rows.append(("embedding", f"{_count(about['dimension'])} numbers, {kind}"))
+    if about.get("cold_offset"):
+        rows.append(("offset of items without edges", f"{about['cold_offset']:.3g}"))
     rows.append(("seed", source.config.seed))
     return page.table("The model", ("what", "value"), rows)
 
@@ -130,51 +143,52 @@ def learning(source: Source) -> Html:
         )
     step = source.embeddings.get("step")
     step = step if isinstance(step, int) else None
-    pictures = []
-    for field, name, title, about, percent in (
-        ("loss", "loss", "Training loss", "mean since the point before", False),
-        ("", "validation", "Validation hit-rate",
-         "share of validation pairs whose target ranks within K", False),
-        ("learning_rate", "rate", "Learning rate", "", False),
-        ("hard_per_query", "hard", "Hard negatives per query", "", False),
-        ("wait_share", "wait", "Device wait", "share of the time that it waits for batches", True),
-    ):  # fmt: skip
-        if field:
-            series = [_series(source.training, field, title)]
-        else:
-            names = [name for name in ("hit@10", "hit@100") if _has(source.validation, name)]
-            series = [_series(source.validation, name, name) for name in names]
-        series = [line for line in series if len(line.x)]
-        if not series:
-            wanted = "validation" if not field else title.lower()
-            pictures.append(
-                page.figure(page.note(f"The log holds no {wanted}."), title)
-            )
-            continue
-        alt = "; ".join(_told(line, title, percent) for line in series)
-        chart = line_chart(
-            f"learning-{name}", f"{alt}.", series, "step", percent=percent,
-            from_zero=field != "loss", mark=step,
-        )  # fmt: skip
-        pictures.append(page.figure(chart, title, about))
+    pictures = [_curve(source, *curve, mark=step) for curve in _CURVES]
     lead = _best(source)
     if step is not None:
-        lead = page.join((lead, page.note(f"The dotted line is step {step:,}, which was embedded.")))
+        lead = page.join(
+            (lead, page.note(f"The dotted line is step {step:,}, which was embedded."))
+        )
     return page.join((lead, page.figures(*pictures)))
+
+
+def _curve(
+    source: Source, key: str, title: str, about: str, fields: str, percent: bool, mark: int | None
+) -> Html:
+    """One chart of the fields whose names match; a sentence where there is none."""
+    lines = source.validation if key == "validation" else source.training
+    names = _matching(lines, fields)
+    if not names:
+        return page.figure(page.note("The log holds none."), title)
+    labels = [name.replace("_", " ") for name in names] if len(names) > 1 else [title]
+    series = [_series(lines, name, shown) for name, shown in zip(names, labels)]
+    alt = "; ".join(_told(line, title, percent) for line in series)
+    chart = line_chart(
+        f"learning-{key}",
+        f"{alt}.",
+        series,
+        "step",
+        percent=percent,
+        from_zero=key != "loss",
+        mark=mark,
+    )
+    return page.figure(chart, title, about)
 
 
 def _best(source: Source) -> Html:
     if not source.validation:
         return page.note("No validation was made during training.")
     best = max(source.validation, key=lambda line: line["score"])
-    rates = [f"{name} {best[name]:.3f}" for name in ("hit@10", "hit@100") if name in best]
-    return page.paragraph(
-        f"Best validation at step {best['step']:,}: {', '.join(rates) or best['score']}."
-    )
+    names = _matching([best], _HIT_RATES)
+    rates = [f"{name.replace('_', ' ')} {best[name]:.3f}" for name in names]
+    told = ", ".join(rates) or f"score {best['score']:.4f}"
+    return page.paragraph(f"Best validation at step {best['step']:,}: {told}.")
 
 
-def _has(lines: Sequence[dict[str, Any]], name: str) -> bool:
-    return any(name in line for line in lines)
+def _matching(lines: Sequence[dict[str, Any]], pattern: str) -> list[str]:
+    """Names of fields that match, in order of appearance."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    return [name for name in names if re.fullmatch(pattern, name)]
 
 
 def _series(lines: Sequence[dict[str, Any]], field: str, label: str) -> Series:

@@ -9,7 +9,7 @@ from pinsage_jax.reporting import page
 from pinsage_jax.reporting.figures import Series, interval_chart, line_chart
 from pinsage_jax.reporting.page import Html
 from pinsage_jax.reporting.sources import Source
-from pinsage_jax.retrieval.evaluate import EVAL_FILE, MAIN
+from pinsage_jax.retrieval.evaluate import DEGREE_BUCKETS, EVAL_FILE, MAIN
 
 _GAP = f"{MAIN}_minus_this"
 _SHOWN = ("hit@10", "hit@100", "recall@100", "ndcg@10", "mrr")
@@ -17,12 +17,19 @@ _COMPARED = ("hit@10", "hit@100")
 # Kinds of pairs are free text, so there may be any number of them.
 _MOST_KINDS = 8
 _DEGREE_METHODS = (MAIN, "content", "walk")
-_LABELS = {MAIN: "PinSage", "item_knn": "item-kNN", "pagerank": "PageRank", "als": "ALS"}
+_LABELS = {
+    MAIN: "PinSage",
+    "item_knn": "item-kNN",
+    "pagerank": "PageRank",
+    "als": "ALS",
+    "fusion": "fusion (kNN)",
+    "fusion_pagerank": "fusion (PR)",
+}
 
 
 def label(method: str) -> str:
     """A method's name as people write it."""
-    return _LABELS.get(method, method.replace("_", " + "))
+    return _LABELS.get(method, method.replace("_", " "))
 
 
 def missing(source: Source) -> Html | None:
@@ -62,7 +69,7 @@ def in_short(source: Source) -> Html:
         if low is not None and high is not None and low <= 0 <= high:
             tail += "; the difference may be chance"
         where = f", {_interval(gap, signed=True)}" if low is not None else ""
-        tail += f" (PinSage minus it: {gap['value']:+.3f}{where})"
+        tail += page.minus(f" (PinSage minus it: {gap['value']:+.3f}{where})")
     return page.paragraph(lead + tail + ".")
 
 
@@ -105,10 +112,12 @@ def scoreboard(source: Source) -> Html:
     parts += [page.figures(*pictures), *tables]
     parts.append(
         page.note(
-            "hit@K is the share of pairs whose target ranks K or better; recall@100 and ndcg@10 "
-            "are averaged over queries; mrr is the mean of 1 / rank. Small print: ",
+            "In small print: ",
             page.text(scores.get("interval", "no intervals")),
-            ". Differences are paired: both methods are scored on the same resamples.",
+            ". Differences are paired: both methods are scored on the same resamples. "
+            "hit@K is the share of pairs whose target ranks K or better; recall@100 and ndcg@10 "
+            "are averaged over queries; mrr is the mean of 1 / rank. The fusions join content with "
+            "item-kNN, and with PageRank (PR).",
         )
     )
     return page.join(parts)
@@ -157,7 +166,7 @@ def by_degree(source: Source) -> Html:
         return sentence
     methods = source.scores["methods"]
     buckets = methods[MAIN].get("by_degree", {})
-    filled = [name for name, values in buckets.items() if values.get("pairs")]
+    filled = [name for name, _ in DEGREE_BUCKETS if buckets.get(name, {}).get("pairs")]
     if not filled:
         return page.note(f"{EVAL_FILE} holds no hit-rates by degree.")
     compared = [name for name in _DEGREE_METHODS if name in methods]
@@ -190,9 +199,7 @@ def by_degree(source: Source) -> Html:
     )  # fmt: skip
     parts = [page.figures(*pictures), numbers]
     if "content" not in methods:
-        parts.append(
-            page.note("Content was not scored here (no features, or not in --baselines).")
-        )
+        parts.append(page.note("Content was not scored here (no features, or not in --baselines)."))
     return page.join(parts)
 
 
@@ -246,9 +253,8 @@ def _table(
 
 
 def _scored(methods: Mapping[str, Any], group: str, name: str) -> list[str]:
-    """Methods with numbers for this slice, PinSage first."""
-    found = [method for method in methods if _metrics(methods[method], group, name)]
-    return sorted(found, key=lambda method: method != MAIN)
+    """Methods with numbers for this slice."""
+    return [method for method in methods if _metrics(methods[method], group, name)]
 
 
 def _metrics(method: Mapping[str, Any], group: str, name: str) -> Mapping[str, Any]:
@@ -274,14 +280,14 @@ def _cell(values: Mapping[str, float] | None, signed: bool = False) -> Html:
     if not values:
         return page.text("")
     sign = "+" if signed else ""
-    return page.with_interval(f"{values['value']:{sign}.3f}", _interval(values, signed))
+    return page.with_interval(page.minus(f"{values['value']:{sign}.3f}"), _interval(values, signed))
 
 
 def _interval(values: Mapping[str, float], signed: bool = False) -> str:
     if "low" not in values:
         return ""
     sign = "+" if signed else ""
-    return f"{values['low']:{sign}.3f} to {values['high']:{sign}.3f}"
+    return page.minus(f"{values['low']:{sign}.3f} to {values['high']:{sign}.3f}")
 
 
 def _percent_range(values: Mapping[str, float]) -> str:

@@ -19,6 +19,7 @@ from pinsage_jax import files
 from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
 from pinsage_jax.inference import export
+from pinsage_jax.retrieval.baseline_choice import NAMES
 from pinsage_jax.retrieval.evaluate import EVAL_FILE, MAIN
 from pinsage_jax.training.checkpoints import Checkpoints
 
@@ -34,7 +35,8 @@ class Source:
       trained: whether that is known (a checkpoint of the embeddings' step is there).
       embeddings: the manifest of the export, {} if there is none.
       training, validation: lines of metrics.jsonl, by step.
-      scores: eval.json, None if there is none for this catalogue.
+      scores: eval.json with methods in their usual order, None if there is none for this
+        catalogue.
       stale: whether the scores are older than the embeddings.
     """
 
@@ -56,6 +58,11 @@ def read_source(config: Config, num_items: int) -> Source:
     if scores is not None and not _usable(scores, num_items):
         logging.warning("report: %s does not fit and is left out.", workdir / EVAL_FILE)
         scores = None
+    if scores is not None:
+        # JSON comes in alphabetical order.
+        order = {name: place for place, name in enumerate((MAIN, *NAMES))}
+        methods = sorted(scores["methods"].items(), key=lambda pair: order.get(pair[0], len(order)))
+        scores = {**scores, "methods": dict(methods)}
     stale = (
         scores is not None
         and manifest_path.exists()

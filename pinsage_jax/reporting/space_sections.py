@@ -26,7 +26,7 @@ def degree_bucket(degree: np.ndarray) -> np.ndarray:
 
 def similarities(prepared: Prepared, embeddings: np.ndarray, seed: int) -> Html:
     """PinSage Figure 4: densities of the cosines of random pairs, with kurtosis."""
-    series, rows, remarks = [], [], []
+    series, rows, told, remarks = [], [], [], []
     for name, vectors in (("PinSage", embeddings), ("raw features", prepared.features)):
         if vectors.shape[1] == 0:
             remarks.append(page.note(_NO_FEATURES))
@@ -43,9 +43,11 @@ def similarities(prepared: Prepared, embeddings: np.ndarray, seed: int) -> Html:
         series.append(Series(name, _GRID, space.density(cosines, _GRID), fill=True))
         sharpness = space.kurtosis(cosines)
         shown = "not defined (all are equal)" if math.isnan(sharpness) else f"{sharpness:.2f}"
-        low, high = np.quantile(cosines, [0.05, 0.95])
-        rows.append((name, shown, f"{cosines.mean():.3f}", f"{cosines.std():.3f}",
-                     f"{low:.3f} to {high:.3f}"))  # fmt: skip
+        mean, deviation = f"{cosines.mean():.3f}", f"{cosines.std():.3f}"
+        middle = "{:.3f} to {:.3f}".format(*np.quantile(cosines, [0.05, 0.95]))
+        centre = page.with_interval(page.minus(mean), page.minus(middle))
+        rows.append((name, page.minus(shown), centre, deviation))
+        told.append(f"{name}: kurtosis {shown}, mean {mean}, 90% within {middle}")
         if left_out > 0:
             remarks.append(
                 page.note(f"{name}: {left_out:.1%} of the pairs have a vector of zeros and are "
@@ -53,17 +55,15 @@ def similarities(prepared: Prepared, embeddings: np.ndarray, seed: int) -> Html:
             )  # fmt: skip
     if not series:
         return page.join(remarks)
-    alt = "; ".join(f"{row[0]}: kurtosis {row[1]}, mean {row[2]}, 90% within {row[4]}"
-                    for row in rows)  # fmt: skip
+    alt = "; ".join(told)
+    head = ("vectors", "kurtosis", page.with_interval("mean", "90% lie within"), "deviation")
     chart = line_chart("similarity", f"Density of cosine similarities. {alt}.", series,
                        "cosine similarity")  # fmt: skip
     return page.join(
         (
             page.figure(chart, "Density of the cosines of random pairs", f"{_PAIRS:,} pairs",
                         single=True),
-            page.table("Cosines of random pairs",
-                       ("vectors", "kurtosis", "mean", "deviation", "90% lie within"), rows,
-                       numbers=True),
+            page.table("Cosines of random pairs", head, rows, numbers=True),
             *remarks,
             page.note(
                 "Kurtosis is the excess over a normal distribution. A wide spread and a low "

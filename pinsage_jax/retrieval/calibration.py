@@ -83,10 +83,10 @@ def validate(
 
     Returns:
       {"score", "cold_offset", "warm_hit@10", ...}.  The score is the geometric mean
-      of all hit-rates, so that neither kind can be traded for nothing; empty without
-      pairs.
+      of the hit-rates that have a rival, so that neither kind can be traded for
+      nothing; empty without such pairs.
     """
-    if len(split.pairs) == 0:
+    if not rivals.rates:
         return {}
     offsets = OFFSETS if offset is None and (split.kinds == "cold").any() else (offset or 0.0,)
     tried = {value: _rates(with_offset(vectors, edgeless, value), split) for value in offsets}
@@ -94,7 +94,9 @@ def validate(
     rates = tried[chosen]
     # A rate of zero would hide all the others; half a hit stands in for it.
     floor = 0.5 / len(split.pairs)
-    score = float(np.exp(np.mean([np.log(max(rate, floor)) for rate in rates.values()])))
+    # Without content there is nothing to know of an item without edges: not scored.
+    counted = [rate for key, rate in rates.items() if key in rivals.rates]
+    score = float(np.exp(np.mean([np.log(max(rate, floor)) for rate in counted])))
     named = {f"{kind}_hit@{k}": rate for (kind, k), rate in rates.items()}
     return {"score": score, "cold_offset": chosen, **named}
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 from scipy import sparse
@@ -80,6 +80,22 @@ def histories_of(graph: Graph, times: np.ndarray | None = None) -> Histories:
     return Histories(indptr, items, times)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tile:
+    """Rows of similarities that a tile of users adds up.
+
+    Attributes:
+      indptr int64 [U+1], rows int32, weights float32: the rows of each user.
+      block: from a slice of columns to similarities float32 [R, C] and the scales of
+        the columns float32 [B, C], one for each variant of the score.
+    """
+
+    indptr: np.ndarray
+    rows: np.ndarray
+    weights: np.ndarray
+    block: Callable[[slice], tuple[np.ndarray, np.ndarray]]
+
+
 class Scorer(Protocol):
     """A way to score the catalogue for histories."""
 
@@ -89,34 +105,13 @@ class Scorer(Protocol):
         """Prepares a tile of users."""
 
 
-class Tile(Protocol):
-    """Rows of similarities that a tile of users adds up.
+def _row_per_user(count: int, similar: Callable[[slice], np.ndarray]) -> Tile:
+    def block(columns: slice) -> tuple[np.ndarray, np.ndarray]:
+        found = similar(columns)
+        return found, np.ones((1, found.shape[1]), np.float32)
 
-    Attributes:
-      indptr, rows, weights: int64 [U+1], int32, float32: rows of each user.
-    """
-
-    indptr: np.ndarray
-    rows: np.ndarray
-    weights: np.ndarray
-
-    def block(self, columns: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Similarities float32 [R, C] of some columns, and their scale float32 [C]."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Rows:
-    """A tile whose rows come from a function of the columns."""
-
-    indptr: np.ndarray
-    rows: np.ndarray
-    weights: np.ndarray
-    block: object
-
-
-def _row_per_user(count: int, block) -> _Rows:
     users = np.arange(count, dtype=np.int32)
-    return _Rows(np.arange(count + 1, dtype=np.int64), users, np.ones(count, np.float32), block)
+    return Tile(np.arange(count + 1, dtype=np.int64), users, np.ones(count, np.float32), block)
 
 
 class Mean:
@@ -129,6 +124,7 @@ class Mean:
         self._vectors = vectors
 
     def tile(self, histories: Histories) -> Tile:
+        """One row a user."""
         lengths = np.diff(histories.indptr)
         share = (1.0 / np.maximum(lengths, 1)).astype(np.float32)
         held = sparse.csr_array(
@@ -136,62 +132,71 @@ class Mean:
             shape=(len(histories), len(self._vectors)),
         )
         profiles = np.asarray(held @ self._vectors, np.float32)
-
-        def block(columns: slice) -> tuple[np.ndarray, np.ndarray]:
-            part = self._vectors[columns]
-            return profiles @ part.T, np.ones(len(part), np.float32)
-
-        return _row_per_user(len(histories), block)
+        return _row_per_user(len(histories), lambda columns: profiles @ self._vectors[columns].T)
 
 
-class Queries:
-    """Inner product with one given vector a user, for the medoids of interests."""
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """How a similarity counts: max(0, s) ** value, or exp(s / value)."""
 
-    name = "queries"
-
-    def __init__(self, vectors: np.ndarray, queries: np.ndarray):
-        """Takes float32 [N, D] and float32 [U, D]; all users make one tile."""
-        self._vectors, self._queries = vectors, queries
-
-    def tile(self, histories: Histories) -> Tile:
-        def block(columns: slice) -> tuple[np.ndarray, np.ndarray]:
-            part = self._vectors[columns]
-            return self._queries @ part.T, np.ones(len(part), np.float32)
-
-        return _row_per_user(len(histories), block)
+    kind: str  # power or attention
+    value: float
 
 
 class Sharpened:
-    """Sum over the history of max(0, z_h . z_i) ** power, times popularity.
+    """Sum of sharpened similarities to the history, times popularity.
 
-    A high power lets the few closest items of a history decide; power 1 of
-    similarities that are all positive ranks as the mean does.
+    The sharper, the more the few closest items of a history decide.  Power 1 ranks
+    much as the mean does.  Attention adds up what each item of the history says on its
+    own, exp(z_h . z_i / t) being the odds that a network trained by softmax at
+    temperature t gives item i after item h.
     """
 
-    name = "sharpened"
-
     def __init__(
-        self, vectors: np.ndarray, degree: np.ndarray, power: float, popularity: float, threads: int
+        self,
+        vectors: np.ndarray,
+        degree: np.ndarray,
+        shape: Shape,
+        popularity: float | tuple[float, ...],
+        rarity: float,
+        threads: int,
     ):
-        """Takes float32 [N, D] and the items' training edges int [N]."""
-        self._vectors, self._power, self._threads = vectors, power, threads
-        self._scale = ((1.0 + degree) ** popularity).astype(np.float32)
+        """Takes float32 [N, D] and the items' training edges int [N].
+
+        Args:
+          popularity: the item's exponent of 1 + degree; several give several variants.
+          rarity: the history's exponent of 1 / (1 + degree).
+        """
+        self.name = shape.kind
+        self._vectors, self._shape, self._threads = vectors, shape, threads
+        exponents = np.atleast_1d(np.asarray(popularity, np.float64))
+        self._scales = ((1.0 + degree) ** exponents[:, None]).astype(np.float32)
+        self._worth = ((1.0 + degree) ** -rarity).astype(np.float32)
+        # No similarity is greater, so that no exponential overflows.
+        self._most = float(np.square(vectors, dtype=np.float64).sum(axis=1).max(initial=0.0))
 
     def tile(self, histories: Histories) -> Tile:
+        """One row an item of any of the histories."""
         used, rows = np.unique(histories.items, return_inverse=True)
         sources = self._vectors[used]
 
         def block(columns: slice) -> tuple[np.ndarray, np.ndarray]:
             similar = sources @ self._vectors[columns].T
             for_threads(
-                lambda begin, end: kernels.sharpen(similar[begin:end], self._power),
-                len(similar),
-                self._threads,
+                lambda begin, end: self._sharpen(similar[begin:end]), len(similar), self._threads
             )
-            return similar, self._scale[columns]
+            return similar, self._scales[:, columns]
 
-        weights = np.ones(len(rows), np.float32)
-        return _Rows(histories.indptr, rows.astype(np.int32), weights, block)
+        weights = self._worth[histories.items]
+        return Tile(histories.indptr, rows.astype(np.int32), weights, block)
+
+    def _sharpen(self, similar: np.ndarray) -> None:
+        if self._shape.kind == "power":
+            kernels.sharpen(similar, self._shape.value)
+            return
+        similar -= np.float32(self._most)
+        similar *= np.float32(1.0 / self._shape.value)
+        np.exp(similar, out=similar)
 
 
 class Popularity:
@@ -200,17 +205,12 @@ class Popularity:
     name = "popularity"
 
     def __init__(self, graph: Graph):
-        self._degree = graph.degree()[: graph.num_items].astype(np.float32)
+        self._degree = graph.degree()[None, : graph.num_items].astype(np.float32)
 
     def tile(self, histories: Histories) -> Tile:
-        users = len(histories)
-
-        def block(columns: slice) -> tuple[np.ndarray, np.ndarray]:
-            part = self._degree[columns]
-            return part[None, :], np.ones(len(part), np.float32)
-
-        rows, weights = np.zeros(users, np.int32), np.ones(users, np.float32)
-        return _Rows(np.arange(users + 1, dtype=np.int64), rows, weights, block)
+        """One row that all users share."""
+        shared = _row_per_user(len(histories), lambda columns: self._degree[:, columns])
+        return dataclasses.replace(shared, rows=np.zeros(len(histories), np.int32))
 
 
 class HistoryKnn:
@@ -225,24 +225,36 @@ class HistoryKnn:
         self._rows = sparse.csr_array(sparse.diags_array(scale.astype(np.float32)) @ matrix)
 
     def tile(self, histories: Histories) -> Tile:
+        """One row a user."""
         held = sparse.csr_array(
             (np.ones(len(histories.items), np.float32), histories.items, histories.indptr),
             shape=(len(histories), self._rows.shape[0]),
         )
         reached = sparse.csr_array(held @ self._rows)
-
-        def block(columns: slice) -> tuple[np.ndarray, np.ndarray]:
-            part = self._rows[columns]
-            return (reached @ part.T).toarray(), np.ones(part.shape[0], np.float32)
-
-        return _row_per_user(len(histories), block)
+        return _row_per_user(
+            len(histories), lambda columns: (reached @ self._rows[columns].T).toarray()
+        )
 
 
 def best_items(
+    scorer: Scorer, histories: Histories, num_items: int, k: int, **settings: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best items of every history: best_of_variants for the only variant.
+
+    Returns:
+      ids int32 [U, k] and scores float32 [U, k], best first, ties by TIE_RULE; -1 and
+      -inf where there are fewer candidates.
+    """
+    ids, scores = best_of_variants(scorer, histories, num_items, k, 1, **settings)
+    return ids[0], scores[0]
+
+
+def best_of_variants(
     scorer: Scorer,
     histories: Histories,
     num_items: int,
     k: int,
+    variants: int,
     *,
     threads: int = 1,
     exclude: Histories | None = None,
@@ -252,37 +264,44 @@ def best_items(
     """The k best items of every history, over the whole catalogue.
 
     Args:
+      variants: B, scores that the scorer gives at once.
       exclude: items left out for each user; by default those of the history.
 
     Returns:
-      ids int32 [U, k] and scores float32 [U, k], best first, ties by TIE_RULE; -1 and
-      -inf where there are fewer candidates.
+      ids int32 [B, U, k] and scores float32 [B, U, k], as best_items has them.
     """
     users = len(histories)
-    ids = np.full((users, k), -1, np.int32)
-    scores = np.full((users, k), -np.inf, np.float32)
+    ids = np.full((variants, users, k), -1, np.int32)
+    scores = np.full((variants, users, k), -np.inf, np.float32)
     seen = exclude or histories
     with Progress(users, "history", f"recommending by {scorer.name}", quiet=quiet) as progress:
         for begin, end in _tiles(histories.indptr):
             chosen = np.arange(begin, end)
             tile, out = scorer.tile(histories.select(chosen)), seen.select(chosen)
+            found_ids, found_scores = ids[:, begin:end].copy(), scores[:, begin:end].copy()
             for first in range(0, num_items, columns):
-                block, scale = tile.block(slice(first, min(first + columns, num_items)))
-                block = np.ascontiguousarray(block, np.float32)
-
-                def work(low: int, high: int) -> None:
-                    kernels.fold(
-                        block, first, tile.indptr, tile.rows, tile.weights, scale,
-                        out.indptr, out.items, low, high, scores[begin:end], ids[begin:end],
-                        np.empty(block.shape[1], np.float32),
-                    )  # fmt: skip
-
-                for_threads(work, end - begin, threads)
+                part = slice(first, min(first + columns, num_items))
+                _fold(tile, part, out, found_scores, found_ids, threads)
+            ids[:, begin:end], scores[:, begin:end] = found_ids, found_scores
             progress.update(end - begin)
     return ids, scores
 
 
-def for_threads(work, rows: int, threads: int) -> None:
+def _fold(
+    tile: Tile, part: slice, out: Histories, scores: np.ndarray, ids: np.ndarray, threads: int
+) -> None:
+    block, scales = (np.ascontiguousarray(array, np.float32) for array in tile.block(part))
+
+    def work(low: int, high: int) -> None:
+        kernels.fold(
+            block, part.start, tile.indptr, tile.rows, tile.weights, scales, out.indptr,
+            out.items, low, high, scores, ids, np.empty(block.shape[1], np.float32),
+        )  # fmt: skip
+
+    for_threads(work, len(out), threads)
+
+
+def for_threads(work: Callable[[int, int], None], rows: int, threads: int) -> None:
     """Calls work(begin, end) for `threads` even parts of [0, rows), at once."""
     cuts = np.linspace(0, rows, max(threads, 1) + 1).astype(int).tolist()
     if threads <= 1:

@@ -53,6 +53,7 @@ class Window:
 
     def _reset(self) -> None:
         self._losses: list[tuple[jax.Array, jax.Array]] = []
+        self._gradient_norm: jax.Array | float = 0.0
         self._infos: list[BatchInfo] = []
         self._paused = 0.0
         self._start = time.perf_counter()
@@ -60,6 +61,7 @@ class Window:
     def add(self, metrics: dict[str, jax.Array], info: BatchInfo) -> None:
         """Adds one step; does not wait for it."""
         self._losses.append((metrics["loss_sum"], metrics["loss_count"]))
+        self._gradient_norm = metrics["gradient_norm"]
         self._infos.append(info)
 
     @contextlib.contextmanager
@@ -68,6 +70,26 @@ class Window:
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
+
+    def check(self, step: int, rate: float) -> float:
+        """The mean loss since the last line; waits for the device.
+
+        To be called before a checkpoint too: one that is not finite would be
+        continued from for ever.
+
+        Raises:
+          UserError: the loss or the last gradient is not finite.
+        """
+        total = sum(float(part) for part, _ in self._losses)
+        count = sum(float(part) for _, part in self._losses)
+        loss = total / max(count, 1.0)
+        if not (math.isfinite(loss) and math.isfinite(float(self._gradient_norm))):
+            raise UserError(
+                f"The loss is {loss:.3g} and its gradient {float(self._gradient_norm):.3g} at step "
+                f"{step} (learning rate {rate:.3g}); train again in another --workdir with a "
+                "lower --learning_rate."
+            )
+        return loss
 
     def close(self, step: int, rate: float, wait_seconds: float) -> dict[str, Any]:
         """The line of all steps since the last one; waits for the device.
@@ -78,14 +100,7 @@ class Window:
         Raises:
           UserError: the loss is not finite.
         """
-        total = sum(float(part) for part, _ in self._losses)
-        count = sum(float(part) for _, part in self._losses)
-        loss = total / max(count, 1.0)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"The loss is {loss} at step {step} (learning rate {rate:.3g}); lower "
-                "--learning_rate and run again, it continues from the last checkpoint."
-            )
+        loss = self.check(step, rate)
         seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
         steps = len(self._infos)
         used = sum(sum(info.used) for info in self._infos)

@@ -228,6 +228,8 @@ def train(
                 epoch = pairs.epoch_of((done - 1) * config.train.batch_size) + 1
                 log.write({"epoch": epoch, **line})
                 progress.note(f"loss {line['loss']:.3f}, device waits {line['wait_share']:.0%}")
+            if due(done, schedule.validate_every) or due(done, schedule.save_every):
+                window.check(done, float(rate(done - 1)))
             scores: dict[str, float] = {}
             if due(done, schedule.validate_every) and not interrupted:
                 with window.paused():

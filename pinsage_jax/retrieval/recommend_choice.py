@@ -1,0 +1,189 @@
+"""Settings of recommending, chosen on collections that training never saw.
+
+The collections that the validation split withheld whole act as users: a fifth of
+their items is hidden and the rest is the history.  The vectors must come from the
+graph without these collections; then neither the network nor its neighbourhoods know
+the hidden items.  Test edges are never looked at.
+
+First the shape (a power or a temperature) and the exponent of popularity are chosen
+together, then the exponent of rarity.  The best is that of the highest NDCG@20.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from pinsage_jax.config import RecommendConfig
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.split import ValidationSplit
+from pinsage_jax.retrieval.metrics import keyed_generator
+from pinsage_jax.retrieval.recommend_metrics import DEPTH, METRICS, per_user
+from pinsage_jax.retrieval.recommend_scores import (
+    Histories,
+    Mean,
+    Shape,
+    Sharpened,
+    best_items,
+    best_of_variants,
+)
+
+POWERS = (1.0, 2.0, 4.0, 8.0)
+TEMPERATURES = (0.08, 0.15, 0.3, 0.6)
+POPULARITIES = (0.0, 0.125, 0.25, 0.375, 0.5)
+RARITIES = (0.0, 0.25, 0.5, 0.75)
+_FIRST_RARITY = 0.5
+_HIDDEN_SHARE = 0.2
+_FEWEST_ITEMS = 5
+_MOST_USERS = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How histories score items.
+
+    Attributes:
+      by: mean, interests, power or attention.
+      value: the power or the temperature.
+      popularity, rarity: exponents, for power and attention.
+    """
+
+    by: str
+    value: float = 1.0
+    popularity: float = 0.25
+    rarity: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Validation:
+    """Users to choose by.
+
+    Attributes:
+      vectors: float32 [N, Z], made without the edges of these users.
+      degree: int [N], edges of items without those of these users.
+      histories, hidden: what each user holds and what is to be found.
+    """
+
+    vectors: np.ndarray
+    degree: np.ndarray
+    histories: Histories
+    hidden: Histories
+
+
+def validation_users(
+    graph: Graph, split: ValidationSplit, vectors: np.ndarray, seed: int
+) -> Validation | None:
+    """Users made of the collections that the split withheld; None if there are none.
+
+    Args:
+      graph: the whole graph.
+      vectors: float32 [N, Z] made on split.train_graph.
+    """
+    degree = split.train_graph.degree()[: graph.num_items]
+    rng = keyed_generator(seed, "recommend")
+    kept, hidden = [], []
+    for collection in rng.permutation(split.collections).tolist():
+        items = graph.neighbours(graph.num_items + collection)
+        items = items[degree[items] > 0]
+        if len(items) < _FEWEST_ITEMS or len(kept) == _MOST_USERS:
+            continue
+        away = np.zeros(len(items), np.bool_)
+        count = max(1, round(_HIDDEN_SHARE * len(items)))
+        away[rng.choice(len(items), count, replace=False)] = True
+        kept.append(items[~away])
+        hidden.append(items[away])
+    if not kept:
+        return None
+    return Validation(np.asarray(vectors, np.float32), degree, _joined(kept), _joined(hidden))
+
+
+def needs_validation(config: RecommendConfig) -> bool:
+    """Whether the flags leave anything open."""
+    if config.recommend_by == "auto":
+        return True
+    value = {"power": config.recommend_power, "attention": config.recommend_temperature}
+    exponents = config.recommend_popularity, config.recommend_rarity
+    return config.recommend_by in value and (value[config.recommend_by] == 0 or min(exponents) < 0)
+
+
+def choose(
+    config: RecommendConfig, validation: Validation | None, threads: int
+) -> tuple[Choice, list[dict[str, Any]]]:
+    """The settings, and every setting tried with its validation metrics.
+
+    What the flags fix is kept; what they leave open is chosen.  Without validation
+    users it takes the first rarity, popularity .25, power 1 and temperature .3.
+    """
+    shapes = _shapes(config)
+    popularities = _open(config.recommend_popularity, POPULARITIES)
+    rarities = _open(config.recommend_rarity, RARITIES)
+    if config.recommend_by in ("mean", "interests"):
+        return Choice(config.recommend_by), []
+    if validation is None or not needs_validation(config):
+        return _default(shapes, popularities, rarities), []
+
+    tried: list[tuple[Choice, np.ndarray]] = []
+
+    def run(shape: Shape, rarity: float, exponents: tuple[float, ...]) -> None:
+        scorer = Sharpened(validation.vectors, validation.degree, shape, exponents, rarity, threads)
+        ids, _ = best_of_variants(
+            scorer, validation.histories, len(validation.vectors), DEPTH, len(exponents),
+            threads=threads, quiet=True,
+        )  # fmt: skip
+        for exponent, found in zip(exponents, ids):
+            tried.append((Choice(shape.kind, shape.value, exponent, rarity), _means(found)))
+
+    def _means(found: np.ndarray) -> np.ndarray:
+        return per_user(found, validation.hidden, np.diff(validation.hidden.indptr)).mean(axis=0)
+
+    def best() -> Choice:
+        return max(tried, key=lambda pair: pair[1][1])[0]
+
+    first = _FIRST_RARITY if _FIRST_RARITY in rarities else rarities[0]
+    for shape in shapes:
+        run(shape, first, popularities)
+    leader = best()
+    for rarity in rarities:
+        if rarity != first:
+            run(Shape(leader.by, leader.value), rarity, popularities)
+    if config.recommend_by == "auto":
+        ids, _ = best_items(
+            Mean(validation.vectors), validation.histories, len(validation.vectors), DEPTH,
+            threads=threads, quiet=True,
+        )  # fmt: skip
+        tried.append((Choice("mean"), _means(ids)))
+    table = [
+        {**dataclasses.asdict(choice), **dict(zip(METRICS, values.tolist()))}
+        for choice, values in tried
+    ]
+    return best(), table
+
+
+def _shapes(config: RecommendConfig) -> list[Shape]:
+    powers = (config.recommend_power,) if config.recommend_power > 0 else POWERS
+    fixed = config.recommend_temperature
+    temperatures = (fixed,) if fixed > 0 else TEMPERATURES
+    shapes = [Shape("power", value) for value in powers]
+    shapes += [Shape("attention", value) for value in temperatures]
+    return [shape for shape in shapes if config.recommend_by in ("auto", shape.kind)]
+
+
+def _open(fixed: float, grid: tuple[float, ...]) -> tuple[float, ...]:
+    return grid if fixed < 0 else (fixed,)
+
+
+def _default(
+    shapes: list[Shape], popularities: tuple[float, ...], rarities: tuple[float, ...]
+) -> Choice:
+    attention = [shape for shape in shapes if shape.value == 0.3]
+    shape = attention[0] if shapes[0].kind == "attention" and attention else shapes[0]
+    popularity = 0.25 if 0.25 in popularities else popularities[0]
+    rarity = _FIRST_RARITY if _FIRST_RARITY in rarities else rarities[0]
+    return Choice(shape.kind, shape.value, popularity, rarity)
+
+
+def _joined(parts: list[np.ndarray]) -> Histories:
+    indptr = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+    return Histories(indptr, np.concatenate(parts).astype(np.int32))

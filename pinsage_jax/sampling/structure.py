@@ -1,0 +1,132 @@
+"""Structural input: where an item's collections lie in a spectral map of the graph.
+
+The map is the truncated SVD of the degree-normalised item-collection matrix of the
+training graph.  It gives every item known then a base vector; a collection lies at
+the mean of its items' bases, and an item at the (unit-length) sum of its
+collections:
+
+  M = Di^-1/2 A Dc^-1/2 = U S V'        b_i = U_i / sqrt(d_i)
+  c_k = mean of b_i over items i in k   s_u = unit(sum of c_k over collections k of u)
+
+Only the bases are learned.  Everything else is computed from the edges of the graph
+in use, so a new item, a new collection, or an item whose collection is hidden from
+it has its place without a new decomposition, and no item's place needs its own base.
+An item without edges has no place: zeros.
+
+Shapes: N items, C collections, r dimensions.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+from numba import njit
+from scipy import sparse
+from sklearn.utils.extmath import randomized_svd
+
+from pinsage_jax import files
+from pinsage_jax.graph.csr import Graph
+
+FOLDER = "structure"
+_POWER_ITERATIONS = 4
+
+
+def item_bases(graph: Graph, dim: int, seed: int) -> np.ndarray:
+    """Base vectors of all items, float32 [num_items, r], r = min(dim, what the graph gives)."""
+    items, collections = graph.num_items, graph.num_collections
+    degree = np.maximum(np.diff(graph.indptr), 1).astype(np.float64)
+    scale = 1.0 / np.sqrt(degree)
+    edges = graph.num_edges
+    rows = np.repeat(np.arange(items), np.diff(graph.indptr[: items + 1]))
+    columns = graph.indices[:edges]
+    values = (scale[rows] * scale[columns]).astype(np.float32)
+    matrix = sparse.csr_matrix((values, (rows, columns - items)), shape=(items, collections))
+    dim = min(dim, min(items, collections) - 1)
+    if dim < 1 or edges == 0:
+        return np.zeros((items, 0), np.float32)
+    left, _, _ = randomized_svd(matrix, dim, n_iter=_POWER_ITERATIONS, random_state=seed)
+    return (left * scale[:items, None]).astype(np.float32)
+
+
+def saved_bases(
+    workdir: str | pathlib.Path, graph: Graph, dim: int, seed: int, fingerprint: str
+) -> np.ndarray:
+    """item_bases of the training graph, computed once per workdir and fingerprint.
+
+    Kept in WORKDIR/structure/ because the trained network belongs to these very
+    vectors; a damaged file is computed again, which gives the same ones.
+    """
+    folder = pathlib.Path(workdir) / FOLDER
+    manifest = folder / "manifest.json"
+    if manifest.exists():
+        saved = files.read_json(manifest)
+        path = folder / "bases.npy"
+        intact = path.exists() and files.checksum(path) == saved["files"]["bases.npy"]
+        if saved["fingerprint"] == fingerprint and intact:
+            return files.read_array(path)
+    bases = item_bases(graph, dim, seed)
+    with files.atomic_folder(folder) as temporary:
+        files.write_array(temporary / "bases.npy", bases)
+        sums = files.checksums(temporary, ["bases.npy"])
+        files.write_json(temporary / "manifest.json", {"fingerprint": fingerprint, "files": sums})
+    return bases
+
+
+class Structure:
+    """Places of the nodes of one graph.
+
+    Attributes:
+      dim: r.
+    """
+
+    def __init__(self, graph: Graph, bases: np.ndarray):
+        """Takes bases float32 [num_items, r] and the graph in use."""
+        self.dim = bases.shape[1]
+        items, edges = graph.num_items, graph.num_edges
+        ones = np.ones(edges, np.float32)
+        shape = (graph.num_collections, items)
+        starts = np.asarray(graph.indptr[items:]) - graph.indptr[items]
+        members = sparse.csr_matrix((ones, graph.indices[edges:], starts), shape=shape)
+        sizes = np.maximum(np.diff(starts), 1).astype(np.float32)
+        self._collections = (members @ np.asarray(bases)) / sizes[:, None]
+        of_items = sparse.csr_matrix(
+            (ones, graph.indices[:edges] - np.int32(items), graph.indptr[: items + 1]),
+            shape=shape[::-1],
+        )
+        self._totals = of_items @ self._collections
+
+    def gather(
+        self, nodes: np.ndarray, edges: np.ndarray, hidden: np.ndarray, out: np.ndarray
+    ) -> None:
+        """Writes the places of `nodes` (int32 [n]) into out float32 [n, r].
+
+        Args:
+          edges: int32 [n] edges that may be seen; a node with none gets zeros.
+          hidden: int32 [n] collection (node id) that the node must not know of, or -1.
+        """
+        _gather_places(self._totals, self._collections, nodes, edges, hidden, out)
+
+
+@njit(nogil=True, cache=True)
+def _gather_places(totals, collections, nodes, edges, hidden, out):
+    items = totals.shape[0]
+    for row in range(nodes.shape[0]):
+        node = nodes[row]
+        out[row, :] = 0.0
+        if edges[row] <= 0:
+            continue
+        squares = 0.0
+        for column in range(totals.shape[1]):
+            if node >= items:
+                value = collections[node - items, column]
+            else:
+                value = totals[node, column]
+                if hidden[row] >= 0:
+                    value -= collections[hidden[row] - items, column]
+            out[row, column] = value
+            squares += value * value
+        if squares > 1e-30:
+            length = np.float32(1.0 / np.sqrt(squares))
+            for column in range(totals.shape[1]):
+                out[row, column] *= length

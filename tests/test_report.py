@@ -1,0 +1,597 @@
+"""The report: nothing of the user's gets into the markup, and every part says what it has.
+
+The workdirs are put together by hand: a small catalogue with hostile ids and titles,
+random embeddings, a log and an eval.json by the real evaluation.
+"""
+
+import dataclasses
+import html.parser
+import json
+import math
+import os
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pinsage_jax import files, stages
+from pinsage_jax.config import Config, EvalConfig, ModelConfig, SamplingConfig, TrainConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.ids import IdTable
+from pinsage_jax.graph.prepare import Prepared
+from pinsage_jax.reporting import example_section, figures, page, run_sections, space
+from pinsage_jax.reporting.report import REPORT_FILE, write_report
+from pinsage_jax.reporting.sources import read_source, with_saved
+from pinsage_jax.retrieval import evaluate as evaluation
+from pinsage_jax.training.checkpoints import Checkpoints
+
+ITEMS, COLLECTIONS = 24, 8
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "\"onmouseover='alert(2)' x=\"",
+    "</style><h1>broken",
+    "</title><img src=x onerror=alert(3)>",
+    "]]><svg onload=alert(4)>",
+    "https://example.org/?a=1&b=2",
+    "\u202eright to left & \U0001f600\x00\x1b[31m\n\ntwo lines",
+    "-->$x_1^2$ &lt;i&gt; {{7*7}}",
+)
+SECTIONS = {
+    "scores": "Scoreboard",
+    "cutoff": "Hit-rate by K",
+    "degree": "Hit-rate by degree",
+    "learning": "Learning curves",
+    "similarity": "Similarity of random pairs",
+    "projection": "Projection",
+    "examples": "Example queries",
+    "run": "What was run",
+}
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Page(html.parser.HTMLParser):
+    """Reads a page as a browser would, and insists that it is well formed."""
+
+    def __init__(self, source: str):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.attributes, self.texts = [], [], [], []
+        self.section_texts = {}
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"<{tag}> repeats an attribute"
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append((tag, dict(attrs)))
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1][0] == tag, f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        for tag, attributes in self.open:
+            if tag == "section":
+                name = attributes["id"]
+                self.section_texts[name] = self.section_texts.get(name, "") + data
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, found, value in self.attributes if found == name]
+
+
+def hostile_name(place: int) -> str:
+    return f"{place} {HOSTILE[place % len(HOSTILE)]}"
+
+
+def small_world(titles: bool = True, width: int = 5, pairs: int = 30, edges: bool = True):
+    """A catalogue whose first four items have no edges."""
+    rng = np.random.default_rng(4)
+    item = np.concatenate([np.arange(4, ITEMS), rng.integers(4, 12, 60)]).astype(np.int32)
+    collection = rng.integers(0, COLLECTIONS, len(item)).astype(np.int32)
+    if not edges:
+        item, collection = item[:0], collection[:0]
+    graph = Graph.from_edges(item, collection, ITEMS, COLLECTIONS)
+    drawn = np.stack([rng.integers(0, 12, pairs), rng.integers(12, ITEMS, pairs)], 1)
+    named = [hostile_name(place) for place in range(ITEMS)]
+    kinds = [HOSTILE[place % 3] for place in range(pairs)]
+    return Prepared(
+        graph=graph,
+        features=rng.normal(size=(ITEMS, width)).astype(np.float32),
+        item_ids=IdTable(pa.array([f"id {name}" for name in named])),
+        collection_ids=IdTable(pa.array([f"c{place}" for place in range(COLLECTIONS)])),
+        titles=pa.array([None, "", *named[2:]], pa.large_string()) if titles else None,
+        train_pairs=None,
+        eval_pairs=drawn.astype(np.int32),
+        eval_kinds=np.array(kinds, dtype=np.str_),
+        manifest={
+            "counts": {"items": ITEMS, "duplicate_edges": 2},
+            "features": {"blocks": [{"columns": [HOSTILE[0]]}]},
+        },
+    )
+
+
+def small_embeddings() -> np.ndarray:
+    vectors = np.random.default_rng(8).normal(size=(ITEMS, 6)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def small_config(workdir, **evaluate) -> Config:
+    return Config(
+        mode="report",
+        workdir=str(workdir),
+        seed=3,
+        threads=1,
+        sampling=SamplingConfig(num_walks=20, num_neighbours=5),
+        model=ModelConfig(popularity=False),
+        train=TrainConfig(batch_size=64),
+        evaluate=EvalConfig(bootstrap=20, k=4, **evaluate),
+    )
+
+
+def write_log(workdir, lines: int = 30) -> None:
+    text = []
+    for place in range(1, lines + 1):
+        training = {
+            "epoch": 1 + place // 10, "step": 5 * place, "loss": 7.0 / place,
+            "learning_rate": 1e-3 / place, "hard_per_query": min(place / 10, 2.0),
+            "wait_share": 0.25, "pairs_per_second": 100.0, "padding_share": 0.1,
+        }  # fmt: skip
+        text.append(json.dumps(training))
+        if place % 5 == 0:
+            scores = {"score": place / 40, "warm_hit@10": place / 90, "warm_hit@100": place / 40}
+            text.append(json.dumps({"step": 5 * place, "epoch": place / 10, **scores}))
+    # What a killed process leaves, and a hostile field.
+    text += ['{"step": 7, "lo', "[1]", '{"step": 9, "score": 0.0, "</svg>hit@10": 1.0}', "\x00"]
+    (workdir / "metrics.jsonl").write_text("\n".join(text), encoding="utf-8")
+
+
+def written(tmp_path, prepared=None, config=None, vectors=None) -> str:
+    config = config or small_config(tmp_path)
+    prepared = prepared or small_world()
+    path = write_report(config, prepared, small_embeddings() if vectors is None else vectors)
+    assert path == tmp_path / REPORT_FILE
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """(workdir, page) of a run with everything."""
+    workdir = tmp_path_factory.mktemp("<title><b>run")
+    config = small_config(workdir, baselines="default,item_knn")
+    evaluation.evaluate(config, small_world(), small_embeddings())
+    write_log(workdir)
+    files.write_json(
+        workdir / "embeddings" / "manifest.json",
+        {"step": 100, "checkpoint": HOSTILE[0], "dimension": 6, "normalised": True},
+    )
+    return workdir, written(workdir, config=config)
+
+
+# What the user wrote is text and nothing else.
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else(full):
+    found = Page(full[1])
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(found.tags)
+    assert [name for _, name, _ in found.attributes if name.startswith("on")] == []
+    for name in ("href", "src", "xlink:href", "action", "srcset", "poster", "data"):
+        for value in found.values(name):
+            assert value.startswith(("#", "data:image/png;base64,")), value
+    styles = " ".join(found.values("style")) + full[1].split("<style>")[1].split("</style>")[0]
+    assert "@import" not in styles
+    assert all(place.startswith("#") for place in re.findall(r"url\(['\"]?([^)]*)\)", full[1]))
+    policy = next(value for value in found.values("content") if "default-src" in value)
+    assert "default-src 'none'" in policy and "script-src" not in policy
+    # The catalogue's own names hold an address; nothing else may.
+    assert not re.search(r"\w+://", re.sub(r"https://example\.org/", "", full[1]))
+
+
+def test_hostile_text_is_shown_and_never_obeyed(full):
+    found = Page(full[1])
+    allowed_images = [tag for tag in found.tags if tag == "img"]
+    assert allowed_images == [] and found.tags.count("h1") == 1 and found.tags.count("style") == 1
+    assert found.tags.count("title") == 1
+    shown = "".join(found.texts)
+    for text in HOSTILE[:6]:
+        assert text in shown, text
+        if set("<\"'&") & set(text):
+            assert text not in full[1], text
+    assert "\U0001f600" in shown and "$x_1^2$ &lt;i&gt; {{7*7}}" in shown
+    for sign in ("\x00", "\x1b"):
+        assert sign not in full[1]
+    assert "\ufffd" in shown and "two lines" in shown and "<title><b>run" in shown
+
+
+def test_every_id_is_there_once_and_every_reference_has_one(full):
+    found = Page(full[1])
+    ids = found.values("id")
+    assert len(ids) == len(set(ids))
+    named = {value[1:] for value in found.values("href") + found.values("xlink:href")
+             if value.startswith("#")}  # fmt: skip
+    named |= set(re.findall(r"url\(#([^)]+)\)", full[1]))
+    named |= set(found.values("aria-labelledby"))
+    assert named <= set(ids) and len(named) > len(SECTIONS)
+
+
+def test_sections_headings_and_alternatives(full):
+    found = Page(full[1])
+    assert list(found.section_texts) == list(SECTIONS)
+    for name, title in SECTIONS.items():
+        assert found.section_texts[name].startswith(title)
+    assert {f"#{name}" for name in SECTIONS} <= set(found.values("href"))
+    assert found.tags.count("svg") == found.tags.count("figure") == found.tags.count("figcaption")
+    assert found.tags.count("svg") >= 12
+    assert found.tags.count("table") == found.tags.count("caption")
+    labels = [
+        value for tag, name, value in found.attributes if (tag, name) == ("svg", "aria-label")
+    ]
+    assert len(labels) == found.tags.count("svg") and all(len(label) > 20 for label in labels)
+    assert ("html", "lang", "en") in found.attributes
+    assert "width=device-width, initial-scale=1" in found.values("content")
+
+
+def test_charts_take_the_colour_of_the_page(full):
+    assert "currentColor" in full[1] and "#010203" not in full[1]
+    # The background is the page's.
+    assert not re.search(r"fill: ?#ffffff", full[1])
+
+
+# What it says.
+
+
+def test_numbers_are_those_of_eval_json(full):
+    shown = Page(full[1]).section_texts
+    methods = files.read_json(full[0] / "eval.json")["methods"]
+    for method in methods.values():
+        for name in ("hit@10", "hit@100", "mrr"):
+            values = method["overall"]["all"]["metrics"][name]
+            assert f"{values['value']:.3f}" in shown["scores"]
+            assert f"{values['low']:.3f} to {values['high']:.3f}" in shown["scores"]
+        gap = method["overall"]["all"].get("pinsage_minus_this", {}).get("hit@10")
+        if gap:
+            assert f"{gap['value']:+.3f}".replace("-", "\u2212") in shown["scores"]
+        assert f"{method['hit_curve']['5']:.3f}" in shown["cutoff"]
+        for bucket in method["by_degree"].values():
+            if bucket["pairs"]:
+                two = [bucket["metrics"][name]["value"] for name in ("hit@10", "hit@100")]
+                assert " / ".join(f"{value:.3f}" for value in two) in shown["degree"]
+    # Ours first, then the usual order, not the alphabet's; likewise degrees.
+    first = shown["scores"]
+    assert first.index("PinSage") < first.index("popularity") < first.index("content")
+    buckets = [name for name in ("1-2 edges", "3-10 edges", "11+ edges") if name in shown["degree"]]
+    assert [shown["degree"].index(name) for name in buckets] == sorted(
+        shown["degree"].index(name) for name in buckets
+    )
+    for text in HOSTILE[:3]:
+        assert f"Pairs of kind {text}" in shown["scores"]
+
+
+def test_learning_curves_and_settings(full):
+    shown = Page(full[1])
+    labels = " ".join(shown.values("aria-label"))
+    assert "Training loss: from 7 at step 5 to 0.2333 at step 150" in labels
+    assert "Device wait: from 25% at step 5 to 25% at step 150" in labels
+    assert "Validation hit-rate warm hit@10: from 0.05556 at step 25" in labels
+    assert "hit@10: from 1" not in labels
+    learning = shown.section_texts["learning"]
+    assert "Best validation at step 150: warm hit@10 0.333, warm hit@100 0.750." in learning
+    assert "The dotted line is step 100" in learning
+    run = shown.section_texts["run"]
+    assert "--batch_size64" in run.replace(" ", "") and "--num_walks" in run
+    assert "--learning_rate" not in run
+    assert "items without edges4 (16.7%)" in run and HOSTILE[0] in run
+
+
+def test_examples_are_neighbours_by_each_method(full):
+    shown = Page(full[1]).section_texts["examples"]
+    prepared, vectors = small_world(), small_embeddings()
+    degree = prepared.graph.degree()[:ITEMS]
+    queries = example_section.choose_queries(degree, 3)
+    assert (degree[queries] == 0).sum() == 2 and len(set(queries.tolist())) == len(queries) >= 5
+    for query in queries:
+        scores = vectors[query] @ vectors.T
+        scores[query] = -np.inf
+        best = np.sort(scores)[::-1][:4]
+        assert all(f"{score:.3f}" in shown for score in best)
+    assert shown.count("It has no edges, so no walk leaves it.") == 2
+    assert " visits" in shown and " shared" in shown
+
+
+def test_the_best_scored_by_sorting_everything():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        scores = rng.integers(0, 4, 9).astype(np.float32)
+        wanted = sorted((-score, item) for item, score in enumerate(scores)
+                        if score > 0 and item != 2)  # fmt: skip
+        found = example_section.best_scored(scores, 2, 3)
+        assert found.tolist() == [item for _, item in wanted[:3]]
+
+
+def test_settings_are_those_of_the_checkpoint(tmp_path):
+    trained = dataclasses.replace(
+        small_config(tmp_path), seed=9, train=TrainConfig(margin=0.7, epochs=3)
+    )
+    saved = dataclasses.asdict(trained) | {"unheard_of": 1}
+    saved["train"] |= {"gone": 2, "batch_size": "many"}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(4, {"w": np.zeros(2)}, {"config": saved, "data": {}})
+    files.write_json(tmp_path / "embeddings" / "manifest.json", {"step": 4})
+    source = read_source(small_config(tmp_path), ITEMS)
+    assert source.trained and source.config.seed == 9 and source.config.evaluate.k == 4
+    changed = run_sections.changed_settings(source.config)
+    assert ("margin", 0.7, TrainConfig().margin) in changed and (
+        "epochs",
+        3,
+        TrainConfig().epochs,
+    ) in changed
+    assert source.config.train.batch_size == 64
+    assert with_saved(source.config, {}) == source.config
+    # Another step than the embedded one says nothing about it.
+    files.write_json(tmp_path / "embeddings" / "manifest.json", {"step": 5})
+    assert not read_source(small_config(tmp_path), ITEMS).trained
+
+
+# What is missing is said.
+
+
+def test_an_empty_workdir(tmp_path):
+    shown = Page(written(tmp_path)).section_texts
+    assert list(shown) == list(SECTIONS)
+    for name in ("scores", "cutoff", "degree"):
+        assert "There is no eval.json" in shown[name]
+    assert "There is no metrics.jsonl" in shown["learning"]
+    assert "No checkpoint of these embeddings" in shown["run"]
+    assert "kurtosis" in shown["similarity"]
+
+
+def test_no_features_no_titles_no_edges(tmp_path):
+    prepared = small_world(titles=False, width=0, edges=False)
+    evaluation.evaluate(small_config(tmp_path), prepared, small_embeddings())
+    shown = Page(written(tmp_path, prepared)).section_texts
+    for name in ("similarity", "projection"):
+        assert "The items have no features to compare with." in shown[name]
+    assert "The items have no titles, so their ids are shown." in shown["examples"]
+    assert "id 3 </title><img" in shown["examples"] or "id " in shown["examples"]
+    assert "The items have no features." in shown["examples"]
+    assert "Left out: content, because the items have no features." in shown["scores"]
+    assert "Content was not scored here" in shown["degree"]
+    assert "feature columnsnone" in shown["run"]
+
+
+def test_vectors_that_all_point_the_same_way(tmp_path):
+    prepared = small_world()
+    prepared = dataclasses.replace(prepared, features=np.zeros((ITEMS, 3), np.float32))
+    same = np.ones((ITEMS, 6), np.float32)
+    shown = Page(written(tmp_path, prepared, vectors=same)).section_texts
+    assert "not defined (all are equal)" in shown["similarity"]
+    assert "raw features: there are not two vectors" in shown["similarity"]
+    assert "there is nothing to spread over two axes" in shown["projection"]
+    assert "Its features are like those of no other item." in shown["examples"]
+
+
+def test_popularity_is_left_out_of_directions(tmp_path):
+    vectors = np.concatenate([small_embeddings(), np.full((ITEMS, 1), 50.0, np.float32)], 1)
+    config = dataclasses.replace(small_config(tmp_path), model=ModelConfig(popularity=True))
+    shown = Page(written(tmp_path, config=config, vectors=vectors)).section_texts["similarity"]
+    assert "without the last coordinate" in shown
+    plain = Page(written(tmp_path)).section_texts["similarity"]
+    assert "without the last coordinate" not in plain
+    row = re.search("PinSage(\u2212?\\d+\\.\\d\\d)", plain)[1]
+    assert f"PinSage{row}" in shown
+
+
+def test_damaged_and_foreign_files_are_passed_over(tmp_path):
+    evaluation.evaluate(small_config(tmp_path), small_world(), small_embeddings())
+    whole = json.loads((tmp_path / "eval.json").read_text())
+    config = small_config(tmp_path)
+    assert read_source(config, ITEMS).scores is not None
+    for content in ("{", "[]", json.dumps(whole | {"catalogue": ITEMS + 1}), "{}"):
+        (tmp_path / "eval.json").write_text(content)
+        assert read_source(config, ITEMS).scores is None
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n{}\nnull\n")
+    shown = written(tmp_path)
+    assert "There is no eval.json for this catalogue" in shown
+    assert "There is no metrics.jsonl" in shown
+
+
+def test_a_log_without_validation(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}))
+    shown = Page(written(tmp_path)).section_texts["learning"]
+    assert "No validation was made during training." in shown
+    assert shown.count("The log holds none.") == 4
+
+
+def test_scores_older_than_the_embeddings_are_named(tmp_path):
+    evaluation.evaluate(small_config(tmp_path), small_world(), small_embeddings())
+    manifest = tmp_path / "embeddings" / "manifest.json"
+    files.write_json(manifest, {"step": 1})
+    os.utime(tmp_path / "eval.json", ns=(2, 2))
+    assert "eval.json is older than the embeddings" in written(tmp_path)
+    os.utime(manifest, ns=(1, 1))
+    assert not read_source(small_config(tmp_path), ITEMS).stale
+
+
+def test_without_intervals_or_rivals(tmp_path):
+    config = dataclasses.replace(
+        small_config(tmp_path), evaluate=EvalConfig(bootstrap=0, baselines="none", k=2)
+    )
+    evaluation.evaluate(config, small_world(), small_embeddings())
+    shown = Page(written(tmp_path, config=config))
+    assert "of 1,500 items" not in shown.section_texts["scores"]
+    assert " to " not in "".join(shown.section_texts["cutoff"])
+    assert "best rival" not in "".join(shown.texts)
+
+
+def test_a_vector_that_is_not_finite_is_refused(tmp_path):
+    for value in (np.nan, np.inf):
+        vectors = small_embeddings()
+        vectors[5, 2], vectors[6, 2] = value, -value
+        with pytest.raises(UserError, match="not finite"):
+            written(tmp_path, vectors=vectors)
+    assert list(tmp_path.iterdir()) == []
+
+
+# How it is written.
+
+
+def test_the_same_run_gives_the_same_bytes_whatever_the_matplotlibrc(full):
+    import matplotlib
+
+    workdir, first = full
+    config = small_config(workdir, baselines="default,item_knn")
+    before = dict(matplotlib.rcParams)
+    with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "svg.fonttype": "path"}):
+        assert written(workdir, config=config) == first
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_it_is_written_whole_or_not_at_all(full, monkeypatch):
+    workdir, first = full
+
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fails)
+    with pytest.raises(UserError, match="No space left"):
+        write_report(small_config(workdir), small_world(titles=False), small_embeddings())
+    assert (workdir / REPORT_FILE).read_text(encoding="utf-8") == first
+    assert [path.name for path in workdir.iterdir() if ".tmp-" in path.name] == []
+
+
+def test_without_matplotlib_a_sentence_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'pinsage-jax\[report\]'"):
+        written(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_pipeline_ends_with_it_where_matplotlib_is(tmp_path, monkeypatch, installed):
+    ran = []
+    for name in ("prepare", "embed"):
+        monkeypatch.setattr(stages, name, lambda config, name=name: ran.append(name))
+    monkeypatch.setattr(stages, "_embeddings_are_current", lambda config: False)
+    monkeypatch.setattr(stages, "train", lambda config: stages.Outcome(1, 1, {}, False))
+    monkeypatch.setattr(stages, "evaluate", lambda config: ran.append("evaluate") or {"a": 1})
+    monkeypatch.setattr(stages, "report", lambda config: ran.append("report"))
+    monkeypatch.setattr(figures, "available", lambda: installed)
+    assert stages.pipeline(small_config(tmp_path)) == {"a": 1}
+    assert ran == ["prepare", "embed", "evaluate"] + ["report"] * installed
+
+
+# The building blocks.
+
+
+def test_text_is_escaped_once_and_markup_stays():
+    assert page.text("<&\">'") == "&lt;&amp;&quot;&gt;&#x27;"
+    assert page.text(page.text("<")) == "&lt;"
+    assert page.element("p", "<", page.element("b", "&")) == "<p>&lt;<b>&amp;</b></p>"
+    assert page.element("a", href='" onclick="x') == '<a href="&quot; onclick=&quot;x"></a>'
+    # Putting markup into a plain string makes it text again.
+    assert page.element("p", f"{page.element('b', 'x')}!") == "<p>&lt;b&gt;x&lt;/b&gt;!</p>"
+    assert page.text("a\ud800b") == "a?b"
+    assert page.foreign("a" * 500) == f"<bdi>{'a' * 157}...</bdi>"
+
+
+def test_a_table_names_its_rows_and_can_be_scrolled_by_keyboard():
+    found = Page(page.table(page.foreign("<cap>"), ("a", "b"), [("x", "<1>")], main=0))
+    assert found.tags == ["div", "table", "caption", "bdi", "thead", "tr", "th", "th", "tbody",
+                          "tr", "th", "td"]  # fmt: skip
+    assert found.values("scope") == ["col", "col", "row"]
+    assert found.values("tabindex") == ["0"]
+    assert [value.strip() for value in found.values("aria-label")] == ["<cap>"]
+
+
+def slow_density(values, place, width):
+    """Kernels of every value and of its mirror images at -1 and 1, one after another."""
+    total = 0.0
+    for value in values:
+        for image in (value, 2.0 - value, -2.0 - value):
+            total += math.exp(-0.5 * ((place - image) / width) ** 2)
+    return total / (len(values) * width * math.sqrt(2.0 * math.pi))
+
+
+@pytest.mark.parametrize("count", [3, 50, 5000])
+def test_density_against_a_slow_reference(small_rng, count):
+    values = np.clip(small_rng.normal(0.7, 0.3, count), -1, 1)
+    grid = np.linspace(-1, 1, 401)
+    found = space.density(values, grid)
+    quartiles = np.quantile(values, [0.25, 0.75])
+    spread = min(math.sqrt(sum((v - values.mean()) ** 2 for v in values) / count),
+                 (quartiles[1] - quartiles[0]) / 1.34)  # fmt: skip
+    width = 0.9 * spread * count**-0.2
+    for place in (0, 100, 340, 400):
+        assert found[place] == pytest.approx(slow_density(values, grid[place], width), rel=1e-9)
+    # Nothing lies outside, even where values pile up at the end.
+    assert np.trapezoid(found, grid) == pytest.approx(1.0, abs=2e-3)
+
+
+def test_density_of_equal_values_is_a_finite_peak():
+    found = space.density(np.full(10, 0.5), np.linspace(-1, 1, 2001))
+    assert np.isfinite(found).all() and np.trapezoid(found, np.linspace(-1, 1, 2001)) == (
+        pytest.approx(1.0, abs=1e-3)
+    )
+
+
+def test_kurtosis_against_its_definition(small_rng):
+    for values in (small_rng.normal(size=40), small_rng.exponential(size=7), np.array([0.0, 1.0])):
+        mean = sum(values) / len(values)
+        second = sum((value - mean) ** 2 for value in values) / len(values)
+        fourth = sum((value - mean) ** 4 for value in values) / len(values)
+        assert space.kurtosis(values) == pytest.approx(fourth / second**2 - 3.0)
+    # Two points are as flat as can be, a long tail is sharp, a normal distribution is 0.
+    assert space.kurtosis(np.array([0.0, 1.0])) == pytest.approx(-2.0)
+    assert space.kurtosis(small_rng.laplace(size=200_000)) == pytest.approx(3.0, abs=0.4)
+    assert space.kurtosis(small_rng.normal(size=200_000)) == pytest.approx(0.0, abs=0.1)
+    assert math.isnan(space.kurtosis(np.full(5, 0.3))) and math.isnan(space.kurtosis(np.empty(0)))
+
+
+def test_random_cosines(small_rng):
+    vectors = small_rng.normal(size=(3, 4)).astype(np.float32)
+    vectors[2] = 0.0
+    found, left_out = space.random_cosines(vectors, 9000, np.random.default_rng(1))
+    one, other = vectors[0].astype(float), vectors[1].astype(float)
+    wanted = one @ other / math.sqrt((one @ one) * (other @ other))
+    # Two of the three pairs of different rows have the row of zeros; none is a row with itself.
+    assert np.allclose(found, wanted) and left_out == pytest.approx(2 / 3, abs=0.02)
+    assert left_out == 1.0 - len(found) / 9000
+    # All ordered pairs are equally likely.
+    angles = np.arange(5) * 0.4
+    circle = np.stack([np.cos(angles), np.sin(angles)], 1)
+    found, _ = space.random_cosines(circle, 50_000, np.random.default_rng(2))
+    for step, share in ((1, 8 / 20), (2, 6 / 20), (3, 4 / 20), (4, 2 / 20)):
+        assert np.isclose(found, math.cos(0.4 * step)).mean() == pytest.approx(share, abs=0.01)
+    for few in (np.ones((1, 3)), np.ones((0, 3)), np.ones((5, 0))):
+        empty, share = space.random_cosines(few, 10, np.random.default_rng(0))
+        assert len(empty) == 0 and share == 1.0
+
+
+def test_projection_is_the_two_main_axes(small_rng):
+    scale = np.array([3.0, 2.0, 0.1, 0.05, 0.01])
+    vectors = small_rng.normal(size=(60, 5)) * scale
+    vectors[7] = 0.0
+    flat = space.projection(vectors.astype(np.float32), 1000, np.random.default_rng(0), 0)
+    assert flat.rows.tolist() == [row for row in range(60) if row != 7]
+    unit = vectors[flat.rows] / np.linalg.norm(vectors[flat.rows], axis=1, keepdims=True)
+    centred = unit - unit.mean(axis=0)
+    values, axes = np.linalg.eigh(centred.T @ centred)
+    wanted = centred @ axes[:, [-1, -2]]
+    for axis in range(2):
+        sign = np.sign(wanted[:, axis] @ flat.points[:, axis])
+        assert np.allclose(flat.points[:, axis], sign * wanted[:, axis], atol=1e-4)
+    assert flat.kept == pytest.approx(values[-2:].sum() / values.sum(), abs=1e-4)
+    fewer = space.projection(vectors, 10, np.random.default_rng(0), 0)
+    assert len(fewer.rows) <= 10 and len(set(fewer.rows.tolist())) == len(fewer.rows)
+    for nothing in (np.ones((9, 4)), np.zeros((9, 4)), np.ones((2, 4)), np.ones((9, 1))):
+        assert space.projection(nothing, 100, np.random.default_rng(0), 0) is None
