@@ -150,7 +150,9 @@ class SamplingConfig(Checked):
         20, "T: neighbours kept per node, by visit count.", low=1, high=1000
     )
     num_walks: int = option(200, "W: walks from each node.", low=1)
-    walk_length: int = option(4, "Steps of a walk; one step goes item, collection, item.", low=1)
+    walk_length: int = option(
+        4, "Steps of a walk; one step goes item, collection, item.", low=1, high=1000
+    )
     restart: float = option(
         0.3, "Chance to return to the start before each further step.", low=0.0, high=1.0
     )

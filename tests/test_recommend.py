@@ -342,7 +342,7 @@ def test_test_edges_are_scored_as_computed_by_hand(tmp_path, capsys):
             ("ann", "b1"),
             ("stranger", "a1"),
             ("ann", "b1"),
-        ],  # fmt: skip
+        ],
     )
     report = run(config, prepared, recommend_by="mean", test_edges="test.parquet")
     assert report["test"] == {

@@ -366,7 +366,7 @@ def test_no_features_no_titles_no_edges(tmp_path):
     assert "The items have no features." in shown["examples"]
     assert "Left out: content, because the items have no features." in shown["scores"]
     assert "Content was not scored here" in shown["degree"]
-    assert "feature columnsnone" in shown["run"]
+    assert "featuresnone" in shown["run"]
 
 
 def test_vectors_that_all_point_the_same_way(tmp_path):

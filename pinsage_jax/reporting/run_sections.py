@@ -42,12 +42,12 @@ def what_was_run(source: Source, prepared: Prepared) -> Html:
         ("edges", _count(prepared.graph.num_edges)),
         ("duplicate rows of edges merged", _count(counts.get("duplicate_edges"))),
         (
-            "edges of an item that has some: median, 99th percentile, most",
+            "edges per linked item: median, 99th percentile, most",
             ", ".join(_count(value) for value in (*np.quantile(linked, [0.5, 0.99]), linked.max()))
             if len(linked)
             else "none",
         ),
-        ("feature columns", _feature_words(features, prepared.features.shape[1])),
+        ("features", _feature_words(features, prepared.features.shape[1])),
         (
             "training pairs",
             "drawn from shared collections"

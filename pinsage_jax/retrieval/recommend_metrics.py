@@ -132,7 +132,7 @@ def read_test_edges(path: pathlib.Path, data: DataConfig, prepared: Prepared) ->
 
 def _codes(table: IdTable, known: IdTable) -> tuple[np.ndarray, int]:
     """The index of each id of `table`, int32, and how many there are with the unknown."""
-    codes = known.lookup(table.ids)
+    codes = known.lookup(table.ids).copy()
     unknown = np.flatnonzero(codes < 0)
     codes[unknown] = len(known) + np.arange(len(unknown))
     return codes, len(known) + len(unknown)

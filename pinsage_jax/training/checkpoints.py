@@ -44,6 +44,7 @@ from absl import logging
 from pinsage_jax import files
 from pinsage_jax.errors import UserError
 from pinsage_jax.training import compatibility
+from pinsage_jax.training.leaf_paths import by_path, nested
 
 _SEAL = "checksums.json"
 _REPLACED = ".replaced"
@@ -139,7 +140,7 @@ class Checkpoints:
         if self._read_only:
             raise ValueError("these checkpoints were opened read-only")
         meta = json.loads(json.dumps(meta, allow_nan=False))
-        arrays = {path: np.asarray(leaf) for path, leaf in _by_path(jax.device_get(state)).items()}
+        arrays = {path: np.asarray(leaf) for path, leaf in by_path(jax.device_get(state)).items()}
         path = self._path(step)
         with self._reported():
             try:
@@ -153,7 +154,7 @@ class Checkpoints:
                         # Orbax cannot store arrays without elements; the seal
                         # has their shapes.
                         state=ocp.args.StandardSave(
-                            _nested({name: a for name, a in arrays.items() if a.size})
+                            nested({name: a for name, a in arrays.items() if a.size})
                         ),
                         meta=ocp.args.JsonSave(meta),
                     ),
@@ -210,7 +211,7 @@ class Checkpoints:
             does not have the shapes of `like`.
         """
         seal = self._verified_seal(step)
-        wanted = _by_path(like)
+        wanted = by_path(like)
         compatibility.check_same_arrays(self._path(step), seal["arrays"], wanted)
         empty = {
             path: np.empty(shape, jax.numpy.dtype(dtype))
@@ -223,11 +224,11 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 # NumPy targets: nothing is placed, and no sharding is asked for.
-                state=ocp.args.StandardRestore(_nested(stored)),
+                state=ocp.args.StandardRestore(nested(stored)),
                 meta=ocp.args.JsonRestore(),
             ),
         )
-        found = empty | _by_path(restored.state)
+        found = empty | by_path(restored.state)
         leaves = [np.asarray(found[path]) for path in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), restored.meta
 
@@ -388,27 +389,3 @@ class Checkpoints:
                         f"No space left while writing {self.folder}; free some disk and run again."
                     ) from error
                 raise
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    """Leaves by their path, such as "params/layer_0/kernel"."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="/") or "value": leaf
-        for path, leaf in leaves
-    }
-    if not named or len(named) != len(leaves):
-        raise ValueError("a state must have at least one leaf, and no two of the same path")
-    return named
-
-
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": leaf} as {"a": {"b": leaf}}, which Orbax's own tools can read too."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *folders, name = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = leaf
-    return tree

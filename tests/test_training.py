@@ -1,0 +1,340 @@
+"""Training from prepare to embed: it learns, repeats bit for bit, resumes, and refuses."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pinsage_jax import stages
+from pinsage_jax.config import (
+    Config,
+    EmbedConfig,
+    ModelConfig,
+    SamplingConfig,
+    TrainConfig,
+    WorldConfig,
+)
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.prepare import open_prepared
+from pinsage_jax.graph.split import validation_split
+from pinsage_jax.training import loop
+from pinsage_jax.training.checkpoints import Checkpoints
+
+TESTS = pathlib.Path(__file__).parent
+WORLD = WorldConfig(
+    world=True,
+    world_items=600,
+    world_collections=150,
+    world_edges=5000,
+    world_topics=12,
+    world_styles=3,
+    world_pairs=600,
+)
+# Three epochs of five steps: the third has two hard negatives a query.
+TOTAL = 15
+
+
+def config_for(workdir, *, seed=0, sampling=None, model=None, train=None) -> Config:
+    """Settings of a run of a few seconds; the dictionaries override."""
+    return Config(
+        mode="pipeline",
+        workdir=str(workdir),
+        seed=seed,
+        threads=1,
+        world=WORLD,
+        sampling=SamplingConfig(
+            **{"num_neighbours": 10, "num_walks": 40, "hard_walks": 60, **(sampling or {})}
+        ),
+        model=ModelConfig(
+            **{
+                "num_layers": 2,
+                "hidden_dim": 32,
+                "layer_dim": 32,
+                "output_dim": 16,
+                "structure_dim": 16,
+                **(model or {}),
+            }
+        ),
+        train=TrainConfig(
+            **{
+                "batch_size": 64,
+                "random_negatives": 64,
+                "epochs": 3.0,
+                "pairs_per_epoch": 320,
+                "hard_max": 2,
+                "validate_every": 6,
+                "checkpoint_every": 3,
+                "log_every": 2,
+                "devices": 1,
+                **(train or {}),
+            }
+        ),
+        embed=EmbedConfig(checkpoint="last", embed_block=256),
+    )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A workdir after `prepare`."""
+    folder = tmp_path_factory.mktemp("world")
+    stages.prepare(config_for(folder))
+    return folder
+
+
+@pytest.fixture
+def workdir(world, tmp_path):
+    """A workdir of its own with the prepared data."""
+    return copy_of(world, tmp_path / "run")
+
+
+def copy_of(world, folder):
+    shutil.copytree(world, folder)
+    return folder
+
+
+class Saved(dict):
+    """Host copies of every state that is checkpointed, by step."""
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    return spy_on(monkeypatch)
+
+
+def spy_on(monkeypatch):
+    states, save = Saved(), Checkpoints.save
+
+    def recording(self, step, state, meta, metrics=None):
+        states[step] = jax.tree.map(np.array, state)
+        save(self, step, state, meta, metrics)
+
+    monkeypatch.setattr(Checkpoints, "save", recording)
+    return states
+
+
+def assert_same_bits(left, right):
+    ours, theirs = jax.tree.leaves(left), jax.tree.leaves(right)
+    assert len(ours) == len(theirs) > 20
+    for one, other in zip(ours, theirs):
+        assert one.dtype == other.dtype
+        assert one.tobytes() == other.tobytes()
+
+
+def exported(workdir):
+    """float32 [items, Z] of the embeddings on disk."""
+    table = pq.read_table(pathlib.Path(workdir) / "embeddings" / "part-00000.parquet")
+    return np.array(table["embedding"].to_pylist(), np.float32)
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    """An uninterrupted run: (states by step, embeddings, lines of metrics.jsonl)."""
+    folder = copy_of(world, tmp_path_factory.mktemp("whole") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        states = spy_on(patch)
+        outcome = stages.train(config_for(folder))
+    assert (outcome.step, outcome.total, outcome.interrupted) == (TOTAL, TOTAL, False)
+    stages.embed(config_for(folder))
+    return states, exported(folder), lines_of(folder)
+
+
+def lines_of(workdir):
+    text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_what_a_run_leaves(whole):
+    states, vectors, lines = whole
+    assert sorted(states) == [3, 6, 9, 12, 15]
+    assert [int(states[step].step) for step in sorted(states)] == sorted(states)
+    assert vectors.shape == (600, 16) and np.isfinite(vectors).all()
+    losses = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in losses] == [2, 4, 6, 8, 10, 12, 14, 15]
+    assert [line["step"] for line in lines if "score" in line] == [6, 12, 15]
+    # The curriculum shows: none, one, two hard negatives (less those that miss).
+    hard = {line["step"]: line["hard_per_query"] for line in losses}
+    assert hard[4] == 0.0 and 0.5 < hard[8] <= 1.0 < hard[14] <= 2.0
+    assert all(line["neighbours_left_out"] == 0 for line in losses)
+
+
+def test_a_second_run_is_bit_identical(workdir, saved, whole):
+    stages.train(config_for(workdir))
+    assert_same_bits(saved[TOTAL], whole[0][TOTAL])
+    stages.embed(config_for(workdir))
+    np.testing.assert_array_equal(exported(workdir), whole[1])
+
+
+def test_another_seed_is_another_run(workdir, saved, whole):
+    stages.train(config_for(workdir, seed=1, train={"max_steps": 3}))
+    leaves = zip(jax.tree.leaves(saved[3].params), jax.tree.leaves(whole[0][3].params))
+    assert all(not np.array_equal(one, other) for one, other in leaves if one.ndim > 1)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_prefetch_depth_does_not_matter(depth, workdir, saved, whole):
+    stages.train(config_for(workdir, train={"prefetch": depth}))
+    assert_same_bits(saved[TOTAL], whole[0][TOTAL])
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 12])
+def test_stop_and_resume_equal_the_uninterrupted_run(stop_at, workdir, saved, whole, monkeypatch):
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == stop_at
+
+    monkeypatch.setattr(stages, "stop_requested", stop)
+    outcome = stages.train(config_for(workdir))
+    assert (outcome.step, outcome.interrupted) == (stop_at, True)
+    assert max(saved) == stop_at
+    saved.clear()
+    outcome = stages.train(config_for(workdir))
+    assert (outcome.step, outcome.interrupted) == (TOTAL, False)
+    assert min(saved) > stop_at
+    assert_same_bits(saved[TOTAL], whole[0][TOTAL])
+    stages.embed(config_for(workdir))
+    np.testing.assert_array_equal(exported(workdir), whole[1])
+
+
+def test_a_longer_run_continues_a_shorter_one(workdir, saved, whole):
+    stages.train(config_for(workdir, train={"max_steps": 8}))
+    assert max(saved) == 8
+    stages.train(config_for(workdir))
+    assert_same_bits(saved[TOTAL], whole[0][TOTAL])
+    steps = [line["step"] for line in lines_of(workdir) if "loss" in line]
+    assert steps == sorted(set(steps)) and steps[-1] == TOTAL
+
+
+def test_a_killed_run_resumes_bit_for_bit(workdir, saved, whole):
+    """SIGKILL after the checkpoint of step 6, between two steps or within one."""
+    code = (
+        "import conftest, time, test_training\n"
+        "from pinsage_jax import stages\n"
+        "stages.stop_requested = lambda: bool(time.sleep(0.3))\n"
+        f"stages.train(test_training.config_for({str(workdir)!r}))\n"
+    )
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        seal = workdir / "checkpoints" / "6" / "checksums.json"
+        deadline = time.monotonic() + 240
+        while not seal.exists():
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert max(Checkpoints(workdir / "checkpoints", read_only=True).steps()) < TOTAL
+    stages.train(config_for(workdir))
+    assert min(saved) > 6
+    assert_same_bits(saved[TOTAL], whole[0][TOTAL])
+    steps = [line["step"] for line in lines_of(workdir) if "loss" in line]
+    assert steps == [line["step"] for line in whole[2] if "loss" in line]
+
+
+# What is refused, and what stops.
+
+
+def test_other_settings_are_refused_with_a_sentence(workdir, saved):
+    stages.train(config_for(workdir, train={"max_steps": 3}))
+    before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    refused = [
+        ({"sampling": {"num_walks": 41}}, "--num_walks=41 differs from 40"),
+        ({"train": {"learning_rate": 0.5}}, "--learning_rate=0.5 differs from"),
+        ({"train": {"batch_size": 32}}, "--batch_size=32 differs from 64"),
+        ({"model": {"hidden_dim": 16}}, "hidden_dim=32 but this run asks for 16"),
+        ({"seed": 5}, "--seed=5 differs from 0"),
+    ]
+    for change, sentence in refused:
+        with pytest.raises(UserError, match=sentence) as caught:
+            stages.train(config_for(workdir, **change))
+        assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == before
+
+
+def test_a_checkpoint_of_other_data_is_refused(workdir, saved):
+    config = config_for(workdir, train={"max_steps": 3})
+    stages.train(config)
+    other = dataclasses.replace(config, world=dataclasses.replace(WORLD, world_items=500))
+    stages.prepare(other)
+    with pytest.raises(UserError, match="catalogue of 600 items but the workdir holds"):
+        stages.train(other)
+
+
+@pytest.mark.parametrize("checkpoint_every,log_every", [(1, 100), (100, 1)])
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(
+    checkpoint_every, log_every, workdir, saved
+):
+    train = {
+        "learning_rate": 1e30,
+        "warmup_epochs": 0.0,
+        "checkpoint_every": checkpoint_every,
+        "validate_every": 100,
+        "log_every": log_every,
+    }
+    with pytest.raises(UserError, match="The loss is .*--learning_rate") as caught:
+        stages.train(config_for(workdir, train=train))
+    assert "\n" not in str(caught.value)
+    # What is not finite is never checkpointed: it would be continued from for ever.
+    for state in saved.values():
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+# It learns.
+
+
+def hit_rate(vectors, pairs, k):
+    """Share of pairs whose target is among the k best of the query, by plain sorting."""
+    hits = 0
+    for query, target in pairs:
+        scores = vectors @ vectors[query]
+        scores[query] = -np.inf
+        hits += int((scores > scores[target]).sum()) < k
+    return hits / len(pairs)
+
+
+def test_training_beats_content_and_the_untrained_network(workdir):
+    """Engagement pairs of the world's truth, which no input of training shows."""
+    train = {
+        "epochs": 8.0,
+        "pairs_per_epoch": 1280,
+        "batch_size": 128,
+        "validate_every": 0,
+        "checkpoint_every": 0,
+        "learning_rate": 0.03,
+    }
+    config = config_for(workdir, train=train)
+    prepared = open_prepared(workdir)
+    pairs = prepared.eval_pairs
+    features = np.array(prepared.features, np.float32)
+    features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
+    content = hit_rate(features, pairs, 20)
+    split = validation_split(prepared.graph, config.split, config.seed)
+    bases = stages._bases(config, prepared, split)
+    encoder = stages.Encoder.over(config, prepared, prepared.graph, bases)
+    _, params = loop.init_model(config, encoder.inputs.dim, encoder.lists.source.num_nodes)
+    untrained = hit_rate(encoder.embed(params, quiet=True)[:600], pairs, 20)
+    stages.train(config)
+    stages.embed(config)
+    trained = hit_rate(exported(workdir), pairs, 20)
+    print(f"hit@20: content {content:.3f}, untrained {untrained:.3f}, trained {trained:.3f}")
+    assert trained > LEARNED_ABOVE_CONTENT * content
+    assert trained > LEARNED_ABOVE_UNTRAINED * untrained
+
+
+LEARNED_ABOVE_CONTENT, LEARNED_ABOVE_UNTRAINED = 1.3, 1.3
