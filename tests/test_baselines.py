@@ -116,7 +116,7 @@ def test_pagerank_of_all_restarts_at_once(graph):
 
 
 def fake_implicit(monkeypatch, seen):
-    """A module with the interface of implicit; its factors are one-hot of the best user."""
+    """A module with the interface of implicit; an item's factors are its edges."""
 
     class AlternatingLeastSquares:
         def __init__(self, **settings):
@@ -132,14 +132,14 @@ def fake_implicit(monkeypatch, seen):
     monkeypatch.setitem(sys.modules, "implicit.als", module)
 
 
-def test_als_is_the_cosine_of_item_factors(graph, monkeypatch):
+def test_als_is_the_inner_product_of_item_factors(graph, monkeypatch):
     seen = {}
     fake_implicit(monkeypatch, seen)
-    scores = baselines_graph.Als(graph, seed=4, threads=1).scores(everyone(graph))
-    # Collections are ALS's users; with their rows as factors ALS becomes item-kNN.
+    scores = baselines_graph.Als(graph, 10.0, seed=4, threads=1).scores(everyone(graph))
+    # Collections are ALS's users; with their rows as factors ALS counts shared ones.
     assert seen["shape"] == (graph.num_collections, graph.num_items)
-    assert seen["settings"]["random_state"] == 4 and seen["settings"]["factors"] == 128
-    np.testing.assert_allclose(scores, cosine(dense(graph)), atol=1e-6)
+    assert seen["settings"]["random_state"] == 4 and seen["settings"]["alpha"] == 10.0
+    np.testing.assert_allclose(scores, dense(graph) @ dense(graph).T, rtol=1e-5, atol=1e-6)
 
 
 def test_without_implicit_als_is_left_out_with_a_reason(graph, monkeypatch, tmp_path):
@@ -238,6 +238,16 @@ def test_settings_are_chosen_on_validation_pairs_and_their_graph(small_rng, tmp_
     again = Baselines(config, graph, features, split_of(other, pairs), 1)
     found = next(again.each(("pagerank",))).settings["candidates"]
     assert found != made["pagerank"].settings["candidates"]
+
+
+def test_als_is_tuned_on_validation_pairs(small_rng, tmp_path, monkeypatch):
+    fake_implicit(monkeypatch, {})
+    graph = random_graph(small_rng)
+    pairs = np.array([[0, 1], [2, 3]])
+    rivals = Baselines(make_config(tmp_path), graph, np.ones((30, 2)), split_of(graph, pairs), 1)
+    settings = next(rivals.each(("als",))).settings
+    # The stand-in ignores alpha, so the three tie and the default stays.
+    assert settings["alpha"] == 40.0 and set(settings["candidates"]) == {"40", "10", "1"}
 
 
 def test_without_validation_pairs_the_defaults_are_used_and_said(graph, tmp_path):

@@ -193,11 +193,11 @@ def test_worth_halves():
 def test_places_are_dealt_by_importance():
     ids = np.array([[1, 2, 3, 4, 5, 6], [2, 7, 1, -1, -1, -1]], np.int32)
     scores = -np.arange(12, dtype=np.float32).reshape(2, 6)
-    # Claims .6 and .4: 1 | .2 and .4: 2 | .2 and .133: the next free of the first, 3 |
-    # .12 and .133: 7 | .12 and .08: 4 | then 5.
-    found, values = multi_interest.blend(np.array([0.6, 0.4]), ids, scores, 6)
-    assert found.tolist() == [1, 2, 3, 7, 4, 5]
-    assert values.tolist() == [0, -6, -2, -7, -3, -4]
+    # Claims .72 and .28: 1 | .24 and .28: 2 | .24 and .093: the next free of the first,
+    # 3 | .144: 4 | .103: 5 | .08 and .093: 7.
+    found, values = multi_interest.blend(np.array([0.72, 0.28]), ids, scores, 6)
+    assert found.tolist() == [1, 2, 3, 4, 5, 7]
+    assert values.tolist() == [0, -6, -2, -3, -4, -7]
     # The second has nothing left but what is taken: the first fills up, then nobody.
     found, values = multi_interest.blend(np.array([0.1, 0.9]), ids[:, :3], scores[:, :3], 6)
     assert found.tolist() == [2, 7, 1, 3, -1, -1] and np.isneginf(values[4:]).all()

@@ -387,7 +387,7 @@ def test_popularity_is_left_out_of_directions(tmp_path):
     assert "without the last coordinate" in shown
     plain = Page(written(tmp_path)).section_texts["similarity"]
     assert "without the last coordinate" not in plain
-    row = re.search("PinSage(\u2212?\\d+\\.\\d\\d)", plain)[1]
+    row = re.search("PinSage(\u2212?\\d+\\.\\d\\d\u2212?0\\.\\d{3})", plain)[1]
     assert f"PinSage{row}" in shown
 
 

@@ -14,7 +14,14 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.retrieval.baselines import Baseline, Content, Popularity, Walk
 from pinsage_jax.retrieval.baselines_fusion import WEIGHTS, LateFusion, RankFusion, blend, choose
-from pinsage_jax.retrieval.baselines_graph import RESTARTS, Als, CannotRun, ItemKnn, PageRank
+from pinsage_jax.retrieval.baselines_graph import (
+    ALS_ALPHAS,
+    RESTARTS,
+    Als,
+    CannotRun,
+    ItemKnn,
+    PageRank,
+)
 
 NAMES = (
     "popularity",
@@ -101,7 +108,10 @@ class Baselines:
         if name == "item_knn":
             return ItemKnn(graph)
         if name == "als":
-            return Als(graph, config.seed, self._threads)
+            alpha, how = self._alpha()
+            als = Als(graph, alpha, config.seed, self._threads)
+            als.settings.update(how)
+            return als
         if name == "fusion":
             weight, how = self._content_weight()
             fused = LateFusion(Content(self._features), ItemKnn(graph), weight)
@@ -113,6 +123,15 @@ class Baselines:
         if name == "pagerank":
             return pagerank
         return RankFusion(Content(self._features), pagerank)
+
+    def _alpha(self) -> tuple[float, dict[str, Any]]:
+        """ALS's weight of an edge, and how it was chosen."""
+
+        def candidates(graph: Graph):
+            fitted = [Als(graph, alpha, self._config.seed, self._threads) for alpha in ALS_ALPHAS]
+            return lambda queries: (als.scores(queries) for als in fitted)
+
+        return self._choose("alpha", ALS_ALPHAS, candidates)
 
     def _restart(self) -> tuple[float, dict[str, Any]]:
         """PageRank's restart probability, and how it was chosen."""
