@@ -70,7 +70,7 @@ class DataConfig(Checked):
     categorical_columns: str = option(
         "", "Comma-separated categorical columns (one-hot, rare values together)."
     )
-    text_dim: int = option(1024, "Dimensions of the vectors made from text.", low=1, high=4096)
+    text_dim: int = option(512, "Dimensions of the vectors made from text.", low=1, high=4096)
     text_vocabulary: int = option(20000, "Most frequent terms kept for text.", low=1)
     text_min_df: int = option(2, "A term must occur in this many items.", low=1)
     category_limit: int = option(

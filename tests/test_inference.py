@@ -67,7 +67,7 @@ CASES = [
 def test_layerwise_equals_the_sampled_path(case, neighbourhood):
     run = make_run(
         features=FEATURES,
-        train={"random_negatives": 60},
+        train={"random_negatives": 150},
         **case,
         sampling={"hide_positive": "none", "neighbourhood": neighbourhood},
     )

@@ -73,6 +73,7 @@ def test_best_items_are_those_of_sorting(name, small, monkeypatch):
     if small:
         # Many tiles, among them users with more items than a tile should hold.
         monkeypatch.setattr(rs, "_MOST_ROWS", 9)
+        monkeypatch.setattr(type(scorer), "most_users", 4)
     ids, scores = rs.best_items(
         scorer, histories, ITEMS, 8, threads=3 if small else 1, columns=7 if small else 512
     )

@@ -32,7 +32,7 @@ from pinsage_jax.retrieval.recommend_scores import (
 
 POWERS = (1.0, 2.0, 4.0, 8.0)
 TEMPERATURES = (0.08, 0.15, 0.3, 0.6)
-POPULARITIES = (0.0, 0.125, 0.25, 0.375, 0.5)
+POPULARITIES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75)
 RARITIES = (0.0, 0.25, 0.5, 0.75)
 _FIRST_RARITY = 0.5
 _HIDDEN_SHARE = 0.2

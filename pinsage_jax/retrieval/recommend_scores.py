@@ -27,8 +27,10 @@ TIE_RULE = "of equal scores the item that comes first in the catalogue"
 
 _COLUMNS = 512
 _MOST_USERS = 1 << 15
-# Items of the histories of a tile: bounds rows of similarities to 128 MiB.
+# Distinct items in the histories of a tile: bounds rows of similarities to 128 MiB.
 _MOST_ROWS = 1 << 16
+# A user of item-kNN reaches a good part of all collections.
+_MOST_KNN_USERS = 1 << 11
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,9 +99,14 @@ class Tile:
 
 
 class Scorer(Protocol):
-    """A way to score the catalogue for histories."""
+    """A way to score the catalogue for histories.
+
+    Attributes:
+      most_users: users that fit in one tile.
+    """
 
     name: str
+    most_users: int
 
     def tile(self, histories: Histories) -> Tile:
         """Prepares a tile of users."""
@@ -118,6 +125,7 @@ class Mean:
     """Inner product with the mean of the history's vectors."""
 
     name = "mean"
+    most_users = _MOST_USERS
 
     def __init__(self, vectors: np.ndarray):
         """Takes float32 [N, D]."""
@@ -151,6 +159,8 @@ class Sharpened:
     own, exp(z_h . z_i / t) being the odds that a network trained by softmax at
     temperature t gives item i after item h.
     """
+
+    most_users = _MOST_USERS
 
     def __init__(
         self,
@@ -203,6 +213,7 @@ class Popularity:
     """The items with the most edges that the user does not hold."""
 
     name = "popularity"
+    most_users = _MOST_USERS
 
     def __init__(self, graph: Graph):
         self._degree = graph.degree()[None, : graph.num_items].astype(np.float32)
@@ -217,6 +228,7 @@ class HistoryKnn:
     """Sum over the history of the cosine of two items' rows of collections."""
 
     name = "item_knn"
+    most_users = _MOST_KNN_USERS
 
     def __init__(self, graph: Graph):
         matrix = incidence(graph)
@@ -275,7 +287,7 @@ def best_of_variants(
     scores = np.full((variants, users, k), -np.inf, np.float32)
     seen = exclude or histories
     with Progress(users, "history", f"recommending by {scorer.name}", quiet=quiet) as progress:
-        for begin, end in _tiles(histories.indptr):
+        for begin, end in _tiles(histories.indptr, num_items, scorer.most_users):
             chosen = np.arange(begin, end)
             tile, out = scorer.tile(histories.select(chosen)), seen.select(chosen)
             found_ids, found_scores = ids[:, begin:end].copy(), scores[:, begin:end].copy()
@@ -311,11 +323,14 @@ def for_threads(work: Callable[[int, int], None], rows: int, threads: int) -> No
         list(pool.map(work, cuts[:-1], cuts[1:]))
 
 
-def _tiles(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Consecutive users whose histories fit in one tile, at least one user each."""
+def _tiles(indptr: np.ndarray, num_items: int, most_users: int) -> Iterator[tuple[int, int]]:
+    """Consecutive users that fit in one tile, at least one user each."""
     begin, users = 0, len(indptr) - 1
     while begin < users:
-        end = int(np.searchsorted(indptr, indptr[begin] + _MOST_ROWS, side="right")) - 1
-        end = min(max(end, begin + 1), begin + _MOST_USERS, users)
+        end = min(begin + most_users, users)
+        # A smaller catalogue has not that many items to hold.
+        if num_items > _MOST_ROWS:
+            fits = int(np.searchsorted(indptr, indptr[begin] + _MOST_ROWS, side="right")) - 1
+            end = min(end, max(fits, begin + 1))
         yield begin, end
         begin = end
