@@ -20,8 +20,10 @@ import dataclasses
 import pathlib
 
 from pinsage_jax.config_tools import (
+    ABLATE_DEFAULTS,
     RECOMMEND_DEFAULTS,
     SPLIT_DEFAULTS,
+    AblateConfig,
     RecommendConfig,
     SplitToolConfig,
 )
@@ -149,7 +151,7 @@ class SamplingConfig(Checked):
     num_neighbours: int = option(
         20, "T: neighbours kept per node, by visit count.", low=1, high=1000
     )
-    num_walks: int = option(200, "W: walks from each node.", low=1)
+    num_walks: int = option(100, "W: walks from each node.", low=1)
     walk_length: int = option(
         4, "Steps of a walk; one step goes item, collection, item.", low=1, high=1000
     )
@@ -277,15 +279,18 @@ class TrainConfig(Checked):
         "curriculum: n-1 in epoch n; full: all from the start; none.",
         choices=("curriculum", "full", "none"),
     )
-    epochs: float = option(5.0, "Passes over the training pairs.", low=0.0)
+    epochs: float = option(3.0, "Passes over the training pairs.", low=0.0)
     pairs_per_epoch: int = option(0, "Pairs in one epoch; 0: one per edge.", low=0)
     max_steps: int = option(0, "Stop after this many steps; 0: --epochs decides.", low=0)
     learning_rate: float = option(
         1e-2, "Peak rate for batches of 1024 pairs; scaled linearly with the batch.", low=0.0
     )
-    warmup_epochs: float = option(1.0, "Epochs of linear warm-up.", low=0.0)
+    warmup_epochs: float = option(0.25, "Epochs of linear warm-up.", low=0.0)
     decay: float = option(
-        0.4, "Factor of the exponential decay per epoch after the warm-up.", low=0.0, high=1.0
+        0.3, "Factor of the exponential decay per epoch after the warm-up.", low=0.0, high=1.0
+    )
+    adam_b2: float = option(
+        0.99, "How slowly Adam forgets squared gradients.", low=0.0, high=0.999999
     )
     weight_decay: float = option(1e-4, "Decoupled weight decay.", low=0.0)
     clip_norm: float = option(1.0, "Gradients longer than this are scaled down; 0: never.", low=0.0)
@@ -310,6 +315,9 @@ class EmbedConfig(Checked):
     checkpoint: str = option("best", "Checkpoint to embed with.", choices=("best", "last"))
     embed_block: int = option(8192, "Nodes computed at once.", low=1)
     shard_rows: int = option(1_000_000, "Rows per embeddings/part-*.parquet.", low=1)
+    embed_walks: int = option(
+        1000, "Walks per node behind the lists that embeddings pool over; 0: --num_walks.", low=0
+    )
     cold_offset: float = option(
         -1.0,
         "Added to the last coordinate of items without edges (needs --popularity); negative: "
@@ -355,6 +363,7 @@ class Config:
     evaluate: EvalConfig = EvalConfig()
     split_tool: SplitToolConfig = SPLIT_DEFAULTS
     recommend: RecommendConfig = RECOMMEND_DEFAULTS
+    ablate: AblateConfig = ABLATE_DEFAULTS
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""

@@ -1,4 +1,4 @@
-"""Settings of the modes beside the pipeline: split and recommend."""
+"""Settings of the modes beside the pipeline: split, recommend and ablate."""
 
 from __future__ import annotations
 
@@ -91,5 +91,25 @@ class RecommendConfig(Checked):
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class AblateConfig(Checked):
+    """Variants of the settings compared on the same pairs, by --mode=ablate."""
+
+    ablate_variants: str = option(
+        "all",
+        "Comma-separated variants or groups of them (paper, additions, neighbours, layers, hard, "
+        "loss), or all; the base is always there.",
+    )
+    ablate_steps: int = option(
+        0, "Training steps of each variant; epochs change with them. 0: as in the run.", low=0
+    )
+    ablate_pairs: str = option(
+        "validation",
+        "Pairs that variants are scored on; an ablation is a choice, so eval is for a last table.",
+        choices=("validation", "eval"),
+    )
+
+
 SPLIT_DEFAULTS = SplitToolConfig()
 RECOMMEND_DEFAULTS = RecommendConfig()
+ABLATE_DEFAULTS = AblateConfig()

@@ -8,16 +8,14 @@ skipped by `pipeline`.
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from pinsage_jax import files
+from pinsage_jax import ablation, files
 from pinsage_jax.batching.builder import MinibatchBuilder
-from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph import split_tables
@@ -26,7 +24,7 @@ from pinsage_jax.graph.prepare import Prepared, open_prepared
 from pinsage_jax.graph.prepare import prepare as prepare_tables
 from pinsage_jax.graph.split import ValidationSplit, validation_split
 from pinsage_jax.inference import export
-from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of
 from pinsage_jax.interrupts import raise_if_stopped, stop_requested
 from pinsage_jax.parallel import make_devices
 from pinsage_jax.reporting import figures
@@ -37,98 +35,12 @@ from pinsage_jax.retrieval import neighbours as related
 from pinsage_jax.retrieval import recommend as recommending
 from pinsage_jax.retrieval.embeddings_io import load_embeddings
 from pinsage_jax.retrieval.recommend_choice import Validation, validation_users
-from pinsage_jax.sampling.content_links import ContentLinks, content_links
-from pinsage_jax.sampling.lists import NeighbourLists
 from pinsage_jax.sampling.pairs import PairSource, hard_band
-from pinsage_jax.sampling.store import NeighbourhoodSource
-from pinsage_jax.sampling.structure import Structure, saved_bases
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Outcome
 from pinsage_jax.training.state import initial_state, make_optimiser
-
-
-def threads_of(config: Config) -> int:
-    """Host threads to use."""
-    return config.threads or len(os.sched_getaffinity(0))
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoder:
-    """What turns nodes of one graph into embeddings, given parameters."""
-
-    config: Config
-    lists: NeighbourLists
-    inputs: NodeInputs
-
-    @classmethod
-    def over(cls, config: Config, prepared: Prepared, graph: Graph, bases: np.ndarray) -> Encoder:
-        """An encoder whose neighbourhoods and degrees come from `graph`.
-
-        Args:
-          bases: float32 [num_items, r] of the training graph (_bases).
-        """
-        source = NeighbourhoodSource(graph, config.sampling, config.seed, threads_of(config))
-        inputs = NodeInputs(
-            prepared.features,
-            graph.degree(),
-            degree_feature=config.model.degree_feature,
-            edgeless_feature=config.model.edgeless_feature,
-            node_type=config.sampling.neighbourhood == "all",
-            whiten=config.model.whiten,
-            structure=Structure(graph, bases) if bases.shape[1] else None,
-        )
-        links = _content_links(config, prepared, graph)
-        lists = NeighbourLists(source, config.model.pooling, links, config.sampling.content_kappa)
-        return cls(config, lists, inputs)
-
-    def embed(self, params: Any, quiet: bool = False) -> np.ndarray:
-        """float32 [nodes, Z] of every item (and collection, with --neighbourhood=all)."""
-        self.lists.source.keep_all()
-        nodes = np.arange(self.lists.source.num_nodes, dtype=np.int32)
-        ids, weights = self.lists.of(nodes)
-        return embed_all(
-            self.config.model,
-            params,
-            self.inputs,
-            ids,
-            weights,
-            block=self.config.embed.embed_block,
-            threads=threads_of(self.config),
-            quiet=quiet,
-        )
-
-
-def _bases(config: Config, prepared: Prepared, split: ValidationSplit) -> np.ndarray:
-    """Base vectors of the training graph's structure, [num_items, r]; r = 0 for none."""
-    if not config.model.structure_dim:
-        return np.zeros((prepared.graph.num_items, 0), np.float32)
-    settings = [dataclasses.asdict(config.split), config.seed, config.model.structure_dim]
-    return saved_bases(
-        config.workdir,
-        split.train_graph,
-        config.model.structure_dim,
-        config.seed,
-        files.fingerprint([prepared.manifest["fingerprint"], *settings]),
-    )
-
-
-def _content_links(config: Config, prepared: Prepared, graph: Graph) -> ContentLinks:
-    """Content links over `graph`; none where there is no content or none are asked for."""
-    size, items = config.sampling.content_neighbours, graph.num_items
-    if not size or not prepared.features.shape[1]:
-        return ContentLinks.none(items)
-    degree = graph.degree()[:items]
-    linked = np.flatnonzero(degree > 0)
-    wanted = np.arange(items)
-    if items > config.sampling.content_limit:
-        wanted = np.flatnonzero(degree == 0)
-        logging.info("content links for the %d items without edges only", len(wanted))
-    ids = np.full((items, size), -1, np.int32)
-    shares = np.zeros((items, size), np.float32)
-    ids[wanted], shares[wanted] = content_links(prepared.features, wanted, linked, size)
-    return ContentLinks(ids, shares)
 
 
 def identity_of(prepared: Prepared) -> dict[str, Any]:
@@ -154,7 +66,7 @@ def train(config: Config) -> Outcome:
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
         return Outcome(0, 0, {}, interrupted=False)
     split = validation_split(prepared.graph, config.split, config.seed)
-    bases = _bases(config, prepared, split)
+    bases = structure_bases(config, prepared, split)
     encoder = Encoder.over(config, prepared, split.train_graph, bases)
     identity = identity_of(prepared)
     if split.train_graph.num_edges == 0 and prepared.train_pairs is None:
@@ -244,7 +156,7 @@ def _embed_over(
     config: Config, prepared: Prepared, graph: Graph, split: ValidationSplit
 ) -> tuple[np.ndarray, int, float]:
     """Embeddings of every node over `graph`, with the step and the cold offset they have."""
-    encoder = Encoder.over(config, prepared, graph, _bases(config, prepared, split))
+    encoder = Encoder.over(config, prepared, graph, structure_bases(config, prepared, split))
     checkpoints, step = _chosen_checkpoint(config)
     meta = checkpoints.meta(step)
     checkpoints.check(meta, identity_of(prepared), dataclasses.asdict(config.model))
@@ -341,6 +253,23 @@ def recommend(config: Config) -> dict[str, Any] | None:
 def split(config: Config) -> dict[str, Any]:
     """Train and eval tables from one edge table, into WORKDIR/split."""
     return split_tables.split(config)
+
+
+def ablate(config: Config) -> dict[str, Any]:
+    """Variants of the settings trained and compared: WORKDIR/ablate.json and tables."""
+    # A wrong name is told before the data is prepared.
+    ablation.chosen_variants(config.ablate.ablate_variants)
+    prepared = prepare(config)
+    held = validation_split(prepared.graph, config.split, config.seed)
+
+    def embeddings(variant: Config, graph: Graph) -> tuple[np.ndarray, dict[str, Any]]:
+        train(variant)
+        raise_if_stopped()
+        vectors, step, offset = _embed_over(variant, prepared, graph, held)
+        items = vectors[: prepared.graph.num_items]
+        return items, {"checkpoint_step": step, "cold_offset": offset}
+
+    return ablation.ablate(config, prepared, held, embeddings)
 
 
 def report(config: Config) -> pathlib.Path:

@@ -28,6 +28,7 @@ ORDER = (
     ("inference",),
     ("retrieval",),
     ("reporting",),
+    ("ablation", "ablation_table"),
     ("stages",),
     ("cli",),
     ("main",),

@@ -12,12 +12,14 @@ import time
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pinsage_jax import stages
 from pinsage_jax.config import (
     Config,
+    DataConfig,
     EmbedConfig,
     ModelConfig,
     SamplingConfig,
@@ -26,7 +28,7 @@ from pinsage_jax.config import (
 )
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph.prepare import open_prepared
-from pinsage_jax.graph.split import validation_split
+from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 
@@ -79,7 +81,7 @@ def config_for(workdir, *, seed=0, sampling=None, model=None, train=None) -> Con
                 **(train or {}),
             }
         ),
-        embed=EmbedConfig(checkpoint="last", embed_block=256),
+        embed=EmbedConfig(checkpoint="last", embed_block=256, embed_walks=0),
     )
 
 
@@ -308,33 +310,82 @@ def hit_rate(vectors, pairs, k):
     return hits / len(pairs)
 
 
-def test_training_beats_content_and_the_untrained_network(workdir):
-    """Engagement pairs of the world's truth, which no input of training shows."""
-    train = {
-        "epochs": 8.0,
-        "pairs_per_epoch": 1280,
-        "batch_size": 128,
-        "validate_every": 0,
-        "checkpoint_every": 0,
-        "learning_rate": 0.03,
-    }
-    config = config_for(workdir, train=train)
-    prepared = open_prepared(workdir)
-    pairs = prepared.eval_pairs
+def planted_tables(folder, seed):
+    """20 hidden groups of 20 items; collections follow them, features hardly show them.
+
+    A feature vector is loud noise that means nothing, beside a quiet noisy sign of the
+    group.  So features alone fail, and a network must learn which of them to read and
+    that neighbours, pooled, say it more clearly.
+    """
+    rng = np.random.default_rng(seed)
+    group = np.arange(400) % 20
+    loud = 3.0 * rng.normal(size=(400, 8))
+    quiet = np.eye(20)[group] + 0.5 * rng.normal(size=(400, 20))
+    items = pa.table(
+        {
+            "item_id": [f"i{item}" for item in range(400)],
+            "vector": np.hstack([loud, quiet]).astype(np.float32).tolist(),
+        }
+    )
+    edges = {"collection_id": [], "item_id": []}
+    for collection in range(250):
+        own = np.flatnonzero(group == collection % 20)
+        # One of eight items is there by accident.
+        members = [*rng.choice(own, 7, replace=False), rng.integers(400)]
+        edges["collection_id"] += [f"c{collection}"] * 8
+        edges["item_id"] += [f"i{item}" for item in members]
+    pairs = np.array([rng.permutation(np.flatnonzero(group == k % 20))[:2] for k in range(300)])
+    columns = {"query_id": pairs[:, 0], "target_id": pairs[:, 1]}
+    folder.mkdir()
+    for name, table in (
+        ("items", items),
+        ("edges", pa.table(edges)),
+        ("pairs", pa.table({k: [f"i{item}" for item in v] for k, v in columns.items()})),
+    ):
+        pq.write_table(table, folder / f"{name}.parquet")
+
+
+def hit_rates(folder, seed=0):
+    """hit@10 of raw features, of the untrained and of the trained network."""
+    planted_tables(folder / "tables", seed)
+    config = config_for(
+        folder / "run",
+        seed=seed,
+        sampling={"content_neighbours": 0},
+        model={"num_layers": 1, "structure_dim": 0, "whiten": 0.0},
+        train={
+            "epochs": 6.0,
+            "pairs_per_epoch": 1920,
+            "batch_size": 128,
+            "validate_every": 30,
+            "checkpoint_every": 0,
+            "learning_rate": 0.05,
+            "decay": 0.8,
+        },
+    )
+    data = DataConfig(
+        data_dir=str(folder / "tables"),
+        edges="edges.parquet",
+        items="items.parquet",
+        eval_pairs="pairs.parquet",
+    )
+    config = dataclasses.replace(config, data=data, world=WorldConfig())
+    prepared = stages.prepare(config)
     features = np.array(prepared.features, np.float32)
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
-    content = hit_rate(features, pairs, 20)
-    split = validation_split(prepared.graph, config.split, config.seed)
-    bases = stages._bases(config, prepared, split)
-    encoder = stages.Encoder.over(config, prepared, prepared.graph, bases)
+    # Without --structure_dim there are no bases.
+    bases = np.zeros((len(features), 0), np.float32)
+    encoder = Encoder.over(config, prepared, prepared.graph, bases)
     _, params = loop.init_model(config, encoder.inputs.dim, encoder.lists.source.num_nodes)
-    untrained = hit_rate(encoder.embed(params, quiet=True)[:600], pairs, 20)
+    untrained = encoder.embed(params, quiet=True)
     stages.train(config)
     stages.embed(config)
-    trained = hit_rate(exported(workdir), pairs, 20)
-    print(f"hit@20: content {content:.3f}, untrained {untrained:.3f}, trained {trained:.3f}")
-    assert trained > LEARNED_ABOVE_CONTENT * content
-    assert trained > LEARNED_ABOVE_UNTRAINED * untrained
+    found = (features, untrained, exported(config.workdir))
+    return [hit_rate(vectors, prepared.eval_pairs, 10) for vectors in found]
 
 
-LEARNED_ABOVE_CONTENT, LEARNED_ABOVE_UNTRAINED = 1.3, 1.3
+def test_training_beats_content_and_the_untrained_network(tmp_path):
+    """Pairs of one planted group, of which 10 hits of 19 are the most that can be had."""
+    content, untrained, trained = hit_rates(tmp_path)
+    assert trained > 0.4, (content, untrained, trained)
+    assert trained > 2 * max(content, untrained), (content, untrained, trained)

@@ -7,8 +7,11 @@ the weights that training saw.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
+from pinsage_jax.config import Config
 from pinsage_jax.sampling.content_links import ContentLinks, blend
 from pinsage_jax.sampling.neighbourhoods import pooling_weights
 from pinsage_jax.sampling.store import NeighbourhoodSource
@@ -35,6 +38,22 @@ class NeighbourLists:
         self._kappa = kappa
         self._degree = source.graph.degree()
         self.width = source.sampling.num_neighbours + self._links.ids.shape[1]
+
+    @classmethod
+    def made_of(
+        cls, source: NeighbourhoodSource, links: ContentLinks, config: Config
+    ) -> NeighbourLists:
+        """Lists with the pooling and the blend of `config`."""
+        return cls(source, config.model.pooling, links, config.sampling.content_kappa)
+
+    def with_walks(self, num_walks: int) -> NeighbourLists:
+        """The same kind of lists from another number of walks per node."""
+        source = self.source
+        if num_walks == source.sampling.num_walks:
+            return self
+        sampling = dataclasses.replace(source.sampling, num_walks=num_walks)
+        other = NeighbourhoodSource(source.graph, sampling, source.seed, source.threads)
+        return NeighbourLists(other, self._pooling, self._links, self._kappa)
 
     def of(
         self,

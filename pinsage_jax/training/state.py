@@ -51,6 +51,7 @@ def make_optimiser(config: TrainConfig, steps_per_epoch: float) -> optax.Gradien
     """AdamW under the schedule, with gradients clipped to `clip_norm` if it is set."""
     adam = optax.adamw(
         learning_rate(config, steps_per_epoch),
+        b2=config.adam_b2,
         weight_decay=config.weight_decay,
         # Biases and other vectors are not shrunk towards zero.
         mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),

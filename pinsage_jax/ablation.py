@@ -1,0 +1,362 @@
+"""Ablations: variants of the settings, trained alike and scored on the same pairs.
+
+The variants follow the tables of the paper (Ying et al. 2018, tables 1 and 4) and
+take the additions of this package away one by one.  Each is trained in
+WORKDIR/ablate/<name>/, which shares the prepared data of WORKDIR; one that is
+finished there for the same settings is not trained again.
+
+An ablation is a choice, so variants are scored on the validation pairs by default,
+over the training graph, which does not hold the collections of these pairs.
+
+  N items, P pairs, V variants, Z embedding dimensions
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from pinsage_jax import files
+from pinsage_jax.ablation_table import ablation_tables
+from pinsage_jax.config import Config
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.prepare import Prepared
+from pinsage_jax.graph.split import ValidationSplit
+from pinsage_jax.inference.encoder import structure_bases
+from pinsage_jax.interrupts import raise_if_stopped
+from pinsage_jax.retrieval import metrics
+from pinsage_jax.retrieval.topk import target_ranks
+from pinsage_jax.training.loop import MAY_CHANGE
+
+FOLDER = "ablate"
+RESULT_FILE = "ablate.json"
+BASE = "base"
+_VARIANT_FILE = "variant.json"
+_RANKS_FILE = "ranks.npy"
+COMPARED = ("hit@10", "hit@100", "mrr", "scaled_mrr")
+_PLACES = [metrics.METRICS.index(name) for name in COMPARED]
+
+# Trains and embeds: settings and a graph to float32 [N, Z] and facts to remember.
+Embeddings = Callable[[Config, Graph], tuple[np.ndarray, dict[str, Any]]]
+Overrides = dict[str, Any]
+
+# What the paper does not have is off, as in experiments/paper.flags; sizes, walks and
+# the optimiser stay those of the base, for the paper does not say or cannot afford them.
+PAPER: Overrides = {
+    "train.loss": "margin",
+    "train.margin": 0.1,
+    "train.symmetric": False,
+    "train.strip_share": 0.0,
+    "train.weight_decay": 0.0,
+    "train.hard_start": "none",
+    "sampling.content_neighbours": 0,
+    "sampling.pair_power": 1.0,
+    "sampling.hide_positive": "edge",
+    "model.pooling": "importance",
+    "model.structure_dim": 0,
+    "model.edgeless_feature": False,
+    "model.popularity": False,
+    "model.id_messages": "off",
+    "model.skip": False,
+    "model.normalize_output": True,
+    "model.whiten": 0.0,
+    "embed.embed_walks": 0,
+}
+_HARD: Overrides = {"train.hard_start": "curriculum", "train.hard_max": 6}
+
+# Group -> variant -> {"section.field": value}.
+VARIANTS: dict[str, dict[str, Overrides]] = {
+    "paper": {
+        "paper_max": {**PAPER, "model.pooling": "max"},
+        "paper_mean": {**PAPER, "model.pooling": "mean"},
+        "paper_mean_cross_entropy": {
+            **PAPER, "model.pooling": "mean", "train.loss": "cross_entropy",
+        },
+        "paper_mean_hard": {**PAPER, "model.pooling": "mean", **_HARD},
+        "paper_pinsage": {**PAPER, **_HARD},
+    },
+    "additions": {
+        "no_popularity": {"model.popularity": False},
+        "no_structure": {"model.structure_dim": 0},
+        "no_content_links": {"sampling.content_neighbours": 0},
+        "no_id_messages": {"model.id_messages": "off"},
+        "no_strip": {"train.strip_share": 0.0},
+        "no_skip": {"model.skip": False},
+        "hide_edge": {"sampling.hide_positive": "edge"},
+        "hide_none": {"sampling.hide_positive": "none"},
+    },
+    "neighbours": {
+        f"T{size}": {"sampling.num_neighbours": size} for size in (10, 20, 50)
+    },
+    "layers": {f"K{number}": {"model.num_layers": number} for number in (0, 1, 2)},
+    "hard": {
+        f"hard_{start}": {"train.hard_start": start} for start in ("curriculum", "full", "none")
+    },
+    "loss": {
+        "margin": {"train.loss": "margin"},
+        **{
+            f"logq_{power:g}": {"train.loss": "softmax", "train.logq": power}
+            for power in (0.0, 0.5, 1.0)
+        },
+    },
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """What every variant is scored on, and over which graph."""
+
+    source: str
+    graph: Graph
+    pairs: np.ndarray  # int32 [P, 2], each once
+    kinds: np.ndarray  # str [P]
+
+    @classmethod
+    def of(cls, config: Config, prepared: Prepared, split: ValidationSplit) -> Pairs:
+        """The pairs that --ablate_pairs names.
+
+        Raises:
+          UserError: there are none.
+        """
+        source = config.ablate.ablate_pairs
+        if source == "eval":
+            graph, pairs, kinds = prepared.graph, prepared.eval_pairs, prepared.eval_kinds
+            remedy = "--ablate_pairs=eval needs --eval_pairs"
+        else:
+            graph, pairs, kinds = split.train_graph, split.pairs, split.kinds
+            remedy = "--validation_collections must be above 0, with collections of two items"
+        if len(pairs) == 0:
+            raise UserError(f"There is no pair to compare variants on; {remedy}.")
+        distinct, first = np.unique(pairs, axis=0, return_index=True)
+        return cls(source, graph, distinct, np.asarray(kinds)[first])
+
+
+def chosen_variants(names: str) -> dict[str, Overrides]:
+    """The variants that --ablate_variants names, the base first.
+
+    Args:
+      names: comma-separated variants or groups, or all.
+
+    Raises:
+      UserError: an unknown name; the sentence lists those there are.
+    """
+    known = {name: overrides for group in VARIANTS.values() for name, overrides in group.items()}
+    wanted = {BASE}
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        if name == "all":
+            wanted |= set(known)
+        elif name in VARIANTS:
+            wanted |= set(VARIANTS[name])
+        elif name in known or name == BASE:
+            wanted.add(name)
+        else:
+            raise UserError(
+                f"--ablate_variants={name} is not a variant; there are all, the groups "
+                f"{', '.join(VARIANTS)} and the variants {', '.join(known)}."
+            )
+    everything = {BASE: {}, **known}
+    return {name: everything[name] for name in everything if name in wanted}
+
+
+def with_overrides(config: Config, overrides: Overrides) -> Config:
+    """The settings with some fields changed, checked.
+
+    Raises:
+      UserError: a value is out of range.
+    """
+    for name, value in overrides.items():
+        section, field = name.split(".")
+        changed = dataclasses.replace(getattr(config, section), **{field: value})
+        config = dataclasses.replace(config, **{section: changed})
+    config.validate()
+    return config
+
+
+def base_settings(config: Config) -> Config:
+    """The settings that variants start from: those of the run, for --ablate_steps steps.
+
+    Epochs shrink or grow with the steps, so that warm-up, decay and curriculum, which
+    count in epochs, pass through all of their stages whatever the number of steps.
+    """
+    steps = config.ablate.ablate_steps
+    if not steps:
+        return config
+    pairs = round(steps * config.train.batch_size / max(config.train.epochs, 1.0))
+    length = {"train.max_steps": steps, "train.pairs_per_epoch": max(pairs, 1)}
+    return with_overrides(config, length)
+
+
+def differences(base: Config, variant: Config) -> Overrides:
+    """Settings of the variant, by section.field, that the base has otherwise."""
+    found = {}
+    for section in ("split", "sampling", "model", "train", "embed"):
+        before = dataclasses.asdict(getattr(base, section))
+        after = dataclasses.asdict(getattr(variant, section))
+        found |= {f"{section}.{name}": after[name] for name in after if after[name] != before[name]}
+    return found
+
+
+def ablate(
+    config: Config, prepared: Prepared, split: ValidationSplit, embeddings: Embeddings
+) -> dict[str, Any]:
+    """Trains and scores the variants; prints tables, writes WORKDIR/ablate.json.
+
+    Args:
+      embeddings: trains by the settings, in their workdir, and embeds over a graph.
+
+    Returns:
+      What ablate.json holds.
+
+    Raises:
+      UserError: an unknown variant, no pair to compare on, or a training that fails.
+    """
+    variants = chosen_variants(config.ablate.ablate_variants)
+    pairs = Pairs.of(config, prepared, split)
+    base = base_settings(config)
+    root = pathlib.Path(config.workdir) / FOLDER
+    # Computed here once; the variants' folders point to it.
+    structure_bases(dataclasses.replace(base, workdir=str(root)), prepared, split)
+    ranks: dict[str, np.ndarray] = {}
+    described: dict[str, dict[str, Any]] = {}
+    first_with: dict[str, str] = {}
+    for number, (name, overrides) in enumerate(variants.items(), start=1):
+        variant = with_overrides(base, overrides)
+        variant = dataclasses.replace(variant, workdir=str(root / name))
+        mark = _fingerprint(variant, prepared, pairs)
+        same_as = first_with.setdefault(mark, name)
+        settings = differences(base, variant)
+        if same_as != name:
+            logging.info("ablate: %s has the settings of %s", name, same_as)
+            ranks[name] = ranks[same_as]
+            described[name] = {**described[same_as], "settings": settings, "same_as": same_as}
+            continue
+        logging.info("ablate: variant %d of %d, %s", number, len(variants), name)
+        try:
+            saved, ranks[name] = _run(variant, base, mark, pairs, embeddings)
+        except UserError as error:
+            raise UserError(f"Variant {name}: {error}") from error
+        described[name] = {**saved, "settings": settings, "same_as": ""}
+        raise_if_stopped()
+    result = {
+        "pairs_from": pairs.source,
+        "pairs": len(pairs.pairs),
+        "catalogue": prepared.graph.num_items,
+        "tie_rule": metrics.TIE_RULE,
+        "interval": f"95%, {config.evaluate.bootstrap} bootstrap resamples of queries",
+        "seed": config.seed,
+        "notes": _notes(pairs),
+        "variants": described,
+        "kinds": _compare(ranks, pairs, config.evaluate.bootstrap, config.seed),
+    }
+    print(ablation_tables(result))
+    path = pathlib.Path(config.workdir) / RESULT_FILE
+    files.write_json(path, result)
+    logging.info("ablations written to %s", path)
+    return result
+
+
+def _notes(pairs: Pairs) -> list[str]:
+    if pairs.source == "validation":
+        return ["each variant's best checkpoint and cold offset were chosen on these pairs"]
+    return ["what is chosen by these numbers must not be reported on the same pairs"]
+
+
+def _fingerprint(variant: Config, prepared: Prepared, pairs: Pairs) -> str:
+    """Tells apart what gives other ranks: data, settings and pairs."""
+    train = dataclasses.asdict(variant.train)
+    kept = {"epochs", "max_steps", "validate_every"}
+    parts: dict[str, Any] = {
+        "train": {name: train[name] for name in train if name in kept or name not in MAY_CHANGE}
+    }
+    for section in ("split", "sampling", "model"):
+        parts[section] = dataclasses.asdict(getattr(variant, section))
+    embed = variant.embed
+    parts["embed"] = [embed.checkpoint, embed.embed_walks, embed.cold_offset]
+    parts["seed"], parts["pairs"] = variant.seed, [pairs.source, len(pairs.pairs)]
+    return files.fingerprint([parts, prepared.manifest["fingerprint"]])
+
+
+def _run(
+    variant: Config, base: Config, mark: str, pairs: Pairs, embeddings: Embeddings
+) -> tuple[dict[str, Any], np.ndarray]:
+    """What is known of the variant and its ranks int64 [P], from its folder if they are there."""
+    folder = pathlib.Path(variant.workdir)
+    saved = files.read_json(folder / _VARIANT_FILE) if (folder / _VARIANT_FILE).exists() else {}
+    if saved.get("fingerprint") != mark:
+        # Another run's checkpoints would be continued, or refused.
+        shutil.rmtree(folder, ignore_errors=True)
+        saved = {"fingerprint": mark, "finished": False}
+        files.write_json(folder / _VARIANT_FILE, saved)
+    if saved["finished"] and (folder / _RANKS_FILE).exists():
+        logging.info("ablate: %s holds the finished variant", folder)
+        return saved, files.read_array(folder / _RANKS_FILE)
+    _link(folder / "prepared", "../../prepared")
+    if variant.model.structure_dim and variant.model.structure_dim == base.model.structure_dim:
+        _link(folder / "structure", "../structure")
+    start = time.monotonic()
+    vectors, facts = embeddings(variant, pairs.graph)
+    query, target = pairs.pairs.T
+    ranks = target_ranks(vectors[query], vectors, query, target)
+    files.write_array(folder / _RANKS_FILE, ranks)
+    minutes = round((time.monotonic() - start) / 60, 2)
+    saved = {"fingerprint": mark, "finished": True, "minutes": minutes, **facts}
+    files.write_json(folder / _VARIANT_FILE, saved)
+    return saved, ranks
+
+
+def _link(path: pathlib.Path, target: str) -> None:
+    with files.reported_os_errors(path):
+        if not path.is_symlink():
+            path.symlink_to(target, target_is_directory=True)
+
+
+def _compare(
+    ranks: dict[str, np.ndarray], pairs: Pairs, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Kind -> pairs, queries and, by variant, metrics and minus_base with intervals."""
+    query = pairs.pairs[:, 0]
+    masks = {"all": np.ones(len(query), np.bool_)}
+    if len(names := np.unique(pairs.kinds)) > 1:
+        masks |= {str(kind): pairs.kinds == kind for kind in names[::-1]}
+    result = {}
+    for kind, mask in masks.items():
+        tables = {
+            name: metrics.query_table(rank[mask], query[mask]) for name, rank in ranks.items()
+        }
+        samples = None
+        if resamples:
+            generator = metrics.keyed_generator(seed, f"ablate {kind}")
+            samples = metrics.bootstrap_means(list(tables.values()), resamples, generator)
+        means = {name: table.means() for name, table in tables.items()}
+        place_of_base = list(tables).index(BASE)
+        scored = {}
+        for place, name in enumerate(tables):
+            own = gap = None
+            if samples is not None:
+                own, gap = samples[place], samples[place] - samples[place_of_base]
+            gaps = {metric: means[name][metric] - means[BASE][metric] for metric in COMPARED}
+            scored[name] = {
+                "metrics": _described(means[name], own),
+                "minus_base": _described(gaps, gap),
+            }
+        size = {"pairs": int(mask.sum()), "queries": len(tables[BASE].queries)}
+        result[kind] = {**size, "variants": scored}
+    return result
+
+
+def _described(values: dict[str, float], samples: np.ndarray | None) -> dict[str, dict[str, float]]:
+    """Metric -> value and, from samples [resamples, M], low and high."""
+    described = {metric: {"value": values[metric]} for metric in COMPARED}
+    if samples is not None:
+        low, high = metrics.interval(samples)
+        for metric, place in zip(COMPARED, _PLACES):
+            described[metric] |= {"low": float(low[place]), "high": float(high[place])}
+    return described

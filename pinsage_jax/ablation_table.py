@@ -1,0 +1,62 @@
+"""ablate.json as aligned text for a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from pinsage_jax.retrieval.evaluation_table import aligned
+
+_WIDTH = 100
+_GAPS = ("hit@10", "hit@100")
+
+
+def ablation_tables(result: dict[str, Any]) -> str:
+    """The settings in which each variant differs, then one table per kind of pairs."""
+    lines = [
+        f"{len(result['variants'])} variants on {result['pairs']:,} {result['pairs_from']} pairs, "
+        f"each ranked among {result['catalogue']:,} items.",
+        f"Ties: {result['tie_rule']}.",
+        f"In brackets: {result['interval']}.",
+        *(f"Note: {note}." for note in result["notes"]),
+        "",
+        "Settings that differ from the base:",
+    ]
+    indent = max(map(len, result["variants"])) + 4
+    for name, variant in result["variants"].items():
+        told = f"(as {variant['same_as']}) " if variant["same_as"] else ""
+        told += ", ".join(
+            f"{setting.partition('.')[2]}={value}" for setting, value in variant["settings"].items()
+        )
+        lines += textwrap.wrap(
+            told or "none",
+            _WIDTH,
+            initial_indent=f"  {name}".ljust(indent),
+            subsequent_indent=" " * indent,
+            break_on_hyphens=False,
+        )
+    for kind, scored in result["kinds"].items():
+        lines += ["", *_table(kind, scored, result["variants"])]
+    return "\n".join(lines)
+
+
+def _table(kind: str, scored: dict[str, Any], variants: dict[str, Any]) -> list[str]:
+    title = "all pairs" if kind == "all" else f"kind {kind}"
+    shown = next(iter(scored["variants"].values()))["metrics"]
+    head = [f"{title} ({scored['pairs']:,})", *shown]
+    rows = [[*head, *(f"this - base, {metric}" for metric in _GAPS), "minutes"]]
+    for name, values in scored["variants"].items():
+        row = [name, *(_number(values["metrics"][metric]) for metric in shown)]
+        row += [_number(values["minus_base"][metric], signed=True) for metric in _GAPS]
+        same_as = variants[name]["same_as"]
+        rows.append([*row, f"as {same_as}" if same_as else f"{variants[name]['minutes']:.1f}"])
+    return aligned(rows)
+
+
+def _number(described: dict[str, float], signed: bool = False) -> str:
+    """A metric as .123, with its interval if it has one."""
+    sign = "+" if signed else ""
+    text = f"{described['value']:{sign}.3f}"
+    if "low" in described:
+        text += f" [{described['low']:{sign}.3f}, {described['high']:{sign}.3f}]"
+    return text

@@ -1,0 +1,124 @@
+"""The encoder: one graph, its neighbour lists and inputs, and how they become embeddings.
+
+Training and export use two of them with the same parameters: over the training graph
+to fit and validate, over the whole graph to embed.  The network is inductive, so edges
+that training withheld may be pooled over afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from pinsage_jax import files
+from pinsage_jax.batching.inputs import NodeInputs
+from pinsage_jax.config import Config
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.prepare import Prepared
+from pinsage_jax.graph.split import ValidationSplit
+from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.sampling.content_links import ContentLinks, content_links
+from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.structure import Structure, saved_bases
+
+
+def threads_of(config: Config) -> int:
+    """Host threads to use."""
+    return config.threads or len(os.sched_getaffinity(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What turns nodes of one graph into embeddings, given parameters.
+
+    Attributes:
+      lists: neighbour lists that minibatches are built from.
+      inputs: input vectors of nodes.
+    """
+
+    config: Config
+    lists: NeighbourLists
+    inputs: NodeInputs
+
+    @classmethod
+    def over(cls, config: Config, prepared: Prepared, graph: Graph, bases: np.ndarray) -> Encoder:
+        """An encoder whose neighbourhoods, degrees and places come from `graph`.
+
+        Args:
+          bases: float32 [num_items, r] of the training graph (structure_bases).
+        """
+        source = NeighbourhoodSource(graph, config.sampling, config.seed, threads_of(config))
+        inputs = NodeInputs(
+            prepared.features,
+            graph.degree(),
+            degree_feature=config.model.degree_feature,
+            edgeless_feature=config.model.edgeless_feature,
+            node_type=config.sampling.neighbourhood == "all",
+            whiten=config.model.whiten,
+            structure=Structure(graph, bases) if bases.shape[1] else None,
+        )
+        links = _content_links(config, prepared, graph)
+        return cls(config, NeighbourLists.made_of(source, links, config), inputs)
+
+    @functools.cached_property
+    def final_lists(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lists of all nodes that embeddings pool over: ids and weights [N, T+C].
+
+        Of the same kind as in training, from more walks (--embed_walks): visit counts
+        are estimates, and here they are made once instead of every step.
+        """
+        walks = self.config.embed.embed_walks or self.config.sampling.num_walks
+        lists = self.lists.with_walks(walks)
+        lists.source.keep_all()
+        return lists.of(np.arange(lists.source.num_nodes, dtype=np.int32))
+
+    def embed(self, params: Any, quiet: bool = False) -> np.ndarray:
+        """float32 [nodes, Z] of every item (and collection, with --neighbourhood=all)."""
+        ids, weights = self.final_lists
+        return embed_all(
+            self.config.model,
+            params,
+            self.inputs,
+            ids,
+            weights,
+            block=self.config.embed.embed_block,
+            threads=threads_of(self.config),
+            quiet=quiet,
+        )
+
+
+def structure_bases(config: Config, prepared: Prepared, split: ValidationSplit) -> np.ndarray:
+    """Base vectors of the training graph's structure, [num_items, r]; r = 0 for none."""
+    if not config.model.structure_dim:
+        return np.zeros((prepared.graph.num_items, 0), np.float32)
+    settings = [dataclasses.asdict(config.split), config.seed, config.model.structure_dim]
+    return saved_bases(
+        config.workdir,
+        split.train_graph,
+        config.model.structure_dim,
+        config.seed,
+        files.fingerprint([prepared.manifest["fingerprint"], *settings]),
+    )
+
+
+def _content_links(config: Config, prepared: Prepared, graph: Graph) -> ContentLinks:
+    """Content links over `graph`; none where there is no content or none are asked for."""
+    size, items = config.sampling.content_neighbours, graph.num_items
+    if not size or not prepared.features.shape[1]:
+        return ContentLinks.none(items)
+    degree = graph.degree()[:items]
+    linked = np.flatnonzero(degree > 0)
+    wanted = np.arange(items)
+    if items > config.sampling.content_limit:
+        wanted = np.flatnonzero(degree == 0)
+        logging.info("content links for the %d items without edges only", len(wanted))
+    ids = np.full((items, size), -1, np.int32)
+    shares = np.zeros((items, size), np.float32)
+    ids[wanted], shares[wanted] = content_links(prepared.features, wanted, linked, size)
+    return ContentLinks(ids, shares)
