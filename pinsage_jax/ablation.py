@@ -189,7 +189,7 @@ def base_settings(config: Config) -> Config:
     steps = config.ablate.ablate_steps
     if not steps:
         return config
-    pairs = round(steps * config.train.batch_size / max(config.train.epochs, 1.0))
+    pairs = round(steps * config.train.batch_size / (config.train.epochs or 1.0))
     length = {"train.max_steps": steps, "train.pairs_per_epoch": max(pairs, 1)}
     return with_overrides(config, length)
 
@@ -314,7 +314,7 @@ def _run(
 
 def _link(path: pathlib.Path, target: str) -> None:
     with files.reported_os_errors(path):
-        if not path.is_symlink():
+        if not (path.is_symlink() or path.exists()):
             path.symlink_to(target, target_is_directory=True)
 
 

@@ -45,9 +45,11 @@ def _table(kind: str, scored: dict[str, Any], variants: dict[str, Any]) -> list[
     shown = next(iter(scored["variants"].values()))["metrics"]
     head = [f"{title} ({scored['pairs']:,})", *shown]
     rows = [[*head, *(f"this - base, {metric}" for metric in _GAPS), "minutes"]]
-    for name, values in scored["variants"].items():
+    for number, (name, values) in enumerate(scored["variants"].items()):
         row = [name, *(_number(values["metrics"][metric]) for metric in shown)]
-        row += [_number(values["minus_base"][metric], signed=True) for metric in _GAPS]
+        # The first is the base, which has no difference to itself.
+        gaps = [_number(values["minus_base"][metric], signed=True) for metric in _GAPS]
+        row += gaps if number else [""] * len(gaps)
         same_as = variants[name]["same_as"]
         rows.append([*row, f"as {same_as}" if same_as else f"{variants[name]['minutes']:.1f}"])
     return aligned(rows)

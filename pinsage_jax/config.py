@@ -21,9 +21,11 @@ import pathlib
 
 from pinsage_jax.config_tools import (
     ABLATE_DEFAULTS,
+    NEW_DEFAULTS,
     RECOMMEND_DEFAULTS,
     SPLIT_DEFAULTS,
     AblateConfig,
+    NewItemsConfig,
     RecommendConfig,
     SplitToolConfig,
 )
@@ -364,6 +366,7 @@ class Config:
     split_tool: SplitToolConfig = SPLIT_DEFAULTS
     recommend: RecommendConfig = RECOMMEND_DEFAULTS
     ablate: AblateConfig = ABLATE_DEFAULTS
+    new: NewItemsConfig = NEW_DEFAULTS
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""
@@ -372,5 +375,7 @@ class Config:
                 section.validate()
         if not self.workdir:
             raise UserError("--workdir is required: the folder that everything is written to.")
+        if self.new.new_items and self.mode != "embed":
+            raise UserError(f"--new_items={self.new.new_items} needs --mode=embed.")
         if self.mode in ("pipeline", "prepare") and not (self.world.world or self.data.edges):
             raise UserError("--edges is required (or --world for the embedded example).")

@@ -1,4 +1,4 @@
-"""Settings of the modes beside the pipeline: split, recommend and ablate."""
+"""Settings of the modes beside the pipeline: split, recommend, ablate, new items."""
 
 from __future__ import annotations
 
@@ -110,6 +110,28 @@ class AblateConfig(Checked):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class NewItemsConfig(Checked):
+    """Items that the catalogue does not hold, embedded by --mode=embed."""
+
+    new_items: str = option(
+        "",
+        "Item table with the columns of --items: only these items are embedded, into "
+        "WORKDIR/new_embeddings; empty: the catalogue is.",
+    )
+    new_edges: str = option(
+        "", "Edges of the new items, to known or new collections, with the columns of --edges."
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        if self.new_edges and not self.new_items:
+            raise UserError(
+                f"--new_edges={self.new_edges} needs --new_items, whose edges they are."
+            )
+
+
 SPLIT_DEFAULTS = SplitToolConfig()
 RECOMMEND_DEFAULTS = RecommendConfig()
 ABLATE_DEFAULTS = AblateConfig()
+NEW_DEFAULTS = NewItemsConfig()

@@ -11,6 +11,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -19,12 +20,14 @@ from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph import split_tables
+from pinsage_jax.graph.additions import read_additions
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import Prepared, open_prepared
 from pinsage_jax.graph.prepare import prepare as prepare_tables
 from pinsage_jax.graph.split import ValidationSplit, validation_split
 from pinsage_jax.inference import export
 from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of
+from pinsage_jax.inference.new_items import NewItemEncoder
 from pinsage_jax.interrupts import raise_if_stopped, stop_requested
 from pinsage_jax.parallel import make_devices
 from pinsage_jax.reporting import figures
@@ -40,7 +43,7 @@ from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Outcome
-from pinsage_jax.training.state import initial_state, make_optimiser
+from pinsage_jax.training.state import TrainState, initial_state, make_optimiser
 
 
 def identity_of(prepared: Prepared) -> dict[str, Any]:
@@ -152,28 +155,47 @@ def _chosen_checkpoint(config: Config) -> tuple[Checkpoints, int]:
     return checkpoints, step
 
 
+def _trained(
+    config: Config, prepared: Prepared, input_dim: int, num_nodes: int
+) -> tuple[Any, int, float]:
+    """Parameters of the chosen checkpoint, its step and its cold offset."""
+    checkpoints, step = _chosen_checkpoint(config)
+    meta = checkpoints.meta(step)
+    checkpoints.check(meta, identity_of(prepared), dataclasses.asdict(config.model))
+
+    def new_state() -> TrainState:
+        _, params = loop.init_model(config, input_dim, num_nodes)
+        return initial_state(params, make_optimiser(config.train, 1.0))
+
+    # Only its shapes are asked for: making one compiles for seconds.
+    state = jax.eval_shape(new_state)
+    offset = _fixed_offset(config)
+    if offset is None:
+        offset = float(checkpoints.metrics(step).get("cold_offset") or 0.0)
+    return checkpoints.restore(step, state)[0].params, step, offset
+
+
 def _embed_over(
     config: Config, prepared: Prepared, graph: Graph, split: ValidationSplit
 ) -> tuple[np.ndarray, int, float]:
     """Embeddings of every node over `graph`, with the step and the cold offset they have."""
     encoder = Encoder.over(config, prepared, graph, structure_bases(config, prepared, split))
-    checkpoints, step = _chosen_checkpoint(config)
-    meta = checkpoints.meta(step)
-    checkpoints.check(meta, identity_of(prepared), dataclasses.asdict(config.model))
-    _, params = loop.init_model(config, encoder.inputs.dim, encoder.lists.source.num_nodes)
-    state = initial_state(params, make_optimiser(config.train, 1.0))
-    vectors = encoder.embed(checkpoints.restore(step, state)[0].params)
+    trained = _trained(config, prepared, encoder.inputs.dim, encoder.lists.source.num_nodes)
+    params, step, offset = trained
+    vectors = encoder.embed(params)
     items = prepared.graph.num_items
-    offset = _fixed_offset(config)
-    if offset is None:
-        offset = float(checkpoints.metrics(step).get("cold_offset") or 0.0)
     edgeless = graph.degree()[:items] == 0
     vectors[:items] = calibration.with_offset(vectors[:items], edgeless, offset)
     return vectors, step, offset
 
 
 def embed(config: Config) -> dict[str, Any]:
-    """Embeds the whole catalogue on the whole graph into WORKDIR/embeddings."""
+    """Embeds the whole catalogue on the whole graph into WORKDIR/embeddings.
+
+    With --new_items: those items alone, into WORKDIR/new_embeddings.
+    """
+    if config.new.new_items:
+        return _embed_new(config)
     prepared = open_prepared(config.workdir)
     split = validation_split(prepared.graph, config.split, config.seed)
     vectors, step, offset = _embed_over(config, prepared, prepared.graph, split)
@@ -197,6 +219,57 @@ def embed(config: Config) -> dict[str, Any]:
         vectors[items:] if everything else None,
     )
     logging.info("embedded %d items into %s", items, pathlib.Path(config.workdir) / export.FOLDER)
+    return manifest
+
+
+def _embed_new(config: Config) -> dict[str, Any]:
+    """Embeds items that the catalogue does not hold; see inference/new_items.py."""
+    workdir = pathlib.Path(config.workdir)
+    prepared = open_prepared(workdir)
+    _chosen_checkpoint(config)  # Without one there is no need to read the tables.
+    additions = read_additions(
+        prepared,
+        workdir / "prepared" / "features",
+        config.data,
+        config.new.new_items,
+        config.new.new_edges,
+    )
+    split = validation_split(prepared.graph, config.split, config.seed)
+    encoder = NewItemEncoder(config, prepared, additions, structure_bases(config, prepared, split))
+    params, step, offset = _trained(config, prepared, encoder.dim, encoder.num_nodes)
+    exported = workdir / export.FOLDER / export.MANIFEST
+    if exported.exists():
+        about = files.read_json(exported)
+        if about.get("step") != step:
+            logging.warning(
+                "%s is of step %s, the checkpoint of step %d: run --mode=embed without "
+                "--new_items to have both in one space.",
+                exported.parent, about.get("step"), step,
+            )  # fmt: skip
+        elif _fixed_offset(config) is None:
+            # The export may have been given another one than the checkpoint's.
+            offset = float(about.get("cold_offset") or 0.0)
+    vectors = calibration.with_offset(encoder.embed(params), encoder.edgeless, offset)
+    manifest = export.write_embeddings(
+        workdir,
+        config.embed,
+        additions.item_ids,
+        vectors,
+        {
+            "step": step,
+            "checkpoint": config.embed.checkpoint,
+            "normalised": config.model.normalize_output and not config.model.popularity,
+            "cold_offset": offset,
+            "catalogue": prepared.item_ids.digest(),
+            "seed": config.seed,
+            "without_edges": int(encoder.edgeless.sum()),
+        },
+        folder_name=export.NEW_FOLDER,
+    )
+    logging.info(
+        "embedded %d new items, %d of them without edges, into %s",
+        len(vectors), manifest["without_edges"], workdir / export.NEW_FOLDER,
+    )  # fmt: skip
     return manifest
 
 

@@ -79,9 +79,7 @@ def head(tree, hidden, features, pool, normalised):
     return out
 
 
-def embed(
-    params, features, lists, nodes, *, layers, pooling, normalised, names=None
-) -> np.ndarray:
+def embed(params, features, lists, nodes, *, layers, pooling, normalised, names=None) -> np.ndarray:
     """Algorithm 2: float64 [len(nodes), Z] of `nodes`, each layer of each node once.
 
     `names[node]` is its id, for the vectors of ids; without it the node is its own id.

@@ -59,7 +59,8 @@ def random_links(graph: Graph, size: int, seed: int = 0) -> ContentLinks:
 
 def random_params(config: ModelConfig, input_dim: int, num_ids: int = 0, seed: int = 0):
     """Parameters of the network, none of them zero, so that a forgotten one shows."""
-    params = PinSage(config, (1,) * (config.num_layers + 1), num_ids).init(
+    model = PinSage(config, (1,) * (config.num_layers + 1), num_ids)
+    params = jax.jit(model.init)(
         jax.random.key(seed),
         np.zeros((1, input_dim), np.float32),
         np.zeros(1, np.int32),
@@ -180,9 +181,7 @@ def make_run(
     pairs = PairSource(
         graph, seed, train_pairs, train_config.pairs_per_epoch, sampling_config.pair_power
     )
-    return Run(
-        graph, sampling_config, model_config, train_config, lists, inputs, pairs, seed, made
-    )
+    return Run(graph, sampling_config, model_config, train_config, lists, inputs, pairs, seed, made)
 
 
 def unit_features(items: int, width: int = 6, seed: int = 5) -> np.ndarray:

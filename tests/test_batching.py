@@ -153,9 +153,7 @@ def check_batch(run, builder, step):
                     known.setdefault(target_row, instance)
                     fresh.setdefault(target_row, instance)
                     assert known[target_row] == instance
-                    np.testing.assert_allclose(
-                        batch.weights[device, row, place], weight, rtol=1e-5
-                    )
+                    np.testing.assert_allclose(batch.weights[device, row, place], weight, rtol=1e-5)
                 listed[row] = wanted
             values = list(known.values())
             assert len(set(values)) == len(values), "an instance has two rows"
@@ -208,7 +206,9 @@ def check_batch(run, builder, step):
     ids=["items", "all", "links", "links-strip", "mean-strip", "power", "all-links-strip"],
 )
 def test_minibatch_equals_the_slow_reference(mode, settings):
-    settings = {name: dict(value) if isinstance(value, dict) else value for name, value in settings.items()}
+    settings = {
+        name: dict(value) if isinstance(value, dict) else value for name, value in settings.items()
+    }
     settings.setdefault("sampling", {})["hide_positive"] = mode
     run = make_run(**settings)
     builder = run.builder()
@@ -248,7 +248,9 @@ def run_of_one_shared_collection(mode, **settings):
     graph = Graph.from_edges(
         np.array([0, 1, 2, 3], np.int32), np.array([0, 0, 1, 1], np.int32), 4, 2
     )
-    return make_run(graph, sampling={"hide_positive": mode, **settings.pop("sampling", {})}, **settings)
+    return make_run(
+        graph, sampling={"hide_positive": mode, **settings.pop("sampling", {})}, **settings
+    )
 
 
 def test_an_item_whose_only_collection_is_hidden_has_nothing():
@@ -441,7 +443,10 @@ def test_resampling_changes_lists_from_epoch_to_epoch():
     np.testing.assert_array_equal(run.lists.of(node, 0)[0], run.lists.of(node, 3)[0])
     assert (fresh.lists.of(node, 0)[0] != fresh.lists.of(node, 3)[0]).any()
     same = [
-        all(np.array_equal(a, b) for a, b in zip(run.builder().make(s)[0], fresh.builder().make(s)[0]))
+        all(
+            np.array_equal(a, b)
+            for a, b in zip(run.builder().make(s)[0], fresh.builder().make(s)[0])
+        )
         for s in (0, 3)
     ]
     assert same == [True, False]
@@ -504,7 +509,9 @@ def test_hard_negatives_follow_the_curriculum_and_the_reference():
 
 
 def test_a_stripped_node_is_bare_wherever_it_stands():
-    run = make_run(train={"strip_share": 0.5, "random_negatives": 30}, sampling={"hide_positive": "none"})
+    run = make_run(
+        train={"strip_share": 0.5, "random_negatives": 30}, sampling={"hide_positive": "none"}
+    )
     builder = run.builder()
     shares = []
     for step in range(6):
@@ -645,7 +652,9 @@ def test_blend_weighs_walks_by_edges(kappa):
 @pytest.mark.parametrize("links", [0, 3])
 @pytest.mark.parametrize("neighbourhood", ["items", "all"])
 def test_lists_equal_the_slow_reference(pooling, links, neighbourhood):
-    run = make_run(links=links, model={"pooling": pooling}, sampling={"neighbourhood": neighbourhood})
+    run = make_run(
+        links=links, model={"pooling": pooling}, sampling={"neighbourhood": neighbourhood}
+    )
     nodes = np.arange(run.lists.source.num_nodes, dtype=np.int32)
     ids, weights = run.lists.of(nodes)
     assert ids.shape == weights.shape == (len(nodes), 4 + links) == (len(nodes), run.lists.width)

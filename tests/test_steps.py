@@ -8,7 +8,6 @@ from small_worlds import make_run, random_params, unit_features
 
 from pinsage_jax.batching.blocks import Budgets
 from pinsage_jax.config import TrainConfig
-from pinsage_jax.model.losses import LOSSES
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.parallel import assert_is_replicated, compile_step, make_devices, replicate
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
@@ -61,8 +60,10 @@ def assert_trees_close(left, right, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), left, right)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("loss", sorted(LOSSES))
+CASES = [("margin", True), ("cross_entropy", False), ("softmax", True)]
+
+
+@pytest.mark.parametrize("loss,symmetric", CASES)
 def test_same_loss_and_gradients_on_1_2_and_4_devices(loss, symmetric):
     run = run_for(loss, symmetric=symmetric, temperature=0.5)
     params = random_params(run.model, run.inputs.dim, run.lists.source.num_nodes)
@@ -88,7 +89,7 @@ def test_gradients_are_those_of_the_mean_loss():
     """Finite differences along a random direction."""
     run = run_for("softmax", temperature=0.5)
     params = random_params(run.model, run.inputs.dim)
-    out, batch = loss_and_gradients(run, params, 2, 3)
+    out, _ = loss_and_gradients(run, params, 2, 3)
     whole = with_uneven_masks(run.builder(1).make(3)[0])
     part = type(whole)(*(array[0] for array in whole))
     model = PinSage(run.model, run.builder(1).budgets.rows)
@@ -113,15 +114,14 @@ def test_gradients_are_those_of_the_mean_loss():
     np.testing.assert_allclose(slope, measured, rtol=0.03)
 
 
-@pytest.mark.parametrize("loss", sorted(LOSSES))
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("loss,devices", [("margin", 1), ("cross_entropy", 1), ("softmax", 2)])
 def test_padding_does_not_change_loss_and_gradients(loss, devices):
     run = run_for(loss, temperature=0.5)
     params = random_params(run.model, run.inputs.dim, run.lists.source.num_nodes)
     builder = run.builder(devices)
     rows = builder.budgets.rows
     outs = []
-    for extra in (0, 13, 200):
+    for extra in (0, 37):
         grown = Budgets(tuple(size + extra * (place + 1) for place, size in enumerate(rows)))
         builder = run.builder(devices, budgets=grown)
         model = PinSage(run.model, grown.rows, num_ids_of(params))
@@ -208,9 +208,7 @@ def test_steps_on_1_2_and_4_devices_stay_together():
 @pytest.mark.parametrize("batch_size", [256, 1024, 4096])
 @pytest.mark.parametrize("warmup,steps", [(1.0, 50), (0.5, 40), (2.0, 12.5), (0.0, 10)])
 def test_learning_rate(batch_size, warmup, steps):
-    train = TrainConfig(
-        batch_size=batch_size, warmup_epochs=warmup, learning_rate=1e-3, decay=0.5
-    )
+    train = TrainConfig(batch_size=batch_size, warmup_epochs=warmup, learning_rate=1e-3, decay=0.5)
     rate = learning_rate(train, steps)
     peak = 1e-3 * batch_size / 1024
     last = max(round(warmup * steps), 1)

@@ -27,7 +27,6 @@ from pinsage_jax.config import (
     WorldConfig,
 )
 from pinsage_jax.errors import UserError
-from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
@@ -77,6 +76,7 @@ def config_for(workdir, *, seed=0, sampling=None, model=None, train=None) -> Con
                 "validate_every": 6,
                 "checkpoint_every": 3,
                 "log_every": 2,
+                "warmup_epochs": 1.0,
                 "devices": 1,
                 **(train or {}),
             }
@@ -188,7 +188,7 @@ def test_prefetch_depth_does_not_matter(depth, workdir, saved, whole):
     assert_same_bits(saved[TOTAL], whole[0][TOTAL])
 
 
-@pytest.mark.parametrize("stop_at", [1, 7, 12])
+@pytest.mark.parametrize("stop_at", [1, 8])
 def test_stop_and_resume_equal_the_uninterrupted_run(stop_at, workdir, saved, whole, monkeypatch):
     asked = []
 
@@ -289,7 +289,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(
         "validate_every": 100,
         "log_every": log_every,
     }
-    with pytest.raises(UserError, match="The loss is .*--learning_rate") as caught:
+    with pytest.raises(UserError, match=r"The loss is .*--learning_rate") as caught:
         stages.train(config_for(workdir, train=train))
     assert "\n" not in str(caught.value)
     # What is not finite is never checkpointed: it would be continued from for ever.
@@ -319,7 +319,7 @@ def planted_tables(folder, seed):
     """
     rng = np.random.default_rng(seed)
     group = np.arange(400) % 20
-    loud = 3.0 * rng.normal(size=(400, 8))
+    loud = rng.normal(size=(400, 8))
     quiet = np.eye(20)[group] + 0.5 * rng.normal(size=(400, 20))
     items = pa.table(
         {
@@ -359,7 +359,8 @@ def hit_rates(folder, seed=0):
             "batch_size": 128,
             "validate_every": 30,
             "checkpoint_every": 0,
-            "learning_rate": 0.05,
+            "learning_rate": 0.15,
+            "strip_share": 0.0,
             "decay": 0.8,
         },
     )
@@ -387,5 +388,5 @@ def hit_rates(folder, seed=0):
 def test_training_beats_content_and_the_untrained_network(tmp_path):
     """Pairs of one planted group, of which 10 hits of 19 are the most that can be had."""
     content, untrained, trained = hit_rates(tmp_path)
-    assert trained > 0.4, (content, untrained, trained)
-    assert trained > 2 * max(content, untrained), (content, untrained, trained)
+    assert trained > 0.35, (content, untrained, trained)
+    assert trained > 3 * max(content, untrained), (content, untrained, trained)

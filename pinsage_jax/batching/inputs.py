@@ -46,6 +46,7 @@ class NodeInputs:
 
     Attributes:
       dim: D, the width of an input vector.
+      scale: float32 [F], factors of the feature columns.
     """
 
     def __init__(
@@ -58,9 +59,14 @@ class NodeInputs:
         node_type: bool = False,
         whiten: float = 0.0,
         structure: Structure | None = None,
+        scale: np.ndarray | None = None,
     ):
-        """Takes stored features [num_items, F] and degrees int32 [N]."""
-        self._scale = feature_scale(features, whiten)
+        """Takes stored features [num_items, F] and degrees int32 [N].
+
+        The scale is measured on the features (feature_scale) unless it is given, as it
+        must be for features that the network was not trained with.
+        """
+        self.scale = feature_scale(features, whiten) if scale is None else scale
         self._features = features
         self._degree = degree
         self._structure = structure
@@ -114,8 +120,8 @@ class NodeInputs:
     def _gather_features(self, nodes: np.ndarray, out: np.ndarray) -> None:
         """Scaled features of `nodes` into the first columns of `out`."""
         if self._features.dtype != np.float16:
-            block_kernels.gather_rows(self._features, self._scale, nodes, len(nodes), out)
+            block_kernels.gather_rows(self._features, self.scale, nodes, len(nodes), out)
             return
         # Numba has no float16 on the CPU.
         rows = np.flatnonzero(nodes < len(self._features))
-        out[rows, : self._features.shape[1]] = self._features[nodes[rows]] * self._scale
+        out[rows, : self._features.shape[1]] = self._features[nodes[rows]] * self.scale

@@ -54,15 +54,8 @@ class Encoder:
           bases: float32 [num_items, r] of the training graph (structure_bases).
         """
         source = NeighbourhoodSource(graph, config.sampling, config.seed, threads_of(config))
-        inputs = NodeInputs(
-            prepared.features,
-            graph.degree(),
-            degree_feature=config.model.degree_feature,
-            edgeless_feature=config.model.edgeless_feature,
-            node_type=config.sampling.neighbourhood == "all",
-            whiten=config.model.whiten,
-            structure=Structure(graph, bases) if bases.shape[1] else None,
-        )
+        structure = Structure(graph, bases) if bases.shape[1] else None
+        inputs = node_inputs(config, prepared.features, graph.degree(), structure)
         links = _content_links(config, prepared, graph)
         return cls(config, NeighbourLists.made_of(source, links, config), inputs)
 
@@ -93,6 +86,26 @@ class Encoder:
         )
 
 
+def node_inputs(
+    config: Config,
+    features: np.ndarray,
+    degree: np.ndarray,
+    structure: Structure | None,
+    scale: np.ndarray | None = None,
+) -> NodeInputs:
+    """Input vectors with the columns that `config` asks for; see NodeInputs."""
+    return NodeInputs(
+        features,
+        degree,
+        degree_feature=config.model.degree_feature,
+        edgeless_feature=config.model.edgeless_feature,
+        node_type=config.sampling.neighbourhood == "all",
+        whiten=config.model.whiten,
+        structure=structure,
+        scale=scale,
+    )
+
+
 def structure_bases(config: Config, prepared: Prepared, split: ValidationSplit) -> np.ndarray:
     """Base vectors of the training graph's structure, [num_items, r]; r = 0 for none."""
     if not config.model.structure_dim:
@@ -118,7 +131,14 @@ def _content_links(config: Config, prepared: Prepared, graph: Graph) -> ContentL
     if items > config.sampling.content_limit:
         wanted = np.flatnonzero(degree == 0)
         logging.info("content links for the %d items without edges only", len(wanted))
+    return item_links(prepared.features, items, wanted, linked, size)
+
+
+def item_links(
+    features: np.ndarray, items: int, wanted: np.ndarray, linked: np.ndarray, size: int
+) -> ContentLinks:
+    """Links [items, size] of the items `wanted` to the items `linked`; others have none."""
     ids = np.full((items, size), -1, np.int32)
     shares = np.zeros((items, size), np.float32)
-    ids[wanted], shares[wanted] = content_links(prepared.features, wanted, linked, size)
+    ids[wanted], shares[wanted] = content_links(features, wanted, linked, size)
     return ContentLinks(ids, shares)

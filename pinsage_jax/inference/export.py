@@ -6,7 +6,8 @@ WORKDIR/embeddings/
   collections-00000.parquet ...  collection_id, embedding; with --neighbourhood=all
   manifest.json           what made them, counts, and a checksum per file
 
-The folder is swapped in whole: a reader sees the old export or the new one.
+Items that the catalogue does not hold go to WORKDIR/new_embeddings/ in the same form.
+A folder is swapped in whole: a reader sees the old export or the new one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pinsage_jax.config import EmbedConfig
 from pinsage_jax.graph.ids import IdTable
 
 FOLDER = "embeddings"
+NEW_FOLDER = "new_embeddings"
 MANIFEST = "manifest.json"
 
 
@@ -62,6 +64,7 @@ def write_embeddings(
     about: dict[str, Any],
     collection_ids: IdTable | None = None,
     collections: np.ndarray | None = None,
+    folder_name: str = FOLDER,
 ) -> dict[str, Any]:
     """Writes the export of one run.
 
@@ -69,11 +72,12 @@ def write_embeddings(
       items: float32 [num_items, Z] in the order of `item_ids`.
       about: what goes into the manifest: step, fingerprint, normalised, ...
       collections: float32 [num_collections, Z] if collections were embedded.
+      folder_name: folder of the workdir to write.
 
     Returns:
       The manifest.
     """
-    with files.atomic_folder(pathlib.Path(workdir) / FOLDER) as folder:
+    with files.atomic_folder(pathlib.Path(workdir) / folder_name) as folder:
         names = _write_shards(folder, "part", "item_id", item_ids, items, config)
         if collections is not None and collection_ids is not None:
             names += _write_shards(

@@ -77,22 +77,28 @@ def embed_all(
     block: int,
     threads: int = 1,
     quiet: bool = False,
+    node_ids: np.ndarray | None = None,
+    sizes: tuple[int, ...] | None = None,
 ) -> np.ndarray:
-    """Embeds every node that has a neighbour list.
+    """Embeds every node that has a neighbour list, or only what some nodes need.
 
     Args:
       params: parameters of PinSage(config).
       neighbours: int32 [N, T], -1 where a list is short.
       weights: float32 [N, T] pooling weights.
       block: rows computed at once.
+      node_ids: int32 [R0] nodes of the rows; None: row r is node r.
+      sizes: rows R0 >= R1 >= ... >= RK that are needed of the input and of each layer's
+        output, every time the first ones; `neighbours` and `weights` then are [R1, T]
+        and name rows.  None: all N.
 
     Returns:
-      float32 [N, Z].
+      float32 [N, Z], or [RK, Z].
     """
-    nodes = len(neighbours)
+    sizes = sizes or (len(neighbours),) * (config.num_layers + 1)
     messages = params["params"].get("id_messages")
     stages = _stages(config, 0 if messages is None else len(messages))
-    every = np.arange(nodes, dtype=np.int32)
+    every = np.arange(sizes[0], dtype=np.int32) if node_ids is None else node_ids
     hidden: np.ndarray | None = None
 
     def read_hidden(begin: int, end: int) -> np.ndarray:
@@ -110,13 +116,14 @@ def embed_all(
     def read_ids(begin: int, end: int) -> np.ndarray:
         return every[begin:end]
 
-    out = np.empty((nodes, config.output_dim), np.float32)
-    total = nodes * max(2 * config.num_layers, 1)
+    out = np.empty((sizes[-1], config.output_dim), np.float32)
+    total = sum(sizes[:-1]) + sum(sizes[1:]) or sizes[0]
     with Progress(total, "row", "embedding", quiet=quiet) as progress:
         for layer in range(1, config.num_layers + 1):
-            projected = np.empty((nodes, config.hidden_dim), np.float32)
+            before, after = sizes[layer - 1], sizes[layer]
+            projected = np.empty((before, config.hidden_dim), np.float32)
             project = functools.partial(stages["project"], params, layer)
-            _in_blocks(project, [read_hidden, read_ids], nodes, block, projected, progress)
+            _in_blocks(project, [read_hidden, read_ids], before, block, projected, progress)
 
             def read_pooled(begin: int, end: int, table: np.ndarray = projected) -> np.ndarray:
                 pooled = np.empty((end - begin, table.shape[1]), np.float32)
@@ -131,13 +138,13 @@ def embed_all(
             if layer == config.num_layers:
                 finish = functools.partial(stages["finish"], params)
                 reads = [read_hidden, read_pooled, read_features]
-                _in_blocks(finish, reads, nodes, block, out, progress)
+                _in_blocks(finish, reads, after, block, out, progress)
             else:
-                finished = np.empty((nodes, config.layer_dim), np.float32)
+                finished = np.empty((after, config.layer_dim), np.float32)
                 combine = functools.partial(stages["combine"], params, layer)
-                _in_blocks(combine, [read_hidden, read_pooled], nodes, block, finished, progress)
+                _in_blocks(combine, [read_hidden, read_pooled], after, block, finished, progress)
                 hidden = finished
         if config.num_layers == 0:
             head = functools.partial(stages["head"], params)
-            _in_blocks(head, [read_features, read_features], nodes, block, out, progress)
+            _in_blocks(head, [read_features, read_features], sizes[0], block, out, progress)
     return out

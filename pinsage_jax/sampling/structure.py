@@ -18,6 +18,7 @@ Shapes: N items, C collections, r dimensions.
 
 from __future__ import annotations
 
+import copy
 import pathlib
 
 import numpy as np
@@ -95,6 +96,20 @@ class Structure:
             shape=shape[::-1],
         )
         self._totals = of_items @ self._collections
+
+    def of_new_items(self, known: sparse.csr_matrix, new_collections: int) -> Structure:
+        """Places of items, and of collections of theirs, that this graph does not hold.
+
+        Nodes count from 0, new items first.  Places of the graph's own collections stay
+        as they are; a new collection has no item with a base, so its place is zeros.
+
+        Args:
+          known: float32 [n, num_collections], 1 where a new item is in a collection.
+        """
+        places = copy.copy(self)
+        places._totals = np.asarray(known @ self._collections, np.float32)
+        places._collections = np.zeros((new_collections, self.dim), np.float32)
+        return places
 
     def gather(
         self, nodes: np.ndarray, edges: np.ndarray, hidden: np.ndarray, out: np.ndarray

@@ -84,7 +84,8 @@ def init_model(
     """
     num_ids = id_messages(config.model, num_nodes)
     small = PinSage(config.model, (1,) * (config.model.num_layers + 1), num_ids)
-    params = small.init(
+    # Compiled whole: op by op it takes seconds.
+    params = jax.jit(small.init)(
         jax.random.key(config.seed),
         np.zeros((1, input_dim), np.float32),
         np.zeros(1, np.int32),

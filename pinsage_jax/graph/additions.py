@@ -1,0 +1,232 @@
+"""Items that a prepared catalogue does not hold, and their edges.
+
+--new_items has the columns that the catalogue's features were made from, --new_edges
+those of --edges.  New items are numbered after the catalogue's items and new
+collections after its collections, so that `extend` gives the graph that the catalogue
+would have with the new rows at the end of its tables.
+
+Shapes: N items and C collections of the catalogue, n new items, m new collections.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+from absl import logging
+
+from pinsage_jax.config import DataConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph import columns as column_values
+from pinsage_jax.graph.columns import Where, shown_id
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.features import FeatureTransform, choose_columns
+from pinsage_jax.graph.ids import IdTable, UniqueIds
+from pinsage_jax.graph.prepare import Prepared
+from pinsage_jax.graph.tables import Batch, Table, iter_batches, open_table
+
+_BATCH_ROWS = 8192
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Additions:
+    """What the two tables hold.
+
+    Attributes:
+      item_ids: ids of the n new items, in the order of the table.
+      features: [n, F] by the catalogue's own transform, of the stored dtype.
+      graph: the new edges alone, between n items and C + m collections.
+    """
+
+    item_ids: IdTable
+    features: np.ndarray
+    graph: Graph
+
+
+def read_additions(
+    prepared: Prepared,
+    features_folder: str | pathlib.Path,
+    data: DataConfig,
+    new_items: str,
+    new_edges: str = "",
+) -> Additions:
+    """Reads --new_items and, if there are any, --new_edges.
+
+    Args:
+      features_folder: WORKDIR/prepared/features, where the fitted transform is.
+      new_items, new_edges: paths as given; relative ones are looked up in --data_dir.
+
+    Raises:
+      UserError: an item that the catalogue holds already or that is named twice, a
+        column that is missing or that the features do not know, an edge of an item
+        that is not new, or whatever else is wrong with a table.
+    """
+    transform = FeatureTransform.load(features_folder)
+    table = open_table(data.path(new_items), "new_items")
+    item_ids, features = _read_items(table, data, transform, prepared.item_ids)
+    graph = prepared.graph
+    if new_edges:
+        edges = open_table(data.path(new_edges), "new_edges")
+        new_graph = _read_edges(edges, data, item_ids, prepared)
+    else:
+        none = np.empty(0, np.int32)
+        weights = None if graph.weights is None else np.empty(0, np.float32)
+        new_graph = Graph.from_edges(none, none, len(item_ids), graph.num_collections, weights)
+    return Additions(item_ids, features.astype(prepared.features.dtype), new_graph)
+
+
+def extend(catalogue: Graph, new: Graph) -> Graph:
+    """The catalogue's graph with new items and edges: one pass of copying.
+
+    Its nodes are N items, n new items, C collections, m new collections.
+
+    Args:
+      new: new edges, between n new items and C + m collections (Additions.graph).
+    """
+    items, count = catalogue.num_items, new.num_items
+    edges, new_edges = catalogue.num_edges, new.num_edges
+    fresh = new.num_collections - catalogue.num_collections
+    by_collection = catalogue.indptr[items:] - edges
+    by_collection = np.concatenate([by_collection, np.full(fresh, edges, np.int64)])
+    added = np.diff(new.indptr[count:])
+    # Behind the old items of its collection, because new items have higher indices.
+    places = np.repeat(by_collection[1:], added)
+    starts = by_collection + np.concatenate([[0], np.cumsum(added)])
+    first = edges + new_edges
+    indptr = np.concatenate(
+        [catalogue.indptr[:items], edges + new.indptr[:count], first + starts]
+    ).astype(np.int64)
+    indices = np.concatenate(
+        [
+            catalogue.indices[:edges] + np.int32(count),
+            new.indices[:new_edges] + np.int32(items),
+            np.insert(catalogue.indices[edges:], places, new.indices[new_edges:] + np.int32(items)),
+        ]
+    )
+    weights = None
+    if catalogue.weights is not None:
+        old, other = catalogue.weights, new.weights
+        behind = np.insert(old[edges:], places, other[new_edges:])
+        weights = np.concatenate([old[:edges], other[:new_edges], behind])
+    return Graph(indptr, indices, weights, items + count, new.num_collections)
+
+
+def _read_items(
+    table: Table, data: DataConfig, transform: FeatureTransform, known: IdTable
+) -> tuple[IdTable, np.ndarray]:
+    """Ids and features float32 [n, F] of the new items."""
+    name = data.item_id_column
+    table.require(name, "item_id_column")
+    for column in transform.columns:
+        if column not in table.columns:
+            raise UserError(
+                f"--new_items={table.path} has no column '{column}', which the catalogue's "
+                f"features were made from; its columns are: {', '.join(table.columns)}."
+            )
+    chosen = choose_columns(table, data)
+    if strange := sorted(chosen.named - set(transform.columns)):
+        raise UserError(
+            f"Column '{strange[0]}' is named as a feature, but the catalogue's features were made "
+            "without it; leave it out, or run --mode=prepare and --mode=train with it."
+        )
+    if unused := [column for column in chosen.all() if column not in transform.columns]:
+        logging.info("--new_items: not among the catalogue's features: %s", ", ".join(unused))
+    batches: list[Batch] = []
+    values = [np.empty((0, transform.width), np.float32)]
+    wanted = [name, *transform.columns]
+    for batch in iter_batches(table, wanted, ids=[name], batch_rows=_BATCH_ROWS):
+        for start in range(0, len(batch), _BATCH_ROWS):
+            rows = batch.rows.slice(start, _BATCH_ROWS)
+            values.append(transform.transform(rows, _item_where(batch, name, start)))
+        batches.append(dataclasses.replace(batch, rows=batch.rows.select([name])))
+    ids = _joined(batches, name)
+    if (row := _first(known.lookup(ids) >= 0)) is not None:
+        raise UserError(
+            f"Item {shown_id(ids[row].as_py())} in {_where(batches, row)} is in the catalogue "
+            "already; leave it out of --new_items."
+        )
+    unique = UniqueIds()
+    for batch in batches:
+        unique.add(batch.column(name))
+    distinct = unique.finish("new items")
+    if len(distinct) < len(ids):
+        again = np.ones(len(ids), bool)
+        again[np.unique(distinct.lookup(ids), return_index=True)[1]] = False
+        row = int(np.argmax(again))
+        raise UserError(
+            f"Item {shown_id(ids[row].as_py())} is in --new_items more than once, again in "
+            f"{_where(batches, row)}; keep one row per item."
+        )
+    return distinct, np.concatenate(values)
+
+
+def _read_edges(table: Table, data: DataConfig, item_ids: IdTable, prepared: Prepared) -> Graph:
+    """The new edges, between n new items and C + m collections."""
+    names = [data.item_column, data.collection_column]
+    table.require(names[0], "item_column")
+    table.require(names[1], "collection_column")
+    wanted, weighted = list(names), prepared.graph.weights is not None
+    if weighted:
+        if not data.weight_column:
+            raise UserError(
+                "The catalogue's edges have weights; name the column of --new_edges that holds "
+                "them with --weight_column."
+            )
+        table.require(data.weight_column, "weight_column")
+        wanted.append(data.weight_column)
+    batches = list(iter_batches(table, wanted, ids=names))
+    ids = _joined(batches, names[0])
+    items = item_ids.lookup(ids)
+    if (row := _first(items < 0)) is not None:
+        known = prepared.item_ids.lookup(ids[row : row + 1])[0] >= 0
+        why = "is in the catalogue already" if known else "is not in --new_items"
+        raise UserError(
+            f"Item {shown_id(ids[row].as_py())} in {_where(batches, row)} {why}; "
+            "--new_edges may hold edges of items of --new_items only."
+        )
+    held = _joined(batches, names[1])
+    collections = prepared.collection_ids.lookup(held)
+    unique = UniqueIds()
+    for chunk in held.filter(pa.array(collections < 0)).chunks:
+        unique.add(chunk)
+    fresh = unique.finish("new collections")
+    first = prepared.graph.num_collections
+    collections = np.where(collections >= 0, collections, first + fresh.lookup(held))
+    weights = None
+    if weighted:
+        column = data.weight_column
+        parts = [column_values.weights(b.column(column), column, b.where) for b in batches]
+        weights = np.concatenate(parts)
+    return Graph.from_edges(
+        items, collections.astype(np.int32), len(item_ids), first + len(fresh), weights
+    )
+
+
+def _joined(batches: list[Batch], name: str) -> pa.ChunkedArray:
+    return pa.chunked_array([batch.column(name) for batch in batches], pa.large_string())
+
+
+def _first(marked: np.ndarray) -> int | None:
+    """The first marked row."""
+    return int(np.argmax(marked)) if marked.any() else None
+
+
+def _where(batches: list[Batch], row: int) -> str:
+    """Names a row of all batches together."""
+    for batch in batches:
+        if row < len(batch):
+            return batch.where(row)
+        row -= len(batch)
+    raise IndexError(row)
+
+
+def _item_where(batch: Batch, name: str, start: int) -> Where:
+    """Names the item beside the row, for messages."""
+    ids = batch.column(name)
+
+    def where(index: int) -> str:
+        return f"{batch.where(start + index)} (item {shown_id(ids[start + index].as_py())})"
+
+    return where

@@ -1,0 +1,227 @@
+"""Embeddings of items that the catalogue does not hold, without embedding it again.
+
+New items read the catalogue; the catalogue does not change.  Precisely: a new item's
+vector is what layer-wise inference (layerwise.py) gives its row over the catalogue with
+the new items behind its items and the new collections behind its collections, when
+
+* the catalogue's nodes keep what they have: their inputs (degree, place), their
+  neighbour lists and so their states in every layer, and a collection its place;
+* a new item's walks run over all edges, old and new, keyed by its index behind the
+  catalogue's items, so that they may meet other new items of the same collections;
+* its content links lead to the catalogue's items with edges; its degree counts its new
+  edges, and its place is that of its collections (new ones have none);
+* everything that training fitted stays: feature transform and scale, structure bases,
+  id messages (new nodes have none) and parameters.
+
+Only the rows that the new items need are computed: with K layers their neighbours, the
+neighbours of these, and so on K times.  Beside that there is one pass over the graph.
+
+Node numbers here: the catalogue's nodes as they are [0, N+C), new items [N+C, N+C+n),
+new collections behind them.  The extended graph has its own, with all items first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from pinsage_jax.batching.inputs import NodeInputs
+from pinsage_jax.config import Config
+from pinsage_jax.graph.additions import Additions, extend
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.prepare import Prepared
+from pinsage_jax.inference.encoder import item_links, node_inputs, threads_of
+from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.sampling.content_links import ContentLinks
+from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.structure import Structure
+
+
+class _StackedRows:
+    """Features of the catalogue's items and then of the new ones, read by row."""
+
+    def __init__(self, first: np.ndarray, second: np.ndarray):
+        self._parts = first, second
+        self.shape = (len(first) + len(second), first.shape[1])
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        first, second = self._parts
+        out = np.empty((len(rows), self.shape[1]), first.dtype)
+        old = rows < len(first)
+        out[old], out[~old] = first[rows[old]], second[rows[~old] - len(first)]
+        return out
+
+
+class _StackedInputs:
+    """Stands in for NodeInputs: catalogue nodes, then new ones from `first` on."""
+
+    def __init__(self, catalogue: NodeInputs, new: NodeInputs, first: int):
+        self._catalogue, self._new, self._first = catalogue, new, first
+
+    def gather(self, nodes: np.ndarray) -> np.ndarray:
+        """Input vectors float32 [n, D] of nodes int32 [n]."""
+        out = np.empty((len(nodes), self._catalogue.dim), np.float32)
+        old = nodes < self._first
+        out[old] = self._catalogue.gather(nodes[old])
+        out[~old] = self._new.gather(nodes[~old] - np.int32(self._first))
+        return out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Extended:
+    """The extended graph and how its nodes are numbered here."""
+
+    graph: Graph
+    items: int  # N
+    collections: int  # C
+    new: int  # n
+
+    def from_graph(self, ids: np.ndarray) -> np.ndarray:
+        """Node ids (or -1) of the extended graph in the numbers of this module."""
+        new = (ids >= self.items) & (ids < self.items + self.new)
+        old = (ids >= self.items + self.new) & (ids < self.items + self.new + self.collections)
+        return np.where(new, ids + self.collections, np.where(old, ids - self.new, ids)).astype(
+            np.int32
+        )
+
+    def to_graph(self, new_nodes: np.ndarray) -> np.ndarray:
+        """New nodes in the numbers of the extended graph."""
+        item = new_nodes < self.items + self.collections + self.new
+        return np.where(item, new_nodes - self.collections, new_nodes).astype(np.int32)
+
+
+class NewItemEncoder:
+    """What turns new items into embeddings, given parameters.
+
+    Attributes:
+      dim: width of an input vector.
+      num_nodes: nodes that the catalogue's network embeds.
+      edgeless: bool [n], new items without any edge.
+    """
+
+    def __init__(self, config: Config, prepared: Prepared, additions: Additions, bases: np.ndarray):
+        """Takes bases float32 [num_items, r] of the training graph (structure_bases)."""
+        graph, new = prepared.graph, additions.graph
+        self._config, self._prepared, self._additions = config, prepared, additions
+        self._extended = _Extended(
+            extend(graph, new), graph.num_items, graph.num_collections, new.num_items
+        )
+        structure = Structure(graph, bases) if bases.shape[1] else None
+        catalogue = node_inputs(config, prepared.features, graph.degree(), structure)
+        degree = new.degree()
+        self.edgeless = degree[: new.num_items] == 0
+        of_new = np.concatenate(
+            [degree[: new.num_items], degree[new.num_items + graph.num_collections :]]
+        )
+        if structure is not None:
+            structure = structure.of_new_items(
+                _known_collections(new, graph.num_collections),
+                new.num_collections - graph.num_collections,
+            )
+        self._inputs = _StackedInputs(
+            catalogue,
+            node_inputs(config, additions.features, of_new, structure, catalogue.scale),
+            graph.num_nodes,
+        )
+        self.dim = catalogue.dim
+        everything = config.sampling.neighbourhood == "all"
+        self.num_nodes = graph.num_nodes if everything else graph.num_items
+
+    def embed(self, params: Any) -> np.ndarray:
+        """float32 [n, Z] of the new items."""
+        config, layers = self._config, self._config.model.num_layers
+        first = self._prepared.graph.num_nodes
+        nodes = np.arange(first, first + self._additions.graph.num_items, dtype=np.int32)
+        sizes, ids, weights = [len(nodes)], [], []
+        done = 0
+        for _ in range(layers):
+            # The rows before `done` have their lists from the layers above.
+            listed = self._lists(nodes[done:])
+            done = len(nodes)
+            ids.append(listed[0])
+            weights.append(listed[1])
+            nodes = np.concatenate([nodes, np.setdiff1d(listed[0][listed[0] >= 0], nodes)])
+            nodes = nodes.astype(np.int32)
+            sizes.append(len(nodes))
+        row_of = np.full(self._extended.graph.num_nodes + 1, -1, np.int32)
+        row_of[nodes] = np.arange(len(nodes), dtype=np.int32)
+        width = ids[0].shape[1] if ids else 0
+        # Id -1, a short list's end, reads the last entry, which is -1 as well.
+        neighbours = row_of[np.concatenate(ids or [np.empty((len(nodes), width), np.int32)])]
+        return embed_all(
+            config.model,
+            params,
+            self._inputs,
+            neighbours,
+            np.concatenate(weights or [np.empty((len(nodes), width), np.float32)]),
+            block=config.embed.embed_block,
+            threads=threads_of(config),
+            quiet=True,
+            node_ids=nodes,
+            sizes=tuple(reversed(sizes)),
+        )
+
+    def _lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lists of any nodes: the catalogue's over its own graph, new ones over both."""
+        old = nodes < self._prepared.graph.num_nodes
+        ids: np.ndarray | None = None
+        weights: np.ndarray | None = None
+        for some, read in ((old, self._catalogue_lists), (~old, self._new_lists)):
+            if not some.any():
+                continue
+            found_ids, found_weights = read(nodes[some])
+            if ids is None or weights is None:
+                ids = np.empty((len(nodes), found_ids.shape[1]), np.int32)
+                weights = np.empty(ids.shape, np.float32)
+            ids[some], weights[some] = found_ids, found_weights
+        if ids is None or weights is None:
+            width = self._config.sampling.num_neighbours + self._link_size()
+            return np.empty((0, width), np.int32), np.empty((0, width), np.float32)
+        return ids, weights
+
+    def _catalogue_lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        graph, features = self._prepared.graph, self._prepared.features
+        degree = graph.degree()[: graph.num_items]
+        wanted = nodes[nodes < graph.num_items]
+        links = self._links(features, degree, np.flatnonzero(degree > 0), wanted)
+        return self._made_of(graph, links).of(nodes)
+
+    def _new_lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        graph, items = self._extended.graph, self._prepared.graph.num_items
+        degree = graph.degree()[: graph.num_items]
+        nodes = self._extended.to_graph(nodes)
+        features = _StackedRows(self._prepared.features, self._additions.features)
+        linked = np.flatnonzero(degree[:items] > 0)
+        links = self._links(features, degree, linked, nodes[nodes < graph.num_items])
+        ids, weights = self._made_of(graph, links).of(nodes)
+        return self._extended.from_graph(ids), weights
+
+    def _made_of(self, graph: Graph, links: ContentLinks) -> NeighbourLists:
+        config = self._config
+        source = NeighbourhoodSource(graph, config.sampling, config.seed, threads_of(config))
+        lists = NeighbourLists.made_of(source, links, config)
+        return lists.with_walks(config.embed.embed_walks or config.sampling.num_walks)
+
+    def _link_size(self) -> int:
+        return self._config.sampling.content_neighbours if self._prepared.features.shape[1] else 0
+
+    def _links(self, features, degree, linked, wanted) -> ContentLinks:
+        if not self._link_size():
+            return ContentLinks.none(len(degree))
+        # The catalogue's size decides, so that new items have links if its items do.
+        if self._prepared.graph.num_items > self._config.sampling.content_limit:
+            wanted = wanted[degree[wanted] == 0]
+        return item_links(features, len(degree), wanted, linked, self._link_size())
+
+
+def _known_collections(new: Graph, collections: int) -> sparse.csr_matrix:
+    """float32 [n, C], 1 where a new item is in a collection of the catalogue."""
+    held = new.indices[: new.num_edges] - np.int32(new.num_items)
+    rows = np.repeat(np.arange(new.num_items), np.diff(new.indptr[: new.num_items + 1]))
+    known = held < collections
+    ones = np.ones(int(known.sum()), np.float32)
+    return sparse.csr_matrix((ones, (rows[known], held[known])), shape=(new.num_items, collections))

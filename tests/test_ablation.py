@@ -1,0 +1,351 @@
+"""ablation.py: the variants as data, numbers by hand, and two variants end to end."""
+
+import dataclasses
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from absl import flags
+from small_catalogue import make_config, make_prepared, random_graph
+
+from pinsage_jax import ablation, cli, files, stages
+from pinsage_jax.config import (
+    Config,
+    EmbedConfig,
+    EvalConfig,
+    ModelConfig,
+    SamplingConfig,
+    SplitConfig,
+    TrainConfig,
+    WorldConfig,
+)
+from pinsage_jax.config_tools import AblateConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.split import ValidationSplit, validation_split
+from pinsage_jax.interrupts import Stopped
+from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
+from pinsage_jax.training.loop import Schedule
+
+DEFAULT = Config(mode="ablate", workdir="w", seed=0, threads=1)
+ALL = {name: overrides for group in ablation.VARIANTS.values() for name, overrides in group.items()}
+# Variants that spell out what the default is.
+LIKE_DEFAULT = {"T20", "K1", "hard_curriculum", "logq_1"}
+
+
+def value_of(config, name):
+    section, field = name.split(".")
+    return getattr(getattr(config, section), field)
+
+
+# The variants as data.
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_variant_changes_what_it_claims_and_nothing_else(name):
+    variant = ablation.with_overrides(DEFAULT, ALL[name])
+    for setting, value in ALL[name].items():
+        found = value_of(variant, setting)
+        assert found == value and type(found) is type(value_of(DEFAULT, setting)), setting
+    changed = {
+        setting: value
+        for setting, value in ALL[name].items()
+        if value_of(DEFAULT, setting) != value
+    }
+    assert ablation.differences(DEFAULT, variant) == changed
+    assert bool(changed) == (name not in LIKE_DEFAULT)
+    # One split, one catalogue and one seed, or variants could not be compared.
+    assert {setting.split(".")[0] for setting in ALL[name]} <= {
+        "sampling", "model", "train", "embed",
+    }  # fmt: skip
+    assert re.fullmatch(r"[\w.]+", name)
+
+
+def test_variants_differ_from_each_other():
+    made = [ablation.with_overrides(DEFAULT, o) for n, o in ALL.items() if n not in LIKE_DEFAULT]
+    assert len(set(made)) == len(made)
+    assert len(ALL) == sum(map(len, ablation.VARIANTS.values()))
+    assert not set(ALL) & {*ablation.VARIANTS, ablation.BASE, "all", "structure"}
+
+
+def test_additions_are_taken_away_one_at_a_time():
+    assert all(len(overrides) == 1 for overrides in ablation.VARIANTS["additions"].values())
+
+
+def test_the_paper_group_switches_off_what_the_paper_flagfile_does():
+    flag_values = flags.FlagValues()
+    cli.define_flags(flag_values)
+    path = pathlib.Path(__file__).parent.parent / "experiments" / "paper.flags"
+    cli.parse_flags(flag_values, ["program", f"--flagfile={path}"])
+    paper = cli.config_from_flags(flag_values)
+    wanted = {name: value_of(paper, name) for name in ablation.PAPER}
+    assert ALL["paper_pinsage"] == {**wanted, "train.hard_max": paper.train.hard_max}
+    # Whatever the flagfile changes is in the list, sizes and optimiser aside.
+    kept = {
+        "sampling.num_neighbours", "sampling.num_walks", "sampling.hard_walks",
+        "model.num_layers", "model.hidden_dim", "model.layer_dim", "model.output_dim",
+        "model.compute_dtype", "train.batch_size", "train.random_negatives", "train.epochs",
+        "train.pairs_per_epoch", "train.warmup_epochs", "train.learning_rate", "train.decay",
+        "train.adam_b2",
+    }  # fmt: skip
+    assert set(ablation.differences(DEFAULT, paper)) <= set(ablation.PAPER) | kept
+    table = ablation.VARIANTS["paper"]
+    told = [
+        [overrides[f"{name}"] for name in ("model.pooling", "train.loss", "train.hard_start")]
+        for overrides in table.values()
+    ]
+    assert told == [
+        ["max", "margin", "none"],
+        ["mean", "margin", "none"],
+        ["mean", "cross_entropy", "none"],
+        ["mean", "margin", "curriculum"],
+        ["importance", "margin", "curriculum"],
+    ]
+
+
+def test_names_and_groups_choose():
+    chosen = ablation.chosen_variants
+    assert list(chosen("all")) == ["base", *ALL]
+    assert list(chosen("K2, T10,layers")) == ["base", "T10", "K0", "K1", "K2"]
+    assert list(chosen("base")) == list(chosen("")) == ["base"]
+
+
+def test_an_unknown_variant_is_told_with_the_list(tmp_path):
+    config = dataclasses.replace(
+        DEFAULT, workdir=str(tmp_path), ablate=AblateConfig(ablate_variants="K0,max")
+    )
+    with pytest.raises(UserError) as caught:
+        stages.ablate(config)
+    said = str(caught.value)
+    assert said.startswith("--ablate_variants=max is not a variant") and "\n" not in said
+    assert all(name in said for name in (*ALL, *ablation.VARIANTS, "all"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("epochs", [0.5, 5.0])
+def test_fewer_steps_pass_through_the_whole_schedule(epochs):
+    config = dataclasses.replace(
+        DEFAULT, train=TrainConfig(epochs=epochs), ablate=AblateConfig(ablate_steps=50)
+    )
+    train = ablation.base_settings(config).train
+    schedule = Schedule.of(train, train.pairs_per_epoch)
+    assert schedule.total == 50
+    assert schedule.total / schedule.steps_per_epoch == pytest.approx(epochs, rel=1e-3)
+    last = (schedule.total - 1) * train.batch_size // train.pairs_per_epoch
+    assert hard_negatives_in(last, train) == hard_slots(train) == (4 if epochs == 5.0 else 0)
+    assert ablation.base_settings(DEFAULT) == DEFAULT
+
+
+# Scores, with embeddings in place of a training.
+
+
+def slow_ranks(vectors, pairs):
+    ranks = []
+    for query, target in pairs:
+        scores = vectors @ vectors[query]
+        others = np.delete(scores, [query, target])
+        greater, equal = (others > scores[target]).sum(), (others == scores[target]).sum()
+        ranks.append(1 + greater + -(-equal // 2))
+    return np.array(ranks)
+
+
+class Bench:
+    """A small catalogue and embeddings that depend on the settings' K."""
+
+    def __init__(self, tmp_path, rng, variants="K0,K1,margin", source="validation"):
+        graph = random_graph(rng, num_items=40, num_collections=12, edges=150)
+        pairs = np.array([(q, t) for q in range(12) for t in (q + 1, q + 2, 39)], np.int32)
+        kinds = np.array(["cold" if t == 39 else "warm" for _, t in pairs])
+        self.prepared = make_prepared(graph, eval_pairs=pairs[::2], eval_kinds=kinds[::2].tolist())
+        self.prepared.manifest["fingerprint"] = "data"
+        train_graph = graph.without(collections=np.array([3], np.int32))
+        none = np.empty(0, np.int32)
+        # A repeated pair counts once.
+        repeated, repeated_kinds = np.r_[pairs, pairs[:1]], np.r_[kinds, kinds[:1]]
+        self.split = ValidationSplit(train_graph, none, none, repeated, repeated_kinds)
+        self.pairs, self.kinds, self.calls = pairs, kinds, []
+        self.vectors = rng.integers(-2, 3, (6, 40, 3)).astype(np.float32)
+        self.config = dataclasses.replace(
+            make_config(tmp_path, bootstrap=40),
+            model=ModelConfig(structure_dim=0),
+            ablate=AblateConfig(ablate_variants=variants, ablate_pairs=source),
+        )
+
+    def embeddings(self, variant, graph):
+        self.calls.append((pathlib.Path(variant.workdir).name, graph))
+        return self.vectors[variant.model.num_layers], {"cold_offset": 0.5}
+
+    def run(self):
+        return ablation.ablate(self.config, self.prepared, self.split, self.embeddings)
+
+
+def test_scores_and_differences_by_hand(tmp_path, small_rng, capsys):
+    bench = Bench(tmp_path, small_rng)
+    result = bench.run()
+    assert json.loads((tmp_path / "ablate.json").read_text()) == result
+    assert (result["pairs_from"], result["pairs"]) == ("validation", 36)
+    assert [name for name, _ in bench.calls] == ["base", "K0", "margin"]
+    assert all(graph is bench.split.train_graph for _, graph in bench.calls)
+    assert list(result["kinds"]) == ["all", "warm", "cold"]
+    ranks = {"base": slow_ranks(bench.vectors[1], bench.pairs)}
+    ranks |= {"K0": slow_ranks(bench.vectors[0], bench.pairs)}
+    ranks |= {"K1": ranks["base"], "margin": ranks["base"]}
+    for kind, scored in result["kinds"].items():
+        mask = np.ones(36, bool) if kind == "all" else bench.kinds == kind
+        assert scored["pairs"] == mask.sum() and scored["queries"] == 12
+        assert list(scored["variants"]) == list(ranks)
+        for name, values in scored["variants"].items():
+            own, base = ranks[name][mask], ranks["base"][mask]
+            measures = {
+                "hit@10": lambda r: (r <= 10).mean(),
+                "hit@100": lambda r: (r <= 100).mean(),
+                "mrr": lambda r: (1 / r).mean(),
+                "scaled_mrr": lambda r: (1 / np.ceil(r / 100)).mean(),
+            }
+            assert set(values["metrics"]) == set(values["minus_base"]) == set(measures)
+            for metric, of in measures.items():
+                found, gap = values["metrics"][metric], values["minus_base"][metric]
+                assert found["value"] == pytest.approx(of(own))
+                assert gap["value"] == pytest.approx(of(own) - of(base))
+                assert found["low"] <= found["value"] <= found["high"]
+                # The same queries are drawn for both, so equal ranks differ by nothing.
+                if name != "K0":
+                    assert (gap["low"], gap["high"]) == (0.0, 0.0)
+    gap = result["kinds"]["all"]["variants"]["K0"]["minus_base"]["hit@10"]
+    assert gap["low"] < gap["value"] < gap["high"]
+    assert result["variants"]["K1"]["same_as"] == "base"
+    assert result["variants"]["K0"]["settings"] == {"model.num_layers": 0}
+    assert result["variants"]["K0"]["cold_offset"] == 0.5
+
+    text = capsys.readouterr().out
+    table = text[text.index("all pairs (36)") :].split("\n\n")[0].splitlines()
+    assert table[0].split("  ")[0] == "all pairs (36)" and table[0].endswith("minutes")
+    assert [line.split()[0] for line in table[1:]] == ["base", "K0", "K1", "margin"]
+    shown = result["kinds"]["all"]["variants"]["K0"]
+    for group, sign in (("metrics", ""), ("minus_base", "+")):
+        for metric in ("hit@10", "hit@100"):
+            assert f"{shown[group][metric]['value']:{sign}.3f} [" in table[2]
+    assert "+" not in table[1] and table[3].endswith("as base")
+    assert "kind warm (24)" in text and "kind cold (12)" in text
+    assert re.search(r"^  K0 +num_layers=0$", text, re.M)
+    assert re.search(r"^  K1 +\(as base\)$", text, re.M)
+
+
+def test_finished_variants_are_not_trained_again(tmp_path, small_rng, monkeypatch):
+    bench = Bench(tmp_path, small_rng)
+    first = bench.run()
+    bench.calls.clear()
+    # What decides no number decides no rerun.
+    bench.config = dataclasses.replace(bench.config, threads=1, train=TrainConfig(prefetch=0))
+    assert bench.run() == first and bench.calls == []
+
+    stale = tmp_path / "ablate" / "K0" / "checkpoints"
+    stale.mkdir()
+    bench.config = dataclasses.replace(bench.config, train=TrainConfig(loss="margin"))
+    again = bench.run()
+    assert [name for name, _ in bench.calls] == ["base", "K0"]
+    assert again["variants"]["margin"]["same_as"] == "base" and not stale.exists()
+
+    # A variant that was interrupted goes on in its folder.
+    bench.calls.clear()
+    (tmp_path / "ablate" / "K0" / "ranks.npy").unlink()
+    stale.mkdir()
+    bench.run()
+    assert [name for name, _ in bench.calls] == ["K0"] and stale.exists()
+
+    # Other data means other ranks.
+    bench.calls.clear()
+    bench.prepared.manifest["fingerprint"] = "other data"
+    bench.run()
+    assert [name for name, _ in bench.calls] == ["base", "K0"]
+
+    bench.calls.clear()
+    bench.config = dataclasses.replace(bench.config, seed=4)
+    monkeypatch.setattr(ablation, "raise_if_stopped", lambda: (_ for _ in ()).throw(Stopped))
+    with pytest.raises(Stopped):
+        bench.run()
+    assert [name for name, _ in bench.calls] == ["base"]
+
+
+def test_evaluation_pairs_are_scored_over_the_whole_graph(tmp_path, small_rng):
+    bench = Bench(tmp_path, small_rng, variants="base", source="eval")
+    result = bench.run()
+    assert (result["pairs_from"], result["pairs"]) == ("eval", 18)
+    assert bench.calls[0][1] is bench.prepared.graph
+    found = result["kinds"]["all"]["variants"]["base"]["metrics"]["mrr"]["value"]
+    assert found == pytest.approx((1 / slow_ranks(bench.vectors[1], bench.pairs[::2])).mean())
+
+
+@pytest.mark.parametrize(("source", "flag"), [("eval", "eval_pairs"), ("validation", "validation")])
+def test_without_pairs_there_is_nothing_to_compare(tmp_path, small_rng, source, flag):
+    bench = Bench(tmp_path, small_rng, source=source)
+    bench.prepared = dataclasses.replace(bench.prepared, eval_pairs=np.empty((0, 2), np.int32))
+    bench.split = dataclasses.replace(bench.split, pairs=np.empty((0, 2), np.int32))
+    with pytest.raises(UserError, match=f"no pair to compare variants on; .*--{flag}"):
+        bench.run()
+    assert bench.calls == []
+
+
+def test_a_failing_variant_is_named(tmp_path, small_rng):
+    bench = Bench(tmp_path, small_rng)
+    bench.embeddings = lambda variant, graph: (_ for _ in ()).throw(UserError("Too much."))
+    with pytest.raises(UserError, match=r"^Variant base: Too much\.$"):
+        bench.run()
+    assert not (tmp_path / "ablate.json").exists()
+
+
+# End to end.
+
+
+def test_two_variants_of_a_generated_world(tmp_path, capsys):
+    config = Config(
+        mode="ablate",
+        workdir=str(tmp_path / "run"),
+        seed=0,
+        threads=1,
+        world=WorldConfig(
+            world=True, world_items=150, world_collections=40, world_edges=1200, world_topics=6,
+            world_pairs=100, world_visual_dim=8, world_text_dim=4,
+        ),
+        sampling=SamplingConfig(
+            num_neighbours=5, num_walks=20, content_neighbours=0
+        ),
+        model=ModelConfig(hidden_dim=8, layer_dim=8, output_dim=8, structure_dim=4),
+        # One withheld collection repeats no pair, so that training scores the same ones.
+        split=SplitConfig(validation_collections=0.02, validation_cold_items=0.2),
+        train=TrainConfig(
+            batch_size=32, random_negatives=16, epochs=3.0, validate_every=2, devices=1,
+            prefetch=0, hard_start="none",
+        ),
+        embed=EmbedConfig(embed_block=256, embed_walks=30),
+        evaluate=EvalConfig(bootstrap=20),
+        ablate=AblateConfig(ablate_variants="no_structure", ablate_steps=3),
+    )  # fmt: skip
+    result = stages.ablate(config)
+    folder = tmp_path / "run"
+    prepared = stages.open_prepared(folder)
+    held = validation_split(prepared.graph, config.split, config.seed)
+    assert result["pairs"] == len(held.pairs) == len(np.unique(held.pairs, axis=0))
+    text = capsys.readouterr().out
+    for name in ("base", "no_structure"):
+        part = folder / "ablate" / name
+        assert (part / "prepared").resolve() == (folder / "prepared").resolve()
+        assert (part / "structure").is_symlink() == (name != "no_structure")
+        assert result["variants"][name]["checkpoint_step"] in (2, 3)
+        lines = (part / "metrics.jsonl").read_text().splitlines()
+        assert max(json.loads(line)["step"] for line in lines) == 3
+        # Validation in training ranks the same pairs over the same graph.
+        variant = files.read_json(part / "variant.json")
+        best = [json.loads(line) for line in lines]
+        best = [e for e in best if e["step"] == variant["checkpoint_step"] and "warm_hit@10" in e]
+        assert best[-1]["cold_offset"] == variant["cold_offset"]
+        warm = result["kinds"]["warm"]["variants"][name]["metrics"]["hit@10"]["value"]
+        assert warm == pytest.approx(best[-1]["warm_hit@10"])
+        assert re.search(rf"^  {name} ", text, re.M)
+    base, without = (np.load(folder / "ablate" / n / "ranks.npy") for n in ("base", "no_structure"))
+    assert not np.array_equal(base, without)
+
+    before = {path: path.stat().st_mtime_ns for path in (folder / "ablate").rglob("*.npy")}
+    assert stages.ablate(config) == result
+    assert {path: path.stat().st_mtime_ns for path in (folder / "ablate").rglob("*.npy")} == before

@@ -1,0 +1,416 @@
+"""Embedding of unseen items against the full path over the extended catalogue."""
+
+import csv
+import dataclasses
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_catalogue import make_prepared, random_graph
+from small_worlds import unit_features
+
+from pinsage_jax import files, stages
+from pinsage_jax.config import Config, DataConfig, EmbedConfig, ModelConfig, SamplingConfig
+from pinsage_jax.config_tools import NewItemsConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.additions import Additions, extend, read_additions
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.features import FeatureTransform
+from pinsage_jax.graph.ids import IdTable
+from pinsage_jax.inference.encoder import Encoder
+from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.new_items import NewItemEncoder
+from pinsage_jax.sampling.content_links import ContentLinks
+from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.training import loop
+from pinsage_jax.training.checkpoints import Checkpoints
+from pinsage_jax.training.state import initial_state, make_optimiser
+
+ITEMS, COLLECTIONS = 60, 14
+# Of the catalogue from files: look, year, place, log-degree, edgeless.
+INPUTS = 5 + 1 + 6 + 1 + 1
+# New item 1 has no edge, 3 only a new collection, 4 and 5 share one; 0's edge is there twice.
+NEW_EDGES = [(0, 2), (0, 2), (0, 5), (2, 1), (2, 3), (2, 7), (3, 14), (4, 15), (4, 4), (5, 15)]
+NEW = 6
+
+
+def settings(workdir="unused", *, sampling=None, **model) -> Config:
+    return Config(
+        mode="embed",
+        workdir=str(workdir),
+        seed=5,
+        threads=1,
+        sampling=SamplingConfig(
+            **{"num_neighbours": 5, "num_walks": 9, "walk_length": 2, "content_neighbours": 3}
+            | (sampling or {})
+        ),
+        model=ModelConfig(
+            **{"hidden_dim": 12, "layer_dim": 10, "output_dim": 8, "structure_dim": 4} | model
+        ),
+        # Blocks as small as the fewest rows have one shape, which is compiled once.
+        embed=EmbedConfig(embed_block=4, embed_walks=20),
+    )
+
+
+def random_params(config: Config, input_dim: int, num_nodes: int):
+    """Parameters of the network, all of them random, without compiling its initialiser."""
+    shapes = jax.eval_shape(lambda: loop.init_model(config, input_dim, num_nodes)[1])
+    rng = np.random.default_rng(0)
+
+    def drawn(leaf):
+        return rng.normal(0, leaf.shape[0] ** -0.5, leaf.shape).astype(np.float32)
+
+    return jax.tree.map(drawn, shapes)
+
+
+def additions_of(edges, width, weighted, dtype=np.float32) -> Additions:
+    items, collections = np.array(edges or np.empty((0, 2)), np.int32).reshape(-1, 2).T
+    fresh = max([COLLECTIONS, *(collections + 1)])
+    weights = np.linspace(0.5, 3.0, len(items)).astype(np.float32) if weighted else None
+    graph = Graph.from_edges(items, collections, NEW, fresh, weights)
+    features = unit_features(NEW, width, seed=9) if width else np.empty((NEW, 0), np.float32)
+    ids = IdTable(pa.array([f"new-{i}" for i in range(NEW)]))
+    return Additions(ids, features.astype(dtype), graph)
+
+
+def edges_of(graph: Graph) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    items = np.repeat(np.arange(graph.num_items), np.diff(graph.indptr[: graph.num_items + 1]))
+    collections = graph.indices[: graph.num_edges] - graph.num_items
+    weights = None if graph.weights is None else graph.weights[: graph.num_edges]
+    return items.astype(np.int32), collections.astype(np.int32), weights
+
+
+def slow_extended(graph: Graph, new: Graph) -> Graph:
+    (items, collections, weights), (more, held, other) = edges_of(graph), edges_of(new)
+    both = None if weights is None else np.concatenate([weights, other])
+    return Graph.from_edges(
+        np.concatenate([items, more + np.int32(graph.num_items)]),
+        np.concatenate([collections, held]),
+        graph.num_items + new.num_items,
+        new.num_collections,
+        both,
+    )
+
+
+def unit(vector):
+    return vector / max(np.linalg.norm(vector), 1e-12)
+
+
+def slow_links(config, features, added, degree, edgeless) -> ContentLinks:
+    """Links of new items only, item by item; the rows of old items are not read."""
+    size = config.sampling.content_neighbours if features.shape[1] else 0
+    ids = np.full((len(features) + len(added), size), -1, np.int32)
+    shares = np.zeros(ids.shape, np.float32)
+    for new, row in enumerate(added) if size else ():
+        if len(features) > config.sampling.content_limit and not edgeless[new]:
+            continue
+        scored = [
+            (float(unit(row) @ unit(features[i])), -i)
+            for i in range(len(features))
+            if degree[i] > 0
+        ]
+        best = [pair for pair in sorted(scored, reverse=True)[:size] if pair[0] > 0]
+        place = len(features) + new
+        ids[place, : len(best)] = [-i for _, i in best]
+        mass = np.square([score for score, _ in best])
+        shares[place, : len(best)] = mass / mass.sum() if len(best) else 0
+    return ContentLinks(ids, shares)
+
+
+def full_path(config, prepared, additions, bases, params) -> np.ndarray:
+    """embed_all of every node of the extended graph; the rows of the new items.
+
+    Catalogue nodes have the inputs and lists that they have without the new ones.
+    """
+    graph, new = prepared.graph, additions.graph
+    items, count, old_collections = graph.num_items, new.num_items, graph.num_collections
+    whole = slow_extended(graph, new)
+    encoder = Encoder.over(config, prepared, graph, bases)
+    everything = config.sampling.neighbourhood == "all"
+    nodes = whole.num_nodes if everything else whole.num_items
+    old_items, behind = np.arange(items), items + count
+    old_place = np.arange(behind, behind + old_collections)
+    old_nodes = np.concatenate([old_items, old_place]) if everything else old_items
+
+    degree = whole.degree()
+    added = additions.features.astype(np.float32)
+    catalogue = prepared.features.astype(np.float32)
+    links = slow_links(config, catalogue, added, graph.degree(), degree[items:behind] == 0)
+    source = NeighbourhoodSource(whole, config.sampling, config.seed, 1)
+    lists = NeighbourLists.made_of(source, links, config).with_walks(config.embed.embed_walks)
+    ids, weights = lists.of(np.arange(nodes, dtype=np.int32))
+    old_ids, old_weights = encoder.final_lists
+    ids[old_nodes] = np.where(old_ids >= items, old_ids + count, old_ids)
+    weights[old_nodes] = old_weights
+
+    inputs = np.zeros((nodes, encoder.inputs.dim), np.float32)
+    inputs[old_nodes] = encoder.inputs.gather(np.arange(len(old_nodes), dtype=np.int32))
+    places = np.array([bases[graph.neighbours(items + c)].sum(axis=0) for c in range(COLLECTIONS)])
+    sizes = np.maximum(graph.degree()[items:], 1)
+    for node in range(items, nodes):
+        if node in old_place:
+            continue
+        row = [np.zeros(added.shape[1])]
+        place = np.zeros(bases.shape[1])
+        if node < behind:
+            row = [added[node - items] * encoder.inputs.scale]
+            for held in whole.neighbours(node) - behind:
+                if held < COLLECTIONS:
+                    place = place + places[held] / sizes[held]
+            place = unit(place)
+        extra = [0.1 * np.log1p(degree[node]), 0.1 * (degree[node] == 0)]
+        if everything:
+            extra.append(float(node >= behind))
+        inputs[node] = np.concatenate([*row, place, extra])
+
+    class Inputs:
+        def gather(self, wanted):
+            return inputs[wanted]
+
+    messages = params["params"].get("id_messages")
+    if messages is not None and everything:
+        table = np.zeros((nodes, messages.shape[1]), np.float32)
+        table[old_nodes] = messages
+        params = {"params": params["params"] | {"id_messages": table}}
+    out = embed_all(config.model, params, Inputs(), ids, weights, block=4, quiet=True)
+    return out[items:behind]
+
+
+CASES = {
+    "one layer": {},
+    "two layers": {"model": {"num_layers": 2}},
+    "no layer": {"model": {"num_layers": 0}},
+    "no edges": {"edges": [], "model": {"num_layers": 2}},
+    "featureless": {"width": 0, "model": {"num_layers": 2}},
+    "featureless without edges": {"width": 0, "edges": []},
+    "weighted, max": {"weighted": True, "model": {"pooling": "max", "num_layers": 2}},
+    "no structure, no messages": {"model": {"structure_dim": 0, "id_messages": "off"}},
+    "links for the edgeless": {"sampling": {"content_limit": 10}, "model": {"num_layers": 2}},
+    "collections too": {"sampling": {"neighbourhood": "all"}, "model": {"num_layers": 2}},
+    "half features": {"dtype": np.float16},
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_as_if_they_had_been_in_the_catalogue(case, small_rng):
+    model, width, dtype = case.get("model", {}), case.get("width", 6), case.get("dtype", np.float32)
+    weighted = case.get("weighted", False)
+    config = settings(sampling=case.get("sampling"), **model)
+    graph = random_graph(small_rng, ITEMS, COLLECTIONS, 150, 8, weighted)
+    features = unit_features(ITEMS, width) if width else np.empty((ITEMS, 0), np.float32)
+    prepared = make_prepared(graph, features.astype(dtype))
+    added = additions_of(case.get("edges", NEW_EDGES), width, weighted, dtype)
+    bases = small_rng.normal(size=(ITEMS, config.model.structure_dim)).astype(np.float32)
+    encoder = NewItemEncoder(config, prepared, added, bases)
+    params = random_params(config, encoder.dim, encoder.num_nodes)
+    vectors = encoder.embed(params)
+    assert vectors.shape == (NEW, 8) and vectors.dtype == np.float32
+    expected = full_path(config, prepared, added, bases, params)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert encoder.edgeless.tolist() == [d == 0 for d in added.graph.degree()[:NEW]]
+    told_apart = width > 0 or bool(case.get("edges", True))
+    assert (np.ptp(vectors, axis=0).max() > 1e-3) == told_apart
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("edges", [[], NEW_EDGES, [(5, 0), (0, 13)]])
+def test_the_extended_graph_is_the_one_built_from_all_edges(weighted, edges, small_rng):
+    graph = random_graph(small_rng, ITEMS, COLLECTIONS, 150, 8, weighted)
+    new = additions_of(edges, 2, weighted).graph
+    found, expected = extend(graph, new), slow_extended(graph, new)
+    for name in ("indptr", "indices", "weights"):
+        one, other = getattr(found, name), getattr(expected, name)
+        np.testing.assert_array_equal(one, other)
+        assert one is None or one.dtype == other.dtype
+    assert (found.num_items, found.num_collections) == (ITEMS + NEW, new.num_collections)
+
+
+# From files, through the stage.
+
+
+def write_csv(path, header, rows):
+    with open(path, "w", newline="") as handle:
+        csv.writer(handle).writerows([header, *rows])
+    return str(path)
+
+
+def vector_text(vector) -> str:
+    return " ".join(f"{number:.6f}" for number in vector)
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory):
+    """(config, vectors, features): a prepared, embedded catalogue with an untrained network.
+
+    Items i0 to i79, of which i70 and on have no edge; features follow the collections.
+    """
+    root = tmp_path_factory.mktemp("catalogue")
+    rng = np.random.default_rng(4)
+    edges = [(f"c{c}", f"i{i}") for i in range(70) for c in {i // 10, i // 10, rng.integers(0, 7)}]
+    centres = rng.normal(size=(8, 5))
+    features = [centres[i // 10] + 0.3 * rng.normal(size=5) for i in range(80)]
+    data = DataConfig(
+        edges=write_csv(root / "edges.csv", ["collection_id", "item_id"], edges),
+        items=write_csv(
+            root / "items.csv",
+            ["item_id", "look", "year"],
+            [(f"i{i}", vector_text(row), 2000 + i % 7) for i, row in enumerate(features)],
+        ),
+        dense_columns="look",
+        numeric_columns="year",
+    )
+    config = dataclasses.replace(settings(root / "work", structure_dim=6), data=data)
+    config = dataclasses.replace(
+        config, embed=EmbedConfig(embed_walks=500, cold_offset=0.25, shard_rows=50)
+    )
+    prepared = stages.prepare(config)
+    params = random_params(config, INPUTS, 80)
+    state = initial_state(params, make_optimiser(config.train, 1.0))
+    meta = {
+        "data": stages.identity_of(prepared),
+        "config": {"model": dataclasses.asdict(config.model)},
+    }
+    with Checkpoints(root / "work" / "checkpoints") as checkpoints:
+        checkpoints.save(3, state, meta, {"score": 1.0, "cold_offset": 0.1})
+    stages.embed(config)
+    # Later runs take the offset of the export.
+    config = dataclasses.replace(config, embed=EmbedConfig(embed_walks=500, shard_rows=50))
+    return config, stages.load_embeddings(config.workdir, prepared), features, edges
+
+
+def with_new(catalogue, tmp_path, items, edges=None, columns=("item_id", "look", "year")):
+    """Settings that name new tables; items are rows (id, vector, year)."""
+    rows = [(name, vector_text(look), *rest) for name, look, *rest in items]
+    new = NewItemsConfig(
+        new_items=write_csv(tmp_path / "new.csv", columns, rows),
+        new_edges=""
+        if edges is None
+        else write_csv(tmp_path / "more.csv", ["collection_id", "item_id"], edges),
+    )
+    return dataclasses.replace(catalogue[0], new=new)
+
+
+def exported(config):
+    folder = pathlib.Path(config.workdir) / "new_embeddings"
+    table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))])
+    vectors = np.array(table["embedding"].to_pylist(), np.float32)
+    return table, vectors, files.read_json(folder / "manifest.json")
+
+
+def test_twins_of_catalogue_items(catalogue, tmp_path):
+    config, vectors, features, edges = catalogue
+    rows = [(f"twin{i}", features[i], 2000 + i % 7) for i in (3, 75, 41)]
+    more = [(c, i.replace("i", "twin")) for c, i in edges if i in ("i3", "i41")]
+    run = with_new(catalogue, tmp_path, rows, more)
+    before = files.checksum(pathlib.Path(config.workdir) / "embeddings/part-00000.parquet")
+    manifest = stages.embed(run)
+    table, found, saved = exported(run)
+    assert table["item_id"].to_pylist() == ["twin3", "twin75", "twin41"]
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 8)
+    assert saved == manifest
+    expected = {"count": 3, "dimension": 8, "step": 3, "cold_offset": 0.25, "without_edges": 1}
+    assert expected.items() <= manifest.items()
+    after = files.checksum(pathlib.Path(config.workdir) / "embeddings/part-00000.parquet")
+    assert before == after
+    # Without edges nothing depends on chance: the very same vector, cold offset included.
+    np.testing.assert_allclose(found[1], vectors[75], atol=1e-5)
+    for row, item in ((0, 3), (2, 41)):
+        # The other way round i3 and i41 see their twins' walks, which are other walks.
+        scores = vectors @ np.stack([vectors[item], found[row]], axis=1)
+        scores[item] = -np.inf
+        own, twin = (set(np.argsort(-scores[:, side])[:10].tolist()) for side in (0, 1))
+        assert len(own & twin) >= 8
+        assert vectors[item, :-1] @ found[row, :-1] > 0.97
+
+
+def test_a_second_export_replaces_the_first(catalogue, tmp_path):
+    row = ("alone", catalogue[2][0], 2001)
+    for name in ("a", "b"):
+        run = with_new(catalogue, tmp_path, [(name, *row[1:])], [("unheard of", name)])
+        stages.embed(run)
+        table, vectors, manifest = exported(run)
+        assert table["item_id"].to_pylist() == [name]
+        assert manifest["without_edges"] == 0 and np.isfinite(vectors).all()
+
+
+GOOD = [("x", np.ones(5), 2001), ("y", np.zeros(5), 2002)]
+REFUSALS = {
+    "known item": ([*GOOD, ("i7", np.ones(5), 1)], None, r"Item 'i7' in row 3 .* already; leave"),
+    "twice": ([*GOOD, ("x", np.ones(5), 1)], None, r"Item 'x' is in --new_items more .* row 3"),
+    "edge of a known item": (GOOD, [("c1", "x"), ("c1", "i7")], r"Item 'i7' in row 2 .* already"),
+    "edge of no item": (GOOD, [("c1", "z")], r"Item 'z' in row 1 .* not in --new_items"),
+    "other length": ([("x", np.ones(4), 1)], None, r"'look'.*4.*5"),
+}
+
+
+def refusal(config):
+    with pytest.raises(UserError) as caught:
+        stages.embed(config)
+    assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("items,edges,message", REFUSALS.values(), ids=REFUSALS)
+def test_refusals(items, edges, message, catalogue, tmp_path):
+    run = with_new(catalogue, tmp_path, items, edges)
+    text = refusal(run)
+    assert re.search(message, text), text
+
+
+def test_refusals_of_columns(catalogue, tmp_path):
+    rows = [("x", np.ones(5))]
+    run = with_new(catalogue, tmp_path, rows, columns=("item_id", "look"))
+    assert "has no column 'year', which the catalogue's features" in refusal(run)
+    run = with_new(catalogue, tmp_path, [(*GOOD[0], 1)], columns=("id", "look", "year", "size"))
+    assert "has no column 'item_id' (named by --item_id_column)" in refusal(run)
+    run = with_new(
+        catalogue, tmp_path, [(*GOOD[0], 1)], columns=("item_id", "look", "year", "size")
+    )
+    data = dataclasses.replace(run.data, numeric_columns="year,size")
+    assert "'size' is named as a feature, but" in refusal(dataclasses.replace(run, data=data))
+    # Not asked for by name it is only left out.
+    stages.embed(run)
+    run = with_new(catalogue, tmp_path, GOOD, [("c1", "x")])
+    data = dataclasses.replace(run.data, collection_column="board")
+    assert "has no column 'board'" in refusal(dataclasses.replace(run, data=data))
+
+
+def test_weights_are_needed_where_the_catalogue_has_them(small_rng, tmp_path):
+    prepared = make_prepared(random_graph(small_rng, weighted=True))
+    folder = tmp_path / "features"
+    folder.mkdir()
+    FeatureTransform([]).save(folder)
+    items = write_csv(tmp_path / "new.csv", ["item_id"], [("x",), ("y",)])
+    edges = write_csv(
+        tmp_path / "more.csv",
+        ["collection_id", "item_id", "w"],
+        [("c-3", "y", 2), ("new", "x", 0.5), ("c-3", "y", 1)],
+    )
+    with pytest.raises(UserError, match="with --weight_column"):
+        read_additions(prepared, folder, DataConfig(), items, edges)
+    found = read_additions(prepared, folder, DataConfig(weight_column="w"), items, edges)
+    assert found.item_ids.ids.to_pylist() == ["x", "y"]
+    graph = found.graph
+    known = prepared.graph.num_collections
+    assert graph.indices[: graph.num_edges].tolist() == [2 + known, 2 + 3]
+    assert graph.weights[: graph.num_edges].tolist() == [0.5, 3.0]
+    assert graph.num_collections == known + 1 and found.features.shape == (2, 0)
+
+
+def test_refusal_without_a_checkpoint_and_of_flags(catalogue, tmp_path):
+    run = with_new(catalogue, tmp_path, GOOD)
+    elsewhere = tmp_path / "untrained"
+    stages.prepare(dataclasses.replace(catalogue[0], workdir=str(elsewhere)))
+    text = refusal(dataclasses.replace(run, workdir=str(elsewhere)))
+    assert "holds no checkpoint; run --mode=train first" in text
+    assert not (elsewhere / "new_embeddings").exists()
+    with pytest.raises(UserError, match="--mode=embed"):
+        dataclasses.replace(run, mode="pipeline").validate()
+    alone = dataclasses.replace(run, new=NewItemsConfig(new_edges="edges.csv"))
+    with pytest.raises(UserError, match="needs --new_items"):
+        alone.validate()
