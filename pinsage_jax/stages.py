@@ -180,8 +180,9 @@ def _embed_over(
 ) -> tuple[np.ndarray, int, float]:
     """Embeddings of every node over `graph`, with the step and the cold offset they have."""
     encoder = Encoder.over(config, prepared, graph, structure_bases(config, prepared, split))
-    trained = _trained(config, prepared, encoder.inputs.dim, encoder.lists.source.num_nodes)
-    params, step, offset = trained
+    params, step, offset = _trained(
+        config, prepared, encoder.inputs.dim, encoder.lists.source.num_nodes
+    )
     vectors = encoder.embed(params)
     items = prepared.graph.num_items
     edgeless = graph.degree()[:items] == 0

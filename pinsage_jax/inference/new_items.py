@@ -136,28 +136,25 @@ class NewItemEncoder:
         config, layers = self._config, self._config.model.num_layers
         first = self._prepared.graph.num_nodes
         nodes = np.arange(first, first + self._additions.graph.num_items, dtype=np.int32)
-        sizes, ids, weights = [len(nodes)], [], []
-        done = 0
+        sizes, done = [len(nodes)], 0
+        lists = [self._lists(nodes[:0])]
         for _ in range(layers):
             # The rows before `done` have their lists from the layers above.
-            listed = self._lists(nodes[done:])
-            done = len(nodes)
-            ids.append(listed[0])
-            weights.append(listed[1])
-            nodes = np.concatenate([nodes, np.setdiff1d(listed[0][listed[0] >= 0], nodes)])
-            nodes = nodes.astype(np.int32)
+            lists.append(self._lists(nodes[done:]))
+            done, found = len(nodes), lists[-1][0]
+            fresh = np.setdiff1d(found[found >= 0], nodes)
+            nodes = np.concatenate([nodes, fresh]).astype(np.int32)
             sizes.append(len(nodes))
+        ids, weights = (np.concatenate(parts) for parts in zip(*lists, strict=True))
         row_of = np.full(self._extended.graph.num_nodes + 1, -1, np.int32)
         row_of[nodes] = np.arange(len(nodes), dtype=np.int32)
-        width = ids[0].shape[1] if ids else 0
-        # Id -1, a short list's end, reads the last entry, which is -1 as well.
-        neighbours = row_of[np.concatenate(ids or [np.empty((len(nodes), width), np.int32)])]
         return embed_all(
             config.model,
             params,
             self._inputs,
-            neighbours,
-            np.concatenate(weights or [np.empty((len(nodes), width), np.float32)]),
+            # Id -1, a short list's end, reads the last entry, which is -1 as well.
+            row_of[ids],
+            weights,
             block=config.embed.embed_block,
             threads=threads_of(config),
             quiet=True,
@@ -167,20 +164,13 @@ class NewItemEncoder:
 
     def _lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lists of any nodes: the catalogue's over its own graph, new ones over both."""
+        width = self._config.sampling.num_neighbours + self._link_size()
+        ids = np.empty((len(nodes), width), np.int32)
+        weights = np.empty((len(nodes), width), np.float32)
         old = nodes < self._prepared.graph.num_nodes
-        ids: np.ndarray | None = None
-        weights: np.ndarray | None = None
         for some, read in ((old, self._catalogue_lists), (~old, self._new_lists)):
-            if not some.any():
-                continue
-            found_ids, found_weights = read(nodes[some])
-            if ids is None or weights is None:
-                ids = np.empty((len(nodes), found_ids.shape[1]), np.int32)
-                weights = np.empty(ids.shape, np.float32)
-            ids[some], weights[some] = found_ids, found_weights
-        if ids is None or weights is None:
-            width = self._config.sampling.num_neighbours + self._link_size()
-            return np.empty((0, width), np.int32), np.empty((0, width), np.float32)
+            if some.any():
+                ids[some], weights[some] = read(nodes[some])
         return ids, weights
 
     def _catalogue_lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
