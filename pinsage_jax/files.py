@@ -167,7 +167,8 @@ def verify_checksums(folder: str | os.PathLike, expected: dict[str, str]) -> Non
             )
         if (found := checksum(path)) != wanted:
             raise UserError(
-                f"{path} is damaged (checksum {found}, manifest says {wanted}); delete {folder} and run again."
+                f"{path} is damaged (checksum {found}, manifest says {wanted}); "
+                f"delete {folder} and run again."
             )
 
 

@@ -62,7 +62,9 @@ class _QuietOrbax(python_logging.Filter):
         if f"{os.sep}orbax{os.sep}" not in record.pathname:
             return True
         raised_anyway = record.exc_info and "_SignalingThread" in str(record.msg)
-        return record.levelno >= python_logging.WARNING and not raised_anyway
+        # Opening read-only is meant; that it is so is no warning.
+        meant = "read_only" in str(record.msg) or "read only" in str(record.msg)
+        return record.levelno >= python_logging.WARNING and not raised_anyway and not meant
 
 
 _QUIET_ORBAX = _QuietOrbax()
