@@ -37,6 +37,7 @@ from pinsage_jax.retrieval import evaluate as evaluation
 from pinsage_jax.retrieval import neighbours as related
 from pinsage_jax.retrieval import recommend as recommending
 from pinsage_jax.retrieval.embeddings_io import load_embeddings
+from pinsage_jax.retrieval.evaluation_table import evaluation_tables
 from pinsage_jax.retrieval.recommend_choice import Validation, validation_users
 from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.training import loop
@@ -294,7 +295,25 @@ def evaluate(config: Config) -> dict[str, Any]:
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
     split = validation_split(prepared.graph, config.split, config.seed)
-    return evaluation.evaluate(config, prepared, vectors, validation=split)
+    return evaluation.evaluate(
+        config, prepared, vectors, validation=split, fingerprint=_eval_fingerprint(config)
+    )
+
+
+def _eval_fingerprint(config: Config) -> str:
+    """What eval.json depends on: the export and the settings of the evaluation."""
+    manifest = files.read_json(pathlib.Path(config.workdir) / export.FOLDER / export.MANIFEST)
+    asked = [config.evaluate.baselines, config.evaluate.bootstrap]
+    return files.fingerprint([manifest, *asked])
+
+
+def _saved_evaluation(config: Config) -> dict[str, Any] | None:
+    """What eval.json holds, if it is of just this export and these settings."""
+    path = pathlib.Path(config.workdir) / evaluation.EVAL_FILE
+    if not path.exists():
+        return None
+    saved = files.read_json(path)
+    return saved if saved.get("fingerprint") == _eval_fingerprint(config) else None
 
 
 def neighbors(config: Config) -> None:
@@ -364,7 +383,13 @@ def pipeline(config: Config) -> dict[str, Any]:
         logging.info("embed: %s is up to date", pathlib.Path(config.workdir) / export.FOLDER)
     else:
         embed(config)
-    result = evaluate(config)
+    raise_if_stopped()
+    result = _saved_evaluation(config)
+    if result is None:
+        result = evaluate(config)
+    else:
+        logging.info("evaluate: %s/%s is up to date", config.workdir, evaluation.EVAL_FILE)
+        print(evaluation_tables(result))
     if figures.available():
         raise_if_stopped()
         report(config)

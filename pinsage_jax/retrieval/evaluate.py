@@ -43,6 +43,7 @@ def evaluate(
     embeddings: np.ndarray,
     validation: ValidationSplit | None = None,
     graph: Graph | None = None,
+    fingerprint: str = "",
 ) -> dict[str, Any]:
     """Scores the embeddings and --baselines; prints tables, writes WORKDIR/eval.json.
 
@@ -54,6 +55,7 @@ def evaluate(
       validation: where rivals' settings are chosen; never the evaluation pairs.
       graph: the graph that the embeddings were computed on, which the rivals get too;
         default prepared.graph.
+      fingerprint: kept in eval.json, to know later whether it is of the same run.
 
     Returns:
       What eval.json holds; {} when there is no pair at all.
@@ -115,6 +117,7 @@ def evaluate(
         "score": "inner product of embeddings",
         "interval": f"95%, {config.evaluate.bootstrap} bootstrap resamples of queries",
         "seed": config.seed,
+        "fingerprint": fingerprint,
         "notes": notes,
         "methods": methods,
         "left_out": rivals.left_out,

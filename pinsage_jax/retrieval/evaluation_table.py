@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pinsage_jax.retrieval.baseline_choice import NAMES
 from pinsage_jax.retrieval.metrics import NDCG_DEPTH, TIE_RULE
 
 _WITH_INTERVAL = ("hit@10", "hit@100")
@@ -13,7 +14,10 @@ _GAP = "pinsage_minus_this"
 
 def evaluation_tables(result: dict[str, Any]) -> str:
     """One table over all pairs, one per kind, and hit-rates by degree of the target."""
-    methods = result["methods"]
+    # JSON files are sorted by name: PinSage first, then the rivals in their own order.
+    places = {name: place for place, name in enumerate(NAMES)}
+    names = sorted(result["methods"], key=lambda name: places.get(name, -1))
+    methods = {name: result["methods"][name] for name in names}
     first = next(iter(methods.values()))
     lines = [
         f"{result['pairs']:,} pairs of {result['queries']:,} queries, each ranked among "
@@ -62,11 +66,13 @@ def _metric_table(title: str, group: str, name: str, methods: dict[str, Any]) ->
 
 def _degree_table(methods: dict[str, Any]) -> list[str]:
     buckets = next(iter(methods.values()))["by_degree"]
-    head = [f"{name} ({values['pairs']:,})" for name, values in buckets.items()]
+    names = sorted(buckets, key=lambda name: int(name.split("-")[0].rstrip("+")))
+    head = [f"{name} ({buckets[name]['pairs']:,})" for name in names]
     rows = [["hit@10 / hit@100 by degree of target", *head]]
     for method, values in methods.items():
         row = [method]
-        for scored in values["by_degree"].values():
+        for name in names:
+            scored = values["by_degree"][name]
             cells = [_number(scored["metrics"], metric) for metric in _WITH_INTERVAL]
             row.append(" / ".join(cells) if scored["pairs"] else "")
         rows.append(row)
