@@ -320,7 +320,7 @@ def test_the_best_scored_by_sorting_everything():
 
 def test_settings_are_those_of_the_checkpoint(tmp_path):
     trained = dataclasses.replace(
-        small_config(tmp_path), seed=9, train=TrainConfig(margin=0.7, epochs=3)
+        small_config(tmp_path), seed=9, train=TrainConfig(margin=0.7, epochs=7)
     )
     saved = dataclasses.asdict(trained) | {"unheard_of": 1}
     saved["train"] |= {"gone": 2, "batch_size": "many"}
@@ -332,7 +332,7 @@ def test_settings_are_those_of_the_checkpoint(tmp_path):
     changed = run_sections.changed_settings(source.config)
     assert ("margin", 0.7, TrainConfig().margin) in changed and (
         "epochs",
-        3,
+        7,
         TrainConfig().epochs,
     ) in changed
     assert source.config.train.batch_size == 64
