@@ -47,6 +47,11 @@ from pinsage_jax.training.loop import Outcome
 from pinsage_jax.training.state import TrainState, initial_state, make_optimiser
 
 
+def _split(config: Config, prepared: Prepared) -> ValidationSplit:
+    """The validation split of this run; the same in every stage."""
+    return validation_split(prepared.graph, config.split, config.seed, prepared.train_pairs)
+
+
 def identity_of(prepared: Prepared) -> dict[str, Any]:
     """What the data is, as checkpoints and exports remember it."""
     return {
@@ -69,21 +74,16 @@ def train(config: Config) -> Outcome:
     if loop.is_finished(config, identity_of(prepared)):
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
         return Outcome(0, 0, {}, interrupted=False)
-    split = validation_split(prepared.graph, config.split, config.seed)
+    split = _split(config, prepared)
     bases = structure_bases(config, prepared, split)
     encoder = Encoder.over(config, prepared, split.train_graph, bases)
     identity = identity_of(prepared)
-    if split.train_graph.num_edges == 0 and prepared.train_pairs is None:
-        raise UserError(
-            "No edge is left to train on after the validation split; "
-            "set --validation_collections=0 or give more --edges."
-        )
     if not config.sampling.resample:
         encoder.lists.source.keep_all()
     pairs = PairSource(
         split.train_graph,
         config.seed,
-        prepared.train_pairs,
+        split.train_pairs,
         config.train.pairs_per_epoch,
         config.sampling.pair_power,
     )
@@ -199,7 +199,7 @@ def embed(config: Config) -> dict[str, Any]:
     if config.new.new_items:
         return _embed_new(config)
     prepared = open_prepared(config.workdir)
-    split = validation_split(prepared.graph, config.split, config.seed)
+    split = _split(config, prepared)
     vectors, step, offset = _embed_over(config, prepared, prepared.graph, split)
     items = prepared.graph.num_items
     everything = config.sampling.neighbourhood == "all"
@@ -236,7 +236,7 @@ def _embed_new(config: Config) -> dict[str, Any]:
         config.new.new_items,
         config.new.new_edges,
     )
-    split = validation_split(prepared.graph, config.split, config.seed)
+    split = _split(config, prepared)
     encoder = NewItemEncoder(config, prepared, additions, structure_bases(config, prepared, split))
     params, step, offset = _trained(config, prepared, encoder.dim, encoder.num_nodes)
     exported = workdir / export.FOLDER / export.MANIFEST
@@ -294,7 +294,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     """Ranks the catalogue for every evaluation pair; WORKDIR/eval.json and a table."""
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
-    split = validation_split(prepared.graph, config.split, config.seed)
+    split = _split(config, prepared)
     return evaluation.evaluate(
         config, prepared, vectors, validation=split, fingerprint=_eval_fingerprint(config)
     )
@@ -332,7 +332,7 @@ def recommend(config: Config) -> dict[str, Any] | None:
     vectors = load_embeddings(config.workdir, prepared)
 
     def validation() -> Validation | None:
-        held = validation_split(prepared.graph, config.split, config.seed)
+        held = _split(config, prepared)
         if len(held.collections) == 0:
             return None
         logging.info("recommend: embedding without the withheld collections, to choose settings")
@@ -353,7 +353,7 @@ def ablate(config: Config) -> dict[str, Any]:
     # A wrong name is told before the data is prepared.
     ablation.chosen_variants(config.ablate.ablate_variants)
     prepared = prepare(config)
-    held = validation_split(prepared.graph, config.split, config.seed)
+    held = _split(config, prepared)
 
     def embeddings(variant: Config, graph: Graph) -> tuple[np.ndarray, dict[str, Any]]:
         train(variant)

@@ -325,7 +325,7 @@ def test_two_variants_of_a_generated_world(tmp_path, capsys):
     result = stages.ablate(config)
     folder = tmp_path / "run"
     prepared = stages.open_prepared(folder)
-    held = validation_split(prepared.graph, config.split, config.seed)
+    held = validation_split(prepared.graph, config.split, config.seed, prepared.train_pairs)
     assert result["pairs"] == len(held.pairs) == len(np.unique(held.pairs, axis=0))
     text = capsys.readouterr().out
     for name in ("base", "no_structure"):

@@ -165,3 +165,27 @@ def test_most_per_collection_matches_a_search():
         while best < possible.max(initial=0) and np.minimum(possible, best + 1).sum() <= limit:
             best += 1
         assert _most_per_collection(possible, limit) == best
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_given_pairs_are_split_and_not_drawn(seed):
+    rng = np.random.default_rng(seed)
+    graph = random_graph(seed)
+    given = np.unique(rng.integers(0, graph.num_items, (60, 2)), axis=0).astype(np.int32)
+    given = given[given[:, 0] != given[:, 1]]
+    split = validation_split(graph, SplitConfig(0.3, 0.2, 1000), seed, given)
+    degree = split.train_graph.degree()
+    stripped = set(split.items.tolist())
+    held, kept = set(map(tuple, split.pairs.tolist())), set(map(tuple, split.train_pairs.tolist()))
+    everything = set(map(tuple, given.tolist()))
+    assert not held & kept and held | kept <= everything
+    # What is neither was held out and has a query without an edge.
+    assert all(degree[query] == 0 for query, _ in everything - held - kept)
+    assert not any(query in stripped or target in stripped for query, target in kept)
+    for (query, target), kind in zip(split.pairs.tolist(), split.kinds, strict=True):
+        assert degree[query] > 0 and kind == ("warm" if degree[target] else "cold")
+    rest = sum(not ({q, t} & stripped) for q, t in everything)
+    assert len(kept) == rest - round(0.3 * rest)
+    assert len(validation_split(graph, SplitConfig(0.3, 0.2, 5), seed, given).pairs) <= 5
+    whole = validation_split(graph, SplitConfig(0.0, 0.2, 5), seed, given)
+    assert whole.train_pairs is given and len(whole.pairs) == 0

@@ -17,7 +17,7 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.pairs_table import derived_kinds
 
 # Purposes of the keyed streams; a collection's stream is _PAIRS + its index.
-_COLLECTIONS, _ITEMS, _SUBSET, _PAIRS = 1, 2, 3, 1 << 32
+_COLLECTIONS, _ITEMS, _SUBSET, _GIVEN, _PAIRS = 1, 2, 3, 4, 1 << 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,10 +29,18 @@ class ValidationSplit:
     items: np.ndarray  # int32 [*]: items stripped of every edge, ascending
     pairs: np.ndarray  # int32 [P, 2]: query, target
     kinds: np.ndarray  # <U4 [P]: warm, or cold if the target has no edge in train_graph
+    train_pairs: np.ndarray | None = None  # int32 [*, 2]: given pairs left to train on
 
 
-def validation_split(graph: Graph, split: SplitConfig, seed: int) -> ValidationSplit:
+def validation_split(
+    graph: Graph, split: SplitConfig, seed: int, given: np.ndarray | None = None
+) -> ValidationSplit:
     """Withholds collections and items, and draws the pairs.
+
+    With `given` training pairs (int32 [*, 2], --train_pairs) the validation pairs are of
+    their kind: as large a share of them as of the collections, and all that touch a
+    stripped item, split.validation_pairs at most; training keeps those that are neither.
+    Without, they are drawn from the withheld collections:
 
     Pairs are ordered pairs of two items of one withheld collection whose query has an
     edge left.  Every collection gives the same number at most: the largest one for
@@ -49,12 +57,17 @@ def validation_split(graph: Graph, split: SplitConfig, seed: int) -> ValidationS
         count = max(count, 1)
     if count == 0:
         none = np.empty(0, np.int32)
-        return ValidationSplit(graph, none, none, np.empty((0, 2), np.int32), np.empty(0, "<U4"))
+        empty = np.empty((0, 2), np.int32)
+        return ValidationSplit(graph, none, none, empty, np.empty(0, "<U4"), given)
     collections = _choose(eligible, count, seed, _COLLECTIONS)
     linked = np.flatnonzero(degree[: graph.num_items] > 0)
     items = _choose(linked, round(split.validation_cold_items * len(linked)), seed, _ITEMS)
     train_graph = graph.without(collections=collections, items=items)
     train_degree = train_graph.degree()
+    if given is not None:
+        pairs, kept = _of_given(given, items, train_degree, split, seed)
+        kinds = derived_kinds(pairs, train_degree)
+        return ValidationSplit(train_graph, collections, items, pairs, kinds, kept)
 
     members = [graph.neighbours(graph.num_items + index) for index in collections]
     queries = [row[train_degree[row] > 0] for row in members]
@@ -82,6 +95,22 @@ def validation_split(graph: Graph, split: SplitConfig, seed: int) -> ValidationS
     return ValidationSplit(
         train_graph, collections, items, pairs, derived_kinds(pairs, train_degree)
     )
+
+
+def _of_given(
+    given: np.ndarray, items: np.ndarray, degree: np.ndarray, split: SplitConfig, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Validation pairs out of given ones, and the given ones that training keeps."""
+    given = np.asarray(given, np.int32)
+    stripped = np.isin(given, items).any(axis=1)
+    rest = np.flatnonzero(~stripped)
+    drawn = _choose(rest, round(split.validation_collections * len(rest)), seed, _GIVEN)
+    held = stripped.copy()
+    held[drawn] = True
+    usable = np.flatnonzero(held & (degree[given[:, 0]] > 0))
+    if len(usable) > split.validation_pairs:
+        usable = _choose(usable, split.validation_pairs, seed, _SUBSET)
+    return given[usable], given[~held]
 
 
 def _most_per_collection(possible: np.ndarray, limit: int) -> int:

@@ -72,7 +72,8 @@ class PairSource:
         self._available = graph.num_edges if pairs is None else len(pairs)
         if pairs is None and not self._collection_weights(power).any():
             raise UserError(
-                "No collection holds two items to train on; give more --edges, or --train_pairs."
+                "No collection holds two items to train on; give more --edges or --train_pairs, "
+                "or set --validation_collections=0."
             )
         if self._available == 0:
             raise UserError("There is no training pair; give --train_pairs with rows, or none.")
