@@ -335,6 +335,7 @@ def test_errors_of_a_stage_are_one_sentence_and_bugs_are_not(stage, tmp_path, ca
         raise ZeroDivisionError("ours")
 
     stage.train, stage.embed = wrong_input, bug
+    before = signal.getsignal(signal.SIGINT)
     assert run_main("--mode=train", f"--workdir={tmp_path}") == 2
     expected = "row 3 of edges.csv has no item_id; remove it."
     assert one_sentence(capfd.readouterr().err) == expected
@@ -342,7 +343,7 @@ def test_errors_of_a_stage_are_one_sentence_and_bugs_are_not(stage, tmp_path, ca
         run_main("--mode=embed", f"--workdir={tmp_path}")
     # Neither leaves the workdir locked or the signals taken over.
     assert run_main("--mode=evaluate", f"--workdir={tmp_path}") == 0
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("mode", ["pipeline", "neighbors"])

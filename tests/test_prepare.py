@@ -106,8 +106,10 @@ def test_items_weights_times_and_pairs(tmp_path, monkeypatch):
     pq.write_table(pa.table(items), tmp_path / "items.parquet")
     pairs = {"query_id": ["1", "3", "zz"], "target_id": ["3", "2", "1"], "kind": ["x", None, "y"]}
     pq.write_table(pa.table(pairs), tmp_path / "pairs.parquet")
+    train = {"query_id": ["1", "zz"], "target_id": ["2", "1"]}
+    pq.write_table(pa.table(train), tmp_path / "train.parquet")
     found = run(
-        tmp_path, edges="edges.parquet", items="items.parquet", train_pairs="pairs.parquet",
+        tmp_path, edges="edges.parquet", items="items.parquet", train_pairs="train.parquet",
         eval_pairs="pairs.parquet", collection_column="board", item_column="pin",
         item_id_column="pin", weight_column="w", time_column="at", feature_dtype="float16",
     )  # fmt: skip
@@ -123,7 +125,8 @@ def test_items_weights_times_and_pairs(tmp_path, monkeypatch):
     np.testing.assert_allclose(found.features, [[0.6, 0.8], [0, 0], [1, 0], [0, 0]], atol=1e-3)
     assert found.features.dtype == np.float16
     assert found.titles.to_pylist() == ["one", "", "three", None]
-    assert found.train_pairs.tolist() == found.eval_pairs.tolist() == [[0, 2], [2, 1]]
+    assert found.train_pairs.tolist() == [[0, 1]]
+    assert found.eval_pairs.tolist() == [[0, 2], [2, 1]]
     assert found.eval_kinds.tolist() == ["x", "cold"]
     report = found.manifest["features"]
     assert report["missing"] == {"v": 1} and report["items_without_row"] == 1
@@ -185,10 +188,12 @@ def test_generated_world(tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         edges = {"collection_id": ["b0", "b0"], "item_id": ["p0", "p1"]}
         pairs = {"query_id": ["p0"], "target_id": ["p1"]}
-        items = {"item_id": ["p0", "p1"], "v": [[1.0], [2.0]]}
+        other_pairs = {"query_id": ["p0"], "target_id": ["p2"]}
+        items = {"item_id": ["p0", "p1", "p2"], "v": [[1.0], [2.0], [3.0]]}
         paths = {}
         for name, table in (
-            ("edges", edges), ("items", items), ("train_pairs", pairs), ("eval_pairs", pairs),
+            ("edges", edges), ("items", items), ("train_pairs", pairs),
+            ("eval_pairs", other_pairs),
         ):  # fmt: skip
             paths[name] = str(folder / f"{name}.parquet")
             pq.write_table(pa.table(table), paths[name])
