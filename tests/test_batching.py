@@ -65,7 +65,10 @@ def slow_list(run, instance, step, pooling="importance"):
     trust = 0.0 if not walked else (1.0 if not linked else trust)
     entries = [(other, trust * count / total) for other, count in walked]
     entries += [(other, (1.0 - trust) * share / link_total) for other, share in linked]
-    return [(other, weight) for other, weight in entries if weight > 0]
+    entries = [(other, weight) for other, weight in entries if weight > 0]
+    if pooling != "importance":
+        entries = [(other, 1.0 / len(entries)) for other, _ in entries]
+    return entries
 
 
 def meaning_of_seeds(run, batch, device=0):

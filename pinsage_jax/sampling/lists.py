@@ -93,6 +93,7 @@ class NeighbourLists:
         if dropped is not None:
             # The links that are left share out what the dropped one had.
             link_shares /= np.maximum(link_shares.sum(axis=1, keepdims=True), np.float32(1e-12))
-        return np.concatenate([ids, link_ids], axis=1), blend(
-            shares, link_shares, edges, self._kappa
-        )
+        weights = blend(shares, link_shares, edges, self._kappa)
+        if self._pooling != "importance":
+            weights = pooling_weights((weights > 0).astype(np.int32), self._pooling)
+        return np.concatenate([ids, link_ids], axis=1), weights
