@@ -234,7 +234,7 @@ class ModelConfig(Checked):
     id_messages: str = option(
         "auto",
         "Add a learned vector of the neighbour's id to what it sends; with one layer an item's "
-        "own id never enters its embedding. auto: when all of them have at most 50 million numbers.",
+        "own id never enters its embedding. auto: when they have at most 50 million numbers.",
         choices=("auto", "on", "off"),
     )
     skip: bool = option(

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ import numpy as np
 from pinsage_jax.errors import UserError
 
 _TEMPORARY_MARK = ".tmp-"
+_LEFTOVER = re.compile(r"\.tmp-(old-)?\d+$")
 _CHECKSUM_BLOCK = 1 << 22
 
 
@@ -91,15 +93,20 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def remove_leftovers(folder: str | os.PathLike) -> int:
-    """Deletes temporary files and folders that a killed process left behind."""
-    removed = 0
-    for path in sorted(pathlib.Path(folder).rglob(f"*{_TEMPORARY_MARK}*")):
+    """Deletes what killed processes left half-written directly in a workdir.
+
+    Only for the process that holds the workdir: another's files are in the making.
+
+    Returns:
+      How many files and folders were deleted.
+    """
+    ours = [path for path in pathlib.Path(folder).iterdir() if _LEFTOVER.search(path.name)]
+    for path in ours:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-        removed += 1
-    return removed
+    return len(ours)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -51,8 +51,9 @@ def _run_stage(config: Config) -> int:
     interrupts.install()
     try:
         # JAX takes seconds to load: only now, so that wrong flags are told at once.
-        from pinsage_jax import stages
+        from pinsage_jax import files, stages
 
+        files.remove_leftovers(config.workdir)
         interrupts.raise_if_stopped()
         getattr(stages, config.mode)(config)
     except interrupts.Stopped:

@@ -15,7 +15,7 @@ import pytest
 from absl import flags
 
 import pinsage_jax
-from pinsage_jax import cli, interrupts, logs, main, workdir
+from pinsage_jax import cli, files, interrupts, logs, main, workdir
 from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
 
@@ -642,3 +642,13 @@ def test_ci_finds_the_commands_of_the_readme(tmp_path):
     environment["TESTS_EXIT"] = "1"
     failed = subprocess.run([ROOT / ".ci" / "run"], env=environment, capture_output=True)
     assert failed.returncode != 0
+
+
+def test_leftovers_of_killed_runs_are_removed(tmp_path):
+    for name in ("prepared.tmp-12", "prepared.tmp-old-12"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").write_text("half")
+    for name in ("eval.json.tmp-7", "mine.tmp-x", "eval.json"):
+        (tmp_path / name).write_text("{}")
+    assert files.remove_leftovers(tmp_path) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.json", "mine.tmp-x"]

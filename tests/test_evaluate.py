@@ -10,7 +10,7 @@ from pinsage_jax.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.retrieval import metrics
-from pinsage_jax.retrieval.evaluate import evaluate, quick_hit_rate
+from pinsage_jax.retrieval.evaluate import evaluate
 
 
 def slow_rank(scores, query, target):
@@ -197,11 +197,3 @@ def test_a_single_pair_is_enough(tmp_path):
     content = result["methods"]["content"]["overall"]["all"]["metrics"]["mrr"]
     assert content["value"] == content["low"] == content["high"] == 0.5
     assert result["methods"]["popularity"]["overall"]["all"]["metrics"]["mrr"]["value"] == 1
-
-
-def test_quick_hit_rate_equals_the_ranks_by_hand(world):
-    _, embeddings, pairs, _ = world
-    ranks = ranks_by_hand(embeddings, pairs)
-    found = quick_hit_rate(embeddings, pairs, (1, 5, 20))
-    assert found == {f"hit@{k}": pytest.approx(np.mean(ranks <= k)) for k in (1, 5, 20)}
-    assert quick_hit_rate(embeddings, pairs[:0], (1,)) == {}

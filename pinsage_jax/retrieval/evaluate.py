@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -127,25 +126,6 @@ def evaluate(
     files.write_json(path, result)
     logging.info("evaluation written to %s", path)
     return result
-
-
-def quick_hit_rate(
-    embeddings: np.ndarray, pairs: np.ndarray, ks: Sequence[int]
-) -> dict[str, float]:
-    """hit@k over pairs, for validation while training.
-
-    Args:
-      embeddings: float32 [N, Z].
-      pairs: int [P, 2]: query, target.
-
-    Returns:
-      {"hit@10": share, ...}; empty without pairs.
-    """
-    if len(pairs) == 0:
-        return {}
-    query, target = np.asarray(pairs).T
-    ranks = target_ranks(embeddings[query], embeddings, query, target)
-    return {f"hit@{k}": float(np.mean(ranks <= k)) for k in ks}
 
 
 def _distinct(pairs: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
