@@ -277,7 +277,10 @@ def _embed_new(config: Config) -> dict[str, Any]:
 
 def _embed_fingerprint(config: Config, step: int) -> str:
     manifest = files.read_json(pathlib.Path(config.workdir) / "prepared" / "manifest.json")
-    parts = {name: dataclasses.asdict(getattr(config, name)) for name in ("sampling", "model")}
+    named = ("split", "sampling", "model", "train")
+    parts = {name: dataclasses.asdict(getattr(config, name)) for name in named}
+    # The same step of a run trained otherwise is another model.
+    parts["train"] = {k: v for k, v in parts["train"].items() if k not in loop.MAY_CHANGE}
     embed_settings = dataclasses.asdict(config.embed)
     return files.fingerprint([parts, embed_settings, config.seed, step, manifest["fingerprint"]])
 
@@ -294,10 +297,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     """Ranks the catalogue for every evaluation pair; WORKDIR/eval.json and a table."""
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
-    split = _split(config, prepared)
-    return evaluation.evaluate(
-        config, prepared, vectors, validation=split, fingerprint=_eval_fingerprint(config)
-    )
+    split, fingerprint = _split(config, prepared), _eval_fingerprint(config)
+    return evaluation.evaluate(config, prepared, vectors, split, fingerprint=fingerprint)
 
 
 def _eval_fingerprint(config: Config) -> str:

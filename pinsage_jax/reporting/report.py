@@ -6,7 +6,6 @@ bytes.  Where a part has nothing to show, a sentence says why.
 
 from __future__ import annotations
 
-import os
 import pathlib
 
 import numpy as np
@@ -17,6 +16,7 @@ from pinsage_jax import files
 from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph.prepare import Prepared
+from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.reporting import (
     example_section,
     figures,
@@ -59,7 +59,6 @@ def write_report(config: Config, prepared: Prepared, embeddings: np.ndarray) -> 
             "PinSage without the last coordinate of its vectors, which tells how likely an item is "
             "whatever the query (--popularity)."
         )
-    threads = config.threads or len(os.sched_getaffinity(0))
     sections = [
         ("scores", "Scoreboard", score_sections.scoreboard(source)),
         ("cutoff", "Hit-rate by K", score_sections.by_cutoff(source)),
@@ -78,7 +77,7 @@ def write_report(config: Config, prepared: Prepared, embeddings: np.ndarray) -> 
         (
             "examples",
             "Example queries",
-            example_section.examples(used, prepared, embeddings, threads),
+            example_section.examples(used, prepared, embeddings, threads_of(config)),
         ),
         ("run", "What was run", run_sections.what_was_run(source, prepared)),
     ]

@@ -10,7 +10,6 @@ paired difference to PinSage.
 
 from __future__ import annotations
 
-import os
 import pathlib
 from typing import Any
 
@@ -22,6 +21,7 @@ from pinsage_jax.config import Config
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.graph.split import ValidationSplit
+from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.retrieval import metrics
 from pinsage_jax.retrieval.baseline_choice import Baselines, parse_baselines
 from pinsage_jax.retrieval.baselines import rank_pairs
@@ -81,8 +81,7 @@ def evaluate(
 
     ranks = {MAIN: target_ranks(embeddings[query], embeddings, query, target)}
     settings: dict[str, Any] = {MAIN: {"dimensions": int(embeddings.shape[1])}}
-    threads = config.threads or len(os.sched_getaffinity(0))
-    rivals = Baselines(config, graph, prepared.features, validation, threads)
+    rivals = Baselines(config, graph, prepared.features, validation, threads_of(config))
     for baseline in rivals.each(names):
         ranks[baseline.name] = rank_pairs(baseline, pairs, graph.num_items)
         settings[baseline.name] = baseline.settings
