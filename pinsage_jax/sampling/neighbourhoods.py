@@ -68,6 +68,16 @@ class WalkTables:
         if graph.weights is not None:
             self.cumulative = row_cumulative(self.indptr, graph.weights)
 
+    @property
+    def footprint(self) -> int:
+        """Bytes that unweighted walks read from: row starts and neighbours."""
+        return self.indptr.nbytes + self.indices.nbytes
+
+
+def in_flight(num_walks: int) -> int:
+    """Walks that a thread moves at once, so that their cache misses overlap."""
+    return num_walks
+
 
 def row_cumulative(indptr: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Running sums of `weights` [2E] within each row of a CSR, float64 [2E]."""

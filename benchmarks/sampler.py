@@ -1,0 +1,126 @@
+"""Neighbourhood sampler: seeds/s and hops/s, beside a pointer chase and DGL.
+
+Two settings of DGL's PinSAGESampler, walked alike: "T=50" is 100 walks of exactly 5
+item-collection-item steps, "T=3" is 10 walks of at most 2 steps with stop chance 0.5.
+DGL ends a walk where this project returns it to its start, so in "T=3" ours takes its
+second step always (from the start or from where it stands): 40 hops a seed, where DGL
+keeps 30 on average and walks 40.  Hops of DGL are counted as kept.
+
+The bound is a pointer chase over as many bytes as the walk's tables (row starts and
+neighbours) with as many chains in flight as the sampler has walks in flight.  A hop reads
+twice (the row, then the neighbour), so the bound on hops/s is half of the reads/s.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks import dgl, graphs, machine
+from benchmarks.chase import Chase
+from pinsage_jax.config import SamplingConfig
+from pinsage_jax.sampling.neighbourhoods import WalkTables, in_flight, visit_counts
+
+# name: traversals, stop chance, walks, T, hops that DGL keeps a seed, seeds a timing.
+SETTINGS = {
+    "T=50": (5, 0.0, 100, 50, 1000, 16_384),
+    "T=3": (2, 0.5, 10, 3, 30, 524_288),
+}
+
+
+def add_options(parser) -> None:
+    """Graphs, settings and how DGL is called."""
+    parser.add_argument("--sampler_graphs", nargs="+", default=["small", "large"])
+    parser.add_argument("--sampler_settings", nargs="+", default=list(SETTINGS))
+    parser.add_argument("--dgl_batches", nargs="+", type=int, default=[512, 8192])
+    parser.add_argument("--dgl_bits", nargs="+", type=int, default=[64, 32])
+
+
+def run(options) -> list[dict]:
+    """Rows of our sampler by threads, of DGL, and of their ratios."""
+    rows, ratios = [], []
+    worker = dgl.Worker(options.dgl_python, options.threads) if options.dgl_python else None
+    for name in ["tiny"] if options.quick else options.sampler_graphs:
+        graph, path = graphs.load(name, options.graphs)
+        tables = WalkTables(graph)
+        chase = Chase(tables.footprint)
+        for setting in options.sampler_settings:
+            found, bound = _measure(tables, setting, str(path), chase, worker, options)
+            rows += [{"graph": name, "setting": setting} | row for row in found]
+            ours = found[-1]
+            bound_row = {
+                "graph": name,
+                "setting": setting,
+                "threads": options.threads,
+                "chains": ours_in_flight(setting),
+                "chase Mreads/s": bound / 1e6,
+                "share of the bound": 2 * ours["Mhops/s"] / (bound / 1e6),
+            }
+            theirs = max((row["seeds/s"] for row in found if row["side"] != "ours"), default=None)
+            bound_row["over DGL's best"] = theirs and ours["seeds/s"] / theirs
+            ratios.append(bound_row)
+    notes = [{"note": dgl.SKIPPED}]
+    if worker is not None:
+        with worker:
+            versions = worker.versions
+        notes = [{"note": f"DGL {versions['dgl']} with torch {versions['torch']}."}]
+    return [*rows, *notes, *ratios]
+
+
+def ours_in_flight(setting: str) -> int:
+    """Walks that one thread of our sampler moves at once."""
+    return in_flight(SETTINGS[setting][2])
+
+
+def _measure(tables, setting, path, chase, worker, options) -> tuple[list[dict], float]:
+    """Rows of both sides, ours with all threads last, and the chase's reads/s."""
+    steps, stop, walks, top, kept_hops, seeds = SETTINGS[setting]
+    seeds = 2_048 if options.quick else seeds
+    sampling = SamplingConfig(
+        num_neighbours=top, num_walks=walks, walk_length=steps, restart=float(stop)
+    )
+    starts = np.random.default_rng(1).integers(0, tables.graph.num_items, seeds, dtype=np.int32)
+    chains, turns = ours_in_flight(setting), 2_000_000 // ours_in_flight(setting)
+    works, hops, batches = {}, {}, {}
+    if worker is not None:
+        for bits in options.dgl_bits:
+            for batch in options.dgl_batches:
+                # DGL is many times slower: an eighth of the seeds takes about as long.
+                count = max(seeds // 8, batch)
+
+                def theirs(bits=bits, batch=batch, count=count):
+                    worker.ask("graph", path=path, bits=bits)
+                    return worker.ask(
+                        "sample",
+                        seeds=count,
+                        batch=batch,
+                        traversals=steps,
+                        stop=stop,
+                        walks=walks,
+                        top=top,
+                    ) * (seeds / count)
+
+                works["DGL", options.threads, f"{bits} bits, batch {batch}"] = theirs
+    for threads in sorted({1, options.threads}):
+        works["ours", threads, ""] = lambda threads=threads: machine.seconds(
+            lambda: visit_counts(tables, starts, sampling, seed=0, threads=threads)
+        )
+    works["chase"] = lambda: chase.seconds(chains, turns, options.threads)
+    taken = machine.in_turn(works, options.repeat)
+    bound = options.threads * chains * turns / taken.pop("chase")["seconds"]
+    rows = []
+    for (side, threads, how), spent in taken.items():
+        each = 2 * steps * walks if side == "ours" else kept_hops
+        rows.append(
+            {
+                "side": side,
+                "threads": threads,
+                "how": how,
+                "T": top,
+                "walks": walks,
+                "seeds/s": seeds / spent["seconds"],
+                "slowest": seeds / spent["slowest"],
+                "fastest": seeds / spent["fastest"],
+                "Mhops/s": each * seeds / spent["seconds"] / 1e6,
+            }
+        )
+    return rows, bound
