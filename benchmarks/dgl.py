@@ -23,10 +23,11 @@ class Worker:
     """
 
     def __init__(self, python: pathlib.Path, threads: int):
+        # Isolated (-I), because `import dgl` would find this file beside the worker.
         # Threads of OpenMP that spin after their work would slow down the other side.
         settings = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
         self._process = subprocess.Popen(
-            [str(python), str(WORKER)],
+            [str(python), "-I", str(WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

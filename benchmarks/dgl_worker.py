@@ -46,17 +46,11 @@ def graph(path, bits):
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: torch.as_tensor(file[name]).to(dtype) for name in file.files}
     none = torch.empty(0, dtype=dtype)
+    there, back = (
+        ("csr", (arrays[f"{way}_indptr"], arrays[f"{way}_indices"], none)) for way in ("pb", "bp")
+    )
     HELD["graph"] = HELD[path, bits] = dgl.heterograph(
-        {
-            ("item", "in", "collection"): (
-                "csr",
-                (arrays["pb_indptr"], arrays["pb_indices"], none),
-            ),
-            ("collection", "of", "item"): (
-                "csr",
-                (arrays["bp_indptr"], arrays["bp_indices"], none),
-            ),
-        },
+        {("item", "in", "collection"): there, ("collection", "of", "item"): back},
         num_nodes_dict={
             "item": len(arrays["pb_indptr"]) - 1,
             "collection": len(arrays["bp_indptr"]) - 1,

@@ -83,7 +83,7 @@ def tables(rows: list[dict]) -> str:
     lines, group = [], []
     for row in [*rows, None]:
         if group and (row is None or "note" in row or row.keys() != group[0].keys()):
-            lines += _table(group) + [""]
+            lines += [*_table(group), ""]
             group = []
         if row is None:
             break

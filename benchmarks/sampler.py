@@ -80,7 +80,7 @@ def _measure(tables, setting, path, chase, worker, options) -> tuple[list[dict],
     )
     starts = np.random.default_rng(1).integers(0, tables.graph.num_items, seeds, dtype=np.int32)
     chains, turns = ours_in_flight(setting), 2_000_000 // ours_in_flight(setting)
-    works, hops, batches = {}, {}, {}
+    works = {}
     if worker is not None:
         for bits in options.dgl_bits:
             for batch in options.dgl_batches:
