@@ -303,6 +303,7 @@ class TrainConfig(Checked):
         high=1.0,
     )
     prefetch: int = option(2, "Batches prepared ahead by host threads; 0: none.", low=0, high=64)
+    producers: int = option(1, "Host threads that make batches; no more than --prefetch.", low=1)
     device_features: str = option(
         "auto",
         "Keep input vectors on the devices and send node ids only; auto: where they take at most "

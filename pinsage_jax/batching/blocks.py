@@ -75,6 +75,6 @@ class BatchInfo:
 
 
 def padded_size(rows: int, most: int) -> int:
-    """`rows` with an eighth of headroom, rounded up to 64 and cut at `most`."""
-    wanted = rows + rows // 8 + 1
+    """`rows` with a sixteenth of headroom, rounded up to 64 and cut at `most`."""
+    wanted = rows + rows // 16 + 1
     return min(-(-wanted // 64) * 64, most)

@@ -48,6 +48,7 @@ MAY_CHANGE = frozenset(
         "epochs",
         "max_steps",
         "prefetch",
+        "producers",
         "devices",
         "device_features",
         "validate_every",
@@ -234,7 +235,8 @@ def train(
     def due(step: int, every: int) -> bool:
         return step % every == 0 or step == schedule.total or interrupted
 
-    queue = Prefetcher(builder.make, first, schedule.total, config.train.prefetch)
+    ahead, threads = config.train.prefetch, config.train.producers
+    queue = Prefetcher(builder.make, first, schedule.total, ahead, threads)
     progress = Progress(schedule.total - first, "step", "training")
     with stack, queue, progress:
         for done, (batch, info) in enumerate(queue, start=first + 1):
@@ -243,10 +245,16 @@ def train(
             interrupted = done < schedule.total and should_stop()
             if due(done, schedule.log_every):
                 # The only place where the host waits for the device.
-                line = window.close(done, float(rate(done - 1)), queue.wait_seconds)
+                line = window.close(
+                    done, float(rate(done - 1)), queue.wait_seconds, queue.make_seconds
+                )
                 epoch = pairs.epoch_of((done - 1) * config.train.batch_size) + 1
                 log.write({"epoch": epoch, **line})
-                progress.note(f"loss {line['loss']:.3f}, device waits {line['wait_share']:.0%}")
+                progress.note(
+                    f"loss {line['loss']:.3f}, device waits {line['wait_share']:.0%} "
+                    f"(would not with --producers={line['producers_needed']}), "
+                    f"padding {line['padding_share']:.0%}"
+                )
             if due(done, schedule.validate_every) or due(done, schedule.save_every):
                 window.check(done, float(rate(done - 1)))
             scores: dict[str, float] = {}

@@ -81,12 +81,11 @@ def read_inputs(batch: Minibatch, table: jax.Array | None) -> jax.Array:
     width = batch.places.shape[1]
     extra = batch.features.shape[1]
     start = table.shape[1] - extra - width
-    # One mask for two groups of columns, so that it fuses with the gather.
-    is_place = (jnp.arange(table.shape[1]) >= start)[None, :]
-    known = (batch.node_ids >= 0)[:, None]
-    shown = jnp.where(is_place, batch.placed[:, None], known)
-    rows = jnp.where(shown, table[jnp.maximum(batch.node_ids, 0)], 0.0)
+    # Padding reads node 0: nothing points to it.
+    rows = table[jnp.maximum(batch.node_ids, 0)]
     if width:
+        unplaced = (jnp.arange(table.shape[1]) >= start)[None, :] & ~batch.placed[:, None]
+        rows = jnp.where(unplaced, 0.0, rows)
         rows = jax.lax.dynamic_update_slice(rows, batch.places, (0, start))
     if extra:
         rows = jax.lax.dynamic_update_slice(rows, batch.features, (0, start + width))
