@@ -83,7 +83,7 @@ def bipartite(path: str) -> Graph:
     return Graph(indptr, indices.astype(np.int32), None, items, len(collection_ptr) - 1)
 
 
-def settings(top: int) -> Config:
+def settings(top: int, device_features: str = "auto") -> Config:
     """The run's settings at one T."""
     walks, length, restart = WALKS[top]
     return Config(
@@ -120,6 +120,7 @@ def settings(top: int) -> Config:
             random_negatives=256,
             hard_start="none",
             strip_share=0.0,
+            device_features=device_features,
             weight_decay=0.0,
             clip_norm=0.0,
         ),
@@ -283,7 +284,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def add_graph_option(parser: argparse.ArgumentParser) -> None:
     """--graph_file, unless a benchmark of the same run has added it."""
-    if "--graph_file" not in parser.format_help():
+    if "--graph_file" not in parser.format_usage():
         parser.add_argument("--graph_file", default="", help="bipartite graph as .npz")
 
 
