@@ -127,6 +127,18 @@ def settings(top: int, device_features: str = "auto") -> Config:
     )
 
 
+def joined_pairs(graph: Graph, count: int) -> np.ndarray:
+    """int32 [count, 2]: a uniform item and where one item-collection-item step leads from it."""
+    rng = np.random.default_rng(1)
+    heads = rng.integers(0, graph.num_items, count)
+    ends = heads[graph.degree()[heads] > 0]
+    heads = ends
+    for _ in range(2):
+        places = graph.indptr[ends] + (rng.random(len(ends)) * graph.degree()[ends]).astype(int)
+        ends = graph.indices[places]
+    return np.stack([heads, ends], axis=1).astype(np.int32)
+
+
 class Training:
     """One run, ready to take steps.
 
@@ -147,7 +159,7 @@ class Training:
             edgeless_feature=config.model.edgeless_feature,
             whiten=config.model.whiten,
         )
-        pairs = PairSource(graph, config.seed)
+        pairs = PairSource(graph, config.seed, joined_pairs(graph, 2**18))
         self._builder = MinibatchBuilder(
             NeighbourLists(source, config.model.pooling),
             inputs,
