@@ -303,6 +303,13 @@ class TrainConfig(Checked):
         high=1.0,
     )
     prefetch: int = option(2, "Batches prepared ahead by host threads; 0: none.", low=0, high=64)
+    producers: int = option(1, "Host threads that make batches; no more than --prefetch.", low=1)
+    device_features: str = option(
+        "auto",
+        "Keep input vectors on the devices and send node ids only; auto: where they take at most "
+        "a quarter of a device's memory (on CPUs 2 GiB in all).",
+        choices=("auto", "on", "off"),
+    )
     devices: int = option(0, "Devices to train on; 0: all local ones.", low=0)
     validate_every: int = option(0, "Steps between validations; 0: once an epoch.", low=0)
     checkpoint_every: int = option(0, "Steps between checkpoints; 0: at every validation.", low=0)

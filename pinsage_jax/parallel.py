@@ -35,6 +35,7 @@ leaf (a Python number) has the same effect.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,7 +49,44 @@ from pinsage_jax.errors import UserError
 
 AXIS_NAME = "devices"
 
-Step = Callable[[Any, Any], tuple[Any, Any]]
+Step = Callable[..., tuple[Any, Any]]
+
+# glibc's mallopt: names of malloc.h.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Lets this process keep the memory it frees; to be called before JAX makes threads.
+
+    A step on the CPU allocates hundreds of megabytes and frees them at its end.  glibc
+    gives blocks of that size back to the system, which hands them out again page by
+    page and cleared: a fifth of a step on citeulike-t.  From now on they stay in one
+    heap, so what the process holds is its largest demand so far.
+
+    Returns:
+      whether it took effect; False without glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    wanted = (
+        (_ARENA_MAX, 1),
+        (_MMAP_MAX, 0),
+        (_TRIM_THRESHOLD, 2**31 - 1),
+        (_TOP_PAD, 2**26),
+    )
+    return all([mallopt(name, value) for name, value in wanted])
+
+
+def table_limit(devices: Sequence[jax.Device]) -> int:
+    """Bytes of constant tables that may live on each device: a quarter of its memory.
+
+    Where the device does not tell its memory (the CPU's is the host's), 2 GiB over all.
+    """
+    stats = devices[0].memory_stats() or {}
+    return stats.get("bytes_limit", 2**33 // len(devices)) // 4
 
 
 def device_count() -> int:
@@ -62,6 +100,7 @@ def make_devices(count: int = 0) -> tuple[jax.Device, ...]:
     Raises:
       UserError: there are fewer.
     """
+    keep_freed_memory()
     devices = jax.local_devices()
     if count > len(devices):
         raise UserError(
@@ -99,9 +138,13 @@ def place_batch(batch: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def compile_step(
-    step: Callable[..., tuple[Any, Any]], num_devices: int, *, donate: bool = True
+    step: Callable[..., tuple[Any, Any]],
+    num_devices: int,
+    *,
+    donate: bool = True,
+    constants: int = 0,
 ) -> Step:
-    """Compiles ``step(state, batch, axis_name=...)`` for `num_devices` devices.
+    """Compiles ``step(state, batch, *constant, axis_name=...)`` for `num_devices` devices.
 
     Args:
       step: pure; returns (state, metrics), both equal on all devices.
@@ -109,9 +152,11 @@ def compile_step(
         ``make_devices(num_devices)`` and axis_name ``AXIS_NAME``.
       donate: the old state's memory is reused for the new one, so the state
         passed in must not be used again.
+      constants: how many more arguments it takes, each a pytree from ``replicate``
+        that is whole on every device and never given away.
 
     Returns:
-      A callable (state, batch) -> (state, metrics).  The state comes from
+      A callable (state, batch, *constant) -> (state, metrics).  The state comes from
       ``replicate`` or from the step itself and has no device axis; leaves of the
       batch are [num_devices, ...], on the host or from ``place_batch``; metrics
       have no device axis.  It traces once as long as shapes and dtypes stay.
@@ -121,24 +166,24 @@ def compile_step(
     if num_devices == 1:
 
         @functools.wraps(step)
-        def without_axis(state, batch):
+        def without_axis(state, batch, *constant):
             batch = jax.tree.map(lambda leaf: jnp.squeeze(leaf, axis=0), batch)
-            return step(state, batch, axis_name=None)
+            return step(state, batch, *constant, axis_name=None)
 
         compiled = jax.jit(without_axis, donate_argnums=donated)
     else:
         compiled = jax.pmap(
             functools.wraps(step)(functools.partial(step, axis_name=AXIS_NAME)),
             axis_name=AXIS_NAME,
-            in_axes=(None, 0),
+            in_axes=(None, 0, *(None,) * constants),
             out_axes=(None, None),
             devices=make_devices(num_devices),
             donate_argnums=donated,
         )
 
-    def run(state, batch):
+    def run(state, batch, *constant):
         _check_device_axis(batch, num_devices)
-        return compiled(state, batch)
+        return compiled(state, batch, *constant)
 
     return run
 

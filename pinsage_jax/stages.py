@@ -109,6 +109,7 @@ def train(config: Config) -> Outcome:
         hard_in_epoch=lambda epoch: hard_negatives_in(epoch, config.train),
         hard_slots=hard_slots(config.train),
         negative_pool=np.arange(prepared.graph.num_items, dtype=np.int32),
+        table_on_device=loop.keeps_table(config.train, encoder.inputs),
     )
 
     validate = _validator(config, prepared, encoder, split)

@@ -402,7 +402,7 @@ def test_padded_size_has_headroom_and_a_limit():
     for rows in (0, 1, 7, 63, 64, 500, 1000):
         size = padded_size(rows, 10**6)
         assert size % 64 == 0
-        assert size >= rows + rows // 8 + 1
+        assert size >= rows + rows // 16 + 1
         assert padded_size(rows, rows + 3) <= rows + 3
 
 

@@ -15,15 +15,31 @@ from pinsage_jax.sampling.neighbourhoods import WalkTables
 from pinsage_jax.sampling.pairs import (
     PairBatch,
     PairSource,
+    Rankings,
     hard_band,
-    hard_negatives,
     random_negatives,
 )
+from pinsage_jax.sampling.pairs import hard_negatives as draw_hard_negatives
 
 # Without compilation the wrapping products of the hashes are NumPy scalars, which warn.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 
 UNLIKELY = 1e-4
+
+
+def hard_negatives(tables, pairs, sampling, *, size, seed, first, threads=1):
+    """From rankings that are made anew, kept, and found again: all the same."""
+    forgetful = Rankings(tables, sampling, seed, threads, most_bytes=0)
+    keeping = Rankings(tables, sampling, seed, threads)
+    half = PairBatch(pairs.queries[::2], pairs.targets[::2], pairs.via[::2])
+    draw_hard_negatives(keeping, half, size=size, first=first)
+    drawn = [
+        draw_hard_negatives(rankings, pairs, size=size, first=first)
+        for rankings in (forgetful, keeping, keeping)
+    ]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    np.testing.assert_array_equal(drawn[0], drawn[2])
+    return drawn[0]
 
 
 def toy(weighted=False):

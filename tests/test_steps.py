@@ -168,7 +168,7 @@ def test_the_step_traces_once_and_learns(devices):
 
     def counted(state, batch, axis_name=None):
         traced.append(1)
-        return step(state, batch, axis_name)
+        return step(state, batch, axis_name=axis_name)
 
     compiled = compile_step(counted, devices)
     state = replicate(initial_state(params, optimiser), make_devices(devices))

@@ -6,7 +6,9 @@ beginning of S(k-1); one neighbour table then serves every layer, and "self" is 
 prefix instead of a gather.
 
 Axis letters: n_k rows of S(k) with padding, T neighbours, D input features,
-B pairs, R random negatives, H hard negatives per query.
+B pairs, R random negatives, H hard negatives per query.  With the table of inputs
+on the device: E columns that every batch brings, P first rows whose place in the
+graph (r columns) it brings too.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ class Minibatch(NamedTuple):
     Row indices point into S(K); ids are node ids and tell equal items apart.
     """
 
-    features: np.ndarray  # float32 [n_0, D]
+    features: np.ndarray  # float32 [n_0, D]; [n_0, E] where the rest is on the device
+    places: np.ndarray  # float32 [P, r] of the first rows; [0, 0] where nothing is on the device
+    placed: np.ndarray  # bool [n_0] rows with a place in the graph; [0] likewise
     node_ids: np.ndarray  # int32 [n_0] node of each row; -1 where padded
     neighbours: np.ndarray  # int32 [n_1, T] rows of the next frontier; 0 where masked
     weights: np.ndarray  # float32 [n_1, T] pooling weights; 0 where masked
@@ -71,6 +75,6 @@ class BatchInfo:
 
 
 def padded_size(rows: int, most: int) -> int:
-    """`rows` with an eighth of headroom, rounded up to 64 and cut at `most`."""
-    wanted = rows + rows // 8 + 1
+    """`rows` with a sixteenth of headroom, rounded up to 64 and cut at `most`."""
+    wanted = rows + rows // 16 + 1
     return min(-(-wanted // 64) * 64, most)

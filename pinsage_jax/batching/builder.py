@@ -20,7 +20,13 @@ from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config import ModelConfig, TrainConfig
 from pinsage_jax.sampling import kernels
 from pinsage_jax.sampling.lists import NeighbourLists
-from pinsage_jax.sampling.pairs import PairBatch, PairSource, hard_negatives, random_negatives
+from pinsage_jax.sampling.pairs import (
+    PairBatch,
+    PairSource,
+    Rankings,
+    hard_negatives,
+    random_negatives,
+)
 
 _STRIP_STREAM = 0x7374726970
 
@@ -46,6 +52,7 @@ class MinibatchBuilder:
         hard_slots: int,
         negative_pool: np.ndarray,
         budgets: Budgets | None = None,
+        table_on_device: bool = False,
     ):
         """Prepares a builder.
 
@@ -53,6 +60,7 @@ class MinibatchBuilder:
           hard_in_epoch: hard negatives per query in an epoch (from 0).
           hard_slots: H, the most that hard_in_epoch ever gives.
           negative_pool: int32 [P] items that random negatives are drawn from.
+          table_on_device: batches name rows of `table` and bring only what it lacks.
 
         Raises:
           ValueError: the batch size is not a multiple of the devices.
@@ -72,6 +80,9 @@ class MinibatchBuilder:
         self._hard_in_epoch = hard_in_epoch
         self._hard_slots = hard_slots
         self._pool = negative_pool
+        source = self._source
+        self._rankings = Rankings(source.tables, source.sampling, seed, source.threads)
+        self._table_on_device = table_on_device
         self._logq = self._log_chances(pairs.target_probability())
         self.budgets = budgets or self._measure_budgets()
 
@@ -79,6 +90,10 @@ class MinibatchBuilder:
     def num_nodes(self) -> int:
         """Nodes that can stand in a minibatch."""
         return self._source.num_nodes
+
+    def table(self) -> np.ndarray | None:
+        """float32 [N, D] for the devices to read inputs from; None: batches bring them."""
+        return self._inputs.table() if self._table_on_device else None
 
     def _log_chances(self, target_chance: np.ndarray) -> np.ndarray:
         """float32 [num_items] log of the expected share of each item among candidates.
@@ -165,15 +180,7 @@ class MinibatchBuilder:
         hard = np.full((len(pairs.queries), self._hard_slots), -1, np.int32)
         wanted = min(self._hard_in_epoch(epoch), self._hard_slots)
         if wanted:
-            hard[:, :wanted] = hard_negatives(
-                self._source.tables,
-                pairs,
-                self._source.sampling,
-                size=wanted,
-                seed=self._seed,
-                first=first,
-                threads=self._source.threads,
-            )
+            hard[:, :wanted] = hard_negatives(self._rankings, pairs, size=wanted, first=first)
         return hard
 
     def _part(
@@ -201,15 +208,12 @@ class MinibatchBuilder:
         # Rows of the last frontier have no list of their own but may be stripped too.
         leaves = self._stripped(nodes[len(stripped) :], step)
         stripped = np.concatenate([stripped, leaves])
-        features = self._inputs.gather(
-            nodes,
-            frontier.rows[-1],
-            hidden=hidden,
-            edgeless=stripped,
-        )
+        features, places, placed = self._features(nodes, hidden, stripped, frontier.rows)
         counts = (pairs.targets >= 0) & (queries >= 0) & (targets >= 0)
         batch = Minibatch(
             features=features,
+            places=places,
+            placed=placed,
             node_ids=frontier.nodes,
             neighbours=np.maximum(frontier.neighbours, 0),
             weights=frontier.weights,
@@ -234,6 +238,17 @@ class MinibatchBuilder:
             float(stripped.sum() / max(sum(frontier.used), 1)),
         )
         return batch, info
+
+    def _features(self, nodes, hidden, stripped, rows) -> tuple[np.ndarray, ...]:
+        """features, places and placed of a Minibatch."""
+        if not self._table_on_device:
+            whole = self._inputs.gather(nodes, rows[-1], hidden=hidden, edgeless=stripped)
+            return whole, np.zeros((0, 0), np.float32), np.zeros(0, np.bool_)
+        # Pairs come first and nothing else hides anything.
+        first = min(2 * self._train.batch_size // self._devices, rows[0])
+        return self._inputs.gather_own(
+            nodes, rows[-1], hidden=hidden, edgeless=stripped, first=first
+        )
 
     def _stripped(self, nodes: np.ndarray, step: int) -> np.ndarray:
         """bool [n]: nodes that this step trains as if they had no edges."""

@@ -78,6 +78,28 @@ class NodeInputs:
         # A model needs some input even where nothing is known about a node.
         self.dim = max(self._first_extra + extra, 1)
 
+    @property
+    def table_columns(self) -> tuple[int, int]:
+        """(F, r): widths of what `table` holds."""
+        width = self._features.shape[1]
+        return width, self._first_extra - width
+
+    @property
+    def table_bytes(self) -> int:
+        """Size of `table`: items, and collections where they are nodes of the model."""
+        return 4 * len(self._degree if self._node_type else self._features) * self.dim
+
+    def table(self) -> np.ndarray:
+        """float32 [nodes, D] of all nodes, as `gather` reads them with all their edges.
+
+        The columns after structure are zeros: a batch brings its own (`gather_own`).
+        """
+        nodes = self.table_bytes // (4 * self.dim)
+        every = np.arange(nodes, dtype=np.int32)
+        out = np.zeros((nodes, self.dim), np.float32)
+        self._gather_stored(every, self._degree[:nodes], np.full(nodes, -1, np.int32), out)
+        return out
+
     def gather(
         self,
         nodes: np.ndarray,
@@ -94,28 +116,67 @@ class NodeInputs:
         """
         used = len(nodes)
         out = np.zeros((used if rows is None else rows, self.dim), np.float32)
+        hidden = np.full(used, -1, np.int32) if hidden is None else hidden
+        degree = self._seen_degree(nodes, hidden, edgeless)
+        self._gather_stored(nodes, degree, hidden, out)
+        self._write_extras(nodes, degree, out[:used, self._first_extra :])
+        return out
+
+    def gather_own(
+        self,
+        nodes: np.ndarray,
+        rows: int,
+        *,
+        hidden: np.ndarray,
+        edgeless: np.ndarray,
+        first: int,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What `gather` reads and `table` does not hold.
+
+        Args:
+          nodes, rows, hidden, edgeless: as in `gather`; only the first `first` rows may
+            have something hidden.
+
+        Returns:
+          extras float32 [rows, E], places float32 [first, r] and placed bool [rows]:
+          whether a row after the first ones has its table's place rather than zeros.
+        """
+        used = len(nodes)
+        degree = self._seen_degree(nodes, hidden, edgeless)
+        extras = np.zeros((rows, self.dim - self._first_extra), np.float32)
+        self._write_extras(nodes, degree, extras[:used])
+        placed = np.zeros(rows, np.bool_)
+        placed[:used] = degree > 0
+        places = np.zeros((first, self.table_columns[1]), np.float32)
+        if self._structure is not None:
+            own = min(first, used)
+            self._structure.gather(nodes[:own], degree[:own], hidden[:own], places[:own])
+        return extras, places, placed
+
+    def _seen_degree(self, nodes, hidden, edgeless) -> np.ndarray:
+        """Edges int32 [n] that the rows may know of."""
+        degree = self._degree[nodes] - (hidden >= 0)
+        return degree if edgeless is None else np.where(edgeless, 0, degree)
+
+    def _write_extras(self, nodes, degree, out) -> None:
+        column = 0
+        if self._degree_feature:
+            out[:, column] = _DEGREE_SCALE * np.log1p(degree)
+            column += 1
+        if self._edgeless_feature:
+            out[:, column] = _DEGREE_SCALE * (degree == 0)
+            column += 1
+        if self._node_type:
+            out[:, column] = nodes >= self._features.shape[0]
+
+    def _gather_stored(self, nodes, degree, hidden, out) -> None:
+        """Features and places of `nodes` into the first columns and rows of `out`."""
         width = self._features.shape[1]
         if width:
             self._gather_features(nodes, out)
-        degree = self._degree[nodes]
-        if hidden is None:
-            hidden = np.full(used, -1, np.int32)
-        degree = degree - (hidden >= 0)
-        if edgeless is not None:
-            degree = np.where(edgeless, 0, degree)
         if self._structure is not None:
-            place = out[:used, width : self._first_extra]
+            place = out[: len(nodes), width : self._first_extra]
             self._structure.gather(nodes, degree, hidden, place)
-        column = self._first_extra
-        if self._degree_feature:
-            out[:used, column] = _DEGREE_SCALE * np.log1p(degree)
-            column += 1
-        if self._edgeless_feature:
-            out[:used, column] = _DEGREE_SCALE * (degree == 0)
-            column += 1
-        if self._node_type:
-            out[:used, column] = nodes >= self._features.shape[0]
-        return out
 
     def _gather_features(self, nodes: np.ndarray, out: np.ndarray) -> None:
         """Scaled features of `nodes` into the first columns of `out`."""

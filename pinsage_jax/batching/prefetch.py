@@ -40,6 +40,7 @@ class _Entry(NamedTuple):
     item: Any
     state: dict[str, int]  # of the iterator once this entry is consumed
     error: BaseException | None
+    seconds: float  # that making it took
 
 
 class _Shared:
@@ -89,15 +90,17 @@ class _Shared:
 
 def _make_entry(make: Callable[[int], Any], index: int) -> _Entry:
     state = {"next_index": index + 1}
+    begun = time.perf_counter()
     try:
-        return _Entry(make(index), state, None)
+        item = make(index)
+        return _Entry(item, state, None, time.perf_counter() - begun)
     except StopIteration as error:
         # Raised from ``__next__`` it would look like an ordinary, early end.
         failure = RuntimeError(f"making item {index} raised StopIteration")
         failure.__cause__ = error
-        return _Entry(None, state, failure)
+        return _Entry(None, state, failure, 0.0)
     except BaseException as error:
-        return _Entry(None, state, error)
+        return _Entry(None, state, error, 0.0)
 
 
 def _produce(shared: _Shared, make: Callable[[int], Any]) -> None:
@@ -125,6 +128,7 @@ class Prefetcher(Generic[Item]):
       items: number of items consumed.
       wait_seconds: time that the consumer was blocked in ``next``; with depth 0
         that is the whole time of making the items.
+      make_seconds: time that making the consumed items took, added up over threads.
 
     Raises:
       ValueError: a negative `start` or `depth`, or no thread.
@@ -152,6 +156,7 @@ class Prefetcher(Generic[Item]):
         self._state = {"next_index": start}
         self.items = 0
         self.wait_seconds = 0.0
+        self.make_seconds = 0.0
         weakref.finalize(self, self._shared.halt)
 
     def __enter__(self) -> Prefetcher[Item]:
@@ -185,6 +190,7 @@ class Prefetcher(Generic[Item]):
                 del entry
         self._state = entry.state
         self.items += 1
+        self.make_seconds += entry.seconds
         return entry.item
 
     def state(self) -> dict[str, int]:

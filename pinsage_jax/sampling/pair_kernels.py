@@ -78,22 +78,68 @@ def collection_pairs(
 
 
 @njit(nogil=True)
-def draw_from_band(ranked, begin, end, seed, first, drawn):
-    """Draws from ranks [begin[b], end[b]) of each row; -1 where the band is empty.
+def unranked(nodes, ranked, table, found, rows):
+    """Lists each node that `ranked` does not hold yet, once.
 
     Args:
-      ranked: int32 [B, C] items, best first; begin, end: int64 [B].
+      nodes: int32 [B]; ranked: bool [N].
+      table: int32 [capacity], a power of two of at least 2 B, all -1.
+      found: int32 [B] output, nodes in the order of their first place.
+      rows: int32 [B] output, where in `found` each node is; -1 where it is ranked.
+
+    Returns:
+      how many were found.
+    """
+    mask = table.shape[0] - 1
+    count = 0
+    for place in range(nodes.shape[0]):
+        node = nodes[place]
+        rows[place] = -1
+        if ranked[node]:
+            continue
+        slot = np.int64(mix(np.uint64(node)) & np.uint64(mask))
+        while table[slot] >= 0 and found[table[slot]] != node:
+            slot = (slot + 1) & mask
+        if table[slot] < 0:
+            table[slot] = count
+            found[count] = node
+            count += 1
+        rows[place] = table[slot]
+    return count
+
+
+@njit(nogil=True)
+def draw_from_band(rankings, rows, low, high, targets, seed, first, drawn):
+    """Draws from ranks [low, high) of each query's ranking; -1 where nothing is to be had.
+
+    A ranking shorter than `high` has its band shrunk in proportion.  A draw of the
+    query's own target is void.
+
+    Args:
+      rankings: int32 [n, C] items, best first, then -1; rows: int32 [B] rows of it.
+      targets: int32 [B].
       first: int64 number of the first pair over the run; keys the draws.
       drawn: int32 [B, H] output.
     """
     key = stream(seed, 0, 0)
     for row in range(drawn.shape[0]):
-        for column in range(drawn.shape[1]):
-            if end[row] <= begin[row]:
-                drawn[row, column] = -1
+        ranking = rankings[rows[row]]
+        reached, end = 0, ranking.shape[0]
+        while reached < end:
+            middle = (reached + end) >> 1
+            if ranking[middle] >= 0:
+                reached = middle + 1
             else:
+                end = middle
+        begin = low if reached >= high else reached * low // high
+        end = min(reached, high)
+        for column in range(drawn.shape[1]):
+            drawn[row, column] = -1
+            if begin < end:
                 bits = draw(key, first + row, column) >> U32
-                drawn[row, column] = ranked[row, begin[row] + bounded(bits, end[row] - begin[row])]
+                item = ranking[begin + bounded(bits, end - begin)]
+                if item != targets[row]:
+                    drawn[row, column] = item
 
 
 @njit(nogil=True)

@@ -27,6 +27,7 @@ _HARD_STREAM = 0x68617264
 _BAND_STREAM = 0x62616E64
 # A band of ranks needs a catalogue this many times its worst rank.
 _BANDS_IN_CATALOGUE = 100
+_RANKING_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,16 +159,59 @@ def hard_band(sampling: SamplingConfig, num_items: int) -> tuple[int, int]:
     return low, max(high, low + 1)
 
 
-def hard_negatives(
-    tables: WalkTables,
-    pairs: PairBatch,
-    sampling: SamplingConfig,
-    *,
-    size: int,
-    seed: int,
-    first: int,
-    threads: int = 1,
-) -> np.ndarray:
+class Rankings:
+    """Items by personalised PageRank from a node, kept once they have been asked for.
+
+    Several threads may ask at once: what they write for a node is the same.
+    """
+
+    def __init__(
+        self,
+        tables: WalkTables,
+        sampling: SamplingConfig,
+        seed: int,
+        threads: int = 1,
+        most_bytes: int = _RANKING_BYTES,
+    ):
+        """Rankings down to the end of the band of hard negatives (`hard_band`).
+
+        Args:
+          most_bytes: rankings are not kept if those of all items take more.
+        """
+        items = tables.graph.num_items
+        self.low, self.high = hard_band(sampling, items)
+        self.seed = seed
+        self._tables = tables
+        self._sampling = dataclasses.replace(sampling, neighbourhood="items")
+        self._threads = threads
+        self._keep = 4 * items * self.high <= most_bytes
+        # Memory is only taken for the rows that are written.
+        self._kept = np.empty((items if self._keep else 0, self.high), np.int32)
+        self._ranked = np.zeros(items, np.bool_)
+
+    def of(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rankings int32 [n, C], padded with -1, and the row int32 [B] of every query in them."""
+        found, rows = np.empty(len(queries), np.int32), np.empty(len(queries), np.int32)
+        table = np.full(1 << (2 * len(queries)).bit_length(), -1, np.int32)
+        count = pair_kernels.unranked(queries, self._ranked, table, found, rows)
+        starts = found[:count]
+        fresh = visit_counts(
+            self._tables,
+            starts,
+            self._sampling,
+            seed=self.seed ^ _HARD_STREAM,
+            threads=self._threads,
+            num_neighbours=self.high,
+            num_walks=self._sampling.hard_walks,
+        ).ids
+        if not self._keep:
+            return fresh, rows
+        self._kept[starts] = fresh
+        self._ranked[starts] = True
+        return self._kept, queries
+
+
+def hard_negatives(rankings: Rankings, pairs: PairBatch, *, size: int, first: int) -> np.ndarray:
     """Hard negatives int32 [B, H] of each query; -1 where a query has none.
 
     Ranks items by visit count of `hard_walks` walks from the query (an estimate of
@@ -175,22 +219,10 @@ def hard_negatives(
     query whose walks reach fewer items than the band's end has its band shrunk in
     proportion.  The query's own target is never drawn.
     """
-    low, high = hard_band(sampling, tables.graph.num_items)
-    starts, inverse = np.unique(pairs.queries, return_inverse=True)
-    items_only = dataclasses.replace(sampling, neighbourhood="items")
-    ranked = visit_counts(
-        tables,
-        starts,
-        items_only,
-        seed=seed ^ _HARD_STREAM,
-        threads=threads,
-        num_neighbours=high,
-        num_walks=sampling.hard_walks,
-    ).ids[inverse]
-    reached = (ranked >= 0).sum(axis=1)
-    begin = np.where(reached >= high, low, reached * low // high)
     drawn = np.empty((len(pairs.queries), size), np.int32)
+    lists, rows = rankings.of(pairs.queries)
+    key = np.uint64(rankings.seed ^ _BAND_STREAM)
     pair_kernels.draw_from_band(
-        ranked, begin, np.minimum(reached, high), np.uint64(seed ^ _BAND_STREAM), first, drawn
+        lists, rows, rankings.low, rankings.high, pairs.targets, key, first, drawn
     )
-    return np.where(drawn == pairs.targets[:, None], np.int32(-1), drawn)
+    return drawn

@@ -49,6 +49,7 @@ class Window:
         self._train = train
         self._budget_rows = budget_rows
         self._wait_before = 0.0
+        self._make_before = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -91,11 +92,14 @@ class Window:
             )
         return loss
 
-    def close(self, step: int, rate: float, wait_seconds: float) -> dict[str, Any]:
+    def close(
+        self, step: int, rate: float, wait_seconds: float, make_seconds: float = 0.0
+    ) -> dict[str, Any]:
         """The line of all steps since the last one; waits for the device.
 
         Args:
           wait_seconds: seconds that the consumer has waited for batches so far.
+          make_seconds: seconds that threads spent making them so far, added up.
 
         Raises:
           UserError: the loss is not finite.
@@ -104,17 +108,23 @@ class Window:
         seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
         steps = len(self._infos)
         used = sum(sum(info.used) for info in self._infos)
+        waited = min(wait_seconds - self._wait_before, seconds)
+        making = make_seconds - self._make_before
         line = {
             "step": step,
             "loss": loss,
             "learning_rate": rate,
             "hard_per_query": sum(info.hard_per_query for info in self._infos) / steps,
             "pairs_per_second": steps * self._train.batch_size / seconds,
-            "wait_share": min((wait_seconds - self._wait_before) / seconds, 1.0),
+            "wait_share": waited / seconds,
+            "make_ms": 1e3 * making / steps,
+            # As many make batches as fast as the device takes them, if cores allow.
+            "producers_needed": max(math.ceil(making / max(seconds - waited, 1e-3)), 1),
             "padding_share": 1.0 - used / (self._budget_rows * steps),
             "neighbours_left_out": sum(info.left_out for info in self._infos),
             "stripped_share": sum(info.stripped for info in self._infos) / steps,
         }
         self._wait_before = wait_seconds
+        self._make_before = make_seconds
         self._reset()
         return line

@@ -27,7 +27,7 @@ from pinsage_jax.batching.prefetch import Prefetcher
 from pinsage_jax.config import Config, ModelConfig, TrainConfig
 from pinsage_jax.errors import UserError
 from pinsage_jax.model.pinsage import PinSage
-from pinsage_jax.parallel import compile_step, make_devices, replicate
+from pinsage_jax.parallel import compile_step, make_devices, replicate, table_limit
 from pinsage_jax.progress import Progress
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.training.checkpoints import Checkpoints
@@ -48,7 +48,9 @@ MAY_CHANGE = frozenset(
         "epochs",
         "max_steps",
         "prefetch",
+        "producers",
         "devices",
+        "device_features",
         "validate_every",
         "checkpoint_every",
         "keep",
@@ -100,6 +102,19 @@ def id_messages(model: ModelConfig, num_nodes: int) -> int:
     small = num_nodes * model.hidden_dim <= MOST_ID_NUMBERS
     wanted = model.id_messages == "on" or (model.id_messages == "auto" and small)
     return num_nodes if wanted and model.num_layers else 0
+
+
+def keeps_table(train: TrainConfig, inputs: NodeInputs) -> bool:
+    """Whether input vectors live on the devices (--device_features).
+
+    Gathering there is never slower: an accelerator is spared the transfer, and a CPU's
+    XLA gathers straight into the step's own memory on all its threads, where the host
+    writes a copy first.  So only the memory decides, that of a whole second table.
+    """
+    if train.device_features != "auto":
+        return train.device_features == "on" and any(inputs.table_columns)
+    fits = inputs.table_bytes <= table_limit(make_devices(train.devices))
+    return fits and any(inputs.table_columns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +222,11 @@ def train(
         first, best = meta["queue"]["next_index"], meta["best"]
         logging.info("continuing from the checkpoint of step %d", first)
     log = MetricsLog(workdir / "metrics.jsonl", first)
-    step_function = compile_step(make_train_step(model, config.train, optimiser), len(devices))
+    table = builder.table()
+    constants = () if table is None else (replicate(table, devices),)
+    step_function = compile_step(
+        make_train_step(model, config.train, optimiser), len(devices), constants=len(constants)
+    )
     state = replicate(state, devices)
     window = Window(config.train, builder.budgets.rows[-1] * len(devices))
     rate = learning_rate(config.train, schedule.steps_per_epoch)
@@ -216,19 +235,26 @@ def train(
     def due(step: int, every: int) -> bool:
         return step % every == 0 or step == schedule.total or interrupted
 
-    queue = Prefetcher(builder.make, first, schedule.total, config.train.prefetch)
+    ahead, threads = config.train.prefetch, config.train.producers
+    queue = Prefetcher(builder.make, first, schedule.total, ahead, threads)
     progress = Progress(schedule.total - first, "step", "training")
     with stack, queue, progress:
         for done, (batch, info) in enumerate(queue, start=first + 1):
-            state, metrics = step_function(state, batch)
+            state, metrics = step_function(state, batch, *constants)
             window.add(metrics, info)
             interrupted = done < schedule.total and should_stop()
             if due(done, schedule.log_every):
                 # The only place where the host waits for the device.
-                line = window.close(done, float(rate(done - 1)), queue.wait_seconds)
+                line = window.close(
+                    done, float(rate(done - 1)), queue.wait_seconds, queue.make_seconds
+                )
                 epoch = pairs.epoch_of((done - 1) * config.train.batch_size) + 1
                 log.write({"epoch": epoch, **line})
-                progress.note(f"loss {line['loss']:.3f}, device waits {line['wait_share']:.0%}")
+                progress.note(
+                    f"loss {line['loss']:.3f}, device waits {line['wait_share']:.0%} "
+                    f"(would not with --producers={line['producers_needed']}), "
+                    f"padding {line['padding_share']:.0%}"
+                )
             if due(done, schedule.validate_every) or due(done, schedule.save_every):
                 window.check(done, float(rate(done - 1)))
             scores: dict[str, float] = {}

@@ -70,11 +70,39 @@ def score(
     )
 
 
+def read_inputs(batch: Minibatch, table: jax.Array | None) -> jax.Array:
+    """Input vectors float32 [n_0, D] of a minibatch, the same bits either way.
+
+    Args:
+      table: float32 [N, D] of NodeInputs.table, or None: the batch brings them.
+    """
+    if table is None:
+        return batch.features
+    width = batch.places.shape[1]
+    extra = batch.features.shape[1]
+    start = table.shape[1] - extra - width
+    # Padding reads node 0: nothing points to it.
+    rows = table[jnp.maximum(batch.node_ids, 0)]
+    if width:
+        unplaced = (jnp.arange(table.shape[1]) >= start)[None, :] & ~batch.placed[:, None]
+        rows = jnp.where(unplaced, 0.0, rows)
+        rows = jax.lax.dynamic_update_slice(rows, batch.places, (0, start))
+    if extra:
+        rows = jax.lax.dynamic_update_slice(rows, batch.features, (0, start + width))
+    return rows
+
+
 def loss_sum(
-    params: Any, batch: Minibatch, model: PinSage, config: TrainConfig, axis_name: str | None
+    params: Any,
+    batch: Minibatch,
+    model: PinSage,
+    config: TrainConfig,
+    axis_name: str | None,
+    table: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(sum, count) of the loss over this device's pairs."""
-    embedded = model.apply(params, batch.features, batch.node_ids, batch.neighbours, batch.weights)
+    features = read_inputs(batch, table)
+    embedded = model.apply(params, features, batch.node_ids, batch.neighbours, batch.weights)
     loss = LOSSES[config.loss]
     total, count = loss(score(embedded, batch, axis_name), config)
     if not config.symmetric:
@@ -84,11 +112,16 @@ def loss_sum(
 
 
 def global_gradients(
-    params: Any, batch: Minibatch, model: PinSage, config: TrainConfig, axis_name: str | None
+    params: Any,
+    batch: Minibatch,
+    model: PinSage,
+    config: TrainConfig,
+    axis_name: str | None,
+    table: jax.Array | None = None,
 ) -> tuple[Any, jax.Array, jax.Array]:
     """Gradient of the mean loss over all devices, with the loss's global sum and count."""
     (total, count), gradients = jax.value_and_grad(loss_sum, has_aux=True)(
-        params, batch, model, config, axis_name
+        params, batch, model, config, axis_name, table
     )
     total, count = psum_if(total, axis_name), psum_if(count, axis_name)
     scale = 1.0 / jnp.maximum(count, 1.0)
@@ -99,12 +132,17 @@ def global_gradients(
 def make_train_step(
     model: PinSage, config: TrainConfig, optimiser: optax.GradientTransformation
 ) -> Callable[..., tuple[TrainState, dict]]:
-    """The step for parallel.compile_step: (state, batch, axis_name) -> (state, metrics)."""
+    """The step for parallel.compile_step: (state, batch, [table,] axis_name) -> new ones."""
 
     def train_step(
-        state: TrainState, batch: Minibatch, axis_name: str | None = None
+        state: TrainState,
+        batch: Minibatch,
+        table: jax.Array | None = None,
+        axis_name: str | None = None,
     ) -> tuple[TrainState, dict]:
-        gradients, total, count = global_gradients(state.params, batch, model, config, axis_name)
+        gradients, total, count = global_gradients(
+            state.params, batch, model, config, axis_name, table
+        )
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {

@@ -1,0 +1,309 @@
+"""Training from end to end on the workload of the DGL loop that it is compared with.
+
+Two layers, 256 pairs and 256 random negatives a step (shared by the pairs, so that 768
+seeds are embedded as there, and more is compared), 256 random features, width 128,
+margin loss, nothing hidden or stripped.  T=10 from 50 walks of 2 steps, T=50 from 100
+walks of 5 steps; neighbourhoods sampled on the fly, or once before ("kept").
+
+  python -m benchmarks.end_to_end --graph_file=graphs/small.npz \\
+      --dgl_python=dgl-env/bin/python --dgl_script=peers/bench_dgl_train.py
+
+The graph file holds a bipartite graph as CSR both ways (pb_indptr, pb_indices,
+bp_indptr, bp_indices); without one a smaller graph is generated.  With --dgl_python the
+two sides take turns, A B A B, and ratios are of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.batching.inputs import NodeInputs
+from pinsage_jax.batching.prefetch import Prefetcher
+from pinsage_jax.config import Config, ModelConfig, SamplingConfig, TrainConfig
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.parallel import (
+    compile_step,
+    keep_freed_memory,
+    make_devices,
+    place_batch,
+    replicate,
+)
+from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.pairs import PairSource
+from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.training import loop
+from pinsage_jax.training.state import initial_state, make_optimiser
+from pinsage_jax.training.steps import make_train_step
+
+WALKS = {10: (50, 2, 0.5), 50: (100, 5, 0.0)}  # T -> walks, steps, restart
+WARM_UP = 3
+
+# DGL 2.1 looks for a package inside setuptools that newer ones hold elsewhere.
+_RUN_DGL = """
+import runpy, sys, types
+try:
+    import setuptools.extern
+except ImportError:
+    import setuptools._vendor.packaging as packaging, setuptools._vendor.packaging.version
+    sys.modules["setuptools.extern"] = types.ModuleType("setuptools.extern")
+    sys.modules["setuptools.extern"].packaging = packaging
+    sys.modules["setuptools.extern.packaging"] = packaging
+sys.argv = sys.argv[1:]
+sys.path.insert(0, ".")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def bipartite(path: str) -> Graph:
+    """The graph of a file, or a generated one of 20,000 items, 5,000 collections, 400,000 edges."""
+    if not path:
+        rng = np.random.default_rng(0)
+        weights = (np.arange(20_000) + 10.0) ** -0.7
+        items = rng.choice(20_000, 400_000, p=weights / weights.sum())
+        collections = rng.integers(0, 5_000, 400_000)
+        pairs = np.unique(np.stack([items, collections], 1).astype(np.int32), axis=0)
+        return Graph.from_edges(pairs[:, 0], pairs[:, 1], 20_000, 5_000)
+    with np.load(path, allow_pickle=False) as arrays:
+        item_ptr, collection_ptr = arrays["pb_indptr"], arrays["bp_indptr"]
+        items = len(item_ptr) - 1
+        indptr = np.concatenate([item_ptr, item_ptr[-1] + collection_ptr[1:]]).astype(np.int64)
+        indices = np.concatenate([arrays["pb_indices"] + np.int32(items), arrays["bp_indices"]])
+    return Graph(indptr, indices.astype(np.int32), None, items, len(collection_ptr) - 1)
+
+
+def settings(top: int, device_features: str = "auto") -> Config:
+    """The run's settings at one T."""
+    walks, length, restart = WALKS[top]
+    return Config(
+        mode="train",
+        workdir="-",
+        seed=0,
+        threads=0,
+        sampling=SamplingConfig(
+            num_neighbours=top,
+            num_walks=walks,
+            walk_length=length,
+            restart=restart,
+            hide_positive="none",
+            content_neighbours=0,
+            pair_power=1.0,
+        ),
+        model=ModelConfig(
+            num_layers=2,
+            hidden_dim=128,
+            layer_dim=128,
+            output_dim=128,
+            structure_dim=0,
+            degree_feature=False,
+            edgeless_feature=False,
+            popularity=False,
+            skip=False,
+            id_messages="off",
+            whiten=0.0,
+        ),
+        train=TrainConfig(
+            loss="margin",
+            symmetric=False,
+            batch_size=256,
+            random_negatives=256,
+            hard_start="none",
+            strip_share=0.0,
+            device_features=device_features,
+            weight_decay=0.0,
+            clip_norm=0.0,
+        ),
+    )
+
+
+def joined_pairs(graph: Graph, count: int) -> np.ndarray:
+    """int32 [count, 2]: a uniform item and where one item-collection-item step leads from it."""
+    rng = np.random.default_rng(1)
+    heads = rng.integers(0, graph.num_items, count)
+    ends = heads[graph.degree()[heads] > 0]
+    heads = ends
+    for _ in range(2):
+        places = graph.indptr[ends] + (rng.random(len(ends)) * graph.degree()[ends]).astype(int)
+        ends = graph.indices[places]
+    return np.stack([heads, ends], axis=1).astype(np.int32)
+
+
+class Training:
+    """One run, ready to take steps.
+
+    Attributes:
+      rows: rows of the frontiers, seeds first, with padding; used: without, of the last batch.
+    """
+
+    def __init__(self, graph: Graph, config: Config, features: np.ndarray, kept: bool):
+        source = NeighbourhoodSource(
+            graph, config.sampling, config.seed, len(os.sched_getaffinity(0))
+        )
+        if kept:
+            source.keep_all()
+        inputs = NodeInputs(
+            features,
+            graph.degree(),
+            degree_feature=config.model.degree_feature,
+            edgeless_feature=config.model.edgeless_feature,
+            whiten=config.model.whiten,
+        )
+        pairs = PairSource(graph, config.seed, joined_pairs(graph, 2**18))
+        self._builder = MinibatchBuilder(
+            NeighbourLists(source, config.model.pooling),
+            inputs,
+            pairs,
+            config.train,
+            config.model,
+            seed=config.seed,
+            num_devices=1,
+            hard_in_epoch=lambda epoch: 0,
+            hard_slots=0,
+            negative_pool=np.arange(graph.num_items, dtype=np.int32),
+            table_on_device=loop.keeps_table(config.train, inputs),
+        )
+        self.rows = self._builder.budgets.rows
+        model, params = loop.init_model(config, inputs.dim, graph.num_items, self.rows)
+        optimiser = make_optimiser(config.train, pairs.per_epoch / config.train.batch_size)
+        devices = make_devices(1)
+        table = self._builder.table()
+        self._constants = () if table is None else (replicate(table, devices),)
+        self._pure = make_train_step(model, config.train, optimiser)
+        self._step = compile_step(self._pure, 1, constants=len(self._constants))
+        self._state = replicate(initial_state(params, optimiser), devices)
+        self._batch = config.train.batch_size
+        self._done = 0
+        self.used: tuple[int, ...] = ()
+        self._take(WARM_UP)
+
+    def _take(self, steps: int) -> tuple[float, float]:
+        """(seconds of all steps, seconds that the device waited for batches)."""
+        first, self._done = self._done, self._done + steps + 1
+        with Prefetcher(self._builder.make, first, first + steps + 1, depth=2) as queue:
+            # The first batch fills the queue and is not timed.
+            for number, (batch, info) in enumerate(queue):  # noqa: B007
+                self._state, _ = self._step(self._state, batch, *self._constants)
+                if number == 0:
+                    jax.block_until_ready(self._state)
+                    begun, waited = time.perf_counter(), queue.wait_seconds
+            jax.block_until_ready(self._state)
+            self.used = info.used
+            return time.perf_counter() - begun, queue.wait_seconds - waited
+
+    def make(self, step: int) -> Any:
+        """The minibatch of a step and its info, made on this thread."""
+        return self._builder.make(step)
+
+    def repeated_step(self) -> Callable[[], Any]:
+        """Takes a step on one and the same batch with every call."""
+        batch = place_batch(self.make(self._done)[0], make_devices(1))
+
+        def take():
+            self._state, metrics = self._step(self._state, batch, *self._constants)
+            return self._state, metrics
+
+        take()
+        return take
+
+    def jaxpr(self) -> Any:
+        """The train step as JAX sees it, differentiated."""
+        batch = jax.tree.map(lambda leaf: leaf[0], self.make(0)[0])
+        return jax.make_jaxpr(self._pure)(self._state, batch, *self._constants).jaxpr
+
+    def measure(self, steps: int) -> tuple[float, float]:
+        """(pairs/s, share of the time that the device waited)."""
+        seconds, waited = self._take(steps)
+        return steps * self._batch / seconds, waited / seconds
+
+
+def dgl_rates(options: argparse.Namespace, top: int) -> list[float]:
+    """Pairs/s of the DGL loop: the best of its ways of loading, in one process."""
+    graph = pathlib.Path(options.graph_file).resolve()
+    script = pathlib.Path(options.dgl_script).resolve()
+    done = subprocess.run(
+        [
+            *(str(options.dgl_python), "-c", _RUN_DGL, str(script)),
+            *("--graph", graph.stem, "--top", str(top)),
+            *("--workers", "0", "--steps", "20" if top == 10 else "3", "--repeat", "3"),
+        ],
+        cwd=script.parent,
+        env=os.environ | {"PEER_GRAPHS": str(graph.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return [line["pairs_per_s"] for line in lines]
+
+
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of pairs/s, one for each T and way of sampling."""
+    keep_freed_memory()
+    graph = bipartite(getattr(options, "graph_file", ""))
+    features = np.random.default_rng(0).standard_normal((graph.num_items, 256), np.float32)
+    with_dgl = bool(getattr(options, "dgl_python", "")) and bool(getattr(options, "graph_file", ""))
+    rounds = max(getattr(options, "repeat", 5), 2 if with_dgl else 1)
+    rows = []
+    for top in getattr(options, "tops", (10, 50)):
+        steps = 40 if top == 10 else 8
+        sides = {
+            way: Training(graph, settings(top), features, kept=way == "kept")
+            for way in ("on the fly", "kept")
+        }
+        found: dict[str, list[tuple[float, float]]] = {way: [] for way in sides}
+        peers: list[float] = []
+        for number in range(rounds):
+            for way, side in sides.items():
+                found[way].append(side.measure(steps))
+            if with_dgl and number < 2:
+                peers.append(max(dgl_rates(options, top)))
+        for way, side in sides.items():
+            rate = statistics.median(each for each, _ in found[way])
+            row = {
+                "T": top,
+                "neighbourhoods": way,
+                "pairs_per_s": rate,
+                "step_ms": 256e3 / rate,
+                "wait_share": statistics.median(share for _, share in found[way]),
+                "padding_share": 1 - sum(side.used) / side.rows[-1],
+                "rows": " ".join(str(size) for size in side.rows),
+                "rounds": rounds,
+            }
+            if with_dgl:
+                row["dgl_pairs_per_s"] = statistics.median(peers)
+                row["ratio"] = rate / row["dgl_pairs_per_s"]
+            rows.append(row)
+    return rows
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of this benchmark, beside --repeat and --dgl_python."""
+    add_graph_option(parser)
+    parser.add_argument("--tops", type=int, nargs="+", default=[10, 50], choices=sorted(WALKS))
+    parser.add_argument("--dgl_script", default="", help="the DGL loop, bench_dgl_train.py")
+
+
+def add_graph_option(parser: argparse.ArgumentParser) -> None:
+    """--graph_file, unless a benchmark of the same run has added it."""
+    if "--graph_file" not in parser.format_usage():
+        parser.add_argument("--graph_file", default="", help="bipartite graph as .npz")
+
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--repeat", type=int, default=5)
+    arguments.add_argument("--dgl_python", default="", help="Python of an environment with DGL")
+    add_options(arguments)
+    for result in run(arguments.parse_args()):
+        print(json.dumps(result))

@@ -1,0 +1,132 @@
+"""Inputs read from a table on the device: the bits of the host's gather."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from small_worlds import make_run, nasty_graph, random_params, unit_features
+
+from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.batching.inputs import NodeInputs
+from pinsage_jax.config import TrainConfig
+from pinsage_jax.model.pinsage import PinSage
+from pinsage_jax.parallel import compile_step, make_devices, replicate
+from pinsage_jax.sampling.structure import Structure
+from pinsage_jax.training.loop import keeps_table
+from pinsage_jax.training.state import initial_state, make_optimiser
+from pinsage_jax.training.steps import make_train_step, read_inputs
+
+CASES = {
+    "everything": {},
+    "edge hidden": {"sampling": {"hide_positive": "edge"}},
+    "nothing hidden": {"sampling": {"hide_positive": "none"}},
+    "collections too": {"sampling": {"neighbourhood": "all"}},
+    "one layer": {"model": {"num_layers": 1}},
+    "no degree": {"model": {"degree_feature": False, "edgeless_feature": False}},
+}
+
+
+def world(structure=True, features=True, **settings):
+    """A run whose inputs have every kind of column, over the nasty graph."""
+    graph = nasty_graph()
+    made = unit_features(40) if features else np.zeros((40, 0), np.float32)
+    train = {"hard_start": "full", "strip_share": 0.3, **settings.pop("train", {})}
+    run = make_run(graph, features=made, links=2, train=train, **settings)
+    bases = np.random.default_rng(2).normal(size=(40, 5)).astype(np.float32)
+    inputs = NodeInputs(
+        made,
+        graph.degree(),
+        degree_feature=run.model.degree_feature,
+        edgeless_feature=run.model.edgeless_feature,
+        node_type=run.sampling.neighbourhood == "all",
+        whiten=0.5,
+        structure=Structure(graph, bases) if structure else None,
+    )
+    return dataclasses.replace(run, inputs=inputs)
+
+
+def with_table(builder: MinibatchBuilder) -> MinibatchBuilder:
+    builder._table_on_device = True
+    return builder
+
+
+@pytest.mark.parametrize("structure,features", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("case", CASES)
+def test_rows_have_the_bits_of_the_hosts_gather(case, structure, features):
+    run = world(structure, features, **CASES[case])
+    host = run.builder()
+    device = with_table(run.builder(budgets=host.budgets))
+    table = device.table()
+    assert table.nbytes == run.inputs.table_bytes
+    read = jax.jit(read_inputs)
+    stripped = hidden = 0
+    for step in range(6):
+        whole, info = host.make(step)
+        parts, _ = device.make(step)
+        rows = np.asarray(read(jax.tree.map(lambda leaf: leaf[0], parts), table))
+        real = whole.node_ids[0] >= 0
+        np.testing.assert_array_equal(
+            rows[real].view(np.int32), whole.features[0][real].view(np.int32)
+        )
+        for name in set(whole._fields) - {"features", "places", "placed"}:
+            np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
+        stripped += info.stripped
+        if structure:
+            plain = table[np.maximum(whole.node_ids[0], 0)][real]
+            hidden += np.any(plain != rows[real])
+    assert stripped > 0
+    assert hidden or not structure
+
+
+def trained(run, devices, table, steps=4):
+    builder = run.builder(devices)
+    if table:
+        builder = with_table(builder)
+    model = PinSage(run.model, builder.budgets.rows)
+    params = random_params(run.model, run.inputs.dim)
+    optimiser = make_optimiser(run.train, 4.0)
+    constants = (replicate(builder.table(), make_devices(devices)),) if table else ()
+    traces = []
+
+    def counted(*arguments, **named):
+        traces.append(1)
+        return make_train_step(model, run.train, optimiser)(*arguments, **named)
+
+    step = compile_step(counted, devices, constants=len(constants))
+    state = replicate(initial_state(params, optimiser), make_devices(devices))
+    for number in range(steps):
+        batch, info = builder.make(number)
+        assert info.left_out == 0
+        state, _ = step(state, batch, *constants)
+    assert len(traces) == 1
+    return jax.tree.map(np.asarray, state.params)
+
+
+def test_same_parameters_with_and_without_it_on_1_2_and_4_devices():
+    run = world()
+    expected = trained(run, 1, table=False)
+    for devices in (1, 2, 4):
+        found = trained(run, devices, table=True)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), expected, found
+        )
+
+
+def test_auto_goes_by_size():
+    run = world()
+    assert keeps_table(TrainConfig(), run.inputs)
+    assert not keeps_table(TrainConfig(device_features="off"), run.inputs)
+
+    class Huge(NodeInputs):
+        table_bytes = 2**60
+
+    inputs = Huge(np.zeros((4, 2), np.float32), np.zeros(6, np.int32), degree_feature=True)
+    assert not keeps_table(TrainConfig(), inputs)
+    assert keeps_table(TrainConfig(device_features="on"), inputs)
+
+
+def test_nothing_to_keep():
+    inputs = NodeInputs(np.zeros((4, 0), np.float32), np.zeros(6, np.int32), degree_feature=True)
+    for wanted in ("auto", "on", "off"):
+        assert not keeps_table(TrainConfig(device_features=wanted), inputs)
