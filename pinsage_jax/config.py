@@ -24,10 +24,12 @@ from pinsage_jax.config_tools import (
     NEW_DEFAULTS,
     RECOMMEND_DEFAULTS,
     SPLIT_DEFAULTS,
+    STORE_DEFAULTS,
     AblateConfig,
     NewItemsConfig,
     RecommendConfig,
     SplitToolConfig,
+    StoreConfig,
 )
 from pinsage_jax.errors import UserError
 from pinsage_jax.options import Checked, option
@@ -367,6 +369,7 @@ class Config:
     recommend: RecommendConfig = RECOMMEND_DEFAULTS
     ablate: AblateConfig = ABLATE_DEFAULTS
     new: NewItemsConfig = NEW_DEFAULTS
+    store: StoreConfig = STORE_DEFAULTS
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""
@@ -377,5 +380,10 @@ class Config:
             raise UserError("--workdir is required: the folder that everything is written to.")
         if self.new.new_items and self.mode != "embed":
             raise UserError(f"--new_items={self.new.new_items} needs --mode=embed.")
+        if self.sampling.resample and self.store.neighbourhood_store in ("memory", "disk"):
+            raise UserError(
+                f"--neighbourhood_store={self.store.neighbourhood_store} keeps one set of lists "
+                "but --resample draws new ones every epoch; drop one of the two."
+            )
         if self.mode in ("pipeline", "prepare") and not (self.world.world or self.data.edges):
             raise UserError("--edges is required (or --world for the embedded example).")

@@ -14,6 +14,7 @@ collections.  The arrays are plain or memory-mapped; nothing here writes to them
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
 
 import numpy as np
@@ -50,6 +51,13 @@ class Graph:
     def degree(self) -> np.ndarray:
         """Number of neighbours of every node, int32 [N]."""
         return np.diff(self.indptr).astype(np.int32)
+
+    def digest(self) -> str:
+        """Hash of the edges, their weights and the counts, 16 hexadecimal digits."""
+        total = hashlib.blake2b(f"{self.num_items} {self.num_collections}".encode(), digest_size=8)
+        for array in (self.indptr, self.indices, self.weights):
+            total.update(b"none" if array is None else memoryview(np.ascontiguousarray(array)))
+        return total.hexdigest()
 
     def neighbours(self, node: int) -> np.ndarray:
         """Neighbours of one node as node ids, int32 [degree], ascending."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.sampling import store
 from pinsage_jax.sampling.content_links import ContentLinks, content_links
-from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.lists import ListColumn, NeighbourLists
 from pinsage_jax.sampling.store import NeighbourhoodSource
 from pinsage_jax.sampling.structure import Structure, saved_bases
 
@@ -53,23 +55,28 @@ class Encoder:
         Args:
           bases: float32 [num_items, r] of the training graph (structure_bases).
         """
-        source = NeighbourhoodSource(graph, config.sampling, config.seed, threads_of(config))
+        source = NeighbourhoodSource(
+            graph,
+            config.sampling,
+            config.seed,
+            threads_of(config),
+            config.store.neighbourhood_store,
+            pathlib.Path(config.workdir) / store.FOLDER,
+        )
         structure = Structure(graph, bases) if bases.shape[1] else None
         inputs = node_inputs(config, prepared.features, graph.degree(), structure)
         links = _content_links(config, prepared, graph)
         return cls(config, NeighbourLists.made_of(source, links, config), inputs)
 
     @functools.cached_property
-    def final_lists(self) -> tuple[np.ndarray, np.ndarray]:
+    def final_lists(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
         """Lists of all nodes that embeddings pool over: ids and weights [N, T+C].
 
         Of the same kind as in training, from more walks (--embed_walks): visit counts
         are estimates, and here they are made once instead of every step.
         """
         walks = self.config.embed.embed_walks or self.config.sampling.num_walks
-        lists = self.lists.with_walks(walks)
-        lists.source.keep_all()
-        return lists.of(np.arange(lists.source.num_nodes, dtype=np.int32))
+        return self.lists.with_walks(walks).of_all()
 
     def embed(self, params: Any, quiet: bool = False) -> np.ndarray:
         """float32 [nodes, Z] of every item (and collection, with --neighbourhood=all)."""

@@ -16,6 +16,8 @@ from pinsage_jax.sampling.content_links import ContentLinks, blend
 from pinsage_jax.sampling.neighbourhoods import pooling_weights
 from pinsage_jax.sampling.store import NeighbourhoodSource
 
+_ROWS_AT_ONCE = 1 << 16
+
 
 class NeighbourLists:
     """Lists [n, T+C] of nodes of one graph.
@@ -51,9 +53,25 @@ class NeighbourLists:
         source = self.source
         if num_walks == source.sampling.num_walks:
             return self
-        sampling = dataclasses.replace(source.sampling, num_walks=num_walks)
-        other = NeighbourhoodSource(source.graph, sampling, source.seed, source.threads)
+        other = source.like(dataclasses.replace(source.sampling, num_walks=num_walks))
         return NeighbourLists(other, self._pooling, self._links, self._kappa)
+
+    def of_all(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
+        """Lists of every node: ids int32 [N, T+C] and weights float32 [N, T+C].
+
+        Arrays if the source keeps its neighbourhoods in memory.  If it does not, because
+        they are too many, columns that make rows when rows are read.
+        """
+        self.source.keep_all()
+        if self.source.store != "memory":
+            rows = _LastRows(self)
+            return ListColumn(rows, 0), ListColumn(rows, 1)
+        size = (self.source.num_nodes, self.width)
+        ids, weights = np.empty(size, np.int32), np.empty(size, np.float32)
+        for begin in range(0, size[0], _ROWS_AT_ONCE):
+            some = np.arange(begin, min(begin + _ROWS_AT_ONCE, size[0]), dtype=np.int32)
+            ids[some[0] : some[-1] + 1], weights[some[0] : some[-1] + 1] = self.of(some)
+        return ids, weights
 
     def of(
         self,
@@ -97,3 +115,40 @@ class NeighbourLists:
         if self._pooling != "importance":
             weights = pooling_weights((weights > 0).astype(np.int32), self._pooling)
         return np.concatenate([ids, link_ids], axis=1), weights
+
+
+class _LastRows:
+    """The lists of the rows that were read last; ids and weights are made together."""
+
+    def __init__(self, lists: NeighbourLists):
+        self._lists = lists
+        self._span, self._made = (0, 0), lists.of(np.empty(0, np.int32))
+        self.shape = (lists.source.num_nodes, lists.width)
+
+    def read(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._span != (begin, end):
+            self._made = self._lists.of(np.arange(begin, end, dtype=np.int32))
+            self._span = (begin, end)
+        return self._made
+
+
+class ListColumn:
+    """Ids or weights [N, T+C] of lists that are made when rows are read; for one thread.
+
+    Attributes:
+      shape: (N, T+C).
+    """
+
+    def __init__(self, rows: _LastRows, part: int):
+        self._rows, self._part = rows, part
+        self.shape = rows.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Consecutive rows, as an array."""
+        begin, end, step = rows.indices(self.shape[0])
+        if step != 1:
+            raise IndexError("rows are read in order")
+        return self._rows.read(begin, max(begin, end))[self._part]
