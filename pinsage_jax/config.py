@@ -175,7 +175,10 @@ class SamplingConfig(Checked):
         0.5, "Edges at which an item's walk neighbours and content links weigh the same.", low=0.0
     )
     content_limit: int = option(
-        200_000, "Catalogues with more items get content links for items without edges only.", low=0
+        200_000,
+        "Catalogues with more items get content links for items without edges only, and to a "
+        "sample of 65,536 items.",
+        low=0,
     )
     pair_power: float = option(
         0.2,

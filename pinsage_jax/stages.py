@@ -187,7 +187,7 @@ def _embed_over(
     vectors = encoder.embed(params)
     items = prepared.graph.num_items
     edgeless = graph.degree()[:items] == 0
-    vectors[:items] = calibration.with_offset(vectors[:items], edgeless, offset)
+    vectors[:items][edgeless, -1] += offset
     return vectors, step, offset
 
 

@@ -24,7 +24,12 @@ from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.sampling import store
-from pinsage_jax.sampling.content_links import ContentLinks, content_links
+from pinsage_jax.sampling.content_links import (
+    MOST_CANDIDATES,
+    ContentLinks,
+    content_links,
+    spread,
+)
 from pinsage_jax.sampling.lists import ListColumn, NeighbourLists
 from pinsage_jax.sampling.store import NeighbourhoodSource
 from pinsage_jax.sampling.structure import Structure, saved_bases
@@ -63,7 +68,7 @@ class Encoder:
             config.store.neighbourhood_store,
             pathlib.Path(config.workdir) / store.FOLDER,
         )
-        structure = Structure(graph, bases) if bases.shape[1] else None
+        structure = Structure(graph, bases, threads_of(config)) if bases.shape[1] else None
         inputs = node_inputs(config, prepared.features, graph.degree(), structure)
         links = _content_links(config, prepared, graph)
         return cls(config, NeighbourLists.made_of(source, links, config), inputs)
@@ -137,15 +142,24 @@ def _content_links(config: Config, prepared: Prepared, graph: Graph) -> ContentL
     wanted = np.arange(items)
     if items > config.sampling.content_limit:
         wanted = np.flatnonzero(degree == 0)
-        logging.info("content links for the %d items without edges only", len(wanted))
-    return item_links(prepared.features, items, wanted, linked, size)
+        linked = spread(linked, MOST_CANDIDATES)
+        logging.info(
+            "content links for the %d items without edges only, to %d others",
+            len(wanted), len(linked),
+        )  # fmt: skip
+    return item_links(prepared.features, items, wanted, linked, size, threads_of(config))
 
 
 def item_links(
-    features: np.ndarray, items: int, wanted: np.ndarray, linked: np.ndarray, size: int
+    features: np.ndarray,
+    items: int,
+    wanted: np.ndarray,
+    linked: np.ndarray,
+    size: int,
+    threads: int = 1,
 ) -> ContentLinks:
     """Links [items, size] of the items `wanted` to the items `linked`; others have none."""
     ids = np.full((items, size), -1, np.int32)
     shares = np.zeros((items, size), np.float32)
-    ids[wanted], shares[wanted] = content_links(features, wanted, linked, size)
+    ids[wanted], shares[wanted] = content_links(features, wanted, linked, size, threads)
     return ContentLinks(ids, shares)

@@ -27,6 +27,7 @@ _HARD_STREAM = 0x68617264
 _BAND_STREAM = 0x62616E64
 # A band of ranks needs a catalogue this many times its worst rank.
 _BANDS_IN_CATALOGUE = 100
+_COLLECTIONS_AT_ONCE = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +134,15 @@ class PairSource:
             weights = (sizes > 1) * sizes.astype(np.float64)
             if self._cumulative is not None:
                 weights = np.diff(self._cumulative, prepend=0.0)
-            each = np.repeat(weights / np.maximum(sizes, 1), sizes)
-            items = self._graph.indices[self._graph.indptr[count] :]
-            mass = np.bincount(items, weights=each, minlength=count)
+            each = weights / np.maximum(sizes, 1)
+            starts = self._graph.indptr[count:]
+            mass = np.zeros(count)
+            # In blocks: an edge takes 16 bytes here, twice what it takes in the graph.
+            for begin in range(0, len(sizes), _COLLECTIONS_AT_ONCE):
+                end = min(begin + _COLLECTIONS_AT_ONCE, len(sizes))
+                items = self._graph.indices[starts[begin] : starts[end]]
+                shares = np.repeat(each[begin:end], sizes[begin:end])
+                mass += np.bincount(items, weights=shares, minlength=count)
         return (mass / mass.sum()).astype(np.float32)
 
 
