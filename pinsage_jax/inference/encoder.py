@@ -158,8 +158,10 @@ def item_links(
     size: int,
     threads: int = 1,
 ) -> ContentLinks:
-    """Links [items, size] of the items `wanted` to the items `linked`; others have none."""
-    ids = np.full((items, size), -1, np.int32)
-    shares = np.zeros((items, size), np.float32)
-    ids[wanted], shares[wanted] = content_links(features, wanted, linked, size, threads)
-    return ContentLinks(ids, shares)
+    """Links of the items `wanted` to the items `linked`; the others of all `items` have none."""
+    ids = np.full((len(wanted) + 1, size), -1, np.int32)
+    shares = np.zeros((len(wanted) + 1, size), np.float32)
+    ids[:-1], shares[:-1] = content_links(features, wanted, linked, size, threads)
+    row_of = np.full(items, len(wanted), np.int32)
+    row_of[wanted] = np.arange(len(wanted), dtype=np.int32)
+    return ContentLinks(ids, shares, row_of)

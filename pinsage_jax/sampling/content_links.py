@@ -40,10 +40,23 @@ class ContentLinks:
     Attributes:
       ids: int32 [N, C] items with edges, most similar first; -1 where there are fewer.
       shares: float32 [N, C], squared cosine similarities, rows summing to 1 (or 0).
+      row_of: int32 [num_items] row of each item in these, where they hold only some and
+        a last one without links for all others; None: row i is item i.
     """
 
     ids: np.ndarray
     shares: np.ndarray
+    row_of: np.ndarray | None = None
+
+    @property
+    def num_items(self) -> int:
+        """Items that can be asked for."""
+        return len(self.ids if self.row_of is None else self.row_of)
+
+    def of(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and shares [n, C] of `items` (int [n])."""
+        rows = items if self.row_of is None else self.row_of[items]
+        return self.ids[rows], self.shares[rows]
 
     @classmethod
     def none(cls, num_items: int) -> ContentLinks:

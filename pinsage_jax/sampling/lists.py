@@ -102,12 +102,12 @@ class NeighbourLists:
             ids = np.where(edgeless[:, None], np.int32(-1), ids)
         if not self._links.ids.shape[1]:
             return ids, shares
-        items = nodes < len(self._links.ids)
-        rows = np.where(items, nodes, 0)
-        link_ids = np.where(items[:, None], self._links.ids[rows], np.int32(-1))
+        items = nodes < self._links.num_items
+        link_ids, link_shares = self._links.of(np.where(items, nodes, 0))
+        link_ids = np.where(items[:, None], link_ids, np.int32(-1))
         if dropped is not None:
             link_ids = np.where(link_ids == dropped[:, None], np.int32(-1), link_ids)
-        link_shares = np.where(link_ids >= 0, self._links.shares[rows], np.float32(0.0))
+        link_shares = np.where(link_ids >= 0, link_shares, np.float32(0.0))
         if dropped is not None:
             # The links that are left share out what the dropped one had.
             link_shares /= np.maximum(link_shares.sum(axis=1, keepdims=True), np.float32(1e-12))
