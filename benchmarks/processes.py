@@ -16,6 +16,7 @@ import threading
 import time
 
 _SECONDS_BETWEEN_SAMPLES = 0.2
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Cost:
 
 
 def run(arguments: list[str], log: pathlib.Path) -> Cost:
-    """Runs `python ARGUMENTS`, appending its output to `log`.
+    """Runs `python ARGUMENTS` beside the package, appending its output to `log`.
 
     Raises:
       RuntimeError: it failed; the end of the log is in the message.
@@ -37,7 +38,7 @@ def run(arguments: list[str], log: pathlib.Path) -> Cost:
     with open(log, "a", encoding="utf-8") as handle:
         print("$ python", *arguments, file=handle, flush=True)
         process = subprocess.Popen(
-            [sys.executable, *arguments], stdout=handle, stderr=subprocess.STDOUT
+            [sys.executable, *arguments], stdout=handle, stderr=subprocess.STDOUT, cwd=_ROOT
         )
         most = [0]
         ended = threading.Event()

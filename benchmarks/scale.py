@@ -39,8 +39,8 @@ def run(options) -> list[dict]:
     """One row per size and stage, one of rates per size, and the ratios of the ends."""
     sizes = [int(size) for size in options.scale_edges.split(",")]
     if getattr(options, "quick", False):
-        sizes = [20_000, 40_000]
-    root = pathlib.Path(options.scale_folder or pathlib.Path(options.out) / "scale")
+        sizes = [20_000]
+    root = pathlib.Path(options.scale_folder or pathlib.Path(options.out) / "scale").resolve()
     costs, rates = [], []
     for edges in sizes:
         workdir = root / f"edges-{edges}"
