@@ -99,7 +99,8 @@ def test_spread(most):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_links_of_some_items(threads, monkeypatch):
-    monkeypatch.setattr(content, "_ROWS_PER_TASK", 2)
+    monkeypatch.setattr(content, "_QUERY_ROWS", 1)
+    monkeypatch.setattr(content, "_ROUND_ROWS", 2)
     features = np.random.default_rng(4).normal(size=(30, 6)).astype(np.float32)
     wanted, linked = np.array([0, 7, 8, 29]), np.arange(1, 30, 2)
     links = encoder.item_links(features, 30, wanted, linked, 5, threads)

@@ -16,10 +16,10 @@ Shapes: N items, C links per item, F features.
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import numpy as np
 from numba import njit
+from threadpoolctl import threadpool_limits
 
 from pinsage_jax.progress import Progress
 from pinsage_jax.sampling.neighbourhoods import run_blocks
@@ -27,9 +27,10 @@ from pinsage_jax.sampling.neighbourhoods import run_blocks
 # Above --content_limit every item has this many candidates, so that links cost the
 # same per item in a catalogue of any size.
 MOST_CANDIDATES = 1 << 16
-_QUERY_ROWS = 1024
-_CANDIDATE_ROWS = 8192
-_ROWS_PER_TASK = 128
+# The scores of a block, 4 MiB, stay in the cache between the product and the selection.
+_QUERY_ROWS = 512
+_CANDIDATE_ROWS = 2048
+_ROUND_ROWS = 4096
 _KEPT_BYTES = 1 << 29
 
 
@@ -86,20 +87,33 @@ def content_links(
     """
     ids = np.full((len(queries), size), -1, np.int32)
     best = np.zeros((len(queries), size), np.float32)
+    rows, candidates = queries.astype(np.int32), candidates.astype(np.int32)
     starts = range(0, len(candidates), _CANDIDATE_ROWS)
-    blocks = [candidates[first : first + _CANDIDATE_ROWS].astype(np.int32) for first in starts]
+    blocks = [candidates[first : first + _CANDIDATE_ROWS] for first in starts]
     fits = 4 * len(candidates) * features.shape[1] <= _KEPT_BYTES
     kept = [_unit_rows(features, block) for block in blocks] if fits else []
-    with Progress(len(queries), "item", "linking by content") as progress:
-        for begin in range(0, len(queries), _QUERY_ROWS):
-            rows = queries[begin : begin + _QUERY_ROWS].astype(np.int32)
-            own = _unit_rows(features, rows)
-            top, top_scores = ids[begin : begin + len(rows)], best[begin : begin + len(rows)]
-            for number, others in enumerate(blocks):
-                scores = own @ (kept[number] if fits else _unit_rows(features, others)).T
-                work = functools.partial(_keep_best, scores, rows, others, top, top_scores)
-                run_blocks(len(rows), threads, work, _ROWS_PER_TASK)
-            progress.update(len(rows))
+
+    def work(begin: int, end: int) -> None:
+        own = _unit_rows(features, rows[begin:end])
+        for number, others in enumerate(blocks):
+            scores = own @ (kept[number] if fits else _unit_rows(features, others)).T
+            _keep_best(scores, rows[begin:end], others, ids[begin:end], best[begin:end])
+
+    at_once = _ROUND_ROWS * threads
+    # The threads are ours: a product in more of them would only take cores from others.
+    with (
+        Progress(len(rows), "item", "linking by content") as progress,
+        threadpool_limits(1, user_api="blas"),
+    ):
+        for begin in range(0, len(rows), at_once):
+            end = min(begin + at_once, len(rows))
+            run_blocks(
+                end - begin,
+                threads,
+                lambda first, last, begin=begin: work(begin + first, begin + last),
+                _QUERY_ROWS,
+            )
+            progress.update(end - begin)
     shares = np.square(best)
     return ids, shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
 
@@ -112,8 +126,8 @@ def spread(candidates: np.ndarray, most: int) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
-def _keep_best(scores, rows, others, top, top_scores, begin, end):
-    """Merges one more block of candidates into the best so far of rows [begin, end), in place.
+def _keep_best(scores, rows, others, top, top_scores):
+    """Merges one more block of candidates into the best so far, in place.
 
     scores float32 [n, c] of rows int32 [n] and others int32 [c]; top int32 [n, C] and
     top_scores float32 [n, C], best first, -1 and 0 where there are fewer.  Candidates
@@ -122,7 +136,7 @@ def _keep_best(scores, rows, others, top, top_scores, begin, end):
     size = top.shape[1]
     if size == 0:
         return
-    for row in range(begin, end):
+    for row in range(scores.shape[0]):
         last = top_scores[row, size - 1]
         for column in range(others.shape[0]):
             score = scores[row, column]
