@@ -13,6 +13,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import mmap
 import os
 import pathlib
 import re
@@ -148,6 +149,16 @@ def read_array(path: str | os.PathLike, *, mmap: bool = True) -> np.ndarray:
         raise UserError(f"{path} does not exist; run --mode=prepare again.") from None
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run again.") from None
+
+
+def release(array: np.ndarray | None) -> None:
+    """Gives the memory of an array mapped from a file back until it is read again.
+
+    Does nothing to an array in memory or one that is mapped to be written.
+    """
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and not array.flags.writeable:
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def checksum(path: str | os.PathLike) -> str:

@@ -1,9 +1,12 @@
 """What large graphs go through in blocks or samples, against plain and whole versions."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from small_worlds import nasty_graph
 
+from pinsage_jax import files
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference import encoder
 from pinsage_jax.sampling import content_links as content
@@ -84,6 +87,36 @@ def test_digest_tells_graphs_apart():
         nasty_graph(seed=1),
     ]
     assert len({graph.digest(), *(other.digest() for other in others)}) == 5
+
+
+def test_released_arrays_read_as_before(tmp_path):
+    graph = nasty_graph()
+    graph.save(tmp_path)
+    mapped = Graph.load(tmp_path)
+    before = mapped.without(items=np.array([5]))
+    after = mapped.without(items=np.array([5]))
+    np.testing.assert_array_equal(mapped.indices, graph.indices)
+    np.testing.assert_array_equal(before.indices, after.indices)
+    written = np.lib.format.open_memmap(tmp_path / "w.npy", "w+", np.int64, (5000,))
+    written[:] = 7
+    for array in (written, written[1:3], np.ones(3), None):
+        files.release(array)
+    assert (written == 7).all()
+
+
+def test_release_gives_memory_back(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones(1 << 22))
+    array = files.read_array(tmp_path / "a.npy")
+
+    def mapped_kib() -> int:
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
+
+    array.sum()
+    full = mapped_kib()
+    files.release(array)
+    assert mapped_kib() < full - 20_000
+    assert array.sum() == 1 << 22
 
 
 @pytest.mark.parametrize("most", [1, 3, 10, 11])

@@ -89,6 +89,9 @@ class Graph:
         weights = _empty(np.float32) if self.weights is None else np.empty(len(indices), np.float32)
         old_weights = _empty(np.float32) if self.weights is None else self.weights
         kernels.copy_kept(self.indptr, self.indices, old_weights, dropped, indices, weights)
+        # Whoever takes some edges away goes on with the graph that is left.
+        files.release(self.indices)
+        files.release(self.weights)
         return dataclasses.replace(
             self,
             indptr=indptr,
