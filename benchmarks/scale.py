@@ -83,8 +83,10 @@ def _one_size(edges: int, workdir: pathlib.Path, options) -> tuple[list[dict], d
         "--log_every=5",
         "--validate_every=1000000",
         "--hard_start=none",
-        # Costs of the same kind at every size; by default large catalogues go without.
+        # Costs of the same kind at every size: by default large catalogues have no id
+        # messages, and content links for items without edges only.
         "--id_messages=off",
+        "--content_limit=10000",
         "--structure_dim=32",
         "--hidden_dim=128",
         "--layer_dim=128",
