@@ -224,7 +224,8 @@ class ModelConfig(Checked):
     structure_dim: int = option(
         256,
         "Dimensions of an item's place in a spectral map of the graph, found through its "
-        "collections and appended to its features; 0: none (the paper).",
+        "collections and appended to its features; 0: none (the paper). Fewer where items times "
+        "dimensions would pass 200 million.",
         low=0,
         high=4096,
     )

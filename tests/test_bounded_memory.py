@@ -1,12 +1,14 @@
 """What large graphs go through in blocks or samples, against plain and whole versions."""
 
 import pathlib
+import types
 
 import numpy as np
 import pytest
 from small_worlds import nasty_graph
 
 from pinsage_jax import files
+from pinsage_jax.config import Config, ModelConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference import encoder
 from pinsage_jax.sampling import content_links as content
@@ -71,6 +73,16 @@ def test_bases_are_the_singular_vectors_of_the_scaled_graph():
     for column in range(4):
         if min(np.abs(np.delete(values, column) - values[column])) > 1e-3:
             assert abs(left[:, column] @ bases[:, column]) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("most", "dim"), [(160, 4), (159, 3), (40, 1), (39, 0)])
+def test_places_of_many_items_have_fewer_dimensions(most, dim, monkeypatch, tmp_path):
+    monkeypatch.setattr(encoder, "MOST_PLACE_NUMBERS", most)
+    graph = nasty_graph()
+    config = Config("train", str(tmp_path), 0, 1, model=ModelConfig(structure_dim=4))
+    prepared = types.SimpleNamespace(graph=graph, manifest={"fingerprint": "x"})
+    split = types.SimpleNamespace(train_graph=graph)
+    assert encoder.structure_bases(config, prepared, split).shape == (graph.num_items, dim)
 
 
 def test_digest_tells_graphs_apart():

@@ -32,7 +32,7 @@ from pinsage_jax.sampling.content_links import (
 )
 from pinsage_jax.sampling.lists import ListColumn, NeighbourLists
 from pinsage_jax.sampling.store import NeighbourhoodSource
-from pinsage_jax.sampling.structure import Structure, saved_bases
+from pinsage_jax.sampling.structure import MOST_PLACE_NUMBERS, Structure, saved_bases
 
 
 def threads_of(config: Config) -> int:
@@ -119,14 +119,21 @@ def node_inputs(
 
 
 def structure_bases(config: Config, prepared: Prepared, split: ValidationSplit) -> np.ndarray:
-    """Base vectors of the training graph's structure, [num_items, r]; r = 0 for none."""
-    if not config.model.structure_dim:
-        return np.zeros((prepared.graph.num_items, 0), np.float32)
+    """Base vectors of the training graph's structure, [num_items, r]; r = 0 for none.
+
+    r is --structure_dim, or less where that would make more than MOST_PLACE_NUMBERS.
+    """
+    items = prepared.graph.num_items
+    dim = min(config.model.structure_dim, MOST_PLACE_NUMBERS // max(items, 1))
+    if not dim:
+        return np.zeros((items, 0), np.float32)
+    if dim < config.model.structure_dim:
+        logging.info("%d items: places have %d dimensions, to fit into memory", items, dim)
     settings = [dataclasses.asdict(config.split), config.seed, config.model.structure_dim]
     return saved_bases(
         config.workdir,
         split.train_graph,
-        config.model.structure_dim,
+        dim,
         config.seed,
         files.fingerprint([prepared.manifest["fingerprint"], *settings]),
     )
@@ -158,7 +165,7 @@ def item_links(
     size: int,
     threads: int = 1,
 ) -> ContentLinks:
-    """Links of the items `wanted` to the items `linked`; the others of all `items` have none."""
+    """Links of the items `wanted` to the items `linked`; the others of `items` have none."""
     ids = np.full((len(wanted) + 1, size), -1, np.int32)
     shares = np.zeros((len(wanted) + 1, size), np.float32)
     ids[:-1], shares[:-1] = content_links(features, wanted, linked, size, threads)

@@ -79,6 +79,7 @@ def content_links(
     Args:
       features: [N, F]; queries: int [n] rows; candidates: int [c] rows, ascending.
       size: C.
+      threads: host threads; they change no link.
 
     Returns:
       ids int32 [n, C] (rows of `features`), shares float32 [n, C].  A row is never

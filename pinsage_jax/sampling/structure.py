@@ -32,6 +32,8 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling.neighbourhoods import run_blocks
 
 FOLDER = "structure"
+# N times r at most: 0.8 GiB of places, and some six times that while they are found.
+MOST_PLACE_NUMBERS = 200_000_000
 _POWER_ITERATIONS = 4
 _ROWS_PER_TASK = 4096
 
