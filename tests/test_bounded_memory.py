@@ -1,16 +1,18 @@
 """What large graphs go through in blocks or samples, against plain and whole versions."""
 
+import functools
 import pathlib
 import types
 
 import numpy as np
 import pytest
-from small_worlds import nasty_graph
+from small_worlds import make_run, nasty_graph, random_params
 
 from pinsage_jax import files
 from pinsage_jax.config import Config, ModelConfig
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.inference import encoder
+from pinsage_jax.inference import encoder, layerwise
+from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.sampling import content_links as content
 from pinsage_jax.sampling import pairs as pair_sampling
 from pinsage_jax.sampling import structure
@@ -114,6 +116,42 @@ def test_released_arrays_read_as_before(tmp_path):
     for array in (written, written[1:3], np.ones(3), None):
         files.release(array)
     assert (written == 7).all()
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_embeddings_through_tables_on_disk(layers, tmp_path, monkeypatch):
+    run = make_run(model={"num_layers": layers})
+    ids, weights = run.lists.of_all()
+    params = random_params(run.model, run.inputs.dim)
+    embed = functools.partial(
+        embed_all, run.model, params, run.inputs, ids, weights, block=16, quiet=True
+    )
+    wanted = embed()
+    assert not isinstance(embed(folder=tmp_path), np.memmap)
+    monkeypatch.setattr(layerwise, "MOST_TABLE_BYTES", 0)
+    found = embed(folder=tmp_path)
+    assert isinstance(found, np.memmap) and not list(tmp_path.iterdir())
+    np.testing.assert_array_equal(found, wanted)
+    found[3, -1] += 1.0
+    files.release(found)
+    assert found[3, -1] == wanted[3, -1] + np.float32(1.0)
+
+
+def test_scratch_arrays(tmp_path):
+    for folder, most, mapped in ((None, 0, False), (tmp_path, 24, False), (tmp_path, 23, True)):
+        array = files.scratch_array((3, 2), folder, most)
+        assert isinstance(array, np.memmap) == mapped
+        assert array.shape == (3, 2) and array.dtype == np.float32
+        array[:] = 2.0
+        files.release(array)
+        assert (array == 2.0).all()
+    private = np.memmap(tmp_path / "c", np.float32, "w+", shape=(9,))
+    private = np.memmap(tmp_path / "c", np.float32, "c", shape=(9,))
+    private[:] = 3.0
+    files.release(private)
+    assert (private == 3.0).all()
+    with pytest.raises(FileNotFoundError):
+        files.scratch_array((3, 2), tmp_path / "none", 0)
 
 
 def test_release_gives_memory_back(tmp_path):

@@ -95,6 +95,7 @@ class Encoder:
             block=self.config.embed.embed_block,
             threads=threads_of(self.config),
             quiet=quiet,
+            folder=self.config.workdir,
         )
 
 
