@@ -31,7 +31,7 @@ from pinsage_jax.sampling.neighbourhoods import run_blocks
 
 _REDUCE_ROWS = 512
 # Tables that take more than this lie on disk, where there is a folder for them.
-MOST_TABLE_BYTES = 3 << 30
+MOST_TABLE_BYTES = 1 << 30
 
 
 @functools.lru_cache(maxsize=8)

@@ -107,7 +107,10 @@ class NeighbourhoodSource:
         folder = pathlib.Path(self._folder) / self.key()
         logging.info("neighbourhoods of %d nodes are kept in %s", self.num_nodes, folder)
         width = self.sampling.num_neighbours
-        return ShardedTable(folder, self.num_nodes, width, self._rows, SHARD_NODES)
+        table = ShardedTable(folder, self.num_nodes, width, self._rows, SHARD_NODES)
+        # What is left to walk are a few rows a step.
+        files.release(self.graph.indices)
+        return table
 
     def key(self) -> str:
         """What lists depend on, as 16 hexadecimal digits: graph, settings, seed, sampler.
