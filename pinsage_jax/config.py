@@ -24,10 +24,12 @@ from pinsage_jax.config_tools import (
     NEW_DEFAULTS,
     RECOMMEND_DEFAULTS,
     SPLIT_DEFAULTS,
+    STORE_DEFAULTS,
     AblateConfig,
     NewItemsConfig,
     RecommendConfig,
     SplitToolConfig,
+    StoreConfig,
 )
 from pinsage_jax.errors import UserError
 from pinsage_jax.options import Checked, option
@@ -173,7 +175,10 @@ class SamplingConfig(Checked):
         0.5, "Edges at which an item's walk neighbours and content links weigh the same.", low=0.0
     )
     content_limit: int = option(
-        200_000, "Catalogues with more items get content links for items without edges only.", low=0
+        200_000,
+        "Catalogues with more items get content links for items without edges only, and to a "
+        "sample of 65,536 items.",
+        low=0,
     )
     pair_power: float = option(
         0.2,
@@ -219,7 +224,8 @@ class ModelConfig(Checked):
     structure_dim: int = option(
         256,
         "Dimensions of an item's place in a spectral map of the graph, found through its "
-        "collections and appended to its features; 0: none (the paper).",
+        "collections and appended to its features; 0: none (the paper). Fewer where items times "
+        "dimensions would pass 200 million.",
         low=0,
         high=4096,
     )
@@ -374,6 +380,7 @@ class Config:
     recommend: RecommendConfig = RECOMMEND_DEFAULTS
     ablate: AblateConfig = ABLATE_DEFAULTS
     new: NewItemsConfig = NEW_DEFAULTS
+    store: StoreConfig = STORE_DEFAULTS
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""
@@ -384,5 +391,10 @@ class Config:
             raise UserError("--workdir is required: the folder that everything is written to.")
         if self.new.new_items and self.mode != "embed":
             raise UserError(f"--new_items={self.new.new_items} needs --mode=embed.")
+        if self.sampling.resample and self.store.neighbourhood_store in ("memory", "disk"):
+            raise UserError(
+                f"--neighbourhood_store={self.store.neighbourhood_store} keeps one set of lists "
+                "but --resample draws new ones every epoch; drop one of the two."
+            )
         if self.mode in ("pipeline", "prepare") and not (self.world.world or self.data.edges):
             raise UserError("--edges is required (or --world for the embedded example).")

@@ -1,4 +1,4 @@
-"""Settings of the modes beside the pipeline: split, recommend, ablate, new items."""
+"""Settings beside the pipeline's: split, recommend, ablate, new items, stores."""
 
 from __future__ import annotations
 
@@ -111,6 +111,19 @@ class AblateConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class StoreConfig(Checked):
+    """Where sampled neighbourhoods are kept; changes no result."""
+
+    neighbourhood_store: str = option(
+        "auto",
+        "Neighbourhoods walked once and kept in memory, once and kept on disk (in checked shards "
+        "that later stages and killed runs find again), or when asked for. auto: memory up to "
+        "256 MiB, disk beyond; with --resample training keeps none.",
+        choices=("auto", "memory", "disk", "none"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class NewItemsConfig(Checked):
     """Items that the catalogue does not hold, embedded by --mode=embed."""
 
@@ -135,3 +148,4 @@ SPLIT_DEFAULTS = SplitToolConfig()
 RECOMMEND_DEFAULTS = RecommendConfig()
 ABLATE_DEFAULTS = AblateConfig()
 NEW_DEFAULTS = NewItemsConfig()
+STORE_DEFAULTS = StoreConfig()

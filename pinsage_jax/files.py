@@ -13,10 +13,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import mmap
 import os
 import pathlib
 import re
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -148,6 +150,36 @@ def read_array(path: str | os.PathLike, *, mmap: bool = True) -> np.ndarray:
         raise UserError(f"{path} does not exist; run --mode=prepare again.") from None
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run again.") from None
+
+
+def release(array: np.ndarray | None) -> None:
+    """Gives the memory of an array mapped from a file back until it is read again.
+
+    What was written to it is in the file.  Does nothing to an array in memory.
+    """
+    mapped = getattr(array, "_mmap", None)
+    # A private copy ("c") would lose what was written.
+    if mapped is not None and array.mode != "c":
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def scratch_array(
+    shape: tuple[int, ...], folder: str | os.PathLike | None, most_bytes: int
+) -> np.ndarray:
+    """A float32 array to be filled: in memory, or in a nameless file if it is larger.
+
+    Args:
+      folder: where the file lies until nothing refers to the array any more; without
+        one the array is always in memory.
+      most_bytes: what may be in memory.
+    """
+    size = 4 * int(np.prod(shape))
+    if folder is None or size <= most_bytes:
+        return np.empty(shape, np.float32)
+    with reported_os_errors(folder), tempfile.TemporaryFile(dir=folder) as handle:
+        # So that a full disk is told here and not by a signal at the first write.
+        os.posix_fallocate(handle.fileno(), 0, size)
+        return np.memmap(handle, np.float32, "r+", shape=shape)
 
 
 def checksum(path: str | os.PathLike) -> str:

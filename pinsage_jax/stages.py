@@ -75,8 +75,9 @@ def train(config: Config) -> Outcome:
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
         return Outcome(0, 0, {}, interrupted=False)
     split = _split(config, prepared)
-    bases = structure_bases(config, prepared, split)
-    encoder = Encoder.over(config, prepared, split.train_graph, bases)
+    encoder = Encoder.over(
+        config, prepared, split.train_graph, structure_bases(config, prepared, split)
+    )
     identity = identity_of(prepared)
     if not config.sampling.resample:
         encoder.lists.source.keep_all()
@@ -186,9 +187,8 @@ def _embed_over(
         config, prepared, encoder.inputs.dim, encoder.lists.source.num_nodes
     )
     vectors = encoder.embed(params)
-    items = prepared.graph.num_items
-    edgeless = graph.degree()[:items] == 0
-    vectors[:items] = calibration.with_offset(vectors[:items], edgeless, offset)
+    edgeless = np.flatnonzero(graph.degree()[: prepared.graph.num_items] == 0)
+    vectors[edgeless, -1] += offset
     return vectors, step, offset
 
 

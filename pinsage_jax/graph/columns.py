@@ -73,6 +73,14 @@ def ids(column: pa.Array, name: str, where: Where) -> pa.LargeStringArray:
     return column
 
 
+def whole_ids(column: pa.Array, name: str, where: Where) -> pa.Int64Array:
+    """Ids of an integer column as int64, without nulls, else UserError with the row."""
+    if column.null_count:
+        row = pc.index(column.is_null(), True).as_py()
+        raise UserError(f"Column '{name}' is empty in {where(row)}; every row needs an id.")
+    return column.cast(pa.int64())
+
+
 def numbers(column: pa.Array, name: str, where: Where) -> pa.DoubleArray:
     """Numbers as float64; missing values are null, NaN and infinity are kept.
 

@@ -14,6 +14,7 @@ collections.  The arrays are plain or memory-mapped; nothing here writes to them
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
 
 import numpy as np
@@ -51,6 +52,13 @@ class Graph:
         """Number of neighbours of every node, int32 [N]."""
         return np.diff(self.indptr).astype(np.int32)
 
+    def digest(self) -> str:
+        """Hash of the edges, their weights and the counts, 16 hexadecimal digits."""
+        total = hashlib.blake2b(f"{self.num_items} {self.num_collections}".encode(), digest_size=8)
+        for array in (self.indptr, self.indices, self.weights):
+            total.update(b"none" if array is None else memoryview(np.ascontiguousarray(array)))
+        return total.hexdigest()
+
     def neighbours(self, node: int) -> np.ndarray:
         """Neighbours of one node as node ids, int32 [degree], ascending."""
         return self.indices[self.indptr[node] : self.indptr[node + 1]]
@@ -81,6 +89,9 @@ class Graph:
         weights = _empty(np.float32) if self.weights is None else np.empty(len(indices), np.float32)
         old_weights = _empty(np.float32) if self.weights is None else self.weights
         kernels.copy_kept(self.indptr, self.indices, old_weights, dropped, indices, weights)
+        # Whoever takes some edges away goes on with the graph that is left.
+        files.release(self.indices)
+        files.release(self.weights)
         return dataclasses.replace(
             self,
             indptr=indptr,

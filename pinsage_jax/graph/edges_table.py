@@ -21,7 +21,7 @@ from pinsage_jax.errors import UserError
 from pinsage_jax.graph import columns as column_values
 from pinsage_jax.graph.columns import shown_id
 from pinsage_jax.graph.ids import IdTable, UniqueIds
-from pinsage_jax.graph.tables import Batch, Table, iter_batches
+from pinsage_jax.graph.tables import Batch, Table, holds_integers, iter_batches
 from pinsage_jax.progress import Progress
 
 _GROUP_ROWS = 1 << 24
@@ -37,6 +37,7 @@ class Ids:
     item_rows: int  # rows of the item table; they are items [0, item_rows)
     edge_rows: int
     titles: pa.Array | None  # large_string [len(items)], null where there is none
+    whole: tuple[str, ...] = ()  # id columns that are integers in every table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +69,15 @@ def collect_ids(
     for flag in ("weight_column", "time_column"):
         if getattr(config, flag):
             edges.require(getattr(config, flag), flag)
-    item_ids, item_rows, titles = UniqueIds(), 0, []
+    whole = _whole_columns(edges, items, config)
+    item_kind = pa.int64() if config.item_column in whole else None
+    item_ids, item_rows, titles = UniqueIds(item_kind), 0, []
     if items is not None:
-        items.require(config.item_id_column, "item_id_column")
-        wanted = [config.item_id_column] + ([title_column] if title_column else [])
+        id_column = config.item_id_column
+        wanted = [id_column] + ([title_column] if title_column else [])
+        as_numbers = [id_column] if item_kind else []
         with Progress(items.num_rows, "row", "reading item ids") as progress:
-            for batch in iter_batches(items, wanted, ids=[config.item_id_column]):
+            for batch in iter_batches(items, wanted, ids=[id_column], whole=as_numbers):
                 item_ids.add(batch.column(config.item_id_column))
                 if title_column:
                     column = batch.column(title_column)
@@ -83,10 +87,11 @@ def collect_ids(
         known = item_ids.finish("items")
         if len(known) != item_rows:
             _name_duplicate(items, config.item_id_column, known)
-    collection_ids, edge_rows = UniqueIds(), 0
+    collection_kind = pa.int64() if config.collection_column in whole else None
+    collection_ids, edge_rows = UniqueIds(collection_kind), 0
     names = [config.item_column, config.collection_column]
     with Progress(edges.num_rows, "row", "reading edge ids") as progress:
-        for batch in iter_batches(edges, names, ids=names):
+        for batch in iter_batches(edges, names, ids=names, whole=whole):
             item_ids.add(batch.column(config.item_column))
             collection_ids.add(batch.column(config.collection_column))
             edge_rows += len(batch)
@@ -96,7 +101,8 @@ def collect_ids(
     if title_column:
         absent = pa.nulls(len(found) - item_rows, pa.large_string())
         aligned = pa.concat_arrays([*titles, absent])
-    return Ids(found, collection_ids.finish("collections"), item_rows, edge_rows, aligned)
+    collections = collection_ids.finish("collections")
+    return Ids(found, collections, item_rows, edge_rows, aligned, whole)
 
 
 def write_codes(edges: Table, ids: Ids, config: DataConfig, folder: pathlib.Path) -> EdgeCodes:
@@ -119,7 +125,8 @@ def write_codes(edges: Table, ids: Ids, config: DataConfig, folder: pathlib.Path
     time_kind, start = None, 0
     rows_at_once = 4 * max(len(ids.items), len(ids.collections))
     with Progress(ids.edge_rows, "row", "reading edges") as progress:
-        for group in grouped(iter_batches(edges, [*names, *extras], ids=names), rows_at_once):
+        batches = iter_batches(edges, [*names, *extras], ids=names, whole=ids.whole)
+        for group in grouped(batches, rows_at_once):
             end = start + sum(len(batch) for batch in group)
             items[start:end] = ids.items.lookup(_chunks(group, names[0]))
             collections[start:end] = ids.collections.lookup(_chunks(group, names[1]))
@@ -138,6 +145,17 @@ def write_codes(edges: Table, ids: Ids, config: DataConfig, folder: pathlib.Path
     if start != ids.edge_rows or (start and min(items.min(), collections.min()) < 0):
         raise UserError(f"--{edges.flag}={edges.path} changed while it was read; run again.")
     return EdgeCodes(items, collections, weights, times, time_kind)
+
+
+def _whole_columns(edges: Table, items: Table | None, config: DataConfig) -> tuple[str, ...]:
+    """Id columns of --edges that are integers there and, for items, in --items too."""
+    whole = [name for name in (config.collection_column,) if holds_integers(edges, name)]
+    if items is not None:
+        items.require(config.item_id_column, "item_id_column")
+    of_items = items is None or holds_integers(items, config.item_id_column)
+    if of_items and holds_integers(edges, config.item_column):
+        whole.append(config.item_column)
+    return tuple(whole)
 
 
 def grouped(batches: Iterator[Batch], rows: int) -> Iterator[list[Batch]]:

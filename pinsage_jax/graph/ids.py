@@ -27,8 +27,10 @@ class IdTable:
     """Distinct ids in a fixed order; position is the index."""
 
     def __init__(self, ids: pa.Array):
-        """Takes a large_string array without nulls or duplicates."""
+        """Takes an array of text or int64 without nulls or duplicates."""
         self._ids = ids.cast(pa.large_string())
+        # Numbers are hashed much faster than their text; kept while tables are read.
+        self._numbers = ids if ids.type == pa.int64() else None
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -39,11 +41,14 @@ class IdTable:
         return self._ids
 
     def lookup(self, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """Indices int32 [n] of text ids, -1 where unknown.
+        """Indices int32 [n] of text or int64 ids, -1 where unknown.
 
         Every call hashes the whole table once, so pass many ids at a time.
         """
-        found = pc.index_in(ids.cast(pa.large_string()), value_set=self._ids)
+        if self._numbers is not None and ids.type == pa.int64():
+            found = pc.index_in(ids, value_set=self._numbers)
+        else:
+            found = pc.index_in(ids.cast(pa.large_string()), value_set=self._ids)
         if isinstance(found, pa.ChunkedArray):
             found = found.combine_chunks()
         return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
@@ -75,14 +80,15 @@ class IdTable:
 
 
 class UniqueIds:
-    """Collects the distinct ids of a stream in order of first appearance."""
+    """Collects the distinct ids of a stream, text or int64, in order of first appearance."""
 
-    def __init__(self):
-        self._known = pa.array([], pa.large_string())
+    def __init__(self, kind: pa.DataType | None = None):
+        """`kind`: pa.int64() for ids that come as numbers; None: text."""
+        self._known = pa.array([], kind or pa.large_string())
         self._pending: list[pa.Array] = []
         self._pending_rows = self._pending_bytes = 0
 
-    def add(self, ids: pa.LargeStringArray) -> None:
+    def add(self, ids: pa.Array) -> None:
         """Adds a batch of ids."""
         unique = pc.unique(ids)
         self._pending.append(unique)

@@ -129,11 +129,24 @@ def open_table(path: str | pathlib.Path, flag: str) -> Table:
     return Table(path, flag, kind, tuple(parts), types, num_rows)
 
 
+def holds_integers(table: Table, column: str) -> bool:
+    """Whether every file of a Parquet table stores the column as integers of 63 bits at most."""
+    if table.kind != "parquet":
+        return False
+    for part in table.files:
+        with _readable(part, table.flag):
+            kind = _plain(pa_parquet.read_schema(part).field(column).type)
+        if not pa.types.is_integer(kind) or kind == pa.uint64():
+            return False
+    return True
+
+
 def iter_batches(
     table: Table,
     columns: Sequence[str],
     ids: Sequence[str] = (),
     batch_rows: int | None = None,
+    whole: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """Streams the named columns in order of rows.
 
@@ -142,6 +155,7 @@ def iter_batches(
       ids: those of them that hold ids: they arrive as large_string without nulls or
         empty strings.  Other columns of a CSV arrive as large_string too.
       batch_rows: most rows of a batch of a Parquet table; None: BATCH_ROWS.
+      whole: those of `ids` that arrive as int64 instead (see holds_integers).
 
     Raises:
       UserError: a column is missing, an id is null or empty or of a type that is not
@@ -156,7 +170,8 @@ def iter_batches(
             for rows in _raw_batches(part, table, names, batch_rows or BATCH_ROWS):
                 batch = Batch(rows, part, first_row)
                 for name in ids:
-                    converted = column_values.ids(batch.column(name), name, batch.where)
+                    convert = column_values.whole_ids if name in whole else column_values.ids
+                    converted = convert(batch.column(name), name, batch.where)
                     position = rows.schema.get_field_index(name)
                     rows = rows.set_column(position, name, converted)
                     batch = Batch(rows, part, first_row)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,16 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.inference.layerwise import embed_all
-from pinsage_jax.sampling.content_links import ContentLinks, content_links
-from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling import store
+from pinsage_jax.sampling.content_links import (
+    MOST_CANDIDATES,
+    ContentLinks,
+    content_links,
+    spread,
+)
+from pinsage_jax.sampling.lists import ListColumn, NeighbourLists
 from pinsage_jax.sampling.store import NeighbourhoodSource
-from pinsage_jax.sampling.structure import Structure, saved_bases
+from pinsage_jax.sampling.structure import MOST_PLACE_NUMBERS, Structure, saved_bases
 
 
 def threads_of(config: Config) -> int:
@@ -53,23 +60,28 @@ class Encoder:
         Args:
           bases: float32 [num_items, r] of the training graph (structure_bases).
         """
-        source = NeighbourhoodSource(graph, config.sampling, config.seed, threads_of(config))
-        structure = Structure(graph, bases) if bases.shape[1] else None
+        source = NeighbourhoodSource(
+            graph,
+            config.sampling,
+            config.seed,
+            threads_of(config),
+            config.store.neighbourhood_store,
+            pathlib.Path(config.workdir) / store.FOLDER,
+        )
+        structure = Structure(graph, bases, threads_of(config)) if bases.shape[1] else None
         inputs = node_inputs(config, prepared.features, graph.degree(), structure)
         links = _content_links(config, prepared, graph)
         return cls(config, NeighbourLists.made_of(source, links, config), inputs)
 
     @functools.cached_property
-    def final_lists(self) -> tuple[np.ndarray, np.ndarray]:
+    def final_lists(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
         """Lists of all nodes that embeddings pool over: ids and weights [N, T+C].
 
         Of the same kind as in training, from more walks (--embed_walks): visit counts
         are estimates, and here they are made once instead of every step.
         """
         walks = self.config.embed.embed_walks or self.config.sampling.num_walks
-        lists = self.lists.with_walks(walks)
-        lists.source.keep_all()
-        return lists.of(np.arange(lists.source.num_nodes, dtype=np.int32))
+        return self.lists.with_walks(walks).of_all()
 
     def embed(self, params: Any, quiet: bool = False) -> np.ndarray:
         """float32 [nodes, Z] of every item (and collection, with --neighbourhood=all)."""
@@ -83,6 +95,7 @@ class Encoder:
             block=self.config.embed.embed_block,
             threads=threads_of(self.config),
             quiet=quiet,
+            folder=self.config.workdir,
         )
 
 
@@ -107,14 +120,21 @@ def node_inputs(
 
 
 def structure_bases(config: Config, prepared: Prepared, split: ValidationSplit) -> np.ndarray:
-    """Base vectors of the training graph's structure, [num_items, r]; r = 0 for none."""
-    if not config.model.structure_dim:
-        return np.zeros((prepared.graph.num_items, 0), np.float32)
+    """Base vectors of the training graph's structure, [num_items, r]; r = 0 for none.
+
+    r is --structure_dim, or less where that would make more than MOST_PLACE_NUMBERS.
+    """
+    items = prepared.graph.num_items
+    dim = min(config.model.structure_dim, MOST_PLACE_NUMBERS // max(items, 1))
+    if not dim:
+        return np.zeros((items, 0), np.float32)
+    if dim < config.model.structure_dim:
+        logging.info("%d items: places have %d dimensions, to fit into memory", items, dim)
     settings = [dataclasses.asdict(config.split), config.seed, config.model.structure_dim]
     return saved_bases(
         config.workdir,
         split.train_graph,
-        config.model.structure_dim,
+        dim,
         config.seed,
         files.fingerprint([prepared.manifest["fingerprint"], *settings]),
     )
@@ -130,15 +150,26 @@ def _content_links(config: Config, prepared: Prepared, graph: Graph) -> ContentL
     wanted = np.arange(items)
     if items > config.sampling.content_limit:
         wanted = np.flatnonzero(degree == 0)
-        logging.info("content links for the %d items without edges only", len(wanted))
-    return item_links(prepared.features, items, wanted, linked, size)
+        linked = spread(linked, MOST_CANDIDATES)
+        logging.info(
+            "content links for the %d items without edges only, to %d others",
+            len(wanted), len(linked),
+        )  # fmt: skip
+    return item_links(prepared.features, items, wanted, linked, size, threads_of(config))
 
 
 def item_links(
-    features: np.ndarray, items: int, wanted: np.ndarray, linked: np.ndarray, size: int
+    features: np.ndarray,
+    items: int,
+    wanted: np.ndarray,
+    linked: np.ndarray,
+    size: int,
+    threads: int = 1,
 ) -> ContentLinks:
-    """Links [items, size] of the items `wanted` to the items `linked`; others have none."""
-    ids = np.full((items, size), -1, np.int32)
-    shares = np.zeros((items, size), np.float32)
-    ids[wanted], shares[wanted] = content_links(features, wanted, linked, size)
-    return ContentLinks(ids, shares)
+    """Links of the items `wanted` to the items `linked`; the others of `items` have none."""
+    ids = np.full((len(wanted) + 1, size), -1, np.int32)
+    shares = np.zeros((len(wanted) + 1, size), np.float32)
+    ids[:-1], shares[:-1] = content_links(features, wanted, linked, size, threads)
+    row_of = np.full(items, len(wanted), np.int32)
+    row_of[wanted] = np.arange(len(wanted), dtype=np.int32)
+    return ContentLinks(ids, shares, row_of)

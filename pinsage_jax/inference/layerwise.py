@@ -4,7 +4,8 @@ The paper's MapReduce (Ying et al. 2018, section 3.4) as plain functions over
 blocks of rows.  Per layer: *project* every node once (line 1's dense layer); *join*
 the projected vectors with the neighbourhoods and *reduce* them to pooled vectors;
 *finish* the layer.  Then the head.  Dense layers run in JAX on blocks of fixed
-shape, the join in Numba on the host, so that memory is bounded by two layers.
+shape, the join in Numba on the host, so that memory is bounded by two layers; tables
+above a size lie in nameless files, of which memory holds what is being read.
 
 Shapes: N nodes, T neighbours, D input features, M width of Q, d layer width, Z
 output width.
@@ -13,12 +14,14 @@ output width.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from pinsage_jax import files
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config import ModelConfig
 from pinsage_jax.inference import reduce_kernels
@@ -27,6 +30,8 @@ from pinsage_jax.progress import Progress
 from pinsage_jax.sampling.neighbourhoods import run_blocks
 
 _REDUCE_ROWS = 512
+# Tables that take more than this lie on disk, where there is a folder for them.
+MOST_TABLE_BYTES = 1 << 30
 
 
 @functools.lru_cache(maxsize=8)
@@ -64,6 +69,8 @@ def _in_blocks(
                 part = np.pad(part, [(0, block - len(part))] + [(0, 0)] * (part.ndim - 1))
             parts.append(part)
         out[begin:end] = np.asarray(function(*parts))[: end - begin]
+        # Blocks are written in order and not read before the last is there.
+        files.release(out)
         progress.update(end - begin)
 
 
@@ -79,6 +86,7 @@ def embed_all(
     quiet: bool = False,
     node_ids: np.ndarray | None = None,
     sizes: tuple[int, ...] | None = None,
+    folder: str | os.PathLike | None = None,
 ) -> np.ndarray:
     """Embeds every node that has a neighbour list, or only what some nodes need.
 
@@ -91,6 +99,7 @@ def embed_all(
       sizes: rows R0 >= R1 >= ... >= RK that are needed of the input and of each layer's
         output, every time the first ones; `neighbours` and `weights` then are [R1, T]
         and name rows.  None: all N.
+      folder: where tables above MOST_TABLE_BYTES lie; None: everything in memory.
 
     Returns:
       float32 [N, Z], or [RK, Z].
@@ -116,21 +125,24 @@ def embed_all(
     def read_ids(begin: int, end: int) -> np.ndarray:
         return every[begin:end]
 
-    out = np.empty((sizes[-1], config.output_dim), np.float32)
+    def table(rows: int, width: int) -> np.ndarray:
+        return files.scratch_array((rows, width), folder, MOST_TABLE_BYTES)
+
+    out = table(sizes[-1], config.output_dim)
     total = sum(sizes[:-1]) + sum(sizes[1:]) or sizes[0]
     with Progress(total, "row", "embedding", quiet=quiet) as progress:
         for layer in range(1, config.num_layers + 1):
             before, after = sizes[layer - 1], sizes[layer]
-            projected = np.empty((before, config.hidden_dim), np.float32)
+            projected = table(before, config.hidden_dim)
             project = functools.partial(stages["project"], params, layer)
             _in_blocks(project, [read_hidden, read_ids], before, block, projected, progress)
 
-            def read_pooled(begin: int, end: int, table: np.ndarray = projected) -> np.ndarray:
-                pooled = np.empty((end - begin, table.shape[1]), np.float32)
+            def read_pooled(begin: int, end: int, sent: np.ndarray = projected) -> np.ndarray:
+                pooled = np.empty((end - begin, sent.shape[1]), np.float32)
                 ids, mass = neighbours[begin:end], weights[begin:end]
 
                 def work(first: int, last: int) -> None:
-                    reduce(table, ids[first:last], mass[first:last], pooled[first:last])
+                    reduce(sent, ids[first:last], mass[first:last], pooled[first:last])
 
                 run_blocks(end - begin, threads, work, _REDUCE_ROWS)
                 return pooled
@@ -140,7 +152,7 @@ def embed_all(
                 reads = [read_hidden, read_pooled, read_features]
                 _in_blocks(finish, reads, after, block, out, progress)
             else:
-                finished = np.empty((after, config.layer_dim), np.float32)
+                finished = table(after, config.layer_dim)
                 combine = functools.partial(stages["combine"], params, layer)
                 _in_blocks(combine, [read_hidden, read_pooled], after, block, finished, progress)
                 hidden = finished

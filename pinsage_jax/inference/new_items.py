@@ -35,7 +35,7 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.inference.encoder import item_links, node_inputs, threads_of
 from pinsage_jax.inference.layerwise import embed_all
-from pinsage_jax.sampling.content_links import ContentLinks
+from pinsage_jax.sampling.content_links import MOST_CANDIDATES, ContentLinks, spread
 from pinsage_jax.sampling.lists import NeighbourLists
 from pinsage_jax.sampling.store import NeighbourhoodSource
 from pinsage_jax.sampling.structure import Structure
@@ -205,6 +205,7 @@ class NewItemEncoder:
         # The catalogue's size decides, so that new items have links if its items do.
         if self._prepared.graph.num_items > self._config.sampling.content_limit:
             wanted = wanted[degree[wanted] == 0]
+            linked = spread(linked, MOST_CANDIDATES)
         return item_links(features, len(degree), wanted, linked, self._link_size())
 
 

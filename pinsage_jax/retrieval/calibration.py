@@ -77,7 +77,7 @@ def validate(
     """Scores embeddings on the validation pairs.
 
     Args:
-      vectors: float32 [num_items, Z].
+      vectors: float32 [num_items, Z]; written to meanwhile and left as they were.
       edgeless: bool [num_items].
       offset: the cold offset to use; None chooses it.
 
@@ -89,7 +89,14 @@ def validate(
     if not rivals.rates:
         return {}
     offsets = OFFSETS if offset is None and (split.kinds == "cold").any() else (offset or 0.0,)
-    tried = {value: _rates(with_offset(vectors, edgeless, value), split) for value in offsets}
+    last, tried = vectors[edgeless, -1], {}
+    try:
+        for value in offsets:
+            # In place: a copy of a large catalogue may not fit.
+            vectors[edgeless, -1] = last + np.float32(value)
+            tried[value] = _rates(vectors, split)
+    finally:
+        vectors[edgeless, -1] = last
     chosen = max(tried, key=lambda value: (_least_lift(tried[value], rivals), -value))
     rates = tried[chosen]
     # A rate of zero would hide all the others; half a hit stands in for it.

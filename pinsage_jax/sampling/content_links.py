@@ -18,11 +18,20 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from numba import njit
+from threadpoolctl import threadpool_limits
 
 from pinsage_jax.progress import Progress
+from pinsage_jax.sampling.neighbourhoods import run_blocks
 
-_QUERY_ROWS = 1024
-_CANDIDATE_ROWS = 65536
+# Above --content_limit every item has this many candidates, so that links cost the
+# same per item in a catalogue of any size.
+MOST_CANDIDATES = 1 << 16
+# The scores of a block, 4 MiB, stay in the cache between the product and the selection.
+_QUERY_ROWS = 512
+_CANDIDATE_ROWS = 2048
+_ROUND_ROWS = 4096
+_KEPT_BYTES = 1 << 29
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +41,23 @@ class ContentLinks:
     Attributes:
       ids: int32 [N, C] items with edges, most similar first; -1 where there are fewer.
       shares: float32 [N, C], squared cosine similarities, rows summing to 1 (or 0).
+      row_of: int32 [num_items] row of each item in these, where they hold only some and
+        a last one without links for all others; None: row i is item i.
     """
 
     ids: np.ndarray
     shares: np.ndarray
+    row_of: np.ndarray | None = None
+
+    @property
+    def num_items(self) -> int:
+        """Items that can be asked for."""
+        return len(self.ids if self.row_of is None else self.row_of)
+
+    def of(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and shares [n, C] of `items` (int [n])."""
+        rows = items if self.row_of is None else self.row_of[items]
+        return self.ids[rows], self.shares[rows]
 
     @classmethod
     def none(cls, num_items: int) -> ContentLinks:
@@ -50,13 +72,14 @@ def _unit_rows(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def content_links(
-    features: np.ndarray, queries: np.ndarray, candidates: np.ndarray, size: int
+    features: np.ndarray, queries: np.ndarray, candidates: np.ndarray, size: int, threads: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Links of the rows `queries` to the rows `candidates` of a feature matrix.
 
     Args:
       features: [N, F]; queries: int [n] rows; candidates: int [c] rows, ascending.
       size: C.
+      threads: host threads; they change no link.
 
     Returns:
       ids int32 [n, C] (rows of `features`), shares float32 [n, C].  A row is never
@@ -65,49 +88,70 @@ def content_links(
     """
     ids = np.full((len(queries), size), -1, np.int32)
     best = np.zeros((len(queries), size), np.float32)
-    with Progress(len(queries), "item", "linking by content") as progress:
-        for begin in range(0, len(queries), _QUERY_ROWS):
-            rows = queries[begin : begin + _QUERY_ROWS]
-            own = _unit_rows(features, rows)
-            top = np.full((len(rows), size), -1, np.int32)
-            top_scores = np.zeros((len(rows), size), np.float32)
-            for first in range(0, len(candidates), _CANDIDATE_ROWS):
-                others = candidates[first : first + _CANDIDATE_ROWS]
-                scores = own @ _unit_rows(features, others).T
-                scores[rows[:, None] == others[None, :]] = 0.0
-                top, top_scores = _merge(top, top_scores, others, scores)
-            ids[begin : begin + len(rows)] = top
-            best[begin : begin + len(rows)] = top_scores
-            progress.update(len(rows))
+    rows, candidates = queries.astype(np.int32), candidates.astype(np.int32)
+    starts = range(0, len(candidates), _CANDIDATE_ROWS)
+    blocks = [candidates[first : first + _CANDIDATE_ROWS] for first in starts]
+    fits = 4 * len(candidates) * features.shape[1] <= _KEPT_BYTES
+    kept = [_unit_rows(features, block) for block in blocks] if fits else []
+
+    def work(begin: int, end: int) -> None:
+        own = _unit_rows(features, rows[begin:end])
+        for number, others in enumerate(blocks):
+            scores = own @ (kept[number] if fits else _unit_rows(features, others)).T
+            _keep_best(scores, rows[begin:end], others, ids[begin:end], best[begin:end])
+
+    at_once = _ROUND_ROWS * threads
+    # The threads are ours: a product in more of them would only take cores from others.
+    with (
+        Progress(len(rows), "item", "linking by content") as progress,
+        threadpool_limits(1, user_api="blas"),
+    ):
+        for begin in range(0, len(rows), at_once):
+            end = min(begin + at_once, len(rows))
+            run_blocks(
+                end - begin,
+                threads,
+                lambda first, last, begin=begin: work(begin + first, begin + last),
+                _QUERY_ROWS,
+            )
+            progress.update(end - begin)
     shares = np.square(best)
     return ids, shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
 
 
-def _merge(top, top_scores, others, scores):
-    """The best of the best so far and one more block of candidates."""
+def spread(candidates: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of the candidates, evenly spaced, in order."""
+    if len(candidates) <= most:
+        return candidates
+    return candidates[np.arange(most) * len(candidates) // most]
+
+
+@njit(nogil=True, cache=True)
+def _keep_best(scores, rows, others, top, top_scores):
+    """Merges one more block of candidates into the best so far, in place.
+
+    scores float32 [n, c] of rows int32 [n] and others int32 [c]; top int32 [n, C] and
+    top_scores float32 [n, C], best first, -1 and 0 where there are fewer.  Candidates
+    come in ascending order, so an equal one stays behind those before it.
+    """
     size = top.shape[1]
-    if scores.shape[1] > size:
-        place = np.argpartition(-scores, size - 1, axis=1)[:, :size]
-        _settle_ties(scores, place)
-    else:
-        place = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    ids = np.concatenate([top, others[place].astype(np.int32)], axis=1)
-    merged = np.concatenate([top_scores, np.take_along_axis(scores, place, axis=1)], axis=1)
-    ids = np.where(merged > 0, ids, np.int32(-1))
-    merged = np.maximum(merged, 0.0)
-    order = np.lexsort((ids, -merged), axis=1)[:, :size]
-    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(merged, order, axis=1)
-
-
-def _settle_ties(scores, place):
-    """Lets the lowest columns in where more columns tie for the last places of a row."""
-    size = place.shape[1]
-    last = np.take_along_axis(scores, place, axis=1).min(axis=1)
-    tied = (scores >= last[:, None]).sum(axis=1) > size
-    for row in np.flatnonzero(tied & (last > 0)):
-        above = np.flatnonzero(scores[row] > last[row])
-        equal = np.flatnonzero(scores[row] == last[row])
-        place[row] = np.concatenate([above, equal[: size - len(above)]])
+    if size == 0:
+        return
+    for row in range(scores.shape[0]):
+        last = top_scores[row, size - 1]
+        for column in range(others.shape[0]):
+            score = scores[row, column]
+            # Written so that the usual case, no better than the last, is one comparison.
+            if not score > last or others[column] == rows[row]:
+                continue
+            place = size - 1
+            while place > 0 and top_scores[row, place - 1] < score:
+                top_scores[row, place] = top_scores[row, place - 1]
+                top[row, place] = top[row, place - 1]
+                place -= 1
+            top_scores[row, place] = score
+            top[row, place] = others[column]
+            last = top_scores[row, size - 1]
 
 
 def blend(

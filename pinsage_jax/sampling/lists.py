@@ -16,6 +16,8 @@ from pinsage_jax.sampling.content_links import ContentLinks, blend
 from pinsage_jax.sampling.neighbourhoods import pooling_weights
 from pinsage_jax.sampling.store import NeighbourhoodSource
 
+_ROWS_AT_ONCE = 1 << 16
+
 
 class NeighbourLists:
     """Lists [n, T+C] of nodes of one graph.
@@ -51,9 +53,25 @@ class NeighbourLists:
         source = self.source
         if num_walks == source.sampling.num_walks:
             return self
-        sampling = dataclasses.replace(source.sampling, num_walks=num_walks)
-        other = NeighbourhoodSource(source.graph, sampling, source.seed, source.threads)
+        other = source.like(dataclasses.replace(source.sampling, num_walks=num_walks))
         return NeighbourLists(other, self._pooling, self._links, self._kappa)
+
+    def of_all(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
+        """Lists of every node: ids int32 [N, T+C] and weights float32 [N, T+C].
+
+        Arrays if the source keeps its neighbourhoods in memory.  If it does not, because
+        they are too many, columns that make rows when rows are read.
+        """
+        self.source.keep_all()
+        if self.source.store != "memory":
+            rows = _LastRows(self)
+            return ListColumn(rows, 0), ListColumn(rows, 1)
+        size = (self.source.num_nodes, self.width)
+        ids, weights = np.empty(size, np.int32), np.empty(size, np.float32)
+        for begin in range(0, size[0], _ROWS_AT_ONCE):
+            some = np.arange(begin, min(begin + _ROWS_AT_ONCE, size[0]), dtype=np.int32)
+            ids[some[0] : some[-1] + 1], weights[some[0] : some[-1] + 1] = self.of(some)
+        return ids, weights
 
     def of(
         self,
@@ -84,12 +102,12 @@ class NeighbourLists:
             ids = np.where(edgeless[:, None], np.int32(-1), ids)
         if not self._links.ids.shape[1]:
             return ids, shares
-        items = nodes < len(self._links.ids)
-        rows = np.where(items, nodes, 0)
-        link_ids = np.where(items[:, None], self._links.ids[rows], np.int32(-1))
+        items = nodes < self._links.num_items
+        link_ids, link_shares = self._links.of(np.where(items, nodes, 0))
+        link_ids = np.where(items[:, None], link_ids, np.int32(-1))
         if dropped is not None:
             link_ids = np.where(link_ids == dropped[:, None], np.int32(-1), link_ids)
-        link_shares = np.where(link_ids >= 0, self._links.shares[rows], np.float32(0.0))
+        link_shares = np.where(link_ids >= 0, link_shares, np.float32(0.0))
         if dropped is not None:
             # The links that are left share out what the dropped one had.
             link_shares /= np.maximum(link_shares.sum(axis=1, keepdims=True), np.float32(1e-12))
@@ -97,3 +115,40 @@ class NeighbourLists:
         if self._pooling != "importance":
             weights = pooling_weights((weights > 0).astype(np.int32), self._pooling)
         return np.concatenate([ids, link_ids], axis=1), weights
+
+
+class _LastRows:
+    """The lists of the rows that were read last; ids and weights are made together."""
+
+    def __init__(self, lists: NeighbourLists):
+        self._lists = lists
+        self._span, self._made = (0, 0), lists.of(np.empty(0, np.int32))
+        self.shape = (lists.source.num_nodes, lists.width)
+
+    def read(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._span != (begin, end):
+            self._made = self._lists.of(np.arange(begin, end, dtype=np.int32))
+            self._span = (begin, end)
+        return self._made
+
+
+class ListColumn:
+    """Ids or weights [N, T+C] of lists that are made when rows are read; for one thread.
+
+    Attributes:
+      shape: (N, T+C).
+    """
+
+    def __init__(self, rows: _LastRows, part: int):
+        self._rows, self._part = rows, part
+        self.shape = rows.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Consecutive rows, as an array."""
+        begin, end, step = rows.indices(self.shape[0])
+        if step != 1:
+            raise IndexError("rows are read in order")
+        return self._rows.read(begin, max(begin, end))[self._part]

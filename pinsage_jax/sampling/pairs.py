@@ -28,6 +28,7 @@ _BAND_STREAM = 0x62616E64
 # A band of ranks needs a catalogue this many times its worst rank.
 _BANDS_IN_CATALOGUE = 100
 _RANKING_BYTES = 2**30
+_COLLECTIONS_AT_ONCE = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +135,15 @@ class PairSource:
             weights = (sizes > 1) * sizes.astype(np.float64)
             if self._cumulative is not None:
                 weights = np.diff(self._cumulative, prepend=0.0)
-            each = np.repeat(weights / np.maximum(sizes, 1), sizes)
-            items = self._graph.indices[self._graph.indptr[count] :]
-            mass = np.bincount(items, weights=each, minlength=count)
+            each = weights / np.maximum(sizes, 1)
+            starts = self._graph.indptr[count:]
+            mass = np.zeros(count)
+            # In blocks: an edge takes 16 bytes here, twice what it takes in the graph.
+            for begin in range(0, len(sizes), _COLLECTIONS_AT_ONCE):
+                end = min(begin + _COLLECTIONS_AT_ONCE, len(sizes))
+                items = self._graph.indices[starts[begin] : starts[end]]
+                shares = np.repeat(each[begin:end], sizes[begin:end])
+                mass += np.bincount(items, weights=shares, minlength=count)
         return (mass / mass.sum()).astype(np.float32)
 
 

@@ -1,34 +1,73 @@
 """Where neighbourhoods come from: walked when asked for, or walked once and kept.
 
-A kept store is a [N, T] table (8 bytes a neighbour).  It is right when a node is
-asked for more often than once per set of neighbourhoods, which is the case in any
-run of several epochs without re-sampling, and in inference.  Rows that hide the
-collection or the edge behind a training pair are always walked when asked for,
-because they belong to the pair and not to the node.
+--neighbourhood_store says which:
+
+  memory  one [N, T] table, 8 bytes a neighbour, made before the first step.  Right
+          where nodes are asked for more often than once per set of neighbourhoods (any
+          run of several epochs, and inference) and the table fits beside the rest.
+  disk    the same table in checked shards under WORKDIR/neighbourhoods (shards.py),
+          memory-mapped.  Right where the table is large, or its making so long that a
+          later stage or a run that was killed should find it again.
+  none    nothing is kept.  Right for runs that ask for fewer nodes than there are: a
+          few steps on a large catalogue, or new neighbourhoods every epoch.
+  auto    memory up to 256 MiB, disk beyond; none in training that re-samples.
+
+The lists are the same in each.  Rows that hide the collection or the edge behind a
+training pair are always walked when asked for, because they belong to the pair and not
+to the node.  `python -m benchmarks.run neighbourhood_store` measures each.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import pathlib
 
+import numpy as np
+from absl import logging
+
+from pinsage_jax import files
 from pinsage_jax.config import SamplingConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.progress import Progress
 from pinsage_jax.sampling.neighbourhoods import Neighbourhoods, WalkTables, visit_counts
+from pinsage_jax.sampling.shards import SHARD_NODES, ShardedTable
 
+FOLDER = "neighbourhoods"
+AUTO_BYTES = 1 << 28
 _NODES_PER_STEP = 16384
+_FORMAT = 1
+_PROBED = 64
 
 
 class NeighbourhoodSource:
     """Answers "which neighbours, with how many visits" for nodes of one graph."""
 
-    def __init__(self, graph: Graph, sampling: SamplingConfig, seed: int, threads: int = 1):
+    def __init__(
+        self,
+        graph: Graph,
+        sampling: SamplingConfig,
+        seed: int,
+        threads: int = 1,
+        store: str = "memory",
+        folder: str | pathlib.Path | None = None,
+    ):
+        """Nothing is sampled yet.
+
+        Args:
+          store: memory, disk, none or auto: what `keep_all` does.
+          folder: where stores on disk lie, each in a folder named by its key; without
+            one auto stays in memory.
+        """
         self.graph = graph
         self.sampling = sampling
         self.seed = seed
         self.threads = threads
         self.tables = WalkTables(graph)
-        self._kept: Neighbourhoods | None = None
+        self._kept: Neighbourhoods | ShardedTable | None = None
+        if store == "auto":
+            size = 8 * self.num_nodes * sampling.num_neighbours
+            store = "memory" if folder is None or size <= AUTO_BYTES else "disk"
+        self.store = store
+        self._folder = folder
 
     @property
     def num_nodes(self) -> int:
@@ -37,21 +76,64 @@ class NeighbourhoodSource:
             self.graph.num_nodes if self.sampling.neighbourhood == "all" else self.graph.num_items
         )
 
-    def keep_all(self) -> Neighbourhoods:
-        """Walks from every node once and keeps the lists; [N, T] arrays."""
-        if self._kept is None:
+    def like(self, sampling: SamplingConfig) -> NeighbourhoodSource:
+        """A source with other settings over the same graph, in the same kind of store."""
+        return NeighbourhoodSource(
+            self.graph, sampling, self.seed, self.threads, self.store, self._folder
+        )
+
+    def keep_all(self) -> Neighbourhoods | ShardedTable | None:
+        """Walks from every node once and keeps the lists, as far as the store keeps any.
+
+        Raises:
+          Stopped, UserError: as ShardedTable does, with a store on disk.
+        """
+        if self._kept is None and self.store == "disk":
+            self._kept = self._on_disk()
+        elif self._kept is None and self.store == "memory":
             size = (self.num_nodes, self.sampling.num_neighbours)
             ids, counts = np.empty(size, np.int32), np.empty(size, np.int32)
             with Progress(self.num_nodes, "node", "sampling neighbourhoods") as progress:
                 for begin in range(0, self.num_nodes, _NODES_PER_STEP):
                     end = min(begin + _NODES_PER_STEP, self.num_nodes)
-                    found = self._walk(
-                        np.arange(begin, end, dtype=np.int32), 0, None, None, self.threads
-                    )
-                    ids[begin:end], counts[begin:end] = found.ids, found.counts
+                    ids[begin:end], counts[begin:end] = self._rows(begin, end)
                     progress.update(end - begin)
             self._kept = Neighbourhoods(ids, counts)
         return self._kept
+
+    def _on_disk(self) -> ShardedTable:
+        if self._folder is None:
+            raise ValueError("a store on disk needs a folder")
+        folder = pathlib.Path(self._folder) / self.key()
+        logging.info("neighbourhoods of %d nodes are kept in %s", self.num_nodes, folder)
+        width = self.sampling.num_neighbours
+        table = ShardedTable(folder, self.num_nodes, width, self._rows, SHARD_NODES)
+        # What is left to walk are a few rows a step.
+        files.release(self.graph.indices)
+        return table
+
+    def key(self) -> str:
+        """What lists depend on, as 16 hexadecimal digits: graph, settings, seed, sampler.
+
+        A few lists are sampled for it, so that a sampler that answers otherwise, in a
+        later version, has a key of its own.
+        """
+        sampling = self.sampling
+        some = np.unique(np.linspace(0, max(self.num_nodes - 1, 0), _PROBED).astype(np.int32))
+        probe = self._walk(some[: self.num_nodes], 0, None, None, 1)
+        return files.fingerprint(
+            [
+                _FORMAT,
+                self.graph.digest(),
+                [sampling.neighbourhood, sampling.num_neighbours, sampling.num_walks],
+                [sampling.walk_length, sampling.restart, self.seed],
+                [probe.ids.tolist(), probe.counts.tolist()],
+            ]
+        )
+
+    def _rows(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        found = self._walk(np.arange(begin, end, dtype=np.int32), 0, None, None, self.threads)
+        return found.ids, found.counts
 
     def _walk(self, nodes, epoch, hidden, dropped, threads) -> Neighbourhoods:
         return visit_counts(
@@ -82,7 +164,10 @@ class NeighbourhoodSource:
         epoch = epoch if self.sampling.resample else 0
         if self._kept is None or epoch != 0:
             return self._walk(nodes, epoch, hidden, dropped, threads)
-        ids, counts = self._kept.ids[nodes], self._kept.counts[nodes]
+        if isinstance(self._kept, ShardedTable):
+            ids, counts = self._kept.take(nodes)
+        else:
+            ids, counts = self._kept.ids[nodes], self._kept.counts[nodes]
         special = np.zeros(len(nodes), bool)
         for limit in (hidden, dropped):
             if limit is not None:

@@ -19,6 +19,7 @@ Shapes: N items, C collections, r dimensions.
 from __future__ import annotations
 
 import copy
+import functools
 import pathlib
 
 import numpy as np
@@ -28,9 +29,13 @@ from sklearn.utils.extmath import randomized_svd
 
 from pinsage_jax import files
 from pinsage_jax.graph.csr import Graph
+from pinsage_jax.sampling.neighbourhoods import run_blocks
 
 FOLDER = "structure"
+# N times r at most: 0.8 GiB of places, and some six times that while they are found.
+MOST_PLACE_NUMBERS = 200_000_000
 _POWER_ITERATIONS = 4
+_ROWS_PER_TASK = 4096
 
 
 def item_bases(graph: Graph, dim: int, seed: int) -> np.ndarray:
@@ -39,15 +44,18 @@ def item_bases(graph: Graph, dim: int, seed: int) -> np.ndarray:
     degree = np.maximum(np.diff(graph.indptr), 1).astype(np.float64)
     scale = 1.0 / np.sqrt(degree)
     edges = graph.num_edges
-    rows = np.repeat(np.arange(items), np.diff(graph.indptr[: items + 1]))
-    columns = graph.indices[:edges]
-    values = (scale[rows] * scale[columns]).astype(np.float32)
-    matrix = sparse.csr_matrix((values, (rows, columns - items)), shape=(items, collections))
+    # The rows of the graph are those of the matrix; 8 bytes an edge and no copies.
+    values = np.empty(edges, np.float32)
+    _edge_scales(graph.indptr, graph.indices, scale, values)
+    columns = graph.indices[:edges] - np.int32(items)
+    starts = graph.indptr[: items + 1]
+    matrix = sparse.csr_matrix((values, columns, starts), shape=(items, collections))
     dim = min(dim, min(items, collections) - 1)
     if dim < 1 or edges == 0:
         return np.zeros((items, 0), np.float32)
     left, _, _ = randomized_svd(matrix, dim, n_iter=_POWER_ITERATIONS, random_state=seed)
-    return (left * scale[:items, None]).astype(np.float32)
+    left *= scale[:items, None].astype(np.float32)
+    return left.astype(np.float32, copy=False)
 
 
 def saved_bases(
@@ -81,21 +89,14 @@ class Structure:
       dim: r.
     """
 
-    def __init__(self, graph: Graph, bases: np.ndarray):
+    def __init__(self, graph: Graph, bases: np.ndarray, threads: int = 1):
         """Takes bases float32 [num_items, r] and the graph in use."""
         self.dim = bases.shape[1]
-        items, edges = graph.num_items, graph.num_edges
-        ones = np.ones(edges, np.float32)
-        shape = (graph.num_collections, items)
-        starts = np.asarray(graph.indptr[items:]) - graph.indptr[items]
-        members = sparse.csr_matrix((ones, graph.indices[edges:], starts), shape=shape)
-        sizes = np.maximum(np.diff(starts), 1).astype(np.float32)
-        self._collections = (members @ np.asarray(bases)) / sizes[:, None]
-        of_items = sparse.csr_matrix(
-            (ones, graph.indices[:edges] - np.int32(items), graph.indptr[: items + 1]),
-            shape=shape[::-1],
-        )
-        self._totals = of_items @ self._collections
+        items, collections = graph.num_items, graph.num_collections
+        self._collections = _sums(graph, items, collections, 0, np.asarray(bases), threads)
+        sizes = np.maximum(np.diff(graph.indptr[items:]), 1).astype(np.float32)
+        self._collections /= sizes[:, None]
+        self._totals = _sums(graph, 0, items, items, self._collections, threads)
 
     def of_new_items(self, known: sparse.csr_matrix, new_collections: int) -> Structure:
         """Places of items, and of collections of theirs, that this graph does not hold.
@@ -121,6 +122,36 @@ class Structure:
           hidden: int32 [n] collection (node id) that the node must not know of, or -1.
         """
         _gather_places(self._totals, self._collections, nodes, edges, hidden, out)
+
+
+def _sums(
+    graph: Graph, first: int, rows: int, shift: int, table: np.ndarray, threads: int
+) -> np.ndarray:
+    """float32 [rows, r]: of nodes first + row, the sum of table[neighbour - shift]."""
+    out = np.zeros((rows, table.shape[1]), np.float32)
+    indptr, indices = np.asarray(graph.indptr), np.asarray(graph.indices)
+    work = functools.partial(_add_neighbours, indptr, indices, first, shift, table, out)
+    run_blocks(rows, threads, work, _ROWS_PER_TASK)
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _add_neighbours(indptr, indices, first, shift, table, out, begin, end):
+    for row in range(begin, end):
+        for edge in range(indptr[first + row], indptr[first + row + 1]):
+            other = indices[edge] - shift
+            for column in range(out.shape[1]):
+                out[row, column] += table[other, column]
+
+
+@njit(nogil=True, cache=True)
+def _edge_scales(indptr, indices, scale, out):
+    """out float32 [E]: scale[item] * scale[collection] of every edge in order of the items."""
+    row = 0
+    for edge in range(out.shape[0]):
+        while indptr[row + 1] <= edge:
+            row += 1
+        out[edge] = scale[row] * scale[indices[edge]]
 
 
 @njit(nogil=True, cache=True)

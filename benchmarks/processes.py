@@ -1,0 +1,71 @@
+"""Runs a command and measures it from outside: wall-clock seconds and peak memory.
+
+Two peaks are told apart.  `peak_gib` is the most resident memory (VmHWM), which counts
+pages of memory-mapped files that happen to be cached; `anon_gib` is the most memory of
+its own (RssAnon, sampled), which the system cannot drop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+_SECONDS_BETWEEN_SAMPLES = 0.2
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a process took."""
+
+    seconds: float
+    peak_gib: float
+    anon_gib: float
+
+
+def run(arguments: list[str], log: pathlib.Path) -> Cost:
+    """Runs `python ARGUMENTS` beside the package, appending its output to `log`.
+
+    Raises:
+      RuntimeError: it failed; the end of the log is in the message.
+    """
+    begin = time.perf_counter()
+    with open(log, "a", encoding="utf-8") as handle:
+        print("$ python", *arguments, file=handle, flush=True)
+        process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=handle, stderr=subprocess.STDOUT, cwd=_ROOT
+        )
+        most = [0]
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(_SECONDS_BETWEEN_SAMPLES):
+                most[0] = max(most[0], _own_kib(process.pid))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        ended.set()
+        watcher.join()
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(
+            f"python {' '.join(arguments)} ended with {process.returncode}:\n"
+            + log.read_text(encoding="utf-8")[-2000:]
+        )
+    return Cost(time.perf_counter() - begin, usage.ru_maxrss / 2**20, most[0] / 2**20)
+
+
+def _own_kib(pid: int) -> int:
+    try:
+        for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return 0

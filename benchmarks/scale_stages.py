@@ -1,0 +1,57 @@
+"""Stages of scale.py that are no mode of the program: generate and sample.
+
+python -m benchmarks.scale_stages generate|sample FLAGS
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import time
+
+import numpy as np
+from absl import flags
+
+from pinsage_jax import cli, logs
+from pinsage_jax.config import Config
+from pinsage_jax.graph import synthetic
+from pinsage_jax.graph.prepare import open_prepared
+from pinsage_jax.sampling.store import NeighbourhoodSource
+
+_SAMPLED = 100_000
+_ROUNDS = 5
+
+
+def generate(config: Config) -> None:
+    """Writes the world to WORKDIR/inputs."""
+    synthetic.write_world(config.world, pathlib.Path(config.workdir) / "inputs")
+
+
+def sample(config: Config) -> None:
+    """Neighbourhoods a second of random items, the median of rounds; to sampled.json."""
+    prepared = open_prepared(config.workdir)
+    source = NeighbourhoodSource(prepared.graph, config.sampling, config.seed, config.threads)
+    rng = np.random.default_rng(0)
+    size = min(_SAMPLED, prepared.graph.num_items)
+    rates = []
+    for _ in range(_ROUNDS + 1):
+        nodes = rng.integers(0, prepared.graph.num_items, size).astype(np.int32)
+        begin = time.perf_counter()
+        source.lookup(nodes)
+        rates.append(size / (time.perf_counter() - begin))
+    found = {"neighbourhoods_per_second": float(np.median(rates[1:])), "rounds": rates}
+    (pathlib.Path(config.workdir) / "sampled.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the stage that the first argument names with the program's own flags."""
+    values = flags.FlagValues()
+    cli.define_flags(values)
+    cli.parse_flags(values, ["scale_stages", *argv[2:]])
+    logs.set_up("info")
+    {"generate": generate, "sample": sample}[argv[1]](cli.config_from_flags(values))
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,196 @@
+"""What large graphs go through in blocks or samples, against plain and whole versions."""
+
+import functools
+import pathlib
+import types
+
+import numpy as np
+import pytest
+from small_worlds import make_run, nasty_graph, random_params
+
+from pinsage_jax import files
+from pinsage_jax.config import Config, ModelConfig
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.inference import encoder, layerwise
+from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.sampling import content_links as content
+from pinsage_jax.sampling import pairs as pair_sampling
+from pinsage_jax.sampling import structure
+from pinsage_jax.sampling.pairs import PairSource
+from pinsage_jax.sampling.structure import Structure
+
+pytestmark = pytest.mark.kernels
+
+
+@pytest.mark.parametrize("power", [0.2, 1.0])
+@pytest.mark.parametrize("block", [1, 5, 1 << 16])
+def test_target_probability_is_that_of_the_edges_one_by_one(block, power, monkeypatch):
+    monkeypatch.setattr(pair_sampling, "_COLLECTIONS_AT_ONCE", block)
+    graph = nasty_graph()
+    mass = np.zeros(graph.num_items)
+    for collection in range(graph.num_items, graph.num_nodes):
+        members = graph.neighbours(collection)
+        for item in members if len(members) > 1 else ():
+            mass[item] += (len(members) - 1) ** power / len(members) if power != 1 else 1.0
+    found = PairSource(graph, 0, power=power).target_probability()
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, mass / mass.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_places_are_sums_of_means(threads, monkeypatch):
+    monkeypatch.setattr(structure, "_ROWS_PER_TASK", 3)
+    graph = nasty_graph()
+    bases = np.random.default_rng(2).normal(size=(graph.num_items, 5)).astype(np.float32)
+    means = {
+        node: bases[graph.neighbours(node)].mean(axis=0)
+        if len(graph.neighbours(node))
+        else np.zeros(5)
+        for node in range(graph.num_items, graph.num_nodes)
+    }
+    places = Structure(graph, bases, threads)
+    nodes = np.arange(graph.num_nodes, dtype=np.int32)
+    out = np.full((len(nodes), 5), np.nan, np.float32)
+    places.gather(nodes, graph.degree(), np.full(len(nodes), -1, np.int32), out)
+    for node in nodes:
+        place = np.zeros(5)
+        for collection in graph.neighbours(node) if node < graph.num_items else [node]:
+            place = place + means[collection]
+        length = np.linalg.norm(place)
+        wanted = place / length if length > 0 and graph.degree()[node] else np.zeros(5)
+        np.testing.assert_allclose(out[node], wanted, atol=1e-5)
+
+
+def test_bases_are_the_singular_vectors_of_the_scaled_graph():
+    graph = nasty_graph(items=30, collections=10)
+    dense = np.zeros((graph.num_items, graph.num_collections))
+    for item in range(graph.num_items):
+        dense[item, graph.neighbours(item) - graph.num_items] = 1.0
+    degree = np.maximum(graph.degree(), 1)
+    dense /= np.sqrt(np.outer(degree[:30], degree[30:]))
+    left, values, _ = np.linalg.svd(dense, full_matrices=False)
+    bases = structure.item_bases(graph, 4, 0) * np.sqrt(degree[:30])[:, None]
+    assert bases.dtype == np.float64 or bases.dtype == np.float32
+    assert values[3] - values[4] > 1e-3
+    for column in range(4):
+        if min(np.abs(np.delete(values, column) - values[column])) > 1e-3:
+            assert abs(left[:, column] @ bases[:, column]) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("most", "dim"), [(160, 4), (159, 3), (40, 1), (39, 0)])
+def test_places_of_many_items_have_fewer_dimensions(most, dim, monkeypatch, tmp_path):
+    monkeypatch.setattr(encoder, "MOST_PLACE_NUMBERS", most)
+    graph = nasty_graph()
+    config = Config("train", str(tmp_path), 0, 1, model=ModelConfig(structure_dim=4))
+    prepared = types.SimpleNamespace(graph=graph, manifest={"fingerprint": "x"})
+    split = types.SimpleNamespace(train_graph=graph)
+    assert encoder.structure_bases(config, prepared, split).shape == (graph.num_items, dim)
+
+
+def test_digest_tells_graphs_apart():
+    graph = nasty_graph()
+    same = Graph(
+        graph.indptr.copy(), graph.indices.copy(), None, graph.num_items, graph.num_collections
+    )
+    assert same.digest() == graph.digest() and len(graph.digest()) == 16
+    weights = np.ones(len(graph.indices), np.float32)
+    others = [
+        Graph(graph.indptr, graph.indices, weights, graph.num_items, graph.num_collections),
+        Graph(graph.indptr, graph.indices, 2 * weights, graph.num_items, graph.num_collections),
+        Graph(graph.indptr, graph.indices, None, graph.num_items + 1, graph.num_collections - 1),
+        nasty_graph(seed=1),
+    ]
+    assert len({graph.digest(), *(other.digest() for other in others)}) == 5
+
+
+def test_released_arrays_read_as_before(tmp_path):
+    graph = nasty_graph()
+    graph.save(tmp_path)
+    mapped = Graph.load(tmp_path)
+    before = mapped.without(items=np.array([5]))
+    after = mapped.without(items=np.array([5]))
+    np.testing.assert_array_equal(mapped.indices, graph.indices)
+    np.testing.assert_array_equal(before.indices, after.indices)
+    written = np.lib.format.open_memmap(tmp_path / "w.npy", "w+", np.int64, (5000,))
+    written[:] = 7
+    for array in (written, written[1:3], np.ones(3), None):
+        files.release(array)
+    assert (written == 7).all()
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_embeddings_through_tables_on_disk(layers, tmp_path, monkeypatch):
+    run = make_run(model={"num_layers": layers})
+    ids, weights = run.lists.of_all()
+    params = random_params(run.model, run.inputs.dim)
+    embed = functools.partial(
+        embed_all, run.model, params, run.inputs, ids, weights, block=16, quiet=True
+    )
+    wanted = embed()
+    assert not isinstance(embed(folder=tmp_path), np.memmap)
+    monkeypatch.setattr(layerwise, "MOST_TABLE_BYTES", 0)
+    found = embed(folder=tmp_path)
+    assert isinstance(found, np.memmap) and not list(tmp_path.iterdir())
+    np.testing.assert_array_equal(found, wanted)
+    found[3, -1] += 1.0
+    files.release(found)
+    assert found[3, -1] == wanted[3, -1] + np.float32(1.0)
+
+
+def test_scratch_arrays(tmp_path):
+    for folder, most, mapped in ((None, 0, False), (tmp_path, 24, False), (tmp_path, 23, True)):
+        array = files.scratch_array((3, 2), folder, most)
+        assert isinstance(array, np.memmap) == mapped
+        assert array.shape == (3, 2) and array.dtype == np.float32
+        array[:] = 2.0
+        files.release(array)
+        assert (array == 2.0).all()
+    private = np.memmap(tmp_path / "c", np.float32, "w+", shape=(9,))
+    private = np.memmap(tmp_path / "c", np.float32, "c", shape=(9,))
+    private[:] = 3.0
+    files.release(private)
+    assert (private == 3.0).all()
+    with pytest.raises(FileNotFoundError):
+        files.scratch_array((3, 2), tmp_path / "none", 0)
+
+
+def test_release_gives_memory_back(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones(1 << 22))
+    array = files.read_array(tmp_path / "a.npy")
+
+    def mapped_kib() -> int:
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
+
+    array.sum()
+    full = mapped_kib()
+    files.release(array)
+    assert mapped_kib() < full - 20_000
+    assert array.sum() == 1 << 22
+
+
+@pytest.mark.parametrize("most", [1, 3, 10, 11])
+def test_spread(most):
+    candidates = np.arange(10) * 7
+    found = content.spread(candidates, most)
+    assert len(found) == min(most, 10) and np.isin(found, candidates).all()
+    assert (np.diff(found) > 0).all()
+    if most >= 10:
+        np.testing.assert_array_equal(found, candidates)
+    assert len(content.spread(candidates[:0], most)) == 0
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_links_of_some_items(threads, monkeypatch):
+    monkeypatch.setattr(content, "_QUERY_ROWS", 1)
+    monkeypatch.setattr(content, "_ROUND_ROWS", 2)
+    features = np.random.default_rng(4).normal(size=(30, 6)).astype(np.float32)
+    wanted, linked = np.array([0, 7, 8, 29]), np.arange(1, 30, 2)
+    links = encoder.item_links(features, 30, wanted, linked, 5, threads)
+    ids, shares = links.of(np.arange(30))
+    assert links.num_items == 30 and links.ids.shape == (5, 5)
+    wanted_ids, wanted_shares = content.content_links(features, wanted, linked, 5)
+    np.testing.assert_array_equal(ids[wanted], wanted_ids)
+    np.testing.assert_array_equal(shares[wanted], wanted_shares)
+    others = np.setdiff1d(np.arange(30), wanted)
+    assert (ids[others] == -1).all() and not shares[others].any()

@@ -1,0 +1,308 @@
+"""Neighbourhood stores: the same lists whichever, and nothing damaged is ever used."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from small_worlds import make_run, nasty_graph, random_params
+
+from pinsage_jax import interrupts
+from pinsage_jax.config import Config, DataConfig, SamplingConfig
+from pinsage_jax.config_tools import StoreConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.sampling import kernels, shards, store
+from pinsage_jax.sampling.lists import ListColumn, NeighbourLists
+from pinsage_jax.sampling.shards import ShardedTable
+from pinsage_jax.sampling.store import NeighbourhoodSource
+
+SAMPLING = SamplingConfig(num_neighbours=4, num_walks=10, walk_length=2, neighbourhood="all")
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(store, "SHARD_NODES", 9)
+
+
+def made(begin, end):
+    """Rows that tell their node, as a sampler would give them."""
+    nodes = np.arange(begin, end, dtype=np.int32)[:, None]
+    return nodes * 10 + np.arange(3, dtype=np.int32), nodes + np.int32(1) + np.zeros(3, np.int32)
+
+
+class Recorded:
+    """`made`, remembering what it was asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, begin, end):
+        self.asked.append((begin, end))
+        return made(begin, end)
+
+
+def assert_whole(table, count):
+    rng = np.random.default_rng(0)
+    for nodes in (np.arange(count), rng.integers(0, max(count, 1), 50)[:count]):
+        ids, counts = table.take(nodes.astype(np.int32))
+        wanted_ids, wanted_counts = made(0, count)
+        np.testing.assert_array_equal(ids, wanted_ids[nodes])
+        np.testing.assert_array_equal(counts, wanted_counts[nodes])
+        assert ids.dtype == counts.dtype == np.int32
+
+
+# A last shard that is full, one that is not, one of a single node, one shard, none.
+@pytest.mark.parametrize("count", [20, 23, 21, 4, 0])
+def test_table_is_what_was_made(count, tmp_path):
+    make = Recorded()
+    assert_whole(ShardedTable(tmp_path / "t", count, 3, make, 5), count)
+    assert make.asked == [(begin, min(begin + 5, count)) for begin in range(0, count, 5)]
+    again = Recorded()
+    assert_whole(ShardedTable(tmp_path / "t", count, 3, again, 5), count)
+    assert again.asked == []
+
+
+KILLED = """
+import os, pathlib, signal, sys
+sys.path.insert(0, sys.argv[2])
+from test_store import made
+from pinsage_jax import files
+from pinsage_jax.sampling.shards import ShardedTable
+
+folder = pathlib.Path(sys.argv[1])
+if sys.argv[3] == "writing":
+    # In the middle of the fourth shard's file: written in part and not yet renamed.
+    replace, renamed = os.replace, []
+    def cut(source, target):
+        renamed.append(target)
+        if len(renamed) == 4:
+            with open(source, "r+b") as handle:
+                handle.truncate(50)
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+    os.replace = cut
+
+def make(begin, end):
+    if sys.argv[3] == "sampling" and begin == 15:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made(begin, end)
+
+ShardedTable(folder, 32, 3, make, 5)
+"""
+
+
+@pytest.mark.parametrize("when", ["sampling", "writing"])
+def test_a_killed_build_goes_on_where_it_was(when, tmp_path):
+    here = os.path.dirname(__file__)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), here, when], timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    finished = sorted(path for path in tmp_path.iterdir() if ".tmp-" not in path.name)
+    assert len(finished) == 3
+    before = [(path.name, path.stat().st_mtime_ns) for path in finished]
+    make = Recorded()
+    assert_whole(ShardedTable(tmp_path, 32, 3, make, 5), 32)
+    assert make.asked == [(15, 20), (20, 25), (25, 30), (30, 32)]
+    assert [(path.name, path.stat().st_mtime_ns) for path in finished] == before
+    assert len(list(tmp_path.iterdir())) == 7
+
+
+def test_a_stopped_build_keeps_its_shards(tmp_path, monkeypatch):
+    asked = []
+
+    def make(begin, end):
+        asked.append(begin)
+        monkeypatch.setattr(interrupts, "_received", signal.SIGINT if begin == 10 else None)
+        return made(begin, end)
+
+    with pytest.raises(interrupts.Stopped):
+        ShardedTable(tmp_path, 32, 3, make, 5)
+    assert asked == [0, 5, 10]
+    monkeypatch.setattr(interrupts, "_received", None)
+    again = Recorded()
+    assert_whole(ShardedTable(tmp_path, 32, 3, again, 5), 32)
+    assert again.asked[0] == (15, 20)
+
+
+def flip(place):
+    def damage(path):
+        data = bytearray(path.read_bytes())
+        data[place] ^= 1
+        path.write_bytes(bytes(data))
+
+    return damage
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def other_shape(path):
+    """A whole shard of another table, checksum and all."""
+    folder = path.parent / "other"
+    ShardedTable(folder, 10, 2, lambda b, e: tuple(part[:, :2] for part in made(b, e)), 5)
+    [source] = folder.glob("00001-*.npy")
+    source.rename(path.parent / source.name)
+    path.unlink()
+    for rest in folder.iterdir():
+        rest.unlink()
+    folder.rmdir()
+
+
+DAMAGES = {
+    "first bit": flip(0), "header": flip(70), "a count": flip(-1), "an id": flip(130),
+    "truncated": cut, "empty": empty, "another table's": other_shape,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_named_and_made_again(damage, tmp_path, caplog):
+    ShardedTable(tmp_path, 23, 3, made, 5)
+    [path] = tmp_path.glob("00001-*.npy")
+    DAMAGES[damage](path)
+    make = Recorded()
+    assert_whole(ShardedTable(tmp_path, 23, 3, make, 5), 23)
+    assert make.asked == [(5, 10)]
+    [said] = [line for line in caplog.messages if "is damaged" in line]
+    assert said.startswith(str(tmp_path / "00001-")) and "sampled again" in said
+    assert len(list(tmp_path.iterdir())) == 5
+    caplog.clear()
+    ShardedTable(tmp_path, 23, 3, Recorded(), 5)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("neighbourhood", ["items", "all"])
+def test_same_lists_whichever_store_and_threads(neighbourhood, small_shards, tmp_path):
+    graph = nasty_graph()
+    sampling = dataclasses.replace(SAMPLING, neighbourhood=neighbourhood)
+    sources = {
+        (kind, threads): NeighbourhoodSource(
+            graph, sampling, 8, threads, kind, tmp_path / f"{kind}{threads}"
+        )
+        for kind in ("memory", "disk", "none", "auto")
+        for threads in (1, 3)
+    }
+    rng = np.random.default_rng(1)
+    count = sources["none", 1].num_nodes
+    nodes = rng.integers(0, count, 70).astype(np.int32)
+    dropped = np.where(rng.random(70) < 0.5, rng.integers(0, 40, 70), -1).astype(np.int32)
+    wanted = [
+        sources["none", 1].lookup(np.arange(count, dtype=np.int32)),
+        sources["none", 1].lookup(nodes, 3, None, dropped),
+    ]
+    for (kind, _), source in sources.items():
+        kept = source.keep_all()
+        assert (kept is None) == (kind == "none") and source.keep_all() is kept
+        found = [
+            source.lookup(np.arange(count, dtype=np.int32)),
+            source.lookup(nodes, 3, None, dropped),
+        ]
+        for one, other in zip(found, wanted):
+            np.testing.assert_array_equal(one.ids, other.ids)
+            np.testing.assert_array_equal(one.counts, other.counts)
+    shards_of = [
+        {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.npy")}
+        for name in ("disk1", "disk3")
+    ]
+    assert shards_of[0] == shards_of[1] and len(shards_of[0]) == -(-count // 9)
+    assert not (tmp_path / "memory1").exists() and not (tmp_path / "none1").exists()
+
+
+def test_auto_goes_by_size(monkeypatch, tmp_path):
+    graph = nasty_graph()
+    size = 8 * graph.num_nodes * SAMPLING.num_neighbours
+    for limit, kind in ((size, "memory"), (size - 1, "disk")):
+        monkeypatch.setattr(store, "AUTO_BYTES", limit)
+        assert NeighbourhoodSource(graph, SAMPLING, 0, 1, "auto", tmp_path).store == kind
+        assert NeighbourhoodSource(graph, SAMPLING, 0, 1, "auto").store == "memory"
+
+
+def test_key_is_what_the_lists_depend_on(monkeypatch):
+    graph = nasty_graph()
+
+    def key(graph=graph, seed=3, threads=1, **changes):
+        sampling = dataclasses.replace(SAMPLING, **changes)
+        return NeighbourhoodSource(graph, sampling, seed, threads).key()
+
+    base = key()
+    assert key(threads=3) == base and key(hard_walks=7) == base and len(base) == 16
+    weighted = dataclasses.replace(graph, weights=np.ones(len(graph.indices), np.float32))
+    others = [
+        key(seed=4), key(num_neighbours=5), key(num_walks=11), key(walk_length=3),
+        key(restart=0.4), key(neighbourhood="items"), key(graph=nasty_graph(seed=1)),
+        key(graph=graph.without(items=np.array([7]))), key(graph=weighted),
+    ]  # fmt: skip
+
+    def another_sampler(*arguments):
+        sample(*arguments)
+        arguments[-1][:] += 1
+
+    sample = kernels.sample_block
+    monkeypatch.setattr(kernels, "sample_block", another_sampler)
+    others.append(key())
+    assert len({base, *others}) == 1 + len(others)
+
+
+def test_key_of_an_empty_graph():
+    none = np.empty(0, np.int32)
+    source = NeighbourhoodSource(Graph.from_edges(none, none, 0, 0), SAMPLING, 0)
+    assert source.num_nodes == 0 and len(source.key()) == 16
+
+
+def test_other_settings_are_kept_apart(small_shards, tmp_path):
+    one = NeighbourhoodSource(nasty_graph(), SAMPLING, 8, 1, "disk", tmp_path)
+    other = one.like(dataclasses.replace(SAMPLING, num_walks=40))
+    first, second = (source.keep_all().take(np.arange(40)) for source in (one, other))
+    assert not np.array_equal(first[1], second[1])
+    assert {path.name for path in tmp_path.iterdir()} == {one.key(), other.key()}
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk", "none"])
+def test_lists_of_all_nodes(kind, small_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("pinsage_jax.sampling.lists._ROWS_AT_ONCE", 7)
+    run = make_run(links=3)
+    source = NeighbourhoodSource(run.graph, run.sampling, run.seed, 2, kind, tmp_path)
+    lists = NeighbourLists(source, "importance", run.links, 0.5)
+    ids, weights = lists.of_all()
+    everyone = np.arange(source.num_nodes, dtype=np.int32)
+    wanted_ids, wanted_weights = run.lists.of(everyone)
+    assert isinstance(ids, ListColumn) == (kind != "memory")
+    assert ids.shape == weights.shape == (len(everyone), lists.width) and len(ids) == len(everyone)
+    for rows in (slice(0, 5), slice(5, 30), slice(30, 99), slice(3, 3), slice(None)):
+        np.testing.assert_array_equal(ids[rows], wanted_ids[rows])
+        np.testing.assert_array_equal(weights[rows], wanted_weights[rows])
+        np.testing.assert_array_equal(weights[rows], wanted_weights[rows])
+    params = random_params(run.model, run.inputs.dim)
+    first, second = (
+        embed_all(run.model, params, run.inputs, some, mass, block=16)
+        for some, mass in ((ids, weights), (wanted_ids, wanted_weights))
+    )
+    np.testing.assert_array_equal(first, second)
+    if kind != "memory":
+        with pytest.raises(IndexError):
+            ids[::2]
+
+
+@pytest.mark.parametrize("kind", ["auto", "none", "memory", "disk"])
+def test_keeping_and_resampling_contradict_each_other(kind, tmp_path):
+    config = Config(
+        "train", str(tmp_path), 0, 1, data=DataConfig(edges="e.csv"),
+        sampling=SamplingConfig(resample=True), store=StoreConfig(neighbourhood_store=kind),
+    )  # fmt: skip
+    if kind in ("auto", "none"):
+        config.validate()
+        return
+    with pytest.raises(UserError, match=rf"^--neighbourhood_store={kind} .*--resample .*drop one"):
+        config.validate()
+
+
+def test_shard_size_of_the_product():
+    assert shards.SHARD_NODES == store.SHARD_NODES == 65536
