@@ -9,16 +9,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pinsage_jax.config import Config, DataConfig, RecommendConfig, SplitConfig
+from pinsage_jax.config import (
+    Config,
+    DataConfig,
+    RecommendConfig,
+    SamplingConfig,
+    SplitConfig,
+)
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import prepare
 from pinsage_jax.graph.split import validation_split
-from pinsage_jax.retrieval import multi_interest, recommend_choice, recommend_metrics
+from pinsage_jax.retrieval import (
+    multi_interest,
+    recommend_choice,
+    recommend_metrics,
+    recommend_walks,
+)
 from pinsage_jax.retrieval import recommend_scores as rs
 from pinsage_jax.retrieval.recommend import Recommender, recommend
 from pinsage_jax.retrieval.recommend_choice import Choice, Validation, choose, validation_users
+from pinsage_jax.sampling.neighbourhoods import visit_scores
 
 ITEMS, USERS = 50, 30
 
@@ -105,6 +117,35 @@ def test_best_items_are_those_of_sorting(name, small, monkeypatch):
             if name == "popularity" or len(history) == 0:
                 assert ids[user].tolist() == padded
     assert (ids[1] >= 0).sum() == 6
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_walks_from_a_history_add_up_with_the_multi_hit_boost(small, monkeypatch):
+    graph = random_graph()
+    histories = rs.histories_of(graph)
+    sampling = SamplingConfig(num_walks=40, walk_length=3)
+    if small:
+        monkeypatch.setattr(recommend_walks, "_ITEMS_AT_ONCE", 3)
+        monkeypatch.setattr(recommend_walks.HistoryWalk, "most_users", 4)
+    scorer = recommend_walks.HistoryWalk(graph, sampling, seed=5, threads=1)
+    ids, scores = rs.best_items(scorer, histories, ITEMS, 8, columns=7 if small else 512)
+    visits = np.zeros((ITEMS, ITEMS))
+    for item in range(ITEMS):
+        found, counts = visit_scores(graph, np.array([item], np.int32), sampling, 5, 40)
+        for other, count in zip(found[0], counts[0]):
+            if other >= 0:
+                visits[item, other] = count
+    boosted = 0
+    for user in range(USERS):
+        history = histories.of(user)
+        score = np.sqrt(visits[history]).sum(axis=0)
+        expected = slow_best(np.round(score, 5), history, 8, set(history))
+        kept = ids[user] >= 0
+        np.testing.assert_allclose(scores[user][kept], score[expected], rtol=2e-5, atol=2e-6)
+        plain = slow_best(visits[history].sum(axis=0), history, 8, set(history))
+        boosted += plain != expected
+    # The boost is what makes the order: plain sums of visits give another.
+    assert boosted > 0
 
 
 def test_variants_are_the_same_scores_one_by_one():
@@ -364,7 +405,7 @@ def test_test_edges_are_scored_as_computed_by_hand(tmp_path, capsys):
     scores = report["methods"]["popularity"]
     assert scores["ndcg@20"] == pytest.approx((1 / 2 + best) / 2)
     assert set(report["methods"]) == {
-        "pinsage, mean", "pinsage, interests", "popularity", "item_knn",
+        "pinsage, mean", "pinsage, interests", "popularity", "item_knn", "walk",
     }  # fmt: skip
     assert json.loads((tmp_path / "run" / "recommend.json").read_text()) == report
     assert "pinsage, mean" in capsys.readouterr().out

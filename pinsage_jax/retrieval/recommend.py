@@ -40,6 +40,7 @@ from pinsage_jax.retrieval.recommend_scores import (
     best_items,
     histories_of,
 )
+from pinsage_jax.retrieval.recommend_walks import HistoryWalk
 
 RECOMMENDATIONS_FILE, SCORES_FILE = "recommendations.parquet", "recommend.json"
 CHOICE_FILE = "recommend_choice.json"
@@ -184,7 +185,8 @@ def recommend(
         if choice.by != by:
             other = dataclasses.replace(recommender, choice=Choice(by))
             ranked[f"pinsage, {by}"] = other.best(own, recommend_metrics.DEPTH)[0]
-    for rival in (Popularity(graph), HistoryKnn(graph)):
+    walk = HistoryWalk(graph, config.sampling, config.seed, threads)
+    for rival in (Popularity(graph), HistoryKnn(graph), walk):
         ranked[rival.name] = best_items(
             rival, own, graph.num_items, recommend_metrics.DEPTH, threads=threads
         )[0]
