@@ -19,7 +19,10 @@ from pinsage_jax.sampling import structure
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.structure import Structure
 
-pytestmark = pytest.mark.kernels
+pytestmark = [
+    pytest.mark.kernels,
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
+]
 
 
 @pytest.mark.parametrize("power", [0.2, 1.0])

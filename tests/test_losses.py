@@ -37,6 +37,8 @@ def random_batch(rng, pairs=PAIRS, random=RANDOM, hard=HARD):
         node_ids=np.zeros(0, np.int32),
         neighbours=np.zeros((0, 1), np.int32),
         weights=np.zeros((0, 1), np.float32),
+        places=np.zeros((0, 0), np.float32),
+        placed=np.zeros(0, bool),
         queries=row["q"].astype(np.int32),
         targets=row["t"].astype(np.int32),
         pair_weights=weights,
