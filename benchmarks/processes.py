@@ -40,16 +40,18 @@ def run(arguments: list[str], log: pathlib.Path) -> Cost:
         process = subprocess.Popen(
             [sys.executable, *arguments], stdout=handle, stderr=subprocess.STDOUT, cwd=_ROOT
         )
-        most = [0]
+        # Polled, not ru_maxrss of wait4: that starts from the size of this very process.
+        most = {"VmHWM": 0, "RssAnon": 0}
         ended = threading.Event()
 
         def watch() -> None:
             while not ended.wait(_SECONDS_BETWEEN_SAMPLES):
-                most[0] = max(most[0], _own_kib(process.pid))
+                for name, kib in _status_kib(process.pid, tuple(most)).items():
+                    most[name] = max(most[name], kib)
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        _, status, usage = os.wait4(process.pid, 0)
+        _, status = os.waitpid(process.pid, 0)
         ended.set()
         watcher.join()
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -58,14 +60,17 @@ def run(arguments: list[str], log: pathlib.Path) -> Cost:
             f"python {' '.join(arguments)} ended with {process.returncode}:\n"
             + log.read_text(encoding="utf-8")[-2000:]
         )
-    return Cost(time.perf_counter() - begin, usage.ru_maxrss / 2**20, most[0] / 2**20)
+    return Cost(time.perf_counter() - begin, most["VmHWM"] / 2**20, most["RssAnon"] / 2**20)
 
 
-def _own_kib(pid: int) -> int:
+def _status_kib(pid: int, names: tuple[str, ...]) -> dict[str, int]:
+    """Lines of /proc/PID/status in KiB; those that are there."""
+    found = {}
     try:
         for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                return int(line.split()[1])
+            name = line.split(":")[0]
+            if name in names:
+                found[name] = int(line.split()[1])
     except (OSError, ValueError):
         pass
-    return 0
+    return found
