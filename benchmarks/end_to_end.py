@@ -5,7 +5,7 @@ seeds are embedded as there, and more is compared), 256 random features, width 1
 margin loss, nothing hidden or stripped.  T=10 from 50 walks of 2 steps, T=50 from 100
 walks of 5 steps; neighbourhoods sampled on the fly, or once before ("kept").
 
-  python -m benchmarks.end_to_end --graph_file=graphs/small.npz \\
+  python -m benchmarks.run end_to_end --graph_file=graphs/small.npz \\
       --dgl_python=dgl-env/bin/python --dgl_script=peers/bench_dgl_train.py
 
 The graph file holds a bipartite graph as CSR both ways (pb_indptr, pb_indices,
@@ -250,12 +250,12 @@ def dgl_rates(options: argparse.Namespace, top: int) -> list[float]:
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of pairs/s, one for each T and way of sampling."""
     keep_freed_memory()
-    graph = bipartite(getattr(options, "graph_file", ""))
+    graph = bipartite(options.graph_file)
     features = np.random.default_rng(0).standard_normal((graph.num_items, 256), np.float32)
-    with_dgl = bool(getattr(options, "dgl_python", "")) and bool(getattr(options, "graph_file", ""))
-    rounds = max(getattr(options, "repeat", 5), 2 if with_dgl else 1)
+    with_dgl = bool(options.dgl_python) and bool(options.graph_file)
+    rounds = max(options.repeat, 2 if with_dgl else 1)
     rows = []
-    for top in getattr(options, "tops", (10, 50)):
+    for top in options.tops:
         steps = 40 if top == 10 else 8
         sides = {
             way: Training(graph, settings(top), features, kept=way == "kept")
@@ -288,22 +288,6 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark, beside --repeat and --dgl_python."""
-    add_graph_option(parser)
+    """Options of this benchmark, beside those of every benchmark."""
     parser.add_argument("--tops", type=int, nargs="+", default=[10, 50], choices=sorted(WALKS))
     parser.add_argument("--dgl_script", default="", help="the DGL loop, bench_dgl_train.py")
-
-
-def add_graph_option(parser: argparse.ArgumentParser) -> None:
-    """--graph_file, unless a benchmark of the same run has added it."""
-    if "--graph_file" not in parser.format_usage():
-        parser.add_argument("--graph_file", default="", help="bipartite graph as .npz")
-
-
-if __name__ == "__main__":
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--repeat", type=int, default=5)
-    arguments.add_argument("--dgl_python", default="", help="Python of an environment with DGL")
-    add_options(arguments)
-    for result in run(arguments.parse_args()):
-        print(json.dumps(result))

@@ -30,7 +30,7 @@ def add_options(parser) -> None:
 def run(options) -> list[dict]:
     """One row per size and place."""
     sizes = [int(size) for size in options.build_edges.split(",")]
-    if getattr(options, "quick", False):
+    if options.quick:
         sizes = [20_000]
     rows = []
     for edges in sizes:

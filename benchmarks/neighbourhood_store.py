@@ -39,7 +39,7 @@ def add_options(parser) -> None:
 
 def run(options) -> list[dict]:
     """One row per kind of walks and store."""
-    edges = 20_000 if getattr(options, "quick", False) else options.store_edges
+    edges = 20_000 if options.quick else options.store_edges
     items, collections = max(edges // 20, 2), max(edges // 80, 2)
     rng = np.random.default_rng(0)
     graph = Graph.from_edges(

@@ -54,6 +54,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         default=FOLDER / "results" / "graphs",
         help="folder where synthetic graphs are kept between runs",
     )
+    shared.add_argument("--graph_file", default="", help="bipartite graph as .npz, for training")
     shared.add_argument(
         "--dgl_python",
         type=pathlib.Path,

@@ -38,7 +38,7 @@ def add_options(parser) -> None:
 def run(options) -> list[dict]:
     """One row per size and stage, one of rates per size, and the ratios of the ends."""
     sizes = [int(size) for size in options.scale_edges.split(",")]
-    if getattr(options, "quick", False):
+    if options.quick:
         sizes = [20_000]
     root = pathlib.Path(options.scale_folder or pathlib.Path(options.out) / "scale").resolve()
     costs, rates = [], []

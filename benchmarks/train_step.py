@@ -4,7 +4,7 @@ The products are read from the step's jaxpr, forward and backward, with their sh
 layouts, loops counted as often as they run; each kind is compiled alone.  What the step
 takes beyond them is gathers, reductions, elementwise work and the optimiser.
 
-  python -m benchmarks.train_step
+  python -m benchmarks.run train_step
 
 `defaults` has the sizes of the default settings on a catalogue of 25,000 items with 512
 features; `dgl_t10` and `dgl_t50` those of benchmarks/end_to_end.py.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.end_to_end import Training, add_graph_option, bipartite, settings
+from benchmarks.end_to_end import Training, bipartite, settings
 from pinsage_jax.config import Config
 from pinsage_jax.parallel import keep_freed_memory
 
@@ -95,10 +94,10 @@ CASES: dict[str, tuple[Callable[[], Config], int]] = {
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of step and product times, one for each case."""
     keep_freed_memory()
-    repeat = getattr(options, "repeat", 9)
-    graph = bipartite(getattr(options, "graph_file", ""))
+    repeat = options.repeat
+    graph = bipartite(options.graph_file)
     rows = []
-    for name in getattr(options, "cases", tuple(CASES)):
+    for name in options.cases:
         make, width = CASES[name]
         features = np.random.default_rng(0).standard_normal((graph.num_items, width), np.float32)
         training = Training(graph, make(), features, kept=True)
@@ -128,14 +127,5 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark, beside --repeat."""
-    add_graph_option(parser)
+    """Options of this benchmark, beside those of every benchmark."""
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-
-
-if __name__ == "__main__":
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--repeat", type=int, default=9)
-    add_options(arguments)
-    for result in run(arguments.parse_args()):
-        print(json.dumps(result))

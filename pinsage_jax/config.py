@@ -17,14 +17,9 @@ Axis letters, used in every docstring of this package:
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 
+from pinsage_jax.config_data import DataConfig, SplitConfig, WorldConfig
 from pinsage_jax.config_tools import (
-    ABLATE_DEFAULTS,
-    NEW_DEFAULTS,
-    RECOMMEND_DEFAULTS,
-    SPLIT_DEFAULTS,
-    STORE_DEFAULTS,
     AblateConfig,
     NewItemsConfig,
     RecommendConfig,
@@ -33,114 +28,6 @@ from pinsage_jax.config_tools import (
 )
 from pinsage_jax.errors import UserError
 from pinsage_jax.options import Checked, option
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig(Checked):
-    """Where the input tables are and what their columns mean."""
-
-    data_dir: str = option("", "Folder that relative input paths are looked up in.")
-    edges: str = option(
-        "", "Edge table (Parquet file or folder, CSV or CSV.gz): one row per item in a collection."
-    )
-    items: str = option(
-        "", "Item table: item_id and feature columns; may hold items without edges."
-    )
-    train_pairs: str = option(
-        "", "Pairs query_id,target_id to train on; empty: pairs that share a collection."
-    )
-    eval_pairs: str = option(
-        "", "Pairs query_id,target_id[,kind] to evaluate on; never used for training."
-    )
-    collection_column: str = option("collection_id", "Column of --edges that names the collection.")
-    item_column: str = option("item_id", "Column of --edges that names the item.")
-    weight_column: str = option(
-        "", "Optional column of --edges with a positive weight; walks follow it."
-    )
-    time_column: str = option(
-        "", "Optional column of --edges with a time (number, date or timestamp)."
-    )
-    item_id_column: str = option("item_id", "Column of --items that names the item.")
-    title_column: str = option(
-        "", "Column of --items shown beside ids; empty: 'title' or 'name' if there is one."
-    )
-    text_columns: str = option(
-        "auto", "Comma-separated text columns; auto: text, title, description, abstract."
-    )
-    dense_columns: str = option(
-        "auto", "Comma-separated vector columns; auto: every list-of-numbers column."
-    )
-    numeric_columns: str = option(
-        "auto", "Comma-separated number columns; auto: every number column."
-    )
-    categorical_columns: str = option(
-        "", "Comma-separated categorical columns (one-hot, rare values together)."
-    )
-    text_dim: int = option(512, "Dimensions of the vectors made from text.", low=1, high=4096)
-    text_vocabulary: int = option(20000, "Most frequent terms kept for text.", low=1)
-    text_min_df: int = option(2, "A term must occur in this many items.", low=1)
-    category_limit: int = option(
-        128, "Values kept per categorical column; the rest share one slot.", low=1
-    )
-    feature_dtype: str = option(
-        "float32", "Type of the stored features.", choices=("float32", "float16")
-    )
-
-    def path(self, value: str) -> pathlib.Path:
-        """An input path as given; relative ones are looked up in --data_dir."""
-        return pathlib.Path(self.data_dir).expanduser() / pathlib.Path(value).expanduser()
-
-
-@dataclasses.dataclass(frozen=True)
-class WorldConfig(Checked):
-    """The embedded example: a generated Pinterest-like world."""
-
-    world: bool = option(
-        False, "Generate the embedded example instead of reading --edges and --items."
-    )
-    world_items: int = option(10_000, "Items (pins) of the generated world.", low=20)
-    world_collections: int = option(2_500, "Collections (boards) of the generated world.", low=4)
-    world_edges: int = option(
-        100_000, "Edges of the generated world, before duplicates are merged.", low=20
-    )
-    world_topics: int = option(64, "Overlapping topics behind features, boards and pairs.", low=2)
-    world_styles: int = option(
-        4, "Hidden styles of each topic, which boards follow and features hardly show.", low=1
-    )
-    world_visual_dim: int = option(64, "Dimensions of the visual-like feature vectors.", low=1)
-    world_text_dim: int = option(32, "Dimensions of the text-like feature vectors.", low=1)
-    world_noise: float = option(
-        0.85, "Noise of the feature vectors, relative to their signal.", low=0.0
-    )
-    world_noise_boards: float = option(
-        0.1, "Share of boards filled without regard to topic.", low=0.0, high=1.0
-    )
-    world_isolated: float = option(
-        0.05, "Share of items that get no edge at all.", low=0.0, high=0.9
-    )
-    world_pairs: int = option(
-        4_000, "Engagement pairs drawn for evaluation (as many again for training).", low=1
-    )
-    world_seed: int = option(0, "Seed of the generated world.", low=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitConfig(Checked):
-    """The validation split, made from training edges alone."""
-
-    validation_collections: float = option(
-        0.05,
-        "Share of collections withheld from training to make validation pairs.",
-        low=0.0,
-        high=0.5,
-    )
-    validation_cold_items: float = option(
-        0.05,
-        "Share of items whose training edges are withheld to validate cold start.",
-        low=0.0,
-        high=0.5,
-    )
-    validation_pairs: int = option(4000, "Most validation pairs drawn.", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -376,11 +263,11 @@ class Config:
     train: TrainConfig = TrainConfig()
     embed: EmbedConfig = EmbedConfig()
     evaluate: EvalConfig = EvalConfig()
-    split_tool: SplitToolConfig = SPLIT_DEFAULTS
-    recommend: RecommendConfig = RECOMMEND_DEFAULTS
-    ablate: AblateConfig = ABLATE_DEFAULTS
-    new: NewItemsConfig = NEW_DEFAULTS
-    store: StoreConfig = STORE_DEFAULTS
+    split_tool: SplitToolConfig = SplitToolConfig()
+    recommend: RecommendConfig = RecommendConfig()
+    ablate: AblateConfig = AblateConfig()
+    new: NewItemsConfig = NewItemsConfig()
+    store: StoreConfig = StoreConfig()
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""

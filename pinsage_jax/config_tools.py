@@ -142,10 +142,3 @@ class NewItemsConfig(Checked):
             raise UserError(
                 f"--new_edges={self.new_edges} needs --new_items, whose edges they are."
             )
-
-
-SPLIT_DEFAULTS = SplitToolConfig()
-RECOMMEND_DEFAULTS = RecommendConfig()
-ABLATE_DEFAULTS = AblateConfig()
-NEW_DEFAULTS = NewItemsConfig()
-STORE_DEFAULTS = StoreConfig()

@@ -7,27 +7,31 @@ skipped by `pipeline`.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 
 from pinsage_jax import ablation, files
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.config import Config
+from pinsage_jax.embedding_stage import (
+    embed,
+    embed_over,
+    embeddings_are_current,
+    fixed_offset,
+    identity_of,
+    split_of,
+)
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph import split_tables
-from pinsage_jax.graph.additions import read_additions
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import Prepared, open_prepared
 from pinsage_jax.graph.prepare import prepare as prepare_tables
-from pinsage_jax.graph.split import ValidationSplit, validation_split
+from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.inference import export
 from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of
-from pinsage_jax.inference.new_items import NewItemEncoder
 from pinsage_jax.interrupts import raise_if_stopped, stop_requested
 from pinsage_jax.parallel import make_devices
 from pinsage_jax.reporting import figures
@@ -41,26 +45,8 @@ from pinsage_jax.retrieval.evaluation_table import evaluation_tables
 from pinsage_jax.retrieval.recommend_choice import Validation, validation_users
 from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.training import loop
-from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Outcome
-from pinsage_jax.training.state import TrainState, initial_state, make_optimiser
-
-
-def _split(config: Config, prepared: Prepared) -> ValidationSplit:
-    """The validation split of this run; the same in every stage."""
-    return validation_split(prepared.graph, config.split, config.seed, prepared.train_pairs)
-
-
-def identity_of(prepared: Prepared) -> dict[str, Any]:
-    """What the data is, as checkpoints and exports remember it."""
-    return {
-        "ids": prepared.item_ids.digest(),
-        "num_items": prepared.graph.num_items,
-        "num_collections": prepared.graph.num_collections,
-        "num_edges": prepared.graph.num_edges,
-        "feature_dim": prepared.features.shape[1],
-    }
 
 
 def prepare(config: Config) -> Prepared:
@@ -74,7 +60,7 @@ def train(config: Config) -> Outcome:
     if loop.is_finished(config, identity_of(prepared)):
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
         return Outcome(0, 0, {}, interrupted=False)
-    split = _split(config, prepared)
+    split = split_of(config, prepared)
     encoder = Encoder.over(
         config, prepared, split.train_graph, structure_bases(config, prepared, split)
     )
@@ -135,170 +121,16 @@ def _validator(
 
     def validate(params: Any) -> dict[str, float]:
         vectors = encoder.embed(params, quiet=True)[:items]
-        return calibration.validate(vectors, edgeless, split, rivals, _fixed_offset(config))
+        return calibration.validate(vectors, edgeless, split, rivals, fixed_offset(config))
 
     return validate
-
-
-def _fixed_offset(config: Config) -> float | None:
-    """The cold offset that is not to be chosen; None: choose it."""
-    if not config.model.popularity:
-        return 0.0
-    return None if config.embed.cold_offset < 0 else config.embed.cold_offset
-
-
-def _chosen_checkpoint(config: Config) -> tuple[Checkpoints, int]:
-    """The checkpoint that --checkpoint names."""
-    folder = pathlib.Path(config.workdir) / "checkpoints"
-    checkpoints = Checkpoints(folder, read_only=True)
-    best = config.embed.checkpoint == "best"
-    step = checkpoints.best_step() if best else checkpoints.latest_step()
-    if step is None:
-        raise UserError(f"{folder} holds no checkpoint; run --mode=train first.")
-    return checkpoints, step
-
-
-def _trained(
-    config: Config, prepared: Prepared, input_dim: int, num_nodes: int
-) -> tuple[Any, int, float]:
-    """Parameters of the chosen checkpoint, its step and its cold offset."""
-    checkpoints, step = _chosen_checkpoint(config)
-    meta = checkpoints.meta(step)
-    checkpoints.check(meta, identity_of(prepared), dataclasses.asdict(config.model))
-
-    def new_state() -> TrainState:
-        _, params = loop.init_model(config, input_dim, num_nodes)
-        return initial_state(params, make_optimiser(config.train, 1.0))
-
-    # Only its shapes are asked for: making one compiles for seconds.
-    state = jax.eval_shape(new_state)
-    offset = _fixed_offset(config)
-    if offset is None:
-        offset = float(checkpoints.metrics(step).get("cold_offset") or 0.0)
-    return checkpoints.restore(step, state)[0].params, step, offset
-
-
-def _embed_over(
-    config: Config, prepared: Prepared, graph: Graph, split: ValidationSplit
-) -> tuple[np.ndarray, int, float]:
-    """Embeddings of every node over `graph`, with the step and the cold offset they have."""
-    encoder = Encoder.over(config, prepared, graph, structure_bases(config, prepared, split))
-    params, step, offset = _trained(
-        config, prepared, encoder.inputs.dim, encoder.lists.source.num_nodes
-    )
-    vectors = encoder.embed(params)
-    edgeless = np.flatnonzero(graph.degree()[: prepared.graph.num_items] == 0)
-    vectors[edgeless, -1] += offset
-    return vectors, step, offset
-
-
-def embed(config: Config) -> dict[str, Any]:
-    """Embeds the whole catalogue on the whole graph into WORKDIR/embeddings.
-
-    With --new_items: those items alone, into WORKDIR/new_embeddings.
-    """
-    if config.new.new_items:
-        return _embed_new(config)
-    prepared = open_prepared(config.workdir)
-    split = _split(config, prepared)
-    vectors, step, offset = _embed_over(config, prepared, prepared.graph, split)
-    items = prepared.graph.num_items
-    everything = config.sampling.neighbourhood == "all"
-    manifest = export.write_embeddings(
-        config.workdir,
-        config.embed,
-        prepared.item_ids,
-        vectors[:items],
-        {
-            "step": step,
-            "checkpoint": config.embed.checkpoint,
-            "normalised": config.model.normalize_output and not config.model.popularity,
-            "cold_offset": offset,
-            "settings": _embed_fingerprint(config, step),
-            "ids": prepared.item_ids.digest(),
-            "seed": config.seed,
-        },
-        prepared.collection_ids if everything else None,
-        vectors[items:] if everything else None,
-    )
-    logging.info("embedded %d items into %s", items, pathlib.Path(config.workdir) / export.FOLDER)
-    return manifest
-
-
-def _embed_new(config: Config) -> dict[str, Any]:
-    """Embeds items that the catalogue does not hold; see inference/new_items.py."""
-    workdir = pathlib.Path(config.workdir)
-    prepared = open_prepared(workdir)
-    _chosen_checkpoint(config)  # Without one there is no need to read the tables.
-    additions = read_additions(
-        prepared,
-        workdir / "prepared" / "features",
-        config.data,
-        config.new.new_items,
-        config.new.new_edges,
-    )
-    split = _split(config, prepared)
-    encoder = NewItemEncoder(config, prepared, additions, structure_bases(config, prepared, split))
-    params, step, offset = _trained(config, prepared, encoder.dim, encoder.num_nodes)
-    exported = workdir / export.FOLDER / export.MANIFEST
-    if exported.exists():
-        about = files.read_json(exported)
-        if about.get("step") != step:
-            logging.warning(
-                "%s is of step %s, the checkpoint of step %d: run --mode=embed without "
-                "--new_items to have both in one space.",
-                exported.parent, about.get("step"), step,
-            )  # fmt: skip
-        elif _fixed_offset(config) is None:
-            # The export may have been given another one than the checkpoint's.
-            offset = float(about.get("cold_offset") or 0.0)
-    vectors = calibration.with_offset(encoder.embed(params), encoder.edgeless, offset)
-    manifest = export.write_embeddings(
-        workdir,
-        config.embed,
-        additions.item_ids,
-        vectors,
-        {
-            "step": step,
-            "checkpoint": config.embed.checkpoint,
-            "normalised": config.model.normalize_output and not config.model.popularity,
-            "cold_offset": offset,
-            "catalogue": prepared.item_ids.digest(),
-            "seed": config.seed,
-            "without_edges": int(encoder.edgeless.sum()),
-        },
-        folder_name=export.NEW_FOLDER,
-    )
-    logging.info(
-        "embedded %d new items, %d of them without edges, into %s",
-        len(vectors), manifest["without_edges"], workdir / export.NEW_FOLDER,
-    )  # fmt: skip
-    return manifest
-
-
-def _embed_fingerprint(config: Config, step: int) -> str:
-    manifest = files.read_json(pathlib.Path(config.workdir) / "prepared" / "manifest.json")
-    named = ("split", "sampling", "model", "train")
-    parts = {name: dataclasses.asdict(getattr(config, name)) for name in named}
-    # The same step of a run trained otherwise is another model.
-    parts["train"] = {k: v for k, v in parts["train"].items() if k not in loop.MAY_CHANGE}
-    embed_settings = dataclasses.asdict(config.embed)
-    return files.fingerprint([parts, embed_settings, config.seed, step, manifest["fingerprint"]])
-
-
-def _embeddings_are_current(config: Config) -> bool:
-    path = pathlib.Path(config.workdir) / export.FOLDER / export.MANIFEST
-    if not path.exists():
-        return False
-    _, step = _chosen_checkpoint(config)
-    return files.read_json(path).get("settings") == _embed_fingerprint(config, step)
 
 
 def evaluate(config: Config) -> dict[str, Any]:
     """Ranks the catalogue for every evaluation pair; WORKDIR/eval.json and a table."""
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
-    split, fingerprint = _split(config, prepared), _eval_fingerprint(config)
+    split, fingerprint = split_of(config, prepared), _eval_fingerprint(config)
     return evaluation.evaluate(config, prepared, vectors, split, fingerprint=fingerprint)
 
 
@@ -334,11 +166,11 @@ def recommend(config: Config) -> dict[str, Any] | None:
     vectors = load_embeddings(config.workdir, prepared)
 
     def validation() -> Validation | None:
-        held = _split(config, prepared)
+        held = split_of(config, prepared)
         if len(held.collections) == 0:
             return None
         logging.info("recommend: embedding without the withheld collections, to choose settings")
-        clean, _, _ = _embed_over(config, prepared, held.train_graph, held)
+        clean, _, _ = embed_over(config, prepared, held.train_graph, held)
         items = clean[: prepared.graph.num_items]
         return validation_users(prepared.graph, held, items, config.seed)
 
@@ -355,12 +187,12 @@ def ablate(config: Config) -> dict[str, Any]:
     # A wrong name is told before the data is prepared.
     ablation.chosen_variants(config.ablate.ablate_variants)
     prepared = prepare(config)
-    held = _split(config, prepared)
+    held = split_of(config, prepared)
 
     def embeddings(variant: Config, graph: Graph) -> tuple[np.ndarray, dict[str, Any]]:
         train(variant)
         raise_if_stopped()
-        vectors, step, offset = _embed_over(variant, prepared, graph, held)
+        vectors, step, offset = embed_over(variant, prepared, graph, held)
         items = vectors[: prepared.graph.num_items]
         return items, {"checkpoint_step": step, "cold_offset": offset}
 
@@ -381,7 +213,7 @@ def pipeline(config: Config) -> dict[str, Any]:
     if outcome.interrupted:
         return {}
     raise_if_stopped()
-    if _embeddings_are_current(config):
+    if embeddings_are_current(config):
         logging.info("embed: %s is up to date", pathlib.Path(config.workdir) / export.FOLDER)
     else:
         embed(config)

@@ -55,6 +55,13 @@ def test_list_and_unknown_names(example, capsys):
     assert "no benchmark 'nothing'; there are example" in capsys.readouterr().err
 
 
+def test_the_options_of_all_benchmarks_parse_together():
+    options = run.parse([])
+    assert options.names == run.names() and len(options.names) >= 7
+    for name in options.names:
+        assert run.parse([name]).names == [name]
+
+
 def test_sides_are_measured_in_turn():
     order = []
 

@@ -15,6 +15,7 @@ import pytest
 from absl import flags
 
 import pinsage_jax
+from benchmarks.run import parse as benchmark_options
 from pinsage_jax import cli, files, interrupts, logs, main, workdir
 from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
@@ -597,6 +598,7 @@ def test_the_readme_begins_with_two_commands_that_set_everything_up():
 @pytest.mark.parametrize("name", ["README.md", "BUILD_NOTES.md", "CHANGELOG.md"])
 def test_the_documents_name_flags_that_exist(name):
     known = set(defined()) | {"flagfile", "flag"} | {f"no{flag}" for flag in defined()}
+    known |= set(vars(benchmark_options([])))
     mentioned = set(re.findall(r"(?<![\w-])--([a-z]\w*)", (ROOT / name).read_text()))
     assert mentioned, name
     assert {flag for flag in mentioned if flag not in known and not flag.endswith("_")} == set()

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(pinsage_jax.__file__).parent
 ORDER = (
     ("errors",),
     ("files", "progress", "logs", "interrupts", "options"),
-    ("config", "config_tools"),
+    ("config", "config_data", "config_tools"),
     ("workdir",),
     ("graph",),
     ("sampling",),
@@ -28,7 +28,7 @@ ORDER = (
     ("inference",),
     ("retrieval",),
     ("reporting",),
-    ("ablation", "ablation_table"),
+    ("ablation", "ablation_table", "embedding_stage"),
     ("stages",),
     ("cli",),
     ("main",),
@@ -38,6 +38,7 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 WITHOUT_JAX = (
     "cli",
     "config",
+    "config_data",
     "config_tools",
     "errors",
     "files",
