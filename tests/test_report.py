@@ -481,7 +481,7 @@ def test_the_pipeline_ends_with_it_where_matplotlib_is(tmp_path, monkeypatch, in
     ran = []
     for name in ("prepare", "embed"):
         monkeypatch.setattr(stages, name, lambda config, name=name: ran.append(name))
-    monkeypatch.setattr(stages, "_embeddings_are_current", lambda config: False)
+    monkeypatch.setattr(stages, "embeddings_are_current", lambda config: False)
     monkeypatch.setattr(stages, "train", lambda config: stages.Outcome(1, 1, {}, False))
     monkeypatch.setattr(stages, "evaluate", lambda config: ran.append("evaluate") or {"a": 1})
     monkeypatch.setattr(stages, "report", lambda config: ran.append("report"))
