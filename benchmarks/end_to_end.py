@@ -143,16 +143,24 @@ class Training:
     """One run, ready to take steps.
 
     Attributes:
+      lists, inputs, params: of the network before the first step.
       rows: rows of the frontiers, seeds first, with padding; used: without, of the last batch.
     """
 
-    def __init__(self, graph: Graph, config: Config, features: np.ndarray, kept: bool):
+    def __init__(
+        self,
+        graph: Graph,
+        config: Config,
+        features: np.ndarray,
+        kept: bool,
+        warm_up: int = WARM_UP,
+    ):
         source = NeighbourhoodSource(
             graph, config.sampling, config.seed, len(os.sched_getaffinity(0))
         )
         if kept:
             source.keep_all()
-        inputs = NodeInputs(
+        self.inputs = inputs = NodeInputs(
             features,
             graph.degree(),
             degree_feature=config.model.degree_feature,
@@ -160,8 +168,9 @@ class Training:
             whiten=config.model.whiten,
         )
         pairs = PairSource(graph, config.seed, joined_pairs(graph, 2**18))
+        self.lists = NeighbourLists(source, config.model.pooling)
         self._builder = MinibatchBuilder(
-            NeighbourLists(source, config.model.pooling),
+            self.lists,
             inputs,
             pairs,
             config.train,
@@ -175,6 +184,7 @@ class Training:
         )
         self.rows = self._builder.budgets.rows
         model, params = loop.init_model(config, inputs.dim, graph.num_items, self.rows)
+        self.params = params
         optimiser = make_optimiser(config.train, pairs.per_epoch / config.train.batch_size)
         devices = make_devices(1)
         table = self._builder.table()
@@ -185,7 +195,8 @@ class Training:
         self._batch = config.train.batch_size
         self._done = 0
         self.used: tuple[int, ...] = ()
-        self._take(WARM_UP)
+        if warm_up:
+            self._take(warm_up)
 
     def _take(self, steps: int) -> tuple[float, float]:
         """(seconds of all steps, seconds that the device waited for batches)."""

@@ -1,9 +1,10 @@
-"""Numba kernels of importance pooling on CPUs, called by XLA from inside a compiled step.
+"""Numba kernels of pooling on CPUs; XLA calls those of training from inside the compiled step.
 
 XLA's own scatter on a CPU is serial and its gathers go through memory twice; pooling
 would take longer than all matrix products of a step.  Here the sum over a node's
 neighbours is one pass, and its derivative is one too, because lists are turned round
 first (who names this node?), so that every output row is written once, in order.
+Whole-catalogue inference calls the same kernels from the host.
 
 XLA's foreign function interface hands a call frame to a C function: the addresses and
 shapes of operands and results in structures of its stable binary interface (major
@@ -74,8 +75,9 @@ def weighted_rows(projected, neighbours, weights, begin, out):
     """out[i] = sum over t of weights[j, t] * projected[neighbours[j, t]], j = begin + i.
 
     Args:
-      projected: float32 [n, M]; neighbours: int32 [S, T]; weights: float32 [S, T], 0 where
-        masked; out: float32 [s, M] output.
+      projected: float32 [n, M], finite; may be a memory map, of which the named rows are read.
+      neighbours: int32 [S, T] rows of it, or -1; weights: float32 [S, T], 0 for none.
+      out: float32 [s, M] output.
     """
     width, whole = neighbours.shape[1], neighbours.shape[1] // 4 * 4
     for place in range(out.shape[0]):
@@ -101,6 +103,21 @@ def weighted_rows(projected, neighbours, weights, begin, out):
             weight, sent = weights[row, rest], projected[neighbours[row, rest]]
             for column in range(total.shape[0]):
                 total[column] += weight * sent[column]
+
+
+@njit(nogil=True, cache=True)
+def max_rows(projected, neighbours, weights, begin, out):
+    """As `weighted_rows`, the maximum of the entries that have a weight; none is below 0."""
+    for place in range(out.shape[0]):
+        row = begin + place
+        best = out[place]
+        for column in range(best.shape[0]):
+            best[column] = 0.0
+        for rank in range(neighbours.shape[1]):
+            if weights[row, rank] > 0.0:
+                sent = projected[neighbours[row, rank]]
+                for column in range(best.shape[0]):
+                    best[column] = max(best[column], sent[column])
 
 
 @njit(nogil=True, cache=True)
