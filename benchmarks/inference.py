@@ -25,7 +25,6 @@ import numpy as np
 from benchmarks.end_to_end import Training, bipartite
 from benchmarks.products import alone, flops, products, seconds
 from benchmarks.train_step import CASES
-from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.parallel import keep_freed_memory
 from pinsage_jax.retrieval import topk
@@ -44,20 +43,10 @@ def _inference(name: str, graph, options: argparse.Namespace) -> dict[str, Any]:
     config = make()
     features = np.random.default_rng(0).standard_normal((graph.num_items, width), np.float32)
     training = Training(graph, config, features, kept=True, warm_up=0)
-    lists, weights = training.lists.of_all()
     items, block = graph.num_items, options.block
 
     def embed() -> np.ndarray:
-        return embed_all(
-            config.model,
-            training.params,
-            training.inputs,
-            lists,
-            weights,
-            block=block,
-            threads=options.threads,
-            quiet=True,
-        )
+        return training.embed(block, options.threads)
 
     copied = np.empty((block, width), np.float32)
 

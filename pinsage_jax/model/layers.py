@@ -74,7 +74,25 @@ class Combine(nn.Module):
     @nn.compact
     def __call__(self, hidden: jax.Array, pooled: jax.Array) -> jax.Array:
         """[n, in], [n, M] -> [n, d] of unit length (Algorithm 1, lines 2 and 3)."""
-        both = jnp.concatenate([hidden.astype(self.dtype), pooled.astype(self.dtype)], axis=-1)
-        init = self_and_neighbours_init(hidden.shape[-1])
-        dense = nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="W")
-        return l2_normalise(nn.relu(dense(both)))
+        dense = _JoinedDense(self.width, self.dtype, name="W")
+        return l2_normalise(nn.relu(dense(hidden, pooled)))
+
+
+class _JoinedDense(nn.Module):
+    """W [h ; n] + w, with the parameters of a dense layer over the joined vectors.
+
+    Multiplied apart: nothing is copied together, and the derivative towards h is left
+    out where nobody asks for it, which in the first layer is all of it.
+    """
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, pooled: jax.Array) -> jax.Array:
+        own = hidden.shape[-1]
+        shape = (own + pooled.shape[-1], self.width)
+        kernel = self.param("kernel", self_and_neighbours_init(own), shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
+        from_self = hidden.astype(self.dtype) @ kernel[:own]
+        return from_self + pooled.astype(self.dtype) @ kernel[own:] + bias[None, :]
