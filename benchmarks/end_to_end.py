@@ -47,6 +47,7 @@ from pinsage_jax.sampling.lists import NeighbourLists
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.store import NeighbourhoodSource
 from pinsage_jax.training import loop
+from pinsage_jax.training.device_clock import DeviceClock
 from pinsage_jax.training.state import initial_state, make_optimiser
 from pinsage_jax.training.steps import make_train_step
 
@@ -231,20 +232,20 @@ class Training:
         first, self._done = self._done, self._done + steps + 1
         depth = max(self._producers, 2)
         span = (first, first + steps + 1)
-        with Prefetcher(self._builder.make, *span, depth, self._producers) as queue:
+        batches = Prefetcher(self._builder.make, *span, depth, self._producers)
+        with batches, DeviceClock() as clock:
             # The first batch fills the queue and is not timed.
-            for number, (batch, info) in enumerate(queue):  # noqa: B007
-                self._state, _ = self._step(self._state, batch, *self._constants)
+            for number, (batch, info) in enumerate(batches):  # noqa: B007
+                self._state, metrics = self._step(self._state, batch, *self._constants)
+                clock.handed_over(metrics)
                 if number == 0:
-                    jax.block_until_ready(self._state)
-                    begun, waited = time.perf_counter(), queue.wait_seconds
-                    made = queue.make_seconds
-            jax.block_until_ready(self._state)
-            self.used = info.used
-            seconds, waited = time.perf_counter() - begun, queue.wait_seconds - waited
-            making = queue.make_seconds - made
-        needed = math.ceil(making / max(seconds - waited, 1e-9))
-        return Pace(steps * self._batch / seconds, waited / seconds, needed)
+                    idle, made = clock.idle_seconds(), batches.make_seconds
+                    begun = time.perf_counter()
+            idle = clock.idle_seconds() - idle
+            seconds, made = time.perf_counter() - begun, batches.make_seconds - made
+        self.used = info.used
+        needed = math.ceil(made / max(seconds - idle, 1e-9))
+        return Pace(steps * self._batch / seconds, idle / seconds, needed)
 
     def make(self, step: int) -> Any:
         """The minibatch of a step and its info, made on this thread."""
