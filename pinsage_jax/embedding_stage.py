@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from pinsage_jax import files
+from pinsage_jax import __version__, files
 from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph.additions import read_additions
@@ -23,8 +23,11 @@ from pinsage_jax.graph.prepare import Prepared, open_prepared
 from pinsage_jax.graph.split import ValidationSplit, validation_split
 from pinsage_jax.inference import export
 from pinsage_jax.inference.encoder import Encoder, structure_bases
+from pinsage_jax.inference.export_form import ExportForm
 from pinsage_jax.inference.new_items import NewItemEncoder
 from pinsage_jax.retrieval import calibration
+from pinsage_jax.retrieval.embeddings_io import open_export
+from pinsage_jax.retrieval.export_quality import choose_form
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.state import TrainState, initial_state, make_optimiser
@@ -108,27 +111,58 @@ def embed(config: Config) -> dict[str, Any]:
     prepared = open_prepared(config.workdir)
     split = split_of(config, prepared)
     vectors, step, offset = embed_over(config, prepared, prepared.graph, split)
+    return _export(config, prepared, vectors, step, offset)
+
+
+def _export(
+    config: Config, prepared: Prepared, vectors: np.ndarray, step: int, offset: float
+) -> dict[str, Any]:
+    """Writes the vectors float32 [nodes, Z] of a catalogue in the form that is asked for."""
     items = prepared.graph.num_items
     everything = config.sampling.neighbourhood == "all"
+    form, quality = choose_form(
+        vectors[:items],
+        prepared.item_ids,
+        config.embed.export_dtype,
+        config.embed.export_dim,
+        config.model.popularity,
+        str(pathlib.Path(config.embed.align_to).expanduser()) if config.embed.align_to else "",
+    )
     manifest = export.write_embeddings(
         config.workdir,
         config.embed,
         prepared.item_ids,
         vectors[:items],
         {
-            "step": step,
-            "checkpoint": config.embed.checkpoint,
-            "normalised": config.model.normalize_output and not config.model.popularity,
-            "cold_offset": offset,
+            **_about(config, step, offset),
+            **quality,
             "settings": _embed_fingerprint(config, step),
             "ids": prepared.item_ids.digest(),
-            "seed": config.seed,
+            "data": {**identity_of(prepared), "inputs": prepared.manifest["inputs"]},
         },
         prepared.collection_ids if everything else None,
         vectors[items:] if everything else None,
+        form=form,
     )
     logging.info("embedded %d items into %s", items, pathlib.Path(config.workdir) / export.FOLDER)
     return manifest
+
+
+def _about(config: Config, step: int, offset: float) -> dict[str, Any]:
+    """Which run and which flags made an export."""
+    made_by = ("data", "world", "split", "sampling", "model", "train", "embed")
+    flags = {"seed": config.seed, "workdir": config.workdir}
+    for name in made_by:
+        flags |= dataclasses.asdict(getattr(config, name))
+    return {
+        "program": f"pinsage_jax {__version__}",
+        "flags": flags,
+        "step": step,
+        "checkpoint": config.embed.checkpoint,
+        "normalised": config.model.normalize_output and not config.model.popularity,
+        "cold_offset": offset,
+        "seed": config.seed,
+    }
 
 
 def _embed_new(config: Config) -> dict[str, Any]:
@@ -146,9 +180,12 @@ def _embed_new(config: Config) -> dict[str, Any]:
     split = split_of(config, prepared)
     encoder = NewItemEncoder(config, prepared, additions, structure_bases(config, prepared, split))
     params, step, offset = _trained(config, prepared, encoder.dim, encoder.num_nodes)
-    exported = workdir / export.FOLDER / export.MANIFEST
+    exported, transform = workdir / export.FOLDER / export.MANIFEST, None
     if exported.exists():
         about = files.read_json(exported)
+        if export.TRANSFORM in about.get("files", {}):
+            # New vectors belong beside the catalogue's as they were exported.
+            transform = open_export(exported.parent).form.transform
         if about.get("step") != step:
             logging.warning(
                 "%s is of step %s, the checkpoint of step %d: run --mode=embed without "
@@ -165,15 +202,12 @@ def _embed_new(config: Config) -> dict[str, Any]:
         additions.item_ids,
         vectors,
         {
-            "step": step,
-            "checkpoint": config.embed.checkpoint,
-            "normalised": config.model.normalize_output and not config.model.popularity,
-            "cold_offset": offset,
+            **_about(config, step, offset),
             "catalogue": prepared.item_ids.digest(),
-            "seed": config.seed,
             "without_edges": int(encoder.edgeless.sum()),
         },
         folder_name=export.NEW_FOLDER,
+        form=ExportForm(config.embed.export_dtype, config.model.popularity, transform),
     )
     logging.info(
         "embedded %d new items, %d of them without edges, into %s",
