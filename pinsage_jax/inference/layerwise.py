@@ -1,11 +1,9 @@
 """Whole-catalogue embedding, layer by layer, every node computed once per layer.
 
-The paper's MapReduce (Ying et al. 2018, section 3.4) as plain functions over
-blocks of rows.  Per layer: *project* every node once (line 1's dense layer); *join*
-the projected vectors with the neighbourhoods and *reduce* them to pooled vectors;
-*finish* the layer.  Then the head.  Dense layers run in JAX on blocks of fixed
-shape, the join in Numba on the host, so that memory is bounded by two layers; tables
-above a size lie in nameless files, of which memory holds what is being read.
+The stages of map_reduce.py over arrays of one machine.  Dense layers run in JAX on
+blocks of fixed shape, the join and the reduction in Numba on the host, so that memory is
+bounded by two layers; tables above a size lie in nameless files, of which memory holds
+what is being read.
 
 Shapes: N nodes, T neighbours, D input features, M width of Q, d layer width, Z
 output width.
@@ -24,30 +22,13 @@ import numpy as np
 from pinsage_jax import files
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config import ModelConfig
-from pinsage_jax.inference import reduce_kernels
-from pinsage_jax.model.pinsage import PinSage
+from pinsage_jax.inference.map_reduce import Stages, padded, reduce_lists
 from pinsage_jax.progress import Progress
 from pinsage_jax.sampling.neighbourhoods import run_blocks
 
 _REDUCE_ROWS = 512
 # Tables that take more than this lie on disk, where there is a folder for them.
 MOST_TABLE_BYTES = 1 << 30
-
-
-@functools.lru_cache(maxsize=8)
-def _stages(config: ModelConfig, num_ids: int) -> dict[str, Callable]:
-    """Jitted stages of one model; compiled once per block shape."""
-    model = PinSage(config, num_ids=num_ids)
-
-    def apply(method: str) -> Callable:
-        return lambda params, *args: model.apply(params, *args, method=method)
-
-    return {
-        "project": jax.jit(apply("project"), static_argnums=1),
-        "combine": jax.jit(apply("combine"), static_argnums=1),
-        "finish": jax.jit(apply("finish")),
-        "head": jax.jit(apply("head")),
-    }
 
 
 def _in_blocks(
@@ -62,13 +43,7 @@ def _in_blocks(
     block = min(block, max(rows, 1))
     for begin in range(0, rows, block):
         end = min(begin + block, rows)
-        parts = []
-        for read in inputs:
-            part = read(begin, end)
-            if end - begin < block:
-                part = np.pad(part, [(0, block - len(part))] + [(0, 0)] * (part.ndim - 1))
-            parts.append(part)
-        out[begin:end] = np.asarray(function(*parts))[: end - begin]
+        out[begin:end] = padded(function, [read(begin, end) for read in inputs], block)
         # Blocks are written in order and not read before the last is there.
         files.release(out)
         progress.update(end - begin)
@@ -105,8 +80,7 @@ def embed_all(
       float32 [N, Z], or [RK, Z].
     """
     sizes = sizes or (len(neighbours),) * (config.num_layers + 1)
-    messages = params["params"].get("id_messages")
-    stages = _stages(config, 0 if messages is None else len(messages))
+    stages = Stages(config, params)
     every = np.arange(sizes[0], dtype=np.int32) if node_ids is None else node_ids
     hidden: np.ndarray | None = None
 
@@ -114,10 +88,6 @@ def embed_all(
         if hidden is None:
             return inputs.gather(every[begin:end])
         return hidden[begin:end]
-
-    reduce = (
-        reduce_kernels.max_reduce if config.pooling == "max" else reduce_kernels.weighted_reduce
-    )
 
     def read_features(begin: int, end: int) -> np.ndarray:
         return inputs.gather(every[begin:end])
@@ -134,7 +104,7 @@ def embed_all(
         for layer in range(1, config.num_layers + 1):
             before, after = sizes[layer - 1], sizes[layer]
             projected = table(before, config.hidden_dim)
-            project = functools.partial(stages["project"], params, layer)
+            project = functools.partial(stages.project, layer)
             _in_blocks(project, [read_hidden, read_ids], before, block, projected, progress)
 
             def read_pooled(begin: int, end: int, sent: np.ndarray = projected) -> np.ndarray:
@@ -142,21 +112,21 @@ def embed_all(
                 ids, mass = neighbours[begin:end], weights[begin:end]
 
                 def work(first: int, last: int) -> None:
-                    reduce(sent, ids[first:last], mass[first:last], pooled[first:last])
+                    reduce_lists(
+                        config.pooling, sent, ids[first:last], mass[first:last], pooled[first:last]
+                    )
 
                 run_blocks(end - begin, threads, work, _REDUCE_ROWS)
                 return pooled
 
             if layer == config.num_layers:
-                finish = functools.partial(stages["finish"], params)
                 reads = [read_hidden, read_pooled, read_features]
-                _in_blocks(finish, reads, after, block, out, progress)
+                _in_blocks(stages.finish, reads, after, block, out, progress)
             else:
                 finished = table(after, config.layer_dim)
-                combine = functools.partial(stages["combine"], params, layer)
+                combine = functools.partial(stages.combine, layer)
                 _in_blocks(combine, [read_hidden, read_pooled], after, block, finished, progress)
                 hidden = finished
         if config.num_layers == 0:
-            head = functools.partial(stages["head"], params)
-            _in_blocks(head, [read_features, read_features], sizes[0], block, out, progress)
+            _in_blocks(stages.head, [read_features], sizes[0], block, out, progress)
     return out
