@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 
 from pinsage_jax.config_data import DataConfig, SplitConfig, WorldConfig
+from pinsage_jax.config_serving import SearchConfig
 from pinsage_jax.config_tools import (
     AblateConfig,
     NewItemsConfig,
@@ -232,12 +233,12 @@ class EmbedConfig(Checked):
     )
     export_format: str = option(
         "parquet",
-        "embeddings/ as Parquet shards, or as vectors.npy to be memory-mapped and item_ids.parquet.",
+        "embeddings/ as Parquet shards, or as vectors.npy (to be memory-mapped) with its ids.",
         choices=("parquet", "npy"),
     )
     export_dtype: str = option(
         "float32",
-        "Type of the exported vectors; int8 has a scale per vector. The manifest says what is lost.",
+        "Type of exported vectors; int8 has a scale per vector. The manifest says what is lost.",
         choices=("float32", "float16", "int8"),
     )
     export_dim: int = option(
@@ -289,6 +290,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     embed: EmbedConfig = EmbedConfig()
     evaluate: EvalConfig = EvalConfig()
+    search: SearchConfig = SearchConfig()
     split_tool: SplitToolConfig = SplitToolConfig()
     recommend: RecommendConfig = RecommendConfig()
     ablate: AblateConfig = AblateConfig()
