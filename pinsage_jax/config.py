@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from pinsage_jax.config_cluster import ClusterConfig, PruneConfig
 from pinsage_jax.config_data import DataConfig, SplitConfig, WorldConfig
 from pinsage_jax.config_tools import (
     AblateConfig,
@@ -268,6 +269,8 @@ class Config:
     ablate: AblateConfig = AblateConfig()
     new: NewItemsConfig = NewItemsConfig()
     store: StoreConfig = StoreConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    prune: PruneConfig = PruneConfig()
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""
@@ -283,5 +286,9 @@ class Config:
                 f"--neighbourhood_store={self.store.neighbourhood_store} keeps one set of lists "
                 "but --resample draws new ones every epoch; drop one of the two."
             )
+        if self.cluster.engine == "spark" and self.new.new_items:
+            raise UserError("--new_items are embedded on this machine; drop --engine=spark.")
+        if self.mode == "graph_tables" and not self.data.edges:
+            raise UserError("--edges is required: a Parquet file or folder.")
         if self.mode in ("pipeline", "prepare") and not (self.world.world or self.data.edges):
             raise UserError("--edges is required (or --world for the embedded example).")

@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from pinsage_jax import files
+from pinsage_jax.cluster.embed import embed_on_spark
 from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph.additions import read_additions
@@ -85,14 +86,18 @@ def _trained(
 
 
 def embed_over(
-    config: Config, prepared: Prepared, graph: Graph, split: ValidationSplit
+    config: Config,
+    prepared: Prepared,
+    graph: Graph,
+    split: ValidationSplit,
+    on_spark: bool = False,
 ) -> tuple[np.ndarray, int, float]:
     """Embeddings of every node over `graph`, with the step and the cold offset they have."""
     encoder = Encoder.over(config, prepared, graph, structure_bases(config, prepared, split))
     params, step, offset = _trained(
         config, prepared, encoder.inputs.dim, encoder.lists.source.num_nodes
     )
-    vectors = encoder.embed(params)
+    vectors = embed_on_spark(encoder, params) if on_spark else encoder.embed(params)
     edgeless = np.flatnonzero(graph.degree()[: prepared.graph.num_items] == 0)
     vectors[edgeless, -1] += offset
     return vectors, step, offset
@@ -107,7 +112,9 @@ def embed(config: Config) -> dict[str, Any]:
         return _embed_new(config)
     prepared = open_prepared(config.workdir)
     split = split_of(config, prepared)
-    vectors, step, offset = embed_over(config, prepared, prepared.graph, split)
+    vectors, step, offset = embed_over(
+        config, prepared, prepared.graph, split, on_spark=config.cluster.engine == "spark"
+    )
     items = prepared.graph.num_items
     everything = config.sampling.neighbourhood == "all"
     manifest = export.write_embeddings(

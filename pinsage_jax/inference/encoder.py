@@ -73,15 +73,20 @@ class Encoder:
         links = _content_links(config, prepared, graph)
         return cls(config, NeighbourLists.made_of(source, links, config), inputs)
 
-    @functools.cached_property
-    def final_lists(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
-        """Lists of all nodes that embeddings pool over: ids and weights [N, T+C].
+    @property
+    def final_source(self) -> NeighbourLists:
+        """What makes the lists that embeddings pool over.
 
         Of the same kind as in training, from more walks (--embed_walks): visit counts
         are estimates, and here they are made once instead of every step.
         """
         walks = self.config.embed.embed_walks or self.config.sampling.num_walks
-        return self.lists.with_walks(walks).of_all()
+        return self.lists.with_walks(walks)
+
+    @functools.cached_property
+    def final_lists(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
+        """Lists of all nodes that embeddings pool over: ids and weights [N, T+C]."""
+        return self.final_source.of_all()
 
     def embed(self, params: Any, quiet: bool = False) -> np.ndarray:
         """float32 [nodes, Z] of every item (and collection, with --neighbourhood=all)."""
