@@ -1,9 +1,9 @@
 """Importance neighbourhoods by joins: the sampler's own walks, without the graph in memory.
 
 Partitioned Monte-Carlo walks.  A walk is a row, a hop a join: from a node with d
-neighbours the walk draws a place below d and is joined, on (node, place), with the table
+neighbours the walk draws a place below d and is joined, on node and place, with the table
 
-  hops    node, place in [0, d), next, edges (d of the next node)
+  hops    at (a node), place in [0, d), next, next_edges (d of the next node)
 
 Its keys are distinct, so that a node with millions of edges is no heavier partition than
 any other, and the joined row says how many neighbours there are to draw from next.  With
@@ -56,7 +56,7 @@ def neighbour_lists(
     weighted = "weight" in edges.columns
     every = sampling.neighbourhood == "all"
     hops = _weighted_hops(edges, num_items) if weighted else _hops(edges, num_items)
-    hops = hops.repartition(shards, *(["node"] if weighted else ["node", "place"])).persist()
+    hops = hops.repartition(shards, *(["at"] if weighted else ["at", "place"])).persist()
     degree = _both_ways(edges, num_items).groupBy("node").agg(F.count("*").cast("int").alias("d"))
     walks = degree.where(F.col("node") < nodes).select(
         F.col("node").alias("start"),
@@ -94,17 +94,19 @@ def _both_ways(edges: DataFrame, num_items: int) -> DataFrame:
 
 
 def _hops(edges: DataFrame, num_items: int) -> DataFrame:
+    """at, place, next, next_edges: one row per node and neighbour."""
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
     rows = _both_ways(edges, num_items)
-    degree = rows.groupBy(F.col("node").alias("next")).agg(F.count("*").cast("int").alias("edges"))
+    degree = rows.groupBy("node").agg(F.count("*").cast("int").alias("next_edges"))
     place = F.row_number().over(Window.partitionBy("node").orderBy("next")) - 1
-    return rows.withColumn("place", place.cast("long")).join(degree, "next")
+    rows = rows.select(F.col("node").alias("at"), place.cast("long").alias("place"), "next")
+    return rows.join(degree.withColumnRenamed("node", "next"), "next")
 
 
 def _weighted_hops(edges: DataFrame, num_items: int) -> DataFrame:
-    """node, others: per node its neighbours in ascending order, as (next, reach)."""
+    """at, others: per node its neighbours in ascending order, as (next, reach)."""
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
@@ -113,7 +115,7 @@ def _weighted_hops(edges: DataFrame, num_items: int) -> DataFrame:
     reach = F.sum(F.col("weight").cast("double")).over(order)
     rows = _both_ways(edges, num_items).withColumn("reach", reach)
     others = F.array_sort(F.collect_list(F.struct("next", "reach")))
-    return rows.groupBy("node").agg(others.alias("others"))
+    return rows.groupBy(F.col("node").alias("at")).agg(others.alias("others"))
 
 
 def _hop(walks: DataFrame, hops: DataFrame, weighted: bool, moving: Column | None) -> DataFrame:
@@ -122,25 +124,23 @@ def _hop(walks: DataFrame, hops: DataFrame, weighted: bool, moving: Column | Non
 
     bits = F.shiftrightunsigned("draw", 32)
     here = F.col("node") if moving is None else F.when(moving, F.col("node")).otherwise(-1)
-    walks = walks.withColumn("node_from", here).withColumn("node_before", F.col("node"))
-    how = "inner" if moving is None else "left"
-    kept = ["start", "start_edges", "walk", "visits"]
+    walks = walks.withColumn("here", here)
+    same = F.col("here") == F.col("at")
     if weighted:
-        joined = walks.drop("node").join(hops, F.col("node_from") == hops["node"], how)
         share = (bits.cast("double") + 0.5) / F.lit(4294967296.0)
         target = share * F.element_at("others", -1)["reach"]
         passed = F.size(F.filter("others", lambda other: other["reach"] <= target))
-        place = F.least(passed, F.size("others") - 1)
-        found = F.get("others", place)["next"]
+        # Rounding can make the target equal to the whole reach.
+        found = F.get("others", F.least(passed, F.size("others") - 1))["next"]
         edges = F.lit(0)
     else:
         walks = walks.withColumn("drawn", F.shiftrightunsigned(bits * F.col("edges"), 32))
-        same = (F.col("node_from") == hops["node"]) & (F.col("drawn") == hops["place"])
-        joined = walks.drop("node").withColumnRenamed("edges", "edges_before")
-        joined = joined.join(hops, same, how)
-        found, edges = F.col("next"), F.coalesce(hops["edges"], F.col("edges_before"))
-    return joined.select(
-        *kept, F.coalesce(found, F.col("node_before")).alias("node"), edges.alias("edges")
+        same = same & (F.col("drawn") == F.col("place"))
+        found, edges = F.col("next"), F.coalesce("next_edges", "edges")
+    return walks.join(hops, same, "inner" if moving is None else "left").select(
+        *["start", "start_edges", "walk", "visits"],
+        F.coalesce(found, "node").alias("node"),
+        edges.alias("edges"),
     )
 
 
