@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from pinsage_jax.config_cluster import ClusterConfig, PruneConfig
 from pinsage_jax.config_data import DataConfig, SplitConfig, WorldConfig
 from pinsage_jax.config_serving import SearchConfig
 from pinsage_jax.config_tools import (
@@ -296,6 +297,8 @@ class Config:
     ablate: AblateConfig = AblateConfig()
     new: NewItemsConfig = NewItemsConfig()
     store: StoreConfig = StoreConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    prune: PruneConfig = PruneConfig()
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""
@@ -317,5 +320,9 @@ class Config:
                 f"--export_dim={dim} must be at least {least} and at most "
                 f"--output_dim={self.model.output_dim}."
             )
+        if self.cluster.engine == "spark" and self.new.new_items:
+            raise UserError("--new_items are embedded on this machine; drop --engine=spark.")
+        if self.mode == "graph_tables" and not self.data.edges:
+            raise UserError("--edges is required: a Parquet file or folder.")
         if self.mode in ("pipeline", "prepare") and not (self.world.world or self.data.edges):
             raise UserError("--edges is required (or --world for the embedded example).")

@@ -19,6 +19,7 @@ import numpy as np
 from absl import logging
 
 from pinsage_jax import __version__, files
+from pinsage_jax.cluster.embed import embed_on_spark
 from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph.additions import read_additions
@@ -120,6 +121,7 @@ def embed_over(
     graph: Graph,
     split: ValidationSplit,
     tables_for: Callable[[Trained], Tables] | None = None,
+    on_spark: bool = False,
 ) -> tuple[np.ndarray, Trained]:
     """Embeddings of every node over `graph`, and what they are made with.
 
@@ -128,12 +130,13 @@ def embed_over(
     """
     encoder = Encoder.over(config, prepared, graph, structure_bases(config, prepared, split))
     trained = restored(config, prepared, encoder.inputs.dim, encoder.lists.source.num_nodes)
-    vectors = encoder.embed(
-        trained.params,
-        tables=tables_for(trained) if tables_for else None,
-        adjust=cold_adjustment(graph, trained.offset),
-    )
-    return vectors, trained
+    adjust = cold_adjustment(graph, trained.offset)
+    if on_spark:
+        vectors = embed_on_spark(encoder, trained.params)
+        adjust(0, len(vectors), vectors)
+        return vectors, trained
+    tables = tables_for(trained) if tables_for else None
+    return encoder.embed(trained.params, tables=tables, adjust=adjust), trained
 
 
 def cold_adjustment(graph: Graph, offset: float) -> Adjust:
@@ -181,7 +184,8 @@ def embed(config: Config) -> dict[str, Any]:
         tables.remove_others()
         return tables
 
-    vectors, trained = embed_over(config, prepared, graph, split, tables_for)
+    on_spark = config.cluster.engine == "spark"
+    vectors, trained = embed_over(config, prepared, graph, split, tables_for, on_spark)
     manifest = _export(config, prepared, vectors, trained)
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)

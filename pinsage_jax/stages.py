@@ -15,6 +15,7 @@ from absl import logging
 
 from pinsage_jax import ablation, files
 from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.cluster.graph_tables import write_graph_tables
 from pinsage_jax.config import Config
 from pinsage_jax.embedding_stage import (
     embed,
@@ -185,6 +186,11 @@ def recommend(config: Config) -> dict[str, Any] | None:
     threads = threads_of(config)
     search = open_search(config, vectors, threads)
     return recommending.recommend(config, prepared, vectors, threads, validation, search)
+
+
+def graph_tables(config: Config) -> dict[str, Any]:
+    """Clean, pruned, numbered edges and neighbour lists by Spark: WORKDIR/graph_tables."""
+    return write_graph_tables(config)
 
 
 def split(config: Config) -> dict[str, Any]:

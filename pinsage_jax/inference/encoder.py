@@ -77,14 +77,20 @@ class Encoder:
         links = _content_links(config, prepared, graph)
         return cls(config, NeighbourLists.made_of(source, links, config), inputs)
 
-    @functools.cached_property
-    def final_lists(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
-        """Lists of all nodes that embeddings pool over: ids and weights [N, T+C].
+    @property
+    def final_source(self) -> NeighbourLists:
+        """What makes the lists that embeddings pool over.
 
         Of the same kind as in training, from more walks (--embed_walks): visit counts
         are estimates, and here they are made once instead of every step.
         """
-        return self._final().of_all()
+        walks = self.config.embed.embed_walks or self.config.sampling.num_walks
+        return self.lists.with_walks(walks)
+
+    @functools.cached_property
+    def final_lists(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
+        """Lists of all nodes that embeddings pool over: ids and weights [N, T+C]."""
+        return self.final_source.of_all()
 
     def embed(
         self,
@@ -100,7 +106,10 @@ class Encoder:
         """
         # Lists that a store keeps on disk are found again without a copy here.
         copied = tables is not None and (tables.keep or self.lists.source.store != "disk")
-        ids, weights = self._tabled_lists(tables) if copied else self.final_lists
+        if copied:
+            ids, weights = tabled_lists(tables, self.final_source, self.lists.source.num_nodes)
+        else:
+            ids, weights = self.final_lists
         return embed_all(
             self.config.model,
             params,
@@ -113,14 +122,6 @@ class Encoder:
             tables=tables or ScratchTables(self.config.workdir),
             adjust=adjust,
         )
-
-    def _tabled_lists(self, tables: Tables) -> tuple[np.ndarray, np.ndarray]:
-        """The final lists, kept with the other tables."""
-        return tabled_lists(tables, self._final(), self.lists.source.num_nodes)
-
-    def _final(self) -> NeighbourLists:
-        walks = self.config.embed.embed_walks or self.config.sampling.num_walks
-        return self.lists.with_walks(walks)
 
 
 def tabled_lists(
