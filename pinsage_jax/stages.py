@@ -15,6 +15,7 @@ from absl import logging
 
 from pinsage_jax import ablation, files
 from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.cluster.graph_tables import write_graph_tables
 from pinsage_jax.config import Config
 from pinsage_jax.embedding_stage import (
     embed,
@@ -42,6 +43,7 @@ from pinsage_jax.retrieval import neighbours as related
 from pinsage_jax.retrieval import recommend as recommending
 from pinsage_jax.retrieval.embeddings_io import load_embeddings
 from pinsage_jax.retrieval.evaluation_table import evaluation_tables
+from pinsage_jax.retrieval.index_table import build_indexes, open_search
 from pinsage_jax.retrieval.recommend_choice import Validation, validation_users
 from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.training import loop
@@ -154,10 +156,17 @@ def neighbors(config: Config) -> None:
     """Prints the neighbours of --query, or writes related_items.parquet for all."""
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
+    search = open_search(config, vectors, threads_of(config))
     if config.evaluate.query:
-        related.print_neighbours(config, prepared, vectors)
+        related.print_neighbours(config, prepared, vectors, search)
     else:
-        related.write_related(config, prepared, vectors)
+        related.write_related(config, prepared, vectors, search)
+
+
+def index(config: Config) -> dict[str, Any]:
+    """Builds and measures approximate indexes of the embeddings: WORKDIR/index."""
+    vectors = load_embeddings(config.workdir, open_prepared(config.workdir))
+    return build_indexes(config, vectors, threads_of(config))
 
 
 def recommend(config: Config) -> dict[str, Any] | None:
@@ -170,11 +179,18 @@ def recommend(config: Config) -> dict[str, Any] | None:
         if len(held.collections) == 0:
             return None
         logging.info("recommend: embedding without the withheld collections, to choose settings")
-        clean, _, _ = embed_over(config, prepared, held.train_graph, held)
+        clean, _ = embed_over(config, prepared, held.train_graph, held)
         items = clean[: prepared.graph.num_items]
         return validation_users(prepared.graph, held, items, config.seed)
 
-    return recommending.recommend(config, prepared, vectors, threads_of(config), validation)
+    threads = threads_of(config)
+    search = open_search(config, vectors, threads)
+    return recommending.recommend(config, prepared, vectors, threads, validation, search)
+
+
+def graph_tables(config: Config) -> dict[str, Any]:
+    """Clean, pruned, numbered edges and neighbour lists by Spark: WORKDIR/graph_tables."""
+    return write_graph_tables(config)
 
 
 def split(config: Config) -> dict[str, Any]:
@@ -192,9 +208,9 @@ def ablate(config: Config) -> dict[str, Any]:
     def embeddings(variant: Config, graph: Graph) -> tuple[np.ndarray, dict[str, Any]]:
         train(variant)
         raise_if_stopped()
-        vectors, step, offset = embed_over(variant, prepared, graph, held)
+        vectors, trained = embed_over(variant, prepared, graph, held)
         items = vectors[: prepared.graph.num_items]
-        return items, {"checkpoint_step": step, "cold_offset": offset}
+        return items, {"checkpoint_step": trained.step, "cold_offset": trained.offset}
 
     return ablation.ablate(config, prepared, held, embeddings)
 
