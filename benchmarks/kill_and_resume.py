@@ -34,7 +34,7 @@ from pinsage_jax.training.leaf_paths import by_path, nested
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PARTS = ("prepare", "train", "checkpoint", "embed", "export")
 _LOOK_EVERY_SECONDS = 0.0005
-_MOST_SECONDS = 600
+_MOST_SECONDS = 3600
 _MOST_TRIES = 8
 
 
