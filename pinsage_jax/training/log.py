@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from pinsage_jax import hosts
 from pinsage_jax.batching.blocks import BatchInfo
 from pinsage_jax.config import TrainConfig
 from pinsage_jax.errors import UserError
@@ -20,11 +21,16 @@ from pinsage_jax.training.device_clock import DeviceClock
 
 
 class MetricsLog:
-    """Appends lines to metrics.jsonl; a resume first drops the lines of undone steps."""
+    """Appends lines to metrics.jsonl; a resume first drops the lines of undone steps.
+
+    Of several processes only the writer has one that writes.
+    """
 
     def __init__(self, path: pathlib.Path, resume_step: int):
         """Opens `path` to go on after `resume_step`."""
         self._path = path
+        if not hosts.is_writer():
+            return
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             try:
@@ -38,6 +44,8 @@ class MetricsLog:
 
     def write(self, values: dict[str, Any]) -> None:
         """Appends one line."""
+        if not hosts.is_writer():
+            return
         with open(self._path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(values) + "\n")
 
@@ -104,6 +112,9 @@ class Window:
     def close(self, step: int, rate: float, make_seconds: float = 0.0) -> dict[str, Any]:
         """The line of all steps since the last one; waits for the device.
 
+        What the processes of a run count each for themselves is summed over them, and
+        their shares of time are averaged.
+
         Args:
           make_seconds: seconds that threads spent making them so far, added up.
 
@@ -113,23 +124,33 @@ class Window:
         loss = self.check(step, rate)
         seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
         steps = len(self._infos)
-        used = sum(sum(info.used) for info in self._infos)
         idle = self._clock.idle_seconds()
-        waited = min(idle - self._idle_before, seconds)
-        making = make_seconds - self._make_before
+        everywhere = hosts.exchange(
+            [
+                sum(sum(info.used) for info in self._infos),
+                sum(info.left_out for info in self._infos),
+                sum(info.hard_per_query for info in self._infos),
+                sum(info.stripped for info in self._infos),
+                min(idle - self._idle_before, seconds),
+                make_seconds - self._make_before,
+            ]
+        )
+        processes = len(everywhere)
+        used, left_out, hard, stripped, waited, making = map(sum, zip(*everywhere))
+        waited, making = waited / processes, making / processes
         line = {
             "step": step,
             "loss": loss,
             "learning_rate": rate,
-            "hard_per_query": sum(info.hard_per_query for info in self._infos) / steps,
+            "hard_per_query": hard / (steps * processes),
             "pairs_per_second": steps * self._train.batch_size / seconds,
             "wait_share": waited / seconds,
             "make_ms": 1e3 * making / steps,
             # As many make batches as fast as the device takes them, if cores allow.
             "producers_needed": max(math.ceil(making / max(seconds - waited, 1e-3)), 1),
             "padding_share": 1.0 - used / (self._budget_rows * steps),
-            "neighbours_left_out": sum(info.left_out for info in self._infos),
-            "stripped_share": sum(info.stripped for info in self._infos) / steps,
+            "neighbours_left_out": left_out,
+            "stripped_share": stripped / (steps * processes),
         }
         self._idle_before = idle
         self._make_before = make_seconds
