@@ -8,6 +8,7 @@ skipped by `pipeline`.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def prepare(config: Config) -> Prepared:
     return prepare_tables(config)
 
 
-def train(config: Config) -> Outcome:
+def train(config: Config, should_stop: Callable[[], bool] = stop_requested) -> Outcome:
     """Trains the network, or continues, into WORKDIR/checkpoints."""
     prepared = open_prepared(config.workdir)
     if loop.is_finished(config, identity_of(prepared)):
@@ -100,7 +101,7 @@ def train(config: Config) -> Outcome:
     )
 
     validate = _validator(config, prepared, encoder, split)
-    outcome = loop.train(config, builder, pairs, encoder.inputs, identity, validate, stop_requested)
+    outcome = loop.train(config, builder, pairs, encoder.inputs, identity, validate, should_stop)
     if not outcome.interrupted:
         logging.info("trained %d steps; best validation: %s", outcome.step, outcome.best)
     return outcome
