@@ -15,7 +15,7 @@ import jax
 from pinsage_jax.batching.blocks import BatchInfo
 from pinsage_jax.config import TrainConfig
 from pinsage_jax.errors import UserError
-from pinsage_jax.files import atomic_file
+from pinsage_jax.files import atomic_file, reported_os_errors
 
 
 class MetricsLog:
@@ -37,7 +37,7 @@ class MetricsLog:
 
     def write(self, values: dict[str, Any]) -> None:
         """Appends one line."""
-        with open(self._path, "a", encoding="utf-8") as handle:
+        with reported_os_errors(self._path), open(self._path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(values) + "\n")
 
 
