@@ -15,7 +15,7 @@ from absl import flags, logging
 
 from pinsage_jax import cli, interrupts, logs, workdir
 from pinsage_jax.config import Config
-from pinsage_jax.errors import UserError
+from pinsage_jax.errors import UserError, on_one_line
 
 
 def main(argv: list[str]) -> int:
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         with workdir.locked(config.workdir):
             return _run_stage(config)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

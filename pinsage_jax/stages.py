@@ -55,8 +55,11 @@ def prepare(config: Config) -> Prepared:
     return prepare_tables(config)
 
 
-def train(config: Config, should_stop: Callable[[], bool] = stop_requested) -> Outcome:
-    """Trains the network, or continues, into WORKDIR/checkpoints."""
+def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outcome:
+    """Trains the network, or continues, into WORKDIR/checkpoints.
+
+    `should_stop` is asked after every step; without one a signal stops it.
+    """
     prepared = open_prepared(config.workdir)
     if loop.is_finished(config, identity_of(prepared)):
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
@@ -101,7 +104,15 @@ def train(config: Config, should_stop: Callable[[], bool] = stop_requested) -> O
     )
 
     validate = _validator(config, prepared, encoder, split)
-    outcome = loop.train(config, builder, pairs, encoder.inputs, identity, validate, should_stop)
+    outcome = loop.train(
+        config,
+        builder,
+        pairs,
+        encoder.inputs,
+        identity,
+        validate,
+        should_stop or stop_requested,
+    )
     if not outcome.interrupted:
         logging.info("trained %d steps; best validation: %s", outcome.step, outcome.best)
     return outcome

@@ -7,7 +7,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -44,17 +44,32 @@ class MetricsLog:
 class Window:
     """Sums over the steps since the last line, in wall-clock time less pauses."""
 
-    def __init__(self, train: TrainConfig, budget_rows: int):
-        """`budget_rows`: rows that a step's frontier has on all devices together."""
+    def __init__(
+        self,
+        train: TrainConfig,
+        budget_rows: int,
+        rate: Callable[[int], Any],
+        keep_batch: Callable[[int, dict[str, Any]], pathlib.Path],
+    ):
+        """Begins a window.
+
+        Args:
+          budget_rows: rows that a step's frontier has on all devices together.
+          rate: the learning rate of a step counted from 0.
+          keep_batch: writes down the batch of a step counted from 1, with what else is
+            known of it, and returns where.
+        """
         self._train = train
         self._budget_rows = budget_rows
+        self._rate = rate
+        self._keep_batch = keep_batch
         self._wait_before = 0.0
         self._make_before = 0.0
         self._reset()
 
     def _reset(self) -> None:
         self._losses: list[tuple[jax.Array, jax.Array]] = []
-        self._gradient_norm: jax.Array | float = 0.0
+        self._gradient_norms: list[jax.Array] = []
         self._infos: list[BatchInfo] = []
         self._paused = 0.0
         self._start = time.perf_counter()
@@ -62,7 +77,7 @@ class Window:
     def add(self, metrics: dict[str, jax.Array], info: BatchInfo) -> None:
         """Adds one step; does not wait for it."""
         self._losses.append((metrics["loss_sum"], metrics["loss_count"]))
-        self._gradient_norm = metrics["gradient_norm"]
+        self._gradient_norms.append(metrics["gradient_norm"])
         self._infos.append(info)
 
     @contextlib.contextmanager
@@ -72,29 +87,33 @@ class Window:
         yield
         self._paused += time.perf_counter() - start
 
-    def check(self, step: int, rate: float) -> float:
+    def check(self, step: int) -> float:
         """The mean loss since the last line; waits for the device.
 
         To be called before a checkpoint too: one that is not finite would be
         continued from for ever.
 
         Raises:
-          UserError: the loss or the last gradient is not finite.
+          UserError: the loss or the gradient of a step is not finite; its batch is kept.
         """
-        total = sum(float(part) for part, _ in self._losses)
-        count = sum(float(part) for _, part in self._losses)
-        loss = total / max(count, 1.0)
-        if not (math.isfinite(loss) and math.isfinite(float(self._gradient_norm))):
-            raise UserError(
-                f"The loss is {loss:.3g} and its gradient {float(self._gradient_norm):.3g} at step "
-                f"{step} (learning rate {rate:.3g}); train again in another --workdir with a "
-                "lower --learning_rate."
-            )
-        return loss
+        sums = [(float(part), float(count)) for part, count in self._losses]
+        norms = [float(norm) for norm in self._gradient_norms]
+        for back, ((part, count), norm) in enumerate(zip(sums, norms), start=1 - len(sums)):
+            if not (math.isfinite(part) and math.isfinite(norm)):
+                raise self._not_finite(step + back, part / max(count, 1.0), norm)
+        return sum(part for part, _ in sums) / max(sum(count for _, count in sums), 1.0)
 
-    def close(
-        self, step: int, rate: float, wait_seconds: float, make_seconds: float = 0.0
-    ) -> dict[str, Any]:
+    def _not_finite(self, step: int, loss: float, norm: float) -> UserError:
+        rate = float(self._rate(step - 1))
+        about = {"loss": str(loss), "gradient_norm": str(norm), "learning_rate": rate}
+        path = self._keep_batch(step, about)
+        return UserError(
+            f"The loss is {loss:.3g} and its gradient {norm:.3g} at step {step} (learning rate "
+            f"{rate:.3g}; its batch is in {path}); train again in another --workdir with a lower "
+            "--learning_rate."
+        )
+
+    def close(self, step: int, wait_seconds: float, make_seconds: float = 0.0) -> dict[str, Any]:
         """The line of all steps since the last one; waits for the device.
 
         Args:
@@ -102,9 +121,9 @@ class Window:
           make_seconds: seconds that threads spent making them so far, added up.
 
         Raises:
-          UserError: the loss is not finite.
+          UserError: see `check`.
         """
-        loss = self.check(step, rate)
+        loss = self.check(step)
         seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
         steps = len(self._infos)
         used = sum(sum(info.used) for info in self._infos)
@@ -113,7 +132,7 @@ class Window:
         line = {
             "step": step,
             "loss": loss,
-            "learning_rate": rate,
+            "learning_rate": float(self._rate(step - 1)),
             "hard_per_query": sum(info.hard_per_query for info in self._infos) / steps,
             "pairs_per_second": steps * self._train.batch_size / seconds,
             "wait_share": waited / seconds,
