@@ -149,6 +149,10 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
         value = flag_values[name].value
         if isinstance(value, str) and value.startswith("--"):
             raise UserError(f"--{name} has no value of its own; write --{name}=VALUE.")
+        if isinstance(value, str) and not _is_plain(value):
+            raise UserError(
+                f"--{name}={value} is not UTF-8 text or holds a NUL; rename what it names."
+            )
     return _overruled(arguments)
 
 
@@ -323,6 +327,12 @@ def _define(flag_values: flags.FlagValues, field: dataclasses.Field, group: str)
             parser = flags.ArgumentParser()
         flag = flags.Flag(parser, flags.ArgumentSerializer(), field.name, default, text)
     flags.DEFINE_flag(flag, flag_values, module_name=group)
+
+
+def _is_plain(value: str) -> bool:
+    """Whether a value can be a path, and be written down: UTF-8 without NUL."""
+    # What a command line holds beyond UTF-8 arrives as lone surrogates.
+    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _expand_user(value: Any) -> Any:

@@ -8,6 +8,7 @@ skipped by `pipeline`.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,11 @@ def prepare(config: Config) -> Prepared:
     return open_prepared(config.workdir)
 
 
-def train(config: Config) -> Outcome:
-    """Trains the network, or continues, into WORKDIR/checkpoints."""
+def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outcome:
+    """Trains the network, or continues, into WORKDIR/checkpoints.
+
+    `should_stop` is asked after every step; without one a signal stops it.
+    """
     prepared = open_prepared(config.workdir)
     identity = identity_of(prepared)
     if hosts.from_writer(lambda: loop.is_finished(config, identity)):
@@ -120,7 +124,15 @@ def train(config: Config) -> Outcome:
     )
 
     validate = _validator(config, prepared, encoder, split) if hosts.is_writer() else None
-    outcome = loop.train(config, builder, pairs, encoder.inputs, identity, validate, stop_requested)
+    outcome = loop.train(
+        config,
+        builder,
+        pairs,
+        encoder.inputs,
+        identity,
+        validate,
+        should_stop or stop_requested,
+    )
     if not outcome.interrupted:
         logging.info("trained %d steps; best validation: %s", outcome.step, outcome.best)
     return outcome

@@ -36,6 +36,7 @@ from pinsage_jax.progress import Progress
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.device_clock import DeviceClock
+from pinsage_jax.training.divergence import keep_batch
 from pinsage_jax.training.log import MetricsLog, Window
 from pinsage_jax.training.state import initial_state, learning_rate, make_optimiser
 from pinsage_jax.training.steps import make_train_step
@@ -241,8 +242,14 @@ def train(
     )
     state = replicate(state, devices)
     clock = stack.enter_context(DeviceClock())
-    window = Window(config.train, builder.budgets.rows[-1] * builder.num_devices, clock)
+
+    def kept(step: int, about: dict[str, Any]) -> pathlib.Path:
+        epoch = pairs.epoch_of((step - 1) * config.train.batch_size) + 1
+        return keep_batch(workdir, builder, step, {"epoch": epoch, "seed": config.seed, **about})
+
     rate = learning_rate(config.train, schedule.steps_per_epoch)
+    budget_rows = builder.budgets.rows[-1] * builder.num_devices
+    window = Window(config.train, budget_rows, clock, rate, kept)
     interrupted = False
 
     def due(step: int, every: int) -> bool:
@@ -258,7 +265,7 @@ def train(
             interrupted = done < schedule.total and should_stop()
             if due(done, schedule.log_every):
                 # The only place where the host waits for the device.
-                line = window.close(done, float(rate(done - 1)), queue.make_seconds)
+                line = window.close(done, queue.make_seconds)
                 epoch = pairs.epoch_of((done - 1) * config.train.batch_size) + 1
                 log.write({"epoch": epoch, **line})
                 progress.note(
@@ -267,7 +274,7 @@ def train(
                     f"padding {line['padding_share']:.0%}"
                 )
             if due(done, schedule.validate_every) or due(done, schedule.save_every):
-                window.check(done, float(rate(done - 1)))
+                window.check(done)
             scores: dict[str, float] = {}
             if due(done, schedule.validate_every) and not interrupted and validate:
                 with window.paused():
