@@ -131,7 +131,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
         encoder.inputs,
         identity,
         validate,
-        should_stop or stop_requested,
+        should_stop or stop_everywhere,
     )
     if not outcome.interrupted:
         logging.info("trained %d steps; best validation: %s", outcome.step, outcome.best)
