@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 
 from pinsage_jax.config_data import DataConfig, SplitConfig, WorldConfig
+from pinsage_jax.config_serving import ServeConfig
 from pinsage_jax.config_tools import (
     AblateConfig,
     NewItemsConfig,
@@ -268,6 +269,7 @@ class Config:
     ablate: AblateConfig = AblateConfig()
     new: NewItemsConfig = NewItemsConfig()
     store: StoreConfig = StoreConfig()
+    serve: ServeConfig = ServeConfig()
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""

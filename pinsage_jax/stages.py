@@ -35,6 +35,7 @@ from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of
 from pinsage_jax.interrupts import raise_if_stopped, stop_requested
 from pinsage_jax.parallel import make_devices
 from pinsage_jax.reporting import figures
+from pinsage_jax.reporting.explorer import write_explorer
 from pinsage_jax.reporting.report import write_report
 from pinsage_jax.retrieval import calibration
 from pinsage_jax.retrieval import evaluate as evaluation
@@ -200,9 +201,12 @@ def ablate(config: Config) -> dict[str, Any]:
 
 
 def report(config: Config) -> pathlib.Path:
-    """The run on one page: WORKDIR/report.html."""
+    """The run on one page, WORKDIR/report.html, and its catalogue, WORKDIR/explorer.html."""
     prepared = open_prepared(config.workdir)
-    return write_report(config, prepared, load_embeddings(config.workdir, prepared))
+    vectors = load_embeddings(config.workdir, prepared)
+    path = write_report(config, prepared, vectors)
+    write_explorer(config, prepared, vectors)
+    return path
 
 
 def pipeline(config: Config) -> dict[str, Any]:

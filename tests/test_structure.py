@@ -17,7 +17,7 @@ ROOT = pathlib.Path(pinsage_jax.__file__).parent
 ORDER = (
     ("errors",),
     ("files", "progress", "logs", "interrupts", "options"),
-    ("config", "config_data", "config_tools"),
+    ("config", "config_data", "config_serving", "config_tools"),
     ("workdir",),
     ("graph",),
     ("sampling",),
@@ -39,6 +39,7 @@ WITHOUT_JAX = (
     "cli",
     "config",
     "config_data",
+    "config_serving",
     "config_tools",
     "errors",
     "files",
