@@ -433,8 +433,8 @@ def test_text_is_escaped_once_and_markup_stays():
 
 def test_a_table_names_its_rows_and_can_be_scrolled_by_keyboard():
     found = Page(page.table(page.foreign("<cap>"), ("a", "b"), [("x", "<1>")], main=0))
-    assert found.tags == ["div", "table", "caption", "span", "bdi", "thead", "tr", "th", "th", "tbody",
-                          "tr", "th", "td"]  # fmt: skip
+    assert found.tags == ["div", "table", "caption", "span", "bdi", "thead", "tr", "th", "th",
+                          "tbody", "tr", "th", "td"]  # fmt: skip
     assert found.values("scope") == ["col", "col", "row"]
     assert found.values("tabindex") == ["0"]
     assert [value.strip() for value in found.values("aria-label")] == ["<cap>"]
