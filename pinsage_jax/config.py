@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 
 from pinsage_jax.config_data import DataConfig, SplitConfig, WorldConfig
-from pinsage_jax.config_serving import ServeConfig
+from pinsage_jax.config_http import ServeConfig
 from pinsage_jax.config_tools import (
     AblateConfig,
     NewItemsConfig,

@@ -12,18 +12,22 @@ from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
 from absl import logging
 
 from pinsage_jax import files
 from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
-from pinsage_jax.graph.additions import read_additions
+from pinsage_jax.graph.additions import Additions, additions_of, read_additions
 from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.features import FeatureTransform
+from pinsage_jax.graph.ids import IdTable
 from pinsage_jax.graph.prepare import Prepared, open_prepared
 from pinsage_jax.graph.split import ValidationSplit, validation_split
+from pinsage_jax.graph.tables import Table
 from pinsage_jax.inference import export
 from pinsage_jax.inference.encoder import Encoder, structure_bases
-from pinsage_jax.inference.new_items import NewItemEncoder
+from pinsage_jax.inference.new_items import Catalogue, NewItemEncoder
 from pinsage_jax.retrieval import calibration
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
@@ -131,8 +135,68 @@ def embed(config: Config) -> dict[str, Any]:
     return manifest
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class NewItems:
+    """Embeds items that the catalogue does not hold; see inference/new_items.py.
+
+    Attributes:
+      step, offset: the checkpoint that it embeds with, and its cold offset.
+    """
+
+    config: Config
+    prepared: Prepared
+    transform: FeatureTransform
+    catalogue: Catalogue
+    params: Any
+    step: int
+    offset: float
+
+    @classmethod
+    def opened(cls, config: Config, prepared: Prepared) -> NewItems:
+        """With the checkpoint that --checkpoint names; UserError where there is none."""
+        workdir = pathlib.Path(config.workdir)
+        bases = structure_bases(config, prepared, split_of(config, prepared))
+        catalogue = Catalogue(config, prepared, bases)
+        params, step, offset = _trained(config, prepared, catalogue.inputs.dim, catalogue.num_nodes)
+        exported = workdir / export.FOLDER / export.MANIFEST
+        if exported.exists():
+            about = files.read_json(exported)
+            if about.get("step") != step:
+                logging.warning(
+                    "%s is of step %s, the checkpoint of step %d: run --mode=embed without "
+                    "--new_items to have both in one space.",
+                    exported.parent, about.get("step"), step,
+                )  # fmt: skip
+            elif fixed_offset(config) is None:
+                # The export may have been given another one than the checkpoint's.
+                offset = float(about.get("cold_offset") or 0.0)
+        transform = FeatureTransform.load(workdir / "prepared" / "features")
+        return cls(config, prepared, transform, catalogue, params, step, offset)
+
+    def read(self, items: Table, edges: Table | None) -> Additions:
+        """What two tables hold; UserError for whatever is wrong with them."""
+        return additions_of(self.prepared, self.transform, self.config.data, items, edges)
+
+    def warm_up(self) -> None:
+        """Compiles what a single item takes, with edges and without, by embedding a known one."""
+        graph = self.prepared.graph
+        known = int(np.argmax(graph.degree()[: graph.num_items]))
+        for held in (graph.neighbours(known)[:1] - graph.num_items, np.empty(0, np.int32)):
+            held = held.astype(np.int32)
+            weights = None if graph.weights is None else np.ones(len(held), np.float32)
+            edges = Graph.from_edges(np.zeros_like(held), held, 1, graph.num_collections, weights)
+            ids = IdTable(pa.array(["any"]))
+            self.embed(Additions(ids, np.asarray(self.prepared.features[[known]]), edges))
+
+    def embed(self, additions: Additions) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [n, Z], and which of them have no edge, bool [n]."""
+        encoder = NewItemEncoder(self.catalogue, additions)
+        vectors = encoder.embed(self.params)
+        return calibration.with_offset(vectors, encoder.edgeless, self.offset), encoder.edgeless
+
+
 def _embed_new(config: Config) -> dict[str, Any]:
-    """Embeds items that the catalogue does not hold; see inference/new_items.py."""
+    """Embeds the items of --new_items into WORKDIR/new_embeddings."""
     workdir = pathlib.Path(config.workdir)
     prepared = open_prepared(workdir)
     _chosen_checkpoint(config)  # Without one there is no need to read the tables.
@@ -143,35 +207,21 @@ def _embed_new(config: Config) -> dict[str, Any]:
         config.new.new_items,
         config.new.new_edges,
     )
-    split = split_of(config, prepared)
-    encoder = NewItemEncoder(config, prepared, additions, structure_bases(config, prepared, split))
-    params, step, offset = _trained(config, prepared, encoder.dim, encoder.num_nodes)
-    exported = workdir / export.FOLDER / export.MANIFEST
-    if exported.exists():
-        about = files.read_json(exported)
-        if about.get("step") != step:
-            logging.warning(
-                "%s is of step %s, the checkpoint of step %d: run --mode=embed without "
-                "--new_items to have both in one space.",
-                exported.parent, about.get("step"), step,
-            )  # fmt: skip
-        elif fixed_offset(config) is None:
-            # The export may have been given another one than the checkpoint's.
-            offset = float(about.get("cold_offset") or 0.0)
-    vectors = calibration.with_offset(encoder.embed(params), encoder.edgeless, offset)
+    model = NewItems.opened(config, prepared)
+    vectors, edgeless = model.embed(additions)
     manifest = export.write_embeddings(
         workdir,
         config.embed,
         additions.item_ids,
         vectors,
         {
-            "step": step,
+            "step": model.step,
             "checkpoint": config.embed.checkpoint,
             "normalised": config.model.normalize_output and not config.model.popularity,
-            "cold_offset": offset,
+            "cold_offset": model.offset,
             "catalogue": prepared.item_ids.digest(),
             "seed": config.seed,
-            "without_edges": int(encoder.edgeless.sum()),
+            "without_edges": int(edgeless.sum()),
         },
         folder_name=export.NEW_FOLDER,
     )

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from threadpoolctl import threadpool_limits
 
 from pinsage_jax import ablation, files
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.config import Config
 from pinsage_jax.embedding_stage import (
+    NewItems,
     embed,
     embed_over,
     embeddings_are_current,
@@ -37,14 +39,17 @@ from pinsage_jax.parallel import make_devices
 from pinsage_jax.reporting import figures
 from pinsage_jax.reporting.explorer import write_explorer
 from pinsage_jax.reporting.report import write_report
+from pinsage_jax.reporting.sources import exported_source
 from pinsage_jax.retrieval import calibration
 from pinsage_jax.retrieval import evaluate as evaluation
 from pinsage_jax.retrieval import neighbours as related
 from pinsage_jax.retrieval import recommend as recommending
 from pinsage_jax.retrieval.embeddings_io import load_embeddings
 from pinsage_jax.retrieval.evaluation_table import evaluation_tables
+from pinsage_jax.retrieval.online import ExactSearch
 from pinsage_jax.retrieval.recommend_choice import Validation, validation_users
 from pinsage_jax.sampling.pairs import PairSource, hard_band
+from pinsage_jax.serving import server
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Outcome
@@ -207,6 +212,27 @@ def report(config: Config) -> pathlib.Path:
     path = write_report(config, prepared, vectors)
     write_explorer(config, prepared, vectors)
     return path
+
+
+def serve(config: Config) -> None:
+    """Neighbours over HTTP, and the explorer, until a signal stops it."""
+    server.require()
+    # The framework takes a while to load, and is an extra.
+    from pinsage_jax.serving.app import make_app
+    from pinsage_jax.serving.service import Service
+
+    prepared = open_prepared(config.workdir)
+    vectors = load_embeddings(config.workdir, prepared)
+    # A taken port is told before the model is loaded.
+    listener = server.bound(config.serve.serve_host, config.serve.serve_port)
+    source = exported_source(config, prepared.graph.num_items)
+    new_items = NewItems.opened(source.config, prepared) if source.trained else None
+    if new_items is not None:
+        new_items.warm_up()
+    service = Service(source, prepared, vectors, ExactSearch(vectors), new_items)
+    # Requests run beside each other; products of several threads each would be in their way.
+    with threadpool_limits(1, "blas"):
+        server.run(make_app(service, threads_of(config)), listener, stop_requested)
 
 
 def pipeline(config: Config) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from hostile_world import HOSTILE, ITEMS, small_config, small_embeddings, small_
 
 from pinsage_jax import files
 from pinsage_jax.config import ModelConfig
-from pinsage_jax.config_serving import ServeConfig
+from pinsage_jax.config_http import ServeConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.reporting import explorer
 from pinsage_jax.retrieval.baselines import Walk
-from pinsage_jax.retrieval.side_by_side import METHODS, SideBySide, best_of_scores
+from pinsage_jax.retrieval.online import best_of_scores
+from pinsage_jax.retrieval.side_by_side import METHODS, SideBySide
 
 KINDS = {1: "<u1", 2: "<u2", 4: "<u4"}
 

@@ -64,11 +64,22 @@ def read_additions(
         that is not new, or whatever else is wrong with a table.
     """
     transform = FeatureTransform.load(features_folder)
-    table = open_table(data.path(new_items), "new_items")
-    item_ids, features = _read_items(table, data, transform, prepared.item_ids)
+    items = open_table(data.path(new_items), "new_items")
+    edges = open_table(data.path(new_edges), "new_edges") if new_edges else None
+    return additions_of(prepared, transform, data, items, edges)
+
+
+def additions_of(
+    prepared: Prepared,
+    transform: FeatureTransform,
+    data: DataConfig,
+    items: Table,
+    edges: Table | None,
+) -> Additions:
+    """The same of tables that are open; `transform` is that of the catalogue's features."""
+    item_ids, features = _read_items(items, data, transform, prepared.item_ids)
     graph = prepared.graph
-    if new_edges:
-        edges = open_table(data.path(new_edges), "new_edges")
+    if edges is not None:
         new_graph = _read_edges(edges, data, item_ids, prepared)
     else:
         none = np.empty(0, np.int32)
@@ -122,7 +133,7 @@ def _read_items(
     for column in transform.columns:
         if column not in table.columns:
             raise UserError(
-                f"--new_items={table.path} has no column '{column}', which the catalogue's "
+                f"{table.named} has no column '{column}', which the catalogue's "
                 f"features were made from; its columns are: {', '.join(table.columns)}."
             )
     chosen = choose_columns(table, data)
@@ -145,7 +156,7 @@ def _read_items(
     if (row := _first(known.lookup(ids) >= 0)) is not None:
         raise UserError(
             f"Item {shown_id(ids[row].as_py())} in {_where(batches, row)} is in the catalogue "
-            "already; leave it out of --new_items."
+            "already; leave it out of the new items."
         )
     unique = UniqueIds()
     for batch in batches:
@@ -156,7 +167,7 @@ def _read_items(
         again[np.unique(distinct.lookup(ids), return_index=True)[1]] = False
         row = int(np.argmax(again))
         raise UserError(
-            f"Item {shown_id(ids[row].as_py())} is in --new_items more than once, again in "
+            f"Item {shown_id(ids[row].as_py())} is among the new items more than once, again in "
             f"{_where(batches, row)}; keep one row per item."
         )
     return distinct, np.concatenate(values)
@@ -181,10 +192,10 @@ def _read_edges(table: Table, data: DataConfig, item_ids: IdTable, prepared: Pre
     items = item_ids.lookup(ids)
     if (row := _first(items < 0)) is not None:
         known = prepared.item_ids.lookup(ids[row : row + 1])[0] >= 0
-        why = "is in the catalogue already" if known else "is not in --new_items"
+        why = "is in the catalogue already" if known else "is not among the new items"
         raise UserError(
             f"Item {shown_id(ids[row].as_py())} in {_where(batches, row)} {why}; "
-            "--new_edges may hold edges of items of --new_items only."
+            "new edges may only be those of new items."
         )
     held = _joined(batches, names[1])
     collections = prepared.collection_ids.lookup(held)

@@ -59,7 +59,8 @@ def _in_blocks(
     progress: Progress,
 ) -> None:
     """out[begin:end] = function(*inputs(begin, end)) in blocks; the last is padded and cut."""
-    block = min(block, max(rows, 1))
+    # Of a few rows a power of two, so that requests of any size share some compiled shapes.
+    block = min(block, 1 << max(rows - 1, 0).bit_length())
     for begin in range(0, rows, block):
         end = min(begin + block, rows)
         parts = []

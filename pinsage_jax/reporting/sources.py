@@ -26,7 +26,7 @@ from pinsage_jax.training.checkpoints import Checkpoints
 
 METRICS_FILE = "metrics.jsonl"
 # Settings that a checkpoint remembers but has no say in.
-_OF_NOW = ("mode", "workdir", "threads", "evaluate", "serve")
+_OF_NOW = ("mode", "workdir", "threads", "evaluate", "recommend", "serve")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +82,16 @@ def read_source(config: Config, num_items: int) -> Source:
         scores=scores,
         stale=stale,
     )
+
+
+def exported_source(config: Config, num_items: int) -> Source:
+    """read_source with the settings that embed another item as the export's were embedded."""
+    source = read_source(config, num_items)
+    which = source.embeddings.get("checkpoint")
+    if which not in ("best", "last"):
+        return source
+    embed = dataclasses.replace(source.config.embed, checkpoint=which)
+    return dataclasses.replace(source, config=dataclasses.replace(source.config, embed=embed))
 
 
 def directions_of(source: Source, embeddings: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from pinsage_jax.config import Config
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.progress import Progress
 from pinsage_jax.retrieval.baselines import WALK_FACTOR, Content, queries_at_once
+from pinsage_jax.retrieval.online import ExactSearch, best_of_scores
 from pinsage_jax.retrieval.topk import top_k
 from pinsage_jax.sampling.neighbourhoods import WalkTables, visit_counts
 
@@ -26,32 +27,8 @@ METHODS = {
     "Walk": "visits of random walks from the item",
 }
 
-
-def best_of_scores(scores: np.ndarray, own: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best columns of each row; of equal scores the lower column.
-
-    Args:
-      scores: float32 [Q, N]; the query's own column is overwritten.
-      own: int [Q], a column that is no candidate; -1: none.
-
-    Returns:
-      ids int32 [Q, k] and scores float32 [Q, k], best first; -1 and -inf where there are
-      fewer candidates.
-    """
-    rows, columns = scores.shape
-    ids = np.full((rows, k), -1, np.int32)
-    best = np.full((rows, k), -np.inf, np.float32)
-    taken = np.flatnonzero(own >= 0)
-    scores[taken, own[taken]] = -np.inf
-    for row, line in enumerate(scores):
-        cut = np.partition(line, columns - k)[columns - k] if k < columns else -np.inf
-        # All that reach the k-th best, because its equals are chosen by their column.
-        candidates = np.flatnonzero(line >= cut)
-        candidates = candidates[np.argsort(-line[candidates], kind="stable")][:k]
-        candidates = candidates[line[candidates] > -np.inf]
-        ids[row, : len(candidates)] = candidates
-        best[row, : len(candidates)] = line[candidates]
-    return ids, best
+# Up to so many queries are searched for one by one.
+_FEW = 4
 
 
 class SideBySide:
@@ -78,7 +55,10 @@ class SideBySide:
         """
         items = np.asarray(items, np.int32)
         if method == "PinSage":
-            return top_k(self._embeddings[items], self._embeddings, k, items)
+            queries = self._embeddings[items]
+            if len(items) <= _FEW:
+                return ExactSearch(self._embeddings).top_k(queries, k, items)
+            return top_k(queries, self._embeddings, k, items)
         if method == "Walk":
             return self._walk(items, k)
         ids = np.full((len(items), k), -1, np.int32)
