@@ -164,22 +164,25 @@ def release(array: np.ndarray | None) -> None:
 
 
 def scratch_array(
-    shape: tuple[int, ...], folder: str | os.PathLike | None, most_bytes: int
+    shape: tuple[int, ...],
+    folder: str | os.PathLike | None,
+    most_bytes: int,
+    dtype: Any = np.float32,
 ) -> np.ndarray:
-    """A float32 array to be filled: in memory, or in a nameless file if it is larger.
+    """An array to be filled: in memory, or in a nameless file if it is larger.
 
     Args:
       folder: where the file lies until nothing refers to the array any more; without
         one the array is always in memory.
       most_bytes: what may be in memory.
     """
-    size = 4 * int(np.prod(shape))
+    size = np.dtype(dtype).itemsize * int(np.prod(shape))
     if folder is None or size <= most_bytes:
-        return np.empty(shape, np.float32)
+        return np.empty(shape, dtype)
     with reported_os_errors(folder), tempfile.TemporaryFile(dir=folder) as handle:
         # So that a full disk is told here and not by a signal at the first write.
         os.posix_fallocate(handle.fileno(), 0, size)
-        return np.memmap(handle, np.float32, "r+", shape=shape)
+        return np.memmap(handle, dtype, "r+", shape=shape)
 
 
 def checksum(path: str | os.PathLike) -> str:

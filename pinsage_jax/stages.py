@@ -16,14 +16,15 @@ from threadpoolctl import threadpool_limits
 
 from pinsage_jax import ablation, files
 from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.cluster.graph_tables import write_graph_tables
 from pinsage_jax.config import Config
 from pinsage_jax.embedding_stage import (
-    NewItems,
     embed,
     embed_over,
     embeddings_are_current,
     fixed_offset,
     identity_of,
+    open_new_items,
     split_of,
 )
 from pinsage_jax.errors import UserError
@@ -46,7 +47,7 @@ from pinsage_jax.retrieval import neighbours as related
 from pinsage_jax.retrieval import recommend as recommending
 from pinsage_jax.retrieval.embeddings_io import load_embeddings
 from pinsage_jax.retrieval.evaluation_table import evaluation_tables
-from pinsage_jax.retrieval.online import ExactSearch
+from pinsage_jax.retrieval.index_table import build_indexes, open_search
 from pinsage_jax.retrieval.recommend_choice import Validation, validation_users
 from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.serving import server
@@ -160,10 +161,17 @@ def neighbors(config: Config) -> None:
     """Prints the neighbours of --query, or writes related_items.parquet for all."""
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
+    search = open_search(config, vectors, threads_of(config))
     if config.evaluate.query:
-        related.print_neighbours(config, prepared, vectors)
+        related.print_neighbours(config, prepared, vectors, search)
     else:
-        related.write_related(config, prepared, vectors)
+        related.write_related(config, prepared, vectors, search)
+
+
+def index(config: Config) -> dict[str, Any]:
+    """Builds and measures approximate indexes of the embeddings: WORKDIR/index."""
+    vectors = load_embeddings(config.workdir, open_prepared(config.workdir))
+    return build_indexes(config, vectors, threads_of(config))
 
 
 def recommend(config: Config) -> dict[str, Any] | None:
@@ -176,11 +184,18 @@ def recommend(config: Config) -> dict[str, Any] | None:
         if len(held.collections) == 0:
             return None
         logging.info("recommend: embedding without the withheld collections, to choose settings")
-        clean, _, _ = embed_over(config, prepared, held.train_graph, held)
+        clean, _ = embed_over(config, prepared, held.train_graph, held)
         items = clean[: prepared.graph.num_items]
         return validation_users(prepared.graph, held, items, config.seed)
 
-    return recommending.recommend(config, prepared, vectors, threads_of(config), validation)
+    threads = threads_of(config)
+    search = open_search(config, vectors, threads)
+    return recommending.recommend(config, prepared, vectors, threads, validation, search)
+
+
+def graph_tables(config: Config) -> dict[str, Any]:
+    """Clean, pruned, numbered edges and neighbour lists by Spark: WORKDIR/graph_tables."""
+    return write_graph_tables(config)
 
 
 def split(config: Config) -> dict[str, Any]:
@@ -198,9 +213,9 @@ def ablate(config: Config) -> dict[str, Any]:
     def embeddings(variant: Config, graph: Graph) -> tuple[np.ndarray, dict[str, Any]]:
         train(variant)
         raise_if_stopped()
-        vectors, step, offset = embed_over(variant, prepared, graph, held)
+        vectors, trained = embed_over(variant, prepared, graph, held)
         items = vectors[: prepared.graph.num_items]
-        return items, {"checkpoint_step": step, "cold_offset": offset}
+        return items, {"checkpoint_step": trained.step, "cold_offset": trained.offset}
 
     return ablation.ablate(config, prepared, held, embeddings)
 
@@ -223,13 +238,14 @@ def serve(config: Config) -> None:
 
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
+    index = open_search(config, vectors, threads=1)
     # A taken port is told before the model is loaded.
     listener = server.bound(config.serve.serve_host, config.serve.serve_port)
     source = exported_source(config, prepared.graph.num_items)
-    new_items = NewItems.opened(source.config, prepared) if source.trained else None
+    new_items = open_new_items(source.config, prepared) if source.trained else None
     if new_items is not None:
         new_items.warm_up()
-    service = Service(source, prepared, vectors, ExactSearch(vectors), new_items)
+    service = Service(source, prepared, vectors, index, new_items)
     # Requests run beside each other; products of several threads each would be in their way.
     with threadpool_limits(1, "blas"):
         server.run(make_app(service, threads_of(config)), listener, stop_requested)

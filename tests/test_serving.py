@@ -19,10 +19,11 @@ from pinsage_jax import files, stages
 from pinsage_jax.config import Config
 from pinsage_jax.config_http import ServeConfig
 from pinsage_jax.config_tools import NewItemsConfig
-from pinsage_jax.embedding_stage import NewItems
+from pinsage_jax.embedding_stage import open_new_items
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.reporting.sources import exported_source, read_source
+from pinsage_jax.retrieval import ann
 from pinsage_jax.retrieval.online import ExactSearch
 from pinsage_jax.retrieval.topk import top_k
 from pinsage_jax.serving import measures, server
@@ -45,8 +46,8 @@ def client(catalogue):
     plain = Config(mode="serve", workdir=config.workdir, seed=0, threads=1)
     source = exported_source(plain, len(vectors))
     assert source.trained and source.config.seed == config.seed and source.config.mode == "serve"
-    new_items = NewItems.opened(source.config, prepared)
-    service = Service(source, prepared, vectors, ExactSearch(vectors), new_items)
+    new_items = open_new_items(source.config, prepared)
+    service = Service(source, prepared, vectors, None, new_items)
     with TestClient(make_app(service, threads=2), base_url=HOST) as client:
         yield client
 
@@ -55,9 +56,7 @@ def client(catalogue):
 def hostile(tmp_path_factory):
     """A service with titles but without a model."""
     config, vectors = small_config(tmp_path_factory.mktemp("run")), small_embeddings()
-    service = Service(
-        read_source(config, ITEMS), small_world(), vectors, ExactSearch(vectors), None
-    )
+    service = Service(read_source(config, ITEMS), small_world(), vectors, None, None)
     with TestClient(make_app(service, threads=1), base_url=HOST) as client:
         yield client
 
@@ -228,8 +227,8 @@ def test_without_a_model_new_items_are_refused(hostile):
 
 def test_health(client, catalogue):
     assert client.get("/health").json() == {
-        "status": "ok", "items": 80, "dimension": 8, "step": 3, "histories_by": "mean",
-        "new_items": True,
+        "status": "ok", "items": 80, "dimension": 8, "step": 3, "search": "exact",
+        "histories_by": "mean", "new_items": True,
     }  # fmt: skip
 
 
@@ -307,6 +306,20 @@ def test_many_at_once_get_what_one_gets(client, catalogue):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, range(80)))
     assert answers == [nearest(vectors @ vectors[row], 4, [row]) for row in range(80)]
+
+
+def test_an_index_answers_in_its_place(client, catalogue):
+    config, vectors, *_ = catalogue
+    setting = ann.Setting.parse("hnsw16:80", "search")
+    index = ann.AnnSearch(ann.build(vectors, setting, 0, 1), setting, vectors, 1)
+    source = read_source(Config(mode="serve", workdir=config.workdir, seed=0, threads=1), 80)
+    service = Service(source, open_prepared(config.workdir), vectors, index, None)
+    assert service.health()["search"] == "hnsw16:80"
+    # It holds so many candidates as there are items, so it misses none.
+    near = service.neighbors("i41", 7)["neighbors"]
+    assert ids_of(near) == nearest(vectors @ vectors[41], 7, [41])
+    history = service.for_history(["i5", "i60"], 6)["neighbors"]
+    assert ids_of(history) == nearest(vectors @ (vectors[5] + vectors[60]), 6, [5, 60])
 
 
 # The stage, on a real socket.

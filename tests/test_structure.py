@@ -17,7 +17,7 @@ ROOT = pathlib.Path(pinsage_jax.__file__).parent
 ORDER = (
     ("errors",),
     ("files", "progress", "logs", "interrupts", "options"),
-    ("config", "config_data", "config_http", "config_tools"),
+    ("config", "config_cluster", "config_data", "config_http", "config_serving", "config_tools"),
     ("workdir",),
     ("graph",),
     ("sampling",),
@@ -26,6 +26,7 @@ ORDER = (
     ("parallel",),
     ("training",),
     ("inference",),
+    ("cluster",),
     ("retrieval",),
     ("reporting",),
     ("ablation", "ablation_table", "embedding_stage"),
@@ -39,8 +40,10 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 WITHOUT_JAX = (
     "cli",
     "config",
+    "config_cluster",
     "config_data",
     "config_http",
+    "config_serving",
     "config_tools",
     "errors",
     "files",

@@ -31,6 +31,7 @@ from pinsage_jax.errors import UserError
 from pinsage_jax.graph import csr, edges_table, features, leaks, pairs_table, synthetic, tables
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.ids import IdTable, load_column, save_column
+from pinsage_jax.graph.pruning import kept_edges, read_topics, without_edges
 
 _FORMAT = 1
 _FOLDER, _INPUTS = "prepared", "inputs"
@@ -75,7 +76,7 @@ def prepare(config: Config) -> Prepared:
         data = dataclasses.replace(data, data_dir="", **defaults, **paths)
     inputs = {flag: tables.open_table(path, flag) for flag, path in _input_paths(data).items()}
     with files.atomic_folder(folder) as temporary:
-        _write(inputs, data, temporary, wanted)
+        _write(inputs, config, data, temporary, wanted)
     return open_prepared(workdir)
 
 
@@ -132,9 +133,13 @@ def open_prepared(workdir: str | pathlib.Path, verify: bool = False) -> Prepared
 
 
 def _write(
-    inputs: dict[str, tables.Table], data: DataConfig, folder: pathlib.Path, fingerprint: str
+    inputs: dict[str, tables.Table],
+    config: Config,
+    data: DataConfig,
+    folder: pathlib.Path,
+    fingerprint: str,
 ) -> None:
-    """Fills the (temporary) folder."""
+    """Fills the (temporary) folder; `data` are the settings of the tables that are read."""
     edges, items = inputs["edges"], inputs.get("items")
     title_column = features.choose_title(items, data) if items is not None else None
     if items is not None:
@@ -147,10 +152,18 @@ def _write(
     graph_folder.mkdir()
     graph, times = csr.build(
         codes.items, codes.collections, len(ids.items), len(ids.collections),
-        codes.weights, codes.times, graph_folder,
+        codes.weights, codes.times, codes_folder if config.prune.prunes else graph_folder,
     )  # fmt: skip
+    distinct_edges, time_kind = graph.num_edges, codes.time_kind
+    if config.prune.prunes:
+        topics = None
+        if config.prune.prune_entropy:
+            if items is None:
+                raise UserError(f"--prune_entropy={config.prune.prune_entropy} needs --items.")
+            topics = read_topics(items, config.prune.prune_topic_column, graph.num_items)
+        kept = kept_edges(graph, config.prune, config.seed, topics)
+        graph, times = without_edges(graph, times, kept, graph_folder)
     graph.save(graph_folder)
-    time_kind = codes.time_kind
     del codes
     shutil.rmtree(codes_folder)
 
@@ -194,7 +207,8 @@ def _write(
         "collections": graph.num_collections,
         "edges": graph.num_edges,
         "edge_rows": ids.edge_rows,
-        "duplicate_edges": ids.edge_rows - graph.num_edges,
+        "duplicate_edges": ids.edge_rows - distinct_edges,
+        "pruned_edges": distinct_edges - graph.num_edges,
         "item_rows": ids.item_rows,
         "items_without_edges": int((degree[: graph.num_items] == 0).sum()),
         "eval_pairs": len(pairs),
@@ -226,9 +240,10 @@ def _write(
     )
     logging.info(
         "prepare: %d items (%d without edges), %d collections, %d edges "
-        "(%d duplicate rows merged), %d features per item, %d evaluation pairs.",
+        "(%d duplicate rows merged, %d edges pruned), %d features per item, %d evaluation pairs.",
         counts["items"], counts["items_without_edges"], counts["collections"], counts["edges"],
-        counts["duplicate_edges"], feature_report["width"], counts["eval_pairs"],
+        counts["duplicate_edges"], counts["pruned_edges"], feature_report["width"],
+        counts["eval_pairs"],
     )  # fmt: skip
 
 
@@ -246,6 +261,8 @@ def _input_paths(data: DataConfig) -> dict[str, pathlib.Path]:
 def _fingerprint(config: Config) -> str:
     """Hash of the settings and of every input file's path, size and time of change."""
     value: dict[str, Any] = {"format": _FORMAT, "data": dataclasses.asdict(config.data)}
+    if config.prune.prunes:
+        value["prune"] = [dataclasses.asdict(config.prune), config.seed]
     if config.world.world:
         value["world"] = dataclasses.asdict(config.world)
         return files.fingerprint(value)

@@ -1,6 +1,6 @@
 """What the server answers, without a word about HTTP but for the status of a refusal.
 
-One object holds the catalogue, its vectors and a way to search them; its methods are
+One object holds the catalogue, its vectors and perhaps an index of them; its methods are
 called by several threads at once and only read it.
 
   N items, Z embedding dimensions, k neighbours
@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import functools
 import uuid
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pinsage_jax.config import Config
-from pinsage_jax.embedding_stage import NewItems
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.graph.tables import Table, table_in_memory
+from pinsage_jax.inference.new_item_model import NewItemModel
 from pinsage_jax.reporting import explorer
 from pinsage_jax.reporting.sources import Source, directions_of
+from pinsage_jax.retrieval.ann import AnnSearch
+from pinsage_jax.retrieval.online import ExactSearch
 from pinsage_jax.retrieval.recommend import Recommender, saved_choice
 from pinsage_jax.retrieval.recommend_choice import Choice
 from pinsage_jax.retrieval.recommend_scores import Histories
@@ -41,15 +43,6 @@ class RequestError(Exception):
         self.status = status
 
 
-class Search(Protocol):
-    """Nearest vectors of the catalogue, exact or by an index."""
-
-    def top_k(
-        self, queries: np.ndarray, k: int, exclude_self: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """ids int32 [Q, k], padded with -1, and scores float32 [Q, k], best first."""
-
-
 class Service:
     """Answers as JSON-like values; RequestError where there is none."""
 
@@ -58,13 +51,16 @@ class Service:
         source: Source,
         prepared: Prepared,
         vectors: np.ndarray,
-        search: Search,
-        new_items: NewItems | None,
+        index: AnnSearch | None,
+        new_items: NewItemModel | None,
     ):
-        """Takes vectors float32 [N, Z]; without `new_items` none can be embedded."""
+        """Takes vectors float32 [N, Z]; without `index` search is exact, without `new_items`
+        none can be embedded.
+        """
         self.config: Config = source.config
         self._source, self._prepared, self._vectors = source, prepared, vectors
-        self._search, self._new_items = search, new_items
+        self._index, self._new_items = index, new_items
+        self._search = index or ExactSearch(vectors)
         self._degree = prepared.graph.degree()[: prepared.graph.num_items]
         # IdTable.lookup hashes all ids each time.
         self._row_of = {name: row for row, name in enumerate(prepared.item_ids.ids.to_pylist())}
@@ -76,6 +72,7 @@ class Service:
             self._degree,
             # Requests, not their parts, are what runs at once.
             threads=1,
+            search=index,
             quiet=True,
         )
         self._methods = SideBySide(self.config, prepared, vectors, threads=1)
@@ -87,6 +84,7 @@ class Service:
             "items": len(self._vectors),
             "dimension": int(self._vectors.shape[1]),
             "step": self._source.embeddings.get("step"),
+            "search": self._index.setting.name if self._index else "exact",
             "histories_by": self._recommender.choice.by,
             "new_items": self._new_items is not None,
         }
@@ -124,7 +122,7 @@ class Service:
         try:
             held = _table(edges, "the request's list of edges") if edges else None
             additions = self._new_items.read(_table(items, "the request's list of items"), held)
-            vectors, _ = self._new_items.embed(additions)
+            vectors = self._new_items.form.moved(self._new_items.embed(additions)[0])
         except UserError as error:
             said = str(error)
             raise RequestError(400, f"{said[:1].upper()}{said[1:]}") from None
