@@ -33,7 +33,7 @@ from pinsage_jax.options import option
 # Each mode is the function of that name in stages.py.
 MODES = (
     "pipeline", "prepare", "train", "embed", "evaluate", "neighbors", "report",
-    "recommend", "index", "split", "ablate", "graph_tables",
+    "recommend", "index", "split", "ablate", "graph_tables", "serve",
 )  # fmt: skip
 VERBOSITIES = ("debug", "info", "warning", "error")
 

@@ -21,6 +21,7 @@ import dataclasses
 from pinsage_jax.config_cluster import ClusterConfig, PruneConfig
 from pinsage_jax.config_data import DataConfig, SplitConfig, WorldConfig
 from pinsage_jax.config_hosts import HostsConfig
+from pinsage_jax.config_http import ServeConfig
 from pinsage_jax.config_serving import SearchConfig
 from pinsage_jax.config_tools import (
     AblateConfig,
@@ -303,6 +304,7 @@ class Config:
     ablate: AblateConfig = AblateConfig()
     new: NewItemsConfig = NewItemsConfig()
     store: StoreConfig = StoreConfig()
+    serve: ServeConfig = ServeConfig()
     cluster: ClusterConfig = ClusterConfig()
     prune: PruneConfig = PruneConfig()
     hosts: HostsConfig = HostsConfig()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from threadpoolctl import threadpool_limits
 
 from pinsage_jax import ablation, files, hosts
 from pinsage_jax.batching.builder import MinibatchBuilder
@@ -24,6 +25,7 @@ from pinsage_jax.embedding_stage import (
     embeddings_are_current,
     fixed_offset,
     identity_of,
+    open_new_items,
     split_of,
 )
 from pinsage_jax.errors import UserError
@@ -37,7 +39,9 @@ from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of
 from pinsage_jax.interrupts import raise_if_stopped, stop_everywhere
 from pinsage_jax.parallel import connect, make_devices
 from pinsage_jax.reporting import figures
+from pinsage_jax.reporting.explorer import write_explorer
 from pinsage_jax.reporting.report import write_report
+from pinsage_jax.reporting.sources import exported_source
 from pinsage_jax.retrieval import calibration
 from pinsage_jax.retrieval import evaluate as evaluation
 from pinsage_jax.retrieval import neighbours as related
@@ -47,6 +51,7 @@ from pinsage_jax.retrieval.evaluation_table import evaluation_tables
 from pinsage_jax.retrieval.index_table import build_indexes, open_search
 from pinsage_jax.retrieval.recommend_choice import Validation, validation_users
 from pinsage_jax.sampling.pairs import PairSource, hard_band
+from pinsage_jax.serving import server
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Outcome
@@ -131,7 +136,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
         encoder.inputs,
         identity,
         validate,
-        should_stop or stop_everywhere,
+        should_stop or stop_requested,
     )
     if not outcome.interrupted:
         logging.info("trained %d steps; best validation: %s", outcome.step, outcome.best)
@@ -251,9 +256,34 @@ def ablate(config: Config) -> dict[str, Any]:
 
 
 def report(config: Config) -> pathlib.Path:
-    """The run on one page: WORKDIR/report.html."""
+    """The run on one page, WORKDIR/report.html, and its catalogue, WORKDIR/explorer.html."""
     prepared = open_prepared(config.workdir)
-    return write_report(config, prepared, load_embeddings(config.workdir, prepared))
+    vectors = load_embeddings(config.workdir, prepared)
+    path = write_report(config, prepared, vectors)
+    write_explorer(config, prepared, vectors)
+    return path
+
+
+def serve(config: Config) -> None:
+    """Neighbours over HTTP, and the explorer, until a signal stops it."""
+    server.require()
+    # The framework takes a while to load, and is an extra.
+    from pinsage_jax.serving.app import make_app
+    from pinsage_jax.serving.service import Service
+
+    prepared = open_prepared(config.workdir)
+    vectors = load_embeddings(config.workdir, prepared)
+    index = open_search(config, vectors, threads=1)
+    # A taken port is told before the model is loaded.
+    listener = server.bound(config.serve.serve_host, config.serve.serve_port)
+    source = exported_source(config, prepared.graph.num_items)
+    new_items = open_new_items(source.config, prepared) if source.trained else None
+    if new_items is not None:
+        new_items.warm_up()
+    service = Service(source, prepared, vectors, index, new_items)
+    # Requests run beside each other; products of several threads each would be in their way.
+    with threadpool_limits(1, "blas"):
+        server.run(make_app(service, threads_of(config)), listener, stop_requested)
 
 
 def pipeline(config: Config) -> dict[str, Any]:

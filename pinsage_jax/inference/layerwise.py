@@ -114,7 +114,9 @@ def embed_all(
         return read_features if layer == 0 else lambda begin, end: output(layer)[begin:end]
 
     def run(function, reads, rows: int, begin: int, end: int, out: np.ndarray) -> None:
-        _in_blocks(function, reads, (begin, end), min(block, max(rows, 1)), out, progress)
+        # Of few rows a power of two: new items of any number share some compiled shapes.
+        size = min(block, 1 << max(rows - 1, 0).bit_length())
+        _in_blocks(function, reads, (begin, end), size, out, progress)
 
     def sent(layer: int) -> np.ndarray:
         rows = sizes[layer - 1]
