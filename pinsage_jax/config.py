@@ -208,6 +208,9 @@ class TrainConfig(Checked):
     checkpoint_every: int = option(0, "Steps between checkpoints; 0: at every validation.", low=0)
     keep: int = option(2, "Latest checkpoints kept, beside the best.", low=1)
     log_every: int = option(20, "Steps between lines of metrics.jsonl.", low=1)
+    tensorboard: bool = option(
+        False, "Also write WORKDIR/tensorboard, event files for TensorBoard (extra tensorboard)."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

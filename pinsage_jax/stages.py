@@ -16,6 +16,7 @@ from absl import logging
 from pinsage_jax import ablation, files
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.config import Config
+from pinsage_jax.costs import Costs
 from pinsage_jax.embedding_stage import (
     embed,
     embed_over,
@@ -103,6 +104,8 @@ def train(config: Config) -> Outcome:
     outcome = loop.train(config, builder, pairs, encoder.inputs, identity, validate, stop_requested)
     if not outcome.interrupted:
         logging.info("trained %d steps; best validation: %s", outcome.step, outcome.best)
+    spent = Costs({"train": outcome.seconds}, outcome.devices, 0, outcome.pairs, outcome.wait_share)
+    logging.info("training cost %s", spent.line())
     return outcome
 
 
@@ -207,26 +210,38 @@ def report(config: Config) -> pathlib.Path:
 
 def pipeline(config: Config) -> dict[str, Any]:
     """prepare, train, embed, evaluate, report; skips what is there for the same settings."""
-    prepare(config)
+    costs = Costs()
+    with costs.stage("prepare"):
+        prepare(config)
     raise_if_stopped()
-    outcome = train(config)
+    with costs.stage("train"):
+        outcome = train(config)
+    costs.pairs, costs.devices = outcome.pairs, outcome.devices
+    costs.wait_share = outcome.wait_share
     if outcome.interrupted:
         return {}
     raise_if_stopped()
     if embeddings_are_current(config):
         logging.info("embed: %s is up to date", pathlib.Path(config.workdir) / export.FOLDER)
     else:
-        embed(config)
+        with costs.stage("embed"):
+            costs.items = embed(config)["count"]
     raise_if_stopped()
     result = _saved_evaluation(config)
     if result is None:
-        result = evaluate(config)
+        with costs.stage("evaluate"):
+            result = evaluate(config)
     else:
         logging.info("evaluate: %s/%s is up to date", config.workdir, evaluation.EVAL_FILE)
         print(evaluation_tables(result))
     if figures.available():
         raise_if_stopped()
-        report(config)
+        with costs.stage("report"):
+            report(config)
     else:
         logging.info("no report: it needs matplotlib (pip install 'pinsage-jax[report]')")
+    if outcome.pairs:
+        # A run that found everything done would overwrite what it had cost.
+        costs.save(config.workdir)
+    logging.info("this run cost %s", costs.line())
     return result

@@ -17,6 +17,7 @@ ROOT = pathlib.Path(pinsage_jax.__file__).parent
 ORDER = (
     ("errors",),
     ("files", "progress", "logs", "interrupts", "options"),
+    ("costs",),
     ("config", "config_data", "config_tools"),
     ("workdir",),
     ("graph",),
@@ -40,6 +41,7 @@ WITHOUT_JAX = (
     "config",
     "config_data",
     "config_tools",
+    "costs",
     "errors",
     "files",
     "logs",

@@ -16,14 +16,16 @@ from pinsage_jax.batching.blocks import BatchInfo
 from pinsage_jax.config import TrainConfig
 from pinsage_jax.errors import UserError
 from pinsage_jax.files import atomic_file
+from pinsage_jax.training.events import Events
 
 
 class MetricsLog:
     """Appends lines to metrics.jsonl; a resume first drops the lines of undone steps."""
 
-    def __init__(self, path: pathlib.Path, resume_step: int):
-        """Opens `path` to go on after `resume_step`."""
+    def __init__(self, path: pathlib.Path, resume_step: int, events: Events | None = None):
+        """Opens `path` to go on after `resume_step`; `events` gets every line too."""
         self._path = path
+        self._events = events
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             try:
@@ -39,10 +41,16 @@ class MetricsLog:
         """Appends one line."""
         with open(self._path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(values) + "\n")
+        if self._events is not None:
+            self._events.write(values)
 
 
 class Window:
-    """Sums over the steps since the last line, in wall-clock time less pauses."""
+    """Sums over the steps since the last line, in wall-clock time less pauses.
+
+    Attributes:
+      seconds: time of all closed windows.
+    """
 
     def __init__(self, train: TrainConfig, budget_rows: int):
         """`budget_rows`: rows that a step's frontier has on all devices together."""
@@ -50,6 +58,7 @@ class Window:
         self._budget_rows = budget_rows
         self._wait_before = 0.0
         self._make_before = 0.0
+        self.seconds = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -126,5 +135,6 @@ class Window:
         }
         self._wait_before = wait_seconds
         self._make_before = make_seconds
+        self.seconds += seconds
         self._reset()
         return line
