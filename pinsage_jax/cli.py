@@ -31,7 +31,7 @@ from pinsage_jax.options import option
 # Each mode is the function of that name in stages.py.
 MODES = (
     "pipeline", "prepare", "train", "embed", "evaluate", "neighbors", "report",
-    "recommend", "split", "ablate",
+    "recommend", "split", "ablate", "doctor", "explain", "compare",
 )  # fmt: skip
 VERBOSITIES = ("debug", "info", "warning", "error")
 

@@ -21,6 +21,8 @@ import dataclasses
 from pinsage_jax.config_data import DataConfig, SplitConfig, WorldConfig
 from pinsage_jax.config_tools import (
     AblateConfig,
+    CompareConfig,
+    DoctorConfig,
     NewItemsConfig,
     RecommendConfig,
     SplitToolConfig,
@@ -245,8 +247,11 @@ class EvalConfig(Checked):
         1000, "Bootstrap resamples behind the 95% intervals; 0: no intervals.", low=0
     )
     query: str = option(
-        "", "--mode=neighbors: comma-separated item ids; empty: write related_items.parquet."
+        "",
+        "--mode=neighbors: comma-separated item ids; empty: write related_items.parquet. "
+        "--mode=explain: one item id.",
     )
+    target: str = option("", "--mode=explain: the item id whose place beside --query is asked for.")
     k: int = option(10, "Neighbours listed per item.", low=1, high=10000)
 
 
@@ -271,6 +276,8 @@ class Config:
     ablate: AblateConfig = AblateConfig()
     new: NewItemsConfig = NewItemsConfig()
     store: StoreConfig = StoreConfig()
+    doctor: DoctorConfig = DoctorConfig()
+    compare: CompareConfig = CompareConfig()
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""
@@ -286,5 +293,14 @@ class Config:
                 f"--neighbourhood_store={self.store.neighbourhood_store} keeps one set of lists "
                 "but --resample draws new ones every epoch; drop one of the two."
             )
-        if self.mode in ("pipeline", "prepare") and not (self.world.world or self.data.edges):
+        for mode, name, value in (
+            ("explain", "query", self.evaluate.query),
+            ("explain", "target", self.evaluate.target),
+            ("compare", "compare_with", self.compare.compare_with),
+        ):
+            if self.mode == mode and not value:
+                raise UserError(f"--{name} is required with --mode={mode}.")
+        if self.mode in ("pipeline", "prepare", "doctor") and not (
+            self.world.world or self.data.edges
+        ):
             raise UserError("--edges is required (or --world for the embedded example).")

@@ -15,6 +15,7 @@ from absl import logging
 
 from pinsage_jax import ablation, files
 from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.checkup.doctor import examine
 from pinsage_jax.config import Config
 from pinsage_jax.costs import Costs
 from pinsage_jax.embedding_stage import (
@@ -200,6 +201,11 @@ def ablate(config: Config) -> dict[str, Any]:
         return items, {"checkpoint_step": step, "cold_offset": offset}
 
     return ablation.ablate(config, prepared, held, embeddings)
+
+
+def doctor(config: Config) -> dict[str, Any]:
+    """What is odd about the inputs, and what a run of them costs: WORKDIR/doctor.json."""
+    return examine(config)
 
 
 def report(config: Config) -> pathlib.Path:

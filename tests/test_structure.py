@@ -29,7 +29,7 @@ ORDER = (
     ("inference",),
     ("retrieval",),
     ("reporting",),
-    ("ablation", "ablation_table", "embedding_stage"),
+    ("ablation", "ablation_table", "checkup", "embedding_stage"),
     ("stages",),
     ("cli",),
     ("main",),

@@ -45,6 +45,11 @@ class TextTransform:
         """Numbers per document."""
         return self._components.shape[0]
 
+    @property
+    def terms(self) -> int:
+        """Words that it knows."""
+        return len(self._terms)
+
     def transform(self, documents: Sequence[str]) -> np.ndarray:
         """Unit vectors float32 [documents, width]; a document without a known term is zero."""
         out = np.zeros((len(documents), self.width), np.float32)
