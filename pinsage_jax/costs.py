@@ -34,6 +34,7 @@ class Costs:
 
     Attributes:
       seconds: by stage, in the order in which they ran.
+      cpu_seconds: likewise, of all threads: about the same however busy the machine is.
       devices: devices that training uses; 0 until it is known.
       items: items embedded.
       pairs: training pairs computed, repetitions counted.
@@ -42,6 +43,7 @@ class Costs:
     """
 
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    cpu_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     devices: int = 0
     items: int = 0
     pairs: int = 0
@@ -50,17 +52,20 @@ class Costs:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Adds the time inside to a stage."""
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            spent = time.process_time() - cpu
+            self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + spent
 
     def values(self) -> dict[str, Any]:
         """Everything as JSON."""
         total = sum(self.seconds.values())
         return {
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "cpu_seconds": {name: round(value, 3) for name, value in self.cpu_seconds.items()},
             "total_seconds": round(total, 3),
             "devices": self.devices,
             "device_seconds": round(total * max(self.devices, 1), 3),

@@ -36,10 +36,11 @@ from pinsage_jax.inference import export
 from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of
 from pinsage_jax.interrupts import raise_if_stopped, stop_requested
 from pinsage_jax.parallel import make_devices
-from pinsage_jax.reporting import figures
+from pinsage_jax.reporting import comparison, figures
 from pinsage_jax.reporting.report import write_report
 from pinsage_jax.retrieval import calibration
 from pinsage_jax.retrieval import evaluate as evaluation
+from pinsage_jax.retrieval import explain as explaining
 from pinsage_jax.retrieval import neighbours as related
 from pinsage_jax.retrieval import recommend as recommending
 from pinsage_jax.retrieval.embeddings_io import load_embeddings
@@ -105,7 +106,12 @@ def train(config: Config) -> Outcome:
     outcome = loop.train(config, builder, pairs, encoder.inputs, identity, validate, stop_requested)
     if not outcome.interrupted:
         logging.info("trained %d steps; best validation: %s", outcome.step, outcome.best)
-    spent = Costs({"train": outcome.seconds}, outcome.devices, 0, outcome.pairs, outcome.wait_share)
+    spent = Costs(
+        seconds={"train": outcome.seconds},
+        devices=outcome.devices,
+        pairs=outcome.pairs,
+        wait_share=outcome.wait_share,
+    )
     logging.info("training cost %s", spent.line())
     return outcome
 
@@ -206,6 +212,17 @@ def ablate(config: Config) -> dict[str, Any]:
 def doctor(config: Config) -> dict[str, Any]:
     """What is odd about the inputs, and what a run of them costs: WORKDIR/doctor.json."""
     return examine(config)
+
+
+def explain(config: Config) -> dict[str, Any]:
+    """Why --target stands where it does for --query: tables and WORKDIR/explain/."""
+    prepared = open_prepared(config.workdir)
+    return explaining.explain(config, prepared, load_embeddings(config.workdir, prepared))
+
+
+def compare(config: Config) -> dict[str, Any]:
+    """This run beside that in --compare_with: tables and WORKDIR/compare.json."""
+    return comparison.compare(config)
 
 
 def report(config: Config) -> pathlib.Path:

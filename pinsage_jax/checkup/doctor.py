@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import textwrap
-import time
 from typing import Any
 
 from absl import logging
@@ -20,6 +19,7 @@ from pinsage_jax.checkup import forecast as forecasting
 from pinsage_jax.checkup import graph_checks, table_checks
 from pinsage_jax.checkup.findings import PROBLEM, WARNING, Finding, Findings
 from pinsage_jax.checkup.inputs import read_inputs
+from pinsage_jax.checkup.probe import now
 from pinsage_jax.config import Config
 from pinsage_jax.retrieval.evaluation_table import aligned
 
@@ -46,9 +46,9 @@ def examine(config: Config) -> dict[str, Any]:
     if inputs.graph is not None:
         counts |= graph_checks.check_graph(inputs, findings)
         counts |= table_checks.check_ids(inputs, findings)
-    start = time.perf_counter()
+    start = now()
     columns = table_checks.check_features(inputs, findings)
-    column_seconds = time.perf_counter() - start
+    column_seconds = now() - start
     if inputs.graph is not None:
         counts |= table_checks.check_leaks(inputs, findings)
     forecast = None
@@ -138,17 +138,19 @@ def _count_rows(counts: dict[str, Any]) -> list[list[str]]:
 
 def _forecast_lines(forecast: dict[str, Any]) -> list[str]:
     machine = forecast["machine"]
-    rows = [["forecast of --mode=pipeline here and now", ""]]
-    rows += [[f"  {name}", f"{value / 60:.1f} min"] for name, value in forecast["seconds"].items()]
-    rows += [
-        ["minutes in all", f"{forecast['minutes']:.1f}"],
+    rows = [["forecast of --mode=pipeline", "minutes here and now", "minutes of CPU"]]
+    for name, value in forecast["seconds"].items():
+        rows.append([name, f"{value / 60:.1f}", f"{forecast['cpu_seconds'][name] / 60:.1f}"])
+    rows.append(["in all", f"{forecast['minutes']:.1f}", f"{forecast['cpu_minutes']:.1f}"])
+    lines = [*aligned(rows), ""]
+    rows = [
         ["steps", f"{forecast['steps']:,} of {forecast['step_seconds']:.2f} s"],
         ["peak memory", f"{forecast['memory_bytes'] / _GIB:.2f} GiB "
          f"({machine['memory_available_bytes'] / _GIB:.1f} available)"],
         ["disk", f"{forecast['disk_bytes'] / _GIB:.2f} GiB "
          f"({machine['disk_free_bytes'] / _GIB:.1f} free)"],
     ]  # fmt: skip
-    lines = aligned(rows)
+    lines += aligned(rows)
     if forecast["not_counted"]:
         lines.append(f"Not in the forecast: baselines {', '.join(forecast['not_counted'])}.")
     return lines

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph.columns import shown_id
@@ -46,13 +44,25 @@ class Findings(list[Finding]):
         """Those of one level."""
         return [finding for finding in self if finding.level == level]
 
-    @contextlib.contextmanager
-    def caught(self, topic: str) -> Iterator[None]:
-        """Turns a UserError inside into a problem, so that the check-up goes on."""
-        try:
-            yield
-        except UserError as error:
-            self.problem(topic, str(error))
+    def caught(self, topic: str) -> _Caught:
+        """For a with statement: a UserError inside becomes a problem, and the check-up goes on."""
+        return _Caught(self, topic)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Caught:
+    """A class, because a generator would not tell a type checker that it ends errors."""
+
+    findings: Findings
+    topic: str
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, UserError):
+            self.findings.problem(self.topic, str(error))
+        return isinstance(error, UserError)
 
 
 def examples(names: list[str]) -> str:

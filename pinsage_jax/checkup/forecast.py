@@ -3,7 +3,8 @@
 Counts of work (items, edges, steps, pairs, widths) times the seconds a unit that
 probe.py and trial.py measured on this machine just now.  What no probe covers
 (start-up, the report, bookkeeping of checkpoints) is counted in a fixed piece of
-Python.  Stages are those of `--mode=pipeline`, as costs.json has them.
+Python.  Stages are those of `--mode=pipeline`, as costs.json has them;
+seconds are float64 [2], by the clock and of the CPU, as in probe.py.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Sizes:
 
 
 def forecast(
-    config: Config, inputs: Inputs, columns: list[dict[str, Any]], column_seconds: float
+    config: Config, inputs: Inputs, columns: list[dict[str, Any]], column_seconds: np.ndarray
 ) -> dict[str, Any]:
     """Seconds by stage, peak memory and disk of a pipeline with these settings.
 
@@ -110,7 +111,12 @@ def forecast(
     given = inputs.pairs.get("train_pairs")
     assert inputs.graph is not None
     trial = try_training(
-        config, inputs.graph, sizes.width, sizes.places, given and given.pairs, threads
+        config,
+        inputs.graph,
+        sizes.width,
+        sizes.places,
+        None if given is None else given.pairs,
+        threads,
     )
     rates = _rates(config, inputs, sizes, threads)
     text = _text_seconds(config, inputs, columns, sizes)
@@ -119,14 +125,17 @@ def forecast(
     disk = _disk(config, inputs, sizes, trial)
     left_out = set(parse_baselines(config.evaluate.baselines)) - set(_FORECAST_BASELINES)
     total, available = probe.memory_bytes()
+    minutes = np.sum(list(seconds.values()), axis=0) / 60
     return {
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "minutes": round(sum(seconds.values()) / 60, 2),
+        "seconds": {name: round(float(value[0]), 1) for name, value in seconds.items()},
+        "cpu_seconds": {name: round(float(value[1]), 1) for name, value in seconds.items()},
+        "minutes": round(float(minutes[0]), 2),
+        "cpu_minutes": round(float(minutes[1]), 2),
         "memory_bytes": int(_memory(config, sizes, trial)),
         "disk_bytes": int(sum(disk.values())),
         "disk": {name: int(value) for name, value in disk.items()},
         "steps": trial.total_steps,
-        "step_seconds": trial.step_seconds,
+        "step_seconds": float(trial.step_seconds[0]),
         "not_counted": sorted(left_out),
         "machine": {
             "threads": threads,
@@ -134,11 +143,11 @@ def forecast(
             "memory_available_bytes": available,
             "disk_free_bytes": probe.disk_free(config.workdir),
         },
-        "rates": rates,
+        "rates": {name: rate.tolist() for name, rate in rates.items()},
     }
 
 
-def _rates(config: Config, inputs: Inputs, sizes: Sizes, threads: int) -> dict[str, float]:
+def _rates(config: Config, inputs: Inputs, sizes: Sizes, threads: int) -> dict[str, np.ndarray]:
     """Seconds a unit of everything that _seconds counts."""
     graph, sampling, seed = inputs.graph, config.sampling, config.seed
     assert graph is not None
@@ -162,9 +171,9 @@ def _rates(config: Config, inputs: Inputs, sizes: Sizes, threads: int) -> dict[s
         "bootstrap": probe.bootstrap_seconds(),
         "write": probe.write_seconds(config.workdir),
         "thinking": probe.thinking_seconds(),
-        "structure": 0.0,
-        "link": 0.0,
-        "content": 0.0,
+        "structure": np.zeros(2),
+        "link": np.zeros(2),
+        "content": np.zeros(2),
     }  # fmt: skip
     if sizes.places:
         rates["structure"] = probe.svd_seconds(
@@ -181,14 +190,16 @@ def _rates(config: Config, inputs: Inputs, sizes: Sizes, threads: int) -> dict[s
 
 
 def _seconds(
-    config: Config, inputs: Inputs, sizes: Sizes, trial: Trial, rates: dict[str, float]
-) -> dict[str, float]:
+    config: Config, inputs: Inputs, sizes: Sizes, trial: Trial, rates: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Seconds by stage; of prepare without the features."""
     thinking, write = rates["thinking"], rates["write"]
     wanted = sizes.items, sizes.linked
     if sizes.items > config.sampling.content_limit:
         wanted = sizes.items - sizes.linked, min(sizes.linked, MOST_CANDIDATES)
-    links = wanted[0] * wanted[1] * rates["link"] if config.sampling.content_neighbours else 0.0
+    links = wanted[0] * wanted[1] * rates["link"]
+    if not config.sampling.content_neighbours:
+        links = np.zeros(2)
     lists = sizes.nodes * rates["embed_walk"]
     embedding = sizes.nodes * trial.embed_seconds
     chosen = config.model.popularity and config.embed.cold_offset < 0
@@ -204,7 +215,7 @@ def _seconds(
     train = (
         rates["structure"]
         + links
-        + (0.0 if config.sampling.resample else sizes.nodes * rates["walk"])
+        + (0 if config.sampling.resample else sizes.nodes) * rates["walk"]
         + trial.budget_seconds
         + rivals
         + trial.compile_seconds
@@ -216,7 +227,7 @@ def _seconds(
     )
     names = parse_baselines(config.evaluate.baselines)
     by = {"popularity": "popularity", "content": "content", "walk": "by_walk"}
-    each = sum(rates[by[name]] for name in names if name in by)
+    each = np.sum([np.zeros(2), *(rates[by[name]] for name in names if name in by)], axis=0)
     resampled = config.evaluate.bootstrap * sizes.queries * (len(names) + 1)
     return {
         "prepare": _START_UP * thinking + inputs.seconds + _prepared_bytes(inputs, sizes) * write,
@@ -245,11 +256,11 @@ def _hard_queries(config: Config, sizes: Sizes, trial: Trial) -> float:
 
 def _text_seconds(
     config: Config, inputs: Inputs, columns: list[dict[str, Any]], sizes: Sizes
-) -> float:
+) -> np.ndarray:
     """Seconds that vectors of text take to be fitted and written."""
     names = [column["column"] for column in columns if column["kind"] == "text"]
     if not names:
-        return 0.0
+        return np.zeros(2)
     data, documents = config.data, []
     for batch in iter_batches(inputs.tables["items"], names):
         parts = [

@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import tempfile
-import time
 
 import numpy as np
 import pyarrow as pa
 
 from pinsage_jax import files
 from pinsage_jax.checkup.findings import Findings
+from pinsage_jax.checkup.probe import now
 from pinsage_jax.config import Config, DataConfig
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph import csr, edges_table, features, pairs_table, tables
@@ -62,7 +62,7 @@ class Inputs:
       tables: by flag, those that open.
       ids, graph: None where the edge table cannot be used.
       pairs: by flag, those that can be used.
-      seconds: that reading ids and edges and building the graph took.
+      seconds: that reading ids and edges and building the graph took, as in probe.py.
     """
 
     data: DataConfig
@@ -70,7 +70,7 @@ class Inputs:
     ids: Ids | None = None
     graph: Graph | None = None
     pairs: dict[str, PairTable] = dataclasses.field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2))
 
     @property
     def degree(self) -> np.ndarray:
@@ -98,12 +98,12 @@ def read_inputs(config: Config, findings: Findings) -> Inputs:
             inputs.tables[flag] = tables.open_table(path, flag)
     if "edges" not in inputs.tables:
         return inputs
-    start = time.perf_counter()
+    start = now()
     inputs.ids = _ids(inputs, findings)
     if inputs.ids is not None:
         with findings.caught("edges"):
             inputs.graph = _graph(inputs, pathlib.Path(config.workdir))
-    inputs.seconds = time.perf_counter() - start
+    inputs.seconds = now() - start
     if inputs.graph is not None:
         for flag in ("train_pairs", "eval_pairs"):
             if flag in inputs.tables:

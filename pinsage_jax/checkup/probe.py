@@ -2,8 +2,8 @@
 
 Nothing here is a constant of some machine: each function runs the code of a stage on
 a small part of the data, or on made-up data of the right shape, and gives seconds a
-unit.  What else runs on the machine at the time is in the numbers, as it will be in
-those of the run.
+unit.  Seconds are float64 [2] everywhere: by the clock, in which what else runs on the
+machine now is felt, and of the CPU, in which it hardly is.
 """
 
 from __future__ import annotations
@@ -41,11 +41,16 @@ _SPARSE_WEIGHT = 4.0
 OVERSAMPLES = 10
 
 
-def timed(work: Callable[[], object]) -> float:
+def now() -> np.ndarray:
+    """Seconds so far by the clock and of the CPU (all threads of this process)."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def timed(work: Callable[[], object]) -> np.ndarray:
     """Seconds of one call."""
-    start = time.perf_counter()
+    start = now()
     work()
-    return time.perf_counter() - start
+    return now() - start
 
 
 def memory_bytes() -> tuple[int, int]:
@@ -65,10 +70,11 @@ def disk_free(folder: str | os.PathLike) -> int:
     return shutil.disk_usage(folder).free
 
 
-def write_seconds(folder: str | os.PathLike) -> float:
+def write_seconds(folder: str | os.PathLike) -> np.ndarray:
     """Seconds a byte to write and sync a file in `folder`."""
     content = np.random.default_rng(0).bytes(_DISK_BYTES)
-    with files.reported_os_errors(folder), tempfile.NamedTemporaryFile(dir=folder) as handle:
+    where = os.fspath(folder)
+    with files.reported_os_errors(folder), tempfile.NamedTemporaryFile(dir=where) as handle:
 
         def write() -> None:
             handle.write(content)
@@ -80,12 +86,12 @@ def write_seconds(folder: str | os.PathLike) -> float:
 
 def walk_seconds(
     graph: Graph, sampling: SamplingConfig, walks: int, kept: int, seed: int, threads: int
-) -> float:
+) -> np.ndarray:
     """Seconds a start of `walks` walks over the graph that keep `kept` neighbours."""
     tables = WalkTables(graph)
     linked = np.flatnonzero(graph.degree()[: graph.num_items] > 0)
     if not len(linked):
-        return 0.0
+        return np.zeros(2)
     count = min(len(linked), _STARTS * threads)
     starts = linked[np.arange(count) * len(linked) // count]
 
@@ -99,7 +105,7 @@ def walk_seconds(
     return timed(lambda: walk(starts)) / count
 
 
-def link_seconds(width: int, size: int, threads: int) -> float:
+def link_seconds(width: int, size: int, threads: int) -> np.ndarray:
     """Seconds a pair of items to link by content vectors of `width` numbers."""
     rows = np.random.default_rng(0).normal(size=(_LINK_CANDIDATES, width)).astype(np.float32)
     queries, candidates = np.arange(_LINK_ROWS * threads), np.arange(_LINK_CANDIDATES)
@@ -121,7 +127,7 @@ def svd_operations(rows: float, columns: float, entries: float, width: int, powe
     return _SPARSE_WEIGHT * products + dense
 
 
-def svd_seconds(rows: int, columns: int, entries: int, width: int, power: int) -> float:
+def svd_seconds(rows: int, columns: int, entries: int, width: int, power: int) -> np.ndarray:
     """Seconds of the SVD of svd_operations, from that of a smaller matrix of its kind."""
     whole = svd_operations(rows, columns, entries, width, power)
     scale = max(whole / _TRIED_OPERATIONS, 1.0)
@@ -138,7 +144,9 @@ def svd_seconds(rows: int, columns: int, entries: int, width: int, power: int) -
     return seconds * whole / svd_operations(part_rows, part_columns, part_entries, kept, power)
 
 
-def text_seconds(documents: list[str], vocabulary: int, min_df: int) -> tuple[float, int, float]:
+def text_seconds(
+    documents: list[str], vocabulary: int, min_df: int
+) -> tuple[np.ndarray, int, float]:
     """How long reading text takes.
 
     Returns:
@@ -146,18 +154,15 @@ def text_seconds(documents: list[str], vocabulary: int, min_df: int) -> tuple[fl
       sample, and distinct terms a document.
     """
 
-    def both() -> None:
-        nonlocal fitted
-        fitted = text_vectors.fit_text(documents, 1, vocabulary, min_df, "text")
-        fitted.transform(documents)
-
-    fitted = text_vectors.TextTransform([], np.empty(0), np.empty((0, 0)))
-    seconds = timed(both)
+    start = now()
+    fitted = text_vectors.fit_text(documents, 1, vocabulary, min_df, "text")
+    fitted.transform(documents)
+    seconds = now() - start
     words = [len(set(document.lower().split())) for document in documents]
     return seconds / max(len(documents), 1), fitted.terms, float(np.mean(words or [0]))
 
 
-def rank_seconds(dimensions: int) -> tuple[float, float]:
+def rank_seconds(dimensions: int) -> tuple[np.ndarray, np.ndarray]:
     """Seconds to compile the exact ranking, and seconds a (pair, item) of it."""
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(_RANK_ROWS, dimensions)).astype(np.float32)
@@ -167,21 +172,21 @@ def rank_seconds(dimensions: int) -> tuple[float, float]:
         target_ranks(vectors[query], vectors, query, target)
 
     first, second = timed(rank), timed(rank)
-    return max(first - second, 0.0), second / (_RANK_PAIRS * _RANK_ROWS)
+    return np.maximum(first - second, 0.0), second / (_RANK_PAIRS * _RANK_ROWS)
 
 
-def rival_seconds(baseline: Baseline, items: np.ndarray, num_items: int) -> float:
+def rival_seconds(baseline: Baseline, items: np.ndarray, num_items: int) -> np.ndarray:
     """Seconds a pair to rank by a rival; `items`: int [n] to draw queries and targets from."""
     count = min(len(items) - 1, _RIVAL_PAIRS)
     if count < 1:
-        return 0.0
+        return np.zeros(2)
     drawn = items[np.arange(count + 1) * len(items) // (count + 1)]
     pairs = np.stack([drawn[:-1], drawn[1:]], axis=1).astype(np.int32)
     rank_pairs(baseline, pairs[:1], num_items)
     return timed(lambda: rank_pairs(baseline, pairs, num_items)) / count
 
 
-def bootstrap_seconds() -> float:
+def bootstrap_seconds() -> np.ndarray:
     """Seconds a (resample, query, method) of the bootstrap."""
     queries, resamples = 2000, 50
     ranks = np.random.default_rng(0).integers(1, 1000, queries)
@@ -192,7 +197,7 @@ def bootstrap_seconds() -> float:
     return seconds / (queries * resamples * len(tables))
 
 
-def thinking_seconds() -> float:
+def thinking_seconds() -> np.ndarray:
     """Seconds of a fixed piece of pure Python: what start-up, plots and tables are made of."""
 
     def think() -> None:

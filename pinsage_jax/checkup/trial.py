@@ -8,7 +8,6 @@ of what a step costs.  Nothing is written.
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import jax
 import numpy as np
@@ -17,7 +16,7 @@ from pinsage_jax.batching.blocks import BatchInfo, Minibatch
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
-from pinsage_jax.checkup.probe import timed
+from pinsage_jax.checkup.probe import now, timed
 from pinsage_jax.config import Config
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import embed_all
@@ -31,13 +30,13 @@ from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.state import initial_state, make_optimiser
 from pinsage_jax.training.steps import make_train_step
 
-_STEPS = 5
+_STEPS = 8
 _EMBEDDED = 4096
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
-    """What was measured.
+    """What was measured; seconds as in probe.py.
 
     Attributes:
       total_steps: steps of the run; validations: how often it validates and saves.
@@ -50,10 +49,10 @@ class Trial:
 
     total_steps: int
     validations: int
-    step_seconds: float
-    budget_seconds: float
-    compile_seconds: float
-    embed_seconds: float
+    step_seconds: np.ndarray
+    budget_seconds: np.ndarray
+    compile_seconds: np.ndarray
+    embed_seconds: np.ndarray
     state_bytes: int
     parameter_bytes: int
     pairs_per_epoch: int
@@ -87,7 +86,7 @@ def try_training(
     pairs = PairSource(
         graph, config.seed, given, config.train.pairs_per_epoch, config.sampling.pair_power
     )
-    start = time.perf_counter()
+    start = now()
     builder = MinibatchBuilder(
         lists,
         inputs,
@@ -101,9 +100,9 @@ def try_training(
         negative_pool=np.arange(graph.num_items, dtype=np.int32),
         table_on_device=loop.keeps_table(config.train, inputs),
     )
-    budget_seconds = time.perf_counter() - start
+    budget_seconds = now() - start
     schedule = loop.Schedule.of(config.train, pairs.per_epoch)
-    start = time.perf_counter()
+    start = now()
     model, params = loop.init_model(config, inputs.dim, builder.num_nodes, builder.budgets.rows)
     optimiser = make_optimiser(config.train, schedule.steps_per_epoch)
     state = initial_state(params, optimiser)
@@ -117,7 +116,7 @@ def try_training(
     state = replicate(state, devices)
     state, told = run(state, builder.make(0)[0], *constants)
     jax.block_until_ready((state, told))
-    compile_seconds = time.perf_counter() - start
+    compile_seconds = now() - start
 
     def make(index: int) -> tuple[Minibatch, BatchInfo]:
         # The first epoch has no hard negatives; their cost is counted by query.
@@ -128,11 +127,11 @@ def try_training(
         batch, _ = next(queue)
         state, told = run(state, batch, *constants)
         jax.block_until_ready(told)
-        start = time.perf_counter()
+        start = now()
         for batch, _ in queue:
             state, told = run(state, batch, *constants)
         jax.block_until_ready((state, told))
-        step_seconds = (time.perf_counter() - start) / _STEPS
+        step_seconds = (now() - start) / _STEPS
     first, each = _embedding(config, params, inputs, lists.width, builder.num_nodes)
     return Trial(
         total_steps=schedule.total,
@@ -159,7 +158,7 @@ def _links(config: Config, graph: Graph, width: int) -> ContentLinks:
 
 def _embedding(
     config: Config, params: object, inputs: NodeInputs, width: int, nodes: int
-) -> tuple[float, float]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Seconds to compile the embedding of nodes, and seconds a node of it."""
     count = min(nodes, _EMBEDDED)
     ids = np.random.default_rng(0).integers(0, count, (count, width)).astype(np.int32)
@@ -169,4 +168,4 @@ def _embedding(
         embed_all(config.model, params, inputs, ids, weights, block=_EMBEDDED, quiet=True)
 
     first, second = timed(embed), timed(embed)
-    return max(first - second, 0.0), second / count
+    return np.maximum(first - second, 0.0), second / count
