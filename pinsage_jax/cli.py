@@ -26,7 +26,7 @@ from absl import flags
 
 from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
-from pinsage_jax.options import option
+from pinsage_jax.options import from_values, option
 
 # Each mode is the function of that name in stages.py.
 MODES = (
@@ -161,20 +161,9 @@ def config_from_flags(flag_values: flags.FlagValues) -> Config:
         low = field.metadata["low"]
         if low is not None and values[field.name] < low:
             raise UserError(f"--{field.name}={values[field.name]} must be at least {low}.")
-    sections = {
-        section.name: type(section.default)(
-            **{field.name: values[field.name] for field in dataclasses.fields(section.default)}
-        )
-        for section in _sections()
-    }
-    of_the_run = {
-        field.name: values[field.name]
-        for field in dataclasses.fields(Config)
-        if field.name not in sections
-    }
-    config = Config(**of_the_run, **sections)
-    config.validate()
-    return config
+    known = {field.name for field in dataclasses.fields(Config)}
+    known |= {field.name for part in _sections() for field in dataclasses.fields(part.default)}
+    return from_values(Config, {name: value for name, value in values.items() if name in known})
 
 
 def help_text(flag_values: flags.FlagValues, full: bool) -> str:

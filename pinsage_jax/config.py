@@ -17,6 +17,8 @@ Axis letters, used in every docstring of this package:
 from __future__ import annotations
 
 import dataclasses
+import os
+from typing import Any
 
 from pinsage_jax.config_data import DataConfig, SplitConfig, WorldConfig
 from pinsage_jax.config_tools import (
@@ -29,7 +31,7 @@ from pinsage_jax.config_tools import (
     StoreConfig,
 )
 from pinsage_jax.errors import UserError
-from pinsage_jax.options import Checked, option
+from pinsage_jax.options import Checked, from_values, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,3 +306,28 @@ class Config:
             self.world.world or self.data.edges
         ):
             raise UserError("--edges is required (or --world for the embedded example).")
+
+
+def settings(
+    workdir: str | os.PathLike,
+    *,
+    mode: str = "library",
+    seed: int = 0,
+    threads: int = 0,
+    **values: Any,
+) -> Config:
+    """Settings from the names of flags, for use from Python.
+
+    Example:
+      config = settings("runs/mine", edges="edges.parquet", epochs=2.0)
+
+    Args:
+      mode: what the settings are for; anything but a --mode leaves it open.
+      values: flags by name, as docs/flags.md lists them.
+
+    Raises:
+      UserError: a name is unknown, a value is of another type or out of range, or
+        settings do not fit together.
+    """
+    of_the_run = {"mode": mode, "workdir": os.fspath(workdir), "seed": seed, "threads": threads}
+    return from_values(Config, {**of_the_run, **values})

@@ -8,6 +8,7 @@ skipped by `pipeline`.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ from pinsage_jax.retrieval import neighbours as related
 from pinsage_jax.retrieval import recommend as recommending
 from pinsage_jax.retrieval.embeddings_io import load_embeddings
 from pinsage_jax.retrieval.evaluation_table import evaluation_tables
+from pinsage_jax.retrieval.neighbours import Related
 from pinsage_jax.retrieval.recommend_choice import Validation, validation_users
 from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.training import loop
@@ -52,9 +54,17 @@ from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Outcome
 
 
+def load_graph(config: Config) -> Prepared:
+    """Graph, features, ids and pairs; input tables are read into WORKDIR/prepared first.
+
+    What is there already, of the same tables and settings, is only opened.
+    """
+    return prepare_tables(config)
+
+
 def prepare(config: Config) -> Prepared:
     """Input tables to the graph, features and pairs in WORKDIR/prepared."""
-    return prepare_tables(config)
+    return load_graph(config)
 
 
 def train(config: Config) -> Outcome:
@@ -160,14 +170,26 @@ def _saved_evaluation(config: Config) -> dict[str, Any] | None:
     return saved if saved.get("fingerprint") == _eval_fingerprint(config) else None
 
 
-def neighbors(config: Config) -> None:
-    """Prints the neighbours of --query, or writes related_items.parquet for all."""
+def embeddings(config: Config) -> tuple[list[str], np.ndarray]:
+    """Ids of all items and their exported embeddings, float32 [num_items, Z]."""
+    prepared = open_prepared(config.workdir)
+    return prepared.item_ids.ids.to_pylist(), load_embeddings(config.workdir, prepared)
+
+
+def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Related]]:
+    """The --k nearest items of each of `items`, best first.
+
+    Without `items`: those of --query, which are printed; without that too, those of all
+    items go to WORKDIR/related_items.parquet, and nothing is returned.
+    """
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
+    if items:
+        return related.nearest(items, config.evaluate.k, prepared, vectors)
     if config.evaluate.query:
-        related.print_neighbours(config, prepared, vectors)
-    else:
-        related.write_related(config, prepared, vectors)
+        return related.print_neighbours(config, prepared, vectors)
+    related.write_related(config, prepared, vectors)
+    return {}
 
 
 def recommend(config: Config) -> dict[str, Any] | None:

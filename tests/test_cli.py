@@ -323,7 +323,8 @@ def test_a_flagfile_that_is_no_text_is_refused(tmp_path):
 
 @pytest.mark.parametrize("mode", cli.MODES)
 def test_the_mode_picks_the_stage(stage, tmp_path, mode):
-    assert run_main("--world", f"--workdir={tmp_path / 'w'}", f"--mode={mode}") == 0
+    needed = ("--world", "--query=a", "--target=b", "--compare_with=c")
+    assert run_main(*needed, f"--workdir={tmp_path / 'w'}", f"--mode={mode}") == 0
     assert [name for name, _ in stage.calls] == [mode]
     assert stage.calls[0][1].workdir == str(tmp_path / "w")
 
@@ -652,10 +653,12 @@ def test_ci_finds_the_commands_of_the_readme(tmp_path):
     lines = log.read_text().splitlines()
     assert lines[1] == f"pip install -e .[test] in {ROOT}"
     assert lines[2] == f"python -m pytest in {ROOT}"
-    assert lines[4] == f"pip install . in {ROOT}"
+    checks = ["ruff check", "ruff format --check", "mypy"]
+    assert lines[4:7] == [f"python -m {check} in {ROOT}" for check in checks]
+    assert lines[8] == f"pip install . in {ROOT}"
     flagfile = f"--flagfile={ROOT}/experiments/tiny.flags"
-    assert lines[5].startswith(f"python -m pinsage_jax.main {flagfile} --workdir=")
-    assert not lines[5].endswith(f" in {ROOT}")
+    assert lines[9].startswith(f"python -m pinsage_jax.main {flagfile} --workdir=")
+    assert not lines[9].endswith(f" in {ROOT}")
     environment["TESTS_EXIT"] = "1"
     failed = subprocess.run([ROOT / ".ci" / "run"], env=environment, capture_output=True)
     assert failed.returncode != 0

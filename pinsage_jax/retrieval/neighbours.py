@@ -50,8 +50,10 @@ class Related(NamedTuple):
     title: str
 
 
-def print_neighbours(config: Config, prepared: Prepared, embeddings: np.ndarray) -> None:
-    """Prints the --k nearest items of each id of --query: id, score, title if any.
+def print_neighbours(
+    config: Config, prepared: Prepared, embeddings: np.ndarray
+) -> dict[str, list[Related]]:
+    """Prints and returns the --k nearest items of each id of --query: id, score, title if any.
 
     Args:
       embeddings: float32 [N, Z].
@@ -72,6 +74,7 @@ def print_neighbours(config: Config, prepared: Prepared, embeddings: np.ndarray)
             lines = [f"{line}  {title}".rstrip() for line, title in zip(lines, titles)]
         heading = "  ".join(["query", *described(prepared, np.array([row]))[0]]).rstrip()
         print("\n".join([heading, *lines, ""]))
+    return found
 
 
 def nearest(
