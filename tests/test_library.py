@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pinsage_jax
-from pinsage_jax import cli, config, errors, stages
+from pinsage_jax import cli, config, errors, library, stages
 from pinsage_jax.errors import UserError
 from pinsage_jax.retrieval.neighbours import Related
 
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def test_public_names_are_what_the_program_runs():
-    assert pinsage_jax.settings is config.settings and pinsage_jax.Config is config.Config
+    assert pinsage_jax.settings is library.settings and pinsage_jax.Config is config.Config
     assert pinsage_jax.UserError is errors.UserError
     of_the_stages = set(pinsage_jax.__all__) - {"Config", "settings", "UserError"}
     for name in of_the_stages:

@@ -22,7 +22,9 @@ from pinsage_jax.errors import UserError
 from pinsage_jax.graph.ids import IdTable
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.progress import Progress
+from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.evaluation_table import aligned
+from pinsage_jax.retrieval.filters import Filters
 from pinsage_jax.retrieval.topk import top_k
 
 RELATED_FILE = "related_items.parquet"
@@ -50,13 +52,41 @@ class Related(NamedTuple):
     title: str
 
 
+def _nearest(
+    config: Config,
+    prepared: Prepared,
+    embeddings: np.ndarray,
+    search: AnnSearch | None,
+    rows: np.ndarray,
+    filters: Filters,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is listed for the items `rows`: ids int32 [Q, k] and scores float32 [Q, k]."""
+
+    def fetch(queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        own = rows[queries]
+        if search is not None:
+            return search.top_k(embeddings[own], depth, own)
+        return top_k(embeddings[own], embeddings, depth, own)
+
+    def seen_of(query: int) -> np.ndarray:
+        return filters.neighbours_seen(int(rows[query]))
+
+    return filters.best(fetch, len(rows), config.evaluate.k, seen_of)
+
+
+def _filters(config: Config, prepared: Prepared, embeddings: np.ndarray) -> Filters:
+    seen = config.search.exclude_seen == "on"
+    return Filters(config.search, prepared.graph, embeddings, seen)
+
+
 def print_neighbours(
-    config: Config, prepared: Prepared, embeddings: np.ndarray
+    config: Config, prepared: Prepared, embeddings: np.ndarray, search: AnnSearch | None = None
 ) -> dict[str, list[Related]]:
     """Prints and returns the --k nearest items of each id of --query: id, score, title if any.
 
     Args:
       embeddings: float32 [N, Z].
+      search: an index of them; None searches exactly.
 
     Raises:
       UserError: an id is unknown (close ones are named).
@@ -64,7 +94,7 @@ def print_neighbours(
     wanted = [part.strip() for part in config.evaluate.query.split(",") if part.strip()]
     if not wanted:
         raise UserError(f"--query={config.evaluate.query} names no item.")
-    found = nearest(wanted, config.evaluate.k, prepared, embeddings)
+    found = nearest(config, wanted, prepared, embeddings, search)
     for name, row in zip(wanted, rows_of(wanted, prepared)):
         table = [["item_id", "score"]]
         table += [[other.item_id, f"{other.score:.4f}"] for other in found[name]]
@@ -78,19 +108,25 @@ def print_neighbours(
 
 
 def nearest(
-    names: Sequence[str], k: int, prepared: Prepared, embeddings: np.ndarray
+    config: Config,
+    names: Sequence[str],
+    prepared: Prepared,
+    embeddings: np.ndarray,
+    search: AnnSearch | None = None,
 ) -> dict[str, list[Related]]:
-    """The k items of the largest inner product with each item, best first; by its id.
+    """The --k nearest items of each item, best first, by its id.
 
     Args:
       names: ids of items.
       embeddings: float32 [N, Z].
+      search: an index of them; None searches exactly.
 
     Raises:
       UserError: an id is unknown (close ones are named).
     """
     rows = rows_of(names, prepared)
-    ids, scores = top_k(embeddings[rows], embeddings, k, rows)
+    filters = _filters(config, prepared, embeddings)
+    ids, scores = _nearest(config, prepared, embeddings, search, rows, filters)
     result = {}
     for name, some, values in zip(names, ids, scores):
         about = described(prepared, some[some >= 0])
@@ -114,7 +150,9 @@ def rows_of(names: Sequence[str], prepared: Prepared, flag: str = "query") -> np
     return rows
 
 
-def write_related(config: Config, prepared: Prepared, embeddings: np.ndarray) -> pathlib.Path:
+def write_related(
+    config: Config, prepared: Prepared, embeddings: np.ndarray, search: AnnSearch | None = None
+) -> pathlib.Path:
     """Writes the --k nearest items of every item, in blocks.
 
     WORKDIR/related_items.parquet: item_id, rank int32 from 1, neighbor_id, score
@@ -122,6 +160,7 @@ def write_related(config: Config, prepared: Prepared, embeddings: np.ndarray) ->
 
     Args:
       embeddings: float32 [N, Z].
+      search: an index of them; None searches exactly.
 
     Returns:
       The path of the file.
@@ -129,6 +168,7 @@ def write_related(config: Config, prepared: Prepared, embeddings: np.ndarray) ->
     path = pathlib.Path(config.workdir) / RELATED_FILE
     count, k = len(embeddings), config.evaluate.k
     block = int(np.clip(_ROWS_AT_ONCE // k, 1, _QUERIES_AT_ONCE))
+    filters = _filters(config, prepared, embeddings)
     with (
         files.atomic_file(path) as temporary,
         pq.ParquetWriter(temporary, RELATED_SCHEMA) as writer,
@@ -136,7 +176,7 @@ def write_related(config: Config, prepared: Prepared, embeddings: np.ndarray) ->
     ):
         for start in range(0, count, block):
             rows = np.arange(start, min(start + block, count))
-            ids, scores = top_k(embeddings[rows], embeddings, k, rows)
+            ids, scores = _nearest(config, prepared, embeddings, search, rows, filters)
             place, rank = np.nonzero(ids >= 0)
             columns = [
                 prepared.item_ids.names(rows[place]),
