@@ -94,8 +94,8 @@ def input_tables(config: Config) -> tuple[DataConfig, dict[str, pathlib.Path]]:
         paths = synthetic.write_world(config.world, pathlib.Path(config.workdir) / _INPUTS)
         # The example's tables have the default column names.
         names = ("collection_column", "item_column", "item_id_column")
-        defaults = {name: getattr(DataConfig(), name) for name in names}
-        data = dataclasses.replace(data, data_dir="", **defaults, **paths)
+        changed: dict[str, Any] = {name: getattr(DataConfig(), name) for name in names}
+        data = dataclasses.replace(data, data_dir="", **(changed | paths))
     return data, _input_paths(data)
 
 

@@ -55,6 +55,7 @@ class TextTransform:
         out = np.zeros((len(documents), self.width), np.float32)
         if self.width == 0:
             return out
+        assert self._vectoriser is not None, "there are terms where there is a width"
         for start in range(0, len(documents), _ROWS_AT_ONCE):
             block = documents[start : start + _ROWS_AT_ONCE]
             out[start : start + len(block)] = self._vectoriser.transform(block) @ self._projection

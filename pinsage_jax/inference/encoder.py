@@ -105,8 +105,9 @@ class Encoder:
           tables, adjust: as in embed_all; by default tables of this pass alone.
         """
         # Lists that a store keeps on disk are found again without a copy here.
-        copied = tables is not None and (tables.keep or self.lists.source.store != "disk")
-        if copied:
+        ids: np.ndarray | ListColumn
+        weights: np.ndarray | ListColumn
+        if tables is not None and (tables.keep or self.lists.source.store != "disk"):
             ids, weights = tabled_lists(tables, self.final_source, self.lists.source.num_nodes)
         else:
             ids, weights = self.final_lists

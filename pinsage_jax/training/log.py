@@ -163,8 +163,8 @@ class Window:
             ]
         )
         processes = len(everywhere)
-        used, left_out, hard, stripped, waited, making = map(sum, zip(*everywhere))
-        waited, making = waited / processes, making / processes
+        used, left_out, hard, stripped, idle_there, made = map(sum, zip(*everywhere))
+        waited, making = idle_there / processes, made / processes
         line = {
             "step": step,
             "loss": loss,
