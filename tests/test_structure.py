@@ -16,10 +16,19 @@ ROOT = pathlib.Path(pinsage_jax.__file__).parent
 # Data flows down this list, and a line imports only from lines above it and itself.
 ORDER = (
     ("errors",),
-    ("files", "progress", "logs", "interrupts", "options"),
+    ("files", "progress", "lines", "logs", "interrupts", "options"),
     ("costs",),
-    ("config", "config_cluster", "config_data", "config_http", "config_serving", "config_tools"),
+    (
+        "config",
+        "config_cluster",
+        "config_data",
+        "config_hosts",
+        "config_http",
+        "config_serving",
+        "config_tools",
+    ),
     ("library", "workdir"),
+    ("hosts",),
     ("graph",),
     ("sampling",),
     ("batching",),
