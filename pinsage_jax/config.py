@@ -25,6 +25,8 @@ from pinsage_jax.config_http import ServeConfig
 from pinsage_jax.config_serving import SearchConfig
 from pinsage_jax.config_tools import (
     AblateConfig,
+    CompareConfig,
+    DoctorConfig,
     NewItemsConfig,
     RecommendConfig,
     SplitToolConfig,
@@ -217,6 +219,9 @@ class TrainConfig(Checked):
     checkpoint_every: int = option(0, "Steps between checkpoints; 0: at every validation.", low=0)
     keep: int = option(2, "Latest checkpoints kept, beside the best.", low=1)
     log_every: int = option(20, "Steps between lines of metrics.jsonl.", low=1)
+    tensorboard: bool = option(
+        False, "Also write WORKDIR/tensorboard, event files for TensorBoard (extra tensorboard)."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,8 +282,11 @@ class EvalConfig(Checked):
         1000, "Bootstrap resamples behind the 95% intervals; 0: no intervals.", low=0
     )
     query: str = option(
-        "", "--mode=neighbors: comma-separated item ids; empty: write related_items.parquet."
+        "",
+        "--mode=neighbors: comma-separated item ids; empty: write related_items.parquet. "
+        "--mode=explain: one item id.",
     )
+    target: str = option("", "--mode=explain: the item id whose place beside --query is asked for.")
     k: int = option(10, "Neighbours listed per item.", low=1, high=10000)
 
 
@@ -308,6 +316,8 @@ class Config:
     cluster: ClusterConfig = ClusterConfig()
     prune: PruneConfig = PruneConfig()
     hosts: HostsConfig = HostsConfig()
+    doctor: DoctorConfig = DoctorConfig()
+    compare: CompareConfig = CompareConfig()
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""
@@ -338,5 +348,14 @@ class Config:
             raise UserError("--new_items are embedded on this machine; drop --engine=spark.")
         if self.mode == "graph_tables" and not self.data.edges:
             raise UserError("--edges is required: a Parquet file or folder.")
-        if self.mode in ("pipeline", "prepare") and not (self.world.world or self.data.edges):
+        for mode, name, value in (
+            ("explain", "query", self.evaluate.query),
+            ("explain", "target", self.evaluate.target),
+            ("compare", "compare_with", self.compare.compare_with),
+        ):
+            if self.mode == mode and not value:
+                raise UserError(f"--{name} is required with --mode={mode}.")
+        if self.mode in ("pipeline", "prepare", "doctor") and not (
+            self.world.world or self.data.edges
+        ):
             raise UserError("--edges is required (or --world for the embedded example).")
