@@ -159,7 +159,8 @@ def kept_tables(
     """
     settings = dataclasses.asdict(config.embed)
     named = {name: settings[name] for name in ("embed_walks", "shard_rows")}
-    parts = [dataclasses.asdict(config.sampling), dataclasses.asdict(config.model), config.seed]
+    sections = (config.split, config.sampling, config.model)
+    parts = [*map(dataclasses.asdict, sections), config.seed, keep]
     model = [trained.digest, trained.offset]
     key = files.fingerprint([named, parts, model, data, graph.digest()])
     return KeptTables(
@@ -167,7 +168,7 @@ def kept_tables(
     )
 
 
-def embed(config: Config) -> dict[str, Any]:
+def embed_catalogue(config: Config) -> dict[str, Any]:
     """Embeds the whole catalogue on the whole graph into WORKDIR/embeddings.
 
     With --new_items: those items alone, into WORKDIR/new_embeddings.
@@ -212,7 +213,7 @@ def _export(
         prepared.item_ids,
         vectors[:items],
         {
-            **_about(config, trained),
+            **about_run(config, trained),
             **quality,
             "settings": _embed_fingerprint(config, trained.step),
             "ids": prepared.item_ids.digest(),
@@ -226,7 +227,7 @@ def _export(
     return manifest
 
 
-def _about(config: Config, trained: Trained) -> dict[str, Any]:
+def about_run(config: Config, trained: Trained) -> dict[str, Any]:
     """Which run and which flags made an export."""
     made_by = ("data", "world", "split", "sampling", "model", "train", "embed")
     flags = {"seed": config.seed, "workdir": config.workdir}
@@ -259,22 +260,7 @@ def _embed_new(config: Config) -> dict[str, Any]:
     split = split_of(config, prepared)
     encoder = NewItemEncoder(config, prepared, additions, structure_bases(config, prepared, split))
     trained = restored(config, prepared, encoder.dim, encoder.num_nodes)
-    exported, transform = workdir / export.FOLDER / export.MANIFEST, None
-    if exported.exists():
-        about = files.read_json(exported)
-        if export.TRANSFORM in about.get("files", {}):
-            # New vectors belong beside the catalogue's as they were exported.
-            transform = open_export(exported.parent).form.transform
-        if about.get("step") != trained.step:
-            logging.warning(
-                "%s is of step %s, the checkpoint of step %d: run --mode=embed without "
-                "--new_items to have both in one space.",
-                exported.parent, about.get("step"), trained.step,
-            )  # fmt: skip
-        elif fixed_offset(config) is None:
-            # The export may have been given another one than the checkpoint's.
-            offset = float(about.get("cold_offset") or 0.0)
-            trained = dataclasses.replace(trained, offset=offset)
+    trained, form = as_exported(config, trained)
     vectors = encoder.embed(trained.params)
     vectors = calibration.with_offset(vectors, encoder.edgeless, trained.offset)
     manifest = export.write_embeddings(
@@ -283,18 +269,40 @@ def _embed_new(config: Config) -> dict[str, Any]:
         additions.item_ids,
         vectors,
         {
-            **_about(config, trained),
+            **about_run(config, trained),
             "catalogue": prepared.item_ids.digest(),
             "without_edges": int(encoder.edgeless.sum()),
         },
         folder_name=export.NEW_FOLDER,
-        form=ExportForm(config.embed.export_dtype, config.model.popularity, transform),
+        form=form,
     )
     logging.info(
         "embedded %d new items, %d of them without edges, into %s",
         len(vectors), manifest["without_edges"], workdir / export.NEW_FOLDER,
     )  # fmt: skip
     return manifest
+
+
+def as_exported(config: Config, trained: Trained) -> tuple[Trained, ExportForm]:
+    """The cold offset and the form that vectors need to lie beside WORKDIR/embeddings."""
+    form = ExportForm(config.embed.export_dtype, config.model.popularity)
+    exported = pathlib.Path(config.workdir) / export.FOLDER
+    if not (exported / export.MANIFEST).exists():
+        return trained, form
+    about = files.read_json(exported / export.MANIFEST)
+    if export.TRANSFORM in about.get("files", {}):
+        form = dataclasses.replace(form, transform=open_export(exported).form.transform)
+    if about.get("step") != trained.step:
+        logging.warning(
+            "%s is of step %s, the checkpoint of step %d: run --mode=embed alone to have both in "
+            "one space.",
+            exported, about.get("step"), trained.step,
+        )  # fmt: skip
+    elif fixed_offset(config) is None:
+        # The export may have been given another one than the checkpoint's.
+        offset = float(about.get("cold_offset") or 0.0)
+        trained = dataclasses.replace(trained, offset=offset)
+    return trained, form
 
 
 def _embed_fingerprint(config: Config, step: int) -> str:

@@ -18,7 +18,7 @@ from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.cluster.graph_tables import write_graph_tables
 from pinsage_jax.config import Config
 from pinsage_jax.embedding_stage import (
-    embed,
+    embed_catalogue,
     embed_over,
     embeddings_are_current,
     fixed_offset,
@@ -49,6 +49,7 @@ from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Outcome
+from pinsage_jax.update_stage import update
 
 
 def prepare(config: Config) -> Prepared:
@@ -126,6 +127,11 @@ def _validator(
         return calibration.validate(vectors, edgeless, split, rivals, fixed_offset(config))
 
     return validate
+
+
+def embed(config: Config) -> dict[str, Any]:
+    """Embeds the catalogue, items that it does not hold, or what changes of it affect."""
+    return update(config) if config.update.asked else embed_catalogue(config)
 
 
 def evaluate(config: Config) -> dict[str, Any]:

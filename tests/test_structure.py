@@ -29,7 +29,7 @@ ORDER = (
     ("cluster",),
     ("retrieval",),
     ("reporting",),
-    ("ablation", "ablation_table", "embedding_stage"),
+    ("ablation", "ablation_table", "embedding_stage", "update_stage"),
     ("stages",),
     ("cli",),
     ("main",),

@@ -108,10 +108,12 @@ def _aligned(
     """The rotation float32 [d, d] onto an earlier export, and what it brings."""
     earlier = open_export(folder)
     width = form.moved(vectors[:0]).shape[1]
-    if earlier.dimension != width or earlier.form.last_apart != form.last_apart:
+    # Exports of before there was a choice do not say whether they have a popularity.
+    apart = earlier.manifest.get("last_apart", form.last_apart)
+    if earlier.dimension != width or apart != form.last_apart:
         raise UserError(
             f"--align_to={folder} has {earlier.dimension} dimensions"
-            f"{' with a popularity' if earlier.form.last_apart else ''}, this export {width}"
+            f"{' with a popularity' if apart else ''}, this export {width}"
             f"{' with a popularity' if form.last_apart else ''}; make both alike with "
             "--export_dim and --popularity."
         )
