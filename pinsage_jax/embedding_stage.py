@@ -7,10 +7,8 @@ and which checkpoint and cold offset its embeddings are made with.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 import shutil
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +22,7 @@ from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph.additions import read_additions
 from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.features import FeatureTransform
 from pinsage_jax.graph.prepare import Prepared, open_prepared
 from pinsage_jax.graph.split import ValidationSplit, validation_split
 from pinsage_jax.inference import export, layer_tables
@@ -31,8 +30,8 @@ from pinsage_jax.inference.encoder import Encoder, structure_bases
 from pinsage_jax.inference.export_form import ExportForm
 from pinsage_jax.inference.layer_tables import KeptTables, Tables
 from pinsage_jax.inference.layerwise import Adjust
-from pinsage_jax.inference.new_items import NewItemEncoder
-from pinsage_jax.retrieval import calibration
+from pinsage_jax.inference.new_item_model import NewItemModel, Trained
+from pinsage_jax.inference.new_items import Catalogue
 from pinsage_jax.retrieval.embeddings_io import open_export
 from pinsage_jax.retrieval.export_quality import choose_form
 from pinsage_jax.training import loop
@@ -72,29 +71,6 @@ def _chosen_checkpoint(config: Config) -> tuple[Checkpoints, int]:
     if step is None:
         raise UserError(f"{folder} holds no checkpoint; run --mode=train first.")
     return checkpoints, step
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Trained:
-    """A checkpoint to embed with.
-
-    Attributes:
-      params: parameters of the network.
-      step: training steps behind them.
-      offset: cold offset.
-    """
-
-    params: Any
-    step: int
-    offset: float
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """Checksum of the parameters."""
-        total = 0
-        for leaf in jax.tree.leaves(self.params):
-            total = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), total)
-        return f"{total:08x}"
 
 
 def restored(config: Config, prepared: Prepared, input_dim: int, num_nodes: int) -> Trained:
@@ -245,8 +221,23 @@ def about_run(config: Config, trained: Trained) -> dict[str, Any]:
     }
 
 
+def open_new_items(config: Config, prepared: Prepared) -> NewItemModel:
+    """What embeds new items with the checkpoint that --checkpoint names.
+
+    Raises:
+      UserError: there is none.
+    """
+    workdir = pathlib.Path(config.workdir)
+    bases = structure_bases(config, prepared, split_of(config, prepared))
+    catalogue = Catalogue(config, prepared, bases)
+    trained = restored(config, prepared, catalogue.inputs.dim, catalogue.num_nodes)
+    trained, form = as_exported(config, trained)
+    transform = FeatureTransform.load(workdir / "prepared" / "features")
+    return NewItemModel(catalogue, transform, trained, form)
+
+
 def _embed_new(config: Config) -> dict[str, Any]:
-    """Embeds items that the catalogue does not hold; see inference/new_items.py."""
+    """Embeds the items of --new_items into WORKDIR/new_embeddings."""
     workdir = pathlib.Path(config.workdir)
     prepared = open_prepared(workdir)
     _chosen_checkpoint(config)  # Without one there is no need to read the tables.
@@ -257,24 +248,20 @@ def _embed_new(config: Config) -> dict[str, Any]:
         config.new.new_items,
         config.new.new_edges,
     )
-    split = split_of(config, prepared)
-    encoder = NewItemEncoder(config, prepared, additions, structure_bases(config, prepared, split))
-    trained = restored(config, prepared, encoder.dim, encoder.num_nodes)
-    trained, form = as_exported(config, trained)
-    vectors = encoder.embed(trained.params)
-    vectors = calibration.with_offset(vectors, encoder.edgeless, trained.offset)
+    model = open_new_items(config, prepared)
+    vectors, edgeless = model.embed(additions)
     manifest = export.write_embeddings(
         workdir,
         config.embed,
         additions.item_ids,
         vectors,
         {
-            **about_run(config, trained),
+            **about_run(config, model.trained),
             "catalogue": prepared.item_ids.digest(),
-            "without_edges": int(encoder.edgeless.sum()),
+            "without_edges": int(edgeless.sum()),
         },
         folder_name=export.NEW_FOLDER,
-        form=form,
+        form=model.form,
     )
     logging.info(
         "embedded %d new items, %d of them without edges, into %s",

@@ -28,7 +28,7 @@ from pinsage_jax.errors import UserError
 from pinsage_jax.graph.changes import read_changes, write_changed
 from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.inference import export
-from pinsage_jax.inference.catalogue import Catalogue, fill_tables
+from pinsage_jax.inference.current_catalogue import CurrentCatalogue, fill_tables
 from pinsage_jax.inference.encoder import structure_bases
 from pinsage_jax.inference.layer_tables import KeptTables
 from pinsage_jax.inference.updating import Update
@@ -66,7 +66,7 @@ def update(config: Config) -> dict[str, Any]:
         logging.info("update: on top of the changes that %s holds", updated)
     changes = read_changes(before, workdir / "prepared" / "features", config.data, config.update)
     bases = structure_bases(config, trained_on, split_of(config, trained_on))
-    first = Catalogue(config, trained_on, before, bases)
+    first = CurrentCatalogue(config, trained_on, before, bases)
     nodes = trained_on.graph
     everything = config.sampling.neighbourhood == "all"
     trained = restored(
@@ -74,7 +74,7 @@ def update(config: Config) -> dict[str, Any]:
     )
     trained, form = as_exported(config, trained)
 
-    def tables(catalogue: Catalogue, fingerprint: str) -> KeptTables:
+    def tables(catalogue: CurrentCatalogue, fingerprint: str) -> KeptTables:
         return kept_tables(config, catalogue.graph, trained, fingerprint, keep=True)
 
     old = tables(first, before.manifest["fingerprint"])
@@ -82,7 +82,7 @@ def update(config: Config) -> dict[str, Any]:
     with files.atomic_folder(updated) as folder:
         write_changed(before, changes, source / "prepared", folder / "prepared")
         after = open_prepared(folder)
-        second = Catalogue(config, trained_on, after, bases)
+        second = CurrentCatalogue(config, trained_on, after, bases)
         new = tables(second, after.manifest["fingerprint"])
         vectors, report = Update(
             first, second, changes, trained.params, old, new, trained.offset

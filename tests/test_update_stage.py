@@ -116,8 +116,8 @@ def test_an_update_of_another_catalogue_is_refused(catalogue, tmp_path):  # noqa
     )
     stages.embed(run)
     path = pathlib.Path(config.workdir) / "updated" / "prepared" / "manifest.json"
-    saved = files.read_json(path)
-    files.write_json(path, saved | {"base": "another"})
+    saved = files.read_sealed(path)
+    files.write_sealed(path, saved | {"base": "another"})
     other = dataclasses.replace(
         run, update=UpdateConfig(changed_edges=edges_table(tmp_path, "d.csv", [("c2", "i4")]))
     )
@@ -125,4 +125,4 @@ def test_an_update_of_another_catalogue_is_refused(catalogue, tmp_path):  # noqa
         with pytest.raises(UserError, match="is of another catalogue than"):
             stages.embed(other)
     finally:
-        files.write_json(path, saved)
+        files.write_sealed(path, saved)

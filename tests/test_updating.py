@@ -19,7 +19,7 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.feature_blocks import DenseBlock
 from pinsage_jax.graph.features import FeatureTransform
 from pinsage_jax.graph.prepare import open_prepared
-from pinsage_jax.inference.catalogue import Catalogue, fill_tables
+from pinsage_jax.inference.current_catalogue import CurrentCatalogue, fill_tables
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.layer_tables import KeptTables
 from pinsage_jax.inference.layerwise import embed_all
@@ -169,8 +169,8 @@ def adjustment(catalogue):
 
 def updated(config, world, before, after, changes, bases, params, name="0", old=None):
     """(vectors, report, tables) by Update."""
-    first = Catalogue(config, world.before, before, bases)
-    second = Catalogue(config, world.before, after, bases)
+    first = CurrentCatalogue(config, world.before, before, bases)
+    second = CurrentCatalogue(config, world.before, after, bases)
     if old is None:
         old = KeptTables(world.root / "layers" / "old", 16, keep=True)
         fill_tables(first, params, old, adjustment(first))
@@ -215,7 +215,7 @@ def test_equal_to_whole_inference(case, tmp_path, small_rng):
     removed = world.some_edges(removed) if removed else ()
     changes, after = world.change(added, removed, case.get("items"))
     bases = small_rng.normal(size=(ITEMS, config.model.structure_dim)).astype(np.float32)
-    first = Catalogue(config, world.before, world.before, bases)
+    first = CurrentCatalogue(config, world.before, world.before, bases)
     params = random_params(config, first.inputs.dim, first.num_nodes)
     vectors, report, _ = updated(config, world, world.before, after, changes, bases, params)
     expected = whole(config, world.before, after, bases, params)
@@ -244,7 +244,7 @@ def test_what_is_out_of_reach_stays_bit_for_bit(tmp_path, small_rng):
     world = World(tmp_path, small_rng, graph=two_worlds())
     bases = small_rng.normal(size=(ITEMS, 4)).astype(np.float32)
     changes, after = world.change([("c-8", "item-40"), ("c-8", "fresh-0")], (), NEW)
-    first = Catalogue(config, world.before, world.before, bases)
+    first = CurrentCatalogue(config, world.before, world.before, bases)
     params = random_params(config, first.inputs.dim, first.num_nodes)
     vectors, report, tables = updated(config, world, world.before, after, changes, bases, params)
     np.testing.assert_allclose(

@@ -64,11 +64,22 @@ def read_additions(
         that is not new, or whatever else is wrong with a table.
     """
     transform = FeatureTransform.load(features_folder)
-    table = open_table(data.path(new_items), "new_items")
-    item_ids, features = _read_items(table, data, transform, prepared.item_ids)
+    items = open_table(data.path(new_items), "new_items")
+    edges = open_table(data.path(new_edges), "new_edges") if new_edges else None
+    return additions_of(prepared, transform, data, items, edges)
+
+
+def additions_of(
+    prepared: Prepared,
+    transform: FeatureTransform,
+    data: DataConfig,
+    items: Table,
+    edges: Table | None,
+) -> Additions:
+    """The same of tables that are open; `transform` is that of the catalogue's features."""
+    item_ids, features = _read_items(items, data, transform, prepared.item_ids)
     graph = prepared.graph
-    if new_edges:
-        edges = open_table(data.path(new_edges), "new_edges")
+    if edges is not None:
         new_graph = _read_edges(edges, data, item_ids, prepared)
     else:
         none = np.empty(0, np.int32)
@@ -134,12 +145,12 @@ def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) 
     Raises:
       UserError: a column is missing or strange, or an item is there twice.
     """
-    name, flag = data.item_id_column, table.flag
+    name = data.item_id_column
     table.require(name, "item_id_column")
     for column in transform.columns:
         if column not in table.columns:
             raise UserError(
-                f"--{flag}={table.path} has no column '{column}', which the catalogue's "
+                f"{table.named} has no column '{column}', which the catalogue's "
                 f"features were made from; its columns are: {', '.join(table.columns)}."
             )
     chosen = choose_columns(table, data)
@@ -149,7 +160,7 @@ def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) 
             "without it; leave it out, or run --mode=prepare and --mode=train with it."
         )
     if unused := [column for column in chosen.all() if column not in transform.columns]:
-        logging.info("--%s: not among the catalogue's features: %s", flag, ", ".join(unused))
+        logging.info("%s: not among the catalogue's features: %s", table.named, ", ".join(unused))
     batches: list[Batch] = []
     values = [np.empty((0, transform.width), np.float32)]
     wanted = [name, *transform.columns]
@@ -168,7 +179,7 @@ def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) 
         again[np.unique(distinct.lookup(ids), return_index=True)[1]] = False
         row = int(np.argmax(again))
         raise UserError(
-            f"Item {shown_id(ids[row].as_py())} is in --{flag} more than once, again in "
+            f"Item {shown_id(ids[row].as_py())} is in {table.named} more than once, again in "
             f"{where(batches, row)}; keep one row per item."
         )
     return ItemRows(distinct, np.concatenate(values), batches)
@@ -182,7 +193,7 @@ def _read_items(
     if (row := first(known.lookup(rows.ids.ids) >= 0)) is not None:
         raise UserError(
             f"Item {shown_id(rows.ids.ids[row].as_py())} in {where(rows.batches, row)} is in the "
-            "catalogue already; leave it out of --new_items."
+            "catalogue already; leave it out of the new items."
         )
     return rows.ids, rows.features
 
@@ -216,7 +227,7 @@ def read_edge_rows(table: Table, data: DataConfig, weighted: bool) -> EdgeRows:
     if weighted:
         if not data.weight_column:
             raise UserError(
-                f"The catalogue's edges have weights; name the column of --{table.flag} that holds "
+                f"The catalogue's edges have weights; name the column of {table.named} that holds "
                 "them with --weight_column."
             )
         table.require(data.weight_column, "weight_column")
@@ -246,10 +257,10 @@ def _read_edges(table: Table, data: DataConfig, item_ids: IdTable, prepared: Pre
     items = item_ids.lookup(rows.items)
     if (row := first(items < 0)) is not None:
         known = prepared.item_ids.lookup(rows.items[row : row + 1])[0] >= 0
-        why = "is in the catalogue already" if known else "is not in --new_items"
+        why = "is in the catalogue already" if known else "is not among the new items"
         raise UserError(
             f"Item {shown_id(rows.items[row].as_py())} in {where(rows.batches, row)} {why}; "
-            "--new_edges may hold edges of items of --new_items only."
+            "new edges may only be those of new items."
         )
     collections, fresh = collection_rows(rows.collections, prepared.collection_ids)
     count = prepared.graph.num_collections + len(fresh)

@@ -22,7 +22,7 @@ from pinsage_jax import files
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config import ModelConfig
 from pinsage_jax.inference.layer_tables import ScratchTables, Tables
-from pinsage_jax.inference.map_reduce import Stages, padded, reduce_lists
+from pinsage_jax.inference.map_reduce import Stages, reduce_lists, with_padding
 from pinsage_jax.progress import Progress
 from pinsage_jax.sampling.neighbourhoods import run_blocks
 
@@ -40,13 +40,28 @@ def _in_blocks(
     out: np.ndarray,
     progress: Progress,
 ) -> None:
-    """out[begin:end] = function(*inputs(begin, end)) in blocks; the last is padded and cut."""
-    for begin in range(*span, block):
+    """out[begin:end] = function(*inputs(begin, end)) in blocks; the last is padded and cut.
+
+    JAX returns before it has computed: the next inputs are read and the last results
+    written meanwhile.
+    """
+
+    def write(begin: int, made: jax.Array) -> None:
         end = min(begin + block, span[1])
-        out[begin:end] = padded(function, [read(begin, end) for read in inputs], block)
+        out[begin:end] = np.asarray(made)[: end - begin]
         # Blocks are written in order and not read before the last is there.
         files.release(out)
         progress.update(end - begin)
+
+    last: tuple[int, jax.Array] | None = None
+    for begin in range(*span, block):
+        end = min(begin + block, span[1])
+        made = function(*with_padding([read(begin, end) for read in inputs], block))
+        if last is not None:
+            write(*last)
+        last = begin, made
+    if last is not None:
+        write(*last)
 
 
 def embed_all(
@@ -87,6 +102,7 @@ def embed_all(
     stages = Stages(config, params)
     every = np.arange(sizes[0], dtype=np.int32) if node_ids is None else node_ids
 
+    @functools.lru_cache(maxsize=1)
     def read_features(begin: int, end: int) -> np.ndarray:
         return inputs.gather(every[begin:end])
 
@@ -98,7 +114,9 @@ def embed_all(
         return read_features if layer == 0 else lambda begin, end: output(layer)[begin:end]
 
     def run(function, reads, rows: int, begin: int, end: int, out: np.ndarray) -> None:
-        _in_blocks(function, reads, (begin, end), min(block, max(rows, 1)), out, progress)
+        # Of few rows a power of two: new items of any number share some compiled shapes.
+        size = min(block, 1 << max(rows - 1, 0).bit_length())
+        _in_blocks(function, reads, (begin, end), size, out, progress)
 
     def sent(layer: int) -> np.ndarray:
         rows = sizes[layer - 1]

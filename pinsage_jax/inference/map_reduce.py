@@ -28,6 +28,7 @@ import numpy as np
 
 from pinsage_jax.config import ModelConfig
 from pinsage_jax.inference import reduce_kernels
+from pinsage_jax.model import pooling_kernels
 from pinsage_jax.model.pinsage import PinSage
 
 _REDUCERS = {"max": reduce_kernels.keep_largest}
@@ -82,18 +83,20 @@ class Stages:
         return self._run("head", features, features)
 
 
+def with_padding(parts: Sequence[np.ndarray], rows: int) -> list[np.ndarray]:
+    """Arrays of n <= `rows` rows with rows of zeros after them, so that a stage that is
+    compiled for `rows` serves batches of any size."""
+    used = len(parts[0])
+    if used == rows:
+        return list(parts)
+    return [np.pad(part, [(0, rows - used)] + [(0, 0)] * (part.ndim - 1)) for part in parts]
+
+
 def padded(
     function: Callable[..., jax.Array], parts: Sequence[np.ndarray], rows: int
 ) -> np.ndarray:
-    """function(*parts) of arrays of n <= `rows` rows, as [n, ...].
-
-    The arrays are padded with zeros to `rows`, so that one compilation serves batches of
-    any size.
-    """
-    used = len(parts[0])
-    if used < rows:
-        parts = [np.pad(part, [(0, rows - used)] + [(0, 0)] * (part.ndim - 1)) for part in parts]
-    return np.asarray(function(*parts))[:used]
+    """function(*parts) of arrays of n <= `rows` rows, as [n, ...]; see `with_padding`."""
+    return np.asarray(function(*with_padding(parts, rows)))[: len(parts[0])]
 
 
 def regrouped(
@@ -126,10 +129,8 @@ def reduce_lists(
       sent: float32 [N, M], of which only rows in `ids` are read.
       ids: int32 [n, T], -1 where a list is short; weights: float32 [n, T].
     """
-    receivers = np.repeat(np.arange(len(ids)), ids.shape[1])
-    out[:] = 0.0
-    reducer = _REDUCERS.get(pooling, reduce_kernels.add_messages)
-    reducer(sent, ids.reshape(-1), receivers, weights.reshape(-1), out)
+    reducer = pooling_kernels.max_rows if pooling == "max" else pooling_kernels.weighted_rows
+    reducer(sent, ids, weights, 0, out)
 
 
 def reduce_messages(

@@ -1,6 +1,6 @@
 """Embedding a catalogue again after a change: only the rows that the change reaches.
 
-The result is that of whole inference over the changed catalogue (catalogue.py says what
+The result is that of whole inference over the changed catalogue (current_catalogue.py says what
 stays as training fitted it).
 
 What is reached, layer by layer (Ying et al. 2018, section 3.4, read backwards):
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from pinsage_jax.graph.changes import Changes
-from pinsage_jax.inference.catalogue import Catalogue
+from pinsage_jax.inference.current_catalogue import CurrentCatalogue
 from pinsage_jax.inference.encoder import list_rows, split_lists
 from pinsage_jax.inference.layer_tables import KeptTables
 from pinsage_jax.inference.map_reduce import Stages, padded, reduce_lists
@@ -45,8 +45,8 @@ class Update:
       offset: cold offset.
     """
 
-    before: Catalogue
-    after: Catalogue
+    before: CurrentCatalogue
+    after: CurrentCatalogue
     changes: Changes
     params: Any
     old: KeptTables

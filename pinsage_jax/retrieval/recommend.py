@@ -75,6 +75,7 @@ class Recommender:
       search: an index of the vectors; None scores the whole catalogue.
       filters: what may be listed; None: all that the history does not hold.
       hide_history: whether what a history holds is left out.
+      quiet: show no progress.
     """
 
     config: RecommendConfig
@@ -86,6 +87,7 @@ class Recommender:
     search: AnnSearch | None = None
     filters: Filters | None = None
     hide_history: bool = True
+    quiet: bool = False
 
     def best(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
         """ids int32 [U, k] and scores float32 [U, k], best first, -1 and -inf padded."""
@@ -107,7 +109,7 @@ class Recommender:
             scorer = Sharpened(
                 self.vectors, self.degree, shape, choice.popularity, choice.rarity, self.threads
             )
-        return self._scored(scorer, histories, k, self._hidden(histories), quiet=False)
+        return self._scored(scorer, histories, k, self._hidden(histories), quiet=self.quiet)
 
     def _hidden(self, histories: Histories) -> Histories:
         """What each user is not to be shown."""
@@ -271,29 +273,44 @@ def _chosen(
     threads: int,
 ) -> tuple[Choice, list[dict[str, Any]]]:
     """The choice that the workdir remembers for the same settings, or a new one."""
+    saved = saved_choice(config, vectors)
+    if saved is not None:
+        return saved
     settings = config.recommend
-    path = pathlib.Path(config.workdir) / CHOICE_FILE
-    about = ("by", "power", "temperature", "popularity", "rarity")
-    key = files.fingerprint(
-        [
-            [getattr(settings, f"recommend_{name}") for name in about],
-            dataclasses.asdict(config.split),
-            config.seed,
-            f"{zlib.crc32(vectors):08x}",
-        ]
-    )
-    if path.exists():
-        saved = files.read_json(path)
-        if saved.get("key") == key:
-            return Choice(**saved["choice"]), saved["tried"]
     found = validation() if needs_validation(settings) else None
     choice, tried = choose(settings, found, threads)
     if tried:
         logging.info("recommend: chosen in validation: %s", choice)
     elif needs_validation(settings):
         logging.warning("recommend: no withheld collection to choose by; %s is used.", choice)
-    files.write_json(path, {"key": key, "choice": dataclasses.asdict(choice), "tried": tried})
+    files.write_json(
+        pathlib.Path(config.workdir) / CHOICE_FILE,
+        {"key": _choice_key(config, vectors), "choice": dataclasses.asdict(choice), "tried": tried},
+    )
     return choice, tried
+
+
+def saved_choice(config: Config, vectors: np.ndarray) -> tuple[Choice, list[dict[str, Any]]] | None:
+    """What the workdir remembers to have chosen for these settings and vectors, and tried."""
+    path = pathlib.Path(config.workdir) / CHOICE_FILE
+    if not path.exists():
+        return None
+    saved = files.read_json(path)
+    if saved.get("key") != _choice_key(config, vectors):
+        return None
+    return Choice(**saved["choice"]), saved["tried"]
+
+
+def _choice_key(config: Config, vectors: np.ndarray) -> str:
+    about = ("by", "power", "temperature", "popularity", "rarity")
+    return files.fingerprint(
+        [
+            [getattr(config.recommend, f"recommend_{name}") for name in about],
+            dataclasses.asdict(config.split),
+            config.seed,
+            f"{zlib.crc32(vectors):08x}",
+        ]
+    )
 
 
 def _times(config: Config, prepared: Prepared) -> tuple[np.ndarray | None, float]:

@@ -33,7 +33,7 @@ _LINK_ROWS = 1 << 11
 _COSINE_MARGIN = 1e-5
 
 
-class Catalogue:
+class CurrentCatalogue:
     """A catalogue, changed or not, as the trained network sees it.
 
     Attributes:
@@ -126,7 +126,9 @@ class Catalogue:
         return found
 
 
-def fill_tables(catalogue: Catalogue, params: Any, tables: Tables, adjust: Adjust) -> np.ndarray:
+def fill_tables(
+    catalogue: CurrentCatalogue, params: Any, tables: Tables, adjust: Adjust
+) -> np.ndarray:
     """Vectors of every node; lists, layers and vectors are in `tables` then."""
     ids, weights = tabled_lists(tables, catalogue, catalogue.num_nodes)
     return embed_all(
