@@ -44,7 +44,9 @@ def shared_share(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.where(wanted > 0, hits.sum(axis=1) / np.maximum(wanted, 1), 1.0)
 
 
-def recall_of(form: ExportForm, vectors: np.ndarray, expected: np.ndarray | None = None) -> Any:
+def recall_of(
+    form: ExportForm, vectors: np.ndarray, expected: np.ndarray | None = None
+) -> dict[str, Any]:
     """recall@10 of vectors as stored beside float32 [N, Z], for the manifest.
 
     Args:
