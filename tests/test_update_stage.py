@@ -79,7 +79,7 @@ def test_changes_one_after_the_other(catalogue, tmp_path, capsys, nothing_comput
     assert "2 edges added, 0 weighed anew, 1 removed; 1 items added, 1 changed" in said
     assert "recomputed in layer 1: " in said and "walked again from " in said
     updated = pathlib.Path(config.workdir) / "updated"
-    prepared = open_prepared(updated, verify=True)
+    prepared = open_prepared(updated)
     found = load_embeddings(updated, prepared)
     assert found.shape == (81, 8) and prepared.item_ids.ids[80].as_py() == "fresh"
     report = manifest["update"]

@@ -14,6 +14,7 @@ from pinsage_jax import files
 from pinsage_jax.config import DataConfig
 from pinsage_jax.config_tools import UpdateConfig
 from pinsage_jax.errors import UserError
+from pinsage_jax.graph import prepare
 from pinsage_jax.graph.changes import read_changes, write_changed
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.feature_blocks import DenseBlock
@@ -52,8 +53,8 @@ class World:
         features = unit_features(self.graph.num_items, width) if width else None
         prepared = make_prepared(self.graph, None if features is None else features.astype(dtype))
         manifest = {
-            **prepared.manifest, "format": 1, "has_titles": False, "has_train_pairs": False,
-            "fingerprint": "base", "counts": {"eval_pairs": 0},
+            **prepared.manifest, "format": prepare._FORMAT, "fingerprint": "base",
+            "has_titles": False, "has_train_pairs": False, "counts": {"eval_pairs": 0},
         }  # fmt: skip
         self.before = dataclasses.replace(prepared, manifest=manifest)
         self.source = root / "prepared"
@@ -84,7 +85,7 @@ class World:
         data = DataConfig(weight_column="w" if self.weighted else "")
         changes = read_changes(self.before, self.source / "features", data, UpdateConfig(**named))
         write_changed(self.before, changes, self.source, folder / "prepared")
-        return changes, open_prepared(folder, verify=True)
+        return changes, open_prepared(folder)
 
     def some_edges(self, count):
         pairs = edges_of(self.graph)[:: len(edges_of(self.graph)) // count][:count]
