@@ -31,6 +31,7 @@ from pinsage_jax.config_tools import (
     RecommendConfig,
     SplitToolConfig,
     StoreConfig,
+    UpdateConfig,
 )
 from pinsage_jax.errors import UserError
 from pinsage_jax.options import Checked, option
@@ -267,7 +268,8 @@ class EmbedConfig(Checked):
     )
     keep_layers: bool = option(
         False,
-        "Keep WORKDIR/layers, from which a later update recomputes only what is affected.",
+        "Keep WORKDIR/layers, from which --changed_edges recomputes only what is affected; "
+        "otherwise the first such run makes it anew.",
     )
 
 
@@ -311,6 +313,7 @@ class Config:
     recommend: RecommendConfig = RecommendConfig()
     ablate: AblateConfig = AblateConfig()
     new: NewItemsConfig = NewItemsConfig()
+    update: UpdateConfig = UpdateConfig()
     store: StoreConfig = StoreConfig()
     serve: ServeConfig = ServeConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -328,6 +331,11 @@ class Config:
             raise UserError("--workdir is required: the folder that everything is written to.")
         if self.new.new_items and self.mode != "embed":
             raise UserError(f"--new_items={self.new.new_items} needs --mode=embed.")
+        if self.update.asked and (self.mode != "embed" or self.new.new_items):
+            raise UserError(
+                "--changed_edges, --removed_edges and --changed_items need --mode=embed, without "
+                "--new_items."
+            )
         if self.hosts.num_processes > 1 and self.mode not in ("pipeline", "train"):
             raise UserError(
                 f"--num_processes={self.hosts.num_processes} needs --mode=pipeline or train; "
@@ -344,8 +352,10 @@ class Config:
                 f"--export_dim={dim} must be at least {least} and at most "
                 f"--output_dim={self.model.output_dim}."
             )
-        if self.cluster.engine == "spark" and self.new.new_items:
-            raise UserError("--new_items are embedded on this machine; drop --engine=spark.")
+        if self.cluster.engine == "spark" and (self.new.new_items or self.update.asked):
+            raise UserError(
+                "--new_items and changes are embedded on this machine; drop --engine=spark."
+            )
         if self.mode == "graph_tables" and not self.data.edges:
             raise UserError("--edges is required: a Parquet file or folder.")
         for mode, name, value in (

@@ -22,7 +22,7 @@ from pinsage_jax.cluster.graph_tables import write_graph_tables
 from pinsage_jax.config import Config
 from pinsage_jax.costs import Costs
 from pinsage_jax.embedding_stage import (
-    embed,
+    embed_catalogue,
     embed_over,
     embeddings_are_current,
     fixed_offset,
@@ -59,6 +59,7 @@ from pinsage_jax.serving import server
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Outcome
+from pinsage_jax.update_stage import update
 
 
 def load_graph(config: Config) -> Prepared:
@@ -183,6 +184,11 @@ def _validator(
         return calibration.validate(vectors, edgeless, split, rivals, fixed_offset(config))
 
     return validate
+
+
+def embed(config: Config) -> dict[str, Any]:
+    """Embeds the catalogue, items that it does not hold, or what changes of it affect."""
+    return update(config) if config.update.asked else embed_catalogue(config)
 
 
 def evaluate(config: Config) -> dict[str, Any]:

@@ -39,7 +39,7 @@ ORDER = (
     ("cluster",),
     ("retrieval",),
     ("reporting",),
-    ("ablation", "ablation_table", "checkup", "embedding_stage"),
+    ("ablation", "ablation_table", "checkup", "embedding_stage", "update_stage"),
     ("serving",),
     ("stages",),
     ("cli",),

@@ -66,7 +66,8 @@ class ContentLinks:
         return cls(np.empty((num_items, 0), np.int32), np.empty((num_items, 0), np.float32))
 
 
-def _unit_rows(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def unit_rows(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows of a feature matrix at unit length, float32 [n, F]."""
     block = np.asarray(features[rows], np.float32)
     length = np.linalg.norm(block, axis=1, keepdims=True)
     return block / np.maximum(length, 1e-12)
@@ -93,12 +94,12 @@ def content_links(
     starts = range(0, len(candidates), _CANDIDATE_ROWS)
     blocks = [candidates[first : first + _CANDIDATE_ROWS] for first in starts]
     fits = 4 * len(candidates) * features.shape[1] <= _KEPT_BYTES
-    kept = [_unit_rows(features, block) for block in blocks] if fits else []
+    kept = [unit_rows(features, block) for block in blocks] if fits else []
 
     def work(begin: int, end: int) -> None:
-        own = _unit_rows(features, rows[begin:end])
+        own = unit_rows(features, rows[begin:end])
         for number, others in enumerate(blocks):
-            scores = own @ (kept[number] if fits else _unit_rows(features, others)).T
+            scores = own @ (kept[number] if fits else unit_rows(features, others)).T
             _keep_best(scores, rows[begin:end], others, ids[begin:end], best[begin:end])
 
     def shifted(by: int, begin: int, end: int) -> None:
