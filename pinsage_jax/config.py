@@ -20,6 +20,7 @@ import dataclasses
 
 from pinsage_jax.config_cluster import ClusterConfig, PruneConfig
 from pinsage_jax.config_data import DataConfig, SplitConfig, WorldConfig
+from pinsage_jax.config_hosts import HostsConfig
 from pinsage_jax.config_http import ServeConfig
 from pinsage_jax.config_serving import SearchConfig
 from pinsage_jax.config_tools import (
@@ -168,6 +169,11 @@ class TrainConfig(Checked):
         1.0, "Exponent of the popularity correction of in-batch negatives.", low=0.0, high=2.0
     )
     in_batch: bool = option(True, "Softmax: other pairs' targets are negatives too.")
+    gather_in_batch: bool = option(
+        True,
+        "In-batch negatives from all devices, gathered every step: the loss then does not depend "
+        "on how many there are. Off: those of the pair's own device.",
+    )
     symmetric: bool = option(True, "Train each pair in both directions.")
     batch_size: int = option(1024, "B: pairs per step over all devices.", low=1)
     random_negatives: int = option(512, "R: uniform negatives shared by a step.", low=1)
@@ -206,7 +212,7 @@ class TrainConfig(Checked):
         "a quarter of a device's memory (on CPUs 2 GiB in all).",
         choices=("auto", "on", "off"),
     )
-    devices: int = option(0, "Devices to train on; 0: all local ones.", low=0)
+    devices: int = option(0, "Devices of each process to train on; 0: all it has.", low=0)
     validate_every: int = option(0, "Steps between validations; 0: once an epoch.", low=0)
     checkpoint_every: int = option(0, "Steps between checkpoints; 0: at every validation.", low=0)
     keep: int = option(2, "Latest checkpoints kept, beside the best.", low=1)
@@ -301,6 +307,7 @@ class Config:
     serve: ServeConfig = ServeConfig()
     cluster: ClusterConfig = ClusterConfig()
     prune: PruneConfig = PruneConfig()
+    hosts: HostsConfig = HostsConfig()
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""
@@ -311,6 +318,11 @@ class Config:
             raise UserError("--workdir is required: the folder that everything is written to.")
         if self.new.new_items and self.mode != "embed":
             raise UserError(f"--new_items={self.new.new_items} needs --mode=embed.")
+        if self.hosts.num_processes > 1 and self.mode not in ("pipeline", "train"):
+            raise UserError(
+                f"--num_processes={self.hosts.num_processes} needs --mode=pipeline or train; "
+                f"run --mode={self.mode} in one process."
+            )
         if self.sampling.resample and self.store.neighbourhood_store in ("memory", "disk"):
             raise UserError(
                 f"--neighbourhood_store={self.store.neighbourhood_store} keeps one set of lists "

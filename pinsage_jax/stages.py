@@ -8,13 +8,14 @@ skipped by `pipeline`.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from absl import logging
 from threadpoolctl import threadpool_limits
 
-from pinsage_jax import ablation, files
+from pinsage_jax import ablation, files, hosts
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.cluster.graph_tables import write_graph_tables
 from pinsage_jax.config import Config
@@ -35,8 +36,8 @@ from pinsage_jax.graph.prepare import prepare as prepare_tables
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.inference import export
 from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of
-from pinsage_jax.interrupts import raise_if_stopped, stop_requested
-from pinsage_jax.parallel import make_devices
+from pinsage_jax.interrupts import raise_if_stopped, stop_everywhere
+from pinsage_jax.parallel import connect, make_devices
 from pinsage_jax.reporting import figures
 from pinsage_jax.reporting.explorer import write_explorer
 from pinsage_jax.reporting.report import write_report
@@ -57,23 +58,36 @@ from pinsage_jax.training.loop import Outcome
 
 
 def prepare(config: Config) -> Prepared:
-    """Input tables to the graph, features and pairs in WORKDIR/prepared."""
-    return prepare_tables(config)
+    """Input tables to the graph, features and pairs in WORKDIR/prepared.
+
+    Of several processes only the writer reads the tables.
+    """
+    if hosts.is_writer():
+        prepare_tables(config)
+    hosts.exchange(None)
+    return open_prepared(config.workdir)
 
 
-def train(config: Config) -> Outcome:
-    """Trains the network, or continues, into WORKDIR/checkpoints."""
+def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outcome:
+    """Trains the network, or continues, into WORKDIR/checkpoints.
+
+    `should_stop` is asked after every step; without one a signal stops it.
+    """
     prepared = open_prepared(config.workdir)
-    if loop.is_finished(config, identity_of(prepared)):
+    identity = identity_of(prepared)
+    if hosts.from_writer(lambda: loop.is_finished(config, identity)):
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
         return Outcome(0, 0, {}, interrupted=False)
+    connect()
     split = split_of(config, prepared)
-    encoder = Encoder.over(
-        config, prepared, split.train_graph, structure_bases(config, prepared, split)
-    )
-    identity = identity_of(prepared)
+    bases = hosts.after_writer(lambda: structure_bases(config, prepared, split))
+    encoder = Encoder.over(config, prepared, split.train_graph, bases)
     if not config.sampling.resample:
-        encoder.lists.source.keep_all()
+        source = encoder.lists.source
+        if source.store == "disk":
+            hosts.after_writer(source.keep_all)
+        else:
+            source.keep_all()
     pairs = PairSource(
         split.train_graph,
         config.seed,
@@ -86,12 +100,19 @@ def train(config: Config) -> Outcome:
             "hard negatives come from ranks %d to %d",
             *hard_band(config.sampling, prepared.graph.num_items),
         )
-    devices = len(make_devices(config.train.devices))
+    own = len(make_devices(config.train.devices))
+    counts = hosts.exchange(own)
+    if len({*counts}) > 1:
+        raise UserError(
+            f"The processes have {counts} devices; set --devices to have as many in each."
+        )
+    devices = sum(counts)
     if config.train.batch_size % devices:
         raise UserError(
             f"--batch_size={config.train.batch_size} is not a multiple of the {devices} devices; "
             "change it or set --devices."
         )
+    first = own * hosts.current().index
     builder = MinibatchBuilder(
         encoder.lists,
         encoder.inputs,
@@ -104,13 +125,27 @@ def train(config: Config) -> Outcome:
         hard_slots=hard_slots(config.train),
         negative_pool=np.arange(prepared.graph.num_items, dtype=np.int32),
         table_on_device=loop.keeps_table(config.train, encoder.inputs),
+        own_devices=range(first, first + own),
     )
 
-    validate = _validator(config, prepared, encoder, split)
-    outcome = loop.train(config, builder, pairs, encoder.inputs, identity, validate, stop_requested)
+    validate = _validator(config, prepared, encoder, split) if hosts.is_writer() else None
+    outcome = loop.train(
+        config,
+        builder,
+        pairs,
+        encoder.inputs,
+        identity,
+        validate,
+        should_stop or stop_requested,
+    )
     if not outcome.interrupted:
         logging.info("trained %d steps; best validation: %s", outcome.step, outcome.best)
     return outcome
+
+
+def stop_requested() -> bool:
+    """Whether a signal has asked this run, in whichever of its processes, to stop."""
+    return stop_everywhere(hosts.exchange)
 
 
 def _validator(
@@ -256,7 +291,7 @@ def pipeline(config: Config) -> dict[str, Any]:
     prepare(config)
     raise_if_stopped()
     outcome = train(config)
-    if outcome.interrupted:
+    if outcome.interrupted or not hosts.is_writer():
         return {}
     raise_if_stopped()
     if embeddings_are_current(config):

@@ -11,6 +11,8 @@ WORKDIR/prepared/
   manifest.json          counts, reports, checksums, and the fingerprint of the inputs
 
 The folder is swapped in whole, and left alone while settings and inputs are the same.
+Opening it compares every file with its checksum; prepare makes a damaged folder again,
+other stages refuse it.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.ids import IdTable, load_column, save_column
 from pinsage_jax.graph.pruning import kept_edges, read_topics, without_edges
 
-_FORMAT = 1
+_FORMAT = 2
 _FOLDER, _INPUTS = "prepared", "inputs"
 _INPUT_FLAGS = ("edges", "items", "train_pairs", "eval_pairs")
 
@@ -65,8 +67,13 @@ def prepare(config: Config) -> Prepared:
     folder = workdir / _FOLDER
     wanted = _fingerprint(config)
     if _saved_fingerprint(folder) == wanted:
-        logging.info("prepare: %s is up to date.", folder)
-        return open_prepared(workdir)
+        try:
+            prepared = open_prepared(workdir)
+        except UserError as error:
+            logging.warning("%s; preparing again.", str(error).split(";")[0])
+        else:
+            logging.info("prepare: %s is up to date.", folder)
+            return prepared
     data = config.data
     if config.world.world:
         paths = synthetic.write_world(config.world, workdir / _INPUTS)
@@ -80,11 +87,8 @@ def prepare(config: Config) -> Prepared:
     return open_prepared(workdir)
 
 
-def open_prepared(workdir: str | pathlib.Path, verify: bool = False) -> Prepared:
-    """Opens WORKDIR/prepared.
-
-    Args:
-      verify: also compare every file with its checksum (reads all of it).
+def open_prepared(workdir: str | pathlib.Path) -> Prepared:
+    """Opens WORKDIR/prepared, memory-mapped, every file compared with its checksum.
 
     Raises:
       UserError: it is not there, or a file is missing, damaged or of another size.
@@ -92,18 +96,16 @@ def open_prepared(workdir: str | pathlib.Path, verify: bool = False) -> Prepared
     folder = pathlib.Path(workdir) / _FOLDER
     if not (folder / "manifest.json").exists():
         raise UserError(f"{folder} holds no prepared data; run --mode=prepare first.")
-    manifest = files.read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+    manifest = files.read_sealed(folder / "manifest.json")
+    if manifest.get("format") != _FORMAT:
         raise UserError(f"{folder} has another format; delete it and run --mode=prepare again.")
-    if verify:
-        files.verify_checksums(folder, manifest["checksums"])
     titles = train_pairs = None
     if manifest["has_titles"]:
         titles = load_column(folder / "titles.arrow")
     if manifest["has_train_pairs"]:
         train_pairs = files.read_array(folder / "train_pairs.npy")
     prepared = Prepared(
-        graph=Graph.load(folder / "graph", verify=verify),
+        graph=Graph.load(folder / "graph"),
         features=files.read_array(folder / "features" / features.FEATURES_FILE),
         item_ids=IdTable.load(folder / "item_ids.arrow"),
         collection_ids=IdTable.load(folder / "collection_ids.arrow"),
@@ -129,6 +131,7 @@ def open_prepared(workdir: str | pathlib.Path, verify: bool = False) -> Prepared
                 f"{folder / name} has {found:,} entries but the manifest says {expected:,}; "
                 f"delete {folder} and run --mode=prepare again."
             )
+    files.verify_checksums(folder, manifest["checksums"])
     return prepared
 
 
@@ -216,9 +219,10 @@ def _write(
     names = sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.is_file() and path.parent != graph_folder
+        # The graph's own manifest has the checksums of its arrays.
+        if path.is_file() and (path.parent != graph_folder or path.suffix == ".json")
     )
-    files.write_json(
+    files.write_sealed(
         folder / "manifest.json",
         {
             "format": _FORMAT,
