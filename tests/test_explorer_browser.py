@@ -171,7 +171,7 @@ def test_by_keyboard_alone(visit):
         assert chosen.count() == 1 and chosen.get_attribute("id") == active == "found-0"
         wanted = chosen.locator("bdi").first.text_content()
         page.keyboard.press("Enter")
-        page.wait_for_function("document.activeElement.id === 'name'")
+        page.wait_for_function("() => document.activeElement.id === 'name'")
         assert page.locator("#name").text_content() == wanted
         assert page.locator("#found").is_hidden()
         # From the heading the next stop is the first neighbour.
@@ -268,7 +268,7 @@ def test_on_a_phone(visit):
         box = page.locator("#found").bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"]
         page.locator("#found li").first.tap()
-        page.wait_for_function("document.activeElement.id === 'name'")
+        page.wait_for_function("() => document.activeElement.id === 'name'")
         name = page.locator("#name").text_content()
         page.locator("#lists a").first.tap()
         page.wait_for_function(
@@ -301,7 +301,7 @@ def test_the_served_explorer(browser, served):
     ids = small_world().item_ids.ids.to_pylist()
     vectors = small_embeddings()
     near = top_k(vectors, vectors, 10, np.arange(ITEMS))[0]
-    with Visit(browser, served, alone=False) as page:
+    with (opened := Visit(browser, served, alone=False)) as page:
         assert page.locator("#map").is_visible()
         page.fill("#words", "17 ")
         page.wait_for_selector("#found li")
@@ -313,8 +313,10 @@ def test_the_served_explorer(browser, served):
         page.wait_for_function("id => document.body.dataset.item === id", arg=ids[near[17, 0]])
         page.evaluate("location.hash = '#nobody'")
         page.wait_for_function(
-            "document.getElementById('name').textContent === 'There is no such item'"
+            "() => document.getElementById('name').textContent === 'There is no such item'"
         )
+        # What the browser says about an answer of 404.
+        assert "404" in opened.wrong.pop()
 
 
 @pytest.mark.parametrize("bare", ["titles", "edges", "map"])
