@@ -22,8 +22,8 @@ import numpy as np
 from numba import njit
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+MIX_2 = np.uint64(0x94D049BB133111EB)
 _LOW_32 = np.uint64(0xFFFFFFFF)
 U1 = np.uint64(1)
 _U16 = np.uint64(16)
@@ -31,15 +31,15 @@ _U27 = np.uint64(27)
 _U30 = np.uint64(30)
 _U31 = np.uint64(31)
 U32 = np.uint64(32)
-_TIE_STREAM = np.uint64(0x7469655F62726561)
+TIE_STREAM = np.uint64(0x7469655F62726561)
 
 
 @njit(nogil=True, cache=True)
 def mix(value):
     """The splitmix64 finaliser: a bijection of uint64 whose bits look random."""
     value = np.uint64(value)
-    value = (value ^ (value >> _U30)) * _MIX_1
-    value = (value ^ (value >> _U27)) * _MIX_2
+    value = (value ^ (value >> _U30)) * MIX_1
+    value = (value ^ (value >> _U27)) * MIX_2
     return value ^ (value >> _U31)
 
 
@@ -383,7 +383,7 @@ def sample_block(
             counts,
             slots,
             used,
-            key ^ _TIE_STREAM,
+            key ^ TIE_STREAM,
             order,
             ids,
             histogram,
