@@ -32,7 +32,7 @@ from pinsage_jax.cluster.layer_tasks import MESSAGE, OWN, Model
 from pinsage_jax.cluster.session import partitions, spark_session
 from pinsage_jax.cluster.walks import neighbour_lists
 from pinsage_jax.inference.encoder import Encoder
-from pinsage_jax.inference.layerwise import MOST_TABLE_BYTES
+from pinsage_jax.inference.layer_tables import MOST_TABLE_BYTES
 from pinsage_jax.interrupts import raise_if_stopped
 
 if TYPE_CHECKING:
