@@ -16,14 +16,16 @@ two sides take turns, A B A B, and ratios are of medians.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
 import os
 import pathlib
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,6 +35,7 @@ from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
 from pinsage_jax.config import Config, ModelConfig, SamplingConfig, TrainConfig
 from pinsage_jax.graph.csr import Graph
+from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.parallel import (
     compile_step,
     keep_freed_memory,
@@ -44,6 +47,7 @@ from pinsage_jax.sampling.lists import NeighbourLists
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.store import NeighbourhoodSource
 from pinsage_jax.training import loop
+from pinsage_jax.training.device_clock import DeviceClock
 from pinsage_jax.training.state import initial_state, make_optimiser
 from pinsage_jax.training.steps import make_train_step
 
@@ -139,20 +143,52 @@ def joined_pairs(graph: Graph, count: int) -> np.ndarray:
     return np.stack([heads, ends], axis=1).astype(np.int32)
 
 
+class Pace(NamedTuple):
+    """How fast some steps were.
+
+    Attributes:
+      wait_share: share of the time in which the device had no batch.
+      producers_needed: threads that would make batches as fast as the device takes them.
+    """
+
+    pairs_per_s: float
+    wait_share: float
+    producers_needed: int
+
+
 class Training:
     """One run, ready to take steps.
 
     Attributes:
+      config, inputs: what the run was made of; params: before the first step.
       rows: rows of the frontiers, seeds first, with padding; used: without, of the last batch.
     """
 
-    def __init__(self, graph: Graph, config: Config, features: np.ndarray, kept: bool):
+    def __init__(
+        self,
+        graph: Graph,
+        config: Config,
+        features: np.ndarray,
+        kept: bool,
+        *,
+        warm_up: int = WARM_UP,
+        producers: int = 1,
+        hard: int = 0,
+    ):
+        """Prepares a run and takes `warm_up` steps.
+
+        Args:
+          features: float32 [num_items, F].
+          kept: walk from every node first and keep the lists.
+          producers: threads that make batches; as many are ready ahead, and two at least.
+          hard: hard negatives of every query.
+        """
         source = NeighbourhoodSource(
             graph, config.sampling, config.seed, len(os.sched_getaffinity(0))
         )
         if kept:
             source.keep_all()
-        inputs = NodeInputs(
+        self.inputs = inputs = NodeInputs(
             features,
             graph.degree(),
             degree_feature=config.model.degree_feature,
@@ -160,21 +196,24 @@ class Training:
             whiten=config.model.whiten,
         )
         pairs = PairSource(graph, config.seed, joined_pairs(graph, 2**18))
+        self.config = config
+        self.lists = NeighbourLists(source, config.model.pooling)
         self._builder = MinibatchBuilder(
-            NeighbourLists(source, config.model.pooling),
+            self.lists,
             inputs,
             pairs,
             config.train,
             config.model,
             seed=config.seed,
             num_devices=1,
-            hard_in_epoch=lambda epoch: 0,
-            hard_slots=0,
+            hard_in_epoch=lambda epoch: hard,
+            hard_slots=hard,
             negative_pool=np.arange(graph.num_items, dtype=np.int32),
             table_on_device=loop.keeps_table(config.train, inputs),
         )
         self.rows = self._builder.budgets.rows
         model, params = loop.init_model(config, inputs.dim, graph.num_items, self.rows)
+        self.params = params
         optimiser = make_optimiser(config.train, pairs.per_epoch / config.train.batch_size)
         devices = make_devices(1)
         table = self._builder.table()
@@ -184,22 +223,29 @@ class Training:
         self._state = replicate(initial_state(params, optimiser), devices)
         self._batch = config.train.batch_size
         self._done = 0
+        self._producers = producers
         self.used: tuple[int, ...] = ()
-        self._take(WARM_UP)
+        if warm_up:
+            self._take(warm_up)
 
-    def _take(self, steps: int) -> tuple[float, float]:
-        """(seconds of all steps, seconds that the device waited for batches)."""
+    def _take(self, steps: int) -> Pace:
         first, self._done = self._done, self._done + steps + 1
-        with Prefetcher(self._builder.make, first, first + steps + 1, depth=2) as queue:
+        depth = max(self._producers, 2)
+        span = (first, first + steps + 1)
+        batches = Prefetcher(self._builder.make, *span, depth, self._producers)
+        with batches, DeviceClock() as clock:
             # The first batch fills the queue and is not timed.
-            for number, (batch, info) in enumerate(queue):  # noqa: B007
-                self._state, _ = self._step(self._state, batch, *self._constants)
+            for number, (batch, info) in enumerate(batches):  # noqa: B007
+                self._state, metrics = self._step(self._state, batch, *self._constants)
+                clock.handed_over(metrics)
                 if number == 0:
-                    jax.block_until_ready(self._state)
-                    begun, waited = time.perf_counter(), queue.wait_seconds
-            jax.block_until_ready(self._state)
-            self.used = info.used
-            return time.perf_counter() - begun, queue.wait_seconds - waited
+                    idle, made = clock.idle_seconds(), batches.make_seconds
+                    begun = time.perf_counter()
+            idle = clock.idle_seconds() - idle
+            seconds, made = time.perf_counter() - begun, batches.make_seconds - made
+        self.used = info.used
+        needed = math.ceil(made / max(seconds - idle, 1e-9))
+        return Pace(steps * self._batch / seconds, idle / seconds, needed)
 
     def make(self, step: int) -> Any:
         """The minibatch of a step and its info, made on this thread."""
@@ -221,10 +267,25 @@ class Training:
         batch = jax.tree.map(lambda leaf: leaf[0], self.make(0)[0])
         return jax.make_jaxpr(self._pure)(self._state, batch, *self._constants).jaxpr
 
-    def measure(self, steps: int) -> tuple[float, float]:
-        """(pairs/s, share of the time that the device waited)."""
-        seconds, waited = self._take(steps)
-        return steps * self._batch / seconds, waited / seconds
+    @functools.cached_property
+    def _all_lists(self) -> tuple[Any, Any]:
+        return self.lists.of_all()
+
+    def embed(self, block: int, threads: int) -> np.ndarray:
+        """float32 [num_items, Z] of the network before the first step; lists are made once."""
+        return embed_all(
+            self.config.model,
+            self.params,
+            self.inputs,
+            *self._all_lists,
+            block=block,
+            threads=threads,
+            quiet=True,
+        )
+
+    def measure(self, steps: int) -> Pace:
+        """The pace of the next steps."""
+        return self._take(steps)
 
 
 def dgl_rates(options: argparse.Namespace, top: int) -> list[float]:
@@ -258,10 +319,12 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     for top in options.tops:
         steps = 40 if top == 10 else 8
         sides = {
-            way: Training(graph, settings(top), features, kept=way == "kept")
+            way: Training(
+                graph, settings(top), features, kept=way == "kept", producers=options.producers
+            )
             for way in ("on the fly", "kept")
         }
-        found: dict[str, list[tuple[float, float]]] = {way: [] for way in sides}
+        found: dict[str, list[Pace]] = {way: [] for way in sides}
         peers: list[float] = []
         for number in range(rounds):
             for way, side in sides.items():
@@ -269,13 +332,14 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
             if with_dgl and number < 2:
                 peers.append(max(dgl_rates(options, top)))
         for way, side in sides.items():
-            rate = statistics.median(each for each, _ in found[way])
+            rate = statistics.median(pace.pairs_per_s for pace in found[way])
             row = {
                 "T": top,
                 "neighbourhoods": way,
                 "pairs_per_s": rate,
                 "step_ms": 256e3 / rate,
-                "wait_share": statistics.median(share for _, share in found[way]),
+                "wait_share": statistics.median(pace.wait_share for pace in found[way]),
+                "producers": options.producers,
                 "padding_share": 1 - sum(side.used) / side.rows[-1],
                 "rows": " ".join(str(size) for size in side.rows),
                 "rounds": rounds,
@@ -290,4 +354,5 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark, beside those of every benchmark."""
     parser.add_argument("--tops", type=int, nargs="+", default=[10, 50], choices=sorted(WALKS))
+    parser.add_argument("--producers", type=int, default=1, help="threads that make batches")
     parser.add_argument("--dgl_script", default="", help="the DGL loop, bench_dgl_train.py")

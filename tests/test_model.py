@@ -10,8 +10,9 @@ import reference_model as slow
 from small_worlds import apply, embed_batch, make_run, random_params, unit_features
 
 from pinsage_jax.config import ModelConfig
-from pinsage_jax.model.layers import l2_normalise, pool_neighbours
+from pinsage_jax.model.layers import l2_normalise
 from pinsage_jax.model.pinsage import PinSage
+from pinsage_jax.model.pooling import pool_neighbours
 
 WIDTH = 6
 SIZES = {"hidden_dim": 12, "layer_dim": 10, "output_dim": 8}

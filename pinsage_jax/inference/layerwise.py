@@ -24,8 +24,8 @@ import numpy as np
 from pinsage_jax import files
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config import ModelConfig
-from pinsage_jax.inference import reduce_kernels
 from pinsage_jax.model.pinsage import PinSage
+from pinsage_jax.model.pooling_kernels import max_rows, weighted_rows
 from pinsage_jax.progress import Progress
 from pinsage_jax.sampling.neighbourhoods import run_blocks
 
@@ -58,8 +58,21 @@ def _in_blocks(
     out: np.ndarray,
     progress: Progress,
 ) -> None:
-    """out[begin:end] = function(*inputs(begin, end)) in blocks; the last is padded and cut."""
+    """out[begin:end] = function(*inputs(begin, end)) in blocks; the last is padded and cut.
+
+    JAX returns before it has computed: the next inputs are read and the last results
+    written meanwhile.
+    """
     block = min(block, max(rows, 1))
+
+    def write(begin: int, made: jax.Array) -> None:
+        end = min(begin + block, rows)
+        out[begin:end] = np.asarray(made)[: end - begin]
+        # Blocks are written in order and not read before the last is there.
+        files.release(out)
+        progress.update(end - begin)
+
+    last: tuple[int, jax.Array] | None = None
     for begin in range(0, rows, block):
         end = min(begin + block, rows)
         parts = []
@@ -68,10 +81,12 @@ def _in_blocks(
             if end - begin < block:
                 part = np.pad(part, [(0, block - len(part))] + [(0, 0)] * (part.ndim - 1))
             parts.append(part)
-        out[begin:end] = np.asarray(function(*parts))[: end - begin]
-        # Blocks are written in order and not read before the last is there.
-        files.release(out)
-        progress.update(end - begin)
+        made = function(*parts)
+        if last is not None:
+            write(*last)
+        last = begin, made
+    if last is not None:
+        write(*last)
 
 
 def embed_all(
@@ -111,14 +126,11 @@ def embed_all(
     hidden: np.ndarray | None = None
 
     def read_hidden(begin: int, end: int) -> np.ndarray:
-        if hidden is None:
-            return inputs.gather(every[begin:end])
-        return hidden[begin:end]
+        return read_features(begin, end) if hidden is None else hidden[begin:end]
 
-    reduce = (
-        reduce_kernels.max_reduce if config.pooling == "max" else reduce_kernels.weighted_reduce
-    )
+    reduce = max_rows if config.pooling == "max" else weighted_rows
 
+    @functools.lru_cache(maxsize=1)
     def read_features(begin: int, end: int) -> np.ndarray:
         return inputs.gather(every[begin:end])
 
@@ -142,7 +154,7 @@ def embed_all(
                 ids, mass = neighbours[begin:end], weights[begin:end]
 
                 def work(first: int, last: int) -> None:
-                    reduce(sent, ids[first:last], mass[first:last], pooled[first:last])
+                    reduce(sent, ids[first:last], mass[first:last], 0, pooled[first:last])
 
                 run_blocks(end - begin, threads, work, _REDUCE_ROWS)
                 return pooled

@@ -15,13 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from pinsage_jax.config import ModelConfig
-from pinsage_jax.model.layers import (
-    Combine,
-    Project,
-    l2_normalise,
-    pool_neighbours,
-    unit_input_init,
-)
+from pinsage_jax.model.layers import Combine, Project, l2_normalise, unit_input_init
+from pinsage_jax.model.pooling import pool_neighbours
 
 # Keeps a step of the optimiser small beside the other coordinates, which make unit vectors.
 _POPULARITY_SCALE = 0.1

@@ -16,6 +16,7 @@ from pinsage_jax.batching.blocks import BatchInfo
 from pinsage_jax.config import TrainConfig
 from pinsage_jax.errors import UserError
 from pinsage_jax.files import atomic_file
+from pinsage_jax.training.device_clock import DeviceClock
 
 
 class MetricsLog:
@@ -44,11 +45,17 @@ class MetricsLog:
 class Window:
     """Sums over the steps since the last line, in wall-clock time less pauses."""
 
-    def __init__(self, train: TrainConfig, budget_rows: int):
-        """`budget_rows`: rows that a step's frontier has on all devices together."""
+    def __init__(self, train: TrainConfig, budget_rows: int, clock: DeviceClock):
+        """Begins the first line.
+
+        Args:
+          budget_rows: rows that a step's frontier has on all devices together.
+          clock: of the devices; the window tells it of steps and pauses.
+        """
         self._train = train
         self._budget_rows = budget_rows
-        self._wait_before = 0.0
+        self._clock = clock
+        self._idle_before = 0.0
         self._make_before = 0.0
         self._reset()
 
@@ -60,7 +67,8 @@ class Window:
         self._start = time.perf_counter()
 
     def add(self, metrics: dict[str, jax.Array], info: BatchInfo) -> None:
-        """Adds one step; does not wait for it."""
+        """Adds one step that was just handed over; does not wait for it."""
+        self._clock.handed_over(metrics["loss_sum"])
         self._losses.append((metrics["loss_sum"], metrics["loss_count"]))
         self._gradient_norm = metrics["gradient_norm"]
         self._infos.append(info)
@@ -71,6 +79,7 @@ class Window:
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
+        self._clock.resume()
 
     def check(self, step: int, rate: float) -> float:
         """The mean loss since the last line; waits for the device.
@@ -92,13 +101,10 @@ class Window:
             )
         return loss
 
-    def close(
-        self, step: int, rate: float, wait_seconds: float, make_seconds: float = 0.0
-    ) -> dict[str, Any]:
+    def close(self, step: int, rate: float, make_seconds: float = 0.0) -> dict[str, Any]:
         """The line of all steps since the last one; waits for the device.
 
         Args:
-          wait_seconds: seconds that the consumer has waited for batches so far.
           make_seconds: seconds that threads spent making them so far, added up.
 
         Raises:
@@ -108,7 +114,8 @@ class Window:
         seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
         steps = len(self._infos)
         used = sum(sum(info.used) for info in self._infos)
-        waited = min(wait_seconds - self._wait_before, seconds)
+        idle = self._clock.idle_seconds()
+        waited = min(idle - self._idle_before, seconds)
         making = make_seconds - self._make_before
         line = {
             "step": step,
@@ -124,7 +131,7 @@ class Window:
             "neighbours_left_out": sum(info.left_out for info in self._infos),
             "stripped_share": sum(info.stripped for info in self._infos) / steps,
         }
-        self._wait_before = wait_seconds
+        self._idle_before = idle
         self._make_before = make_seconds
         self._reset()
         return line

@@ -31,6 +31,7 @@ from pinsage_jax.parallel import compile_step, make_devices, replicate, table_li
 from pinsage_jax.progress import Progress
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.training.checkpoints import Checkpoints
+from pinsage_jax.training.device_clock import DeviceClock
 from pinsage_jax.training.log import MetricsLog, Window
 from pinsage_jax.training.state import initial_state, learning_rate, make_optimiser
 from pinsage_jax.training.steps import make_train_step
@@ -228,7 +229,8 @@ def train(
         make_train_step(model, config.train, optimiser), len(devices), constants=len(constants)
     )
     state = replicate(state, devices)
-    window = Window(config.train, builder.budgets.rows[-1] * len(devices))
+    clock = stack.enter_context(DeviceClock())
+    window = Window(config.train, builder.budgets.rows[-1] * len(devices), clock)
     rate = learning_rate(config.train, schedule.steps_per_epoch)
     interrupted = False
 
@@ -245,9 +247,7 @@ def train(
             interrupted = done < schedule.total and should_stop()
             if due(done, schedule.log_every):
                 # The only place where the host waits for the device.
-                line = window.close(
-                    done, float(rate(done - 1)), queue.wait_seconds, queue.make_seconds
-                )
+                line = window.close(done, float(rate(done - 1)), queue.make_seconds)
                 epoch = pairs.epoch_of((done - 1) * config.train.batch_size) + 1
                 log.write({"epoch": epoch, **line})
                 progress.note(

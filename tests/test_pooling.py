@@ -1,0 +1,94 @@
+"""Pooling on a CPU, forward and backward, against loops in float64 and against XLA's own way."""
+
+import jax
+import jax.numpy as jnp
+import numba
+import numpy as np
+import pytest
+
+from pinsage_jax.model import pooling, pooling_kernels
+from pinsage_jax.model.pooling import pool_neighbours
+
+
+def problem(rng, senders, rows, width, columns):
+    """Projected vectors, lists with gaps, one popular node, empty and padding rows."""
+    projected = rng.normal(size=(senders, columns)).astype(np.float32)
+    neighbours = rng.integers(0, senders, (rows, width)).astype(np.int32)
+    neighbours[:, 0] = senders - 1
+    weights = rng.random((rows, width), np.float32) * (rng.random((rows, width)) < 0.7)
+    weights[[0, rows // 2, rows - 1]] = 0.0
+    return projected, np.where(weights > 0, neighbours, 0), weights.astype(np.float32)
+
+
+# Several calls side by side, lists of every length modulo four, fewer rows than calls.
+SIZES = [(300, 700, 26, 9), (7, 90, 187, 16), (40, 5, 1, 3), (9, 2, 9000, 4), (50, 64, 4, 1)]
+
+
+@pytest.mark.parametrize("senders,rows,width,columns", SIZES)
+def test_pooling_and_its_gradient_equal_sums_in_float64(senders, rows, width, columns, small_rng):
+    projected, neighbours, weights = problem(small_rng, senders, rows, width, columns)
+    cotangent = small_rng.normal(size=(rows, columns)).astype(np.float32)
+
+    @jax.jit
+    def both(projected, neighbours, weights, cotangent):
+        out, back = jax.vjp(
+            lambda sent, mass: pool_neighbours(sent, neighbours, mass, "importance"),
+            projected,
+            weights,
+        )
+        return out, *back(cotangent)
+
+    out, to_projected, to_weights = both(projected, neighbours, weights, cotangent)
+    gathered = projected.astype(np.float64)[neighbours]
+    expected = np.einsum("nt,ntm->nm", weights.astype(np.float64), gathered)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-4)
+    spread = weights.astype(np.float64)[..., None] * cotangent[:, None, :]
+    expected = np.zeros(projected.shape)
+    np.add.at(expected, neighbours, spread)
+    np.testing.assert_allclose(to_projected, expected, rtol=1e-5, atol=1e-4)
+    expected = np.einsum("nm,ntm->nt", cotangent.astype(np.float64), gathered)
+    np.testing.assert_allclose(to_weights, expected, rtol=1e-4, atol=1e-4)
+    assert not np.asarray(out)[0].any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("kind", ["importance", "max"])
+def test_the_way_of_accelerators_gives_the_same(kind, dtype, small_rng, monkeypatch):
+    projected, neighbours, weights = problem(small_rng, 60, 200, 12, 5)
+    projected = jnp.abs(jnp.asarray(projected)).astype(dtype)
+
+    def loss(projected):
+        out = pool_neighbours(projected, neighbours, weights, kind)
+        assert out.dtype == dtype
+        return jnp.sum(jnp.square(out.astype(jnp.float32)))
+
+    here = jax.value_and_grad(loss)(projected)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    there = jax.value_and_grad(loss)(projected)
+    rough = {"rtol": 1e-5, "atol": 1e-5} if dtype == jnp.float32 else {"rtol": 0.05, "atol": 0.3}
+    for mine, other in zip(here, there):
+        mine, other = (np.asarray(array, np.float32) for array in (mine, other))
+        np.testing.assert_allclose(mine, other, **rough)
+
+
+def test_turned_lists_name_every_entry_once(small_rng):
+    _, neighbours, weights = problem(small_rng, 30, 50, 7, 1)
+    entries = neighbours.size
+    starts, rows = np.empty(31, np.int32), np.full(entries, -1, np.int32)
+    masses = np.zeros(entries, np.float32)
+    pooling_kernels.turned_lists(neighbours, weights, starts, rows, masses)
+    assert starts[0] == 0 and starts[-1] == (weights > 0).sum()
+    for node in range(30):
+        named = slice(starts[node], starts[node + 1])
+        at = np.argwhere((neighbours == node) & (weights > 0))
+        np.testing.assert_array_equal(rows[named], at[:, 0])
+        np.testing.assert_array_equal(masses[named], weights[tuple(at.T)])
+
+
+def test_without_compiled_kernels_xla_does_it(small_rng, monkeypatch):
+    projected, neighbours, weights = problem(small_rng, 20, 30, 5, 4)
+    here = pool_neighbours(jnp.asarray(projected), neighbours, weights, "mean")
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    monkeypatch.setattr(pooling, "_call", None)
+    other = pool_neighbours(jnp.asarray(projected), neighbours, weights, "mean")
+    np.testing.assert_allclose(here, other, rtol=1e-5, atol=1e-5)
