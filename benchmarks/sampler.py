@@ -1,7 +1,8 @@
 """Neighbourhood sampler: seeds/s and hops/s, beside a pointer chase and DGL.
 
-Two settings of DGL's PinSAGESampler, walked alike: "T=50" is 100 walks of exactly 5
-item-collection-item steps, "T=3" is 10 walks of at most 2 steps with stop chance 0.5.
+Settings of DGL's PinSAGESampler, walked alike: "T=50" is 100 walks of exactly 5
+item-collection-item steps, "T=20" 100 of at most 4 with stop chance 0.3, "T=10" 50 and
+"T=3" 10 of at most 2 with stop chance 0.5.
 Ours ends a walk where it would return to its start (--restart_ends), as DGL does, so both
 keep the same walks: 30 hops a seed in "T=3" on average, and those are counted as hops.
 DGL's lists may hold the seed itself when a walk comes back to it; ours never do.
@@ -11,7 +12,8 @@ other.  So the ratio of CPU times is given beside that of wall-clock times.
 
 The bound is a pointer chase over as many bytes as the walk's tables (row starts and
 neighbours) with as many chains in flight as the sampler has walks in flight.  A hop reads
-twice (the row, then the neighbour), so the bound on hops/s is half of the reads/s.
+twice (the row, then the neighbour), so the bound on hops/s is half of the reads/s.  A
+walk may pass it, for popular nodes stay in the caches; the chase has no popular places.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from pinsage_jax.sampling.neighbourhoods import WalkTables, seeds_in_flight, vis
 # name: traversals, stop chance, walks, T, hops kept a seed, seeds a timing.
 SETTINGS = {
     "T=50": (5, 0.0, 100, 50, 1000, 16_384),
+    "T=20": (4, 0.3, 100, 20, 506.6, 16_384),
+    "T=10": (2, 0.5, 50, 10, 150, 65_536),
     "T=3": (2, 0.5, 10, 3, 30, 524_288),
 }
 

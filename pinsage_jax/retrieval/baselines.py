@@ -120,6 +120,7 @@ class Walk:
             "num_walks": _WALK_FACTOR * sampling.num_walks,
             "walk_length": sampling.walk_length,
             "restart": sampling.restart,
+            "restart_ends": sampling.restart_ends,
         }
 
     def scores(self, query_ids: np.ndarray) -> np.ndarray:
