@@ -10,6 +10,8 @@ current folder and, failing that, from the folder of the file that includes it.
 As everywhere in absl the last mention of a flag wins, so overrides come last:
 
   python -m pinsage_jax.main --flagfile=experiments/tiny.flags --epochs=3
+
+A few settings may come from the environment instead (`option(environment=...)`).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from pinsage_jax.options import option
 # Each mode is the function of that name in stages.py.
 MODES = (
     "pipeline", "prepare", "train", "embed", "evaluate", "neighbors", "report",
-    "recommend", "split", "ablate",
+    "recommend", "index", "split", "ablate", "graph_tables", "serve",
 )  # fmt: skip
 VERBOSITIES = ("debug", "info", "warning", "error")
 
@@ -124,7 +126,7 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
         flag, or a flagfile that is missing, unreadable or includes itself.
     """
     typed = ["--help" if text in ("-h", "-?") else text for text in argv[1:]]
-    arguments = expand_flagfiles(typed, flag_values)
+    arguments = _of_environment() + expand_flagfiles(typed, flag_values)
     flag_values.set_gnu_getopt(True)
     try:
         rest = flag_values([argv[0], *(argument.text for argument in arguments)])
@@ -147,7 +149,21 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
         value = flag_values[name].value
         if isinstance(value, str) and value.startswith("--"):
             raise UserError(f"--{name} has no value of its own; write --{name}=VALUE.")
+        if isinstance(value, str) and not _is_plain(value):
+            raise UserError(
+                f"--{name}={value} is not UTF-8 text or holds a NUL; rename what it names."
+            )
     return _overruled(arguments)
+
+
+def _of_environment() -> list[Argument]:
+    """Settings that variables of the environment hold; any other mention wins."""
+    return [
+        Argument(f"--{field.name}={os.environ[variable]}", variable)
+        for section in _sections()
+        for field in dataclasses.fields(section.default)
+        if (variable := field.metadata["environment"]) in os.environ
+    ]
 
 
 def config_from_flags(flag_values: flags.FlagValues) -> Config:
@@ -311,6 +327,12 @@ def _define(flag_values: flags.FlagValues, field: dataclasses.Field, group: str)
             parser = flags.ArgumentParser()
         flag = flags.Flag(parser, flags.ArgumentSerializer(), field.name, default, text)
     flags.DEFINE_flag(flag, flag_values, module_name=group)
+
+
+def _is_plain(value: str) -> bool:
+    """Whether a value can be a path, and be written down: UTF-8 without NUL."""
+    # What a command line holds beyond UTF-8 arrives as lone surrogates.
+    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _expand_user(value: Any) -> Any:

@@ -18,7 +18,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from pinsage_jax.config_cluster import ClusterConfig, PruneConfig
 from pinsage_jax.config_data import DataConfig, SplitConfig, WorldConfig
+from pinsage_jax.config_hosts import HostsConfig
+from pinsage_jax.config_http import ServeConfig
+from pinsage_jax.config_serving import SearchConfig
 from pinsage_jax.config_tools import (
     AblateConfig,
     NewItemsConfig,
@@ -170,6 +174,11 @@ class TrainConfig(Checked):
         1.0, "Exponent of the popularity correction of in-batch negatives.", low=0.0, high=2.0
     )
     in_batch: bool = option(True, "Softmax: other pairs' targets are negatives too.")
+    gather_in_batch: bool = option(
+        True,
+        "In-batch negatives from all devices, gathered every step: the loss then does not depend "
+        "on how many there are. Off: those of the pair's own device.",
+    )
     symmetric: bool = option(True, "Train each pair in both directions.")
     batch_size: int = option(1024, "B: pairs per step over all devices.", low=1)
     random_negatives: int = option(512, "R: uniform negatives shared by a step.", low=1)
@@ -208,7 +217,7 @@ class TrainConfig(Checked):
         "a quarter of a device's memory (on CPUs 2 GiB in all).",
         choices=("auto", "on", "off"),
     )
-    devices: int = option(0, "Devices to train on; 0: all local ones.", low=0)
+    devices: int = option(0, "Devices of each process to train on; 0: all it has.", low=0)
     validate_every: int = option(0, "Steps between validations; 0: once an epoch.", low=0)
     checkpoint_every: int = option(0, "Steps between checkpoints; 0: at every validation.", low=0)
     keep: int = option(2, "Latest checkpoints kept, beside the best.", low=1)
@@ -221,7 +230,11 @@ class EmbedConfig(Checked):
 
     checkpoint: str = option("best", "Checkpoint to embed with.", choices=("best", "last"))
     embed_block: int = option(8192, "Nodes computed at once.", low=1)
-    shard_rows: int = option(1_000_000, "Rows per embeddings/part-*.parquet.", low=1)
+    shard_rows: int = option(
+        1_000_000,
+        "Rows per embeddings/part-*.parquet, and of what a killed run finds again.",
+        low=1,
+    )
     embed_walks: int = option(
         1000, "Walks per node behind the lists that embeddings pool over; 0: --num_walks.", low=0
     )
@@ -231,8 +244,30 @@ class EmbedConfig(Checked):
         "chosen on validation pairs, so that warm and cold pairs both gain over plain rivals.",
         high=10.0,
     )
+    export_format: str = option(
+        "parquet",
+        "embeddings/ as Parquet shards, or as vectors.npy (to be memory-mapped) with its ids.",
+        choices=("parquet", "npy"),
+    )
     export_dtype: str = option(
-        "float32", "Type of the exported vectors.", choices=("float32", "float16")
+        "float32",
+        "Type of exported vectors; int8 has a scale per vector. The manifest says what is lost.",
+        choices=("float32", "float16", "int8"),
+    )
+    export_dim: int = option(
+        0,
+        "Dimensions of the exported vectors: the leading principal directions, and the popularity; "
+        "0: all.",
+        low=0,
+    )
+    align_to: str = option(
+        "",
+        "Folder of an earlier export: vectors are rotated onto it by the items that both hold "
+        "(orthogonal Procrustes), which changes no inner product among them.",
+    )
+    keep_layers: bool = option(
+        False,
+        "Keep WORKDIR/layers, from which a later update recomputes only what is affected.",
     )
 
 
@@ -268,11 +303,16 @@ class Config:
     train: TrainConfig = TrainConfig()
     embed: EmbedConfig = EmbedConfig()
     evaluate: EvalConfig = EvalConfig()
+    search: SearchConfig = SearchConfig()
     split_tool: SplitToolConfig = SplitToolConfig()
     recommend: RecommendConfig = RecommendConfig()
     ablate: AblateConfig = AblateConfig()
     new: NewItemsConfig = NewItemsConfig()
     store: StoreConfig = StoreConfig()
+    serve: ServeConfig = ServeConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    prune: PruneConfig = PruneConfig()
+    hosts: HostsConfig = HostsConfig()
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""
@@ -283,10 +323,25 @@ class Config:
             raise UserError("--workdir is required: the folder that everything is written to.")
         if self.new.new_items and self.mode != "embed":
             raise UserError(f"--new_items={self.new.new_items} needs --mode=embed.")
+        if self.hosts.num_processes > 1 and self.mode not in ("pipeline", "train"):
+            raise UserError(
+                f"--num_processes={self.hosts.num_processes} needs --mode=pipeline or train; "
+                f"run --mode={self.mode} in one process."
+            )
         if self.sampling.resample and self.store.neighbourhood_store in ("memory", "disk"):
             raise UserError(
                 f"--neighbourhood_store={self.store.neighbourhood_store} keeps one set of lists "
                 "but --resample draws new ones every epoch; drop one of the two."
             )
+        least, dim = 1 + int(self.model.popularity), self.embed.export_dim
+        if dim and not least <= dim <= self.model.output_dim:
+            raise UserError(
+                f"--export_dim={dim} must be at least {least} and at most "
+                f"--output_dim={self.model.output_dim}."
+            )
+        if self.cluster.engine == "spark" and self.new.new_items:
+            raise UserError("--new_items are embedded on this machine; drop --engine=spark.")
+        if self.mode == "graph_tables" and not self.data.edges:
+            raise UserError("--edges is required: a Parquet file or folder.")
         if self.mode in ("pipeline", "prepare") and not (self.world.world or self.data.edges):
             raise UserError("--edges is required (or --world for the embedded example).")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -42,6 +43,20 @@ def restore() -> None:
 def stop_requested() -> bool:
     """Whether a signal has asked the run to stop."""
     return _received is not None
+
+
+def stop_everywhere(agree: Callable[[int], list[int]]) -> bool:
+    """Whether a signal has asked any process of the run to stop; then it has asked all.
+
+    Args:
+      agree: gives the values of all processes for that of this one (hosts.exchange).
+    """
+    global _received
+    number = max(agree(_received or 0))
+    if number:
+        _received = number
+    # Not stop_requested(): a signal may have come here since, of which the others know nothing.
+    return number > 0
 
 
 def raise_if_stopped() -> None:

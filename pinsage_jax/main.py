@@ -3,19 +3,22 @@
   python -m pinsage_jax.main --flagfile=experiments/pinterest_like.flags
 
 Exit codes: 0 done, 1 a bug of ours (with its traceback), 2 something to correct
-(one sentence on stderr), 130 or 143 stopped by SIGINT or SIGTERM.
+(one sentence on stderr), 130 or 143 stopped by SIGINT or SIGTERM.  Of several processes
+that are one run (--num_processes) all end with the same code.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import sys
 
 from absl import flags, logging
 
-from pinsage_jax import cli, interrupts, logs, workdir
+from pinsage_jax import cli, hosts, interrupts, logs, workdir
 from pinsage_jax.config import Config
-from pinsage_jax.errors import UserError
+from pinsage_jax.errors import UserError, on_one_line
 
 
 def main(argv: list[str]) -> int:
@@ -34,10 +37,13 @@ def main(argv: list[str]) -> int:
         logs.set_up(flag_values.verbosity)
         for name in overruled:
             logging.warning("--%s before --flagfile has no effect; put it after.", name)
-        with workdir.locked(config.workdir):
-            return _run_stage(config)
+        held = (
+            contextlib.nullcontext() if config.hosts.process_id else workdir.locked(config.workdir)
+        )
+        with held, hosts.joined(config.hosts, dataclasses.asdict(config)) as together:
+            return _run_stage(config, together)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -47,22 +53,21 @@ def main(argv: list[str]) -> int:
         return 141
 
 
-def _run_stage(config: Config) -> int:
+def _run_stage(config: Config, together: hosts.Together) -> int:
     interrupts.install()
     try:
         # JAX takes seconds to load: only now, so that wrong flags are told at once.
         from pinsage_jax import files, stages
 
-        files.remove_leftovers(config.workdir)
-        interrupts.raise_if_stopped()
-        getattr(stages, config.mode)(config)
-    except interrupts.Stopped:
-        pass
+        if hosts.is_writer():
+            files.remove_leftovers(config.workdir)
+        with contextlib.suppress(interrupts.Stopped):
+            interrupts.raise_if_stopped()
+            getattr(stages, config.mode)(config)
+        sys.stdout.flush()
+        return together.leave(interrupts.exit_code())
     finally:
-        code = interrupts.exit_code()
         interrupts.restore()
-    sys.stdout.flush()
-    return code
 
 
 def run() -> None:

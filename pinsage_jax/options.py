@@ -15,10 +15,22 @@ def option(
     choices: tuple[str, ...] | None = None,
     low: float | None = None,
     high: float | None = None,
+    environment: str = "",
 ) -> Any:
-    """A dataclass field that carries its help text and its allowed values."""
+    """A dataclass field that carries its help text and its allowed values.
+
+    Args:
+      environment: variable that holds the value where the flag is not given.
+    """
     return dataclasses.field(
-        default=default, metadata={"help": help, "choices": choices, "low": low, "high": high}
+        default=default,
+        metadata={
+            "help": help,
+            "choices": choices,
+            "low": low,
+            "high": high,
+            "environment": environment,
+        },
     )
 
 

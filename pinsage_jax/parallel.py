@@ -1,4 +1,4 @@
-"""One step on one or several devices; the only file that spells pmap or sharding.
+"""One step on the devices of one or several hosts; the only file that spells pmap or sharding.
 
 A step is written once, for one device, and told the name of the axis over which
 its siblings run (None when it has none):
@@ -26,6 +26,11 @@ What a step must do for the same numbers on any number of devices:
   pmap does not check that (`out_axes=None` hands out the first device's copy
   and keeps the others); ``assert_is_replicated`` does.
 
+Several hosts: every process runs the same program on its own devices.  A batch has the
+rows of those alone, [local, ...]; the axis spans the devices of all processes, in order
+of process, so psum and all_gather do too.  A state is whole on every device of every
+process, and each process sees it as an array of its own.
+
 Why the state is placed by ``replicate`` before the first step: pmap is jit of
 shard_map now, and the type of an argument includes the mesh it lives on.  A
 state from the host, or on a mesh with another axis name, is traced once, and the
@@ -45,11 +50,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from pinsage_jax import hosts, lines
 from pinsage_jax.errors import UserError
 
 AXIS_NAME = "devices"
 
 Step = Callable[..., tuple[Any, Any]]
+
+_JAX_HEARTBEAT_SECONDS = 3600
 
 # glibc's mallopt: names of malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
@@ -78,6 +86,34 @@ def keep_freed_memory() -> bool:
         (_TOP_PAD, 2**26),
     )
     return all([mallopt(name, value) for name, value in wanted])
+
+
+def connect() -> None:
+    """Makes one system of the devices of all processes (hosts.py); before any other use of JAX.
+
+    Whoever dies is found out by our own lines; JAX's heartbeat is a last resort.
+    """
+    together = hosts.current()
+    if together.count == 1 or jax.distributed.is_initialized():
+        return
+    keep_freed_memory()
+    host, port = together.service
+    bind = f"{_bracketed(host)}:{port}"
+    if together.index:
+        host, port = "127.0.0.1", lines.relay(host, port)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        f"{_bracketed(host)}:{port}",
+        together.count,
+        together.index,
+        coordinator_bind_address=bind,
+        cluster_detection_method="deactivate",
+        heartbeat_timeout_seconds=_JAX_HEARTBEAT_SECONDS,
+    )
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def table_limit(devices: Sequence[jax.Device]) -> int:
@@ -148,8 +184,9 @@ def compile_step(
 
     Args:
       step: pure; returns (state, metrics), both equal on all devices.
-      num_devices: 1 compiles with jit and axis_name None; more with pmap over
-        ``make_devices(num_devices)`` and axis_name ``AXIS_NAME``.
+      num_devices: of this process.  A single one in a single process compiles with
+        jit and axis_name None; more with pmap over as many of every process, and
+        axis_name ``AXIS_NAME``.
       donate: the old state's memory is reused for the new one, so the state
         passed in must not be used again.
       constants: how many more arguments it takes, each a pytree from ``replicate``
@@ -163,7 +200,7 @@ def compile_step(
       It raises ValueError for a batch without the device axis.
     """
     donated = (0,) if donate else ()
-    if num_devices == 1:
+    if num_devices == jax.process_count() == 1:
 
         @functools.wraps(step)
         def without_axis(state, batch, *constant):
@@ -177,7 +214,7 @@ def compile_step(
             axis_name=AXIS_NAME,
             in_axes=(None, 0, *(None,) * constants),
             out_axes=(None, None),
-            devices=make_devices(num_devices),
+            devices=_everywhere(num_devices),
             donate_argnums=donated,
         )
 
@@ -223,8 +260,15 @@ def assert_is_replicated(tree: Any) -> None:
                 raise AssertionError(f"{name} on device {number} differs from device 0")
 
 
+def _everywhere(count: int) -> list[jax.Device]:
+    """The first `count` devices of every process, in order of process."""
+    make_devices(count)
+    processes = range(jax.process_count())
+    return [device for p in processes for device in jax.local_devices(process_index=p)[:count]]
+
+
 def _sharding(devices: Sequence[jax.Device], spec: PartitionSpec) -> Sharding:
-    if len(devices) == 1:
+    if len(devices) == jax.process_count() == 1:
         return SingleDeviceSharding(devices[0])
     return NamedSharding(Mesh(np.array(devices), (AXIS_NAME,)), spec)
 

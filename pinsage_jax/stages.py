@@ -8,13 +8,16 @@ skipped by `pipeline`.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from absl import logging
+from threadpoolctl import threadpool_limits
 
-from pinsage_jax import ablation, files
+from pinsage_jax import ablation, files, hosts
 from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.cluster.graph_tables import write_graph_tables
 from pinsage_jax.config import Config
 from pinsage_jax.embedding_stage import (
     embed,
@@ -22,6 +25,7 @@ from pinsage_jax.embedding_stage import (
     embeddings_are_current,
     fixed_offset,
     identity_of,
+    open_new_items,
     split_of,
 )
 from pinsage_jax.errors import UserError
@@ -32,41 +36,58 @@ from pinsage_jax.graph.prepare import prepare as prepare_tables
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.inference import export
 from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of
-from pinsage_jax.interrupts import raise_if_stopped, stop_requested
-from pinsage_jax.parallel import make_devices
+from pinsage_jax.interrupts import raise_if_stopped, stop_everywhere
+from pinsage_jax.parallel import connect, make_devices
 from pinsage_jax.reporting import figures
+from pinsage_jax.reporting.explorer import write_explorer
 from pinsage_jax.reporting.report import write_report
+from pinsage_jax.reporting.sources import exported_source
 from pinsage_jax.retrieval import calibration
 from pinsage_jax.retrieval import evaluate as evaluation
 from pinsage_jax.retrieval import neighbours as related
 from pinsage_jax.retrieval import recommend as recommending
 from pinsage_jax.retrieval.embeddings_io import load_embeddings
 from pinsage_jax.retrieval.evaluation_table import evaluation_tables
+from pinsage_jax.retrieval.index_table import build_indexes, open_search
 from pinsage_jax.retrieval.recommend_choice import Validation, validation_users
 from pinsage_jax.sampling.pairs import PairSource, hard_band
+from pinsage_jax.serving import server
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Outcome
 
 
 def prepare(config: Config) -> Prepared:
-    """Input tables to the graph, features and pairs in WORKDIR/prepared."""
-    return prepare_tables(config)
+    """Input tables to the graph, features and pairs in WORKDIR/prepared.
+
+    Of several processes only the writer reads the tables.
+    """
+    if hosts.is_writer():
+        prepare_tables(config)
+    hosts.exchange(None)
+    return open_prepared(config.workdir)
 
 
-def train(config: Config) -> Outcome:
-    """Trains the network, or continues, into WORKDIR/checkpoints."""
+def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outcome:
+    """Trains the network, or continues, into WORKDIR/checkpoints.
+
+    `should_stop` is asked after every step; without one a signal stops it.
+    """
     prepared = open_prepared(config.workdir)
-    if loop.is_finished(config, identity_of(prepared)):
+    identity = identity_of(prepared)
+    if hosts.from_writer(lambda: loop.is_finished(config, identity)):
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
         return Outcome(0, 0, {}, interrupted=False)
+    connect()
     split = split_of(config, prepared)
-    encoder = Encoder.over(
-        config, prepared, split.train_graph, structure_bases(config, prepared, split)
-    )
-    identity = identity_of(prepared)
+    bases = hosts.after_writer(lambda: structure_bases(config, prepared, split))
+    encoder = Encoder.over(config, prepared, split.train_graph, bases)
     if not config.sampling.resample:
-        encoder.lists.source.keep_all()
+        source = encoder.lists.source
+        if source.store == "disk":
+            hosts.after_writer(source.keep_all)
+        else:
+            source.keep_all()
     pairs = PairSource(
         split.train_graph,
         config.seed,
@@ -79,12 +100,19 @@ def train(config: Config) -> Outcome:
             "hard negatives come from ranks %d to %d",
             *hard_band(config.sampling, prepared.graph.num_items),
         )
-    devices = len(make_devices(config.train.devices))
+    own = len(make_devices(config.train.devices))
+    counts = hosts.exchange(own)
+    if len({*counts}) > 1:
+        raise UserError(
+            f"The processes have {counts} devices; set --devices to have as many in each."
+        )
+    devices = sum(counts)
     if config.train.batch_size % devices:
         raise UserError(
             f"--batch_size={config.train.batch_size} is not a multiple of the {devices} devices; "
             "change it or set --devices."
         )
+    first = own * hosts.current().index
     builder = MinibatchBuilder(
         encoder.lists,
         encoder.inputs,
@@ -97,13 +125,27 @@ def train(config: Config) -> Outcome:
         hard_slots=hard_slots(config.train),
         negative_pool=np.arange(prepared.graph.num_items, dtype=np.int32),
         table_on_device=loop.keeps_table(config.train, encoder.inputs),
+        own_devices=range(first, first + own),
     )
 
-    validate = _validator(config, prepared, encoder, split)
-    outcome = loop.train(config, builder, pairs, encoder.inputs, identity, validate, stop_requested)
+    validate = _validator(config, prepared, encoder, split) if hosts.is_writer() else None
+    outcome = loop.train(
+        config,
+        builder,
+        pairs,
+        encoder.inputs,
+        identity,
+        validate,
+        should_stop or stop_requested,
+    )
     if not outcome.interrupted:
         logging.info("trained %d steps; best validation: %s", outcome.step, outcome.best)
     return outcome
+
+
+def stop_requested() -> bool:
+    """Whether a signal has asked this run, in whichever of its processes, to stop."""
+    return stop_everywhere(hosts.exchange)
 
 
 def _validator(
@@ -154,10 +196,17 @@ def neighbors(config: Config) -> None:
     """Prints the neighbours of --query, or writes related_items.parquet for all."""
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
+    search = open_search(config, vectors, threads_of(config))
     if config.evaluate.query:
-        related.print_neighbours(config, prepared, vectors)
+        related.print_neighbours(config, prepared, vectors, search)
     else:
-        related.write_related(config, prepared, vectors)
+        related.write_related(config, prepared, vectors, search)
+
+
+def index(config: Config) -> dict[str, Any]:
+    """Builds and measures approximate indexes of the embeddings: WORKDIR/index."""
+    vectors = load_embeddings(config.workdir, open_prepared(config.workdir))
+    return build_indexes(config, vectors, threads_of(config))
 
 
 def recommend(config: Config) -> dict[str, Any] | None:
@@ -170,11 +219,18 @@ def recommend(config: Config) -> dict[str, Any] | None:
         if len(held.collections) == 0:
             return None
         logging.info("recommend: embedding without the withheld collections, to choose settings")
-        clean, _, _ = embed_over(config, prepared, held.train_graph, held)
+        clean, _ = embed_over(config, prepared, held.train_graph, held)
         items = clean[: prepared.graph.num_items]
         return validation_users(prepared.graph, held, items, config.seed)
 
-    return recommending.recommend(config, prepared, vectors, threads_of(config), validation)
+    threads = threads_of(config)
+    search = open_search(config, vectors, threads)
+    return recommending.recommend(config, prepared, vectors, threads, validation, search)
+
+
+def graph_tables(config: Config) -> dict[str, Any]:
+    """Clean, pruned, numbered edges and neighbour lists by Spark: WORKDIR/graph_tables."""
+    return write_graph_tables(config)
 
 
 def split(config: Config) -> dict[str, Any]:
@@ -192,17 +248,42 @@ def ablate(config: Config) -> dict[str, Any]:
     def embeddings(variant: Config, graph: Graph) -> tuple[np.ndarray, dict[str, Any]]:
         train(variant)
         raise_if_stopped()
-        vectors, step, offset = embed_over(variant, prepared, graph, held)
+        vectors, trained = embed_over(variant, prepared, graph, held)
         items = vectors[: prepared.graph.num_items]
-        return items, {"checkpoint_step": step, "cold_offset": offset}
+        return items, {"checkpoint_step": trained.step, "cold_offset": trained.offset}
 
     return ablation.ablate(config, prepared, held, embeddings)
 
 
 def report(config: Config) -> pathlib.Path:
-    """The run on one page: WORKDIR/report.html."""
+    """The run on one page, WORKDIR/report.html, and its catalogue, WORKDIR/explorer.html."""
     prepared = open_prepared(config.workdir)
-    return write_report(config, prepared, load_embeddings(config.workdir, prepared))
+    vectors = load_embeddings(config.workdir, prepared)
+    path = write_report(config, prepared, vectors)
+    write_explorer(config, prepared, vectors)
+    return path
+
+
+def serve(config: Config) -> None:
+    """Neighbours over HTTP, and the explorer, until a signal stops it."""
+    server.require()
+    # The framework takes a while to load, and is an extra.
+    from pinsage_jax.serving.app import make_app
+    from pinsage_jax.serving.service import Service
+
+    prepared = open_prepared(config.workdir)
+    vectors = load_embeddings(config.workdir, prepared)
+    index = open_search(config, vectors, threads=1)
+    # A taken port is told before the model is loaded.
+    listener = server.bound(config.serve.serve_host, config.serve.serve_port)
+    source = exported_source(config, prepared.graph.num_items)
+    new_items = open_new_items(source.config, prepared) if source.trained else None
+    if new_items is not None:
+        new_items.warm_up()
+    service = Service(source, prepared, vectors, index, new_items)
+    # Requests run beside each other; products of several threads each would be in their way.
+    with threadpool_limits(1, "blas"):
+        server.run(make_app(service, threads_of(config)), listener, stop_requested)
 
 
 def pipeline(config: Config) -> dict[str, Any]:
@@ -210,7 +291,7 @@ def pipeline(config: Config) -> dict[str, Any]:
     prepare(config)
     raise_if_stopped()
     outcome = train(config)
-    if outcome.interrupted:
+    if outcome.interrupted or not hosts.is_writer():
         return {}
     raise_if_stopped()
     if embeddings_are_current(config):

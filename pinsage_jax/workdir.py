@@ -1,7 +1,8 @@
 """The folder of a run: made, checked and locked, so that two runs never share one.
 
 The lock is WORKDIR/.lock, held with flock and holding the process id.  The system
-lets go of it when the process ends in whatever way, so it is never stale.
+lets go of it when the process ends in whatever way, so it is never stale.  Where several
+processes are one run (hosts.py), process 0 holds it for all of them.
 """
 
 from __future__ import annotations
@@ -53,6 +54,25 @@ def locked(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             os.ftruncate(handle, 0)
     finally:
         os.close(handle)
+
+
+def refuse_unshared(path: str | os.PathLike, holder: int) -> None:
+    """Refuses a folder that the process `holder`, on this host or another, does not hold.
+
+    For the other processes of a run, which the lock of process 0 lets in.
+
+    Raises:
+      UserError: it is another folder, say one of this host's own.
+    """
+    try:
+        found = (pathlib.Path(path) / LOCK).read_text(encoding="utf-8").strip()
+    except OSError:
+        found = ""
+    if found != str(holder):
+        raise UserError(
+            f"--workdir={path} is not the folder that process 0 holds; "
+            "all processes of a run need one that their hosts share."
+        )
 
 
 def _lock(handle: int, path: str | os.PathLike) -> None:

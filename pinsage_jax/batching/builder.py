@@ -36,7 +36,10 @@ _STRIP_STREAM = 0x7374726970
 class MinibatchBuilder:
     """Makes the minibatch of any step, cut into one part per device.
 
+    Where several processes are one run, each makes the parts of its own devices only.
+
     Attributes:
+      num_devices: parts that a step is cut into, over all processes.
       budgets: rows of every frontier; measured on trial batches when not given.
     """
 
@@ -55,10 +58,12 @@ class MinibatchBuilder:
         negative_pool: np.ndarray,
         budgets: Budgets | None = None,
         table_on_device: bool = False,
+        own_devices: range | None = None,
     ):
         """Prepares a builder.
 
         Args:
+          own_devices: the parts to make; all of them when not given.
           hard_in_epoch: hard negatives per query in an epoch (from 0).
           hard_slots: H, the most that hard_in_epoch ever gives.
           negative_pool: int32 [P] items that random negatives are drawn from.
@@ -78,7 +83,8 @@ class MinibatchBuilder:
         self._train = train
         self._model = model
         self._seed = seed
-        self._devices = num_devices
+        self.num_devices = num_devices
+        self._own_devices = own_devices or range(num_devices)
         self._hard_in_epoch = hard_in_epoch
         self._hard_slots = hard_slots
         self._pool = negative_pool
@@ -101,13 +107,17 @@ class MinibatchBuilder:
     def _log_chances(self, target_chance: np.ndarray) -> np.ndarray:
         """float32 [num_items] log of the expected share of each item among candidates.
 
-        Candidates of a softmax are the targets of the batch, drawn by popularity,
-        and uniform random negatives; an item can come from either.
+        Candidates of a softmax are the targets of the batch (or of its part on one
+        device), drawn by popularity, and uniform random negatives; an item can come
+        from either.
         """
         train = self._train
+        together = train.batch_size
+        if not train.gather_in_batch:
+            together //= self.num_devices
         uniform = np.zeros_like(target_chance)
         uniform[self._pool] = 1.0 / len(self._pool)
-        in_batch = train.batch_size if train.in_batch else 0
+        in_batch = together if train.in_batch else 0
         share = in_batch * target_chance + train.random_negatives * uniform
         # An item that can be no candidate keeps a finite entry, for hard negatives.
         share = np.maximum(share / (in_batch + train.random_negatives), 1e-12)
@@ -118,14 +128,14 @@ class MinibatchBuilder:
         train, layers = self._train, self._model.num_layers
         size = self._lists.width
         limits = [
-            train.batch_size // self._devices * (2 + self._hard_slots) + train.random_negatives
+            train.batch_size // self.num_devices * (2 + self._hard_slots) + train.random_negatives
         ]
         for _ in range(layers):
             limits.append(min(limits[0] + self._source.num_nodes, limits[-1] * (size + 1)))
         late = self._pairs.per_epoch * max(train.hard_max + 1, 1) // train.batch_size + 1
         most = np.zeros(layers + 1, np.int64)
         for step in (0, 1, late, late + 1):
-            for device in range(self._devices):
+            for device in range(self.num_devices):
                 with self._frontier(tuple(limits), padded=False) as frontier:
                     _, info = self._part(step, device, self._common(step), frontier)
                 most = np.maximum(most, info.used)
@@ -141,12 +151,12 @@ class MinibatchBuilder:
         """The minibatch of `step`.
 
         Returns:
-          (Minibatch, BatchInfo).  Every array has a leading device axis; the shared
-          random negatives are the same on each device.
+          (Minibatch, BatchInfo), both of the own devices.  Every array has a leading
+          device axis; the shared random negatives are the same on each device.
         """
         common = self._common(step)
         made = []
-        for device in range(self._devices):
+        for device in self._own_devices:
             with self._frontier(self.budgets.rows) as frontier:
                 made.append(self._part(step, device, common, frontier))
         parts, infos = zip(*made)
@@ -157,7 +167,7 @@ class MinibatchBuilder:
             float(np.mean([info.hard_per_query for info in infos])),
             float(np.mean([info.stripped for info in infos])),
         )
-        if self._devices == 1:
+        if len(parts) == 1:
             return Minibatch(*(array[None] for array in parts[0])), info
         return Minibatch(*(np.stack(arrays) for arrays in zip(*parts))), info
 
@@ -203,7 +213,7 @@ class MinibatchBuilder:
     ) -> tuple[Minibatch, BatchInfo]:
         """One device's share of a step."""
         epoch, negatives = common
-        each = self._train.batch_size // self._devices
+        each = self._train.batch_size // self.num_devices
         first = step * self._train.batch_size + device * each
         pairs = self._pairs.batch(first, each)
         hard = self._hard(pairs, epoch, first)
@@ -260,7 +270,7 @@ class MinibatchBuilder:
             whole = self._inputs.gather(nodes, rows[-1], hidden=hidden, edgeless=stripped)
             return whole, np.zeros((0, 0), np.float32), np.zeros(0, np.bool_)
         # Pairs come first and nothing else hides anything.
-        first = min(2 * self._train.batch_size // self._devices, rows[0])
+        first = min(2 * self._train.batch_size // self.num_devices, rows[0])
         return self._inputs.gather_own(
             nodes, rows[-1], hidden=hidden, edgeless=stripped, first=first
         )

@@ -24,7 +24,7 @@ from pinsage_jax.errors import UserError
 from pinsage_jax.graph import build_kernels as kernels
 
 _MANIFEST = "manifest.json"
-_FORMAT = 1
+_FORMAT = 2
 _MAX_NODES = 2**31 - 1
 
 
@@ -128,7 +128,7 @@ class Graph:
             else:
                 files.write_array(path, array)
             names.append(path.name)
-        files.write_json(
+        files.write_sealed(
             folder / _MANIFEST,
             {
                 "format": _FORMAT,
@@ -142,24 +142,19 @@ class Graph:
         )
 
     @classmethod
-    def load(cls, folder: str | pathlib.Path, verify: bool = False) -> Graph:
-        """Opens a saved graph, memory-mapped.
-
-        Args:
-          verify: also compare every file with its checksum (reads all of it).
+    def load(cls, folder: str | pathlib.Path) -> Graph:
+        """Opens a saved graph, memory-mapped, every file compared with its checksum.
 
         Raises:
           UserError: a file is missing, damaged or does not fit the manifest.
         """
         folder = pathlib.Path(folder)
-        manifest = files.read_json(folder / _MANIFEST)
-        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        manifest = files.read_sealed(folder / _MANIFEST)
+        if manifest.get("format") != _FORMAT:
             raise UserError(
                 f"{folder / _MANIFEST} has another format than this program reads; "
                 "delete the folder and run --mode=prepare again."
             )
-        if verify:
-            files.verify_checksums(folder, manifest["checksums"])
         names = ["indptr", "indices"] + (["weights"] if manifest["weighted"] else [])
         arrays = {name: files.read_array(folder / f"{name}.npy") for name in names}
         nodes = manifest["num_items"] + manifest["num_collections"]
@@ -171,6 +166,7 @@ class Graph:
                     f"{folder / name}.npy is {array.dtype} {list(array.shape)} but its manifest "
                     f"says {dtype} [{wanted}]; delete {folder} and run --mode=prepare again."
                 )
+        files.verify_checksums(folder, manifest["checksums"])
         return cls(
             indptr=arrays["indptr"],
             indices=arrays["indices"],
@@ -287,7 +283,7 @@ class _Space:
         if self._folder is None:
             return np.empty(length, dtype)
         path = self._folder / f"{name}.npy"
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(length,))
+        return files.new_array(path, dtype, (length,))
 
     def edge_arrays(
         self, name: str, length: int, optional: dict[str, np.ndarray]

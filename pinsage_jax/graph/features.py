@@ -232,8 +232,8 @@ def write_features(
         files.write_array(folder / FEATURES_FILE, np.zeros(shape, dtype))
         logging.info("The items have no features: only the graph will be used.")
     else:
-        # The pages of a new mapped file are zero, so items without a row need no writing.
-        matrix = np.lib.format.open_memmap(folder / FEATURES_FILE, "w+", dtype, shape)
+        # A new file is all zeros, so items without a row need no writing.
+        matrix = files.new_array(folder / FEATURES_FILE, dtype, shape)
         done = 0
         with Progress(num_rows, "row", "writing features") as progress:
             for batch in iter_batches(

@@ -23,8 +23,8 @@ _CURVES = (
     ("loss", "Training loss", "mean since the point before", "loss", False),
     ("validation", "Validation hit-rate", "share of pairs whose target ranks K or better",
      _HIT_RATES, False),
-    ("rate", "Learning rate", "", "learning_rate", False),
-    ("hard", "Hard negatives per query", "", "hard_per_query", False),
+    ("rate", "Learning rate", "of the step logged", "learning_rate", False),
+    ("hard", "Hard negatives per query", "mean since the point before", "hard_per_query", False),
     ("wait", "Device wait", "share of the time that it waits for batches", "wait_share", True),
 )  # fmt: skip
 

@@ -20,7 +20,9 @@ from pinsage_jax.errors import UserError
 from pinsage_jax.graph.ids import IdTable
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.progress import Progress
+from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.evaluation_table import aligned
+from pinsage_jax.retrieval.filters import Filters
 from pinsage_jax.retrieval.topk import top_k
 
 RELATED_FILE = "related_items.parquet"
@@ -40,11 +42,41 @@ RELATED_SCHEMA = pa.schema(
 )
 
 
-def print_neighbours(config: Config, prepared: Prepared, embeddings: np.ndarray) -> None:
+def _nearest(
+    config: Config,
+    prepared: Prepared,
+    embeddings: np.ndarray,
+    search: AnnSearch | None,
+    rows: np.ndarray,
+    filters: Filters,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is listed for the items `rows`: ids int32 [Q, k] and scores float32 [Q, k]."""
+
+    def fetch(queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        own = rows[queries]
+        if search is not None:
+            return search.top_k(embeddings[own], depth, own)
+        return top_k(embeddings[own], embeddings, depth, own)
+
+    def seen_of(query: int) -> np.ndarray:
+        return filters.neighbours_seen(int(rows[query]))
+
+    return filters.best(fetch, len(rows), config.evaluate.k, seen_of)
+
+
+def _filters(config: Config, prepared: Prepared, embeddings: np.ndarray) -> Filters:
+    seen = config.search.exclude_seen == "on"
+    return Filters(config.search, prepared.graph, embeddings, seen)
+
+
+def print_neighbours(
+    config: Config, prepared: Prepared, embeddings: np.ndarray, search: AnnSearch | None = None
+) -> None:
     """Prints the --k nearest items of each id of --query: id, score, title if any.
 
     Args:
       embeddings: float32 [N, Z].
+      search: an index of them; None searches exactly.
 
     Raises:
       UserError: an id is unknown (close ones are named).
@@ -56,7 +88,8 @@ def print_neighbours(config: Config, prepared: Prepared, embeddings: np.ndarray)
     for name, row in zip(wanted, rows):
         if row < 0:
             raise UserError(f"--query: there is no item {name}.{_suggestion(name, prepared)}")
-    ids, scores = top_k(embeddings[rows], embeddings, config.evaluate.k, rows)
+    filters = _filters(config, prepared, embeddings)
+    ids, scores = _nearest(config, prepared, embeddings, search, rows, filters)
     for place, row in enumerate(rows):
         found = ids[place] >= 0
         described = _described(prepared, ids[place, found])
@@ -72,7 +105,9 @@ def print_neighbours(config: Config, prepared: Prepared, embeddings: np.ndarray)
         print("\n".join([heading, *lines, ""]))
 
 
-def write_related(config: Config, prepared: Prepared, embeddings: np.ndarray) -> pathlib.Path:
+def write_related(
+    config: Config, prepared: Prepared, embeddings: np.ndarray, search: AnnSearch | None = None
+) -> pathlib.Path:
     """Writes the --k nearest items of every item, in blocks.
 
     WORKDIR/related_items.parquet: item_id, rank int32 from 1, neighbor_id, score
@@ -80,6 +115,7 @@ def write_related(config: Config, prepared: Prepared, embeddings: np.ndarray) ->
 
     Args:
       embeddings: float32 [N, Z].
+      search: an index of them; None searches exactly.
 
     Returns:
       The path of the file.
@@ -87,6 +123,7 @@ def write_related(config: Config, prepared: Prepared, embeddings: np.ndarray) ->
     path = pathlib.Path(config.workdir) / RELATED_FILE
     count, k = len(embeddings), config.evaluate.k
     block = int(np.clip(_ROWS_AT_ONCE // k, 1, _QUERIES_AT_ONCE))
+    filters = _filters(config, prepared, embeddings)
     with (
         files.atomic_file(path) as temporary,
         pq.ParquetWriter(temporary, RELATED_SCHEMA) as writer,
@@ -94,7 +131,7 @@ def write_related(config: Config, prepared: Prepared, embeddings: np.ndarray) ->
     ):
         for start in range(0, count, block):
             rows = np.arange(start, min(start + block, count))
-            ids, scores = top_k(embeddings[rows], embeddings, k, rows)
+            ids, scores = _nearest(config, prepared, embeddings, search, rows, filters)
             place, rank = np.nonzero(ids >= 0)
             columns = [
                 prepared.item_ids.names(rows[place]),

@@ -88,14 +88,14 @@ class Tile:
 
     Attributes:
       indptr int64 [U+1], rows int32, weights float32: the rows of each user.
-      block: from a slice of columns to similarities float32 [R, C] and the scales of
-        the columns float32 [B, C], one for each variant of the score.
+      block: from columns, a slice or an array, to similarities float32 [R, C] and the
+        scales of the columns float32 [B, C], one for each variant of the score.
     """
 
     indptr: np.ndarray
     rows: np.ndarray
     weights: np.ndarray
-    block: Callable[[slice], tuple[np.ndarray, np.ndarray]]
+    block: Callable[[slice | np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Scorer(Protocol):

@@ -23,8 +23,8 @@ import numpy as np
 from numba import njit
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+MIX_2 = np.uint64(0x94D049BB133111EB)
 _LOW_32 = np.uint64(0xFFFFFFFF)
 U1 = np.uint64(1)
 _U16 = np.uint64(16)
@@ -32,7 +32,7 @@ _U27 = np.uint64(27)
 _U30 = np.uint64(30)
 _U31 = np.uint64(31)
 U32 = np.uint64(32)
-_TIE_STREAM = np.uint64(0x7469655F62726561)
+TIE_STREAM = np.uint64(0x7469655F62726561)
 _STAYS, _STUCK = -2, -1
 _FEW = 32  # so many nodes are sorted by insertion alone
 
@@ -41,8 +41,8 @@ _FEW = 32  # so many nodes are sorted by insertion alone
 def mix(value):
     """The splitmix64 finaliser: a bijection of uint64 whose bits look random."""
     value = np.uint64(value)
-    value = (value ^ (value >> _U30)) * _MIX_1
-    value = (value ^ (value >> _U27)) * _MIX_2
+    value = (value ^ (value >> _U30)) * MIX_1
+    value = (value ^ (value >> _U27)) * MIX_2
     return value ^ (value >> _U31)
 
 
@@ -313,7 +313,7 @@ def _select_top(nodes, visits, used, keys, lists, ranks, top):
     rank, order = ranks[0], ranks[1]
     found, ids = lists[4], lists[5]
     for row in range(used.shape[0]):
-        tie_key = keys[row] ^ _TIE_STREAM
+        tie_key = keys[row] ^ TIE_STREAM
         number = used[row]
         for index in range(number):
             node = nodes[row, index + 1]

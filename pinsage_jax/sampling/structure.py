@@ -23,11 +23,13 @@ import functools
 import pathlib
 
 import numpy as np
+from absl import logging
 from numba import njit
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
 from pinsage_jax import files
+from pinsage_jax.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling.neighbourhoods import run_blocks
 
@@ -69,16 +71,18 @@ def saved_bases(
     folder = pathlib.Path(workdir) / FOLDER
     manifest = folder / "manifest.json"
     if manifest.exists():
-        saved = files.read_json(manifest)
-        path = folder / "bases.npy"
-        intact = path.exists() and files.checksum(path) == saved["files"]["bases.npy"]
-        if saved["fingerprint"] == fingerprint and intact:
-            return files.read_array(path)
+        try:
+            saved = files.read_sealed(manifest)
+            if saved["fingerprint"] == fingerprint:
+                files.verify_checksums(folder, saved["files"])
+                return files.read_array(folder / "bases.npy")
+        except UserError as error:
+            logging.warning("%s; computing it again.", str(error).split(";")[0])
     bases = item_bases(graph, dim, seed)
     with files.atomic_folder(folder) as temporary:
         files.write_array(temporary / "bases.npy", bases)
         sums = files.checksums(temporary, ["bases.npy"])
-        files.write_json(temporary / "manifest.json", {"fingerprint": fingerprint, "files": sums})
+        files.write_sealed(temporary / "manifest.json", {"fingerprint": fingerprint, "files": sums})
     return bases
 
 

@@ -277,11 +277,15 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
-                    create=not self._read_only,
+                    create=False,
                     read_only=self._read_only,
                     enable_async_checkpointing=False,
                     # Orbax would delete old ones before the new one has its seal.
                     max_to_keep=None,
+                    # Each process on its own: the caller says which one writes, and when.
+                    multiprocessing_options=ocp.options.MultiprocessingOptions(
+                        primary_host=jax.process_index(), active_processes={jax.process_index()}
+                    ),
                 ),
                 item_names=("state", "meta"),
             )

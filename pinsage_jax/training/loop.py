@@ -4,6 +4,9 @@ One pass is `for step, batch in queue: state, metrics = step(state, batch)`; wha
 happens around it (logging, validation, checkpoints) are functions called at steps
 that a resumed run reaches too.  The loop blocks on the device only when it logs.
 
+Of several processes (hosts.py) each runs this loop on its part of every batch; process 0
+alone validates and writes, and the others wait for it.
+
 Validation embeds the whole catalogue, which is the business of a later stage, so
 the caller passes a function that does it.
 """
@@ -21,6 +24,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from pinsage_jax import hosts
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
@@ -32,6 +36,7 @@ from pinsage_jax.progress import Progress
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.device_clock import DeviceClock
+from pinsage_jax.training.divergence import keep_batch
 from pinsage_jax.training.log import MetricsLog, Window
 from pinsage_jax.training.state import initial_state, learning_rate, make_optimiser
 from pinsage_jax.training.steps import make_train_step
@@ -191,7 +196,7 @@ def train(
     pairs: PairSource,
     inputs: NodeInputs,
     identity: dict[str, Any],
-    validate: Validate,
+    validate: Validate | None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Trains, or continues, the run of config.workdir.
@@ -200,8 +205,10 @@ def train(
       builder: makes the minibatch of any step.
       identity: what the data is (counts, id digest, width of the input); a
         checkpoint of other data is refused.
-      validate: scores parameters; called once an epoch unless told otherwise.
-      should_stop: asked after every step; True writes a checkpoint and returns.
+      validate: scores parameters; called once an epoch unless told otherwise.  None in
+        processes that do not write.
+      should_stop: asked after every step, and answers the same in every process; True
+        writes a checkpoint and returns.
 
     Raises:
       UserError: a checkpoint that does not fit, or a loss that is not finite.
@@ -213,9 +220,14 @@ def train(
     state = initial_state(params, optimiser)
     workdir = pathlib.Path(config.workdir)
     stack = contextlib.ExitStack()
-    checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=config.train.keep))
+    # The writer first: it removes what a killed run left half-written.
+    checkpoints = hosts.after_writer(
+        lambda: stack.enter_context(
+            Checkpoints(workdir / "checkpoints", config.train.keep, read_only=not hosts.is_writer())
+        )
+    )
     first, best = 0, {}
-    if (latest := checkpoints.latest_step()) is not None:
+    if (latest := hosts.from_writer(checkpoints.latest_step)) is not None:
         meta = checkpoints.meta(latest)
         checkpoints.check(meta, identity, dataclasses.asdict(config.model))
         refuse_other_settings(config, meta)
@@ -230,8 +242,14 @@ def train(
     )
     state = replicate(state, devices)
     clock = stack.enter_context(DeviceClock())
-    window = Window(config.train, builder.budgets.rows[-1] * len(devices), clock)
+
+    def kept(step: int, about: dict[str, Any]) -> pathlib.Path:
+        epoch = pairs.epoch_of((step - 1) * config.train.batch_size) + 1
+        return keep_batch(workdir, builder, step, {"epoch": epoch, "seed": config.seed, **about})
+
     rate = learning_rate(config.train, schedule.steps_per_epoch)
+    budget_rows = builder.budgets.rows[-1] * builder.num_devices
+    window = Window(config.train, budget_rows, clock, rate, kept)
     interrupted = False
 
     def due(step: int, every: int) -> bool:
@@ -247,7 +265,7 @@ def train(
             interrupted = done < schedule.total and should_stop()
             if due(done, schedule.log_every):
                 # The only place where the host waits for the device.
-                line = window.close(done, float(rate(done - 1)), queue.make_seconds)
+                line = window.close(done, queue.make_seconds)
                 epoch = pairs.epoch_of((done - 1) * config.train.batch_size) + 1
                 log.write({"epoch": epoch, **line})
                 progress.note(
@@ -256,9 +274,9 @@ def train(
                     f"padding {line['padding_share']:.0%}"
                 )
             if due(done, schedule.validate_every) or due(done, schedule.save_every):
-                window.check(done, float(rate(done - 1)))
+                window.check(done)
             scores: dict[str, float] = {}
-            if due(done, schedule.validate_every) and not interrupted:
+            if due(done, schedule.validate_every) and not interrupted and validate:
                 with window.paused():
                     scores = validate(jax.tree.map(np.asarray, state.params))
                 if scores and scores["score"] > best.get("score", -math.inf):
@@ -266,7 +284,7 @@ def train(
                 log.write({"step": done, "epoch": done / schedule.steps_per_epoch, **scores})
                 readable = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
                 logging.info("step %d of %d: %s", done, schedule.total, readable)
-            if due(done, schedule.save_every) or scores:
+            if (due(done, schedule.save_every) or scores) and hosts.is_writer():
                 meta = {
                     "queue": queue.state(),
                     "total": schedule.total,
@@ -277,6 +295,9 @@ def train(
                 }
                 with window.paused():
                     checkpoints.save(done, jax.tree.map(np.asarray, state), meta, scores)
+            if due(done, schedule.validate_every) or due(done, schedule.save_every):
+                # Not in the next step's sums: those do not wait for ever.
+                hosts.exchange(None)
             progress.update()
             if interrupted:
                 break

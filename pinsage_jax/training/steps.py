@@ -29,10 +29,9 @@ def score(
 ) -> Scored:
     """Inner products and masks of a minibatch from its seeds' embeddings [n_K, Z].
 
-    With several devices the in-batch candidates are the targets of all of them, so
-    that the loss does not depend on how a batch is cut.
-
     Args:
+      axis_name: the in-batch candidates are the targets of all devices on this axis, so
+        that the loss does not depend on how a batch is cut; None: those of this device.
       turned: let the targets ask and the queries be found.  Hard negatives belong
         to the queries and are masked then.
     """
@@ -104,10 +103,11 @@ def loss_sum(
     features = read_inputs(batch, table)
     embedded = model.apply(params, features, batch.node_ids, batch.neighbours, batch.weights)
     loss = LOSSES[config.loss]
-    total, count = loss(score(embedded, batch, axis_name), config)
+    gathered = axis_name if config.gather_in_batch else None
+    total, count = loss(score(embedded, batch, gathered), config)
     if not config.symmetric:
         return total, count
-    turned, turned_count = loss(score(embedded, batch, axis_name, turned=True), config)
+    turned, turned_count = loss(score(embedded, batch, gathered, turned=True), config)
     return total + turned, count + turned_count
 
 
