@@ -56,6 +56,11 @@ class SamplingConfig(Checked):
     restart: float = option(
         0.3, "Chance to return to the start before each further step.", low=0.0, high=1.0
     )
+    restart_ends: bool = option(
+        False,
+        "End a walk where it would return to its start (or is stuck), so that it makes fewer "
+        "steps; DGL's PinSAGESampler does.",
+    )
     resample: bool = option(
         False, "Draw new neighbourhoods every epoch instead of one set for the run."
     )
