@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
@@ -125,8 +125,19 @@ class Encoder:
         )
 
 
+class ListSource(Protocol):
+    """What makes the lists of any nodes: `of`(int32 [n]) is ids and weights [n, W]."""
+
+    @property
+    def width(self) -> int:
+        """W."""
+
+    def of(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 [n, W] and weights float32 [n, W] of `nodes`."""
+
+
 def tabled_lists(
-    tables: Tables, lists: NeighbourLists, num_nodes: int
+    tables: Tables, lists: ListSource, num_nodes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lists of all nodes as one table `lists`: ids int32 [N, W] and weights float32 [N, W]."""
 
