@@ -21,8 +21,8 @@ import dataclasses
 from pinsage_jax.config_cluster import ClusterConfig, PruneConfig
 from pinsage_jax.config_data import DataConfig, SplitConfig, WorldConfig
 from pinsage_jax.config_hosts import HostsConfig
-from pinsage_jax.config_http import ServeConfig
-from pinsage_jax.config_serving import SearchConfig
+from pinsage_jax.config_search import SearchConfig
+from pinsage_jax.config_serve import ServeConfig
 from pinsage_jax.config_tools import (
     AblateConfig,
     CompareConfig,

@@ -17,7 +17,7 @@ from hostile_world import ITEMS, small_config, small_embeddings, small_world
 
 from pinsage_jax import files, stages
 from pinsage_jax.config import Config
-from pinsage_jax.config_http import ServeConfig
+from pinsage_jax.config_serve import ServeConfig
 from pinsage_jax.config_tools import NewItemsConfig
 from pinsage_jax.embedding_stage import open_new_items
 from pinsage_jax.errors import UserError
