@@ -9,8 +9,10 @@ ratio of the two.
 
   python -m benchmarks.run long_run --minutes=120
 
-Slopes are those of least squares over the samples after the first tenth, in which the
-curriculum of hard negatives rises and everything is compiled.
+Where the machine is crowded a step takes longer even in CPU seconds, as others empty its
+caches: `cpu_ms_at_equal_crowding` is the slope beside the logarithm of the wall-clock time
+of a step.  The other slopes are those of least squares over the samples after the first
+tenth, in which the curriculum of hard negatives rises and everything is compiled.
 """
 
 from __future__ import annotations
@@ -195,7 +197,24 @@ def slopes(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "share_of_mean_an_hour": float(fit.slope / values.mean()),
             }
         )
+    rows.append(_at_equal_crowding(settled, hours))
     return rows
+
+
+def _at_equal_crowding(settled: list[dict[str, Any]], hours: np.ndarray) -> dict[str, Any]:
+    """The slope of CPU time in a fit on hours and the logarithm of wall-clock time."""
+    values = np.array([sample["cpu_ms_per_step"] for sample in settled])
+    crowding = np.log([sample["wall_ms_per_step"] for sample in settled])
+    columns = np.stack([np.ones_like(hours), hours, crowding], axis=1)
+    found = np.linalg.lstsq(columns, values)[0]
+    freedom = max(len(values) - len(found), 1)
+    spread = np.square(values - columns @ found).sum() / freedom
+    error = np.sqrt(spread * np.linalg.pinv(columns.T @ columns)[1, 1])
+    return {
+        "cpu_ms_at_equal_crowding": float(found[1]),
+        "standard_error": float(error),
+        "ms_per_log_wall": float(found[2]),
+    }
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
