@@ -21,10 +21,12 @@ import dataclasses
 from pinsage_jax.config_cluster import ClusterConfig, PruneConfig
 from pinsage_jax.config_data import DataConfig, SplitConfig, WorldConfig
 from pinsage_jax.config_hosts import HostsConfig
-from pinsage_jax.config_http import ServeConfig
-from pinsage_jax.config_serving import SearchConfig
+from pinsage_jax.config_search import SearchConfig
+from pinsage_jax.config_serve import ServeConfig
 from pinsage_jax.config_tools import (
     AblateConfig,
+    CompareConfig,
+    DoctorConfig,
     NewItemsConfig,
     RecommendConfig,
     SplitToolConfig,
@@ -53,6 +55,11 @@ class SamplingConfig(Checked):
     )
     restart: float = option(
         0.3, "Chance to return to the start before each further step.", low=0.0, high=1.0
+    )
+    restart_ends: bool = option(
+        False,
+        "End a walk where it would return to its start (or is stuck), so that it makes fewer "
+        "steps; DGL's PinSAGESampler does.",
     )
     resample: bool = option(
         False, "Draw new neighbourhoods every epoch instead of one set for the run."
@@ -218,6 +225,9 @@ class TrainConfig(Checked):
     checkpoint_every: int = option(0, "Steps between checkpoints; 0: at every validation.", low=0)
     keep: int = option(2, "Latest checkpoints kept, beside the best.", low=1)
     log_every: int = option(20, "Steps between lines of metrics.jsonl.", low=1)
+    tensorboard: bool = option(
+        False, "Also write WORKDIR/tensorboard, event files for TensorBoard (extra tensorboard)."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,8 +289,11 @@ class EvalConfig(Checked):
         1000, "Bootstrap resamples behind the 95% intervals; 0: no intervals.", low=0
     )
     query: str = option(
-        "", "--mode=neighbors: comma-separated item ids; empty: write related_items.parquet."
+        "",
+        "--mode=neighbors: comma-separated item ids; empty: write related_items.parquet. "
+        "--mode=explain: one item id.",
     )
+    target: str = option("", "--mode=explain: the item id whose place beside --query is asked for.")
     k: int = option(10, "Neighbours listed per item.", low=1, high=10000)
 
 
@@ -311,6 +324,8 @@ class Config:
     cluster: ClusterConfig = ClusterConfig()
     prune: PruneConfig = PruneConfig()
     hosts: HostsConfig = HostsConfig()
+    doctor: DoctorConfig = DoctorConfig()
+    compare: CompareConfig = CompareConfig()
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""
@@ -348,5 +363,14 @@ class Config:
             )
         if self.mode == "graph_tables" and not self.data.edges:
             raise UserError("--edges is required: a Parquet file or folder.")
-        if self.mode in ("pipeline", "prepare") and not (self.world.world or self.data.edges):
+        for mode, name, value in (
+            ("explain", "query", self.evaluate.query),
+            ("explain", "target", self.evaluate.target),
+            ("compare", "compare_with", self.compare.compare_with),
+        ):
+            if self.mode == mode and not value:
+                raise UserError(f"--{name} is required with --mode={mode}.")
+        if self.mode in ("pipeline", "prepare", "doctor") and not (
+            self.world.world or self.data.edges
+        ):
             raise UserError("--edges is required (or --world for the embedded example).")

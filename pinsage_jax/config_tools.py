@@ -111,6 +111,27 @@ class AblateConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class DoctorConfig(Checked):
+    """The check-up of the inputs, by --mode=doctor."""
+
+    forecast: bool = option(
+        True,
+        "Also measure this machine, for half a minute or so, and say how long a run takes and how "
+        "much memory and disk it needs.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig(Checked):
+    """Two runs beside each other, by --mode=compare."""
+
+    compare_with: str = option("", "Another workdir; both need embeddings.")
+    compare_items: int = option(
+        5000, "Most items whose --k nearest neighbours are compared.", low=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class StoreConfig(Checked):
     """Where sampled neighbourhoods are kept; changes no result."""
 

@@ -136,7 +136,7 @@ def kept_tables(
     settings = dataclasses.asdict(config.embed)
     named = {name: settings[name] for name in ("embed_walks", "shard_rows")}
     sections = (config.split, config.sampling, config.model)
-    parts = [*map(dataclasses.asdict, sections), config.seed, keep]
+    parts = [*(dataclasses.asdict(section) for section in sections), config.seed, keep]
     model = [trained.digest, trained.offset]
     key = files.fingerprint([named, parts, model, data, graph.digest()])
     return KeptTables(

@@ -13,7 +13,7 @@ from small_catalogue import make_config, make_prepared, random_graph
 
 from pinsage_jax import stages
 from pinsage_jax.config import EmbedConfig
-from pinsage_jax.config_serving import SearchConfig
+from pinsage_jax.config_search import SearchConfig
 from pinsage_jax.config_tools import RecommendConfig
 from pinsage_jax.errors import UserError
 from pinsage_jax.inference.export import write_embeddings

@@ -6,6 +6,7 @@ asks the network for anything.
 
 import base64
 import json
+import threading
 
 import browser as browsers
 import numpy as np
@@ -14,8 +15,12 @@ from hostile_world import HOSTILE, ITEMS, small_config, small_embeddings, small_
 
 from pinsage_jax.reporting import explorer
 from pinsage_jax.reporting.report import write_report
+from pinsage_jax.reporting.sources import read_source
 from pinsage_jax.retrieval.evaluate import evaluate
 from pinsage_jax.retrieval.topk import top_k
+from pinsage_jax.serving import server
+from pinsage_jax.serving.app import make_app
+from pinsage_jax.serving.service import Service
 
 pytestmark = pytest.mark.browser
 
@@ -40,7 +45,8 @@ def workdir(tmp_path_factory):
 class Visit:
     """A page that is open, with what went wrong on it."""
 
-    def __init__(self, browser, address, viewport=WIDE, touch=False):
+    def __init__(self, browser, address, viewport=WIDE, touch=False, alone=True):
+        self.origin, self.alone = address.split("#")[0], alone
         self.context = browser.new_context(viewport=viewport, has_touch=touch)
         self.page = self.context.new_page()
         self.page.set_default_timeout(20_000)
@@ -62,7 +68,9 @@ class Visit:
         asked, wrong = self.asked, self.wrong
         self.context.close()
         if kind is None:
-            assert wrong == [] and len(asked) == 1, (wrong, asked)
+            assert wrong == []
+            assert all(url.startswith(self.origin) for url in asked), asked
+            assert not self.alone or len(asked) == 1, asked
 
 
 @pytest.fixture
@@ -163,7 +171,7 @@ def test_by_keyboard_alone(visit):
         assert chosen.count() == 1 and chosen.get_attribute("id") == active == "found-0"
         wanted = chosen.locator("bdi").first.text_content()
         page.keyboard.press("Enter")
-        page.wait_for_function("document.activeElement.id === 'name'")
+        page.wait_for_function("() => document.activeElement.id === 'name'")
         assert page.locator("#name").text_content() == wanted
         assert page.locator("#found").is_hidden()
         # From the heading the next stop is the first neighbour.
@@ -260,7 +268,7 @@ def test_on_a_phone(visit):
         box = page.locator("#found").bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"]
         page.locator("#found li").first.tap()
-        page.wait_for_function("document.activeElement.id === 'name'")
+        page.wait_for_function("() => document.activeElement.id === 'name'")
         name = page.locator("#name").text_content()
         page.locator("#lists a").first.tap()
         page.wait_for_function(
@@ -272,6 +280,43 @@ def test_on_a_phone(visit):
             "all => all.map((one) => one.getBoundingClientRect().height)"
         )
         assert min(heights) >= 24
+
+
+@pytest.fixture
+def served(tmp_path):
+    """The address of a server."""
+    source = read_source(small_config(tmp_path), ITEMS)
+    service = Service(source, small_world(), small_embeddings(), None, None)
+    stop, listener = threading.Event(), server.bound("127.0.0.1", 0)
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    worker = threading.Thread(target=server.run, args=(make_app(service, 2), listener, stop.is_set))
+    worker.start()
+    yield address
+    stop.set()
+    worker.join(60)
+    assert not worker.is_alive()
+
+
+def test_the_served_explorer(browser, served):
+    ids = small_world().item_ids.ids.to_pylist()
+    vectors = small_embeddings()
+    near = top_k(vectors, vectors, 10, np.arange(ITEMS))[0]
+    with (opened := Visit(browser, served, alone=False)) as page:
+        assert page.locator("#map").is_visible()
+        page.fill("#words", "17 ")
+        page.wait_for_selector("#found li")
+        page.keyboard.press("Enter")
+        page.wait_for_function("id => document.body.dataset.item === id", arg=ids[17])
+        assert page.locator("#name").text_content() == name_of(17)
+        assert ids_in(page, 1) == [ids[row] for row in near[17]]
+        page.locator("#lists > div:nth-child(1) a").first.click()
+        page.wait_for_function("id => document.body.dataset.item === id", arg=ids[near[17, 0]])
+        page.evaluate("location.hash = '#nobody'")
+        page.wait_for_function(
+            "() => document.getElementById('name').textContent === 'There is no such item'"
+        )
+        # What the browser says about an answer of 404.
+        assert "404" in opened.wrong.pop()
 
 
 @pytest.mark.parametrize("bare", ["titles", "edges", "map"])

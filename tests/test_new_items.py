@@ -272,7 +272,7 @@ REFUSALS = {
     "twice": (
         [*GOOD, ("x", np.ones(5), 1)],
         None,
-        r"Item 'x' is among the new items more .* row 3",
+        r"Item 'x' is in --new_items=.* more .* row 3",
     ),
     "edge of a known item": (GOOD, [("c1", "x"), ("c1", "i7")], r"Item 'i7' in row 2 .* already"),
     "edge of no item": (GOOD, [("c1", "z")], r"Item 'z' in row 1 .* not among the new items"),

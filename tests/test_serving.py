@@ -17,7 +17,7 @@ from hostile_world import ITEMS, small_config, small_embeddings, small_world
 
 from pinsage_jax import files, stages
 from pinsage_jax.config import Config
-from pinsage_jax.config_http import ServeConfig
+from pinsage_jax.config_serve import ServeConfig
 from pinsage_jax.config_tools import NewItemsConfig
 from pinsage_jax.embedding_stage import open_new_items
 from pinsage_jax.errors import UserError
@@ -167,7 +167,7 @@ REFUSALS = [
     ("POST", "/neighbors/new", {"items": [LOOK, {**LOOK, "item_id": 3}]}, 400, r"do not go toge"),
     ("POST", "/neighbors/new", {"items": [{**LOOK, "year": 10**400}]}, 400, r"do not go together"),
     ("POST", "/neighbors/new", {"items": [{**LOOK, "item_id": "i7"}]}, 400, r"'i7' .* already"),
-    ("POST", "/neighbors/new", {"items": [LOOK, LOOK]}, 400, r"'x' is among the new items more"),
+    ("POST", "/neighbors/new", {"items": [LOOK, LOOK]}, 400, r"'x' is in the request's list of it"),
     ("POST", "/neighbors/new", {"items": [LOOK], "edges": [{"item_id": "z", "collection_id": "c"}]},
      400, r"'z' in row 1 of the request's list of edges is not among the new items"),
     ("POST", "/neighbors/new", {"items": [LOOK], "edges": [{}]}, 400, r"list of edges has no col"),

@@ -10,7 +10,7 @@ from test_new_items import catalogue, vector_text, write_csv  # noqa: F401
 
 from pinsage_jax import files, stages
 from pinsage_jax.config import EmbedConfig
-from pinsage_jax.config_serving import SearchConfig
+from pinsage_jax.config_search import SearchConfig
 from pinsage_jax.config_tools import UpdateConfig
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph.prepare import open_prepared

@@ -106,7 +106,7 @@ def read_changes(
     keys = _keys(_edges(graph), collections)  # ascending, as rows are
     wanted, inverse = np.unique(_keys(changed.pairs, collections), return_inverse=True)
     weights = None
-    if weighted:
+    if changed.weights is not None:
         weights = np.zeros(len(wanted), np.float32)
         np.add.at(weights, inverse, changed.weights)
     gone = _keys(removed.pairs, collections)
@@ -117,7 +117,9 @@ def read_changes(
     known = _within(wanted, keys)
     place = np.searchsorted(keys, wanted[known])
     same = np.zeros(len(wanted), np.bool_)
-    same[known] = True if weights is None else graph.weights[place] == weights[known]
+    same[known] = True
+    if weights is not None and graph.weights is not None:
+        same[known] = graph.weights[place] == weights[known]
     kept = np.ones(len(keys), np.bool_)
     kept[place[~same[known]]] = False
     gone = np.unique(gone)

@@ -62,7 +62,8 @@ class Update:
         table = self._filled("lists", old_lists, listed, self._list_rows, np.int32)
         differs = self._differs(old_lists, table, listed)
         ids, weights = split_lists(table)
-        dirty, hidden, projected, computed = inputs, None, [], []
+        dirty, projected, computed = inputs, [], []
+        hidden: np.ndarray | None = None
         for layer in range(1, model.num_layers + 1):
             rows = dirty | differs | _naming(ids, weights, dirty)
             reads = _Layer(self, layer, hidden, ids, weights, rows)
@@ -78,6 +79,7 @@ class Update:
                 "vectors", self._old("vectors", model.output_dim), dirty, self._headed
             )
             computed = [int(dirty.sum())]
+        assert hidden is not None
         total = after.num_nodes
         return hidden, {
             **self.changes.report,
@@ -126,7 +128,9 @@ class Update:
         listed[self.before.num_nodes :] = True
         listed[self.changes.featured] = True
         items = self.before.graph.num_items
-        links = split_lists(self._old("lists", 2 * after.width, np.int32)[:items])[0]
+        old = self._old("lists", 2 * after.width, np.int32)
+        assert old is not None  # Numbers have not moved.
+        links = split_lists(old[:items])[0]
         known = self.changes.featured[self.changes.featured < items]
         listed[:items] |= after.relinked(known, links[:, sampling.num_neighbours :])
         return walked, listed

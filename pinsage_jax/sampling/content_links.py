@@ -16,6 +16,7 @@ Shapes: N items, C links per item, F features.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 from numba import njit
@@ -101,6 +102,9 @@ def content_links(
             scores = own @ (kept[number] if fits else unit_rows(features, others)).T
             _keep_best(scores, rows[begin:end], others, ids[begin:end], best[begin:end])
 
+    def shifted(by: int, begin: int, end: int) -> None:
+        work(by + begin, by + end)
+
     at_once = _ROUND_ROWS * threads
     # The threads are ours: a product in more of them would only take cores from others.
     with (
@@ -112,7 +116,7 @@ def content_links(
             run_blocks(
                 end - begin,
                 threads,
-                lambda first, last, begin=begin: work(begin + first, begin + last),
+                functools.partial(shifted, begin),
                 _QUERY_ROWS,
             )
             progress.update(end - begin)

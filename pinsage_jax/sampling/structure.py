@@ -36,7 +36,7 @@ from pinsage_jax.sampling.neighbourhoods import run_blocks
 FOLDER = "structure"
 # N times r at most: 0.8 GiB of places, and some six times that while they are found.
 MOST_PLACE_NUMBERS = 200_000_000
-_POWER_ITERATIONS = 4
+POWER_ITERATIONS = 4
 _ROWS_PER_TASK = 4096
 
 
@@ -55,7 +55,7 @@ def item_bases(graph: Graph, dim: int, seed: int) -> np.ndarray:
     dim = min(dim, min(items, collections) - 1)
     if dim < 1 or edges == 0:
         return np.zeros((items, 0), np.float32)
-    left, _, _ = randomized_svd(matrix, dim, n_iter=_POWER_ITERATIONS, random_state=seed)
+    left, _, _ = randomized_svd(matrix, dim, n_iter=POWER_ITERATIONS, random_state=seed)
     left *= scale[:items, None].astype(np.float32)
     return left.astype(np.float32, copy=False)
 
