@@ -31,7 +31,7 @@ from scipy import stats
 
 from benchmarks import processes
 from pinsage_jax import cli, logs, stages
-from pinsage_jax.config import Config
+from pinsage_jax.config import Config, TrainConfig
 
 _FLAGFILE = pathlib.Path(__file__).resolve().parent.parent / "experiments" / "pinterest_like.flags"
 _VALIDATE_EVERY = 500
@@ -115,10 +115,10 @@ class FixedWork:
 class Recorder:
     """Asked by the training loop after every step whether to stop; samples meanwhile."""
 
-    def __init__(self, seconds: float, between: float, validate_every: int, heard: Compilations):
+    def __init__(self, seconds: float, between: float, train: TrainConfig, heard: Compilations):
         self.samples: list[dict[str, Any]] = []
         self._heard = heard
-        self._validate_every = validate_every
+        self._validate_every, self._log_every = train.validate_every, train.log_every
         self._seconds, self._between = seconds, between
         self._start = self._last_sample = self._wall = self._cpu = 0.0
         self._fixed_work = FixedWork()
@@ -145,7 +145,9 @@ class Recorder:
         self._wall, self._cpu = wall, cpu
         self._done += 1
         self._heard.step = self._done + 1
-        if wall - self._last_sample >= self._between and self._steps:
+        # The loop waits for the device when it logs: just then all steps but this are done.
+        settled = self._done % self._log_every == 1 % self._log_every
+        if settled and wall - self._last_sample >= self._between and self._steps:
             self._sample(wall)
         return wall - self._start >= self._seconds
 
@@ -208,7 +210,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         seconds, between = 5.0, 0.5
     before = threading.active_count()
     with Compilations() as heard:
-        record = Recorder(seconds, between, config.train.validate_every, heard)
+        record = Recorder(seconds, between, config.train, heard)
         outcome = stages.train(config, record)
     shutil.rmtree(folder)
     later = sorted({name for step, name in heard.found if step > 1})

@@ -165,9 +165,14 @@ def read_array(path: str | os.PathLike, *, mmap: bool = True) -> np.ndarray:
     try:
         # A zero-length array cannot be mapped, so it is read instead.
         try:
-            return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+            array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
         except ValueError:
-            return np.load(path, allow_pickle=False)
+            array = np.load(path, allow_pickle=False)
+        # A zip archive opens as something else that would only fail later.
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise ValueError("an archive and not one array")
+        return array
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run --mode=prepare again.") from None
     except (ValueError, EOFError, OSError) as error:

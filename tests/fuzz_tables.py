@@ -70,7 +70,11 @@ def edge_rows(draw, weighted: bool = False) -> list[dict[str, str | None]]:
 def as_csv(names: list[str], rows: list[dict[str, str | None]], form: dict[str, Any]) -> bytes:
     """The table as CSV; None is an empty cell."""
     text = io.StringIO()
-    writer = csv.writer(text, quoting=form["quoting"], lineterminator=form["line_end"])
+    quoting = form["quoting"]
+    # Python leaves a lone carriage return unquoted where lines end otherwise.
+    if any("\r" in cell for row in rows for cell in row.values() if cell):
+        quoting = csv.QUOTE_ALL
+    writer = csv.writer(text, quoting=quoting, lineterminator=form["line_end"])
     writer.writerow(names)
     writer.writerows([["" if row[n] is None else row[n] for n in names] for row in rows])
     return text.getvalue().encode("utf-8-sig" if form["mark"] else "utf-8")

@@ -347,3 +347,22 @@ def test_the_report_is_as_wide_as_the_window(browser, workdir):
             assert box["x"] + box["width"] <= viewport["width"]
         assert len([url for url in asked if not url.startswith("data:")]) == 1
         context.close()
+
+
+def test_hostile_titles_are_text_in_the_report(browser, workdir):
+    context = browser.new_context(viewport=WIDE)
+    page = context.new_page()
+    wrong = []
+    page.on("dialog", lambda dialog: wrong.append(dialog.message))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto((workdir / "report.html").as_uri())
+    # Whatever a title would do on loading or under the mouse has had its chance.
+    page.mouse.move(300, 300)
+    text = page.locator("body").text_content()
+    assert "<script>alert(1)</script>" in text and "</style><h1>broken" in text
+    assert page.locator("h1").count() == 1
+    assert page.locator("script:has-text('alert'), img, iframe, svg[onload]").count() == 0
+    handlers = "() => [...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames())"
+    assert [name for name in page.evaluate(handlers) if name.startswith("on")] == []
+    assert wrong == []
+    context.close()

@@ -98,7 +98,7 @@ def _mapped(path: pathlib.Path, shape: tuple[int, int], dtype: np.dtype) -> np.n
     if 0 in shape:
         files.write_array(path, np.empty(shape, dtype))
         return np.empty(shape, dtype)
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    return files.new_array(path, dtype, shape)
 
 
 def write_embeddings(

@@ -159,11 +159,7 @@ class KeptTables:
                 return table
             logging.warning("%s is damaged: it is made again.", path)
             self._unmark(path.stem)
-        table = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        # So that a full disk is told here and not by a signal at the first write.
-        with open(path, "r+b") as handle:
-            os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
-        return table
+        return files.new_array(path, dtype, shape)
 
     def _intact(self, name: str, table: np.ndarray, begins: range) -> set[int]:
         """Numbers of the shards that are marked and have the checksum of their mark."""
