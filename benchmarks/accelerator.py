@@ -138,12 +138,12 @@ def _gathers(training: Training, features: np.ndarray, options) -> list[dict[str
     shape = (pooling, config.sampling.num_neighbours)
     named = jax.device_put(rng.integers(0, senders, shape, np.int32))
     weights = jnp.full(shape, 1.0 / shape[1], jnp.float32)
-    projected = jnp.ones((senders, width), kind)
+    projected, bias = jnp.ones((senders, width), kind), jnp.zeros(width, kind)
     table = jax.device_put(features)
     nodes = jax.device_put(rng.integers(0, len(features), senders, np.int32))
 
     def pool(sent):
-        return pool_neighbours(sent, named, weights, "importance")
+        return pool_neighbours(sent, bias, named, weights, "importance")
 
     def returned(sent, cotangent):
         return jax.vjp(pool, sent)[1](cotangent)[0]

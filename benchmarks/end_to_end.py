@@ -6,23 +6,24 @@ margin loss, nothing hidden or stripped.  T=10 from 50 walks of 2 steps, T=50 fr
 walks of 5 steps; neighbourhoods sampled on the fly, or once before ("kept").
 
   python -m benchmarks.run end_to_end --graph_file=graphs/small.npz \\
-      --dgl_python=dgl-env/bin/python --dgl_script=peers/bench_dgl_train.py
+      --dgl_python=dgl-env/bin/python
 
 The graph file holds a bipartite graph as CSR both ways (pb_indptr, pb_indices,
 bp_indptr, bp_indices); without one a smaller graph is generated.  With --dgl_python the
-two sides take turns, A B A B, and ratios are of medians.
+same workload runs in DGL and PyTorch (benchmarks/dgl_worker.py) in the fastest of a few
+ways; the sides take turns, A B A B, and ratios are of medians.  Other work on the machine
+slows both, but not alike, so the ratio of CPU times is given too.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
-import json
 import math
 import os
 import pathlib
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks import dgl
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
@@ -54,20 +56,9 @@ from pinsage_jax.training.steps import make_train_step
 WALKS = {10: (50, 2, 0.5), 50: (100, 5, 0.0)}  # T -> walks, steps, restart
 WARM_UP = 3
 
-# DGL 2.1 looks for a package inside setuptools that newer ones hold elsewhere.
-_RUN_DGL = """
-import runpy, sys, types
-try:
-    import setuptools.extern
-except ImportError:
-    import setuptools._vendor.packaging as packaging, setuptools._vendor.packaging.version
-    sys.modules["setuptools.extern"] = types.ModuleType("setuptools.extern")
-    sys.modules["setuptools.extern"].packaging = packaging
-    sys.modules["setuptools.extern.packaging"] = packaging
-sys.argv = sys.argv[1:]
-sys.path.insert(0, ".")
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+# Ways in which the DGL loop may run: bits of an id, processes that make batches ahead.
+DGL_WAYS = ((64, 0), (64, 1), (64, 2), (32, 0))
+STEPS = {10: (40, 10), 50: (8, 2)}  # T -> steps of a timing, ours and DGL's
 
 
 def bipartite(path: str) -> Graph:
@@ -100,6 +91,7 @@ def settings(top: int, device_features: str = "auto") -> Config:
             num_walks=walks,
             walk_length=length,
             restart=restart,
+            restart_ends=True,
             hide_positive="none",
             content_neighbours=0,
             pair_power=1.0,
@@ -288,24 +280,32 @@ class Training:
         return self._take(steps)
 
 
-def dgl_rates(options: argparse.Namespace, top: int) -> list[float]:
-    """Pairs/s of the DGL loop: the best of its ways of loading, in one process."""
-    graph = pathlib.Path(options.graph_file).resolve()
-    script = pathlib.Path(options.dgl_script).resolve()
-    done = subprocess.run(
-        [
-            *(str(options.dgl_python), "-c", _RUN_DGL, str(script)),
-            *("--graph", graph.stem, "--top", str(top)),
-            *("--workers", "0", "--steps", "20" if top == 10 else "3", "--repeat", "3"),
-        ],
-        cwd=script.parent,
-        env=os.environ | {"PEER_GRAPHS": str(graph.parent)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return [line["pairs_per_s"] for line in lines]
+class _Peer:
+    """The DGL loop at one T, in the way of DGL_WAYS that is fastest in a trial."""
+
+    def __init__(self, worker: dgl.Worker, graph_file: str, top: int):
+        self._worker, self._file, self._top = worker, graph_file, top
+        trials = {way: self._ask(way, 1)["seconds"] for way in DGL_WAYS}
+        self._way = min(trials, key=trials.__getitem__)
+        self.name = "{} bits, {} processes ahead".format(*self._way)
+        self._spent: list[dict[str, float]] = []
+
+    def _ask(self, way: tuple[int, int], steps: int) -> dict[str, float]:
+        walks, traversals, stop = WALKS[self._top]
+        self._worker.ask("graph", path=self._file, bits=way[0])
+        how = {"walks": walks, "traversals": traversals, "stop": stop, "top": self._top}
+        return self._worker.ask(
+            "train", steps=steps, workers=way[1], pairs=256, features=256, width=128, **how
+        )
+
+    def measure(self) -> None:
+        """Takes the steps of one timing."""
+        self._spent.append(self._ask(self._way, STEPS[self._top][1]))
+
+    def step_ms(self, clock: str) -> float:
+        """Median milliseconds a step by clock "seconds" (the wall's) or "cpu"."""
+        spent = statistics.median(each[clock] for each in self._spent)
+        return 1e3 * spent / (STEPS[self._top][1] + (clock == "cpu"))
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -313,41 +313,55 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     keep_freed_memory()
     graph = bipartite(options.graph_file)
     features = np.random.default_rng(0).standard_normal((graph.num_items, 256), np.float32)
-    with_dgl = bool(options.dgl_python) and bool(options.graph_file)
-    rounds = max(options.repeat, 2 if with_dgl else 1)
-    rows = []
-    for top in options.tops:
-        steps = 40 if top == 10 else 8
-        sides = {
-            way: Training(
-                graph, settings(top), features, kept=way == "kept", producers=options.producers
-            )
-            for way in ("on the fly", "kept")
-        }
-        found: dict[str, list[Pace]] = {way: [] for way in sides}
-        peers: list[float] = []
-        for number in range(rounds):
-            for way, side in sides.items():
-                found[way].append(side.measure(steps))
-            if with_dgl and number < 2:
-                peers.append(max(dgl_rates(options, top)))
+    notes = [{"note": dgl.SKIPPED}]
+    with contextlib.ExitStack() as stack:
+        worker = None
+        if options.dgl_python and options.graph_file:
+            worker = stack.enter_context(dgl.Worker(options.dgl_python, options.threads))
+            notes = [{"note": "DGL {dgl} with torch {torch}.".format(**worker.versions)}]
+        rows = [row for top in options.tops for row in _rows(graph, features, top, worker, options)]
+    return rows + notes
+
+
+def _rows(graph, features, top, worker, options) -> list[dict[str, Any]]:
+    sides = {
+        way: Training(
+            graph, settings(top), features, kept=way == "kept", producers=options.producers
+        )
+        for way in ("on the fly", "kept")
+    }
+    peer = _Peer(worker, str(pathlib.Path(options.graph_file).resolve()), top) if worker else None
+    found: dict[str, list[tuple[Pace, float]]] = {way: [] for way in sides}
+    for _ in range(options.repeat):
         for way, side in sides.items():
-            rate = statistics.median(pace.pairs_per_s for pace in found[way])
-            row = {
-                "T": top,
-                "neighbourhoods": way,
-                "pairs_per_s": rate,
-                "step_ms": 256e3 / rate,
-                "wait_share": statistics.median(pace.wait_share for pace in found[way]),
-                "producers": options.producers,
-                "padding_share": 1 - sum(side.used) / side.rows[-1],
-                "rows": " ".join(str(size) for size in side.rows),
-                "rounds": rounds,
-            }
-            if with_dgl:
-                row["dgl_pairs_per_s"] = statistics.median(peers)
-                row["ratio"] = rate / row["dgl_pairs_per_s"]
-            rows.append(row)
+            before = time.process_time()
+            pace = side.measure(STEPS[top][0])
+            found[way].append((pace, time.process_time() - before))
+        if peer:
+            peer.measure()
+    rows = []
+    for way, side in sides.items():
+        rate = statistics.median(pace.pairs_per_s for pace, _ in found[way])
+        # One step of a measurement is not timed, but the processor works for it.
+        cpu_ms = 1e3 * statistics.median(cpu for _, cpu in found[way]) / (STEPS[top][0] + 1)
+        row = {
+            "T": top,
+            "neighbourhoods": way,
+            "pairs_per_s": rate,
+            "step_ms": 256e3 / rate,
+            "cpu_ms": cpu_ms,
+            "wait_share": statistics.median(pace.wait_share for pace, _ in found[way]),
+            "producers": options.producers,
+            "padding_share": 1 - sum(side.used) / side.rows[-1],
+            "rows": " ".join(str(size) for size in side.rows),
+            "rounds": options.repeat,
+        }
+        if peer:
+            row["dgl_pairs_per_s"] = 256e3 / peer.step_ms("seconds")
+            row["ratio"] = peer.step_ms("seconds") / row["step_ms"]
+            row["cpu_ratio"] = peer.step_ms("cpu") / cpu_ms
+            row["dgl"] = peer.name
+        rows.append(row)
     return rows
 
 
@@ -355,4 +369,3 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark, beside those of every benchmark."""
     parser.add_argument("--tops", type=int, nargs="+", default=[10, 50], choices=sorted(WALKS))
     parser.add_argument("--producers", type=int, default=1, help="threads that make batches")
-    parser.add_argument("--dgl_script", default="", help="the DGL loop, bench_dgl_train.py")

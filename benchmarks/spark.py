@@ -1,17 +1,19 @@
 """Embedding on Spark: items a second, CPU, bytes shuffled, and what a billion items would take.
 
-The same generated catalogue is embedded on local[1], local[2] and a standalone cluster of
-two workers of one core on this machine.  Bytes and seconds are those of Spark's event log;
-CPU is that of all processes, Java and Python, with their start, which a second, smaller
-catalogue is there to take out: cost = start + items x cost of an item.
+The same generated catalogues are embedded on local[1], local[2] and a standalone cluster of
+two workers of one core on this machine, with few partitions, where messages are reduced
+before they are shuffled, and with many, where most travel alone.  Bytes and seconds are
+those of Spark's event log, CPU that of all processes, Java and Python.
 
-The model is `cost_of`: bytes follow from widths, CPU from the cost of an item measured on
+The model: bytes follow from the widths (`cost_of`) times what compression leaves of them on
+local[1]; CPU is a start, which belongs to Java, and a cost of an item, from two sizes on
 local[1].  The other runs check it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -20,8 +22,11 @@ import time
 
 import numpy as np
 
-from pinsage_jax.cluster.embed import embed_on_spark, messages_left
+from pinsage_jax.cluster import tables
+from pinsage_jax.cluster.embed import embed_on_spark, messages_sent
+from pinsage_jax.cluster.session import spark_session
 from pinsage_jax.cluster.standalone import standalone_cluster
+from pinsage_jax.cluster.walks import neighbour_lists
 from pinsage_jax.config import ClusterConfig, Config, EmbedConfig, ModelConfig, SamplingConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.encoder import Encoder, node_inputs
@@ -31,20 +36,23 @@ from pinsage_jax.sampling.store import NeighbourhoodSource
 from pinsage_jax.training import loop
 
 _EDGES_PER_ITEM, _ITEMS_PER_COLLECTION, _FEATURES = 10, 5, 256
+_PARTITIONS = (8, 40)
+_WALKS = 50
 _ROW_BYTES = 24  # Spark's own, of a shuffled row: lengths, node, weight
 
 
 def add_options(parser) -> None:
     """Flags of this benchmark."""
-    parser.add_argument("--spark_items", type=int, default=40_000, help="items of the catalogue")
-    parser.add_argument("--spark_partitions", type=int, default=8)
-    parser.add_argument("--spark_billion", default="378x16x1.25", help="MACHINES x CORES x GB/s")
+    parser.add_argument("--spark_items", type=int, default=60_000, help="items of the catalogue")
+    parser.add_argument(
+        "--spark_billion", default="20x16x1.25,378x16x1.25", help="MACHINESxCORESxGB/s"
+    )
 
 
 def run(options) -> list[dict]:
     """One row a run, one a check of the model, and the billion."""
-    items = 2_000 if options.quick else options.spark_items
-    sizes = (items // 4, items)
+    items = 3_000 if options.quick else options.spark_items
+    sizes = (items // 3, items)
     os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
     rows = []
     for name in ("local[1]", "local[2]", "standalone, 2 x 1"):
@@ -52,27 +60,49 @@ def run(options) -> list[dict]:
             master = name
             if not name.startswith("local"):
                 master = stack.enter_context(standalone_cluster(workers=2, cores=1))
-            rows += [_measured(name, master, size, options) for size in sizes]
-    small, large = rows[:2]
-    item_cpu = (large["cpu_s"] - small["cpu_s"]) / (large["items"] - small["items"])
-    start_cpu = small["cpu_s"] - item_cpu * small["items"]
-    checks = []
+            _measured(name, master, sizes[0], _PARTITIONS[0])  # Java starts and compiles.
+            for partitions in _PARTITIONS:
+                for size in sizes:
+                    rows.append(_measured(name, master, size, partitions))
+                    print(json.dumps(rows[-1]), flush=True)
+    fits = {}
     for row in rows:
-        expected = cost_of(row["items"], ModelConfig(), _lists(), options.spark_partitions)
-        cpu = start_cpu + item_cpu * row["items"]
-        checks.append(
-            {
-                "check": row["master"],
-                "items": row["items"],
-                "MB": row["shuffled_MB"],
-                "model_MB": round(expected / 1e6, 1),
-                "MB_ratio": round(row["shuffled_MB"] * 1e6 / expected, 2),
-                "cpu_s": row["cpu_s"],
-                "model_cpu_s": round(cpu, 1),
-                "cpu_ratio": round(row["cpu_s"] / cpu, 2),
-            }
-        )
-    return [*rows, *checks, *_billion(options, item_cpu, checks[1]["MB_ratio"])]
+        fits.setdefault((row["master"], row["partitions"]), []).append(row)
+    fits = {run: _fit(*found) for run, found in fits.items()}
+    walks = _walked(items // 6, options)
+    checks = [_check(run, fit, fits["local[1]", run[1]]) for run, fit in fits.items()]
+    return [*rows, *checks, walks, *_billion(options, fits)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """What two sizes, run alike, say of an item."""
+
+    cpu_start: float
+    cpu: float
+    share: float  # bytes shuffled, of what cost_of says
+
+
+def _fit(small: dict, large: dict) -> _Fit:
+    cpu = (large["cpu_s"] - small["cpu_s"]) / (large["items"] - small["items"])
+    share = large["shuffled_MB"] * 1e6 / _bytes(large["items"], large["partitions"])
+    return _Fit(small["cpu_s"] - cpu * small["items"], cpu, share)
+
+
+def _bytes(items: int, partitions: int) -> float:
+    return cost_of(items, ModelConfig(), _lists(), partitions)
+
+
+def _check(run: tuple[str, int], fit: _Fit, model: _Fit) -> dict:
+    return {
+        "check": run[0],
+        "partitions": run[1],
+        "bytes_over_uncompressed": round(fit.share, 3),
+        "over_local1": round(fit.share / model.share, 3),
+        "cpu_start_s": round(fit.cpu_start, 1),
+        "cpu_ms_per_item": round(fit.cpu * 1e3, 3),
+        "cpu_over_local1": round(fit.cpu / model.cpu, 2),
+    }
 
 
 def cost_of(items: int, model: ModelConfig, width: int, partitions: int) -> float:
@@ -81,44 +111,46 @@ def cost_of(items: int, model: ModelConfig, width: int, partitions: int) -> floa
     What every node sends, the lists by sender, the nodes' own rows, and the messages that
     are left after each partition has reduced its own.
     """
-    left = messages_left(width, partitions) * width
+    messages = messages_sent(width, partitions)
     sent = 4 * model.hidden_dim + _ROW_BYTES
     own = 4 * (_FEATURES + 2) + _ROW_BYTES
-    return items * (sent + own + width * _ROW_BYTES + left * (4 * model.hidden_dim + _ROW_BYTES))
+    return items * (
+        sent + own + width * _ROW_BYTES + messages * (4 * model.hidden_dim + _ROW_BYTES)
+    )
 
 
-def _billion(options, item_cpu: float, measured_ratio: float) -> list[dict]:
-    machines, cores, gigabytes = (float(part) for part in options.spark_billion.split("x"))
+def _billion(options, fits: dict[tuple[str, int], _Fit]) -> list[dict]:
     # Partitions are many there, and each message travels alone.
-    total = cost_of(10**9, ModelConfig(), _lists(), 10**6) * measured_ratio
-    few = messages_left(_lists(), options.spark_partitions)
-    return [
-        {
-            "items": 10**9,
-            "machines": int(machines),
-            "cores_each": int(cores),
-            "GB_per_s_each": gigabytes,
-            "shuffled_TB": round(total / 1e12, 1),
-            "cpu_hours": round(item_cpu * 1e9 / 3600 / (machines * cores), 2),
-            "network_hours": round(total / (machines * gigabytes * 1e9) / 3600, 2),
-        },
-        {
-            "note": f"CPU of an item: {item_cpu * 1e3:.2f} ms, with messages reduced before the "
-            f"shuffle to {few:.2f} of their number; alone they cost no Python but more bytes. "
-            "One layer; walks and the writing of the input are not in it."
-        },
-    ]
+    fit = fits["local[1]", _PARTITIONS[-1]]
+    total = _bytes(10**9, 10**6) * fit.share
+    rows = []
+    for cluster in options.spark_billion.split(","):
+        machines, cores, gigabytes = (float(part) for part in cluster.split("x"))
+        rows.append(
+            {
+                "items": 10**9,
+                "machines": int(machines),
+                "cores_each": int(cores),
+                "GB_per_s_each": gigabytes,
+                "shuffled_TB": round(total / 1e12, 1),
+                "core_hours": round(fit.cpu * 1e9 / 3600),
+                "cpu_hours": round(fit.cpu * 1e9 / 3600 / (machines * cores), 3),
+                "network_hours": round(total / (machines * gigabytes * 1e9) / 3600, 3),
+            }
+        )
+    note = "One layer; sampling and writing the input are not in it, nor is waiting or spilling."
+    return [*rows, {"note": note}]
 
 
 def _lists() -> int:
     return SamplingConfig().num_neighbours
 
 
-def _measured(name: str, master: str, items: int, options) -> dict:
+def _measured(name: str, master: str, items: int, partitions: int) -> dict:
     with tempfile.TemporaryDirectory(prefix="spark-cost-") as folder:
         logs = pathlib.Path(folder) / "events"
         logs.mkdir()
-        encoder = _encoder(items, folder, master, logs, options.spark_partitions)
+        encoder = _encoder(items, folder, master, logs, partitions)
         params = loop.init_model(encoder.config, encoder.inputs.dim, items)[1]
         _ = encoder.final_lists  # Walked here, so that what is timed is Spark's.
         cpu, begin = _tree_cpu(), time.perf_counter()
@@ -127,9 +159,10 @@ def _measured(name: str, master: str, items: int, options) -> dict:
         events = _events(logs)
     if not np.isfinite(vectors).all():
         raise RuntimeError("embeddings are not finite")
-    row = {
+    return {
         "master": name,
         "items": items,
+        "partitions": partitions,
         "seconds": round(wall, 1),
         "job_s": round(events["job_s"], 1),
         "items_per_s": round(items / events["job_s"]),
@@ -138,8 +171,42 @@ def _measured(name: str, master: str, items: int, options) -> dict:
         "bytes_per_item": round(events["bytes"] / items),
         "load": round(os.getloadavg()[0], 1),
     }
-    print(json.dumps(row), flush=True)
-    return row
+
+
+def _walked(items: int, options) -> dict:
+    """The sampler's walks by joins on local[2], and whether the lists are the sampler's."""
+    with tempfile.TemporaryDirectory(prefix="spark-cost-") as folder:
+        logs = pathlib.Path(folder) / "events"
+        logs.mkdir()
+        encoder = _encoder(items, folder, "local[2]", logs, _PARTITIONS[0])
+        source = encoder.lists.with_walks(_WALKS).source
+        cpu, begin = _tree_cpu(), time.perf_counter()
+        with spark_session(encoder.config.cluster, "walks") as session:
+            session.conf.set("spark.sql.shuffle.partitions", _PARTITIONS[0])
+            tables.write_edges(pathlib.Path(folder) / "edges", source.graph)
+            edges = session.read.parquet((pathlib.Path(folder) / "edges").as_uri())
+            found = neighbour_lists(
+                edges, items, items, source.sampling, source.seed, _PARTITIONS[0]
+            ).collect()
+        wall, cpu = time.perf_counter() - begin, _tree_cpu() - cpu
+        shuffled = _events(logs)["bytes"]
+    expected = source.lookup(np.arange(items, dtype=np.int32))
+    same = sum(
+        row.ids == expected.ids[row.node][: len(row.ids)].tolist()
+        and row.counts == expected.counts[row.node][: len(row.ids)].tolist()
+        for row in found
+    )
+    walks = items * _WALKS
+    return {
+        "walks by joins": f"{_WALKS} walks of {source.sampling.walk_length} steps",
+        "items": items,
+        "seconds": round(wall, 1),
+        "cpu_s": round(cpu, 1),
+        "cpu_us_per_walk": round(cpu / walks * 1e6, 1),
+        "shuffled_MB": round(shuffled / 1e6, 1),
+        "bytes_per_walk": round(shuffled / walks),
+        "lists_as_the_samplers": same / items,
+    }
 
 
 def _encoder(items: int, folder: str, master: str, logs: pathlib.Path, partitions: int) -> Encoder:
@@ -148,6 +215,8 @@ def _encoder(items: int, folder: str, master: str, logs: pathlib.Path, partition
         "spark.executor.memory": "900m",
         # A large catalogue is not sent to every worker whole, and neither is this one.
         "spark.sql.autoBroadcastJoinThreshold": "-1",
+        # Small partitions would be merged, and the model would have to know how many.
+        "spark.sql.adaptive.coalescePartitions.enabled": "false",
         "spark.eventLog.enabled": "true",
         "spark.eventLog.dir": logs.as_uri(),
         "spark.eventLog.compress": "false",

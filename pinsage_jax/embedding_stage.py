@@ -135,7 +135,8 @@ def kept_tables(
     """
     settings = dataclasses.asdict(config.embed)
     named = {name: settings[name] for name in ("embed_walks", "shard_rows")}
-    parts = [dataclasses.asdict(config.sampling), dataclasses.asdict(config.model), config.seed]
+    sections = (config.split, config.sampling, config.model)
+    parts = [*(dataclasses.asdict(section) for section in sections), config.seed, keep]
     model = [trained.digest, trained.offset]
     key = files.fingerprint([named, parts, model, data, graph.digest()])
     return KeptTables(
@@ -143,7 +144,7 @@ def kept_tables(
     )
 
 
-def embed(config: Config) -> dict[str, Any]:
+def embed_catalogue(config: Config) -> dict[str, Any]:
     """Embeds the whole catalogue on the whole graph into WORKDIR/embeddings.
 
     With --new_items: those items alone, into WORKDIR/new_embeddings.
@@ -188,7 +189,7 @@ def _export(
         prepared.item_ids,
         vectors[:items],
         {
-            **_about(config, trained),
+            **about_run(config, trained),
             **quality,
             "settings": _embed_fingerprint(config, trained.step),
             "ids": prepared.item_ids.digest(),
@@ -202,7 +203,7 @@ def _export(
     return manifest
 
 
-def _about(config: Config, trained: Trained) -> dict[str, Any]:
+def about_run(config: Config, trained: Trained) -> dict[str, Any]:
     """Which run and which flags made an export."""
     made_by = ("data", "world", "split", "sampling", "model", "train", "embed")
     flags = {"seed": config.seed, "workdir": config.workdir}
@@ -230,29 +231,9 @@ def open_new_items(config: Config, prepared: Prepared) -> NewItemModel:
     bases = structure_bases(config, prepared, split_of(config, prepared))
     catalogue = Catalogue(config, prepared, bases)
     trained = restored(config, prepared, catalogue.inputs.dim, catalogue.num_nodes)
-    exported, transform = workdir / export.FOLDER / export.MANIFEST, None
-    if exported.exists():
-        about = files.read_json(exported)
-        if export.TRANSFORM in about.get("files", {}):
-            # New vectors belong beside the catalogue's as they were exported.
-            transform = open_export(exported.parent).form.transform
-        if about.get("step") != trained.step:
-            logging.warning(
-                "%s is of step %s, the checkpoint of step %d: run --mode=embed without "
-                "--new_items to have both in one space.",
-                exported.parent, about.get("step"), trained.step,
-            )  # fmt: skip
-        elif fixed_offset(config) is None:
-            # The export may have been given another one than the checkpoint's.
-            offset = float(about.get("cold_offset") or 0.0)
-            trained = dataclasses.replace(trained, offset=offset)
-    form = ExportForm(config.embed.export_dtype, config.model.popularity, transform)
-    return NewItemModel(
-        catalogue,
-        FeatureTransform.load(workdir / "prepared" / "features"),
-        trained,
-        form,
-    )
+    trained, form = as_exported(config, trained)
+    transform = FeatureTransform.load(workdir / "prepared" / "features")
+    return NewItemModel(catalogue, transform, trained, form)
 
 
 def _embed_new(config: Config) -> dict[str, Any]:
@@ -275,7 +256,7 @@ def _embed_new(config: Config) -> dict[str, Any]:
         additions.item_ids,
         vectors,
         {
-            **_about(config, model.trained),
+            **about_run(config, model.trained),
             "catalogue": prepared.item_ids.digest(),
             "without_edges": int(edgeless.sum()),
         },
@@ -287,6 +268,28 @@ def _embed_new(config: Config) -> dict[str, Any]:
         len(vectors), manifest["without_edges"], workdir / export.NEW_FOLDER,
     )  # fmt: skip
     return manifest
+
+
+def as_exported(config: Config, trained: Trained) -> tuple[Trained, ExportForm]:
+    """The cold offset and the form that vectors need to lie beside WORKDIR/embeddings."""
+    form = ExportForm(config.embed.export_dtype, config.model.popularity)
+    exported = pathlib.Path(config.workdir) / export.FOLDER
+    if not (exported / export.MANIFEST).exists():
+        return trained, form
+    about = files.read_json(exported / export.MANIFEST)
+    if export.TRANSFORM in about.get("files", {}):
+        form = dataclasses.replace(form, transform=open_export(exported).form.transform)
+    if about.get("step") != trained.step:
+        logging.warning(
+            "%s is of step %s, the checkpoint of step %d: run --mode=embed alone to have both in "
+            "one space.",
+            exported, about.get("step"), trained.step,
+        )  # fmt: skip
+    elif fixed_offset(config) is None:
+        # The export may have been given another one than the checkpoint's.
+        offset = float(about.get("cold_offset") or 0.0)
+        trained = dataclasses.replace(trained, offset=offset)
+    return trained, form
 
 
 def _embed_fingerprint(config: Config, step: int) -> str:

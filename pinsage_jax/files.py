@@ -174,9 +174,7 @@ def read_array(path: str | os.PathLike, *, mmap: bool = True) -> np.ndarray:
         raise UserError(f"{path} is damaged ({error}); delete it and run again.") from None
 
 
-def new_array(
-    path: str | os.PathLike, dtype: type | np.dtype, shape: tuple[int, ...]
-) -> np.ndarray:
+def new_array(path: str | os.PathLike, dtype: type | np.dtype, shape: tuple[int, ...]) -> np.memmap:
     """A new ``.npy`` file of zeros, memory-mapped to be filled.
 
     Raises:
@@ -196,7 +194,7 @@ def release(array: np.ndarray | None) -> None:
     """
     mapped = getattr(array, "_mmap", None)
     # A private copy ("c") would lose what was written.
-    if mapped is not None and array.mode != "c":
+    if mapped is not None and getattr(array, "mode", None) != "c":
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
@@ -216,7 +214,7 @@ def scratch_array(
     size = np.dtype(dtype).itemsize * int(np.prod(shape))
     if folder is None or size <= most_bytes:
         return np.empty(shape, dtype)
-    with reported_os_errors(folder), tempfile.TemporaryFile(dir=folder) as handle:
+    with reported_os_errors(folder), tempfile.TemporaryFile(dir=os.fspath(folder)) as handle:
         # So that a full disk is told here and not by a signal at the first write.
         os.posix_fallocate(handle.fileno(), 0, size)
         return np.memmap(handle, dtype, "r+", shape=shape)

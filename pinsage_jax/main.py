@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         config = cli.config_from_flags(flag_values)
         # The global flags are those of libraries, which may read them once parsed.
         flags.FLAGS.mark_as_parsed()
-        flags.FLAGS.logtostderr = True
+        flags.FLAGS["logtostderr"].value = True
         logs.set_up(flag_values.verbosity)
         for name in overruled:
             logging.warning("--%s before --flagfile has no effect; put it after.", name)

@@ -17,3 +17,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def small_rng() -> np.random.Generator:
     """A generator with the same stream in every test and every run."""
     return np.random.default_rng(20180610)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Settings of a finished pipeline of seconds; its workdir is for reading only."""
+    # Here, because most tests need neither the stages nor what they import.
+    from trained_run import small_run
+
+    return small_run(tmp_path_factory.mktemp("trained") / "run")

@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import logging
+import re
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from small_catalogue import make_config, make_prepared, random_graph
 
@@ -16,7 +19,7 @@ from pinsage_jax.errors import UserError
 from pinsage_jax.inference.export import write_embeddings
 from pinsage_jax.retrieval import ann, index_table, neighbours
 from pinsage_jax.retrieval.ann import AnnSearch, Setting
-from pinsage_jax.retrieval.recommend import Choice, Recommender
+from pinsage_jax.retrieval.recommend import Choice, Recommender, recommend
 from pinsage_jax.retrieval.recommend_scores import histories_of
 from pinsage_jax.retrieval.topk import top_k
 
@@ -134,6 +137,24 @@ def test_recommendations_among_everything_are_the_exact_ones(world, by, hide):
     assert np.mean([len(set(a) & set(b)) / 6 for a, b in zip(near.tolist(), ids.tolist())]) > 0.6
     inside = [set(row.tolist()) & set(histories.of(user)) for user, row in enumerate(found)]
     assert any(inside) != hide
+
+
+def test_recommendations_by_an_index_say_what_they_miss(world, tmp_path, caplog):
+    config, prepared, vectors, _ = world
+    search = index_table.open_search(searching(config, "hnsw8:300"), vectors, 1)
+    config = dataclasses.replace(
+        config,
+        workdir=str(tmp_path),
+        recommend=RecommendConfig(recommend_by="mean", recommend_k=4),
+        search=SearchConfig(search="hnsw8:300", min_degree=2),
+    )
+    with caplog.at_level(logging.INFO, "absl"):
+        recommend(config, prepared, vectors, 1, lambda: None, search)
+    assert re.search(r"hnsw8:300 finds (0\.[5-9]|1\.0)\d+ of the exact first 4", caplog.text)
+    listed = pq.read_table(tmp_path / "recommendations.parquet")["item_id"].to_pylist()
+    degree = prepared.graph.degree()
+    assert len(listed) > 100
+    assert min(degree[int(name.removeprefix("item-"))] for name in set(listed)) == 2
 
 
 def test_an_index_is_not_used_when_it_should_not(world, tmp_path):

@@ -323,7 +323,8 @@ def test_a_flagfile_that_is_no_text_is_refused(tmp_path):
 
 @pytest.mark.parametrize("mode", cli.MODES)
 def test_the_mode_picks_the_stage(stage, tmp_path, mode):
-    assert run_main("--world", f"--workdir={tmp_path / 'w'}", f"--mode={mode}") == 0
+    needed = ("--world", "--query=a", "--target=b", "--compare_with=c")
+    assert run_main(*needed, f"--workdir={tmp_path / 'w'}", f"--mode={mode}") == 0
     assert [name for name, _ in stage.calls] == [mode]
     assert stage.calls[0][1].workdir == str(tmp_path / "w")
 
@@ -644,18 +645,23 @@ def test_ci_finds_the_commands_of_the_readme(tmp_path):
         'END\nchmod +x "$3/bin/$tool"; done\n'
     )
     (tools / "python3").chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    # Any program stands in for the browser, which would be installed where there is none.
+    path = f"{tools}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "CHROMIUM": "true"}
     result = subprocess.run(
         [ROOT / ".ci" / "run"], env=environment, capture_output=True, text=True, timeout=60
     )
     assert result.returncode == 0, result.stderr
     lines = log.read_text().splitlines()
-    assert lines[1] == f"pip install -e .[test] in {ROOT}"
-    assert lines[2] == f"python -m pytest in {ROOT}"
-    assert lines[4] == f"pip install . in {ROOT}"
+    checks = [f"python -m {check}" for check in ("ruff check", "ruff format --check", "mypy")]
+    wanted = ["pip install -e .[test]", "python -m pytest", *checks, "pip install ."]
+    places = [lines.index(f"{command} in {ROOT}") for command in wanted]
+    assert places == sorted(places) and places[:2] == [1, 2]
+    # Then the program, as installed and from another folder.
     flagfile = f"--flagfile={ROOT}/experiments/tiny.flags"
-    assert lines[5].startswith(f"python -m pinsage_jax.main {flagfile} --workdir=")
-    assert not lines[5].endswith(f" in {ROOT}")
+    program = lines[places[-1] + 1]
+    assert program.startswith(f"python -m pinsage_jax.main {flagfile} --workdir=")
+    assert not program.endswith(f" in {ROOT}")
     environment["TESTS_EXIT"] = "1"
     failed = subprocess.run([ROOT / ".ci" / "run"], env=environment, capture_output=True)
     assert failed.returncode != 0

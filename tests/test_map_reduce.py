@@ -10,7 +10,7 @@ from small_worlds import make_run, random_params, unit_features
 
 from pinsage_jax.cluster import layer_tasks, tables
 from pinsage_jax.cluster.columns import from_column, to_column
-from pinsage_jax.cluster.embed import messages_left
+from pinsage_jax.cluster.embed import messages_sent
 from pinsage_jax.cluster.layer_tasks import MESSAGE, OWN, Model
 from pinsage_jax.config import ClusterConfig
 from pinsage_jax.errors import UserError
@@ -241,11 +241,13 @@ def test_edges_are_written_as_they_are(tmp_path, monkeypatch):
     assert list(zip(*(found[name].to_pylist() for name in ("item", "collection")))) == expected
 
 
-def test_messages_left_is_what_chance_leaves(small_rng):
-    for width, shards in ((20, 4), (20, 1000), (1, 3)):
+def test_messages_sent_are_what_chance_leaves(small_rng):
+    for width, shards in ((20, 4), (20, 12), (6, 1)):
         drawn = small_rng.integers(0, shards, (4000, width))
-        left = np.mean([len(set(row)) for row in drawn.tolist()]) / width
-        assert messages_left(width, shards) == pytest.approx(left, rel=0.02)
+        left = np.mean([len(set(row)) for row in drawn.tolist()])
+        assert messages_sent(width, shards) == pytest.approx(left, rel=0.02)
+    # Where reducing first would save little, every message is sent.
+    assert messages_sent(20, 1000) == 20 and messages_sent(1, 3) == 1
 
 
 @pytest.mark.parametrize("text", ["spark.a", "a=b", "=b"])

@@ -110,7 +110,7 @@ def _layer(
     messages = named.join(sent, named["ids"] == sent["node"]).select(
         F.col("receiver").alias("node"), F.col("weights").alias("weight"), "vector"
     )
-    if messages_left(width, shards) < _WORTH_REDUCING:
+    if messages_sent(width, shards) < width:
         messages = messages.mapInArrow(layer_tasks.combine_messages(model), _MESSAGES)
     own = state.select(
         "node", F.lit(OWN).alias("part"), F.lit(0.0).cast("float").alias("weight"), "vector"
@@ -138,9 +138,14 @@ def _walk(session: SparkSession, encoder: Encoder, folder: pathlib.Path, shards:
     _save(joined.mapInArrow(layer_tasks.blend_lists(lists), _LISTS), folder / "lists")
 
 
-def messages_left(width: int, shards: int) -> float:
-    """Expected share of a node's `width` messages left when each of `shards` reduces its own."""
-    return shards * (1.0 - (1.0 - 1.0 / shards) ** width) / max(width, 1)
+def messages_sent(width: int, shards: int) -> float:
+    """Messages shuffled for a node with `width` neighbours, as expected by chance.
+
+    All of them, or one from each of `shards` partitions that has any where reducing within
+    the partitions first saves enough.
+    """
+    reduced = shards * (1.0 - (1.0 - 1.0 / shards) ** width)
+    return reduced if reduced < _WORTH_REDUCING * width else float(width)
 
 
 def _read(session: SparkSession, folder: pathlib.Path) -> DataFrame:

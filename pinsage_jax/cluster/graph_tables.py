@@ -170,7 +170,7 @@ def _clean_edges(session: SparkSession, config: Config) -> tuple[DataFrame, int]
         merged.append(F.min("time").alias("time"))
     rows, *found = table.agg(
         F.count("*"), *[F.count_if(fault) for fault in faults.values()]
-    ).first()
+    ).collect()[0]
     for fault, count in zip(faults, found, strict=True):
         if count:
             raise UserError(f"--edges={data.edges} has {count:,} rows with {fault}; correct them.")
@@ -194,7 +194,7 @@ def _item_table(session: SparkSession, config: Config) -> DataFrame | None:
     missing = F.col("item_id").isNull() | (F.col("item_id") == "")
     rows, found, distinct = table.agg(
         F.count("*"), F.count_if(missing), F.count_distinct("item_id")
-    ).first()
+    ).collect()[0]
     if found:
         raise UserError(f"--items={config.data.items} has {found:,} rows without an id.")
     if distinct < rows:

@@ -66,7 +66,8 @@ class Model:
 def packed(params: Any) -> bytes:
     """Parameters as the bytes of an .npz file, leaves by path."""
     buffer = io.BytesIO()
-    np.savez(buffer, **{path: np.asarray(leaf) for path, leaf in by_path(params).items()})
+    leaves: dict[str, Any] = {path: np.asarray(leaf) for path, leaf in by_path(params).items()}
+    np.savez(buffer, **leaves)
     return buffer.getvalue()
 
 
@@ -113,6 +114,7 @@ def combine_messages(model: Model) -> Task:
             if slots is None:
                 yield from held.taken(model.block)
                 slots = held.slots_of(receivers)
+                assert slots is not None, "there is room where nothing is held"
             reduce_messages(pooling, vectors, slots, weights, held.sums)
         yield from held.taken(model.block)
 

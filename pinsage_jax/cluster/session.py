@@ -56,6 +56,9 @@ def _settings(config: ClusterConfig) -> dict[str, str]:
 def spark_session(config: ClusterConfig, name: str) -> Iterator[SparkSession]:
     """A session with the settings of `config`, stopped at the end of the block.
 
+    Where this process has a running session already, that one, which is left running; of
+    the settings it takes those of SQL.
+
     Raises:
       UserError: PySpark or Java is missing, or no master answers.
     """
@@ -69,13 +72,21 @@ def spark_session(config: ClusterConfig, name: str) -> Iterator[SparkSession]:
         raise UserError(
             "Spark needs PySpark and pandas: pip install 'pinsage-jax[spark]'."
         ) from None
+    settings = {**_settings(config), **config.spark_settings()}
+    running = SparkSession.getActiveSession()
+    if running is not None:
+        for key, value in settings.items():
+            if running.conf.isModifiable(key):
+                running.conf.set(key, value)
+        yield running
+        return
     home = os.environ.get("JAVA_HOME")
     if not (home and (pathlib.Path(home) / "bin" / "java").exists()) and not shutil.which("java"):
         raise UserError("Spark needs Java 17 or later: install one, or set JAVA_HOME to it.")
     _require_answer(config.spark_master)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.master(config.spark_master).appName(f"pinsage_jax {name}")
-    for key, value in {**_settings(config), **config.spark_settings()}.items():
+    for key, value in settings.items():
         builder = builder.config(key, value)
     try:
         session = builder.getOrCreate()

@@ -25,7 +25,7 @@ from pinsage_jax import files
 from pinsage_jax.cluster.columns import from_column, to_column
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.interrupts import raise_if_stopped
-from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.lists import ListColumn, NeighbourLists
 
 _FILE_BYTES = 1 << 26
 
@@ -68,7 +68,9 @@ def write_nodes(
     _write(folder, rows, 4 * width + 8, table)
 
 
-def write_lists(folder: pathlib.Path, ids: np.ndarray, weights: np.ndarray) -> None:
+def write_lists(
+    folder: pathlib.Path, ids: np.ndarray | ListColumn, weights: np.ndarray | ListColumn
+) -> None:
     """Lists of nodes 0 to N; ids int32 [N, T] and weights float32 [N, T] are read by slices."""
 
     def table(begin: int, end: int) -> pa.Table:

@@ -216,7 +216,7 @@ def _mixed(rows: DataFrame) -> DataFrame:
     return rows
 
 
-def _signed(value: int) -> int:
+def _signed(bits: int | np.unsignedinteger) -> int:
     """The long with the bits of a uint64."""
-    value = int(value)
+    value = int(bits)
     return value - 2**64 if value >= 2**63 else value

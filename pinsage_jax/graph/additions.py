@@ -117,8 +117,8 @@ def extend(catalogue: Graph, new: Graph) -> Graph:
         ]
     )
     weights = None
-    if catalogue.weights is not None:
-        old, other = catalogue.weights, new.weights
+    old, other = catalogue.weights, new.weights
+    if old is not None and other is not None:
         behind = np.insert(old[edges:], places, other[new_edges:])
         weights = np.concatenate([old[:edges], other[:new_edges], behind])
     return Graph(indptr, indices, weights, items + count, new.num_collections)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 
 import numpy as np
@@ -56,7 +57,7 @@ class Graph:
         """Hash of the edges, their weights and the counts, 16 hexadecimal digits."""
         total = hashlib.blake2b(f"{self.num_items} {self.num_collections}".encode(), digest_size=8)
         for array in (self.indptr, self.indices, self.weights):
-            total.update(b"none" if array is None else memoryview(np.ascontiguousarray(array)))
+            total.update(b"none" if array is None else np.ascontiguousarray(array).data)
         return total.hexdigest()
 
     def neighbours(self, node: int) -> np.ndarray:
@@ -183,7 +184,7 @@ def build(
     num_collections: int,
     weights: np.ndarray | None = None,
     times: np.ndarray | None = None,
-    folder: str | pathlib.Path | None = None,
+    folder: str | os.PathLike | None = None,
 ) -> tuple[Graph, np.ndarray | None]:
     """Builds the graph, and the time of each edge, from edge lists in any order.
 
@@ -276,7 +277,7 @@ def build(
 class _Space:
     """Arrays in memory, or in memory-mapped ``.npy`` files of a folder."""
 
-    def __init__(self, folder: str | pathlib.Path | None):
+    def __init__(self, folder: str | os.PathLike | None):
         self._folder = None if folder is None else pathlib.Path(folder)
 
     def array(self, name: str, length: int, dtype: type) -> np.ndarray:

@@ -132,10 +132,10 @@ def write_codes(edges: Table, ids: Ids, config: DataConfig, folder: pathlib.Path
             collections[start:end] = ids.collections.lookup(_chunks(group, names[1]))
             for batch in group:
                 span = slice(start, start + len(batch))
-                if config.weight_column:
+                if weights is not None:
                     column = batch.column(config.weight_column)
                     weights[span] = column_values.weights(column, config.weight_column, batch.where)
-                if config.time_column:
+                if times is not None:
                     column = batch.column(config.time_column)
                     times[span], time_kind = column_values.times(
                         column, config.time_column, batch.where, time_kind

@@ -74,17 +74,29 @@ def prepare(config: Config) -> Prepared:
         else:
             logging.info("prepare: %s is up to date.", folder)
             return prepared
-    data = config.data
-    if config.world.world:
-        paths = synthetic.write_world(config.world, workdir / _INPUTS)
-        # The example's tables have the default column names.
-        names = ("collection_column", "item_column", "item_id_column")
-        defaults = {name: getattr(DataConfig(), name) for name in names}
-        data = dataclasses.replace(data, data_dir="", **defaults, **paths)
-    inputs = {flag: tables.open_table(path, flag) for flag, path in _input_paths(data).items()}
+    data, paths = input_tables(config)
+    inputs = {flag: tables.open_table(path, flag) for flag, path in paths.items()}
     with files.atomic_folder(folder) as temporary:
         _write(inputs, config, data, temporary, wanted)
     return open_prepared(workdir)
+
+
+def input_tables(config: Config) -> tuple[DataConfig, dict[str, pathlib.Path]]:
+    """What is to be read: the settings of the data, and the path of each table by flag.
+
+    With --world the tables are generated first, into WORKDIR/inputs.
+
+    Raises:
+      UserError: there is no --edges.
+    """
+    data = config.data
+    if config.world.world:
+        paths = synthetic.write_world(config.world, pathlib.Path(config.workdir) / _INPUTS)
+        # The example's tables have the default column names.
+        names = ("collection_column", "item_column", "item_id_column")
+        changed: dict[str, Any] = {name: getattr(DataConfig(), name) for name in names}
+        data = dataclasses.replace(data, data_dir="", **(changed | paths))
+    return data, _input_paths(data)
 
 
 def open_prepared(workdir: str | pathlib.Path) -> Prepared:

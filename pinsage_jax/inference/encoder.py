@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
@@ -105,8 +105,9 @@ class Encoder:
           tables, adjust: as in embed_all; by default tables of this pass alone.
         """
         # Lists that a store keeps on disk are found again without a copy here.
-        copied = tables is not None and (tables.keep or self.lists.source.store != "disk")
-        if copied:
+        ids: np.ndarray | ListColumn
+        weights: np.ndarray | ListColumn
+        if tables is not None and (tables.keep or self.lists.source.store != "disk"):
             ids, weights = tabled_lists(tables, self.final_source, self.lists.source.num_nodes)
         else:
             ids, weights = self.final_lists
@@ -124,8 +125,19 @@ class Encoder:
         )
 
 
+class ListSource(Protocol):
+    """What makes the lists of any nodes: `of`(int32 [n]) is ids and weights [n, W]."""
+
+    @property
+    def width(self) -> int:
+        """W."""
+
+    def of(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 [n, W] and weights float32 [n, W] of `nodes`."""
+
+
 def tabled_lists(
-    tables: Tables, lists: NeighbourLists, num_nodes: int
+    tables: Tables, lists: ListSource, num_nodes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lists of all nodes as one table `lists`: ids int32 [N, W] and weights float32 [N, W]."""
 
@@ -192,16 +204,33 @@ def structure_bases(config: Config, prepared: Prepared, split: ValidationSplit) 
     )
 
 
-def _content_links(config: Config, prepared: Prepared, graph: Graph) -> ContentLinks:
-    """Content links over `graph`; none where there is no content or none are asked for."""
+def lists_of_some(config: Config, prepared: Prepared, items: np.ndarray) -> NeighbourLists:
+    """The lists that embeddings of `items` (int [n]) pool over; of no other node.
+
+    The same as Encoder.final_lists over the whole graph, without the work for all.
+    """
+    walks = config.embed.embed_walks or config.sampling.num_walks
+    sampling = dataclasses.replace(config.sampling, num_walks=walks)
+    source = NeighbourhoodSource(prepared.graph, sampling, config.seed, threads_of(config), "none")
+    links = _content_links(config, prepared, prepared.graph, np.unique(items))
+    return NeighbourLists.made_of(source, links, config)
+
+
+def _content_links(
+    config: Config, prepared: Prepared, graph: Graph, only: np.ndarray | None = None
+) -> ContentLinks:
+    """Content links over `graph`, of the items `only` (int [n], ascending) or of all.
+
+    None where there is no content or none are asked for.
+    """
     size, items = config.sampling.content_neighbours, graph.num_items
     if not size or not prepared.features.shape[1]:
         return ContentLinks.none(items)
     degree = graph.degree()[:items]
     linked = np.flatnonzero(degree > 0)
-    wanted = np.arange(items)
+    wanted = np.arange(items) if only is None else only
     if items > config.sampling.content_limit:
-        wanted = np.flatnonzero(degree == 0)
+        wanted = wanted[degree[wanted] == 0]
         linked = spread(linked, MOST_CANDIDATES)
         logging.info(
             "content links for the %d items without edges only, to %d others",

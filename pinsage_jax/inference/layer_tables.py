@@ -148,7 +148,7 @@ class KeptTables:
             if path != self._folder and path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _opened(self, path: pathlib.Path, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    def _opened(self, path: pathlib.Path, shape: tuple[int, int], dtype: np.dtype) -> np.memmap:
         """The table to be filled, as it was left or new."""
         if path.exists():
             try:
@@ -183,7 +183,7 @@ class KeptTables:
         return intact
 
     def _mark(self, name: str, number: int, rows: np.ndarray) -> pathlib.Path:
-        crc = zlib.crc32(memoryview(np.ascontiguousarray(rows)).cast("B"))
+        crc = zlib.crc32(np.ascontiguousarray(rows).data.cast("B"))
         return self._folder / f"{name}.{number:05d}.{crc:08x}"
 
     def _unmark(self, name: str) -> None:

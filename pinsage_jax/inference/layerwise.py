@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from pinsage_jax import files
-from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config import ModelConfig
 from pinsage_jax.inference.layer_tables import ScratchTables, Tables
 from pinsage_jax.inference.map_reduce import Stages, reduce_lists, with_padding
 from pinsage_jax.progress import Progress
+from pinsage_jax.sampling.lists import ListColumn
 from pinsage_jax.sampling.neighbourhoods import run_blocks
 
 _REDUCE_ROWS = 512
@@ -64,12 +64,19 @@ def _in_blocks(
         write(*last)
 
 
+class Inputs(Protocol):
+    """Input vectors of nodes: NodeInputs, or what stands in for it."""
+
+    def gather(self, nodes: np.ndarray) -> np.ndarray:
+        """float32 [n, D] of nodes int32 [n]."""
+
+
 def embed_all(
     config: ModelConfig,
     params: Any,
-    inputs: NodeInputs,
-    neighbours: np.ndarray,
-    weights: np.ndarray,
+    inputs: Inputs,
+    neighbours: np.ndarray | ListColumn,
+    weights: np.ndarray | ListColumn,
     *,
     block: int,
     threads: int = 1,
@@ -140,6 +147,7 @@ def embed_all(
     def output(layer: int) -> np.ndarray:
         rows, last = sizes[layer], layer == config.num_layers
         reads = [read_hidden(layer - 1), functools.partial(read_pooled, layer), read_features]
+        function: Callable[..., jax.Array]
         if layer == 0:
             function, reads = stages.head, [read_features]
         elif last:

@@ -129,8 +129,12 @@ def reduce_lists(
       sent: float32 [N, M], of which only rows in `ids` are read.
       ids: int32 [n, T], -1 where a list is short; weights: float32 [n, T].
     """
-    reducer = pooling_kernels.max_rows if pooling == "max" else pooling_kernels.weighted_rows
-    reducer(sent, ids, weights, 0, out)
+    if pooling == "max":
+        pooling_kernels.max_rows(sent, ids, weights, out)
+    else:
+        # Sent already with its bias and ReLU, which is itself again after another.
+        no_bias = np.zeros(sent.shape[1], np.float32)
+        pooling_kernels.weighted_rows(sent, no_bias, ids, weights, 0, out)
 
 
 def reduce_messages(

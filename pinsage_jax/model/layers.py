@@ -52,17 +52,32 @@ def self_and_neighbours_init(self_width: int) -> nn.initializers.Initializer:
 
 
 class Project(nn.Module):
-    """ReLU(Q h + q): what a node sends to the nodes that it neighbours."""
+    """Q h and q of ReLU(Q h + q), what a node sends to the nodes that it neighbours."""
 
     width: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, messages: jax.Array | None = None) -> jax.Array:
-        """[n, in] (and [n, M] to add before the ReLU) -> [n, M]."""
-        dense = nn.Dense(self.width, dtype=self.dtype, kernel_init=unit_input_init, name="Q")
-        out = dense(hidden)
-        return nn.relu(out if messages is None else out + messages.astype(out.dtype))
+    def __call__(
+        self, hidden: jax.Array, messages: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """[n, in] (and [n, M] to add) -> Q h [n, M] and q [M], apart for pooling to join."""
+        product, bias = _Affine(self.width, self.dtype, name="Q")(hidden)
+        return product if messages is None else product + messages.astype(product.dtype), bias
+
+
+class _Affine(nn.Module):
+    """The product of a dense layer and its bias, with that layer's parameters."""
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        shape = (hidden.shape[-1], self.width)
+        kernel = self.param("kernel", unit_input_init, shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
+        return hidden.astype(self.dtype) @ kernel, bias
 
 
 class Combine(nn.Module):

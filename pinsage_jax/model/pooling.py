@@ -26,12 +26,17 @@ _SMALL = 1 << 14
 
 
 def pool_neighbours(
-    projected: jax.Array, neighbours: jax.Array, weights: jax.Array, pooling: str
+    projected: jax.Array,
+    bias: jax.Array,
+    neighbours: jax.Array,
+    weights: jax.Array,
+    pooling: str,
 ) -> jax.Array:
-    """Pools projected neighbours into one vector a row (Algorithm 1, line 1).
+    """Pools ReLU(Q h + q) of the neighbours into one vector a row (Algorithm 1, line 1).
 
     Args:
-      projected: [n_{k-1}, M], ReLU(Q h + q), so never negative.
+      projected: [n_{k-1}, M], Q h.
+      bias: [M], q.
       neighbours: int32 [n_k, T] rows of `projected`.
       weights: float32 [n_k, T], 0 where masked.
       pooling: importance or mean (the weights decide which), or max.
@@ -40,15 +45,16 @@ def pool_neighbours(
       [n_k, M]; zeros for a row without neighbours.
     """
     on_cpu = jax.default_backend() == "cpu"
+    if on_cpu and pooling != "max" and not numba.config.DISABLE_JIT:
+        operands = projected.astype(jnp.float32), bias.astype(jnp.float32)
+        return _weighted_sum(*operands, neighbours, weights).astype(projected.dtype)
+    sent = jax.nn.relu(projected + bias[None, :])
     if pooling == "max":
         # All entries are >= 0, so a masked neighbour can count as zero.
-        weights = (weights > 0).astype(projected.dtype)
+        weights = (weights > 0).astype(sent.dtype)
         if on_cpu:
-            return _highest_by_column(projected, neighbours, weights)
-    elif on_cpu and not numba.config.DISABLE_JIT:
-        total = _weighted_sum(projected.astype(jnp.float32), neighbours, weights)
-        return total.astype(projected.dtype)
-    gathered = projected[neighbours] * weights[..., None].astype(projected.dtype)
+            return _highest_by_column(sent, neighbours, weights)
+    gathered = sent[neighbours] * weights[..., None].astype(sent.dtype)
     return gathered.max(axis=1) if pooling == "max" else gathered.sum(axis=1)
 
 
@@ -92,19 +98,20 @@ def _by_rows(name: str, rows: int, entries: int, *operands: jax.Array, width: in
 
 
 @jax.custom_vjp
-def _weighted_sum(projected: jax.Array, neighbours: jax.Array, weights: jax.Array) -> jax.Array:
-    """sum over t of weights[:, t] * projected[neighbours[:, t]], all float32."""
+def _weighted_sum(projected, bias, neighbours, weights) -> jax.Array:
+    """sum over t of weights[:, t] * ReLU(projected[neighbours[:, t]] + bias), all float32."""
     rows, width = len(neighbours), projected.shape[1]
-    operands = (projected, neighbours, weights)
+    operands = (projected, bias, neighbours, weights)
     return _by_rows("pinsage_weighted_rows", rows, neighbours.size, *operands, width=width)
 
 
-def _weighted_sum_forward(projected, neighbours, weights):
-    return _weighted_sum(projected, neighbours, weights), (projected, neighbours, weights)
+def _weighted_sum_forward(projected, bias, neighbours, weights):
+    saved = (projected, bias, neighbours, weights)
+    return _weighted_sum(*saved), saved
 
 
 def _weighted_sum_backward(saved, cotangent):
-    projected, neighbours, weights = saved
+    projected, bias, neighbours, weights = saved
     rows, width = projected.shape
     entries = neighbours.size
     turned = _call(
@@ -118,14 +125,19 @@ def _weighted_sum_backward(saved, cotangent):
         weights,
     )
     operands = (cotangent, *turned)
-    to_projected = _by_rows("pinsage_returned_rows", rows, entries, *operands, width=width)
+    to_sent = _by_rows("pinsage_returned_rows", rows, entries, *operands, width=width)
+    # The ReLU is in here, and not before, so that nothing as large as `projected` is
+    # written for it; XLA joins this with the concatenation of the parts.
+    to_projected = jnp.where(projected + bias[None, :] > 0, to_sent, 0.0)
 
     def dot(_, named: jax.Array):
-        return None, jnp.sum(cotangent * projected[named], axis=1)
+        sent = jax.nn.relu(projected[named] + bias[None, :])
+        return None, jnp.sum(cotangent * sent, axis=1)
 
     # Weights are data in training: this part is then left out by the compiler.
     to_weights = jax.lax.scan(dot, None, neighbours.T)[1].T
-    return to_projected, np.zeros(neighbours.shape, jax.dtypes.float0), to_weights
+    to_bias = jnp.sum(to_projected, axis=0)
+    return to_projected, to_bias, np.zeros(neighbours.shape, jax.dtypes.float0), to_weights
 
 
 _weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)

@@ -71,51 +71,73 @@ def _vector(buffer, dtype):
 
 
 @njit(nogil=True, cache=True)
-def weighted_rows(projected, neighbours, weights, begin, out):
-    """out[i] = sum over t of weights[j, t] * projected[neighbours[j, t]], j = begin + i.
+def _relu(value):
+    # Compiles to better code than max().
+    return value if value > np.float32(0.0) else np.float32(0.0)
+
+
+@njit(nogil=True, cache=True)
+def _entry(neighbours, weights, row, place):
+    """A neighbour and its weight; for none, which is -1, the first with no weight."""
+    node = neighbours[row, place]
+    return (node, weights[row, place]) if node >= 0 else (np.int32(0), np.float32(0.0))
+
+
+@njit(nogil=True, cache=True)
+def weighted_rows(projected, bias, neighbours, weights, begin, out):
+    """out[i] = sum over t of weights[j, t] * ReLU(projected[neighbours[j, t]] + bias).
+
+    Here j = begin + i: any range of rows can be made alone.
 
     Args:
-      projected: float32 [n, M], finite; may be a memory map, of which the named rows are read.
-      neighbours: int32 [S, T] rows of it, or -1; weights: float32 [S, T], 0 for none.
+      projected: float32 [n, M], finite; may be a memory map, of which the named rows are
+        read, and the first.
+      bias: float32 [M].
+      neighbours: int32 [S, T] rows of it, -1 for none; weights: float32 [S, T].
       out: float32 [s, M] output.
     """
+    nought = np.float32(0.0)
     width, whole = neighbours.shape[1], neighbours.shape[1] // 4 * 4
     for place in range(out.shape[0]):
         row = begin + place
         total = out[place]
         for column in range(total.shape[0]):
-            total[column] = 0.0
+            total[column] = nought
         # Four at a time: their cache misses overlap and the sum is read and written once.
         for first in range(0, whole, 4):
-            w0, w1 = weights[row, first], weights[row, first + 1]
-            w2, w3 = weights[row, first + 2], weights[row, first + 3]
-            if w0 == 0.0 and w1 == 0.0 and w2 == 0.0 and w3 == 0.0:
+            n0, w0 = _entry(neighbours, weights, row, first)
+            n1, w1 = _entry(neighbours, weights, row, first + 1)
+            n2, w2 = _entry(neighbours, weights, row, first + 2)
+            n3, w3 = _entry(neighbours, weights, row, first + 3)
+            if w0 == nought and w1 == nought and w2 == nought and w3 == nought:
                 continue
-            p0 = projected[neighbours[row, first]]
-            p1 = projected[neighbours[row, first + 1]]
-            p2 = projected[neighbours[row, first + 2]]
-            p3 = projected[neighbours[row, first + 3]]
+            p0, p1, p2, p3 = projected[n0], projected[n1], projected[n2], projected[n3]
             for column in range(total.shape[0]):
+                shift = bias[column]
                 total[column] += (
-                    w0 * p0[column] + w1 * p1[column] + w2 * p2[column] + w3 * p3[column]
+                    w0 * _relu(p0[column] + shift)
+                    + w1 * _relu(p1[column] + shift)
+                    + w2 * _relu(p2[column] + shift)
+                    + w3 * _relu(p3[column] + shift)
                 )
         for rest in range(whole, width):
-            weight, sent = weights[row, rest], projected[neighbours[row, rest]]
+            node, weight = _entry(neighbours, weights, row, rest)
+            sent = projected[node]
             for column in range(total.shape[0]):
-                total[column] += weight * sent[column]
+                total[column] += weight * _relu(sent[column] + bias[column])
 
 
 @njit(nogil=True, cache=True)
-def max_rows(projected, neighbours, weights, begin, out):
-    """As `weighted_rows`, the maximum of the entries that have a weight; none is below 0."""
-    for place in range(out.shape[0]):
-        row = begin + place
-        best = out[place]
+def max_rows(projected, neighbours, weights, out):
+    """out[i] = the maximum of the rows of `projected` that have a weight; no entry is below 0."""
+    for row in range(out.shape[0]):
+        best = out[row]
         for column in range(best.shape[0]):
             best[column] = 0.0
         for rank in range(neighbours.shape[1]):
-            if weights[row, rank] > 0.0:
-                sent = projected[neighbours[row, rank]]
+            node, weight = _entry(neighbours, weights, row, rank)
+            if weight > 0.0:
+                sent = projected[node]
                 for column in range(best.shape[0]):
                     best[column] = max(best[column], sent[column])
 
@@ -181,9 +203,10 @@ def handlers() -> dict[str, int]:
         if not _answered_query(frame):
             weighted_rows(
                 _matrix(_buffer(frame, _ARGS, 0), np.float32),
-                _matrix(_buffer(frame, _ARGS, 1), np.int32),
-                _matrix(_buffer(frame, _ARGS, 2), np.float32),
-                _vector(_buffer(frame, _ARGS, 3), np.int32)[0],
+                _vector(_buffer(frame, _ARGS, 1), np.float32),
+                _matrix(_buffer(frame, _ARGS, 2), np.int32),
+                _matrix(_buffer(frame, _ARGS, 3), np.float32),
+                _vector(_buffer(frame, _ARGS, 4), np.int32)[0],
                 _matrix(_buffer(frame, _RETS, 0), np.float32),
             )
         return _address(0)

@@ -94,10 +94,10 @@ def changed_settings(config: Any) -> list[tuple[str, Any, Any]]:
 def _model(source: Source) -> Html:
     about, train = source.embeddings, source.config.train
     step = about.get("step")
-    rows = []
+    rows: list[tuple[str, Any]] = []
     if step is not None:
         which = {"best": "the best on validation", "last": "the last"}.get(
-            about.get("checkpoint"), ""
+            str(about.get("checkpoint")), ""
         )
         rows.append(("step of the model", f"{_count(step)}{f' ({which})' if which else ''}"))
         if source.trained:

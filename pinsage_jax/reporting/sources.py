@@ -51,6 +51,12 @@ class Source:
     scores: dict[str, Any] | None
     stale: bool
 
+    @property
+    def known_scores(self) -> dict[str, Any]:
+        """The scores, for what is called only where there are any."""
+        assert self.scores is not None
+        return self.scores
+
 
 def read_source(config: Config, num_items: int) -> Source:
     """Reads what is there."""
@@ -111,7 +117,8 @@ def with_saved(config: Config, saved: Mapping[str, Any]) -> Config:
         if field.name in _OF_NOW or field.name not in saved:
             continue
         current, value = getattr(config, field.name), saved[field.name]
-        if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
+        settings = dataclasses.is_dataclass(current) and not isinstance(current, type)
+        if settings and isinstance(value, Mapping):
             names = [inner.name for inner in dataclasses.fields(current)]
             known = {name: value[name] for name in names if name in value}
             fitting = {

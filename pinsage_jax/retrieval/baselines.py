@@ -121,10 +121,12 @@ class Walk:
     def __init__(self, graph: Graph, sampling: SamplingConfig, seed: int, threads: int):
         self._graph, self._sampling = graph, sampling
         self._seed, self._threads = seed, threads
-        self.settings = {
-            "num_walks": WALK_FACTOR * sampling.num_walks,
+        self._walks = WALK_FACTOR * sampling.num_walks
+        self.settings: dict[str, Any] = {
+            "num_walks": self._walks,
             "walk_length": sampling.walk_length,
             "restart": sampling.restart,
+            "restart_ends": sampling.restart_ends,
         }
 
     def scores(self, query_ids: np.ndarray) -> np.ndarray:
@@ -134,7 +136,7 @@ class Walk:
             query_ids,
             self._sampling,
             self._seed,
-            self.settings["num_walks"],
+            self._walks,
             self._threads,
         )
         result = np.zeros((len(query_ids), self._graph.num_items), np.float32)

@@ -93,8 +93,8 @@ class Export:
                         f"{self.folder} has vectors of another length than its manifest says; "
                         f"{_AGAIN}"
                     )
-                scales = [batch.column(column).to_numpy() for column in self.form.scale_columns]
-                scales = np.stack(scales, axis=1) if scales else np.empty((len(batch), 0))
+                parts = [batch.column(column).to_numpy() for column in self.form.scale_columns]
+                scales = np.stack(parts, axis=1) if parts else np.empty((len(batch), 0))
                 codes = codes.reshape(len(batch), self.dimension)
                 yield (
                     batch.column("item_id").cast(pa.large_string()),
@@ -134,8 +134,10 @@ def open_export(folder: str | pathlib.Path) -> Export:
         raise UserError(f"{folder} holds no embeddings; run --mode=embed first.")
     manifest = files.read_json(folder / MANIFEST)
     listed = manifest.get("files") if isinstance(manifest, dict) else None
-    numbers = isinstance(listed, dict) and [manifest.get(name) for name in ("dimension", "count")]
-    if not numbers or not all(isinstance(number, int) for number in numbers):
+    numbers = ("dimension", "count")
+    if not isinstance(listed, dict) or not all(
+        isinstance(manifest.get(name), int) for name in numbers
+    ):
         raise UserError(f"{folder / MANIFEST} is damaged; {_AGAIN}")
     names = [name for name in listed if not name.startswith("collection")]
     files.verify_checksums(folder, {name: listed[name] for name in sorted(names)})

@@ -44,7 +44,9 @@ def shared_share(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.where(wanted > 0, hits.sum(axis=1) / np.maximum(wanted, 1), 1.0)
 
 
-def recall_of(form: ExportForm, vectors: np.ndarray, expected: np.ndarray | None = None) -> Any:
+def recall_of(
+    form: ExportForm, vectors: np.ndarray, expected: np.ndarray | None = None
+) -> dict[str, Any]:
     """recall@10 of vectors as stored beside float32 [N, Z], for the manifest.
 
     Args:
@@ -108,10 +110,12 @@ def _aligned(
     """The rotation float32 [d, d] onto an earlier export, and what it brings."""
     earlier = open_export(folder)
     width = form.moved(vectors[:0]).shape[1]
-    if earlier.dimension != width or earlier.form.last_apart != form.last_apart:
+    # Exports of before there was a choice do not say whether they have a popularity.
+    apart = earlier.manifest.get("last_apart", form.last_apart)
+    if earlier.dimension != width or apart != form.last_apart:
         raise UserError(
             f"--align_to={folder} has {earlier.dimension} dimensions"
-            f"{' with a popularity' if earlier.form.last_apart else ''}, this export {width}"
+            f"{' with a popularity' if apart else ''}, this export {width}"
             f"{' with a popularity' if form.last_apart else ''}; make both alike with "
             "--export_dim and --popularity."
         )

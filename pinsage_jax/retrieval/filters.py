@@ -101,7 +101,7 @@ class Filters:
         A candidate is worth (1 - diversity) times its score, scaled to [0, 1] over the
         candidates, less diversity times its greatest cosine to those chosen.
         """
-        weight, chosen = self._config.diversity, []
+        weight, chosen = self._config.diversity, list[int]()
         free = np.ones(len(ids), np.bool_)
         worth = -np.arange(len(ids), dtype=np.float64)  # by rank
         closest = np.zeros(len(ids))

@@ -170,7 +170,7 @@ def _one_by_one(index: Any, setting: Setting, vectors: np.ndarray) -> Callable:
 def _latency(ask: Callable[[np.ndarray], Any], rows: np.ndarray) -> dict[str, Any]:
     """Milliseconds of single queries."""
     ask(rows[:1])
-    taken, begin = [], time.perf_counter()
+    taken, begin = list[float](), time.perf_counter()
     for row in rows:
         if len(taken) >= _FEWEST_TIMED and time.perf_counter() - begin > _MOST_SECONDS:
             break

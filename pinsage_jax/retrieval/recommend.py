@@ -103,7 +103,7 @@ class Recommender:
         if choice.by == "interests":
             return self._by_interests(histories, k)
         if choice.by == "mean":
-            scorer = Mean(self.vectors)
+            scorer: Scorer = Mean(self.vectors)
         else:
             shape = Shape(choice.by, choice.value)
             scorer = Sharpened(
@@ -236,7 +236,7 @@ def recommend(
         ranked[rival.name] = best_items(
             rival, own, graph.num_items, recommend_metrics.DEPTH, threads=threads
         )[0]
-    report = {
+    report: dict[str, Any] = {
         "protocol": recommend_metrics.PROTOCOL,
         "ties": TIE_RULE,
         "test": {"file": str(path), **tests.report},
@@ -260,6 +260,7 @@ def _log_missed(recommender: Recommender, histories: Histories, k: int) -> None:
     some = histories.select(held[spread_rows(len(held), _COMPARED_USERS)])
     exact = dataclasses.replace(recommender, search=None).best(some, k)[0]
     share = shared_share(recommender.best(some, k)[0], exact).mean()
+    assert recommender.search is not None
     logging.info(
         "recommend: %s finds %.4f of the exact first %d (%d collections)",
         recommender.search.setting.name, share, k, len(some),
@@ -308,7 +309,7 @@ def _choice_key(config: Config, vectors: np.ndarray) -> str:
             [getattr(config.recommend, f"recommend_{name}") for name in about],
             dataclasses.asdict(config.split),
             config.seed,
-            f"{zlib.crc32(vectors):08x}",
+            f"{zlib.crc32(np.ascontiguousarray(vectors).data):08x}",
         ]
     )
 

@@ -112,8 +112,8 @@ class Scorer(Protocol):
         """Prepares a tile of users."""
 
 
-def _row_per_user(count: int, similar: Callable[[slice], np.ndarray]) -> Tile:
-    def block(columns: slice) -> tuple[np.ndarray, np.ndarray]:
+def _row_per_user(count: int, similar: Callable[[slice | np.ndarray], np.ndarray]) -> Tile:
+    def block(columns: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = similar(columns)
         return found, np.ones((1, found.shape[1]), np.float32)
 
@@ -190,7 +190,7 @@ class Sharpened:
         used, rows = np.unique(histories.items, return_inverse=True)
         sources = self._vectors[used]
 
-        def block(columns: slice) -> tuple[np.ndarray, np.ndarray]:
+        def block(columns: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             similar = sources @ self._vectors[columns].T
             for_threads(
                 lambda begin, end: self._sharpen(similar[begin:end]), len(similar), self._threads

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -133,9 +134,19 @@ def _count_block(queries, block, own, target, threshold):
     return picked[:, 1], counts.astype(jnp.int32)
 
 
+class Rows(Protocol):
+    """Vectors [N, D] that are made when consecutive rows are read."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """float [n, D]."""
+
+
 def top_k(
     queries: np.ndarray,
-    catalogue: np.ndarray,
+    catalogue: np.ndarray | Rows,
     k: int,
     exclude_self: np.ndarray | None = None,
     *,
@@ -184,7 +195,7 @@ def top_k(
 
 
 def _best_on_device(
-    parts: list[jax.Array], catalogue: np.ndarray, size: int, kept: int
+    parts: list[jax.Array], catalogue: np.ndarray | Rows, size: int, kept: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Scores and ids [q, kept], best first, of every block of queries, selected by XLA."""
     nothing = (
@@ -203,7 +214,7 @@ def _best_on_device(
 
 
 def _best_on_host(
-    parts: list[jax.Array], catalogue: np.ndarray, size: int, kept: int
+    parts: list[jax.Array], catalogue: np.ndarray | Rows, size: int, kept: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """As `_best_on_device`, selected by topk_kernels while XLA makes the next scores."""
     shape = (len(parts[0]), kept)
@@ -324,13 +335,15 @@ def even_blocks(size: int, most: int) -> int:
 
 def _cut(array: np.ndarray, start: int, size: int, dtype: type) -> np.ndarray:
     """array[start : start + size], padded with zeros at the end."""
-    result = np.zeros(size, dtype)
+    result: np.ndarray = np.zeros(size, dtype)
     piece = array[start : start + size]
     result[: len(piece)] = piece
     return result
 
 
-def _block(array: np.ndarray, start: int, size: int, side: str, padding: float = 0.0) -> jax.Array:
+def _block(
+    array: np.ndarray | Rows, start: int, size: int, side: str, padding: float = 0.0
+) -> jax.Array:
     """Rows [start, start + size) on the device as float32, padded at the end."""
     piece = np.asarray(array[start : start + size], np.float32)
     if not np.isfinite(piece).all():

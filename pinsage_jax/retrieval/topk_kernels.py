@@ -57,7 +57,7 @@ def keep_best(scores, columns, first, best_scores, best_ids):
         for begin in range(0, columns, _CHUNK):
             end = min(begin + _CHUNK, columns)
             worst = heap[0]
-            better = 0
+            better = np.int32(0)
             for column in range(begin, end):
                 better += np.int32(line[column] > worst)
             if better == 0:

@@ -18,6 +18,7 @@ from pinsage_jax.config import TrainConfig
 from pinsage_jax.errors import UserError
 from pinsage_jax.files import atomic_file, reported_os_errors
 from pinsage_jax.training.device_clock import DeviceClock
+from pinsage_jax.training.events import Events
 
 
 class MetricsLog:
@@ -26,9 +27,10 @@ class MetricsLog:
     Of several processes only the writer has one that writes.
     """
 
-    def __init__(self, path: pathlib.Path, resume_step: int):
-        """Opens `path` to go on after `resume_step`."""
+    def __init__(self, path: pathlib.Path, resume_step: int, events: Events | None = None):
+        """Opens `path` to go on after `resume_step`; `events` gets every line too."""
         self._path = path
+        self._events = events
         if not hosts.is_writer():
             return
         kept = []
@@ -48,10 +50,16 @@ class MetricsLog:
             return
         with reported_os_errors(self._path), open(self._path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(values) + "\n")
+        if self._events is not None:
+            self._events.write(values)
 
 
 class Window:
-    """Sums over the steps since the last line, in wall-clock time less pauses."""
+    """Sums over the steps since the last line, in wall-clock time less pauses.
+
+    Attributes:
+      seconds, waited: time of all closed windows, and in which the devices waited.
+    """
 
     def __init__(
         self,
@@ -77,6 +85,7 @@ class Window:
         self._keep_batch = keep_batch
         self._idle_before = 0.0
         self._make_before = 0.0
+        self.seconds = self.waited = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -154,8 +163,8 @@ class Window:
             ]
         )
         processes = len(everywhere)
-        used, left_out, hard, stripped, waited, making = map(sum, zip(*everywhere))
-        waited, making = waited / processes, making / processes
+        used, left_out, hard, stripped, idle_there, made = map(sum, zip(*everywhere))
+        waited, making = idle_there / processes, made / processes
         line = {
             "step": step,
             "loss": loss,
@@ -172,5 +181,7 @@ class Window:
         }
         self._idle_before = idle
         self._make_before = make_seconds
+        self.seconds += seconds
+        self.waited += waited
         self._reset()
         return line
