@@ -190,7 +190,9 @@ def test_walks_by_joins_are_the_samplers(local_session, neighbourhood, weighted,
         items, collections = np.array(edge_rows(graph, False), np.int32).T
         weights = np.random.default_rng(1).uniform(0.1, 4.0, len(items)).astype(np.float32)
         graph = Graph.from_edges(items, collections, 40, 12, weights)
-    sampling = SamplingConfig(neighbourhood=neighbourhood, num_neighbours=6, num_walks=50)
+    sampling = SamplingConfig(
+        neighbourhood=neighbourhood, num_neighbours=6, num_walks=50, restart_ends=weighted
+    )
     nodes = graph.num_nodes if neighbourhood == "all" else graph.num_items
     config = make_config(tmp_path).cluster
     with spark_session(config, "test") as session:
