@@ -13,6 +13,8 @@ import ctypes
 import functools
 import itertools
 import os
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,26 @@ from pinsage_jax.model import pooling_kernels
 
 # Below this many neighbours one call is quicker than several side by side.
 _SMALL = 1 << 14
+# Of XLA's foreign function interface, (major, minor): what the kernels were tried with.
+_VERSION_PARTS = ("MAJOR", "MINOR")
+_OLDEST_INTERFACE, _NEWEST_INTERFACE = (0, 1), (0, 3)
+
+
+def interface_version(header: str) -> tuple[int, ...]:
+    """(major, minor) of XLA's foreign function interface, from the text of its header."""
+    found = [re.search(rf"#define XLA_FFI_API_{part} (\d+)", header) for part in _VERSION_PARTS]
+    return tuple(int(match[1]) for match in found if match)
+
+
+@functools.cache
+def _known_interface() -> bool:
+    """Whether XLA's call frames are those that pooling_kernels reads; else XLA pools itself."""
+    header = pathlib.Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    try:
+        version = interface_version(header.read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    return len(version) == 2 and (_OLDEST_INTERFACE <= version <= _NEWEST_INTERFACE)
 
 
 def pool_neighbours(
@@ -45,7 +67,7 @@ def pool_neighbours(
       [n_k, M]; zeros for a row without neighbours.
     """
     on_cpu = jax.default_backend() == "cpu"
-    if on_cpu and pooling != "max" and not numba.config.DISABLE_JIT:
+    if on_cpu and pooling != "max" and not numba.config.DISABLE_JIT and _known_interface():
         operands = projected.astype(jnp.float32), bias.astype(jnp.float32)
         return _weighted_sum(*operands, neighbours, weights).astype(projected.dtype)
     sent = jax.nn.relu(projected + bias[None, :])
