@@ -407,7 +407,9 @@ def test_without_matplotlib_a_sentence_says_what_to_install(tmp_path, monkeypatc
 def test_the_pipeline_ends_with_it_where_matplotlib_is(tmp_path, monkeypatch, installed):
     ran = []
     for name in ("prepare", "embed"):
-        monkeypatch.setattr(stages, name, lambda config, name=name: ran.append(name))
+        monkeypatch.setattr(
+            stages, name, lambda config, name=name: ran.append(name) or {"count": 1}
+        )
     monkeypatch.setattr(stages, "embeddings_are_current", lambda config: False)
     monkeypatch.setattr(stages, "train", lambda config: stages.Outcome(1, 1, {}, False))
     monkeypatch.setattr(stages, "evaluate", lambda config: ran.append("evaluate") or {"a": 1})
