@@ -127,7 +127,7 @@ def reduce_lists(
 
     Args:
       sent: float32 [N, M], of which only rows in `ids` are read.
-      ids: int32 [n, T], -1 where a list is short; weights: float32 [n, T].
+      ids: int32 [n, T], -1 where a list is short; weights: float32 [n, T], 0 there.
     """
     reducer = pooling_kernels.max_rows if pooling == "max" else pooling_kernels.weighted_rows
     reducer(sent, ids, weights, 0, out)
