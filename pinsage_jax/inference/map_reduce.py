@@ -127,7 +127,7 @@ def reduce_lists(
 
     Args:
       sent: float32 [N, M], of which only rows in `ids` are read.
-      ids: int32 [n, T], -1 where a list is short; weights: float32 [n, T].
+      ids: int32 [n, T], -1 where a list is short; weights: float32 [n, T], 0 there.
     """
     if pooling == "max":
         pooling_kernels.max_rows(sent, ids, weights, out)
