@@ -215,7 +215,9 @@ def pruned(edges: DataFrame, items: DataFrame | None, config: PruneConfig, seed:
         large = large.where(F.col("count") > config.prune_collection_items)
         edges = edges.join(large.select("collection_id"), "collection_id", "left_anti")
     if config.prune_entropy and items is not None:
-        topics = items.where(F.col("topic").isNotNull()).select("item_id", "topic")
+        topics = items.where((F.col("topic").isNotNull()) & (F.col("topic") != "")).select(
+            "item_id", "topic"
+        )
         each = edges.join(topics, "item_id").groupBy("collection_id", "topic").count()
         share = F.col("count") / F.sum("count").over(Window.partitionBy("collection_id"))
         entropy = F.sum(-F.col("share") * F.log2("share"))

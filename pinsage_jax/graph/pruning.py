@@ -33,7 +33,9 @@ def read_topics(items: Table, column: str, num_items: int) -> np.ndarray:
         column_values.texts(batch.column(column), column, batch.where)
         for batch in iter_batches(items, [column])
     ]
-    coded = pa.chunked_array(parts, pa.large_string()).combine_chunks().dictionary_encode()
+    texts = pa.chunked_array(parts, pa.large_string()).combine_chunks()
+    # Missing values come as empty texts, which is how a CSV has them too.
+    coded = pc.if_else(pc.equal(texts, ""), None, texts).dictionary_encode()
     numbers = pc.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False)
     absent = np.full(num_items - len(numbers), -1, np.int32)
     return np.concatenate([numbers.astype(np.int32), absent])
