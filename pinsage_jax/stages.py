@@ -202,10 +202,10 @@ def evaluate(config: Config) -> dict[str, Any]:
 def _eval_fingerprint(config: Config) -> str:
     """What eval.json depends on: the export and the settings of the evaluation."""
     manifest = files.read_json(pathlib.Path(config.workdir) / export.FOLDER / export.MANIFEST)
-    # Its flags name places, and a workdir may be moved.
-    manifest = {name: value for name, value in manifest.items() if name != "flags"}
+    # Not all of it: it names places, and a workdir may be moved.
+    made = {name: manifest.get(name) for name in ("files", "ids", "parameters", "settings")}
     asked = [config.evaluate.baselines, config.evaluate.bootstrap]
-    return files.fingerprint([manifest, *asked])
+    return files.fingerprint([made, *asked])
 
 
 def _saved_evaluation(config: Config) -> dict[str, Any] | None:
