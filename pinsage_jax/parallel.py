@@ -102,6 +102,8 @@ def connect() -> None:
     if together.index:
         host, port = "127.0.0.1", lines.relay(host, port)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM away from interrupts.py.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         f"{_bracketed(host)}:{port}",
         together.count,
@@ -110,6 +112,9 @@ def connect() -> None:
         cluster_detection_method="deactivate",
         heartbeat_timeout_seconds=_JAX_HEARTBEAT_SECONDS,
     )
+    # The processes tell each other of their devices now, in all of them: one that came to
+    # its first use of JAX alone would wait for the others.
+    jax.devices()
 
 
 def _bracketed(host: str) -> str:

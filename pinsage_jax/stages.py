@@ -86,10 +86,11 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     """
     prepared = open_prepared(config.workdir)
     identity = identity_of(prepared)
+    # Opening a checkpoint is a use of JAX already.
+    connect()
     if hosts.from_writer(lambda: loop.is_finished(config, identity)):
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
         return Outcome(0, 0, {}, interrupted=False)
-    connect()
     split = split_of(config, prepared)
     bases = hosts.after_writer(lambda: structure_bases(config, prepared, split))
     encoder = Encoder.over(config, prepared, split.train_graph, bases)

@@ -1,0 +1,271 @@
+"""hosts: the processes of one run meet, exchange, and end together; as threads and for real."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from pinsage_jax import files, hosts, lines
+from pinsage_jax.config_hosts import HostsConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.training.checkpoints import Checkpoints
+from pinsage_jax.training.leaf_paths import by_path, nested
+
+pytestmark = pytest.mark.timeout(240)
+
+ROOT = pathlib.Path(__file__).parent.parent
+ABOUT = {"settings": {"train": {"epochs": 3}, "seed": 1}, "versions": {"jax": "0.10.2"}}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def settings(process: int, port: int, count: int = 2, **others) -> HostsConfig:
+    address = f"127.0.0.1:{port}"
+    given = {"join_seconds": 10, "lost_seconds": 2} | others
+    return HostsConfig(coordinator=address, num_processes=count, process_id=process, **given)
+
+
+def met(folder, count, lost, abouts=None):
+    """`count` processes that have met, as threads of this one; or the errors they met with."""
+    port, found = free_port(), {}
+    # process 0 holds the lock of the workdir, as main does.
+    (folder / ".lock").write_text(f"{os.getpid()}\n")
+
+    def come(process: int) -> None:
+        together = hosts.Together(settings(process, port, count), lost.append)
+        about = (abouts or {}).get(process, ABOUT)
+        try:
+            together.join(about, str(folder)) if process else together.meet(about)
+            found[process] = together
+        except UserError as error:
+            found[process] = error
+
+    threads = [threading.Thread(target=come, args=(process,)) for process in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return [found[process] for process in range(count)]
+
+
+def in_all(processes, function):
+    """function(process) of all at once, in their order."""
+    results = {}
+
+    def call(process) -> None:
+        results[process.index] = function(process)
+
+    threads = [threading.Thread(target=call, args=(process,)) for process in processes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return [results[process.index] for process in processes]
+
+
+def test_alone_everything_is_for_the_one():
+    assert hosts.is_writer() and hosts.exchange(3) == [3]
+    assert hosts.from_writer(lambda: 4) == 4 and hosts.after_writer(lambda: 5) == 5
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_values_come_to_all_in_order_and_all_leave_with_the_worst_code(count, tmp_path):
+    lost = []
+    processes = met(tmp_path, count, lost)
+    for turn in range(3):
+        answers = in_all(processes, lambda one: one.exchange([one.index, turn]))  # noqa: B023
+        assert answers == [[[index, turn] for index in range(count)]] * count
+    # Longer than the silence that counts as death: they say that they are alive.
+    time.sleep(2.5)
+    assert in_all(processes, lambda one: one.leave(7 * one.index)) == [7 * (count - 1)] * count
+    assert lost == []
+
+
+@pytest.mark.parametrize(
+    "theirs,said",
+    [
+        (ABOUT | {"versions": {"jax": "0.11.0"}}, "it has jax 0.11.0, not 0.10.2"),
+        (ABOUT | {"settings": {"train": {"epochs": 4}, "seed": 1}}, "--epochs=4, not 3"),
+        (ABOUT | {"settings": {"train": {"epochs": 3}, "seed": 2}}, "--seed=2, not 1"),
+    ],
+)
+def test_processes_that_differ_do_not_begin(theirs, said, tmp_path):
+    errors = met(tmp_path, 2, [], {1: theirs})
+    assert all(isinstance(error, UserError) and said in str(error) for error in errors)
+    assert "Process 1 does not fit" in str(errors[0])
+
+
+def test_one_that_does_not_come_is_named_and_so_is_nobody_there():
+    port = free_port()
+    with pytest.raises(UserError, match="Of 3 processes 1, 2 did not come to --coordinator"):
+        hosts.Together(settings(0, port, 3, join_seconds=1)).meet(ABOUT)
+    with pytest.raises(UserError, match="Process 0 does not answer at --coordinator"):
+        hosts.Together(settings(1, port, 2, join_seconds=1)).join(ABOUT, "nowhere")
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_broken_line_is_told_once_in_every_process_left(gone, tmp_path):
+    lost = []
+    processes = met(tmp_path, 3, lost)
+    for line in processes[gone]._lines.values():
+        line.close()
+    deadline = time.monotonic() + 20
+    while len(lost) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(lost) >= 2
+    assert all("start all 3 again to go on from the last checkpoint" in each for each in lost)
+
+
+def test_an_error_of_one_is_the_sentence_of_all(tmp_path):
+    lost = []
+    processes = met(tmp_path, 2, lost)
+    processes[1].fail("--edges=x does not exist; name a file.")
+    deadline = time.monotonic() + 20
+    while not lost and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert lost[0].startswith("Process 1 of 2 ended: --edges=x does not exist; name a file")
+
+
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\n", b"[]\n", b"{}\n", b"\n"])
+def test_a_line_reads_objects_only(sent):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        theirs = socket.create_connection(server.getsockname())
+        ours, _ = server.accept()
+    theirs.sendall(sent)
+    line = lines.Line(ours, 2.0)
+    if sent == b"{}\n":
+        assert line.read() == {}
+    else:
+        with pytest.raises(ValueError):
+            line.read()
+    theirs.close()
+    assert line.read() is None
+    line.close()
+
+
+@pytest.mark.parametrize(
+    "given,named",
+    [
+        ({"coordinator": "", "num_processes": 2}, "--coordinator"),
+        ({"coordinator": "nowhere", "num_processes": 2}, "--coordinator"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "--process_id"),
+    ],
+)
+def test_settings_that_cannot_work_name_their_flag(given, named):
+    with pytest.raises(UserError, match=named):
+        HostsConfig(**given).validate()
+
+
+# The program itself.
+
+STEPS = 12
+FLAGS = (
+    "--flagfile=experiments/tiny.flags", "--world_items=200", "--world_collections=60",
+    "--world_edges=1200", "--world_pairs=200", "--batch_size=64", f"--max_steps={STEPS}",
+    "--pairs_per_epoch=512", "--checkpoint_every=4", "--validate_every=6", "--baselines=none",
+    "--bootstrap=0", "--threads=1", "--lost_seconds=8",
+)  # fmt: skip
+
+
+def start(workdir, devices, *more):
+    """The program in a process of its own that sees `devices` CPU devices."""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, "-m", "pinsage_jax.main", *FLAGS, f"--workdir={workdir}", *more]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def start_two(workdir, *more):
+    address = f"--coordinator=127.0.0.1:{free_port()}"
+    return [
+        start(workdir, 2, address, "--num_processes=2", f"--process_id={number}", *more)
+        for number in (0, 1)
+    ]
+
+
+def parameters(workdir):
+    """The parameters of the last checkpoint, by path."""
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        arrays = files.read_json(workdir / f"checkpoints/{STEPS}/checksums.json")["arrays"]
+        like = {path: jax.ShapeDtypeStruct(shape, kind) for path, (kind, shape) in arrays.items()}
+        state, _ = checkpoints.restore(STEPS, nested(like))
+    return {name: value for name, value in by_path(state).items() if "params" in name}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A finished run of one process with four devices."""
+    workdir = tmp_path_factory.mktemp("hosts") / "alone"
+    process = start(workdir, 4)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    return workdir
+
+
+def assert_same_run(workdir, alone):
+    ours, theirs = parameters(workdir), parameters(alone)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        # The same sums in another order, through twelve steps of Adam, whose steps are
+        # about the learning rate whatever the size of the gradient.
+        np.testing.assert_allclose(value, theirs[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_two_processes_of_two_devices_train_as_one_of_four(alone, tmp_path):
+    processes = start_two(tmp_path / "two")
+    for process in processes:
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+    assert_same_run(tmp_path / "two", alone)
+    assert (tmp_path / "two" / "eval.json").exists()
+
+
+def test_a_killed_process_ends_the_other_and_both_go_on_when_started_again(tmp_path):
+    workdir = tmp_path / "killed"
+    first, second = start_two(workdir, "--max_steps=100000")
+    deadline = time.monotonic() + 150
+    while not (workdir / "checkpoints" / "4").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    second.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    said, _ = first.communicate(timeout=60)
+    second.communicate(timeout=60)
+    assert time.monotonic() - killed < 40
+    assert first.returncode == 2, said
+    assert "error: Process 1 of 2" in said and "start all 2 again" in said
+    assert "Traceback" not in said
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        latest = checkpoints.latest_step()
+    for process in start_two(workdir, f"--max_steps={latest + 4}"):
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+        assert f"continuing from the checkpoint of step {latest}" in said
+
+
+def test_another_run_is_kept_out_of_the_workdir_of_two(tmp_path):
+    first, second = start_two(tmp_path, "--max_steps=100000")
+    deadline = time.monotonic() + 150
+    while not (tmp_path / "checkpoints" / "4").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    other = start(tmp_path, 1)
+    said, _ = other.communicate(timeout=100)
+    assert other.returncode == 2 and f"in use by process {first.pid}" in said
+    # One signal to one of them stops both after a step, with a checkpoint.
+    second.send_signal(signal.SIGTERM)
+    for process in (first, second):
+        said, _ = process.communicate(timeout=100)
+        assert process.returncode == 143, said
