@@ -1,11 +1,15 @@
 """Answers questions about DGL's speed, JSON lines in and out; run by an environment with DGL.
 
+Times are {"seconds": wall clock, "cpu": of all threads and of processes that have ended}.
+
 DGL 2.1 needs no GraphBolt for its classic samplers, and its GraphBolt fits old versions
 of PyTorch only: an empty module stands in for it.
 """
 
+import contextlib
 import json
 import os
+import resource
 import sys
 import time
 import types
@@ -18,6 +22,19 @@ class _Nothing(types.ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         return type(name, (), {})
+
+
+@contextlib.contextmanager
+def _timed():
+    """Yields a dict that holds the times when the block has ended."""
+    spent, begin, before = {}, time.perf_counter(), _cpu_seconds()
+    yield spent
+    spent.update(seconds=time.perf_counter() - begin, cpu=_cpu_seconds() - before)
+
+
+def _cpu_seconds():
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 def start(threads):
@@ -61,17 +78,127 @@ def graph(path, bits):
 
 
 def sample(seeds, batch, traversals, stop, walks, top):
-    """Seconds of PinSAGESampler over `seeds` random items, `batch` at a time."""
+    """Times of PinSAGESampler over `seeds` random items, `batch` at a time."""
     dgl, torch, graph = HELD["dgl"], HELD["torch"], HELD["graph"]
     sampler = dgl.sampling.PinSAGESampler(graph, "item", "collection", traversals, stop, walks, top)
     chosen = torch.randint(0, graph.num_nodes("item"), (seeds,)).to(graph.idtype).split(batch)
-    begin = time.perf_counter()
-    for part in chosen:
-        sampler(part)
-    return time.perf_counter() - begin
+    with _timed() as spent:
+        for part in chosen:
+            sampler(part)
+    return spent
 
 
-ANSWERS = {"start": start, "graph": graph, "sample": sample}
+def _network(inputs, width):
+    """Two convolutions with importance pooling, then two dense layers (PinSage, Alg. 1)."""
+    of_messages, torch = HELD["dgl"].function, HELD["torch"]
+
+    class Convolution(torch.nn.Module):
+        def __init__(self, inputs):
+            super().__init__()
+            self.neighbour = torch.nn.Linear(inputs, width)
+            self.join = torch.nn.Linear(inputs + width, width)
+
+        def forward(self, block, held):
+            with block.local_scope():
+                block.srcdata["sent"] = torch.relu(self.neighbour(held))
+                block.update_all(
+                    of_messages.u_mul_e("sent", "weight", "m"), of_messages.sum("m", "pooled")
+                )
+                block.update_all(of_messages.copy_e("weight", "m"), of_messages.sum("m", "total"))
+                total = block.dstdata["total"].clamp(min=1).unsqueeze(1)
+                pooled = block.dstdata["pooled"] / total
+            own = held[: block.num_dst_nodes()]
+            joined = torch.relu(self.join(torch.cat([own, pooled], 1)))
+            return torch.nn.functional.normalize(joined)
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ModuleList([Convolution(inputs), Convolution(width)])
+            self.head = torch.nn.Sequential(
+                torch.nn.Linear(width, width),
+                torch.nn.ReLU(),
+                torch.nn.Linear(width, width, bias=False),
+            )
+
+        def forward(self, blocks, held):
+            for layer, block in zip(self.layers, blocks):
+                held = layer(block, held)
+            return self.head(held)
+
+    return Network()
+
+
+class _Batches:
+    """`count` times (where the heads, tails and negatives are among the seeds, blocks).
+
+    A tail is where one item-collection-item step from a random head leads; negatives are
+    random items, one a pair.
+    """
+
+    def __init__(self, graph, sampler, pairs, count):
+        self.graph, self.sampler, self.pairs, self.count = graph, sampler, pairs, count
+
+    def __iter__(self):
+        dgl, torch = HELD["dgl"], HELD["torch"]
+        worker = torch.utils.data.get_worker_info()
+        for _ in range(*((worker.id, self.count, worker.num_workers) if worker else (self.count,))):
+            items = torch.randint(0, self.graph.num_nodes("item"), (2, self.pairs))
+            heads, negatives = items.to(self.graph.idtype)
+            tails = dgl.sampling.random_walk(self.graph, heads, metapath=["in", "of"])[0][:, 2]
+            nodes, where = torch.unique(torch.cat([heads, tails, negatives]), return_inverse=True)
+            blocks = []
+            for _ in range(2):
+                frontier = self.sampler(nodes)
+                block = dgl.to_block(frontier, nodes)
+                weights = frontier.edata["weights"][block.edata[dgl.EID].long()]
+                block.edata["weight"] = weights.float()
+                nodes = block.srcdata[dgl.NID]
+                blocks.insert(0, block)
+            yield where.view(3, -1), blocks
+
+
+def train(steps, workers, traversals, stop, walks, top, pairs, features, width):
+    """Times of training steps, batches made here (workers=0) or ahead by other processes.
+
+    The first step is not timed by the wall's clock, for it starts the workers; "cpu" is of
+    all steps + 1, because what workers took is known when they have ended.
+    """
+    dgl, torch, graph = HELD["dgl"], HELD["torch"], HELD["graph"]
+    sampler = dgl.sampling.PinSAGESampler(graph, "item", "collection", traversals, stop, walks, top)
+    loader = torch.utils.data.DataLoader(
+        type("Stream", (_Batches, torch.utils.data.IterableDataset), {})(
+            graph, sampler, pairs, steps + 1
+        ),
+        batch_size=None,
+        num_workers=workers,
+    )
+    if "network" not in HELD:
+        HELD["network"] = network = _network(features, width)
+        HELD["optimiser"] = torch.optim.Adam(network.parameters(), lr=1e-3)
+        HELD["features"] = torch.randn(graph.num_nodes("item"), features)
+    network, optimiser = HELD["network"], HELD["optimiser"]
+
+    def step(where, blocks):
+        items = blocks[0].srcdata[dgl.NID].long()
+        head, tail, negative = network(blocks, HELD["features"][items])[where]
+        loss = ((head * negative).sum(1) - (head * tail).sum(1) + 0.1).clamp(min=0).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+
+    before = _cpu_seconds()
+    batches = iter(loader)
+    step(*next(batches))
+    with _timed() as spent:
+        for _ in range(steps):
+            step(*next(batches))
+    del batches
+    return spent | {"cpu": _cpu_seconds() - before}
+
+
+ANSWERS = {"start": start, "graph": graph, "sample": sample, "train": train}
 
 
 def main():

@@ -6,33 +6,38 @@ margin loss, nothing hidden or stripped.  T=10 from 50 walks of 2 steps, T=50 fr
 walks of 5 steps; neighbourhoods sampled on the fly, or once before ("kept").
 
   python -m benchmarks.run end_to_end --graph_file=graphs/small.npz \\
-      --dgl_python=dgl-env/bin/python --dgl_script=peers/bench_dgl_train.py
+      --dgl_python=dgl-env/bin/python
 
 The graph file holds a bipartite graph as CSR both ways (pb_indptr, pb_indices,
 bp_indptr, bp_indices); without one a smaller graph is generated.  With --dgl_python the
-two sides take turns, A B A B, and ratios are of medians.
+same workload runs in DGL and PyTorch (benchmarks/dgl_worker.py) in the fastest of a few
+ways; the sides take turns, A B A B, and ratios are of medians.  Other work on the machine
+slows both, but not alike, so the ratio of CPU times is given too.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import functools
+import math
 import os
 import pathlib
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from benchmarks import dgl
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
 from pinsage_jax.config import Config, ModelConfig, SamplingConfig, TrainConfig
 from pinsage_jax.graph.csr import Graph
+from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.parallel import (
     compile_step,
     keep_freed_memory,
@@ -44,26 +49,16 @@ from pinsage_jax.sampling.lists import NeighbourLists
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.store import NeighbourhoodSource
 from pinsage_jax.training import loop
+from pinsage_jax.training.device_clock import DeviceClock
 from pinsage_jax.training.state import initial_state, make_optimiser
 from pinsage_jax.training.steps import make_train_step
 
 WALKS = {10: (50, 2, 0.5), 50: (100, 5, 0.0)}  # T -> walks, steps, restart
 WARM_UP = 3
 
-# DGL 2.1 looks for a package inside setuptools that newer ones hold elsewhere.
-_RUN_DGL = """
-import runpy, sys, types
-try:
-    import setuptools.extern
-except ImportError:
-    import setuptools._vendor.packaging as packaging, setuptools._vendor.packaging.version
-    sys.modules["setuptools.extern"] = types.ModuleType("setuptools.extern")
-    sys.modules["setuptools.extern"].packaging = packaging
-    sys.modules["setuptools.extern.packaging"] = packaging
-sys.argv = sys.argv[1:]
-sys.path.insert(0, ".")
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+# Ways in which the DGL loop may run: bits of an id, processes that make batches ahead.
+DGL_WAYS = ((64, 0), (64, 1), (64, 2), (32, 0))
+STEPS = {10: (40, 10), 50: (8, 2)}  # T -> steps of a timing, ours and DGL's
 
 
 def bipartite(path: str) -> Graph:
@@ -96,6 +91,7 @@ def settings(top: int, device_features: str = "auto") -> Config:
             num_walks=walks,
             walk_length=length,
             restart=restart,
+            restart_ends=True,
             hide_positive="none",
             content_neighbours=0,
             pair_power=1.0,
@@ -139,20 +135,52 @@ def joined_pairs(graph: Graph, count: int) -> np.ndarray:
     return np.stack([heads, ends], axis=1).astype(np.int32)
 
 
+class Pace(NamedTuple):
+    """How fast some steps were.
+
+    Attributes:
+      wait_share: share of the time in which the device had no batch.
+      producers_needed: threads that would make batches as fast as the device takes them.
+    """
+
+    pairs_per_s: float
+    wait_share: float
+    producers_needed: int
+
+
 class Training:
     """One run, ready to take steps.
 
     Attributes:
+      config, inputs: what the run was made of; params: before the first step.
       rows: rows of the frontiers, seeds first, with padding; used: without, of the last batch.
     """
 
-    def __init__(self, graph: Graph, config: Config, features: np.ndarray, kept: bool):
+    def __init__(
+        self,
+        graph: Graph,
+        config: Config,
+        features: np.ndarray,
+        kept: bool,
+        *,
+        warm_up: int = WARM_UP,
+        producers: int = 1,
+        hard: int = 0,
+    ):
+        """Prepares a run and takes `warm_up` steps.
+
+        Args:
+          features: float32 [num_items, F].
+          kept: walk from every node first and keep the lists.
+          producers: threads that make batches; as many are ready ahead, and two at least.
+          hard: hard negatives of every query.
+        """
         source = NeighbourhoodSource(
             graph, config.sampling, config.seed, len(os.sched_getaffinity(0))
         )
         if kept:
             source.keep_all()
-        inputs = NodeInputs(
+        self.inputs = inputs = NodeInputs(
             features,
             graph.degree(),
             degree_feature=config.model.degree_feature,
@@ -160,21 +188,24 @@ class Training:
             whiten=config.model.whiten,
         )
         pairs = PairSource(graph, config.seed, joined_pairs(graph, 2**18))
+        self.config = config
+        self.lists = NeighbourLists(source, config.model.pooling)
         self._builder = MinibatchBuilder(
-            NeighbourLists(source, config.model.pooling),
+            self.lists,
             inputs,
             pairs,
             config.train,
             config.model,
             seed=config.seed,
             num_devices=1,
-            hard_in_epoch=lambda epoch: 0,
-            hard_slots=0,
+            hard_in_epoch=lambda epoch: hard,
+            hard_slots=hard,
             negative_pool=np.arange(graph.num_items, dtype=np.int32),
             table_on_device=loop.keeps_table(config.train, inputs),
         )
         self.rows = self._builder.budgets.rows
         model, params = loop.init_model(config, inputs.dim, graph.num_items, self.rows)
+        self.params = params
         optimiser = make_optimiser(config.train, pairs.per_epoch / config.train.batch_size)
         devices = make_devices(1)
         table = self._builder.table()
@@ -184,22 +215,29 @@ class Training:
         self._state = replicate(initial_state(params, optimiser), devices)
         self._batch = config.train.batch_size
         self._done = 0
+        self._producers = producers
         self.used: tuple[int, ...] = ()
-        self._take(WARM_UP)
+        if warm_up:
+            self._take(warm_up)
 
-    def _take(self, steps: int) -> tuple[float, float]:
-        """(seconds of all steps, seconds that the device waited for batches)."""
+    def _take(self, steps: int) -> Pace:
         first, self._done = self._done, self._done + steps + 1
-        with Prefetcher(self._builder.make, first, first + steps + 1, depth=2) as queue:
+        depth = max(self._producers, 2)
+        span = (first, first + steps + 1)
+        batches = Prefetcher(self._builder.make, *span, depth, self._producers)
+        with batches, DeviceClock() as clock:
             # The first batch fills the queue and is not timed.
-            for number, (batch, info) in enumerate(queue):  # noqa: B007
-                self._state, _ = self._step(self._state, batch, *self._constants)
+            for number, (batch, info) in enumerate(batches):  # noqa: B007
+                self._state, metrics = self._step(self._state, batch, *self._constants)
+                clock.handed_over(metrics)
                 if number == 0:
-                    jax.block_until_ready(self._state)
-                    begun, waited = time.perf_counter(), queue.wait_seconds
-            jax.block_until_ready(self._state)
-            self.used = info.used
-            return time.perf_counter() - begun, queue.wait_seconds - waited
+                    idle, made = clock.idle_seconds(), batches.make_seconds
+                    begun = time.perf_counter()
+            idle = clock.idle_seconds() - idle
+            seconds, made = time.perf_counter() - begun, batches.make_seconds - made
+        self.used = info.used
+        needed = math.ceil(made / max(seconds - idle, 1e-9))
+        return Pace(steps * self._batch / seconds, idle / seconds, needed)
 
     def make(self, step: int) -> Any:
         """The minibatch of a step and its info, made on this thread."""
@@ -221,30 +259,53 @@ class Training:
         batch = jax.tree.map(lambda leaf: leaf[0], self.make(0)[0])
         return jax.make_jaxpr(self._pure)(self._state, batch, *self._constants).jaxpr
 
-    def measure(self, steps: int) -> tuple[float, float]:
-        """(pairs/s, share of the time that the device waited)."""
-        seconds, waited = self._take(steps)
-        return steps * self._batch / seconds, waited / seconds
+    @functools.cached_property
+    def _all_lists(self) -> tuple[Any, Any]:
+        return self.lists.of_all()
+
+    def embed(self, block: int, threads: int) -> np.ndarray:
+        """float32 [num_items, Z] of the network before the first step; lists are made once."""
+        return embed_all(
+            self.config.model,
+            self.params,
+            self.inputs,
+            *self._all_lists,
+            block=block,
+            threads=threads,
+            quiet=True,
+        )
+
+    def measure(self, steps: int) -> Pace:
+        """The pace of the next steps."""
+        return self._take(steps)
 
 
-def dgl_rates(options: argparse.Namespace, top: int) -> list[float]:
-    """Pairs/s of the DGL loop: the best of its ways of loading, in one process."""
-    graph = pathlib.Path(options.graph_file).resolve()
-    script = pathlib.Path(options.dgl_script).resolve()
-    done = subprocess.run(
-        [
-            *(str(options.dgl_python), "-c", _RUN_DGL, str(script)),
-            *("--graph", graph.stem, "--top", str(top)),
-            *("--workers", "0", "--steps", "20" if top == 10 else "3", "--repeat", "3"),
-        ],
-        cwd=script.parent,
-        env=os.environ | {"PEER_GRAPHS": str(graph.parent)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return [line["pairs_per_s"] for line in lines]
+class _Peer:
+    """The DGL loop at one T, in the way of DGL_WAYS that is fastest in a trial."""
+
+    def __init__(self, worker: dgl.Worker, graph_file: str, top: int):
+        self._worker, self._file, self._top = worker, graph_file, top
+        trials = {way: self._ask(way, 1)["seconds"] for way in DGL_WAYS}
+        self._way = min(trials, key=trials.__getitem__)
+        self.name = "{} bits, {} processes ahead".format(*self._way)
+        self._spent: list[dict[str, float]] = []
+
+    def _ask(self, way: tuple[int, int], steps: int) -> dict[str, float]:
+        walks, traversals, stop = WALKS[self._top]
+        self._worker.ask("graph", path=self._file, bits=way[0])
+        how = {"walks": walks, "traversals": traversals, "stop": stop, "top": self._top}
+        return self._worker.ask(
+            "train", steps=steps, workers=way[1], pairs=256, features=256, width=128, **how
+        )
+
+    def measure(self) -> None:
+        """Takes the steps of one timing."""
+        self._spent.append(self._ask(self._way, STEPS[self._top][1]))
+
+    def step_ms(self, clock: str) -> float:
+        """Median milliseconds a step by clock "seconds" (the wall's) or "cpu"."""
+        spent = statistics.median(each[clock] for each in self._spent)
+        return 1e3 * spent / (STEPS[self._top][1] + (clock == "cpu"))
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -252,42 +313,59 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     keep_freed_memory()
     graph = bipartite(options.graph_file)
     features = np.random.default_rng(0).standard_normal((graph.num_items, 256), np.float32)
-    with_dgl = bool(options.dgl_python) and bool(options.graph_file)
-    rounds = max(options.repeat, 2 if with_dgl else 1)
-    rows = []
-    for top in options.tops:
-        steps = 40 if top == 10 else 8
-        sides = {
-            way: Training(graph, settings(top), features, kept=way == "kept")
-            for way in ("on the fly", "kept")
-        }
-        found: dict[str, list[tuple[float, float]]] = {way: [] for way in sides}
-        peers: list[float] = []
-        for number in range(rounds):
-            for way, side in sides.items():
-                found[way].append(side.measure(steps))
-            if with_dgl and number < 2:
-                peers.append(max(dgl_rates(options, top)))
+    notes = [{"note": dgl.SKIPPED}]
+    with contextlib.ExitStack() as stack:
+        worker = None
+        if options.dgl_python and options.graph_file:
+            worker = stack.enter_context(dgl.Worker(options.dgl_python, options.threads))
+            notes = [{"note": "DGL {dgl} with torch {torch}.".format(**worker.versions)}]
+        rows = [row for top in options.tops for row in _rows(graph, features, top, worker, options)]
+    return rows + notes
+
+
+def _rows(graph, features, top, worker, options) -> list[dict[str, Any]]:
+    sides = {
+        way: Training(
+            graph, settings(top), features, kept=way == "kept", producers=options.producers
+        )
+        for way in ("on the fly", "kept")
+    }
+    peer = _Peer(worker, str(pathlib.Path(options.graph_file).resolve()), top) if worker else None
+    found: dict[str, list[tuple[Pace, float]]] = {way: [] for way in sides}
+    for _ in range(options.repeat):
         for way, side in sides.items():
-            rate = statistics.median(each for each, _ in found[way])
-            row = {
-                "T": top,
-                "neighbourhoods": way,
-                "pairs_per_s": rate,
-                "step_ms": 256e3 / rate,
-                "wait_share": statistics.median(share for _, share in found[way]),
-                "padding_share": 1 - sum(side.used) / side.rows[-1],
-                "rows": " ".join(str(size) for size in side.rows),
-                "rounds": rounds,
-            }
-            if with_dgl:
-                row["dgl_pairs_per_s"] = statistics.median(peers)
-                row["ratio"] = rate / row["dgl_pairs_per_s"]
-            rows.append(row)
+            before = time.process_time()
+            pace = side.measure(STEPS[top][0])
+            found[way].append((pace, time.process_time() - before))
+        if peer:
+            peer.measure()
+    rows = []
+    for way, side in sides.items():
+        rate = statistics.median(pace.pairs_per_s for pace, _ in found[way])
+        # One step of a measurement is not timed, but the processor works for it.
+        cpu_ms = 1e3 * statistics.median(cpu for _, cpu in found[way]) / (STEPS[top][0] + 1)
+        row = {
+            "T": top,
+            "neighbourhoods": way,
+            "pairs_per_s": rate,
+            "step_ms": 256e3 / rate,
+            "cpu_ms": cpu_ms,
+            "wait_share": statistics.median(pace.wait_share for pace, _ in found[way]),
+            "producers": options.producers,
+            "padding_share": 1 - sum(side.used) / side.rows[-1],
+            "rows": " ".join(str(size) for size in side.rows),
+            "rounds": options.repeat,
+        }
+        if peer:
+            row["dgl_pairs_per_s"] = 256e3 / peer.step_ms("seconds")
+            row["ratio"] = peer.step_ms("seconds") / row["step_ms"]
+            row["cpu_ratio"] = peer.step_ms("cpu") / cpu_ms
+            row["dgl"] = peer.name
+        rows.append(row)
     return rows
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark, beside those of every benchmark."""
     parser.add_argument("--tops", type=int, nargs="+", default=[10, 50], choices=sorted(WALKS))
-    parser.add_argument("--dgl_script", default="", help="the DGL loop, bench_dgl_train.py")
+    parser.add_argument("--producers", type=int, default=1, help="threads that make batches")

@@ -176,12 +176,18 @@ def again(workdir: pathlib.Path, flags: list[str]) -> int:
 
 
 def contents(workdir: pathlib.Path) -> dict[str, str]:
-    """Digests of what a finished run leaves: its last state, its embeddings, eval.json."""
-    found = {}
+    """Digests of what a finished run leaves: its last state, its embeddings, eval.json.
+
+    The manifest names the workdir, whose name is all that may differ.
+    """
+    found, own = {}, str(workdir.resolve()).encode()
     if (last := _newest(workdir)) is not None:
         found["parameters"] = _digest_of_state(workdir / "checkpoints", last)
     for path in sorted((workdir / "embeddings").glob("*")):
-        found[f"embeddings/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        whole = path.read_bytes()
+        if path.suffix == ".json":
+            whole = whole.replace(own, b"WORKDIR")
+        found[f"embeddings/{path.name}"] = hashlib.sha256(whole).hexdigest()
     if (evaluation := workdir / "eval.json").exists():
         found["eval.json"] = hashlib.sha256(evaluation.read_bytes()).hexdigest()
     return found

@@ -46,7 +46,7 @@ def run(arguments: list[str], log: pathlib.Path) -> Cost:
 
         def watch() -> None:
             while not ended.wait(_SECONDS_BETWEEN_SAMPLES):
-                for name, kib in _status_kib(process.pid, tuple(most)).items():
+                for name, kib in status_kib(process.pid, tuple(most)).items():
                     most[name] = max(most[name], kib)
 
         watcher = threading.Thread(target=watch)
@@ -63,8 +63,8 @@ def run(arguments: list[str], log: pathlib.Path) -> Cost:
     return Cost(time.perf_counter() - begin, most["VmHWM"] / 2**20, most["RssAnon"] / 2**20)
 
 
-def _status_kib(pid: int, names: tuple[str, ...]) -> dict[str, int]:
-    """Lines of /proc/PID/status in KiB; those that are there."""
+def status_kib(pid: int | str, names: tuple[str, ...]) -> dict[str, int]:
+    """Numbers of /proc/PID/status by name, sizes in KiB; those that are there."""
     found = {}
     try:
         for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():

@@ -4,6 +4,71 @@ Data flows, and imports point, one way:
 
   config -> graph -> sampling -> batching -> model -> training -> inference
          -> retrieval -> reporting -> cli/main
+
+From Python, with the functions that the program itself runs:
+
+  import pinsage_jax
+
+  config = pinsage_jax.settings("runs/mine", edges="edges.parquet", items="items.parquet")
+  data = pinsage_jax.load_graph(config)   # .graph, .features, .item_ids, .eval_pairs
+  pinsage_jax.train(config)               # checkpoints and metrics.jsonl in the workdir
+  pinsage_jax.embed(config)
+  ids, vectors = pinsage_jax.embeddings(config)
+  pinsage_jax.neighbors(config, [ids[0]])
+  pinsage_jax.evaluate(config)
+
+Names are looked up when they are asked for, so the import itself is quick and brings in
+no JAX.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pinsage_jax.config import Config
+    from pinsage_jax.errors import UserError
+    from pinsage_jax.library import settings
+    from pinsage_jax.stages import (
+        compare,
+        doctor,
+        embed,
+        embeddings,
+        evaluate,
+        explain,
+        load_graph,
+        neighbors,
+        train,
+    )
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "UserError",
+    "compare",
+    "doctor",
+    "embed",
+    "embeddings",
+    "evaluate",
+    "explain",
+    "load_graph",
+    "neighbors",
+    "settings",
+    "train",
+]
+
+_ELSEWHERE = {"Config": "config", "settings": "library", "UserError": "errors"}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from the module that has it; the stages for most."""
+    if name not in __all__:
+        raise AttributeError(f"module 'pinsage_jax' has no attribute '{name}'")
+    module = importlib.import_module(f"pinsage_jax.{_ELSEWHERE.get(name, 'stages')}")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -196,7 +196,7 @@ def base_settings(config: Config) -> Config:
 
 def differences(base: Config, variant: Config) -> Overrides:
     """Settings of the variant, by section.field, that the base has otherwise."""
-    found = {}
+    found: Overrides = {}
     for section in ("split", "sampling", "model", "train", "embed"):
         before = dataclasses.asdict(getattr(base, section))
         after = dataclasses.asdict(getattr(variant, section))

@@ -28,12 +28,13 @@ from absl import flags
 
 from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
-from pinsage_jax.options import option
+from pinsage_jax.options import from_values, option
 
 # Each mode is the function of that name in stages.py.
 MODES = (
     "pipeline", "prepare", "train", "embed", "evaluate", "neighbors", "report",
-    "recommend", "split", "ablate",
+    "recommend", "index", "split", "ablate", "graph_tables", "serve",
+    "doctor", "explain", "compare",
 )  # fmt: skip
 VERBOSITIES = ("debug", "info", "warning", "error")
 
@@ -111,7 +112,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     for section in _sections():
         summary = (type(section.default).__doc__ or "").strip().splitlines()[0].rstrip(".")
         group = f"{section.name}: {summary[:1].lower()}{summary[1:]}"
-        for field in dataclasses.fields(section.default):
+        for field in _settings_of(section):
             _define(flag_values, field, group)
 
 
@@ -149,6 +150,10 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
         value = flag_values[name].value
         if isinstance(value, str) and value.startswith("--"):
             raise UserError(f"--{name} has no value of its own; write --{name}=VALUE.")
+        if isinstance(value, str) and not _is_plain(value):
+            raise UserError(
+                f"--{name}={value} is not UTF-8 text or holds a NUL; rename what it names."
+            )
     return _overruled(arguments)
 
 
@@ -157,7 +162,7 @@ def _of_environment() -> list[Argument]:
     return [
         Argument(f"--{field.name}={os.environ[variable]}", variable)
         for section in _sections()
-        for field in dataclasses.fields(section.default)
+        for field in _settings_of(section)
         if (variable := field.metadata["environment"]) in os.environ
     ]
 
@@ -173,20 +178,9 @@ def config_from_flags(flag_values: flags.FlagValues) -> Config:
         low = field.metadata["low"]
         if low is not None and values[field.name] < low:
             raise UserError(f"--{field.name}={values[field.name]} must be at least {low}.")
-    sections = {
-        section.name: type(section.default)(
-            **{field.name: values[field.name] for field in dataclasses.fields(section.default)}
-        )
-        for section in _sections()
-    }
-    of_the_run = {
-        field.name: values[field.name]
-        for field in dataclasses.fields(Config)
-        if field.name not in sections
-    }
-    config = Config(**of_the_run, **sections)
-    config.validate()
-    return config
+    known = {field.name for field in dataclasses.fields(Config)}
+    known |= {field.name for part in _sections() for field in _settings_of(part)}
+    return from_values(Config, {name: value for name, value in values.items() if name in known})
 
 
 def help_text(flag_values: flags.FlagValues, full: bool) -> str:
@@ -292,6 +286,11 @@ def _sections() -> list[dataclasses.Field]:
     ]
 
 
+def _settings_of(section: dataclasses.Field) -> tuple[dataclasses.Field, ...]:
+    kind: Any = type(section.default)
+    return dataclasses.fields(kind)
+
+
 def _run_fields() -> list[dataclasses.Field]:
     """Flags outside the sections; a plain setting that Config gains is one of them."""
     own = list(dataclasses.fields(_RunFlags))
@@ -310,11 +309,11 @@ def _define(flag_values: flags.FlagValues, field: dataclasses.Field, group: str)
         text += f" ({' | '.join(choices)})"
     # bool before int: every bool is an int as well.
     if isinstance(default, bool):
-        flag = flags.BooleanFlag(field.name, default, text)
+        flag: flags.Flag = flags.BooleanFlag(field.name, default, text)
         flag.parser = _YesOrNo()
     else:
         if choices:
-            parser = _Choice(list(choices))
+            parser: flags.ArgumentParser = _Choice(list(choices))
         elif isinstance(default, int):
             parser = _WholeNumber()
         elif isinstance(default, float):
@@ -323,6 +322,12 @@ def _define(flag_values: flags.FlagValues, field: dataclasses.Field, group: str)
             parser = flags.ArgumentParser()
         flag = flags.Flag(parser, flags.ArgumentSerializer(), field.name, default, text)
     flags.DEFINE_flag(flag, flag_values, module_name=group)
+
+
+def _is_plain(value: str) -> bool:
+    """Whether a value can be a path, and be written down: UTF-8 without NUL."""
+    # What a command line holds beyond UTF-8 arrives as lone surrogates.
+    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _expand_user(value: Any) -> Any:

@@ -18,14 +18,20 @@ from __future__ import annotations
 
 import dataclasses
 
+from pinsage_jax.config_cluster import ClusterConfig, PruneConfig
 from pinsage_jax.config_data import DataConfig, SplitConfig, WorldConfig
 from pinsage_jax.config_hosts import HostsConfig
+from pinsage_jax.config_search import SearchConfig
+from pinsage_jax.config_serve import ServeConfig
 from pinsage_jax.config_tools import (
     AblateConfig,
+    CompareConfig,
+    DoctorConfig,
     NewItemsConfig,
     RecommendConfig,
     SplitToolConfig,
     StoreConfig,
+    UpdateConfig,
 )
 from pinsage_jax.errors import UserError
 from pinsage_jax.options import Checked, option
@@ -49,6 +55,11 @@ class SamplingConfig(Checked):
     )
     restart: float = option(
         0.3, "Chance to return to the start before each further step.", low=0.0, high=1.0
+    )
+    restart_ends: bool = option(
+        False,
+        "End a walk where it would return to its start (or is stuck), so that it makes fewer "
+        "steps; DGL's PinSAGESampler does.",
     )
     resample: bool = option(
         False, "Draw new neighbourhoods every epoch instead of one set for the run."
@@ -214,6 +225,9 @@ class TrainConfig(Checked):
     checkpoint_every: int = option(0, "Steps between checkpoints; 0: at every validation.", low=0)
     keep: int = option(2, "Latest checkpoints kept, beside the best.", low=1)
     log_every: int = option(20, "Steps between lines of metrics.jsonl.", low=1)
+    tensorboard: bool = option(
+        False, "Also write WORKDIR/tensorboard, event files for TensorBoard (extra tensorboard)."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +236,11 @@ class EmbedConfig(Checked):
 
     checkpoint: str = option("best", "Checkpoint to embed with.", choices=("best", "last"))
     embed_block: int = option(8192, "Nodes computed at once.", low=1)
-    shard_rows: int = option(1_000_000, "Rows per embeddings/part-*.parquet.", low=1)
+    shard_rows: int = option(
+        1_000_000,
+        "Rows per embeddings/part-*.parquet, and of what a killed run finds again.",
+        low=1,
+    )
     embed_walks: int = option(
         1000, "Walks per node behind the lists that embeddings pool over; 0: --num_walks.", low=0
     )
@@ -232,8 +250,31 @@ class EmbedConfig(Checked):
         "chosen on validation pairs, so that warm and cold pairs both gain over plain rivals.",
         high=10.0,
     )
+    export_format: str = option(
+        "parquet",
+        "embeddings/ as Parquet shards, or as vectors.npy (to be memory-mapped) with its ids.",
+        choices=("parquet", "npy"),
+    )
     export_dtype: str = option(
-        "float32", "Type of the exported vectors.", choices=("float32", "float16")
+        "float32",
+        "Type of exported vectors; int8 has a scale per vector. The manifest says what is lost.",
+        choices=("float32", "float16", "int8"),
+    )
+    export_dim: int = option(
+        0,
+        "Dimensions of the exported vectors: the leading principal directions, and the popularity; "
+        "0: all.",
+        low=0,
+    )
+    align_to: str = option(
+        "",
+        "Folder of an earlier export: vectors are rotated onto it by the items that both hold "
+        "(orthogonal Procrustes), which changes no inner product among them.",
+    )
+    keep_layers: bool = option(
+        False,
+        "Keep WORKDIR/layers, from which --changed_edges recomputes only what is affected; "
+        "otherwise the first such run makes it anew.",
     )
 
 
@@ -248,8 +289,11 @@ class EvalConfig(Checked):
         1000, "Bootstrap resamples behind the 95% intervals; 0: no intervals.", low=0
     )
     query: str = option(
-        "", "--mode=neighbors: comma-separated item ids; empty: write related_items.parquet."
+        "",
+        "--mode=neighbors: comma-separated item ids; empty: write related_items.parquet. "
+        "--mode=explain: one item id.",
     )
+    target: str = option("", "--mode=explain: the item id whose place beside --query is asked for.")
     k: int = option(10, "Neighbours listed per item.", low=1, high=10000)
 
 
@@ -269,12 +313,19 @@ class Config:
     train: TrainConfig = TrainConfig()
     embed: EmbedConfig = EmbedConfig()
     evaluate: EvalConfig = EvalConfig()
+    search: SearchConfig = SearchConfig()
     split_tool: SplitToolConfig = SplitToolConfig()
     recommend: RecommendConfig = RecommendConfig()
     ablate: AblateConfig = AblateConfig()
     new: NewItemsConfig = NewItemsConfig()
+    update: UpdateConfig = UpdateConfig()
     store: StoreConfig = StoreConfig()
+    serve: ServeConfig = ServeConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    prune: PruneConfig = PruneConfig()
     hosts: HostsConfig = HostsConfig()
+    doctor: DoctorConfig = DoctorConfig()
+    compare: CompareConfig = CompareConfig()
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""
@@ -285,6 +336,11 @@ class Config:
             raise UserError("--workdir is required: the folder that everything is written to.")
         if self.new.new_items and self.mode != "embed":
             raise UserError(f"--new_items={self.new.new_items} needs --mode=embed.")
+        if self.update.asked and (self.mode != "embed" or self.new.new_items):
+            raise UserError(
+                "--changed_edges, --removed_edges and --changed_items need --mode=embed, without "
+                "--new_items."
+            )
         if self.hosts.num_processes > 1 and self.mode not in ("pipeline", "train"):
             raise UserError(
                 f"--num_processes={self.hosts.num_processes} needs --mode=pipeline or train; "
@@ -295,5 +351,26 @@ class Config:
                 f"--neighbourhood_store={self.store.neighbourhood_store} keeps one set of lists "
                 "but --resample draws new ones every epoch; drop one of the two."
             )
-        if self.mode in ("pipeline", "prepare") and not (self.world.world or self.data.edges):
+        least, dim = 1 + int(self.model.popularity), self.embed.export_dim
+        if dim and not least <= dim <= self.model.output_dim:
+            raise UserError(
+                f"--export_dim={dim} must be at least {least} and at most "
+                f"--output_dim={self.model.output_dim}."
+            )
+        if self.cluster.engine == "spark" and (self.new.new_items or self.update.asked):
+            raise UserError(
+                "--new_items and changes are embedded on this machine; drop --engine=spark."
+            )
+        if self.mode == "graph_tables" and not self.data.edges:
+            raise UserError("--edges is required: a Parquet file or folder.")
+        for mode, name, value in (
+            ("explain", "query", self.evaluate.query),
+            ("explain", "target", self.evaluate.target),
+            ("compare", "compare_with", self.compare.compare_with),
+        ):
+            if self.mode == mode and not value:
+                raise UserError(f"--{name} is required with --mode={mode}.")
+        if self.mode in ("pipeline", "prepare", "doctor") and not (
+            self.world.world or self.data.edges
+        ):
             raise UserError("--edges is required (or --world for the embedded example).")

@@ -111,6 +111,27 @@ class AblateConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class DoctorConfig(Checked):
+    """The check-up of the inputs, by --mode=doctor."""
+
+    forecast: bool = option(
+        True,
+        "Also measure this machine, for half a minute or so, and say how long a run takes and how "
+        "much memory and disk it needs.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig(Checked):
+    """Two runs beside each other, by --mode=compare."""
+
+    compare_with: str = option("", "Another workdir; both need embeddings.")
+    compare_items: int = option(
+        5000, "Most items whose --k nearest neighbours are compared.", low=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class StoreConfig(Checked):
     """Where sampled neighbourhoods are kept; changes no result."""
 
@@ -142,3 +163,23 @@ class NewItemsConfig(Checked):
             raise UserError(
                 f"--new_edges={self.new_edges} needs --new_items, whose edges they are."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateConfig(Checked):
+    """Changes of the catalogue, after which --mode=embed recomputes only what they affect."""
+
+    changed_edges: str = option(
+        "",
+        "Edges that are new or have another weight, with the columns of --edges; the catalogue "
+        "with them is embedded into WORKDIR/updated.",
+    )
+    removed_edges: str = option("", "Edges to be removed, with the columns of --edges.")
+    changed_items: str = option(
+        "", "Items that are new or have other features, with the columns of --items."
+    )
+
+    @property
+    def asked(self) -> bool:
+        """Whether there are changes."""
+        return bool(self.changed_edges or self.removed_edges or self.changed_items)

@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
-from pinsage_jax import files
+from pinsage_jax import __version__, files
+from pinsage_jax.cluster.embed import embed_on_spark
 from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph.additions import read_additions
 from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.features import FeatureTransform
 from pinsage_jax.graph.prepare import Prepared, open_prepared
 from pinsage_jax.graph.split import ValidationSplit, validation_split
-from pinsage_jax.inference import export
+from pinsage_jax.inference import export, layer_tables
 from pinsage_jax.inference.encoder import Encoder, structure_bases
-from pinsage_jax.inference.new_items import NewItemEncoder
-from pinsage_jax.retrieval import calibration
+from pinsage_jax.inference.export_form import ExportForm
+from pinsage_jax.inference.layer_tables import KeptTables, Tables
+from pinsage_jax.inference.layerwise import Adjust
+from pinsage_jax.inference.new_item_model import NewItemModel, Trained
+from pinsage_jax.inference.new_items import Catalogue
+from pinsage_jax.retrieval.embeddings_io import open_export
+from pinsage_jax.retrieval.export_quality import choose_form
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.state import TrainState, initial_state, make_optimiser
@@ -64,10 +73,8 @@ def _chosen_checkpoint(config: Config) -> tuple[Checkpoints, int]:
     return checkpoints, step
 
 
-def _trained(
-    config: Config, prepared: Prepared, input_dim: int, num_nodes: int
-) -> tuple[Any, int, float]:
-    """Parameters of the chosen checkpoint, its step and its cold offset."""
+def restored(config: Config, prepared: Prepared, input_dim: int, num_nodes: int) -> Trained:
+    """The chosen checkpoint of a network of that size."""
     checkpoints, step = _chosen_checkpoint(config)
     meta = checkpoints.meta(step)
     checkpoints.check(meta, identity_of(prepared), dataclasses.asdict(config.model))
@@ -81,24 +88,63 @@ def _trained(
     offset = fixed_offset(config)
     if offset is None:
         offset = float(checkpoints.metrics(step).get("cold_offset") or 0.0)
-    return checkpoints.restore(step, state)[0].params, step, offset
+    return Trained(checkpoints.restore(step, state)[0].params, step, offset)
 
 
 def embed_over(
-    config: Config, prepared: Prepared, graph: Graph, split: ValidationSplit
-) -> tuple[np.ndarray, int, float]:
-    """Embeddings of every node over `graph`, with the step and the cold offset they have."""
+    config: Config,
+    prepared: Prepared,
+    graph: Graph,
+    split: ValidationSplit,
+    tables_for: Callable[[Trained], Tables] | None = None,
+    on_spark: bool = False,
+) -> tuple[np.ndarray, Trained]:
+    """Embeddings of every node over `graph`, and what they are made with.
+
+    Args:
+      tables_for: where tables lie, by what was trained; None: nothing is kept.
+    """
     encoder = Encoder.over(config, prepared, graph, structure_bases(config, prepared, split))
-    params, step, offset = _trained(
-        config, prepared, encoder.inputs.dim, encoder.lists.source.num_nodes
+    trained = restored(config, prepared, encoder.inputs.dim, encoder.lists.source.num_nodes)
+    adjust = cold_adjustment(graph, trained.offset)
+    if on_spark:
+        vectors = embed_on_spark(encoder, trained.params)
+        adjust(0, len(vectors), vectors)
+        return vectors, trained
+    tables = tables_for(trained) if tables_for else None
+    return encoder.embed(trained.params, tables=tables, adjust=adjust), trained
+
+
+def cold_adjustment(graph: Graph, offset: float) -> Adjust:
+    """Adds the cold offset to the last coordinate of items without edges."""
+    edgeless = graph.degree()[: graph.num_items] == 0
+
+    def adjust(begin: int, end: int, rows: np.ndarray) -> None:
+        rows[np.flatnonzero(edgeless[begin:end]), -1] += np.float32(offset)
+
+    return adjust
+
+
+def kept_tables(
+    config: Config, graph: Graph, trained: Trained, data: str, keep: bool
+) -> KeptTables:
+    """Tables that a killed run finds again, in WORKDIR/layers.
+
+    Args:
+      data: fingerprint of the items and their features.
+    """
+    settings = dataclasses.asdict(config.embed)
+    named = {name: settings[name] for name in ("embed_walks", "shard_rows")}
+    sections = (config.split, config.sampling, config.model)
+    parts = [*(dataclasses.asdict(section) for section in sections), config.seed, keep]
+    model = [trained.digest, trained.offset]
+    key = files.fingerprint([named, parts, model, data, graph.digest()])
+    return KeptTables(
+        pathlib.Path(config.workdir) / layer_tables.FOLDER / key, config.embed.shard_rows, keep
     )
-    vectors = encoder.embed(params)
-    edgeless = np.flatnonzero(graph.degree()[: prepared.graph.num_items] == 0)
-    vectors[edgeless, -1] += offset
-    return vectors, step, offset
 
 
-def embed(config: Config) -> dict[str, Any]:
+def embed_catalogue(config: Config) -> dict[str, Any]:
     """Embeds the whole catalogue on the whole graph into WORKDIR/embeddings.
 
     With --new_items: those items alone, into WORKDIR/new_embeddings.
@@ -106,33 +152,92 @@ def embed(config: Config) -> dict[str, Any]:
     if config.new.new_items:
         return _embed_new(config)
     prepared = open_prepared(config.workdir)
-    split = split_of(config, prepared)
-    vectors, step, offset = embed_over(config, prepared, prepared.graph, split)
+    split, graph = split_of(config, prepared), prepared.graph
+    folder = pathlib.Path(config.workdir) / layer_tables.FOLDER
+    keep = config.embed.keep_layers
+
+    def tables_for(trained: Trained) -> KeptTables:
+        tables = kept_tables(config, graph, trained, prepared.manifest["fingerprint"], keep)
+        tables.remove_others()
+        return tables
+
+    on_spark = config.cluster.engine == "spark"
+    vectors, trained = embed_over(config, prepared, graph, split, tables_for, on_spark)
+    manifest = _export(config, prepared, vectors, trained)
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    return manifest
+
+
+def _export(
+    config: Config, prepared: Prepared, vectors: np.ndarray, trained: Trained
+) -> dict[str, Any]:
+    """Writes the vectors float32 [nodes, Z] of a catalogue in the form that is asked for."""
     items = prepared.graph.num_items
     everything = config.sampling.neighbourhood == "all"
+    form, quality = choose_form(
+        vectors[:items],
+        prepared.item_ids,
+        config.embed.export_dtype,
+        config.embed.export_dim,
+        config.model.popularity,
+        str(pathlib.Path(config.embed.align_to).expanduser()) if config.embed.align_to else "",
+    )
     manifest = export.write_embeddings(
         config.workdir,
         config.embed,
         prepared.item_ids,
         vectors[:items],
         {
-            "step": step,
-            "checkpoint": config.embed.checkpoint,
-            "normalised": config.model.normalize_output and not config.model.popularity,
-            "cold_offset": offset,
-            "settings": _embed_fingerprint(config, step),
+            **about_run(config, trained),
+            **quality,
+            "settings": _embed_fingerprint(config, trained.step),
             "ids": prepared.item_ids.digest(),
-            "seed": config.seed,
+            "data": {**identity_of(prepared), "inputs": prepared.manifest["inputs"]},
         },
         prepared.collection_ids if everything else None,
         vectors[items:] if everything else None,
+        form=form,
     )
     logging.info("embedded %d items into %s", items, pathlib.Path(config.workdir) / export.FOLDER)
     return manifest
 
 
+def about_run(config: Config, trained: Trained) -> dict[str, Any]:
+    """Which run and which flags made an export."""
+    made_by = ("data", "world", "split", "sampling", "model", "train", "embed")
+    flags = {"seed": config.seed, "workdir": config.workdir}
+    for name in made_by:
+        flags |= dataclasses.asdict(getattr(config, name))
+    return {
+        "program": f"pinsage_jax {__version__}",
+        "flags": flags,
+        "step": trained.step,
+        "parameters": trained.digest,
+        "checkpoint": config.embed.checkpoint,
+        "normalised": config.model.normalize_output and not config.model.popularity,
+        "cold_offset": trained.offset,
+        "seed": config.seed,
+    }
+
+
+def open_new_items(config: Config, prepared: Prepared) -> NewItemModel:
+    """What embeds new items with the checkpoint that --checkpoint names.
+
+    Raises:
+      UserError: there is none.
+    """
+    workdir = pathlib.Path(config.workdir)
+    bases = structure_bases(config, prepared, split_of(config, prepared))
+    catalogue = Catalogue(config, prepared, bases)
+    trained = restored(config, prepared, catalogue.inputs.dim, catalogue.num_nodes)
+    trained, form = as_exported(config, trained)
+    transform = FeatureTransform.load(workdir / "prepared" / "features")
+    return NewItemModel(catalogue, transform, trained, form)
+
+
 def _embed_new(config: Config) -> dict[str, Any]:
-    """Embeds items that the catalogue does not hold; see inference/new_items.py."""
+    """Embeds the items of --new_items into WORKDIR/new_embeddings."""
     workdir = pathlib.Path(config.workdir)
     prepared = open_prepared(workdir)
     _chosen_checkpoint(config)  # Without one there is no need to read the tables.
@@ -143,43 +248,48 @@ def _embed_new(config: Config) -> dict[str, Any]:
         config.new.new_items,
         config.new.new_edges,
     )
-    split = split_of(config, prepared)
-    encoder = NewItemEncoder(config, prepared, additions, structure_bases(config, prepared, split))
-    params, step, offset = _trained(config, prepared, encoder.dim, encoder.num_nodes)
-    exported = workdir / export.FOLDER / export.MANIFEST
-    if exported.exists():
-        about = files.read_json(exported)
-        if about.get("step") != step:
-            logging.warning(
-                "%s is of step %s, the checkpoint of step %d: run --mode=embed without "
-                "--new_items to have both in one space.",
-                exported.parent, about.get("step"), step,
-            )  # fmt: skip
-        elif fixed_offset(config) is None:
-            # The export may have been given another one than the checkpoint's.
-            offset = float(about.get("cold_offset") or 0.0)
-    vectors = calibration.with_offset(encoder.embed(params), encoder.edgeless, offset)
+    model = open_new_items(config, prepared)
+    vectors, edgeless = model.embed(additions)
     manifest = export.write_embeddings(
         workdir,
         config.embed,
         additions.item_ids,
         vectors,
         {
-            "step": step,
-            "checkpoint": config.embed.checkpoint,
-            "normalised": config.model.normalize_output and not config.model.popularity,
-            "cold_offset": offset,
+            **about_run(config, model.trained),
             "catalogue": prepared.item_ids.digest(),
-            "seed": config.seed,
-            "without_edges": int(encoder.edgeless.sum()),
+            "without_edges": int(edgeless.sum()),
         },
         folder_name=export.NEW_FOLDER,
+        form=model.form,
     )
     logging.info(
         "embedded %d new items, %d of them without edges, into %s",
         len(vectors), manifest["without_edges"], workdir / export.NEW_FOLDER,
     )  # fmt: skip
     return manifest
+
+
+def as_exported(config: Config, trained: Trained) -> tuple[Trained, ExportForm]:
+    """The cold offset and the form that vectors need to lie beside WORKDIR/embeddings."""
+    form = ExportForm(config.embed.export_dtype, config.model.popularity)
+    exported = pathlib.Path(config.workdir) / export.FOLDER
+    if not (exported / export.MANIFEST).exists():
+        return trained, form
+    about = files.read_json(exported / export.MANIFEST)
+    if export.TRANSFORM in about.get("files", {}):
+        form = dataclasses.replace(form, transform=open_export(exported).form.transform)
+    if about.get("step") != trained.step:
+        logging.warning(
+            "%s is of step %s, the checkpoint of step %d: run --mode=embed alone to have both in "
+            "one space.",
+            exported, about.get("step"), trained.step,
+        )  # fmt: skip
+    elif fixed_offset(config) is None:
+        # The export may have been given another one than the checkpoint's.
+        offset = float(about.get("cold_offset") or 0.0)
+        trained = dataclasses.replace(trained, offset=offset)
+    return trained, form
 
 
 def _embed_fingerprint(config: Config, step: int) -> str:

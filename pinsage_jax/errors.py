@@ -9,3 +9,12 @@ exception is a bug of ours and keeps its traceback.
 
 class UserError(Exception):
     """One sentence for the person at the keyboard; never wraps a traceback."""
+
+
+def on_one_line(error: UserError) -> str:
+    """The sentence as a terminal may have it.
+
+    Ids, columns and paths come from files: a newline or an escape sequence in one of them
+    is spelt out.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))

@@ -4,7 +4,8 @@ Nothing under a workdir is ever half-written.  A file is written under a
 temporary name in the same folder and renamed; a folder likewise.  Arrays are
 plain ``.npy`` files (never pickles), JSON is sorted and indented, and every
 group of arrays has a manifest with a CRC-32 per file, so that a truncated or
-bit-flipped file is named instead of used.
+bit-flipped file is named instead of used; the manifest is sealed with a hash of
+itself.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pathlib
 import re
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -30,6 +32,11 @@ from pinsage_jax.errors import UserError
 _TEMPORARY_MARK = ".tmp-"
 _LEFTOVER = re.compile(r"\.tmp-(old-)?\d+$")
 _CHECKSUM_BLOCK = 1 << 22
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A file changed again this soon may keep its time of change: clocks of files are coarse.
+_RECENT_NS = 2 * 10**9
+# (size, time of change, inode, checksum) of files that this process has found intact.
+_intact: dict[pathlib.Path, tuple[int, int, int, str]] = {}
 
 
 @contextlib.contextmanager
@@ -38,9 +45,10 @@ def reported_os_errors(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _DISK_FULL:
+            reason = os.strerror(error.errno)
             raise UserError(
-                f"No space left while writing {path}; free some disk and run again."
+                f"No space left while writing {path} ({reason}); free some disk and run again."
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise UserError(
@@ -128,6 +136,20 @@ def read_json(path: str | os.PathLike) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and run again.") from None
 
 
+def write_sealed(path: str | os.PathLike, value: dict[str, Any]) -> None:
+    """Writes a manifest: JSON with a hash of itself under "seal"."""
+    write_json(path, value | {"seal": fingerprint(value)})
+
+
+def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads what write_sealed wrote, without the seal; UserError names a damaged file."""
+    value = read_json(path)
+    seal = value.pop("seal", None) if isinstance(value, dict) else None
+    if seal != fingerprint(value):
+        raise UserError(f"{path} is damaged (its seal does not fit); delete it and run again.")
+    return value
+
+
 def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
     """Writes one ``.npy`` file atomically."""
     with atomic_file(path) as temporary, open(temporary, "wb") as handle:
@@ -143,13 +165,31 @@ def read_array(path: str | os.PathLike, *, mmap: bool = True) -> np.ndarray:
     try:
         # A zero-length array cannot be mapped, so it is read instead.
         try:
-            return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+            array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
         except ValueError:
-            return np.load(path, allow_pickle=False)
+            array = np.load(path, allow_pickle=False)
+        # A zip archive opens as something else that would only fail later.
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise ValueError("an archive and not one array")
+        return array
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run --mode=prepare again.") from None
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run again.") from None
+
+
+def new_array(path: str | os.PathLike, dtype: type | np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    """A new ``.npy`` file of zeros, memory-mapped to be filled.
+
+    Raises:
+      OSError: the disk has no room for all of it (see reported_os_errors).
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    # So that a full disk is told here and not by a signal at the first write.
+    with open(path, "r+b") as handle:
+        os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
+    return array
 
 
 def release(array: np.ndarray | None) -> None:
@@ -159,27 +199,30 @@ def release(array: np.ndarray | None) -> None:
     """
     mapped = getattr(array, "_mmap", None)
     # A private copy ("c") would lose what was written.
-    if mapped is not None and array.mode != "c":
+    if mapped is not None and getattr(array, "mode", None) != "c":
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def scratch_array(
-    shape: tuple[int, ...], folder: str | os.PathLike | None, most_bytes: int
+    shape: tuple[int, ...],
+    folder: str | os.PathLike | None,
+    most_bytes: int,
+    dtype: Any = np.float32,
 ) -> np.ndarray:
-    """A float32 array to be filled: in memory, or in a nameless file if it is larger.
+    """An array to be filled: in memory, or in a nameless file if it is larger.
 
     Args:
       folder: where the file lies until nothing refers to the array any more; without
         one the array is always in memory.
       most_bytes: what may be in memory.
     """
-    size = 4 * int(np.prod(shape))
+    size = np.dtype(dtype).itemsize * int(np.prod(shape))
     if folder is None or size <= most_bytes:
-        return np.empty(shape, np.float32)
-    with reported_os_errors(folder), tempfile.TemporaryFile(dir=folder) as handle:
+        return np.empty(shape, dtype)
+    with reported_os_errors(folder), tempfile.TemporaryFile(dir=os.fspath(folder)) as handle:
         # So that a full disk is told here and not by a signal at the first write.
         os.posix_fallocate(handle.fileno(), 0, size)
-        return np.memmap(handle, np.float32, "r+", shape=shape)
+        return np.memmap(handle, dtype, "r+", shape=shape)
 
 
 def checksum(path: str | os.PathLike) -> str:
@@ -197,18 +240,27 @@ def checksums(folder: str | os.PathLike, names: list[str]) -> dict[str, str]:
 
 
 def verify_checksums(folder: str | os.PathLike, expected: dict[str, str]) -> None:
-    """Raises UserError naming the first file that is missing or differs."""
+    """Raises UserError naming the first file that is missing or differs.
+
+    A file is read once by a process: again only if its size or time has changed.
+    """
     for name, wanted in expected.items():
         path = pathlib.Path(folder) / name
         if not path.exists():
             raise UserError(
                 f"{path} is missing although its manifest lists it; delete {folder} and run again."
             )
+        about, real = path.stat(), path.resolve()
+        state = (about.st_size, about.st_mtime_ns, about.st_ino, wanted)
+        if _intact.get(real) == state:
+            continue
         if (found := checksum(path)) != wanted:
             raise UserError(
                 f"{path} is damaged (checksum {found}, manifest says {wanted}); "
                 f"delete {folder} and run again."
             )
+        if time.time_ns() - about.st_mtime_ns > _RECENT_NS:
+            _intact[real] = state
 
 
 def fingerprint(value: Any) -> str:

@@ -115,7 +115,8 @@ class Together:
 
     def _welcome(self, line: lines.Line, connection: socket.socket, about: dict[str, Any]) -> None:
         try:
-            hello = line.read()
+            # Where the other end is closed there is no number either.
+            hello = line.read() or {}
             index, theirs = int(hello["process"]), hello["about"]
         except (OSError, ValueError, KeyError, TypeError):
             # Somebody else, not a process of ours.
@@ -271,7 +272,8 @@ def exchange(value: T) -> list[T]:
 
 def from_writer(function: Callable[[], T]) -> T:
     """What `function` (a value of JSON) gives in process 0, in every process."""
-    return exchange(function() if is_writer() else None)[0]
+    answers: list[Any] = exchange(function() if is_writer() else None)
+    return answers[0]
 
 
 def after_writer(function: Callable[[], T]) -> T:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _received: int | None = None
-_before: dict[int, object] = {}
+_before: dict[int, Any] = {}
 
 
 class Stopped(Exception):

@@ -18,7 +18,7 @@ from absl import flags, logging
 
 from pinsage_jax import cli, hosts, interrupts, logs, workdir
 from pinsage_jax.config import Config
-from pinsage_jax.errors import UserError
+from pinsage_jax.errors import UserError, on_one_line
 
 
 def main(argv: list[str]) -> int:
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         config = cli.config_from_flags(flag_values)
         # The global flags are those of libraries, which may read them once parsed.
         flags.FLAGS.mark_as_parsed()
-        flags.FLAGS.logtostderr = True
+        flags.FLAGS["logtostderr"].value = True
         logs.set_up(flag_values.verbosity)
         for name in overruled:
             logging.warning("--%s before --flagfile has no effect; put it after.", name)
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         with held, hosts.joined(config.hosts, dataclasses.asdict(config)) as together:
             return _run_stage(config, together)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
 
 from pinsage_jax.errors import UserError
 
@@ -53,3 +55,62 @@ class Checked:
                     continue
                 if (value < limit) if bound == "low" else (value > limit):
                     raise UserError(f"--{field.name}={value} must be {fails} {limit}.")
+
+
+class Validated(Protocol):
+    """Settings that can tell whether they fit together."""
+
+    def validate(self) -> None:
+        """Raises UserError if they do not."""
+
+
+Settings = TypeVar("Settings", bound=Validated)
+
+
+def from_values(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Validated settings from values by the names of their flags; others keep their defaults.
+
+    Args:
+      kind: a dataclass whose fields are sections, dataclasses themselves, or plain values.
+
+    Raises:
+      UserError: a name is unknown, a value is of another type or out of range, or
+        settings do not fit together.
+    """
+    left = dict(values)
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(field.default) and not isinstance(field.default, type):
+            part = {
+                inner.name: _typed(inner.name, left.pop(inner.name), inner.default)
+                for inner in dataclasses.fields(field.default)
+                if inner.name in left
+            }
+            given[field.name] = dataclasses.replace(field.default, **part)
+        elif field.name in left:
+            # Annotations are text; a field without a default is a path, a word or a number.
+            example = {"int": 0, "str": ""}.get(str(field.type), field.default)
+            given[field.name] = _typed(field.name, left.pop(field.name), example)
+    if left:
+        raise UserError(f"There is no setting --{next(iter(left))}; docs/flags.md lists all.")
+    settings = kind(**given)
+    settings.validate()
+    return settings
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    """A value of the type of the default: paths become text, whole numbers numbers.
+
+    Raises:
+      UserError: it is of another type.
+    """
+    if isinstance(default, str) and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(default):
+        raise UserError(
+            f"--{name}={value!r} must be of type {type(default).__name__}, as its default "
+            f"{default!r} is."
+        )
+    return value

@@ -8,20 +8,26 @@ skipped by `pipeline`.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
+from threadpoolctl import threadpool_limits
 
 from pinsage_jax import ablation, files, hosts
 from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.checkup.doctor import examine
+from pinsage_jax.cluster.graph_tables import write_graph_tables
 from pinsage_jax.config import Config
+from pinsage_jax.costs import Costs
 from pinsage_jax.embedding_stage import (
-    embed,
+    embed_catalogue,
     embed_over,
     embeddings_are_current,
     fixed_offset,
     identity_of,
+    open_new_items,
     split_of,
 )
 from pinsage_jax.errors import UserError
@@ -34,25 +40,33 @@ from pinsage_jax.inference import export
 from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of
 from pinsage_jax.interrupts import raise_if_stopped, stop_everywhere
 from pinsage_jax.parallel import connect, make_devices
-from pinsage_jax.reporting import figures
+from pinsage_jax.reporting import comparison, figures
+from pinsage_jax.reporting.explorer import write_explorer
 from pinsage_jax.reporting.report import write_report
+from pinsage_jax.reporting.sources import exported_source
 from pinsage_jax.retrieval import calibration
 from pinsage_jax.retrieval import evaluate as evaluation
+from pinsage_jax.retrieval import explain as explaining
 from pinsage_jax.retrieval import neighbours as related
 from pinsage_jax.retrieval import recommend as recommending
 from pinsage_jax.retrieval.embeddings_io import load_embeddings
 from pinsage_jax.retrieval.evaluation_table import evaluation_tables
+from pinsage_jax.retrieval.index_table import build_indexes, open_search
+from pinsage_jax.retrieval.neighbours import Related
 from pinsage_jax.retrieval.recommend_choice import Validation, validation_users
 from pinsage_jax.sampling.pairs import PairSource, hard_band
+from pinsage_jax.serving import server
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Outcome
+from pinsage_jax.update_stage import update
 
 
-def prepare(config: Config) -> Prepared:
-    """Input tables to the graph, features and pairs in WORKDIR/prepared.
+def load_graph(config: Config) -> Prepared:
+    """Graph, features, ids and pairs; input tables are read into WORKDIR/prepared first.
 
-    Of several processes only the writer reads the tables.
+    What is there already, of the same tables and settings, is only opened.  Of several
+    processes only the writer reads the tables.
     """
     if hosts.is_writer():
         prepare_tables(config)
@@ -60,8 +74,16 @@ def prepare(config: Config) -> Prepared:
     return open_prepared(config.workdir)
 
 
-def train(config: Config) -> Outcome:
-    """Trains the network, or continues, into WORKDIR/checkpoints."""
+def prepare(config: Config) -> Prepared:
+    """Input tables to the graph, features and pairs in WORKDIR/prepared."""
+    return load_graph(config)
+
+
+def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outcome:
+    """Trains the network, or continues, into WORKDIR/checkpoints.
+
+    `should_stop` is asked after every step; without one a signal stops it.
+    """
     prepared = open_prepared(config.workdir)
     identity = identity_of(prepared)
     if hosts.from_writer(lambda: loop.is_finished(config, identity)):
@@ -118,9 +140,24 @@ def train(config: Config) -> Outcome:
     )
 
     validate = _validator(config, prepared, encoder, split) if hosts.is_writer() else None
-    outcome = loop.train(config, builder, pairs, encoder.inputs, identity, validate, stop_requested)
+    outcome = loop.train(
+        config,
+        builder,
+        pairs,
+        encoder.inputs,
+        identity,
+        validate,
+        should_stop or stop_requested,
+    )
     if not outcome.interrupted:
         logging.info("trained %d steps; best validation: %s", outcome.step, outcome.best)
+    spent = Costs(
+        seconds={"train": outcome.seconds},
+        devices=outcome.devices,
+        pairs=outcome.pairs,
+        wait_share=outcome.wait_share,
+    )
+    logging.info("training cost %s", spent.line())
     return outcome
 
 
@@ -149,6 +186,11 @@ def _validator(
     return validate
 
 
+def embed(config: Config) -> dict[str, Any]:
+    """Embeds the catalogue, items that it does not hold, or what changes of it affect."""
+    return update(config) if config.update.asked else embed_catalogue(config)
+
+
 def evaluate(config: Config) -> dict[str, Any]:
     """Ranks the catalogue for every evaluation pair; WORKDIR/eval.json and a table."""
     prepared = open_prepared(config.workdir)
@@ -160,8 +202,10 @@ def evaluate(config: Config) -> dict[str, Any]:
 def _eval_fingerprint(config: Config) -> str:
     """What eval.json depends on: the export and the settings of the evaluation."""
     manifest = files.read_json(pathlib.Path(config.workdir) / export.FOLDER / export.MANIFEST)
+    # Not all of it: it names places, and a workdir may be moved.
+    made = {name: manifest.get(name) for name in ("files", "ids", "parameters", "settings")}
     asked = [config.evaluate.baselines, config.evaluate.bootstrap]
-    return files.fingerprint([manifest, *asked])
+    return files.fingerprint([made, *asked])
 
 
 def _saved_evaluation(config: Config) -> dict[str, Any] | None:
@@ -173,14 +217,33 @@ def _saved_evaluation(config: Config) -> dict[str, Any] | None:
     return saved if saved.get("fingerprint") == _eval_fingerprint(config) else None
 
 
-def neighbors(config: Config) -> None:
-    """Prints the neighbours of --query, or writes related_items.parquet for all."""
+def embeddings(config: Config) -> tuple[list[str], np.ndarray]:
+    """Ids of all items and their exported embeddings, float32 [num_items, Z]."""
+    prepared = open_prepared(config.workdir)
+    return prepared.item_ids.ids.to_pylist(), load_embeddings(config.workdir, prepared)
+
+
+def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Related]]:
+    """The --k nearest items of each of `items`, best first.
+
+    Without `items`: those of --query, which are printed; without that too, those of all
+    items go to WORKDIR/related_items.parquet, and nothing is returned.
+    """
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
+    search = open_search(config, vectors, threads_of(config))
+    if items:
+        return related.nearest(config, items, prepared, vectors, search)
     if config.evaluate.query:
-        related.print_neighbours(config, prepared, vectors)
-    else:
-        related.write_related(config, prepared, vectors)
+        return related.print_neighbours(config, prepared, vectors, search)
+    related.write_related(config, prepared, vectors, search)
+    return {}
+
+
+def index(config: Config) -> dict[str, Any]:
+    """Builds and measures approximate indexes of the embeddings: WORKDIR/index."""
+    vectors = load_embeddings(config.workdir, open_prepared(config.workdir))
+    return build_indexes(config, vectors, threads_of(config))
 
 
 def recommend(config: Config) -> dict[str, Any] | None:
@@ -193,11 +256,18 @@ def recommend(config: Config) -> dict[str, Any] | None:
         if len(held.collections) == 0:
             return None
         logging.info("recommend: embedding without the withheld collections, to choose settings")
-        clean, _, _ = embed_over(config, prepared, held.train_graph, held)
+        clean, _ = embed_over(config, prepared, held.train_graph, held)
         items = clean[: prepared.graph.num_items]
         return validation_users(prepared.graph, held, items, config.seed)
 
-    return recommending.recommend(config, prepared, vectors, threads_of(config), validation)
+    threads = threads_of(config)
+    search = open_search(config, vectors, threads)
+    return recommending.recommend(config, prepared, vectors, threads, validation, search)
+
+
+def graph_tables(config: Config) -> dict[str, Any]:
+    """Clean, pruned, numbered edges and neighbour lists by Spark: WORKDIR/graph_tables."""
+    return write_graph_tables(config)
 
 
 def split(config: Config) -> dict[str, Any]:
@@ -215,41 +285,94 @@ def ablate(config: Config) -> dict[str, Any]:
     def embeddings(variant: Config, graph: Graph) -> tuple[np.ndarray, dict[str, Any]]:
         train(variant)
         raise_if_stopped()
-        vectors, step, offset = embed_over(variant, prepared, graph, held)
+        vectors, trained = embed_over(variant, prepared, graph, held)
         items = vectors[: prepared.graph.num_items]
-        return items, {"checkpoint_step": step, "cold_offset": offset}
+        return items, {"checkpoint_step": trained.step, "cold_offset": trained.offset}
 
     return ablation.ablate(config, prepared, held, embeddings)
 
 
-def report(config: Config) -> pathlib.Path:
-    """The run on one page: WORKDIR/report.html."""
+def doctor(config: Config) -> dict[str, Any]:
+    """What is odd about the inputs, and what a run of them costs: WORKDIR/doctor.json."""
+    return examine(config)
+
+
+def explain(config: Config) -> dict[str, Any]:
+    """Why --target stands where it does for --query: tables and WORKDIR/explain/."""
     prepared = open_prepared(config.workdir)
-    return write_report(config, prepared, load_embeddings(config.workdir, prepared))
+    return explaining.explain(config, prepared, load_embeddings(config.workdir, prepared))
+
+
+def compare(config: Config) -> dict[str, Any]:
+    """This run beside that in --compare_with: tables and WORKDIR/compare.json."""
+    return comparison.compare(config)
+
+
+def report(config: Config) -> pathlib.Path:
+    """The run on one page, WORKDIR/report.html, and its catalogue, WORKDIR/explorer.html."""
+    prepared = open_prepared(config.workdir)
+    vectors = load_embeddings(config.workdir, prepared)
+    path = write_report(config, prepared, vectors)
+    write_explorer(config, prepared, vectors)
+    return path
+
+
+def serve(config: Config) -> None:
+    """Neighbours over HTTP, and the explorer, until a signal stops it."""
+    server.require()
+    # The framework takes a while to load, and is an extra.
+    from pinsage_jax.serving.app import make_app
+    from pinsage_jax.serving.service import Service
+
+    prepared = open_prepared(config.workdir)
+    vectors = load_embeddings(config.workdir, prepared)
+    index = open_search(config, vectors, threads=1)
+    # A taken port is told before the model is loaded.
+    listener = server.bound(config.serve.serve_host, config.serve.serve_port)
+    source = exported_source(config, prepared.graph.num_items)
+    new_items = open_new_items(source.config, prepared) if source.trained else None
+    if new_items is not None:
+        new_items.warm_up()
+    service = Service(source, prepared, vectors, index, new_items)
+    # Requests run beside each other; products of several threads each would be in their way.
+    with threadpool_limits(1, "blas"):
+        server.run(make_app(service, threads_of(config)), listener, stop_requested)
 
 
 def pipeline(config: Config) -> dict[str, Any]:
     """prepare, train, embed, evaluate, report; skips what is there for the same settings."""
-    prepare(config)
+    costs = Costs()
+    with costs.stage("prepare"):
+        prepare(config)
     raise_if_stopped()
-    outcome = train(config)
+    with costs.stage("train"):
+        outcome = train(config)
+    costs.pairs, costs.devices = outcome.pairs, outcome.devices
+    costs.wait_share = outcome.wait_share
     if outcome.interrupted or not hosts.is_writer():
         return {}
     raise_if_stopped()
     if embeddings_are_current(config):
         logging.info("embed: %s is up to date", pathlib.Path(config.workdir) / export.FOLDER)
     else:
-        embed(config)
+        with costs.stage("embed"):
+            costs.items = embed(config)["count"]
     raise_if_stopped()
     result = _saved_evaluation(config)
     if result is None:
-        result = evaluate(config)
+        with costs.stage("evaluate"):
+            result = evaluate(config)
     else:
         logging.info("evaluate: %s/%s is up to date", config.workdir, evaluation.EVAL_FILE)
         print(evaluation_tables(result))
     if figures.available():
         raise_if_stopped()
-        report(config)
+        with costs.stage("report"):
+            report(config)
     else:
         logging.info("no report: it needs matplotlib (pip install 'pinsage-jax[report]')")
+    if outcome.pairs:
+        # A run that found everything done would overwrite what it had cost.
+        costs.save(config.workdir)
+    logging.info("this run cost %s", costs.line())
     return result

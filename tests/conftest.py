@@ -7,6 +7,7 @@ subprocess runs with the settings a user would have.
 import jax
 import numpy as np
 import pytest
+from absl import logging
 
 jax.config.update("jax_num_cpu_devices", 4)
 # Arrays of different rank never broadcast by accident: [B] against [B, 1] is an error.
@@ -17,3 +18,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def small_rng() -> np.random.Generator:
     """A generator with the same stream in every test and every run."""
     return np.random.default_rng(20180610)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Settings of a finished pipeline of seconds; its workdir is for reading only."""
+    # Here, because most tests need neither the stages nor what they import.
+    from trained_run import small_run
+
+    return small_run(tmp_path_factory.mktemp("trained") / "run")
+
+
+@pytest.fixture(autouse=True)
+def _verbosity_of_its_own():
+    """What a program that runs in a test wants to say does not silence the next test."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)

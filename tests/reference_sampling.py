@@ -152,6 +152,8 @@ def visits(rows, num_items, start, sampling, *, seed, epoch, hidden, dropped, nu
         for step in range(sampling.walk_length):
             first, second = draw(key, walk, 2 * step), draw(key, walk, 2 * step + 1)
             if step > 0 and (node is None or low(first) < round(sampling.restart * 2**32)):
+                if sampling.restart_ends:
+                    break
                 node = start
             if node < num_items:
                 node = _step(rows[node], hidden, high(first), low(second))

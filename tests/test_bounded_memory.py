@@ -11,7 +11,8 @@ from small_worlds import make_run, nasty_graph, random_params
 from pinsage_jax import files
 from pinsage_jax.config import Config, ModelConfig
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.inference import encoder, layerwise
+from pinsage_jax.inference import encoder, layer_tables
+from pinsage_jax.inference.layer_tables import ScratchTables
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.sampling import content_links as content
 from pinsage_jax.sampling import pairs as pair_sampling
@@ -130,9 +131,9 @@ def test_embeddings_through_tables_on_disk(layers, tmp_path, monkeypatch):
         embed_all, run.model, params, run.inputs, ids, weights, block=16, quiet=True
     )
     wanted = embed()
-    assert not isinstance(embed(folder=tmp_path), np.memmap)
-    monkeypatch.setattr(layerwise, "MOST_TABLE_BYTES", 0)
-    found = embed(folder=tmp_path)
+    assert not isinstance(embed(tables=ScratchTables(tmp_path)), np.memmap)
+    monkeypatch.setattr(layer_tables, "MOST_TABLE_BYTES", 0)
+    found = embed(tables=ScratchTables(tmp_path))
     assert isinstance(found, np.memmap) and not list(tmp_path.iterdir())
     np.testing.assert_array_equal(found, wanted)
     found[3, -1] += 1.0

@@ -338,6 +338,14 @@ def test_bad_features(column, settings, sentence, tmp_path):
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
 
+def test_batches_without_any_vector(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "_BATCH_ROWS", 1)
+    items = {"item_id": ["a", "b", "c"], "c": [None, [3.0, 4.0], None]}
+    pq.write_table(pa.table(items), tmp_path / "i.parquet")
+    _, matrix, _ = run(tmp_path / "i.parquet", tmp_path, 3)
+    np.testing.assert_allclose(matrix, [[0.0, 0.0], [0.6, 0.8], [0.0, 0.0]], rtol=1e-6)
+
+
 def test_unequal_lengths_across_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "_BATCH_ROWS", 1)
     pq.write_table(

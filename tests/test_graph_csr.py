@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from pinsage_jax import files
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
@@ -76,7 +77,7 @@ def test_build_matches_reference(shape, weighted, mapped, tmp_path):
         {"weights.npy"} if weighted else set()
     )
     assert {path.name for path in saved.iterdir()} == names
-    loaded = Graph.load(saved, verify=True)
+    loaded = Graph.load(saved)
     assert_matches(loaded, wanted, weighted)
     manifest = json.loads((saved / "manifest.json").read_text())
     assert manifest["num_edges"] == len(wanted)
@@ -144,9 +145,8 @@ def test_load_names_what_is_wrong(saved):
     flipped = bytearray(whole)
     flipped[-1] ^= 1
     (saved / "indices.npy").write_bytes(bytes(flipped))
-    Graph.load(saved)
     with pytest.raises(UserError, match=r"indices.npy is damaged"):
-        Graph.load(saved, verify=True)
+        Graph.load(saved)
     (saved / "indices.npy").write_bytes(whole[:-8])
     with pytest.raises(UserError, match=r"indices.npy"):
         Graph.load(saved)
@@ -156,7 +156,11 @@ def test_load_names_what_is_wrong(saved):
     (saved / "weights.npy").unlink()
     with pytest.raises(UserError, match="does not exist"):
         Graph.load(saved)
-    (saved / "manifest.json").write_text('{"format": 99}')
+    manifest = (saved / "manifest.json").read_text()
+    (saved / "manifest.json").write_text(manifest.replace('"num_items": 6', '"num_items": 7'))
+    with pytest.raises(UserError, match=r"manifest.json is damaged \(its seal does not fit\)"):
+        Graph.load(saved)
+    files.write_sealed(saved / "manifest.json", {"format": 99})
     with pytest.raises(UserError, match="another format"):
         Graph.load(saved)
     (saved / "manifest.json").unlink()

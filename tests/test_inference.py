@@ -131,9 +131,9 @@ def test_every_node_is_computed_once_per_layer(monkeypatch):
     rows = []
     original = layerwise._in_blocks
 
-    def counting(function, inputs, count, block, out, progress):
-        rows.append(count)
-        original(function, inputs, count, block, out, progress)
+    def counting(function, inputs, span, block, out, progress):
+        rows.append(span[1] - span[0])
+        original(function, inputs, span, block, out, progress)
 
     monkeypatch.setattr(layerwise, "_in_blocks", counting)
     run = make_run(features=FEATURES)

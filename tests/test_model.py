@@ -10,8 +10,9 @@ import reference_model as slow
 from small_worlds import apply, embed_batch, make_run, random_params, unit_features
 
 from pinsage_jax.config import ModelConfig
-from pinsage_jax.model.layers import l2_normalise, pool_neighbours
+from pinsage_jax.model.layers import l2_normalise
 from pinsage_jax.model.pinsage import PinSage
+from pinsage_jax.model.pooling import pool_neighbours
 
 WIDTH = 6
 SIZES = {"hidden_dim": 12, "layer_dim": 10, "output_dim": 8}
@@ -142,8 +143,10 @@ def test_masked_neighbours_are_not_read(pooling, small_rng):
     projected = jnp.asarray(small_rng.random((4, 3)), jnp.float32)
     neighbours = np.array([[1, 2, 3], [0, 0, 0]], np.int32)
     weights = np.array([[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]], np.float32)
-    before = pool_neighbours(projected, neighbours, weights, pooling)
-    after = pool_neighbours(projected.at[jnp.array([0, 3])].set(9.0), neighbours, weights, pooling)
+    bias = jnp.zeros(projected.shape[1])
+    before = pool_neighbours(projected, bias, neighbours, weights, pooling)
+    changed = projected.at[jnp.array([0, 3])].set(9.0)
+    after = pool_neighbours(changed, bias, neighbours, weights, pooling)
     np.testing.assert_array_equal(before, after)
     assert not np.asarray(before)[1].any()
 

@@ -1,20 +1,25 @@
 """Embedding of unseen items against the full path over the extended catalogue."""
 
-import csv
 import dataclasses
 import pathlib
 import re
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from embedded_catalogue import (
+    embedded_catalogue,
+    random_params,
+    settings,
+    vector_text,
+    write_csv,
+)
 from small_catalogue import make_prepared, random_graph
 from small_worlds import unit_features
 
 from pinsage_jax import files, stages
-from pinsage_jax.config import Config, DataConfig, EmbedConfig, ModelConfig, SamplingConfig
+from pinsage_jax.config import DataConfig
 from pinsage_jax.config_tools import NewItemsConfig
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph.additions import Additions, extend, read_additions
@@ -23,49 +28,15 @@ from pinsage_jax.graph.features import FeatureTransform
 from pinsage_jax.graph.ids import IdTable
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.layerwise import embed_all
-from pinsage_jax.inference.new_items import NewItemEncoder
+from pinsage_jax.inference.new_items import Catalogue, NewItemEncoder
 from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighbourLists
 from pinsage_jax.sampling.store import NeighbourhoodSource
-from pinsage_jax.training import loop
-from pinsage_jax.training.checkpoints import Checkpoints
-from pinsage_jax.training.state import initial_state, make_optimiser
 
 ITEMS, COLLECTIONS = 60, 14
-# Of the catalogue from files: look, year, place, log-degree, edgeless.
-INPUTS = 5 + 1 + 6 + 1 + 1
 # New item 1 has no edge, 3 only a new collection, 4 and 5 share one; 0's edge is there twice.
 NEW_EDGES = [(0, 2), (0, 2), (0, 5), (2, 1), (2, 3), (2, 7), (3, 14), (4, 15), (4, 4), (5, 15)]
 NEW = 6
-
-
-def settings(workdir="unused", *, sampling=None, **model) -> Config:
-    return Config(
-        mode="embed",
-        workdir=str(workdir),
-        seed=5,
-        threads=1,
-        sampling=SamplingConfig(
-            **{"num_neighbours": 5, "num_walks": 9, "walk_length": 2, "content_neighbours": 3}
-            | (sampling or {})
-        ),
-        model=ModelConfig(
-            **{"hidden_dim": 12, "layer_dim": 10, "output_dim": 8, "structure_dim": 4} | model
-        ),
-        # Blocks as small as the fewest rows have one shape, which is compiled once.
-        embed=EmbedConfig(embed_block=4, embed_walks=20),
-    )
-
-
-def random_params(config: Config, input_dim: int, num_nodes: int):
-    """Parameters of the network, all of them random, without compiling its initialiser."""
-    shapes = jax.eval_shape(lambda: loop.init_model(config, input_dim, num_nodes)[1])
-    rng = np.random.default_rng(0)
-
-    def drawn(leaf):
-        return rng.normal(0, leaf.shape[0] ** -0.5, leaf.shape).astype(np.float32)
-
-    return jax.tree.map(drawn, shapes)
 
 
 def additions_of(edges, width, weighted, dtype=np.float32) -> Additions:
@@ -206,8 +177,9 @@ def test_as_if_they_had_been_in_the_catalogue(case, small_rng):
     prepared = make_prepared(graph, features.astype(dtype))
     added = additions_of(case.get("edges", NEW_EDGES), width, weighted, dtype)
     bases = small_rng.normal(size=(ITEMS, config.model.structure_dim)).astype(np.float32)
-    encoder = NewItemEncoder(config, prepared, added, bases)
-    params = random_params(config, encoder.dim, encoder.num_nodes)
+    catalogue = Catalogue(config, prepared, bases)
+    encoder = NewItemEncoder(catalogue, added)
+    params = random_params(config, catalogue.inputs.dim, catalogue.num_nodes)
     vectors = encoder.embed(params)
     assert vectors.shape == (NEW, 8) and vectors.dtype == np.float32
     expected = full_path(config, prepared, added, bases, params)
@@ -233,54 +205,10 @@ def test_the_extended_graph_is_the_one_built_from_all_edges(weighted, edges, sma
 # From files, through the stage.
 
 
-def write_csv(path, header, rows):
-    with open(path, "w", newline="") as handle:
-        csv.writer(handle).writerows([header, *rows])
-    return str(path)
-
-
-def vector_text(vector) -> str:
-    return " ".join(f"{number:.6f}" for number in vector)
-
-
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory):
-    """(config, vectors, features): a prepared, embedded catalogue with an untrained network.
-
-    Items i0 to i79, of which i70 and on have no edge; features follow the collections.
-    """
-    root = tmp_path_factory.mktemp("catalogue")
-    rng = np.random.default_rng(4)
-    edges = [(f"c{c}", f"i{i}") for i in range(70) for c in {i // 10, i // 10, rng.integers(0, 7)}]
-    centres = rng.normal(size=(8, 5))
-    features = [centres[i // 10] + 0.3 * rng.normal(size=5) for i in range(80)]
-    data = DataConfig(
-        edges=write_csv(root / "edges.csv", ["collection_id", "item_id"], edges),
-        items=write_csv(
-            root / "items.csv",
-            ["item_id", "look", "year"],
-            [(f"i{i}", vector_text(row), 2000 + i % 7) for i, row in enumerate(features)],
-        ),
-        dense_columns="look",
-        numeric_columns="year",
-    )
-    config = dataclasses.replace(settings(root / "work", structure_dim=6), data=data)
-    config = dataclasses.replace(
-        config, embed=EmbedConfig(embed_walks=500, cold_offset=0.25, shard_rows=50)
-    )
-    prepared = stages.prepare(config)
-    params = random_params(config, INPUTS, 80)
-    state = initial_state(params, make_optimiser(config.train, 1.0))
-    meta = {
-        "data": stages.identity_of(prepared),
-        "config": {"model": dataclasses.asdict(config.model)},
-    }
-    with Checkpoints(root / "work" / "checkpoints") as checkpoints:
-        checkpoints.save(3, state, meta, {"score": 1.0, "cold_offset": 0.1})
-    stages.embed(config)
-    # Later runs take the offset of the export.
-    config = dataclasses.replace(config, embed=EmbedConfig(embed_walks=500, shard_rows=50))
-    return config, stages.load_embeddings(config.workdir, prepared), features, edges
+    """What embedded_catalogue makes, for all tests."""
+    return embedded_catalogue(tmp_path_factory.mktemp("catalogue"))
 
 
 def with_new(catalogue, tmp_path, items, edges=None, columns=("item_id", "look", "year")):
@@ -341,9 +269,13 @@ def test_a_second_export_replaces_the_first(catalogue, tmp_path):
 GOOD = [("x", np.ones(5), 2001), ("y", np.zeros(5), 2002)]
 REFUSALS = {
     "known item": ([*GOOD, ("i7", np.ones(5), 1)], None, r"Item 'i7' in row 3 .* already; leave"),
-    "twice": ([*GOOD, ("x", np.ones(5), 1)], None, r"Item 'x' is in --new_items more .* row 3"),
+    "twice": (
+        [*GOOD, ("x", np.ones(5), 1)],
+        None,
+        r"Item 'x' is in --new_items=.* more .* row 3",
+    ),
     "edge of a known item": (GOOD, [("c1", "x"), ("c1", "i7")], r"Item 'i7' in row 2 .* already"),
-    "edge of no item": (GOOD, [("c1", "z")], r"Item 'z' in row 1 .* not in --new_items"),
+    "edge of no item": (GOOD, [("c1", "z")], r"Item 'z' in row 1 .* not among the new items"),
     "other length": ([("x", np.ones(4), 1)], None, r"'look'.*4.*5"),
 }
 

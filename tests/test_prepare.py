@@ -354,16 +354,15 @@ def test_open_prepared_names_what_is_wrong(inputs):
     run(inputs, edges="e.csv", items="i.csv")
     work = inputs / "work"
     prepared = work / "prepared"
-    open_prepared(work, verify=True)
+    open_prepared(work)
     listed = json.loads((prepared / "manifest.json").read_text())["checksums"]
     assert "features/features.npy" in listed and "item_ids.arrow" in listed
     whole = (prepared / "features" / "features.npy").read_bytes()
     flipped = bytearray(whole)
     flipped[-1] ^= 1
     (prepared / "features" / "features.npy").write_bytes(bytes(flipped))
-    open_prepared(work)
     with pytest.raises(UserError, match=r"features\.npy is damaged"):
-        open_prepared(work, verify=True)
+        open_prepared(work)
     (prepared / "features" / "features.npy").write_bytes(whole[:-4])
     with pytest.raises(UserError, match=r"features\.npy is damaged"):
         open_prepared(work)

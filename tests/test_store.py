@@ -237,7 +237,8 @@ def test_key_is_what_the_lists_depend_on(monkeypatch):
     weighted = dataclasses.replace(graph, weights=np.ones(len(graph.indices), np.float32))
     others = [
         key(seed=4), key(num_neighbours=5), key(num_walks=11), key(walk_length=3),
-        key(restart=0.4), key(neighbourhood="items"), key(graph=nasty_graph(seed=1)),
+        key(restart=0.4), key(restart_ends=True), key(neighbourhood="items"),
+        key(graph=nasty_graph(seed=1)),
         key(graph=graph.without(items=np.array([7]))), key(graph=weighted),
     ]  # fmt: skip
 

@@ -26,6 +26,13 @@ def whole_numbers(rng, rows, dims, low=-2, high=3):
     return rng.integers(low, high, (rows, dims)).astype(np.float32)
 
 
+@pytest.fixture(params=["host", "device"])
+def selection(request, monkeypatch):
+    """Both ways to select: Numba's on a CPU, XLA's elsewhere."""
+    if request.param == "device":
+        monkeypatch.setattr(topk, "_best_on_host", topk._best_on_device)
+
+
 @pytest.mark.parametrize(
     "queries,rows,k,blocks",
     [
@@ -40,7 +47,7 @@ def whole_numbers(rng, rows, dims, low=-2, high=3):
     ],
 )
 @pytest.mark.parametrize("exclude", [False, True])
-def test_top_k_equals_sorting(small_rng, queries, rows, k, blocks, exclude):
+def test_top_k_equals_sorting(small_rng, queries, rows, k, blocks, exclude, selection):
     catalogue = whole_numbers(small_rng, rows, 4)
     own = small_rng.integers(0, rows, queries) if exclude else None
     asked = catalogue[own] if exclude else whole_numbers(small_rng, queries, 4)
@@ -51,7 +58,7 @@ def test_top_k_equals_sorting(small_rng, queries, rows, k, blocks, exclude):
     np.testing.assert_array_equal(scores, wanted_scores)
 
 
-def test_runs_of_columns_are_used_and_exact(small_rng):
+def test_runs_of_columns_are_used_and_exact(small_rng, selection):
     """2,000 columns and k=2 select by runs; the best sit at the edges of runs."""
     catalogue = small_rng.uniform(-2, -1, (2000, 1)).astype(np.float32)
     catalogue[[0, 31, 32, 1999]] = [[3], [5], [5], [4]]
@@ -66,21 +73,21 @@ def test_runs_of_columns_are_used_and_exact(small_rng):
     np.testing.assert_array_equal(scores, wanted_scores)
 
 
-def test_all_equal_gives_the_lowest_ids():
+def test_all_equal_gives_the_lowest_ids(selection):
     ids, _ = topk.top_k(
         np.ones((2, 3), np.float32), np.ones((1500, 3), np.float32), 3, np.array([1, -1])
     )
     assert ids.tolist() == [[0, 2, 3], [0, 1, 2]]
 
 
-def test_zero_and_minus_zero_are_equal():
+def test_zero_and_minus_zero_are_equal(selection):
     catalogue = np.array([[0.0], [-0.0], [0.0], [-0.0]], np.float32)
     for sign in (1, -1):
         ids, _ = topk.top_k(np.array([[sign]], np.float32), catalogue, 4)
         assert ids.tolist() == [[0, 1, 2, 3]]
 
 
-def test_fewer_candidates_than_k_are_padded():
+def test_fewer_candidates_than_k_are_padded(selection):
     ids, scores = topk.top_k(
         np.ones((1, 2), np.float32), np.ones((2, 2), np.float32), 3, np.array([0])
     )

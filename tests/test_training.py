@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pinsage_jax import stages
+from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.config import (
     Config,
     DataConfig,
@@ -280,7 +282,7 @@ def test_a_checkpoint_of_other_data_is_refused(workdir, saved):
 
 @pytest.mark.parametrize("checkpoint_every,log_every", [(1, 100), (100, 1)])
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(
-    checkpoint_every, log_every, workdir, saved
+    checkpoint_every, log_every, workdir, saved, monkeypatch
 ):
     train = {
         "learning_rate": 1e30,
@@ -289,12 +291,57 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(
         "validate_every": 100,
         "log_every": log_every,
     }
+    makers = []
+    make = MinibatchBuilder.make
+
+    def noting(self, step):
+        makers.append(self)
+        return make(self, step)
+
+    monkeypatch.setattr(MinibatchBuilder, "make", noting)
     with pytest.raises(UserError, match=r"The loss is .*--learning_rate") as caught:
         stages.train(config_for(workdir, train=train))
     assert "\n" not in str(caught.value)
+    # The first step that went wrong is told, whenever it is found, and can be made again.
+    (path,) = workdir.glob("not_finite_step_*.json")
+    kept = json.loads(path.read_text())
+    step = kept["step"]
+    assert f"at step {step} (learning rate 4.91e+28; its batch is in {path})" in str(caught.value)
+    assert (step, kept["epoch"], kept["seed"]) == (2, 1, 0)
+    batch, _ = make(makers[0], step - 1)
+    for name in ("query_ids", "target_ids", "negative_ids", "hard_ids"):
+        assert kept[name] == getattr(batch, name)[0].tolist()
+    assert len(kept["query_ids"]) == 64
+    assert not prefetch_threads()
     # What is not finite is never checkpointed: it would be continued from for ever.
     for state in saved.values():
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.timeout(300)
+def test_a_batch_that_cannot_be_made_ends_the_run_and_the_next_one_goes_on(
+    workdir, saved, whole, monkeypatch
+):
+    make = MinibatchBuilder.make
+
+    def failing(self, step):
+        if step == 7:
+            raise MemoryError("a batch of our own making")
+        return make(self, step)
+
+    monkeypatch.setattr(MinibatchBuilder, "make", failing)
+    with pytest.raises(MemoryError, match="of our own making"):
+        stages.train(config_for(workdir, train={"prefetch": 4, "producers": 2}))
+    assert max(saved) == 6 and not prefetch_threads()
+    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        again = spy_on(patch)
+        stages.train(config_for(workdir))
+    assert_same_bits(again[TOTAL], whole[0][TOTAL])
+
+
+def prefetch_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch-")]
 
 
 # It learns.

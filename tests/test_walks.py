@@ -9,7 +9,7 @@ from scipy import stats
 
 from pinsage_jax.config import SamplingConfig
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.sampling import kernels
+from pinsage_jax.sampling import kernels, neighbourhoods
 from pinsage_jax.sampling.neighbourhoods import (
     WalkTables,
     pooling_weights,
@@ -65,6 +65,18 @@ SETTINGS = {
     "one walk of one step": SamplingConfig(num_neighbours=3, num_walks=1, walk_length=1),
     "one neighbour": SamplingConfig(num_neighbours=1, num_walks=12, walk_length=2),
     "no restart": SamplingConfig(num_neighbours=4, num_walks=5, walk_length=5, restart=0.0),
+    "many walks": SamplingConfig(num_neighbours=6, num_walks=60, walk_length=2, restart=0.3),
+    "restart ends": SamplingConfig(
+        num_neighbours=4, num_walks=9, walk_length=4, restart=0.4, restart_ends=True
+    ),
+    "restart ends, all nodes": SamplingConfig(
+        neighbourhood="all",
+        num_neighbours=5,
+        num_walks=9,
+        walk_length=4,
+        restart=0.4,
+        restart_ends=True,
+    ),
     "always restart": SamplingConfig(
         neighbourhood="all", num_neighbours=4, num_walks=5, walk_length=3, restart=1.0
     ),
@@ -128,6 +140,7 @@ def test_equal_to_the_reference_on_random_graphs(trial):
         num_walks=int(rng.integers(1, 20)),
         walk_length=int(rng.integers(1, 5)),
         restart=float(rng.uniform(0, 1)),
+        restart_ends=trial % 3 == 0,
     )
     starts, hidden, dropped = starts_and_limits(graph, rng)
     seed = int(rng.integers(0, 2**40))
@@ -206,8 +219,7 @@ def test_tie_rule():
 
 
 @pytest.mark.kernels
-def test_more_visits_than_the_histogram_holds():
-    """Counts above its last bar still rank by their true size."""
+def test_thousands_of_visits():
     edges = {(0, 0): 1.0, (1, 0): 8.0, (2, 0): 8.0, (3, 0): 8.0, (4, 0): 1.0, (5, 0): 1.0}
     graph = reference.small_graph(edges, 6, 1, True)
     sampling = SamplingConfig(num_neighbours=2, num_walks=1500, walk_length=3)
@@ -216,6 +228,64 @@ def test_more_visits_than_the_histogram_holds():
     assert counts.min() > 1023
     np.testing.assert_array_equal(got.ids, ids)
     np.testing.assert_array_equal(got.counts, counts)
+
+
+def select(nodes, visits, key, size):
+    """What the kernel selects from rows of nodes and visits, int32 [G, V]."""
+    rows, width = nodes.shape
+    shifted = [np.concatenate([np.zeros((rows, 1), np.int32), a], 1) for a in (nodes, visits)]
+    most = max(width, int(visits.max(initial=0))) + 1
+    ids, counts = np.empty((2, rows, size), np.int32)
+    kernels._select_top(
+        *shifted,
+        np.full(rows, width),
+        np.full(rows, key, np.uint64),
+        np.empty((6, most), np.int32),
+        np.empty((2, most), np.uint64),
+        (ids, counts),
+    )
+    return ids, counts
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("width", [1, 31, 32, 33, 200])
+def test_selection_equals_sorting(width):
+    """Few and many nodes, lists shorter and longer than them, all kinds of counts."""
+    rng = np.random.default_rng(width)
+    nodes = np.stack([rng.choice(10**6, width, replace=False) for _ in range(8)]).astype(np.int32)
+    kinds = [np.ones((8, width)), rng.integers(1, 4, (8, width)), rng.zipf(1.5, (8, width))]
+    kinds.append(rng.permuted(np.tile(np.arange(1, width + 1), (8, 1)), axis=1))
+    for visits in kinds:
+        visits = np.minimum(visits, 3000).astype(np.int32)
+        for size in (1, 2, 3, 10, width, width + 5):
+            ids, counts = select(nodes, visits, 99, size)
+            for row in range(8):
+                found = dict(zip(nodes[row].tolist(), visits[row].tolist()))
+                wanted = reference.top(found, 99, size)
+                assert (ids[row].tolist(), counts[row].tolist()) == wanted
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("others", [0, 60])
+def test_equal_hashes_are_ordered_by_id(others):
+    """Nodes whose hashes agree in all 32 bits, found by trying a hundred thousand."""
+    key = np.uint64(reference._TIES)  # the tie stream undoes it: the key of the hashes is 0
+    nodes = np.arange(1, 200_000, dtype=np.uint64)
+    hashes = nodes * kernels.GOLDEN
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
+    hashes >>= np.uint64(32)
+    order = np.argsort(hashes, kind="stable")
+    twice = np.flatnonzero(np.diff(hashes[order]) == 0)
+    assert len(twice)
+    low, high = (int(nodes[order[twice[0] + step]]) for step in (0, 1))
+    assert low < high and reference.mix(low * reference._GOLDEN % 2**64) >> 32 == hashes[low - 1]
+    for pair in ((low, high), (high, low)):
+        row = np.array([[*range(10**6, 10**6 + others), *pair]], np.int32)
+        visits = np.ones_like(row)
+        visits[0, -2:] = 2
+        assert select(row, visits, key, 1)[0].tolist() == [[low]]
+        assert select(row, visits, key, 2)[0].tolist() == [[low, high]]
 
 
 # Weights.
@@ -291,6 +361,17 @@ def test_a_node_has_the_same_list_in_any_batch(wide):
         np.testing.assert_array_equal(again.counts, once.counts[chosen])
     none = visit_counts(tables, starts[:0], sampling, seed=4, threads=2)
     assert none.ids.shape == (0, 8)
+
+
+@pytest.mark.parametrize("walks_in_flight", [1, 60, 10**6])
+def test_same_bits_for_any_number_of_walks_in_flight(wide, walks_in_flight, monkeypatch):
+    sampling = SamplingConfig(num_walks=20, num_neighbours=8, restart_ends=True)
+    tables, starts = WalkTables(wide), np.arange(wide.num_nodes, dtype=np.int32)
+    once = visit_counts(tables, starts, sampling, seed=4)
+    monkeypatch.setattr(neighbourhoods, "_WALKS_IN_FLIGHT", walks_in_flight)
+    again = visit_counts(tables, starts, sampling, seed=4)
+    np.testing.assert_array_equal(again.ids, once.ids)
+    np.testing.assert_array_equal(again.counts, once.counts)
 
 
 def test_seed_and_epoch_matter(wide):
@@ -416,7 +497,7 @@ def expected_visits(start, sampling, weighted, hidden):
     for step in range(sampling.walk_length):
         if step:
             stays = (1 - sampling.restart) * place
-            place = stays + (1 - stays.sum()) * home
+            place = stays + (1 - stays.sum()) * home * (not sampling.restart_ends)
         place = place @ from_items
         if sampling.neighbourhood == "all":
             # Whoever still stands on the start has not moved in this half.
@@ -445,6 +526,9 @@ WALKS = {
     "restart": SamplingConfig(num_walks=8, walk_length=5, restart=0.4, num_neighbours=7),
     "restart, all nodes": SamplingConfig(
         neighbourhood="all", num_walks=8, walk_length=5, restart=0.4, num_neighbours=7
+    ),
+    "restart ends": SamplingConfig(
+        num_walks=8, walk_length=5, restart=0.4, restart_ends=True, num_neighbours=7
     ),
 }
 

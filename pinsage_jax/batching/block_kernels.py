@@ -40,14 +40,19 @@ def _slot_of(node, hidden, dropped, nodes, hiddens, droppeds, table):
 
 
 @njit(nogil=True, cache=True)
-def insert_seeds(wanted, hidden, dropped, limit, nodes, hiddens, droppeds, table, used, rows):
+def insert_seeds(
+    wanted, hidden, dropped, limit, nodes, hiddens, droppeds, plain, table, used, rows
+):
     """Adds instances to a frontier; rows[i] is the row of wanted[i].
 
     Args:
       wanted, hidden, dropped: int32 [S]; a wanted node of -1 gets row -1.
       limit: rows that the frontier may use; a new instance beyond it gets row -1.
       nodes, hiddens, droppeds: int32 [n] frontier, filled up to `used`.
-      table: int32 [capacity], a power of two at least twice n; -1 is empty.
+      plain: int32 [num_nodes], one more than the row of a node from which nothing is
+        hidden; 0: it has none yet.
+      table: int32 [capacity], rows of the other instances, hashed: a power of two at
+        least twice as many; -1 is empty.
       rows: int32 [S] output.
 
     Returns:
@@ -59,25 +64,33 @@ def insert_seeds(wanted, hidden, dropped, limit, nodes, hiddens, droppeds, table
         if node < 0:
             rows[place] = -1
             continue
-        slot = _slot_of(node, hidden[place], dropped[place], nodes, hiddens, droppeds, table)
-        if table[slot] < 0:
+        is_plain = hidden[place] < 0 and dropped[place] < 0
+        slot = np.int64(node)
+        if is_plain:
+            row = plain[node] - 1
+        else:
+            slot = _slot_of(node, hidden[place], dropped[place], nodes, hiddens, droppeds, table)
+            row = table[slot]
+        if row < 0:
             if used >= limit:
                 left_out += 1
                 rows[place] = -1
                 continue
-            table[slot] = used
-            nodes[used] = node
-            hiddens[used] = hidden[place]
-            droppeds[used] = dropped[place]
+            row = used
+            if is_plain:
+                plain[node] = row + 1
+            else:
+                table[slot] = row
+            nodes[row] = node
+            hiddens[row] = hidden[place]
+            droppeds[row] = dropped[place]
             used += 1
-        rows[place] = table[slot]
+        rows[place] = row
     return used, left_out
 
 
 @njit(nogil=True, cache=True)
-def insert_neighbours(
-    ids, first_row, last_row, limit, nodes, hiddens, droppeds, table, used, neighbours
-):
+def insert_neighbours(ids, first_row, last_row, limit, nodes, plain, used, neighbours):
     """Adds the neighbours of rows [first_row, last_row) and re-indexes their lists.
 
     Goes column by column, most important neighbours first, so that when the budget
@@ -86,6 +99,7 @@ def insert_neighbours(
     Args:
       ids: int32 [rows, T] node ids, -1 for none, of rows first_row onwards.
       limit: rows that the frontier may use.
+      nodes, plain: as in `insert_seeds`; nothing is hidden from neighbours.
       neighbours: int32 [n, T] output, rows as indices into the frontier, -1 for
         none or left out.
 
@@ -96,21 +110,28 @@ def insert_neighbours(
     for column in range(ids.shape[1]):
         for row in range(first_row, last_row):
             node = ids[row - first_row, column]
-            neighbours[row, column] = -1
             if node < 0:
+                neighbours[row, column] = -1
                 continue
-            slot = _slot_of(node, -1, -1, nodes, hiddens, droppeds, table)
-            if table[slot] < 0:
+            found = plain[node]
+            if found == 0:
                 if used >= limit:
                     left_out += 1
-                    continue
-                table[slot] = used
-                nodes[used] = node
-                hiddens[used] = -1
-                droppeds[used] = -1
-                used += 1
-            neighbours[row, column] = table[slot]
+                else:
+                    nodes[used] = node
+                    used += 1
+                    found = used
+                    plain[node] = used
+            neighbours[row, column] = found - 1
     return used, left_out
+
+
+@njit(nogil=True, cache=True)
+def forget(nodes, used, plain):
+    """Makes `plain` all zeros again after a frontier of `used` rows."""
+    for row in range(used):
+        if nodes[row] >= 0:
+            plain[nodes[row]] = 0
 
 
 @njit(nogil=True, cache=True)

@@ -14,9 +14,10 @@ graph (r columns) it brings too.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+# Of NumPy on the host and of JAX in a step, which this room does not know.
+Array = Any
 
 
 class Minibatch(NamedTuple):
@@ -25,25 +26,25 @@ class Minibatch(NamedTuple):
     Row indices point into S(K); ids are node ids and tell equal items apart.
     """
 
-    features: np.ndarray  # float32 [n_0, D]; [n_0, E] where the rest is on the device
-    places: np.ndarray  # float32 [P, r] of the first rows; [0, 0] where nothing is on the device
-    placed: np.ndarray  # bool [n_0] rows with a place in the graph; [0] likewise
-    node_ids: np.ndarray  # int32 [n_0] node of each row; -1 where padded
-    neighbours: np.ndarray  # int32 [n_1, T] rows of the next frontier; 0 where masked
-    weights: np.ndarray  # float32 [n_1, T] pooling weights; 0 where masked
-    queries: np.ndarray  # int32 [B] rows
-    targets: np.ndarray  # int32 [B] rows
-    pair_weights: np.ndarray  # float32 [B]; 0 where a pair does not count
-    negatives: np.ndarray  # int32 [R] rows
-    hard: np.ndarray  # int32 [B, H] rows; 0 where masked
-    query_ids: np.ndarray  # int32 [B]
-    target_ids: np.ndarray  # int32 [B]
-    negative_ids: np.ndarray  # int32 [R]
-    hard_ids: np.ndarray  # int32 [B, H]; -1 where masked
-    query_logq: np.ndarray  # float32 [B] log chance of being drawn as a candidate
-    target_logq: np.ndarray  # float32 [B] likewise
-    negative_logq: np.ndarray  # float32 [R]
-    hard_logq: np.ndarray  # float32 [B, H]
+    features: Array  # float32 [n_0, D]; [n_0, E] where the rest is on the device
+    places: Array  # float32 [P, r] of the first rows; [0, 0] where nothing is on the device
+    placed: Array  # bool [n_0] rows with a place in the graph; [0] likewise
+    node_ids: Array  # int32 [n_0] node of each row; -1 where padded
+    neighbours: Array  # int32 [n_1, T] rows of the next frontier; 0 where masked
+    weights: Array  # float32 [n_1, T] pooling weights; 0 where masked
+    queries: Array  # int32 [B] rows
+    targets: Array  # int32 [B] rows
+    pair_weights: Array  # float32 [B]; 0 where a pair does not count
+    negatives: Array  # int32 [R] rows
+    hard: Array  # int32 [B, H] rows; 0 where masked
+    query_ids: Array  # int32 [B]
+    target_ids: Array  # int32 [B]
+    negative_ids: Array  # int32 [R]
+    hard_ids: Array  # int32 [B, H]; -1 where masked
+    query_logq: Array  # float32 [B] log chance of being drawn as a candidate
+    target_logq: Array  # float32 [B] likewise
+    negative_logq: Array  # float32 [R]
+    hard_logq: Array  # float32 [B, H]
 
 
 @dataclasses.dataclass(frozen=True)

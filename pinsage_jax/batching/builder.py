@@ -9,7 +9,9 @@ step, so any thread may build any batch, and a resume needs only the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import queue
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from absl import logging
@@ -89,6 +91,7 @@ class MinibatchBuilder:
         source = self._source
         self._rankings = Rankings(source.tables, source.sampling, seed, source.threads)
         self._table_on_device = table_on_device
+        self._spare: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
         self._logq = self._log_chances(pairs.target_probability())
         self.budgets = budgets or self._measure_budgets()
 
@@ -133,8 +136,8 @@ class MinibatchBuilder:
         most = np.zeros(layers + 1, np.int64)
         for step in (0, 1, late, late + 1):
             for device in range(self.num_devices):
-                frontier = _Frontier(tuple(limits), size, padded=False)
-                _, info = self._part(step, device, self._common(step), frontier)
+                with self._frontier(tuple(limits), padded=False) as frontier:
+                    _, info = self._part(step, device, self._common(step), frontier)
                 most = np.maximum(most, info.used)
         rows: list[int] = []
         for layer, used in enumerate(most):
@@ -152,12 +155,11 @@ class MinibatchBuilder:
           device axis; the shared random negatives are the same on each device.
         """
         common = self._common(step)
-        parts, infos = zip(
-            *(
-                self._part(step, device, common, _Frontier(self.budgets.rows, self._lists.width))
-                for device in self._own_devices
-            )
-        )
+        made = []
+        for device in self._own_devices:
+            with self._frontier(self.budgets.rows) as frontier:
+                made.append(self._part(step, device, common, frontier))
+        parts, infos = zip(*made)
         used = tuple(int(sum(column)) for column in zip(*(info.used for info in infos)))
         info = BatchInfo(
             used,
@@ -168,6 +170,19 @@ class MinibatchBuilder:
         if len(parts) == 1:
             return Minibatch(*(array[None] for array in parts[0])), info
         return Minibatch(*(np.stack(arrays) for arrays in zip(*parts))), info
+
+    @contextlib.contextmanager
+    def _frontier(self, rows: tuple[int, ...], padded: bool = True) -> Iterator[_Frontier]:
+        """An empty frontier; the table over all nodes behind it is used again and again."""
+        try:
+            plain = self._spare.get_nowait()
+        except queue.Empty:
+            # Of zeros: the system makes its pages when they are first written.
+            plain = np.zeros(self.num_nodes, np.int32)
+        frontier = _Frontier(rows, self._lists.width, plain, padded)
+        yield frontier
+        block_kernels.forget(frontier.nodes, frontier.end, plain)
+        self._spare.put(plain)
 
     def _common(self, step: int) -> tuple[int, np.ndarray]:
         """What all devices of a step share: the epoch and the random negatives."""
@@ -288,13 +303,23 @@ class _Frontier:
       left_out: neighbours that found no room.
     """
 
-    def __init__(self, rows: tuple[int, ...], num_neighbours: int, padded: bool = True):
-        """With padded=False each frontier follows the last without a gap (trial batches)."""
+    def __init__(
+        self, rows: tuple[int, ...], num_neighbours: int, plain: np.ndarray, padded: bool = True
+    ):
+        """Starts with no node.
+
+        Args:
+          plain: int32 [num_nodes] of zeros, written to; see block_kernels.insert_seeds.
+          padded: whether a frontier begins where the budget of the one before it ends,
+            or follows without a gap (trial batches).
+        """
+        # Only seeds have anything hidden from them.
         capacity = 4
-        while capacity < 2 * rows[-1]:
+        while capacity < 2 * rows[0]:
             capacity *= 2
         self.rows = rows
         self._padded = padded
+        self._plain = plain
         self._table = np.full(capacity, -1, np.int32)
         self.nodes = np.full(rows[-1], -1, np.int32)
         self.hidden = np.full(rows[-1], -1, np.int32)
@@ -324,6 +349,7 @@ class _Frontier:
             self.nodes,
             self.hidden,
             self._dropped,
+            self._plain,
             self._table,
             self.end,
             found,
@@ -357,9 +383,7 @@ class _Frontier:
                 last,
                 self.rows[layer + 1],
                 self.nodes,
-                self.hidden,
-                self._dropped,
-                self._table,
+                self._plain,
                 begin,
                 self.neighbours,
             )

@@ -64,11 +64,22 @@ def read_additions(
         that is not new, or whatever else is wrong with a table.
     """
     transform = FeatureTransform.load(features_folder)
-    table = open_table(data.path(new_items), "new_items")
-    item_ids, features = _read_items(table, data, transform, prepared.item_ids)
+    items = open_table(data.path(new_items), "new_items")
+    edges = open_table(data.path(new_edges), "new_edges") if new_edges else None
+    return additions_of(prepared, transform, data, items, edges)
+
+
+def additions_of(
+    prepared: Prepared,
+    transform: FeatureTransform,
+    data: DataConfig,
+    items: Table,
+    edges: Table | None,
+) -> Additions:
+    """The same of tables that are open; `transform` is that of the catalogue's features."""
+    item_ids, features = _read_items(items, data, transform, prepared.item_ids)
     graph = prepared.graph
-    if new_edges:
-        edges = open_table(data.path(new_edges), "new_edges")
+    if edges is not None:
         new_graph = _read_edges(edges, data, item_ids, prepared)
     else:
         none = np.empty(0, np.int32)
@@ -106,23 +117,40 @@ def extend(catalogue: Graph, new: Graph) -> Graph:
         ]
     )
     weights = None
-    if catalogue.weights is not None:
-        old, other = catalogue.weights, new.weights
+    old, other = catalogue.weights, new.weights
+    if old is not None and other is not None:
         behind = np.insert(old[edges:], places, other[new_edges:])
         weights = np.concatenate([old[:edges], other[:new_edges], behind])
     return Graph(indptr, indices, weights, items + count, new.num_collections)
 
 
-def _read_items(
-    table: Table, data: DataConfig, transform: FeatureTransform, known: IdTable
-) -> tuple[IdTable, np.ndarray]:
-    """Ids and features float32 [n, F] of the new items."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class ItemRows:
+    """Rows of an item table, each item once.
+
+    Attributes:
+      ids: ids in the order of the table.
+      features: float32 [n, F] by the catalogue's transform.
+      batches: the id columns, which name rows.
+    """
+
+    ids: IdTable
+    features: np.ndarray
+    batches: list[Batch]
+
+
+def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) -> ItemRows:
+    """Ids and features of a table with the columns of the catalogue's features.
+
+    Raises:
+      UserError: a column is missing or strange, or an item is there twice.
+    """
     name = data.item_id_column
     table.require(name, "item_id_column")
     for column in transform.columns:
         if column not in table.columns:
             raise UserError(
-                f"--new_items={table.path} has no column '{column}', which the catalogue's "
+                f"{table.named} has no column '{column}', which the catalogue's "
                 f"features were made from; its columns are: {', '.join(table.columns)}."
             )
     chosen = choose_columns(table, data)
@@ -132,7 +160,7 @@ def _read_items(
             "without it; leave it out, or run --mode=prepare and --mode=train with it."
         )
     if unused := [column for column in chosen.all() if column not in transform.columns]:
-        logging.info("--new_items: not among the catalogue's features: %s", ", ".join(unused))
+        logging.info("%s: not among the catalogue's features: %s", table.named, ", ".join(unused))
     batches: list[Batch] = []
     values = [np.empty((0, transform.width), np.float32)]
     wanted = [name, *transform.columns]
@@ -141,79 +169,115 @@ def _read_items(
             rows = batch.rows.slice(start, _BATCH_ROWS)
             values.append(transform.transform(rows, _item_where(batch, name, start)))
         batches.append(dataclasses.replace(batch, rows=batch.rows.select([name])))
-    ids = _joined(batches, name)
-    if (row := _first(known.lookup(ids) >= 0)) is not None:
-        raise UserError(
-            f"Item {shown_id(ids[row].as_py())} in {_where(batches, row)} is in the catalogue "
-            "already; leave it out of --new_items."
-        )
+    ids = joined(batches, name)
     unique = UniqueIds()
     for batch in batches:
         unique.add(batch.column(name))
-    distinct = unique.finish("new items")
+    distinct = unique.finish("items")
     if len(distinct) < len(ids):
         again = np.ones(len(ids), bool)
         again[np.unique(distinct.lookup(ids), return_index=True)[1]] = False
         row = int(np.argmax(again))
         raise UserError(
-            f"Item {shown_id(ids[row].as_py())} is in --new_items more than once, again in "
-            f"{_where(batches, row)}; keep one row per item."
+            f"Item {shown_id(ids[row].as_py())} is in {table.named} more than once, again in "
+            f"{where(batches, row)}; keep one row per item."
         )
-    return distinct, np.concatenate(values)
+    return ItemRows(distinct, np.concatenate(values), batches)
 
 
-def _read_edges(table: Table, data: DataConfig, item_ids: IdTable, prepared: Prepared) -> Graph:
-    """The new edges, between n new items and C + m collections."""
+def _read_items(
+    table: Table, data: DataConfig, transform: FeatureTransform, known: IdTable
+) -> tuple[IdTable, np.ndarray]:
+    """Ids and features float32 [n, F] of the new items."""
+    rows = read_item_rows(table, data, transform)
+    if (row := first(known.lookup(rows.ids.ids) >= 0)) is not None:
+        raise UserError(
+            f"Item {shown_id(rows.ids.ids[row].as_py())} in {where(rows.batches, row)} is in the "
+            "catalogue already; leave it out of the new items."
+        )
+    return rows.ids, rows.features
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EdgeRows:
+    """Rows of an edge table.
+
+    Attributes:
+      items, collections: ids, large_string [n].
+      weights: float32 [n], where the catalogue's edges have them and they are asked for.
+      batches: the columns, which name rows.
+    """
+
+    items: pa.ChunkedArray
+    collections: pa.ChunkedArray
+    weights: np.ndarray | None
+    batches: list[Batch]
+
+
+def read_edge_rows(table: Table, data: DataConfig, weighted: bool) -> EdgeRows:
+    """The edges of a table with the columns of --edges.
+
+    Raises:
+      UserError: a column is missing or a weight is not finite and above 0.
+    """
     names = [data.item_column, data.collection_column]
     table.require(names[0], "item_column")
     table.require(names[1], "collection_column")
-    wanted, weighted = list(names), prepared.graph.weights is not None
+    wanted, weights = list(names), None
     if weighted:
         if not data.weight_column:
             raise UserError(
-                "The catalogue's edges have weights; name the column of --new_edges that holds "
+                f"The catalogue's edges have weights; name the column of {table.named} that holds "
                 "them with --weight_column."
             )
         table.require(data.weight_column, "weight_column")
         wanted.append(data.weight_column)
     batches = list(iter_batches(table, wanted, ids=names))
-    ids = _joined(batches, names[0])
-    items = item_ids.lookup(ids)
-    if (row := _first(items < 0)) is not None:
-        known = prepared.item_ids.lookup(ids[row : row + 1])[0] >= 0
-        why = "is in the catalogue already" if known else "is not in --new_items"
-        raise UserError(
-            f"Item {shown_id(ids[row].as_py())} in {_where(batches, row)} {why}; "
-            "--new_edges may hold edges of items of --new_items only."
-        )
-    held = _joined(batches, names[1])
-    collections = prepared.collection_ids.lookup(held)
-    unique = UniqueIds()
-    for chunk in held.filter(pa.array(collections < 0)).chunks:
-        unique.add(chunk)
-    fresh = unique.finish("new collections")
-    first = prepared.graph.num_collections
-    collections = np.where(collections >= 0, collections, first + fresh.lookup(held))
-    weights = None
     if weighted:
         column = data.weight_column
         parts = [column_values.weights(b.column(column), column, b.where) for b in batches]
-        weights = np.concatenate(parts)
-    return Graph.from_edges(
-        items, collections.astype(np.int32), len(item_ids), first + len(fresh), weights
-    )
+        weights = np.concatenate([np.empty(0, np.float32), *parts])
+    return EdgeRows(joined(batches, names[0]), joined(batches, names[1]), weights, batches)
 
 
-def _joined(batches: list[Batch], name: str) -> pa.ChunkedArray:
+def collection_rows(held: pa.ChunkedArray, known: IdTable) -> tuple[np.ndarray, IdTable]:
+    """Indices int32 [n] of collections, new ones behind the known, and the new ones' ids."""
+    found = known.lookup(held)
+    unique = UniqueIds()
+    for chunk in held.filter(pa.array(found < 0)).chunks:
+        unique.add(chunk)
+    fresh = unique.finish("new collections")
+    found = np.where(found >= 0, found, len(known) + fresh.lookup(held))
+    return found.astype(np.int32), fresh
+
+
+def _read_edges(table: Table, data: DataConfig, item_ids: IdTable, prepared: Prepared) -> Graph:
+    """The new edges, between n new items and C + m collections."""
+    rows = read_edge_rows(table, data, prepared.graph.weights is not None)
+    items = item_ids.lookup(rows.items)
+    if (row := first(items < 0)) is not None:
+        known = prepared.item_ids.lookup(rows.items[row : row + 1])[0] >= 0
+        why = "is in the catalogue already" if known else "is not among the new items"
+        raise UserError(
+            f"Item {shown_id(rows.items[row].as_py())} in {where(rows.batches, row)} {why}; "
+            "new edges may only be those of new items."
+        )
+    collections, fresh = collection_rows(rows.collections, prepared.collection_ids)
+    count = prepared.graph.num_collections + len(fresh)
+    return Graph.from_edges(items, collections, len(item_ids), count, rows.weights)
+
+
+def joined(batches: list[Batch], name: str) -> pa.ChunkedArray:
+    """One column of all batches."""
     return pa.chunked_array([batch.column(name) for batch in batches], pa.large_string())
 
 
-def _first(marked: np.ndarray) -> int | None:
+def first(marked: np.ndarray) -> int | None:
     """The first marked row."""
     return int(np.argmax(marked)) if marked.any() else None
 
 
-def _where(batches: list[Batch], row: int) -> str:
+def where(batches: list[Batch], row: int) -> str:
     """Names a row of all batches together."""
     for batch in batches:
         if row < len(batch):
@@ -226,7 +290,7 @@ def _item_where(batch: Batch, name: str, start: int) -> Where:
     """Names the item beside the row, for messages."""
     ids = batch.column(name)
 
-    def where(index: int) -> str:
+    def named(index: int) -> str:
         return f"{batch.where(start + index)} (item {shown_id(ids[start + index].as_py())})"
 
-    return where
+    return named

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 
 import numpy as np
@@ -24,7 +25,7 @@ from pinsage_jax.errors import UserError
 from pinsage_jax.graph import build_kernels as kernels
 
 _MANIFEST = "manifest.json"
-_FORMAT = 1
+_FORMAT = 2
 _MAX_NODES = 2**31 - 1
 
 
@@ -56,7 +57,7 @@ class Graph:
         """Hash of the edges, their weights and the counts, 16 hexadecimal digits."""
         total = hashlib.blake2b(f"{self.num_items} {self.num_collections}".encode(), digest_size=8)
         for array in (self.indptr, self.indices, self.weights):
-            total.update(b"none" if array is None else memoryview(np.ascontiguousarray(array)))
+            total.update(b"none" if array is None else np.ascontiguousarray(array).data)
         return total.hexdigest()
 
     def neighbours(self, node: int) -> np.ndarray:
@@ -128,7 +129,7 @@ class Graph:
             else:
                 files.write_array(path, array)
             names.append(path.name)
-        files.write_json(
+        files.write_sealed(
             folder / _MANIFEST,
             {
                 "format": _FORMAT,
@@ -142,24 +143,19 @@ class Graph:
         )
 
     @classmethod
-    def load(cls, folder: str | pathlib.Path, verify: bool = False) -> Graph:
-        """Opens a saved graph, memory-mapped.
-
-        Args:
-          verify: also compare every file with its checksum (reads all of it).
+    def load(cls, folder: str | pathlib.Path) -> Graph:
+        """Opens a saved graph, memory-mapped, every file compared with its checksum.
 
         Raises:
           UserError: a file is missing, damaged or does not fit the manifest.
         """
         folder = pathlib.Path(folder)
-        manifest = files.read_json(folder / _MANIFEST)
-        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        manifest = files.read_sealed(folder / _MANIFEST)
+        if manifest.get("format") != _FORMAT:
             raise UserError(
                 f"{folder / _MANIFEST} has another format than this program reads; "
                 "delete the folder and run --mode=prepare again."
             )
-        if verify:
-            files.verify_checksums(folder, manifest["checksums"])
         names = ["indptr", "indices"] + (["weights"] if manifest["weighted"] else [])
         arrays = {name: files.read_array(folder / f"{name}.npy") for name in names}
         nodes = manifest["num_items"] + manifest["num_collections"]
@@ -171,6 +167,7 @@ class Graph:
                     f"{folder / name}.npy is {array.dtype} {list(array.shape)} but its manifest "
                     f"says {dtype} [{wanted}]; delete {folder} and run --mode=prepare again."
                 )
+        files.verify_checksums(folder, manifest["checksums"])
         return cls(
             indptr=arrays["indptr"],
             indices=arrays["indices"],
@@ -187,7 +184,7 @@ def build(
     num_collections: int,
     weights: np.ndarray | None = None,
     times: np.ndarray | None = None,
-    folder: str | pathlib.Path | None = None,
+    folder: str | os.PathLike | None = None,
 ) -> tuple[Graph, np.ndarray | None]:
     """Builds the graph, and the time of each edge, from edge lists in any order.
 
@@ -280,14 +277,14 @@ def build(
 class _Space:
     """Arrays in memory, or in memory-mapped ``.npy`` files of a folder."""
 
-    def __init__(self, folder: str | pathlib.Path | None):
+    def __init__(self, folder: str | os.PathLike | None):
         self._folder = None if folder is None else pathlib.Path(folder)
 
     def array(self, name: str, length: int, dtype: type) -> np.ndarray:
         if self._folder is None:
             return np.empty(length, dtype)
         path = self._folder / f"{name}.npy"
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(length,))
+        return files.new_array(path, dtype, (length,))
 
     def edge_arrays(
         self, name: str, length: int, optional: dict[str, np.ndarray]

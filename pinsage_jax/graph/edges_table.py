@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pinsage_jax import files
 from pinsage_jax.config import DataConfig
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph import columns as column_values
@@ -114,8 +115,7 @@ def write_codes(edges: Table, ids: Ids, config: DataConfig, folder: pathlib.Path
     folder.mkdir(parents=True, exist_ok=True)
 
     def mapped(name: str, dtype: type) -> np.ndarray:
-        path = folder / f"{name}.npy"
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(ids.edge_rows,))
+        return files.new_array(folder / f"{name}.npy", dtype, (ids.edge_rows,))
 
     names = [config.item_column, config.collection_column]
     extras = [name for name in (config.weight_column, config.time_column) if name]
@@ -132,10 +132,10 @@ def write_codes(edges: Table, ids: Ids, config: DataConfig, folder: pathlib.Path
             collections[start:end] = ids.collections.lookup(_chunks(group, names[1]))
             for batch in group:
                 span = slice(start, start + len(batch))
-                if config.weight_column:
+                if weights is not None:
                     column = batch.column(config.weight_column)
                     weights[span] = column_values.weights(column, config.weight_column, batch.where)
-                if config.time_column:
+                if times is not None:
                     column = batch.column(config.time_column)
                     times[span], time_kind = column_values.times(
                         column, config.time_column, batch.where, time_kind

@@ -40,7 +40,8 @@ class DenseBlock:
         out = np.zeros((rows, self.width), np.float32)
         values, present, width = _finite_vectors(column(self.column), self.column, where)
         _same_width(self.column, width, self.width, present, where)
-        out[present] = unit_rows(values)
+        if len(present):
+            out[present] = unit_rows(values)
         return out
 
 

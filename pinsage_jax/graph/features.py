@@ -57,6 +57,10 @@ class ChosenColumns:
         return list(dict.fromkeys((*self.dense, *self.numeric, *self.categorical, *self.text)))
 
 
+def _columns_of(block: blocks.Block) -> tuple[str, ...]:
+    return block.columns if isinstance(block, blocks.TextBlock) else (block.column,)
+
+
 class FeatureTransform:
     """Fitted blocks, applied side by side."""
 
@@ -71,9 +75,9 @@ class FeatureTransform:
     @property
     def columns(self) -> list[str]:
         """Columns that a batch must have."""
-        names = []
+        names: list[str] = []
         for block in self._blocks:
-            names.extend(block.columns if block.kind == "text" else [block.column])
+            names.extend(_columns_of(block))
         return list(dict.fromkeys(names))
 
     def transform(self, rows: pa.RecordBatch | pa.Table, where: Where | None = None) -> np.ndarray:
@@ -108,7 +112,7 @@ class FeatureTransform:
         return [
             {
                 "kind": block.kind,
-                "columns": list(block.columns) if block.kind == "text" else [block.column],
+                "columns": list(_columns_of(block)),
                 "width": block.width,
             }
             for block in self._blocks
@@ -123,7 +127,7 @@ class FeatureTransform:
             for field in dataclasses.fields(block):
                 if field.name != "fitted":
                     fields[field.name] = getattr(block, field.name)
-            if block.kind == "text":
+            if isinstance(block, blocks.TextBlock):
                 block.fitted.save(folder)
             written.append(fields)
         files.write_json(folder / _TRANSFORM_FILE, {"format": _FORMAT, "blocks": written})
@@ -172,8 +176,8 @@ def choose_columns(table: Table, config: DataConfig) -> ChosenColumns:
     taken = named | {config.item_id_column}
 
     def suggested(flag: str, fits) -> tuple[str, ...]:
-        if chosen[flag] is not None:
-            return chosen[flag]
+        if (given := chosen[flag]) is not None:
+            return given
         return tuple(
             name for name, kind in table.columns.items() if name not in taken and fits(name, kind)
         )
@@ -228,12 +232,12 @@ def write_features(
     transform.save(folder)
     shape, dtype = (num_items, transform.width), np.dtype(config.feature_dtype)
     zero_rows = num_items
-    if transform.width == 0:
+    if table is None or transform.width == 0:
         files.write_array(folder / FEATURES_FILE, np.zeros(shape, dtype))
         logging.info("The items have no features: only the graph will be used.")
     else:
-        # The pages of a new mapped file are zero, so items without a row need no writing.
-        matrix = np.lib.format.open_memmap(folder / FEATURES_FILE, "w+", dtype, shape)
+        # A new file is all zeros, so items without a row need no writing.
+        matrix = files.new_array(folder / FEATURES_FILE, dtype, shape)
         done = 0
         with Progress(num_rows, "row", "writing features") as progress:
             for batch in iter_batches(

@@ -11,6 +11,8 @@ WORKDIR/prepared/
   manifest.json          counts, reports, checksums, and the fingerprint of the inputs
 
 The folder is swapped in whole, and left alone while settings and inputs are the same.
+Opening it compares every file with its checksum; prepare makes a damaged folder again,
+other stages refuse it.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ from pinsage_jax.errors import UserError
 from pinsage_jax.graph import csr, edges_table, features, leaks, pairs_table, synthetic, tables
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.ids import IdTable, load_column, save_column
+from pinsage_jax.graph.pruning import kept_edges, read_topics, without_edges
 
-_FORMAT = 1
+_FORMAT = 2
 _FOLDER, _INPUTS = "prepared", "inputs"
 _INPUT_FLAGS = ("edges", "items", "train_pairs", "eval_pairs")
 
@@ -64,26 +67,40 @@ def prepare(config: Config) -> Prepared:
     folder = workdir / _FOLDER
     wanted = _fingerprint(config)
     if _saved_fingerprint(folder) == wanted:
-        logging.info("prepare: %s is up to date.", folder)
-        return open_prepared(workdir)
-    data = config.data
-    if config.world.world:
-        paths = synthetic.write_world(config.world, workdir / _INPUTS)
-        # The example's tables have the default column names.
-        names = ("collection_column", "item_column", "item_id_column")
-        defaults = {name: getattr(DataConfig(), name) for name in names}
-        data = dataclasses.replace(data, data_dir="", **defaults, **paths)
-    inputs = {flag: tables.open_table(path, flag) for flag, path in _input_paths(data).items()}
+        try:
+            prepared = open_prepared(workdir)
+        except UserError as error:
+            logging.warning("%s; preparing again.", str(error).split(";")[0])
+        else:
+            logging.info("prepare: %s is up to date.", folder)
+            return prepared
+    data, paths = input_tables(config)
+    inputs = {flag: tables.open_table(path, flag) for flag, path in paths.items()}
     with files.atomic_folder(folder) as temporary:
-        _write(inputs, data, temporary, wanted)
+        _write(inputs, config, data, temporary, wanted)
     return open_prepared(workdir)
 
 
-def open_prepared(workdir: str | pathlib.Path, verify: bool = False) -> Prepared:
-    """Opens WORKDIR/prepared.
+def input_tables(config: Config) -> tuple[DataConfig, dict[str, pathlib.Path]]:
+    """What is to be read: the settings of the data, and the path of each table by flag.
 
-    Args:
-      verify: also compare every file with its checksum (reads all of it).
+    With --world the tables are generated first, into WORKDIR/inputs.
+
+    Raises:
+      UserError: there is no --edges.
+    """
+    data = config.data
+    if config.world.world:
+        paths = synthetic.write_world(config.world, pathlib.Path(config.workdir) / _INPUTS)
+        # The example's tables have the default column names.
+        names = ("collection_column", "item_column", "item_id_column")
+        changed: dict[str, Any] = {name: getattr(DataConfig(), name) for name in names}
+        data = dataclasses.replace(data, data_dir="", **(changed | paths))
+    return data, _input_paths(data)
+
+
+def open_prepared(workdir: str | pathlib.Path) -> Prepared:
+    """Opens WORKDIR/prepared, memory-mapped, every file compared with its checksum.
 
     Raises:
       UserError: it is not there, or a file is missing, damaged or of another size.
@@ -91,18 +108,16 @@ def open_prepared(workdir: str | pathlib.Path, verify: bool = False) -> Prepared
     folder = pathlib.Path(workdir) / _FOLDER
     if not (folder / "manifest.json").exists():
         raise UserError(f"{folder} holds no prepared data; run --mode=prepare first.")
-    manifest = files.read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+    manifest = files.read_sealed(folder / "manifest.json")
+    if manifest.get("format") != _FORMAT:
         raise UserError(f"{folder} has another format; delete it and run --mode=prepare again.")
-    if verify:
-        files.verify_checksums(folder, manifest["checksums"])
     titles = train_pairs = None
     if manifest["has_titles"]:
         titles = load_column(folder / "titles.arrow")
     if manifest["has_train_pairs"]:
         train_pairs = files.read_array(folder / "train_pairs.npy")
     prepared = Prepared(
-        graph=Graph.load(folder / "graph", verify=verify),
+        graph=Graph.load(folder / "graph"),
         features=files.read_array(folder / "features" / features.FEATURES_FILE),
         item_ids=IdTable.load(folder / "item_ids.arrow"),
         collection_ids=IdTable.load(folder / "collection_ids.arrow"),
@@ -128,13 +143,18 @@ def open_prepared(workdir: str | pathlib.Path, verify: bool = False) -> Prepared
                 f"{folder / name} has {found:,} entries but the manifest says {expected:,}; "
                 f"delete {folder} and run --mode=prepare again."
             )
+    files.verify_checksums(folder, manifest["checksums"])
     return prepared
 
 
 def _write(
-    inputs: dict[str, tables.Table], data: DataConfig, folder: pathlib.Path, fingerprint: str
+    inputs: dict[str, tables.Table],
+    config: Config,
+    data: DataConfig,
+    folder: pathlib.Path,
+    fingerprint: str,
 ) -> None:
-    """Fills the (temporary) folder."""
+    """Fills the (temporary) folder; `data` are the settings of the tables that are read."""
     edges, items = inputs["edges"], inputs.get("items")
     title_column = features.choose_title(items, data) if items is not None else None
     if items is not None:
@@ -147,10 +167,18 @@ def _write(
     graph_folder.mkdir()
     graph, times = csr.build(
         codes.items, codes.collections, len(ids.items), len(ids.collections),
-        codes.weights, codes.times, graph_folder,
+        codes.weights, codes.times, codes_folder if config.prune.prunes else graph_folder,
     )  # fmt: skip
+    distinct_edges, time_kind = graph.num_edges, codes.time_kind
+    if config.prune.prunes:
+        topics = None
+        if config.prune.prune_entropy:
+            if items is None:
+                raise UserError(f"--prune_entropy={config.prune.prune_entropy} needs --items.")
+            topics = read_topics(items, config.prune.prune_topic_column, graph.num_items)
+        kept = kept_edges(graph, config.prune, config.seed, topics)
+        graph, times = without_edges(graph, times, kept, graph_folder)
     graph.save(graph_folder)
-    time_kind = codes.time_kind
     del codes
     shutil.rmtree(codes_folder)
 
@@ -194,7 +222,8 @@ def _write(
         "collections": graph.num_collections,
         "edges": graph.num_edges,
         "edge_rows": ids.edge_rows,
-        "duplicate_edges": ids.edge_rows - graph.num_edges,
+        "duplicate_edges": ids.edge_rows - distinct_edges,
+        "pruned_edges": distinct_edges - graph.num_edges,
         "item_rows": ids.item_rows,
         "items_without_edges": int((degree[: graph.num_items] == 0).sum()),
         "eval_pairs": len(pairs),
@@ -202,9 +231,10 @@ def _write(
     names = sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.is_file() and path.parent != graph_folder
+        # The graph's own manifest has the checksums of its arrays.
+        if path.is_file() and (path.parent != graph_folder or path.suffix == ".json")
     )
-    files.write_json(
+    files.write_sealed(
         folder / "manifest.json",
         {
             "format": _FORMAT,
@@ -226,9 +256,10 @@ def _write(
     )
     logging.info(
         "prepare: %d items (%d without edges), %d collections, %d edges "
-        "(%d duplicate rows merged), %d features per item, %d evaluation pairs.",
+        "(%d duplicate rows merged, %d edges pruned), %d features per item, %d evaluation pairs.",
         counts["items"], counts["items_without_edges"], counts["collections"], counts["edges"],
-        counts["duplicate_edges"], feature_report["width"], counts["eval_pairs"],
+        counts["duplicate_edges"], counts["pruned_edges"], feature_report["width"],
+        counts["eval_pairs"],
     )  # fmt: skip
 
 
@@ -246,6 +277,8 @@ def _input_paths(data: DataConfig) -> dict[str, pathlib.Path]:
 def _fingerprint(config: Config) -> str:
     """Hash of the settings and of every input file's path, size and time of change."""
     value: dict[str, Any] = {"format": _FORMAT, "data": dataclasses.asdict(config.data)}
+    if config.prune.prunes:
+        value["prune"] = [dataclasses.asdict(config.prune), config.seed]
     if config.world.world:
         value["world"] = dataclasses.asdict(config.world)
         return files.fingerprint(value)

@@ -102,7 +102,7 @@ def _of_given(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Validation pairs out of given ones, and the given ones that training keeps."""
     given = np.asarray(given, np.int32)
-    stripped = np.isin(given, items).any(axis=1)
+    stripped = np.asarray(np.isin(given, items).any(axis=1))
     rest = np.flatnonzero(~stripped)
     drawn = _choose(rest, round(split.validation_collections * len(rest)), seed, _GIVEN)
     held = stripped.copy()

@@ -134,7 +134,7 @@ def withhold_later(graph: Graph, times: np.ndarray, cut: int) -> Held:
     after = Graph.from_edges(items[late], collections[late], *shape)
     known = train.degree()[: graph.num_items] > 0
     groups = []
-    for node in np.flatnonzero(after.degree()[graph.num_items :]) + graph.num_items:
+    for node in (np.flatnonzero(after.degree()[graph.num_items :]) + graph.num_items).tolist():
         entered, before = after.neighbours(node), train.neighbours(node)
         queries = before if len(before) else entered[known[entered]]
         groups.append(Group(int(node) - graph.num_items, queries, entered))
@@ -185,6 +185,7 @@ def split(config: Config) -> dict[str, Any]:
         how: dict[str, Any] = {"by": tool.split_by, "share": tool.split_share, "seed": config.seed}
         cut = None
         if tool.split_by == "time":
+            assert times is not None, "there is a --time_column"
             cut = _cut(tool, codes)
             held = withhold_later(graph, times, cut)
             how |= {"cut": cut, "cut_shown": _shown_time(cut, codes.time_kind)}
@@ -245,7 +246,7 @@ def _keeps(
     """Which rows of the edge table train: a mask bool [rows] of a slice of rows."""
 
     def mask(rows: slice) -> np.ndarray:
-        if cut is not None:
+        if cut is not None and codes.times is not None:
             return codes.times[rows] <= cut
         lost = np.isin(codes.items[rows], held.items)
         return ~(lost | np.isin(codes.collections[rows], held.collections))
@@ -310,6 +311,7 @@ def _refuse_empty(held: Held, pairs: np.ndarray, tool: SplitToolConfig) -> None:
 def _cut(tool: SplitToolConfig, codes: edges_table.EdgeCodes) -> int:
     """The last time that trains."""
     if not tool.split_cut:
+        assert codes.times is not None, "there is a --time_column"
         times = np.sort(codes.times)
         return int(times[max(int(np.ceil((1.0 - tool.split_share) * len(times))) - 1, 0)])
     kind = codes.time_kind

@@ -35,18 +35,24 @@ class Table:
     """An input table that has been opened once: what it is and which columns it has."""
 
     path: pathlib.Path
-    flag: str  # the flag that named it, for messages
-    kind: str  # parquet, csv or csv.gz
+    flag: str  # the flag that named it, for messages; "" for rows in memory
+    kind: str  # parquet, csv, csv.gz or memory
     files: tuple[pathlib.Path, ...]
     columns: dict[str, pa.DataType]
-    num_rows: int | None  # known for Parquet only
+    num_rows: int | None  # unknown for CSV
+    rows: pa.Table | None = None  # of kind memory
+
+    @property
+    def named(self) -> str:
+        """What messages call it."""
+        return f"--{self.flag}={self.path}" if self.flag else str(self.path)
 
     def require(self, column: str, flag: str = "") -> None:
         """Raises UserError unless the column exists; `flag` is the one that named it."""
         if column not in self.columns:
             named = f" (named by --{flag})" if flag else ""
             raise UserError(
-                f"--{self.flag}={self.path} has no column '{column}'{named}; "
+                f"{self.named} has no column '{column}'{named}; "
                 f"its columns are: {', '.join(self.columns)}."
             )
 
@@ -129,6 +135,13 @@ def open_table(path: str | pathlib.Path, flag: str) -> Table:
     return Table(path, flag, kind, tuple(parts), types, num_rows)
 
 
+def table_in_memory(rows: pa.Table, name: str) -> Table:
+    """Rows that no file holds; `name` is what messages call them ("the request's items")."""
+    types = {field.name: _plain(field.type) for field in rows.schema}
+    place = pathlib.Path(name)
+    return Table(place, "", "memory", (place,), types, rows.num_rows, rows)
+
+
 def holds_integers(table: Table, column: str) -> bool:
     """Whether every file of a Parquet table stores the column as integers of 63 bits at most."""
     if table.kind != "parquet":
@@ -182,6 +195,10 @@ def iter_batches(
 def _raw_batches(
     part: pathlib.Path, table: Table, names: list[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
+    if table.rows is not None:
+        for rows in table.rows.select(names).combine_chunks().to_batches(batch_rows):
+            yield _decoded(rows)
+        return
     if table.kind == "parquet":
         with pa_parquet.ParquetFile(part) as handle:
             for rows in handle.iter_batches(batch_size=batch_rows, columns=names):

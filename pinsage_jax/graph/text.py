@@ -45,11 +45,17 @@ class TextTransform:
         """Numbers per document."""
         return self._components.shape[0]
 
+    @property
+    def terms(self) -> int:
+        """Words that it knows."""
+        return len(self._terms)
+
     def transform(self, documents: Sequence[str]) -> np.ndarray:
         """Unit vectors float32 [documents, width]; a document without a known term is zero."""
         out = np.zeros((len(documents), self.width), np.float32)
         if self.width == 0:
             return out
+        assert self._vectoriser is not None, "there are terms where there is a width"
         for start in range(0, len(documents), _ROWS_AT_ONCE):
             block = documents[start : start + _ROWS_AT_ONCE]
             out[start : start + len(block)] = self._vectoriser.transform(block) @ self._projection

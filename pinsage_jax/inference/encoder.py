@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
@@ -22,7 +22,9 @@ from pinsage_jax.config import Config
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.graph.split import ValidationSplit
-from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.layer_tables import ScratchTables, Tables
+from pinsage_jax.inference.layerwise import Adjust, embed_all
+from pinsage_jax.progress import Progress
 from pinsage_jax.sampling import store
 from pinsage_jax.sampling.content_links import (
     MOST_CANDIDATES,
@@ -33,6 +35,8 @@ from pinsage_jax.sampling.content_links import (
 from pinsage_jax.sampling.lists import ListColumn, NeighbourLists
 from pinsage_jax.sampling.store import NeighbourhoodSource
 from pinsage_jax.sampling.structure import MOST_PLACE_NUMBERS, Structure, saved_bases
+
+_LISTS_AT_ONCE = 1 << 14
 
 
 def threads_of(config: Config) -> int:
@@ -73,19 +77,40 @@ class Encoder:
         links = _content_links(config, prepared, graph)
         return cls(config, NeighbourLists.made_of(source, links, config), inputs)
 
-    @functools.cached_property
-    def final_lists(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
-        """Lists of all nodes that embeddings pool over: ids and weights [N, T+C].
+    @property
+    def final_source(self) -> NeighbourLists:
+        """What makes the lists that embeddings pool over.
 
         Of the same kind as in training, from more walks (--embed_walks): visit counts
         are estimates, and here they are made once instead of every step.
         """
         walks = self.config.embed.embed_walks or self.config.sampling.num_walks
-        return self.lists.with_walks(walks).of_all()
+        return self.lists.with_walks(walks)
 
-    def embed(self, params: Any, quiet: bool = False) -> np.ndarray:
-        """float32 [nodes, Z] of every item (and collection, with --neighbourhood=all)."""
-        ids, weights = self.final_lists
+    @functools.cached_property
+    def final_lists(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
+        """Lists of all nodes that embeddings pool over: ids and weights [N, T+C]."""
+        return self.final_source.of_all()
+
+    def embed(
+        self,
+        params: Any,
+        quiet: bool = False,
+        tables: Tables | None = None,
+        adjust: Adjust | None = None,
+    ) -> np.ndarray:
+        """float32 [nodes, Z] of every item (and collection, with --neighbourhood=all).
+
+        Args:
+          tables, adjust: as in embed_all; by default tables of this pass alone.
+        """
+        # Lists that a store keeps on disk are found again without a copy here.
+        ids: np.ndarray | ListColumn
+        weights: np.ndarray | ListColumn
+        if tables is not None and (tables.keep or self.lists.source.store != "disk"):
+            ids, weights = tabled_lists(tables, self.final_source, self.lists.source.num_nodes)
+        else:
+            ids, weights = self.final_lists
         return embed_all(
             self.config.model,
             params,
@@ -95,8 +120,47 @@ class Encoder:
             block=self.config.embed.embed_block,
             threads=threads_of(self.config),
             quiet=quiet,
-            folder=self.config.workdir,
+            tables=tables or ScratchTables(self.config.workdir),
+            adjust=adjust,
         )
+
+
+class ListSource(Protocol):
+    """What makes the lists of any nodes: `of`(int32 [n]) is ids and weights [n, W]."""
+
+    @property
+    def width(self) -> int:
+        """W."""
+
+    def of(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 [n, W] and weights float32 [n, W] of `nodes`."""
+
+
+def tabled_lists(
+    tables: Tables, lists: ListSource, num_nodes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lists of all nodes as one table `lists`: ids int32 [N, W] and weights float32 [N, W]."""
+
+    def fill(begin: int, end: int, out: np.ndarray) -> None:
+        with Progress(end - begin, "node", "sampling neighbourhoods") as progress:
+            for first in range(begin, end, _LISTS_AT_ONCE):
+                nodes = np.arange(first, min(first + _LISTS_AT_ONCE, end), dtype=np.int32)
+                out[first : first + len(nodes)] = list_rows(*lists.of(nodes))
+                progress.update(len(nodes))
+
+    table = tables.filled("lists", (num_nodes, 2 * lists.width), fill, np.int32)
+    return split_lists(table)
+
+
+def list_rows(ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Ids and weights [n, W] as rows int32 [n, 2W] of the table of lists."""
+    return np.concatenate([ids, weights.astype(np.float32).view(np.int32)], axis=1)
+
+
+def split_lists(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids int32 and weights float32 [n, W] of rows of the table of lists, without a copy."""
+    width = rows.shape[1] // 2
+    return rows[:, :width], rows[:, width:].view(np.float32)
 
 
 def node_inputs(
@@ -140,16 +204,33 @@ def structure_bases(config: Config, prepared: Prepared, split: ValidationSplit) 
     )
 
 
-def _content_links(config: Config, prepared: Prepared, graph: Graph) -> ContentLinks:
-    """Content links over `graph`; none where there is no content or none are asked for."""
+def lists_of_some(config: Config, prepared: Prepared, items: np.ndarray) -> NeighbourLists:
+    """The lists that embeddings of `items` (int [n]) pool over; of no other node.
+
+    The same as Encoder.final_lists over the whole graph, without the work for all.
+    """
+    walks = config.embed.embed_walks or config.sampling.num_walks
+    sampling = dataclasses.replace(config.sampling, num_walks=walks)
+    source = NeighbourhoodSource(prepared.graph, sampling, config.seed, threads_of(config), "none")
+    links = _content_links(config, prepared, prepared.graph, np.unique(items))
+    return NeighbourLists.made_of(source, links, config)
+
+
+def _content_links(
+    config: Config, prepared: Prepared, graph: Graph, only: np.ndarray | None = None
+) -> ContentLinks:
+    """Content links over `graph`, of the items `only` (int [n], ascending) or of all.
+
+    None where there is no content or none are asked for.
+    """
     size, items = config.sampling.content_neighbours, graph.num_items
     if not size or not prepared.features.shape[1]:
         return ContentLinks.none(items)
     degree = graph.degree()[:items]
     linked = np.flatnonzero(degree > 0)
-    wanted = np.arange(items)
+    wanted = np.arange(items) if only is None else only
     if items > config.sampling.content_limit:
-        wanted = np.flatnonzero(degree == 0)
+        wanted = wanted[degree[wanted] == 0]
         linked = spread(linked, MOST_CANDIDATES)
         logging.info(
             "content links for the %d items without edges only, to %d others",

@@ -94,25 +94,39 @@ class _Extended:
         return np.where(item, new_nodes - self.collections, new_nodes).astype(np.int32)
 
 
-class NewItemEncoder:
-    """What turns new items into embeddings, given parameters.
+class Catalogue:
+    """What new items read of the catalogue, computed once for any number of them.
 
     Attributes:
-      dim: width of an input vector.
-      num_nodes: nodes that the catalogue's network embeds.
+      inputs: input vectors of its nodes.
+      structure: places of its nodes; None without any.
+      num_nodes: nodes that its network embeds.
+    """
+
+    def __init__(self, config: Config, prepared: Prepared, bases: np.ndarray):
+        """Takes bases float32 [num_items, r] of the training graph (structure_bases)."""
+        self.config, self.prepared, graph = config, prepared, prepared.graph
+        self.structure = Structure(graph, bases) if bases.shape[1] else None
+        self.inputs = node_inputs(config, prepared.features, graph.degree(), self.structure)
+        everything = config.sampling.neighbourhood == "all"
+        self.num_nodes = graph.num_nodes if everything else graph.num_items
+
+
+class NewItemEncoder:
+    """What turns some new items into embeddings, given parameters.
+
+    Attributes:
       edgeless: bool [n], new items without any edge.
     """
 
-    def __init__(self, config: Config, prepared: Prepared, additions: Additions, bases: np.ndarray):
-        """Takes bases float32 [num_items, r] of the training graph (structure_bases)."""
+    def __init__(self, catalogue: Catalogue, additions: Additions):
+        config, prepared = catalogue.config, catalogue.prepared
         graph, new = prepared.graph, additions.graph
         self._config, self._prepared, self._additions = config, prepared, additions
         self._extended = _Extended(
             extend(graph, new), graph.num_items, graph.num_collections, new.num_items
         )
-        structure = Structure(graph, bases) if bases.shape[1] else None
-        catalogue = node_inputs(config, prepared.features, graph.degree(), structure)
-        degree = new.degree()
+        structure, degree = catalogue.structure, new.degree()
         self.edgeless = degree[: new.num_items] == 0
         of_new = np.concatenate(
             [degree[: new.num_items], degree[new.num_items + graph.num_collections :]]
@@ -123,13 +137,10 @@ class NewItemEncoder:
                 new.num_collections - graph.num_collections,
             )
         self._inputs = _StackedInputs(
-            catalogue,
-            node_inputs(config, additions.features, of_new, structure, catalogue.scale),
+            catalogue.inputs,
+            node_inputs(config, additions.features, of_new, structure, catalogue.inputs.scale),
             graph.num_nodes,
         )
-        self.dim = catalogue.dim
-        everything = config.sampling.neighbourhood == "all"
-        self.num_nodes = graph.num_nodes if everything else graph.num_items
 
     def embed(self, params: Any) -> np.ndarray:
         """float32 [n, Z] of the new items."""

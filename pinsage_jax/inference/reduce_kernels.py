@@ -1,9 +1,9 @@
-"""Numba kernels that join projected vectors with neighbourhoods and reduce them.
+"""Numba kernels that reduce what neighbours sent to one vector a row.
 
 The second job of a layer in the paper's MapReduce inference (Ying et al. 2018,
-section 3.4): the projected vectors of a node's neighbours are brought to it and
-pooled.  Projected vectors may be a memory map larger than memory; each row of a
-block reads only its own neighbours.
+section 3.4).  A message e is row senders[e] of `sent`, of weight weights[e], to row
+receivers[e] of `out`; `sent` may be a memory map larger than memory, of which only the
+rows named are read, or hold just the messages' own vectors in their order.
 """
 
 from __future__ import annotations
@@ -12,32 +12,30 @@ from numba import njit
 
 
 @njit(nogil=True, cache=True)
-def weighted_reduce(projected, ids, weights, out):
-    """out[i] = sum over t of weights[i, t] * projected[ids[i, t]].
+def add_messages(sent, senders, receivers, weights, out):
+    """out[receivers[e]] += weights[e] * sent[senders[e]] for all e, in order.
 
     Args:
-      projected: float32 [N, M]; ids: int32 [n, T], -1 where short; weights:
-        float32 [n, T]; out: float32 [n, M] output.
+      sent: float32 [N, M]; senders: int [E], below 0 where there is no message;
+        receivers: int [E]; weights: float32 [E]; out: float32 [n, M], added to.
     """
-    for row in range(ids.shape[0]):
-        out[row, :] = 0.0
-        for column in range(ids.shape[1]):
-            node = ids[row, column]
-            weight = weights[row, column]
-            if node < 0 or weight == 0.0:
-                continue
-            for place in range(out.shape[1]):
-                out[row, place] += weight * projected[node, place]
+    for message in range(senders.shape[0]):
+        node = senders[message]
+        weight = weights[message]
+        if node < 0 or weight == 0.0:
+            continue
+        row = receivers[message]
+        for place in range(out.shape[1]):
+            out[row, place] += weight * sent[node, place]
 
 
 @njit(nogil=True, cache=True)
-def max_reduce(projected, ids, weights, out):
-    """out[i] = elementwise maximum over neighbours; entries of `projected` are >= 0."""
-    for row in range(ids.shape[0]):
-        out[row, :] = 0.0
-        for column in range(ids.shape[1]):
-            node = ids[row, column]
-            if node < 0 or weights[row, column] <= 0.0:
-                continue
-            for place in range(out.shape[1]):
-                out[row, place] = max(out[row, place], projected[node, place])
+def keep_largest(sent, senders, receivers, weights, out):
+    """out[r] = elementwise maximum with what r was sent; entries of `sent` are >= 0."""
+    for message in range(senders.shape[0]):
+        node = senders[message]
+        if node < 0 or weights[message] <= 0.0:
+            continue
+        row = receivers[message]
+        for place in range(out.shape[1]):
+            out[row, place] = max(out[row, place], sent[node, place])

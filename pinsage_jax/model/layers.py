@@ -14,7 +14,6 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 _EPSILON = 1e-12
 
@@ -23,83 +22,6 @@ def l2_normalise(vectors: jax.Array) -> jax.Array:
     """Rows of [n, d] scaled to unit length; a zero row stays zero (and so does its gradient)."""
     squared = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
     return vectors * jax.lax.rsqrt(jnp.maximum(squared, _EPSILON))
-
-
-def pool_neighbours(
-    projected: jax.Array, neighbours: jax.Array, weights: jax.Array, pooling: str
-) -> jax.Array:
-    """Pools projected neighbours into one vector a row (Algorithm 1, line 1).
-
-    Args:
-      projected: [n_{k-1}, M], ReLU(Q h + q), so never negative.
-      neighbours: int32 [n_k, T] rows of `projected`.
-      weights: float32 [n_k, T], 0 where masked.
-      pooling: importance or mean (the weights decide which), or max.
-
-    Returns:
-      [n_k, M]; zeros for a row without neighbours.
-    """
-    if pooling == "max":
-        # All entries are >= 0, so a masked neighbour can count as zero.
-        weights = (weights > 0).astype(projected.dtype)
-    if jax.default_backend() == "cpu":
-        # One neighbour column at a time: the [n, T, M] array of all gathered rows
-        # does not fit a CPU's cache, and neither do its cotangents.
-        if pooling != "max":
-            return _weighted_sum(projected, neighbours, weights)
-
-        def highest(best: jax.Array, column: tuple[jax.Array, jax.Array]):
-            return jnp.maximum(best, _sent(projected, *column)), None
-
-        start = jnp.zeros((neighbours.shape[0], projected.shape[1]), projected.dtype)
-        return jax.lax.scan(highest, start, (neighbours.T, weights.T))[0]
-    gathered = projected[neighbours] * weights[..., None].astype(projected.dtype)
-    return gathered.max(axis=1) if pooling == "max" else gathered.sum(axis=1)
-
-
-def _sent(projected: jax.Array, rows: jax.Array, mass: jax.Array) -> jax.Array:
-    """[n, M]: one neighbour of every row, weighted."""
-    return projected[rows] * mass[:, None].astype(projected.dtype)
-
-
-@jax.custom_vjp
-def _weighted_sum(projected: jax.Array, neighbours: jax.Array, weights: jax.Array) -> jax.Array:
-    """sum over t of weights[:, t] * projected[neighbours[:, t]], column by column."""
-
-    def add(total: jax.Array, column: tuple[jax.Array, jax.Array]):
-        return total + _sent(projected, *column), None
-
-    start = jnp.zeros((neighbours.shape[0], projected.shape[1]), projected.dtype)
-    # Unrolled, the sum is read and written once for several columns.
-    return jax.lax.scan(add, start, (neighbours.T, weights.T), unroll=5)[0]
-
-
-def _weighted_sum_forward(projected, neighbours, weights):
-    return _weighted_sum(projected, neighbours, weights), (projected, neighbours, weights)
-
-
-def _weighted_sum_backward(saved, cotangent):
-    """Adds every column into one array in place.
-
-    The derivative that JAX makes of the loop clears and adds an array of the size of
-    `projected` for every column instead.
-    """
-    projected, neighbours, weights = saved
-
-    def scatter(total: jax.Array, column: tuple[jax.Array, jax.Array]):
-        rows, mass = column
-        return total.at[rows].add(cotangent * mass[:, None].astype(cotangent.dtype)), None
-
-    def dot(_, rows: jax.Array):
-        return None, jnp.sum(cotangent * projected[rows], axis=1)
-
-    to_projected, _ = jax.lax.scan(scatter, jnp.zeros_like(projected), (neighbours.T, weights.T))
-    # Weights are data in training: this part is then left out by the compiler.
-    to_weights = jax.lax.scan(dot, None, neighbours.T)[1].T.astype(weights.dtype)
-    return to_projected, np.zeros(neighbours.shape, jax.dtypes.float0), to_weights
-
-
-_weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
 
 
 def unit_input_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
@@ -130,17 +52,32 @@ def self_and_neighbours_init(self_width: int) -> nn.initializers.Initializer:
 
 
 class Project(nn.Module):
-    """ReLU(Q h + q): what a node sends to the nodes that it neighbours."""
+    """Q h and q of ReLU(Q h + q), what a node sends to the nodes that it neighbours."""
 
     width: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, messages: jax.Array | None = None) -> jax.Array:
-        """[n, in] (and [n, M] to add before the ReLU) -> [n, M]."""
-        dense = nn.Dense(self.width, dtype=self.dtype, kernel_init=unit_input_init, name="Q")
-        out = dense(hidden)
-        return nn.relu(out if messages is None else out + messages.astype(out.dtype))
+    def __call__(
+        self, hidden: jax.Array, messages: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """[n, in] (and [n, M] to add) -> Q h [n, M] and q [M], apart for pooling to join."""
+        product, bias = _Affine(self.width, self.dtype, name="Q")(hidden)
+        return product if messages is None else product + messages.astype(product.dtype), bias
+
+
+class _Affine(nn.Module):
+    """The product of a dense layer and its bias, with that layer's parameters."""
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        shape = (hidden.shape[-1], self.width)
+        kernel = self.param("kernel", unit_input_init, shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
+        return hidden.astype(self.dtype) @ kernel, bias
 
 
 class Combine(nn.Module):
@@ -152,7 +89,25 @@ class Combine(nn.Module):
     @nn.compact
     def __call__(self, hidden: jax.Array, pooled: jax.Array) -> jax.Array:
         """[n, in], [n, M] -> [n, d] of unit length (Algorithm 1, lines 2 and 3)."""
-        both = jnp.concatenate([hidden.astype(self.dtype), pooled.astype(self.dtype)], axis=-1)
-        init = self_and_neighbours_init(hidden.shape[-1])
-        dense = nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="W")
-        return l2_normalise(nn.relu(dense(both)))
+        dense = _JoinedDense(self.width, self.dtype, name="W")
+        return l2_normalise(nn.relu(dense(hidden, pooled)))
+
+
+class _JoinedDense(nn.Module):
+    """W [h ; n] + w, with the parameters of a dense layer over the joined vectors.
+
+    Multiplied apart: nothing is copied together, and the derivative towards h is left
+    out where nobody asks for it, which in the first layer is all of it.
+    """
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, pooled: jax.Array) -> jax.Array:
+        own = hidden.shape[-1]
+        shape = (own + pooled.shape[-1], self.width)
+        kernel = self.param("kernel", self_and_neighbours_init(own), shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
+        from_self = hidden.astype(self.dtype) @ kernel[:own]
+        return from_self + pooled.astype(self.dtype) @ kernel[own:] + bias[None, :]

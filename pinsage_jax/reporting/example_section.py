@@ -13,10 +13,9 @@ from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.reporting import page
 from pinsage_jax.reporting.page import Html
 from pinsage_jax.reporting.space_sections import degree_bucket
-from pinsage_jax.retrieval.baselines import Content, Walk
 from pinsage_jax.retrieval.evaluate import DEGREE_BUCKETS
 from pinsage_jax.retrieval.metrics import keyed_generator
-from pinsage_jax.retrieval.topk import top_k
+from pinsage_jax.retrieval.side_by_side import METHODS, SideBySide
 
 _PER_BUCKET = 2
 _MOST_NEIGHBOURS = 10
@@ -37,17 +36,6 @@ def choose_queries(degree: np.ndarray, seed: int, each: int = _PER_BUCKET) -> np
     return np.concatenate(chosen).astype(np.int64)
 
 
-def best_scored(scores: np.ndarray, query: int, k: int) -> np.ndarray:
-    """The k best items with a score above 0, int64, equal scores by lower id.
-
-    Args:
-      scores: float [N]; the query itself is no candidate.
-    """
-    candidates = np.flatnonzero(scores > 0)
-    candidates = candidates[candidates != query]
-    return candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
-
-
 def examples(config: Config, prepared: Prepared, embeddings: np.ndarray, threads: int) -> Html:
     """One block per query: who it is, and three lists."""
     graph = prepared.graph
@@ -56,32 +44,16 @@ def examples(config: Config, prepared: Prepared, embeddings: np.ndarray, threads
     k = min(config.evaluate.k, _MOST_NEIGHBOURS)
     if len(queries) == 0:
         return page.note("There are no items.")
-    near, near_scores = top_k(embeddings[queries], embeddings, k, queries)
-    content = walk = None
-    if prepared.features.shape[1]:
-        content = Content(prepared.features).scores(queries)
-    if graph.num_edges:
-        walk = Walk(graph, config.sampling, config.seed, threads).scores(queries)
+    methods = SideBySide(config, prepared, embeddings, threads)
+    found = {name: methods.lists(name, queries, k) for name in METHODS}
     blocks = []
     for place, query in enumerate(queries):
-        found = near[place] >= 0
-        lists = [_list("PinSage", prepared, query, near[place, found],
-                       [f"{score:.3f}" for score in near_scores[place, found]])]  # fmt: skip
-        if content is None:
-            lists.append(_nothing("Content", "The items have no features."))
-        else:
-            best = best_scored(content[place], query, k)
-            told = [f"{score:.3f}" for score in content[place, best]]
-            empty = "Its features are like those of no other item."
-            lists.append(_list("Content", prepared, query, best, told, empty))
-        best = np.empty(0, np.int64) if walk is None else best_scored(walk[place], query, k)
-        told = [] if walk is None else [f"{score:,.0f} visits" for score in walk[place, best]]
-        empty = (
-            "It has no edges, so no walk leaves it."
-            if degree[query] == 0
-            else "Walks from it reach no other item."
-        )
-        lists.append(_list("Walk", prepared, query, best, told, empty))
+        lists = []
+        for name, (ids, scores) in found.items():
+            kept = ids[place] >= 0
+            told = [_shown_score(name, score) for score in scores[place, kept]]
+            why = methods.why_empty(name, degree[query])
+            lists.append(_list(name, prepared, query, ids[place, kept], told, why))
         edges = "1 edge" if degree[query] == 1 else f"{degree[query]:,} edges"
         heading = page.element("h3", *_shown(prepared, query, edges))
         blocks += [heading, page.element("div", *lists, class_="lists")]
@@ -97,16 +69,21 @@ def examples(config: Config, prepared: Prepared, embeddings: np.ndarray, threads
     return page.join((lead, *titles, *blocks))
 
 
+def _shown_score(method: str, score: float) -> str:
+    """A score as the lists show it."""
+    return f"{score:,.0f} visits" if method == "Walk" else f"{score:.3f}"
+
+
 def _list(
     method: str,
     prepared: Prepared,
     query: int,
     items: np.ndarray,
     told: list[str],
-    empty: str = "There is no other item.",
+    why_empty: str,
 ) -> Html:
     if len(items) == 0:
-        return _nothing(method, empty)
+        return page.element("div", page.element("h4", method), page.note(why_empty))
     own = prepared.graph.neighbours(query)
     entries = []
     for item, score in zip(items, told):
@@ -114,10 +91,6 @@ def _list(
         about = f"{score}, {shared:,} shared" if shared else score
         entries.append(page.element("li", *_shown(prepared, item, about)))
     return page.element("div", page.element("h4", method), page.element("ol", *entries))
-
-
-def _nothing(method: str, why: str) -> Html:
-    return page.element("div", page.element("h4", method), page.note(why))
 
 
 def _shown(prepared: Prepared, item: int, about: str) -> tuple[Html, Html]:

@@ -15,6 +15,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -64,8 +65,8 @@ class Series:
     """
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     fill: bool = False
@@ -215,7 +216,8 @@ def _draw(name: str, alt: str, height: float, draw) -> Html:
     # Neither a person's matplotlibrc nor a display has a say.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        parameters: Any = matplotlib.rcParams
+        parameters.update(_STYLE)
         figure = Figure(figsize=(_WIDTH, height), layout="constrained", dpi=150)
         FigureCanvasSVG(figure)
         draw(figure, figure.add_subplot())
@@ -240,6 +242,8 @@ def _inline(svg: str, name: str, alt: str) -> Html:
     svg = re.sub(r"url\(#", f"url(#{name}-", svg)
     svg = re.sub(r'href="#', f'href="#{name}-', svg)
     svg = svg.replace(_INK, "currentColor")
-    box = re.search(r'viewBox="[^"]*"', svg)[0]
+    found = re.search(r'viewBox="[^"]*"', svg)
+    assert found is not None, "Matplotlib's SVG has a view box"
+    box = found[0]
     body = svg[svg.index(">") + 1 :]
     return Html(f'<svg {box} role="img" aria-label="{text(alt)}">{body}')

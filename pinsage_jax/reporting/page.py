@@ -3,7 +3,7 @@
 Every function escapes what it is given unless it is `Html`, which only these
 functions and the charts make; text of users (ids, titles, kinds, paths) can therefore be passed
 anywhere.  The page that `document` makes needs no script and no network, and its
-content security policy forbids both.
+content security policy forbids both; explorer.py makes one with a script.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Iterable, Sequence
 _VOID = ("meta",)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
-_STYLE = """
+# What every page of ours begins with: its colours, by day and by night, and its letters.
+BASE_STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --quiet: #57606a; --paper: #ffffff;
   --line: #d0d7de; --panel: #f6f8fa; --link: #0b5cad; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --quiet: #a3abb5;
@@ -24,6 +25,8 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
+"""
+_STYLE = """
 header, nav, main, footer { max-width: 74rem; margin: 0 auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin: 1.2rem 0 0.2rem; }
 h2 { font-size: 1.35rem; margin: 2.6rem 0 0.6rem; padding-top: 0.6rem;
@@ -42,6 +45,8 @@ nav a { display: inline-block; padding: 0.3rem 0; }
 .wide { overflow-x: auto; margin: 0.6rem 0 1rem; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: 0.3rem 0; min-width: 18rem; }
+caption > span { display: inline-block; position: sticky; left: 0;
+  max-width: min(46rem, calc(100vw - 2rem)); }
 th, td { text-align: left; vertical-align: top; padding: 0.3rem 0.9rem 0.3rem 0;
   border-bottom: 1px solid var(--line); }
 .numbers th, .numbers td { overflow-wrap: normal; white-space: nowrap; }
@@ -145,7 +150,7 @@ def table(
     heading = element("tr", *(element("th", cell, scope="col") for cell in head))
     whole = element(
         "table",
-        element("caption", caption),
+        element("caption", element("span", caption)),
         element("thead", heading),
         element("tbody", *body),
         **({"class_": "numbers"} if numbers else {}),
@@ -192,24 +197,29 @@ def document(
 ) -> str:
     """The page: `sections` are (name, title, what is in it)."""
     links = [element("li", element("a", heading, href=f"#{name}")) for name, heading, _ in sections]
-    policy = Html(
-        f'<meta http-equiv="Content-Security-Policy" content="{html.escape(_POLICY, quote=False)}">'
-    )
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        policy,
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", title),
-        element("style", Html(_STYLE)),
-    )
     body = element(
         "body",
         element("header", element("h1", title), lead),
         element("nav", element("ul", *links), aria_label="Sections"),
         element("main", *(section(*part) for part in sections)),
         element("footer", footer),
+    )
+    return whole_page(title, _POLICY, BASE_STYLE + _STYLE, body)
+
+
+def whole_page(title: str, policy: str, style: str, body: Html) -> str:
+    """A file: `body` is the element of that name, `policy` the content security policy."""
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        Html(
+            '<meta http-equiv="Content-Security-Policy" '
+            f'content="{html.escape(policy, quote=False)}">'
+        ),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("style", Html(style)),
     )
     whole = element("html", head, "", body, lang="en")
     return f"<!DOCTYPE html>\n{whole}\n"

@@ -25,7 +25,7 @@ from pinsage_jax.reporting import (
     score_sections,
     space_sections,
 )
-from pinsage_jax.reporting.sources import read_source
+from pinsage_jax.reporting.sources import directions_of, read_source
 
 REPORT_FILE = "report.html"
 
@@ -52,9 +52,8 @@ def write_report(config: Config, prepared: Prepared, embeddings: np.ndarray) -> 
         raise UserError("An embedding is not finite; train again with a lower --learning_rate.")
     source = read_source(config, prepared.graph.num_items)
     used = source.config
-    directions, remark = embeddings, page.join(())
-    if used.model.popularity and not source.embeddings.get("normalised"):
-        directions = embeddings[:, :-1]
+    directions, remark = directions_of(source, embeddings), page.join(())
+    if directions.shape != embeddings.shape:
         remark = page.note(
             "PinSage without the last coordinate of its vectors, which tells how likely an item is "
             "whatever the query (--popularity)."

@@ -23,8 +23,8 @@ _CURVES = (
     ("loss", "Training loss", "mean since the point before", "loss", False),
     ("validation", "Validation hit-rate", "share of pairs whose target ranks K or better",
      _HIT_RATES, False),
-    ("rate", "Learning rate", "", "learning_rate", False),
-    ("hard", "Hard negatives per query", "", "hard_per_query", False),
+    ("rate", "Learning rate", "of the step logged", "learning_rate", False),
+    ("hard", "Hard negatives per query", "mean since the point before", "hard_per_query", False),
     ("wait", "Device wait", "share of the time that it waits for batches", "wait_share", True),
 )  # fmt: skip
 
@@ -94,10 +94,10 @@ def changed_settings(config: Any) -> list[tuple[str, Any, Any]]:
 def _model(source: Source) -> Html:
     about, train = source.embeddings, source.config.train
     step = about.get("step")
-    rows = []
+    rows: list[tuple[str, Any]] = []
     if step is not None:
         which = {"best": "the best on validation", "last": "the last"}.get(
-            about.get("checkpoint"), ""
+            str(about.get("checkpoint")), ""
         )
         rows.append(("step of the model", f"{_count(step)}{f' ({which})' if which else ''}"))
         if source.trained:

@@ -46,7 +46,7 @@ def in_short(source: Source) -> Html:
     """hit@10 over all pairs beside the best rival, in two sentences."""
     if source.scores is None:
         return page.join(())
-    methods = source.scores["methods"]
+    methods = source.known_scores["methods"]
     main = _metrics(methods[MAIN], "overall", "all").get("hit@10")
     if main is None:
         return page.join(())
@@ -57,7 +57,7 @@ def in_short(source: Source) -> Html:
     }
     lead = (
         f"For {main['value']:.1%} of {source.scores['pairs']:,} pairs{_percent_range(main)} the "
-        f"target is among the first 10 of {source.scores['catalogue']:,} items."
+        f"target is among the first 10 of {source.known_scores['catalogue']:,} items."
     )
     if not rivals:
         return page.paragraph(lead)
@@ -77,7 +77,7 @@ def scoreboard(source: Source) -> Html:
     """Every method over all pairs and per kind of pair, with intervals."""
     if (sentence := missing(source)) is not None:
         return sentence
-    scores = source.scores
+    scores = source.known_scores
     methods = scores["methods"]
     parts = [*_remarks(source)]
     slices = [("overall", "all", page.text("All pairs"))]
@@ -127,7 +127,7 @@ def by_cutoff(source: Source) -> Html:
     """Hit-rate over all pairs by K."""
     if (sentence := missing(source)) is not None:
         return sentence
-    methods = source.scores["methods"]
+    methods = source.known_scores["methods"]
     curves = {
         name: {int(k): rate for k, rate in values["hit_curve"].items()}
         for name, values in methods.items()
@@ -136,7 +136,7 @@ def by_cutoff(source: Source) -> Html:
     if MAIN not in curves:
         return page.note(f"{EVAL_FILE} holds no hit-rates by K; run --mode=evaluate again.")
     # From the catalogue's size on every target is found.
-    catalogue = source.scores["catalogue"]
+    catalogue = source.known_scores["catalogue"]
     ks = sorted(k for k in curves[MAIN] if k < catalogue) or [min(curves[MAIN])]
     series = [
         Series(label(name), ks, [curve[k] for k in ks])
@@ -164,7 +164,7 @@ def by_degree(source: Source) -> Html:
     """Hit-rate by the target's edges, PinSage next to content and walk."""
     if (sentence := missing(source)) is not None:
         return sentence
-    methods = source.scores["methods"]
+    methods = source.known_scores["methods"]
     buckets = methods[MAIN].get("by_degree", {})
     filled = [name for name, _ in DEGREE_BUCKETS if buckets.get(name, {}).get("pairs")]
     if not filled:
@@ -189,8 +189,8 @@ def by_degree(source: Source) -> Html:
     for method in names:
         row = [label(method)]
         for name in filled:
-            found = _metrics(methods[method], "by_degree", name)
-            row.append(" / ".join(f"{found[metric]['value']:.3f}" for metric in _COMPARED))
+            scored = _metrics(methods[method], "by_degree", name)
+            row.append(" / ".join(f"{scored[metric]['value']:.3f}" for metric in _COMPARED))
         rows.append(row)
     head = [page.with_interval(name, f"{buckets[name]['pairs']:,} pairs") for name in filled]
     numbers = page.table(
@@ -205,7 +205,7 @@ def by_degree(source: Source) -> Html:
 
 def _remarks(source: Source) -> list[Html]:
     """What a reader must know before the numbers."""
-    scores, found = source.scores, []
+    scores, found = source.known_scores, list[Html]()
     if source.stale:
         found.append(
             page.note(

@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from pinsage_jax import files
@@ -24,6 +25,8 @@ from pinsage_jax.retrieval.evaluate import EVAL_FILE, MAIN
 from pinsage_jax.training.checkpoints import Checkpoints
 
 METRICS_FILE = "metrics.jsonl"
+# Settings that a checkpoint remembers but has no say in.
+_OF_NOW = ("mode", "workdir", "threads", "evaluate", "recommend", "serve")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,12 @@ class Source:
     validation: list[dict[str, Any]]
     scores: dict[str, Any] | None
     stale: bool
+
+    @property
+    def known_scores(self) -> dict[str, Any]:
+        """The scores, for what is called only where there are any."""
+        assert self.scores is not None
+        return self.scores
 
 
 def read_source(config: Config, num_items: int) -> Source:
@@ -81,18 +90,35 @@ def read_source(config: Config, num_items: int) -> Source:
     )
 
 
+def exported_source(config: Config, num_items: int) -> Source:
+    """read_source with the settings that embed another item as the export's were embedded."""
+    source = read_source(config, num_items)
+    which = source.embeddings.get("checkpoint")
+    if which not in ("best", "last"):
+        return source
+    embed = dataclasses.replace(source.config.embed, checkpoint=which)
+    return dataclasses.replace(source, config=dataclasses.replace(source.config, embed=embed))
+
+
+def directions_of(source: Source, embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings [N, Z] without the coordinate, if there is one, that tells popularity."""
+    popularity = source.config.model.popularity and not source.embeddings.get("normalised")
+    return embeddings[:, :-1] if popularity else embeddings
+
+
 def with_saved(config: Config, saved: Mapping[str, Any]) -> Config:
-    """`config` with the settings of a checkpoint, but for the workdir and the mode.
+    """`config` with the settings of a checkpoint, but for what is asked of the model now.
 
     Settings that this program does not know, or that have another type now, stay as
     they are.
     """
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(config):
-        if field.name in ("mode", "workdir", "threads", "evaluate") or field.name not in saved:
+        if field.name in _OF_NOW or field.name not in saved:
             continue
         current, value = getattr(config, field.name), saved[field.name]
-        if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
+        settings = dataclasses.is_dataclass(current) and not isinstance(current, type)
+        if settings and isinstance(value, Mapping):
             names = [inner.name for inner in dataclasses.fields(current)]
             known = {name: value[name] for name in names if name in value}
             fitting = {

@@ -24,7 +24,7 @@ _SCORES_AT_ONCE = 1 << 25
 _MOST_QUERIES = 512
 _FEATURE_ROWS = 1 << 16
 # As a recommender the walk gets this many times the walks behind a neighbourhood.
-_WALK_FACTOR = 10
+WALK_FACTOR = 10
 
 
 class Baseline(Protocol):
@@ -40,8 +40,13 @@ class Baseline(Protocol):
 def query_blocks(query_ids: np.ndarray, num_items: int) -> list[np.ndarray]:
     """The distinct queries, ascending, in blocks whose scores fit in memory."""
     queries = np.unique(query_ids).astype(np.int32)
-    size = int(np.clip(_SCORES_AT_ONCE // max(num_items, 1), 1, _MOST_QUERIES))
+    size = queries_at_once(num_items)
     return [queries[start : start + size] for start in range(0, len(queries), size)]
+
+
+def queries_at_once(num_items: int) -> int:
+    """Queries whose scores of the whole catalogue fit in memory."""
+    return int(np.clip(_SCORES_AT_ONCE // max(num_items, 1), 1, _MOST_QUERIES))
 
 
 def rank_pairs(baseline: Baseline, pairs: np.ndarray, num_items: int) -> np.ndarray:
@@ -116,10 +121,12 @@ class Walk:
     def __init__(self, graph: Graph, sampling: SamplingConfig, seed: int, threads: int):
         self._graph, self._sampling = graph, sampling
         self._seed, self._threads = seed, threads
-        self.settings = {
-            "num_walks": _WALK_FACTOR * sampling.num_walks,
+        self._walks = WALK_FACTOR * sampling.num_walks
+        self.settings: dict[str, Any] = {
+            "num_walks": self._walks,
             "walk_length": sampling.walk_length,
             "restart": sampling.restart,
+            "restart_ends": sampling.restart_ends,
         }
 
     def scores(self, query_ids: np.ndarray) -> np.ndarray:
@@ -129,7 +136,7 @@ class Walk:
             query_ids,
             self._sampling,
             self._seed,
-            self.settings["num_walks"],
+            self._walks,
             self._threads,
         )
         result = np.zeros((len(query_ids), self._graph.num_items), np.float32)

@@ -55,13 +55,13 @@ class RankFusion:
 
     def scores(self, query_ids: np.ndarray) -> np.ndarray:
         """float32 [Q, N]."""
-        total = None
+        total = np.zeros(())
         for part in self._parts:
             scores = np.array(part.scores(query_ids), np.float32)
             # The query is no candidate, so it must not push the others down.
             scores[np.arange(len(query_ids)), query_ids] = -np.inf
             share = 1.0 / (_RECIPROCAL_OFFSET + row_ranks(scores))
-            total = share if total is None else total + share
+            total = total + share
         return total.astype(np.float32)
 
 

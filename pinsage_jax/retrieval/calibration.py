@@ -20,7 +20,7 @@ import numpy as np
 from pinsage_jax.config import SamplingConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.split import ValidationSplit
-from pinsage_jax.retrieval.baselines import Content, Walk, rank_pairs
+from pinsage_jax.retrieval.baselines import Baseline, Content, Walk, rank_pairs
 from pinsage_jax.retrieval.topk import target_ranks
 
 CUTS = (10, 100)
@@ -49,7 +49,7 @@ class Rivals:
     ) -> Rivals:
         """Ranks the validation pairs by the walk over `graph` and by raw content."""
         rates: dict[tuple[str, int], float] = {}
-        rivals = {"warm": Walk(graph, sampling, seed, threads)}
+        rivals: dict[str, Baseline] = {"warm": Walk(graph, sampling, seed, threads)}
         if features.shape[1]:
             rivals["cold"] = Content(features)
         for kind, rival in rivals.items():

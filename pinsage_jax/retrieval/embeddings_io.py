@@ -1,8 +1,15 @@
-"""Reads the exported embeddings back, in the order of the prepared items."""
+"""Reads exported embeddings back, whatever their format, as float32.
+
+What is read is checked against the manifest's checksums first, so that a file that is
+missing or damaged is named instead of used.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,65 +17,173 @@ import pyarrow.parquet as pq
 
 from pinsage_jax import files
 from pinsage_jax.errors import UserError
+from pinsage_jax.graph.ids import IdTable
 from pinsage_jax.graph.prepare import Prepared
-from pinsage_jax.inference.export import FOLDER, MANIFEST
+from pinsage_jax.inference.export import FOLDER, ITEMS, MANIFEST, TRANSFORM
+from pinsage_jax.inference.export_form import ExportForm
 
 _ROWS = 1 << 16
+_AGAIN = "run --mode=embed again."
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Export:
+    """One folder of embeddings, its files checked.
+
+    Attributes:
+      folder: where it lies.
+      manifest: what made it.
+      form: how its vectors are stored.
+    """
+
+    folder: pathlib.Path
+    manifest: dict[str, Any]
+    form: ExportForm
+
+    @property
+    def count(self) -> int:
+        """Items."""
+        return self.manifest["count"]
+
+    @property
+    def dimension(self) -> int:
+        """Numbers of an exported vector."""
+        return self.manifest["dimension"]
+
+    def blocks(self) -> Iterator[tuple[pa.Array, np.ndarray]]:
+        """Ids large_string [n] and vectors float32 [n, dimension], in order.
+
+        Raises:
+          UserError: a file is not what its name says.
+        """
+        return self._arrays() if self.manifest.get("layout") == "npy" else self._shards()
+
+    def mapped(self) -> np.ndarray | None:
+        """The vectors as they lie on disk, if they need no conversion."""
+        if self.manifest.get("layout") == "npy" and self.form.dtype == "float32":
+            return self._checked_array(f"{ITEMS.vectors}.npy", np.float32, self.dimension)
+        return None
+
+    def ids(self) -> IdTable:
+        """Ids of all items."""
+        return IdTable(pa.concat_arrays([pa.array([], pa.large_string()), *self._all_ids()]))
+
+    def vectors(self) -> np.ndarray:
+        """All vectors, float32 [count, dimension]."""
+        mapped = self.mapped()
+        if mapped is not None:
+            return mapped
+        result = np.empty((self.count, self.dimension), np.float32)
+        done = 0
+        for _, rows in self.blocks():
+            result[done : done + len(rows)] = rows
+            done += len(rows)
+        return result
+
+    def _all_ids(self) -> Iterator[pa.Array]:
+        for ids, _ in self.blocks():
+            yield ids
+
+    def _shards(self) -> Iterator[tuple[pa.Array, np.ndarray]]:
+        for name in _named(self.manifest, ITEMS.shards):
+            for batch in _batches(self.folder / name):
+                codes = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
+                if codes.size != len(batch) * self.dimension:
+                    raise UserError(
+                        f"{self.folder} has vectors of another length than its manifest says; "
+                        f"{_AGAIN}"
+                    )
+                parts = [batch.column(column).to_numpy() for column in self.form.scale_columns]
+                scales = np.stack(parts, axis=1) if parts else np.empty((len(batch), 0))
+                codes = codes.reshape(len(batch), self.dimension)
+                yield (
+                    batch.column("item_id").cast(pa.large_string()),
+                    self.form.decode(codes, scales),
+                )
+
+    def _arrays(self) -> Iterator[tuple[pa.Array, np.ndarray]]:
+        codes = self._checked_array(f"{ITEMS.vectors}.npy", self.form.dtype, self.dimension)
+        groups = len(self.form.scale_columns)
+        scales = np.empty((self.count, 0), np.float32)
+        if groups:
+            scales = self._checked_array(f"{ITEMS.vectors}.scales.npy", np.float32, groups)
+        done = 0
+        for batch in _batches(self.folder / f"{ITEMS.ids}.parquet"):
+            span = slice(done, done + len(batch))
+            ids = batch.column("item_id").cast(pa.large_string())
+            yield ids, self.form.decode(codes[span], scales[span])
+            done += len(batch)
+
+    def _checked_array(self, name: str, dtype: Any, width: int) -> np.ndarray:
+        array = files.read_array(self.folder / name)
+        if array.shape != (self.count, width) or array.dtype != np.dtype(dtype):
+            raise UserError(
+                f"{self.folder} has vectors of another length than its manifest says; {_AGAIN}"
+            )
+        return array
+
+
+def open_export(folder: str | pathlib.Path) -> Export:
+    """Opens a folder that write_embeddings wrote and checks its files.
+
+    Raises:
+      UserError: there is none, or a file is missing or damaged.
+    """
+    folder = pathlib.Path(folder)
+    if not (folder / MANIFEST).exists():
+        raise UserError(f"{folder} holds no embeddings; run --mode=embed first.")
+    manifest = files.read_json(folder / MANIFEST)
+    listed = manifest.get("files") if isinstance(manifest, dict) else None
+    numbers = ("dimension", "count")
+    if not isinstance(listed, dict) or not all(
+        isinstance(manifest.get(name), int) for name in numbers
+    ):
+        raise UserError(f"{folder / MANIFEST} is damaged; {_AGAIN}")
+    names = [name for name in listed if not name.startswith("collection")]
+    files.verify_checksums(folder, {name: listed[name] for name in sorted(names)})
+    transform = files.read_array(folder / TRANSFORM, mmap=False) if TRANSFORM in listed else None
+    form = ExportForm(
+        manifest.get("dtype", "float32"), bool(manifest.get("last_apart", False)), transform
+    )
+    return Export(folder, manifest, form)
 
 
 def load_embeddings(workdir: str | pathlib.Path, prepared: Prepared) -> np.ndarray:
-    """WORKDIR/embeddings/part-*.parquet as float32 [num_items, Z].
+    """WORKDIR/embeddings as float32 [num_items, dimension], of whatever format.
 
     Raises:
       UserError: not exported yet, a file is missing or damaged, or the export is of
         another catalogue.
     """
-    folder = pathlib.Path(workdir) / FOLDER
-    if not (folder / MANIFEST).exists():
-        raise UserError(f"{folder} holds no embeddings; run --mode=embed first.")
-    manifest = files.read_json(folder / MANIFEST)
-    listed = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(listed, dict) or not isinstance(manifest.get("dimension"), int):
-        raise UserError(f"{folder / MANIFEST} is damaged; run --mode=embed again.")
-    names = sorted(name for name in listed if name.startswith("part-"))
-    files.verify_checksums(folder, {name: listed[name] for name in names})
-    count = len(prepared.item_ids)
-    result = np.empty((count, manifest["dimension"]), np.float32)
-    done = 0
-    for name in names:
-        try:
-            for batch in pq.ParquetFile(folder / name).iter_batches(_ROWS):
-                done = _place(batch, prepared, result, done, folder)
-        except (pa.ArrowException, OSError, KeyError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{folder / name} is damaged ({said}); run --mode=embed again."
-            ) from None
+    export = open_export(pathlib.Path(workdir) / FOLDER)
+    folder, count, done = export.folder, len(prepared.item_ids), 0
+    mapped = export.mapped()
+    result = np.empty((count, export.dimension), np.float32) if mapped is None else mapped
+    for ids, rows in export.blocks():
+        end = done + len(ids)
+        if end > count:
+            raise _another_catalogue(folder, f"it has more than {count:,} items")
+        if not ids.equals(prepared.item_ids.names(np.arange(done, end)).cast(pa.large_string())):
+            raise _another_catalogue(folder, f"its ids differ from row {done:,} on")
+        if mapped is None:
+            result[done:end] = rows
+        done = end
     if done != count:
         raise _another_catalogue(folder, f"it has {done:,} items, the prepared data {count:,}")
     return result
 
 
-def _place(
-    batch: pa.RecordBatch, prepared: Prepared, result: np.ndarray, done: int, folder: pathlib.Path
-) -> int:
-    """Copies one batch into the rows from `done` on; returns the next row."""
-    end = done + len(batch)
-    if end > len(result):
-        raise _another_catalogue(folder, f"it has more than {len(result):,} items")
-    found = batch.column("item_id").cast(pa.large_string())
-    if not found.equals(prepared.item_ids.names(np.arange(done, end)).cast(pa.large_string())):
-        raise _another_catalogue(folder, f"its ids differ from row {done:,} on")
-    vectors = batch.column("embedding")
-    values = vectors.flatten().to_numpy(zero_copy_only=False)
-    if values.size != len(batch) * result.shape[1]:
-        raise UserError(
-            f"{folder} has vectors of another length than its manifest says; "
-            "run --mode=embed again."
-        )
-    result[done:end] = values.reshape(len(batch), result.shape[1])
-    return end
+def _batches(path: pathlib.Path) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from pq.ParquetFile(path).iter_batches(_ROWS)
+    except (pa.ArrowException, OSError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged ({said}); {_AGAIN}") from None
+
+
+def _named(manifest: dict[str, Any], start: str) -> list[str]:
+    return sorted(name for name in manifest["files"] if name.startswith(f"{start}-"))
 
 
 def _another_catalogue(folder: pathlib.Path, how: str) -> UserError:
-    return UserError(f"{folder} belongs to another catalogue ({how}); run --mode=embed again.")
+    return UserError(f"{folder} belongs to another catalogue ({how}); {_AGAIN}")

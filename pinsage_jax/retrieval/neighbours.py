@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +22,9 @@ from pinsage_jax.errors import UserError
 from pinsage_jax.graph.ids import IdTable
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.progress import Progress
+from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.evaluation_table import aligned
+from pinsage_jax.retrieval.filters import Filters
 from pinsage_jax.retrieval.topk import top_k
 
 RELATED_FILE = "related_items.parquet"
@@ -40,11 +44,49 @@ RELATED_SCHEMA = pa.schema(
 )
 
 
-def print_neighbours(config: Config, prepared: Prepared, embeddings: np.ndarray) -> None:
-    """Prints the --k nearest items of each id of --query: id, score, title if any.
+class Related(NamedTuple):
+    """One neighbour: its id, its score, and its title on one line ('' without titles)."""
+
+    item_id: str
+    score: float
+    title: str
+
+
+def _nearest(
+    config: Config,
+    prepared: Prepared,
+    embeddings: np.ndarray,
+    search: AnnSearch | None,
+    rows: np.ndarray,
+    filters: Filters,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is listed for the items `rows`: ids int32 [Q, k] and scores float32 [Q, k]."""
+
+    def fetch(queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        own = rows[queries]
+        if search is not None:
+            return search.top_k(embeddings[own], depth, own)
+        return top_k(embeddings[own], embeddings, depth, own)
+
+    def seen_of(query: int) -> np.ndarray:
+        return filters.neighbours_seen(int(rows[query]))
+
+    return filters.best(fetch, len(rows), config.evaluate.k, seen_of)
+
+
+def _filters(config: Config, prepared: Prepared, embeddings: np.ndarray) -> Filters:
+    seen = config.search.exclude_seen == "on"
+    return Filters(config.search, prepared.graph, embeddings, seen)
+
+
+def print_neighbours(
+    config: Config, prepared: Prepared, embeddings: np.ndarray, search: AnnSearch | None = None
+) -> dict[str, list[Related]]:
+    """Prints and returns the --k nearest items of each id of --query: id, score, title if any.
 
     Args:
       embeddings: float32 [N, Z].
+      search: an index of them; None searches exactly.
 
     Raises:
       UserError: an id is unknown (close ones are named).
@@ -52,27 +94,65 @@ def print_neighbours(config: Config, prepared: Prepared, embeddings: np.ndarray)
     wanted = [part.strip() for part in config.evaluate.query.split(",") if part.strip()]
     if not wanted:
         raise UserError(f"--query={config.evaluate.query} names no item.")
-    rows = prepared.item_ids.lookup(pa.array(wanted, pa.large_string()))
-    for name, row in zip(wanted, rows):
-        if row < 0:
-            raise UserError(f"--query: there is no item {name}.{_suggestion(name, prepared)}")
-    ids, scores = top_k(embeddings[rows], embeddings, config.evaluate.k, rows)
-    for place, row in enumerate(rows):
-        found = ids[place] >= 0
-        described = _described(prepared, ids[place, found])
+    found = nearest(config, wanted, prepared, embeddings, search)
+    for name, row in zip(wanted, rows_of(wanted, prepared)):
         table = [["item_id", "score"]]
-        table += [
-            [about[0], f"{score:.4f}"] for about, score in zip(described, scores[place, found])
-        ]
+        table += [[other.item_id, f"{other.score:.4f}"] for other in found[name]]
         lines = aligned(table)
         if prepared.titles is not None:
-            titles = ["title", *(about[1] for about in described)]
+            titles = ["title", *(other.title for other in found[name])]
             lines = [f"{line}  {title}".rstrip() for line, title in zip(lines, titles)]
-        heading = "  ".join(["query", *_described(prepared, np.array([row]))[0]]).rstrip()
+        heading = "  ".join(["query", *described(prepared, np.array([row]))[0]]).rstrip()
         print("\n".join([heading, *lines, ""]))
+    return found
 
 
-def write_related(config: Config, prepared: Prepared, embeddings: np.ndarray) -> pathlib.Path:
+def nearest(
+    config: Config,
+    names: Sequence[str],
+    prepared: Prepared,
+    embeddings: np.ndarray,
+    search: AnnSearch | None = None,
+) -> dict[str, list[Related]]:
+    """The --k nearest items of each item, best first, by its id.
+
+    Args:
+      names: ids of items.
+      embeddings: float32 [N, Z].
+      search: an index of them; None searches exactly.
+
+    Raises:
+      UserError: an id is unknown (close ones are named).
+    """
+    rows = rows_of(names, prepared)
+    filters = _filters(config, prepared, embeddings)
+    ids, scores = _nearest(config, prepared, embeddings, search, rows, filters)
+    result = {}
+    for name, some, values in zip(names, ids, scores):
+        about = described(prepared, some[some >= 0])
+        result[name] = [
+            Related(other, float(value), "".join(title))
+            for (other, *title), value in zip(about, values)
+        ]
+    return result
+
+
+def rows_of(names: Sequence[str], prepared: Prepared, flag: str = "query") -> np.ndarray:
+    """Rows int32 [n] of items by id.
+
+    Raises:
+      UserError: an id is unknown (close ones are named); `flag` is where it came from.
+    """
+    rows = prepared.item_ids.lookup(pa.array(names, pa.large_string()))
+    for name, row in zip(names, rows):
+        if row < 0:
+            raise UserError(f"--{flag}: there is no item {name}.{_suggestion(name, prepared)}")
+    return rows
+
+
+def write_related(
+    config: Config, prepared: Prepared, embeddings: np.ndarray, search: AnnSearch | None = None
+) -> pathlib.Path:
     """Writes the --k nearest items of every item, in blocks.
 
     WORKDIR/related_items.parquet: item_id, rank int32 from 1, neighbor_id, score
@@ -80,6 +160,7 @@ def write_related(config: Config, prepared: Prepared, embeddings: np.ndarray) ->
 
     Args:
       embeddings: float32 [N, Z].
+      search: an index of them; None searches exactly.
 
     Returns:
       The path of the file.
@@ -87,6 +168,7 @@ def write_related(config: Config, prepared: Prepared, embeddings: np.ndarray) ->
     path = pathlib.Path(config.workdir) / RELATED_FILE
     count, k = len(embeddings), config.evaluate.k
     block = int(np.clip(_ROWS_AT_ONCE // k, 1, _QUERIES_AT_ONCE))
+    filters = _filters(config, prepared, embeddings)
     with (
         files.atomic_file(path) as temporary,
         pq.ParquetWriter(temporary, RELATED_SCHEMA) as writer,
@@ -94,7 +176,7 @@ def write_related(config: Config, prepared: Prepared, embeddings: np.ndarray) ->
     ):
         for start in range(0, count, block):
             rows = np.arange(start, min(start + block, count))
-            ids, scores = top_k(embeddings[rows], embeddings, k, rows)
+            ids, scores = _nearest(config, prepared, embeddings, search, rows, filters)
             place, rank = np.nonzero(ids >= 0)
             columns = [
                 prepared.item_ids.names(rows[place]),
@@ -136,8 +218,8 @@ def _suggestion(name: str, prepared: Prepared) -> str:
     return f" Did you mean {' or '.join(found)}?" if found else " Ids are those of --items."
 
 
-def _described(prepared: Prepared, rows: np.ndarray) -> list[list[str]]:
-    """[id] or [id, title] of each row."""
+def described(prepared: Prepared, rows: np.ndarray) -> list[list[str]]:
+    """[id] or, where there are titles, [id, title] of each row; titles on one line and short."""
     names = prepared.item_ids.names(rows).to_pylist()
     if prepared.titles is None:
         return [[name] for name in names]

@@ -26,8 +26,12 @@ from pinsage_jax.config import Config, RecommendConfig
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.retrieval import multi_interest, recommend_metrics
+from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.evaluation_table import aligned
+from pinsage_jax.retrieval.export_quality import shared_share, spread_rows
+from pinsage_jax.retrieval.filters import Filters
 from pinsage_jax.retrieval.neighbours import close_ids
+from pinsage_jax.retrieval.recommend_ann import best_among
 from pinsage_jax.retrieval.recommend_choice import Choice, Validation, choose, needs_validation
 from pinsage_jax.retrieval.recommend_scores import (
     TIE_RULE,
@@ -35,6 +39,7 @@ from pinsage_jax.retrieval.recommend_scores import (
     HistoryKnn,
     Mean,
     Popularity,
+    Scorer,
     Shape,
     Sharpened,
     best_items,
@@ -48,6 +53,7 @@ _MICROSECONDS_A_DAY = 86_400_000_000
 _ROWS_AT_ONCE = 1 << 20
 # Users whose interests are clustered at once.
 _USERS_AT_ONCE = 4096
+_COMPARED_USERS = 100
 _SCHEMA = pa.schema(
     [
         ("collection_id", pa.large_string()),
@@ -66,6 +72,10 @@ class Recommender:
       vectors: float32 [N, Z].
       degree: int [N], training edges.
       half_life: in the unit of the histories' times.
+      search: an index of the vectors; None scores the whole catalogue.
+      filters: what may be listed; None: all that the history does not hold.
+      hide_history: whether what a history holds is left out.
+      quiet: show no progress.
     """
 
     config: RecommendConfig
@@ -74,20 +84,49 @@ class Recommender:
     degree: np.ndarray
     threads: int
     half_life: float = 0.0
+    search: AnnSearch | None = None
+    filters: Filters | None = None
+    hide_history: bool = True
+    quiet: bool = False
 
     def best(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
         """ids int32 [U, k] and scores float32 [U, k], best first, -1 and -inf padded."""
-        choice, count = self.choice, len(self.vectors)
+        if self.filters is None:
+            return self._best(histories, k)
+        return self.filters.best(
+            lambda users, depth: self._best(histories.select(users), depth),
+            len(histories), k, histories.of,
+        )  # fmt: skip
+
+    def _best(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
+        choice = self.choice
         if choice.by == "interests":
             return self._by_interests(histories, k)
         if choice.by == "mean":
-            scorer = Mean(self.vectors)
+            scorer: Scorer = Mean(self.vectors)
         else:
             shape = Shape(choice.by, choice.value)
             scorer = Sharpened(
                 self.vectors, self.degree, shape, choice.popularity, choice.rarity, self.threads
             )
-        return best_items(scorer, histories, count, k, threads=self.threads)
+        return self._scored(scorer, histories, k, self._hidden(histories), quiet=self.quiet)
+
+    def _hidden(self, histories: Histories) -> Histories:
+        """What each user is not to be shown."""
+        if self.hide_history:
+            return histories
+        return Histories(np.zeros_like(histories.indptr), np.empty(0, np.int32))
+
+    def _scored(
+        self, scorer: Scorer, histories: Histories, k: int, exclude: Histories, quiet: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best by a scorer, of the whole catalogue or of what the index finds."""
+        if self.search is not None:
+            return best_among(self.search, self.vectors, scorer, histories, k, exclude)
+        return best_items(
+            scorer, histories, len(self.vectors), k,
+            threads=self.threads, exclude=exclude, quiet=quiet,
+        )  # fmt: skip
 
     def _by_interests(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
         ids = np.full((len(histories), k), -1, np.int32)
@@ -120,10 +159,8 @@ class Recommender:
         points = np.concatenate([np.empty(0, np.int32), *medoids]).astype(np.int32)
         # Each medoid is a history of one item, which leaves out all that its user holds.
         alone = Histories(np.arange(len(points) + 1, dtype=np.int64), points)
-        candidates, values = best_items(
-            Mean(self.vectors), alone, len(self.vectors), k,
-            threads=self.threads, exclude=histories.select(owners.astype(np.int64)), quiet=True,
-        )  # fmt: skip
+        hidden = self._hidden(histories).select(owners.astype(np.int64))
+        candidates, values = self._scored(Mean(self.vectors), alone, k, hidden, quiet=True)
         ids = np.full((len(histories), k), -1, np.int32)
         scores = np.full((len(histories), k), -np.inf, np.float32)
         starts = np.searchsorted(owners, np.arange(len(histories) + 1))
@@ -142,12 +179,14 @@ def recommend(
     vectors: np.ndarray,
     threads: int,
     validation: Callable[[], Validation | None],
+    search: AnnSearch | None = None,
 ) -> dict[str, Any] | None:
     """Shows, writes or scores recommendations.
 
     Args:
       vectors: float32 [N, Z] of all items, made on the whole graph.
       validation: makes the users that settings are chosen by, if any are open.
+      search: an index of the vectors; None scores the whole catalogue.
 
     Returns:
       What recommend.json holds, or None without --test_edges.
@@ -166,8 +205,15 @@ def recommend(
     times, half_life = _times(config, prepared)
     choice, tried = _chosen(config, vectors, validation, threads)
     degree = graph.degree()[: graph.num_items]
-    recommender = Recommender(settings, choice, vectors, degree, threads, half_life)
+    hide = config.search.exclude_seen != "off"
+    # A history is left out before anything is scored; the rest is for the filters.
+    filters = Filters(config.search, graph, vectors, seen=False)
+    recommender = Recommender(
+        settings, choice, vectors, degree, threads, half_life, search, filters, hide
+    )
     histories = histories_of(graph, times)
+    if search is not None:
+        _log_missed(recommender, histories, settings.recommend_k)
     if wanted is not None:
         ids, scores = recommender.best(histories.select(wanted), settings.recommend_k)
         _print(wanted, ids, scores, prepared)
@@ -190,11 +236,12 @@ def recommend(
         ranked[rival.name] = best_items(
             rival, own, graph.num_items, recommend_metrics.DEPTH, threads=threads
         )[0]
-    report = {
+    report: dict[str, Any] = {
         "protocol": recommend_metrics.PROTOCOL,
         "ties": TIE_RULE,
         "test": {"file": str(path), **tests.report},
         "settings": dataclasses.asdict(choice),
+        "listed": {**dataclasses.asdict(config.search), "history_hidden": hide},
         "chosen_on": "collections that the validation split withheld" if tried else "nothing",
         "tried": tried,
         "methods": {
@@ -207,6 +254,19 @@ def recommend(
     return report
 
 
+def _log_missed(recommender: Recommender, histories: Histories, k: int) -> None:
+    """Says how much of the exact lists the index finds, for a few users."""
+    held = np.flatnonzero(np.diff(histories.indptr) > 0)
+    some = histories.select(held[spread_rows(len(held), _COMPARED_USERS)])
+    exact = dataclasses.replace(recommender, search=None).best(some, k)[0]
+    share = shared_share(recommender.best(some, k)[0], exact).mean()
+    assert recommender.search is not None
+    logging.info(
+        "recommend: %s finds %.4f of the exact first %d (%d collections)",
+        recommender.search.setting.name, share, k, len(some),
+    )  # fmt: skip
+
+
 def _chosen(
     config: Config,
     vectors: np.ndarray,
@@ -214,29 +274,44 @@ def _chosen(
     threads: int,
 ) -> tuple[Choice, list[dict[str, Any]]]:
     """The choice that the workdir remembers for the same settings, or a new one."""
+    saved = saved_choice(config, vectors)
+    if saved is not None:
+        return saved
     settings = config.recommend
-    path = pathlib.Path(config.workdir) / CHOICE_FILE
-    about = ("by", "power", "temperature", "popularity", "rarity")
-    key = files.fingerprint(
-        [
-            [getattr(settings, f"recommend_{name}") for name in about],
-            dataclasses.asdict(config.split),
-            config.seed,
-            f"{zlib.crc32(vectors):08x}",
-        ]
-    )
-    if path.exists():
-        saved = files.read_json(path)
-        if saved.get("key") == key:
-            return Choice(**saved["choice"]), saved["tried"]
     found = validation() if needs_validation(settings) else None
     choice, tried = choose(settings, found, threads)
     if tried:
         logging.info("recommend: chosen in validation: %s", choice)
     elif needs_validation(settings):
         logging.warning("recommend: no withheld collection to choose by; %s is used.", choice)
-    files.write_json(path, {"key": key, "choice": dataclasses.asdict(choice), "tried": tried})
+    files.write_json(
+        pathlib.Path(config.workdir) / CHOICE_FILE,
+        {"key": _choice_key(config, vectors), "choice": dataclasses.asdict(choice), "tried": tried},
+    )
     return choice, tried
+
+
+def saved_choice(config: Config, vectors: np.ndarray) -> tuple[Choice, list[dict[str, Any]]] | None:
+    """What the workdir remembers to have chosen for these settings and vectors, and tried."""
+    path = pathlib.Path(config.workdir) / CHOICE_FILE
+    if not path.exists():
+        return None
+    saved = files.read_json(path)
+    if saved.get("key") != _choice_key(config, vectors):
+        return None
+    return Choice(**saved["choice"]), saved["tried"]
+
+
+def _choice_key(config: Config, vectors: np.ndarray) -> str:
+    about = ("by", "power", "temperature", "popularity", "rarity")
+    return files.fingerprint(
+        [
+            [getattr(config.recommend, f"recommend_{name}") for name in about],
+            dataclasses.asdict(config.split),
+            config.seed,
+            f"{zlib.crc32(np.ascontiguousarray(vectors).data):08x}",
+        ]
+    )
 
 
 def _times(config: Config, prepared: Prepared) -> tuple[np.ndarray | None, float]:

@@ -83,7 +83,7 @@ def validation_users(
     """
     degree = split.train_graph.degree()[: graph.num_items]
     rng = keyed_generator(seed, "recommend")
-    kept, hidden = [], []
+    kept, hidden = list[np.ndarray](), list[np.ndarray]()
     for collection in rng.permutation(split.collections).tolist():
         items = graph.neighbours(graph.num_items + collection)
         items = items[degree[items] > 0]

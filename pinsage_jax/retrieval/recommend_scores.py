@@ -88,14 +88,14 @@ class Tile:
 
     Attributes:
       indptr int64 [U+1], rows int32, weights float32: the rows of each user.
-      block: from a slice of columns to similarities float32 [R, C] and the scales of
-        the columns float32 [B, C], one for each variant of the score.
+      block: from columns, a slice or an array, to similarities float32 [R, C] and the
+        scales of the columns float32 [B, C], one for each variant of the score.
     """
 
     indptr: np.ndarray
     rows: np.ndarray
     weights: np.ndarray
-    block: Callable[[slice], tuple[np.ndarray, np.ndarray]]
+    block: Callable[[slice | np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Scorer(Protocol):
@@ -112,8 +112,8 @@ class Scorer(Protocol):
         """Prepares a tile of users."""
 
 
-def _row_per_user(count: int, similar: Callable[[slice], np.ndarray]) -> Tile:
-    def block(columns: slice) -> tuple[np.ndarray, np.ndarray]:
+def _row_per_user(count: int, similar: Callable[[slice | np.ndarray], np.ndarray]) -> Tile:
+    def block(columns: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = similar(columns)
         return found, np.ones((1, found.shape[1]), np.float32)
 
@@ -190,7 +190,7 @@ class Sharpened:
         used, rows = np.unique(histories.items, return_inverse=True)
         sources = self._vectors[used]
 
-        def block(columns: slice) -> tuple[np.ndarray, np.ndarray]:
+        def block(columns: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             similar = sources @ self._vectors[columns].T
             for_threads(
                 lambda begin, end: self._sharpen(similar[begin:end]), len(similar), self._threads

@@ -42,7 +42,7 @@ class HistoryWalk:
         used, rows = np.unique(histories.items, return_inverse=True)
         roots = sparse.csc_array(self.roots(used.astype(np.int32)))
 
-        def block(columns: slice) -> tuple[np.ndarray, np.ndarray]:
+        def block(columns: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             found = roots[:, columns].toarray()
             return found, np.ones((1, found.shape[1]), np.float32)
 

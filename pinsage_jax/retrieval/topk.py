@@ -10,20 +10,26 @@ that a catalogue of one size compiles once (top_k: once more for the last block)
 from __future__ import annotations
 
 import functools
+import os
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pinsage_jax.errors import UserError
+from pinsage_jax.retrieval import topk_kernels
 from pinsage_jax.retrieval.metrics import tie_rank
+from pinsage_jax.sampling.neighbourhoods import run_blocks
 
 # Few queries against many rows: the cost of top_k beside the product falls with the
 # number of rows it selects from.
-_TOP_K_QUERIES = 256
+TOP_K_QUERIES = 256
 _ALIGNED = 128
 # Not powers of two: rows of 2**n bytes fight for the same lines of a CPU's caches.
-_TOP_K_ROWS = 225 * _ALIGNED
+TOP_K_ROWS = 225 * _ALIGNED
+# Queries that a host thread selects for at once.
+_HOST_QUERIES = 32
 _RANK_QUERIES = 1024
 _RANK_ROWS = (1 << 12) - _ALIGNED
 # Counts of "greater" (times this) and "equal" share one float32, exact up to 2**24,
@@ -31,9 +37,13 @@ _RANK_ROWS = (1 << 12) - _ALIGNED
 _GREATER = 1 << 12
 
 
-def _product(queries: jax.Array, block: jax.Array) -> jax.Array:
+def inner_products(queries: jax.Array, block: jax.Array) -> jax.Array:
+    """float32 [q, c] scores of queries [q, D] and catalogue rows [c, D]."""
     # "highest": some accelerators would round float32 inputs to 10 bits of mantissa.
     return jax.lax.dot_general(queries, block, (((1,), (1,)), ((), ())), precision="highest")
+
+
+_scores = jax.jit(inner_products)
 
 
 def _top(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -85,7 +95,7 @@ def _fold_block(best_scores, best_ids, queries, block, first, *, rows):
       rows: how many rows of the block are real; static, as only the last differs.
     """
     size = best_scores.shape[1]
-    top, places = _select(_product(queries, block), min(size, block.shape[0]), rows)
+    top, places = _select(inner_products(queries, block), min(size, block.shape[0]), rows)
     found = jnp.where(places < rows, first + places, -1)
     # Earlier of equals first: earlier blocks, then lower rows, so lower ids.
     best, places = _top(jnp.concatenate([best_scores, top], axis=1), size)
@@ -106,7 +116,7 @@ def _count_block(queries, block, own, target, threshold):
       _GREATER * greater + equal over candidates other than `own` and `target`.
     """
     last = block.shape[0] - 1
-    scores = _product(queries, block)
+    scores = inner_products(queries, block)
 
     def worth(some_scores, limits):
         equal = jnp.where(some_scores == limits, 1.0, 0.0)
@@ -116,7 +126,7 @@ def _count_block(queries, block, own, target, threshold):
     # sum or masks would cost as much as the scores.  What is no candidate is taken out
     # again; padded rows are NaN, which is neither greater nor equal.
     ones = jnp.ones((1, block.shape[0]), jnp.float32)
-    counts = _product(worth(scores, threshold[:, None]), ones)[:, 0]
+    counts = inner_products(worth(scores, threshold[:, None]), ones)[:, 0]
     places = jnp.stack([own, target], axis=1)
     picked = jnp.take_along_axis(scores, jnp.clip(places, 0, last), axis=1)
     inside = (places >= 0) & (places <= last)
@@ -124,14 +134,24 @@ def _count_block(queries, block, own, target, threshold):
     return picked[:, 1], counts.astype(jnp.int32)
 
 
+class Rows(Protocol):
+    """Vectors [N, D] that are made when consecutive rows are read."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """float [n, D]."""
+
+
 def top_k(
     queries: np.ndarray,
-    catalogue: np.ndarray,
+    catalogue: np.ndarray | Rows,
     k: int,
     exclude_self: np.ndarray | None = None,
     *,
-    query_block: int = _TOP_K_QUERIES,
-    catalogue_block: int = _TOP_K_ROWS,
+    query_block: int = TOP_K_QUERIES,
+    catalogue_block: int = TOP_K_ROWS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best catalogue rows of every query; equal scores by lower id.
 
@@ -154,25 +174,15 @@ def top_k(
     kept = min(k if exclude_self is None else k + 1, rows)
     if total == 0 or kept == 0:
         return ids, scores
-    query_block = _even_blocks(total, query_block)
-    catalogue_block = _even_blocks(rows, catalogue_block)
+    query_block = even_blocks(total, query_block)
+    catalogue_block = even_blocks(rows, catalogue_block)
     starts = range(0, total, query_block)
     parts = [_block(queries, start, query_block, "query") for start in starts]
-    nothing = (
-        jnp.full((query_block, kept), -jnp.inf),
-        jnp.full((query_block, kept), -1, jnp.int32),
-    )
-    best = [nothing] * len(parts)
-    for first in range(0, rows, catalogue_block):
-        block = _block(catalogue, first, catalogue_block, "catalogue")
-        left = min(catalogue_block, rows - first)
-        best = [
-            _fold_block(*so_far, part, block, np.int32(first), rows=left)
-            for so_far, part in zip(best, parts)
-        ]
-    for start, (block_scores, block_ids) in zip(starts, best):
+    find = _best_on_host if jax.default_backend() == "cpu" else _best_on_device
+    best = find(parts, catalogue, catalogue_block, kept)
+    for start, (best_scores, best_ids) in zip(starts, best):
         size = min(query_block, total - start)
-        best_ids, best_scores = np.asarray(block_ids)[:size], np.asarray(block_scores)[:size]
+        best_ids, best_scores = best_ids[:size], best_scores[:size]
         if exclude_self is not None:
             own = np.asarray(exclude_self)[start : start + size, None]
             last = (best_ids == own).argsort(axis=1, kind="stable")[:, :k]
@@ -182,6 +192,57 @@ def top_k(
         ids[start : start + size, : best_ids.shape[1]] = best_ids
         scores[start : start + size, : best_scores.shape[1]] = best_scores
     return ids, scores
+
+
+def _best_on_device(
+    parts: list[jax.Array], catalogue: np.ndarray | Rows, size: int, kept: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Scores and ids [q, kept], best first, of every block of queries, selected by XLA."""
+    nothing = (
+        jnp.full((len(parts[0]), kept), -jnp.inf),
+        jnp.full((len(parts[0]), kept), -1, jnp.int32),
+    )
+    best = [nothing] * len(parts)
+    for first in range(0, len(catalogue), size):
+        block = _block(catalogue, first, size, "catalogue")
+        left = min(size, len(catalogue) - first)
+        best = [
+            _fold_block(*so_far, part, block, np.int32(first), rows=left)
+            for so_far, part in zip(best, parts)
+        ]
+    return [(np.asarray(scores), np.asarray(ids)) for scores, ids in best]
+
+
+def _best_on_host(
+    parts: list[jax.Array], catalogue: np.ndarray | Rows, size: int, kept: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """As `_best_on_device`, selected by topk_kernels while XLA makes the next scores."""
+    shape = (len(parts[0]), kept)
+    best = [(np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32)) for _ in parts]
+    threads = len(os.sched_getaffinity(0))
+
+    def keep(number: int, first: int, made: jax.Array) -> None:
+        scores, columns = np.asarray(made), min(size, len(catalogue) - first)
+        heap, ids = best[number]
+
+        def work(begin: int, end: int) -> None:
+            rows = slice(begin, end)
+            topk_kernels.keep_best(scores[rows], columns, first, heap[rows], ids[rows])
+
+        run_blocks(len(scores), threads, work, _HOST_QUERIES)
+
+    last: tuple[int, int, jax.Array] | None = None
+    for first in range(0, len(catalogue), size):
+        block = _block(catalogue, first, size, "catalogue")
+        for number, part in enumerate(parts):
+            made = _scores(part, block)
+            if last is not None:
+                keep(*last)
+            last = number, first, made
+    if last is not None:
+        keep(*last)
+    run_blocks(len(best), threads, lambda number, _: topk_kernels.sort_best(*best[number]), 1)
+    return best
 
 
 def target_ranks(
@@ -223,8 +284,8 @@ def target_ranks(
         return np.empty(0, np.int64)
     # Eight blocks where there is enough to cut: the extra product is an eighth.
     catalogue_block = min(catalogue_block or max(-(-rows // 8), 512), _RANK_ROWS)
-    catalogue_block = _even_blocks(rows, catalogue_block)
-    query_block = _even_blocks(total, query_block)
+    catalogue_block = even_blocks(rows, catalogue_block)
+    query_block = even_blocks(total, query_block)
 
     def run(block, first, part, pairs, start, threshold):
         own = _cut(query_ids[pairs] - first, start, query_block, np.int32)
@@ -264,7 +325,7 @@ def target_ranks(
     return tie_rank(greater, equal)
 
 
-def _even_blocks(size: int, most: int) -> int:
+def even_blocks(size: int, most: int) -> int:
     """Rows per block, at most `most`, that cut `size` rows with little padding."""
     blocks = -(-size // most)
     even = -(-size // blocks)
@@ -274,13 +335,15 @@ def _even_blocks(size: int, most: int) -> int:
 
 def _cut(array: np.ndarray, start: int, size: int, dtype: type) -> np.ndarray:
     """array[start : start + size], padded with zeros at the end."""
-    result = np.zeros(size, dtype)
+    result: np.ndarray = np.zeros(size, dtype)
     piece = array[start : start + size]
     result[: len(piece)] = piece
     return result
 
 
-def _block(array: np.ndarray, start: int, size: int, side: str, padding: float = 0.0) -> jax.Array:
+def _block(
+    array: np.ndarray | Rows, start: int, size: int, side: str, padding: float = 0.0
+) -> jax.Array:
     """Rows [start, start + size) on the device as float32, padded at the end."""
     piece = np.asarray(array[start : start + size], np.float32)
     if not np.isfinite(piece).all():

@@ -16,6 +16,7 @@ Shapes: N items, C links per item, F features.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 from numba import njit
@@ -65,7 +66,8 @@ class ContentLinks:
         return cls(np.empty((num_items, 0), np.int32), np.empty((num_items, 0), np.float32))
 
 
-def _unit_rows(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def unit_rows(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows of a feature matrix at unit length, float32 [n, F]."""
     block = np.asarray(features[rows], np.float32)
     length = np.linalg.norm(block, axis=1, keepdims=True)
     return block / np.maximum(length, 1e-12)
@@ -92,13 +94,16 @@ def content_links(
     starts = range(0, len(candidates), _CANDIDATE_ROWS)
     blocks = [candidates[first : first + _CANDIDATE_ROWS] for first in starts]
     fits = 4 * len(candidates) * features.shape[1] <= _KEPT_BYTES
-    kept = [_unit_rows(features, block) for block in blocks] if fits else []
+    kept = [unit_rows(features, block) for block in blocks] if fits else []
 
     def work(begin: int, end: int) -> None:
-        own = _unit_rows(features, rows[begin:end])
+        own = unit_rows(features, rows[begin:end])
         for number, others in enumerate(blocks):
-            scores = own @ (kept[number] if fits else _unit_rows(features, others)).T
+            scores = own @ (kept[number] if fits else unit_rows(features, others)).T
             _keep_best(scores, rows[begin:end], others, ids[begin:end], best[begin:end])
+
+    def shifted(by: int, begin: int, end: int) -> None:
+        work(by + begin, by + end)
 
     at_once = _ROUND_ROWS * threads
     # The threads are ours: a product in more of them would only take cores from others.
@@ -111,7 +116,7 @@ def content_links(
             run_blocks(
                 end - begin,
                 threads,
-                lambda first, last, begin=begin: work(begin + first, begin + last),
+                functools.partial(shifted, begin),
                 _QUERY_ROWS,
             )
             progress.update(end - begin)

@@ -9,8 +9,9 @@ Random numbers are counters, not state: draw i of walk w from node u is a hash o
 (seed, epoch, u, w, i).  The result does not depend on threads or on what else is
 in a batch, and a reference can recompute any single draw.
 
-All walks of a seed move one hop at a time, each hop in two passes (where to read,
-then read), so that the cache misses of different walks overlap.
+All walks of several seeds move one hop at a time, each hop in two passes (where to
+read, then read), so that the cache misses of different walks overlap.  Kernels take
+a group of seeds at once also because a call with many arrays is not cheap.
 
 Compiled code is cached on disk, which is sound only while every kernel calls none
 outside this file; compiling takes about ten seconds a process otherwise.
@@ -22,8 +23,8 @@ import numpy as np
 from numba import njit
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+MIX_2 = np.uint64(0x94D049BB133111EB)
 _LOW_32 = np.uint64(0xFFFFFFFF)
 U1 = np.uint64(1)
 _U16 = np.uint64(16)
@@ -31,15 +32,17 @@ _U27 = np.uint64(27)
 _U30 = np.uint64(30)
 _U31 = np.uint64(31)
 U32 = np.uint64(32)
-_TIE_STREAM = np.uint64(0x7469655F62726561)
+TIE_STREAM = np.uint64(0x7469655F62726561)
+_STAYS, _STUCK = -2, -1
+_FEW = 32  # so many nodes are sorted by insertion alone
 
 
 @njit(nogil=True, cache=True)
 def mix(value):
     """The splitmix64 finaliser: a bijection of uint64 whose bits look random."""
     value = np.uint64(value)
-    value = (value ^ (value >> _U30)) * _MIX_1
-    value = (value ^ (value >> _U27)) * _MIX_2
+    value = (value ^ (value >> _U30)) * MIX_1
+    value = (value ^ (value >> _U27)) * MIX_2
     return value ^ (value >> _U31)
 
 
@@ -74,8 +77,21 @@ def running_sums(indptr, weights, sums):
     for row in range(indptr.shape[0] - 1):
         total = 0.0
         for place in range(indptr[row], indptr[row + 1]):
-            total += weights[place]
+            total += np.float64(weights[place])
             sums[place] = total
+
+
+@njit(nogil=True, cache=True)
+def _first_above(cumulative, low, high, target):
+    """First place in [low, high) whose running sum is above `target`, or the last place."""
+    first, last = low, high - 1
+    while first < last:
+        middle = (first + last) >> 1
+        if cumulative[middle] > target:
+            last = middle
+        else:
+            first = middle + 1
+    return first
 
 
 @njit(nogil=True, cache=True)
@@ -86,14 +102,7 @@ def _pick_weighted(cumulative, low, high, bits_32):
     row even if rounding makes the drawn mass equal to the row's total.
     """
     target = (np.float64(bits_32) + 0.5) / 4294967296.0 * cumulative[high - 1]
-    first, last = low, high - 1
-    while first < last:
-        middle = (first + last) >> 1
-        if cumulative[middle] > target:
-            last = middle
-        else:
-            first = middle + 1
-    return first
+    return _first_above(cumulative, low, high, target)
 
 
 @njit(nogil=True, cache=True)
@@ -104,292 +113,284 @@ def _pick_weighted_without(cumulative, low, high, hole, bits_32):
     target = (np.float64(bits_32) + 0.5) / 4294967296.0 * (cumulative[high - 1] - weight)
     if target >= before:
         target += weight
-    first, last = low, high - 1
-    while first < last:
-        middle = (first + last) >> 1
-        if cumulative[middle] > target:
-            last = middle
-        else:
-            first = middle + 1
-    if first == hole:
+    place = _first_above(cumulative, low, high, target)
+    if place == hole:
         # Only rounding leads here: the mass just beside the hole.
-        first = hole - 1 if hole > low else hole + 1
-    return first
+        place = hole - 1 if hole > low else hole + 1
+    return place
 
 
 @njit(nogil=True, cache=True)
-def _count_visit(node, keys, counts, stamps, stamp, slots, used):
-    """Adds one visit of `node` to the open-addressing counter; returns slots used."""
-    mask = keys.shape[0] - 1
-    slot = np.int64(mix(np.uint64(node)) & np.uint64(mask))
-    while stamps[slot] == stamp and keys[slot] != node:
-        slot = (slot + 1) & mask
-    if stamps[slot] == stamp:
-        counts[slot] += 1
-        return used
-    stamps[slot] = stamp
-    keys[slot] = node
-    counts[slot] = 1
-    slots[used] = slot
-    return used + 1
+def _draw_bits(keys, num_walks, index, high, low):
+    """Draw `index` of each of the walks of the streams `keys`, in halves of 32 bits."""
+    for row in range(keys.shape[0]):
+        for walk in range(num_walks):
+            random = draw(keys[row], walk, index)
+            high[row * num_walks + walk] = random >> U32
+            low[row * num_walks + walk] = random & _LOW_32
 
 
 @njit(nogil=True, cache=True)
-def _sift_down(order, ids, start, end):
-    """Restores the heap whose root is the worst (smallest order, then larger id)."""
-    root = start
-    while True:
-        child = 2 * root + 1
-        if child >= end:
-            return
-        if child + 1 < end and (
-            order[child + 1] < order[child]
-            or (order[child + 1] == order[child] and ids[child + 1] > ids[child])
-        ):
-            child += 1
-        if order[root] < order[child] or (order[root] == order[child] and ids[root] < ids[child]):
-            return
-        order[root], order[child] = order[child], order[root]
-        ids[root], ids[child] = ids[child], ids[root]
-        root = child
-
-
-@njit(nogil=True, cache=True)
-def _select_top(keys, counts, slots, used, tie_key, order, ids, histogram, ids_out, counts_out):
-    """Writes the T most visited nodes, best first; unused places get id -1.
-
-    Tie rule: equal counts are ordered by a hash of (stream, node), larger first,
-    so that no node is favoured everywhere for having a low id; then by lower id.
-    """
-    size = ids_out.shape[0]
-    threshold = 1
-    if used > size:
-        # A histogram of counts bounds which nodes can be among the best.
-        last = histogram.shape[0] - 1
-        histogram[:] = 0
-        for place in range(used):
-            histogram[min(counts[slots[place]], last)] += 1
-        reached, threshold = 0, last
-        while reached + histogram[threshold] < size:
-            reached += histogram[threshold]
-            threshold -= 1
-    held = 0
-    for place in range(used):
-        slot = slots[place]
-        count = counts[slot]
-        if count < threshold:
-            continue
-        node = keys[slot]
-        tie = mix(tie_key + np.uint64(node) * GOLDEN) >> U32
-        rank = (np.uint64(count) << U32) | tie
-        if held < size:
-            order[held] = rank
-            ids[held] = node
-            held += 1
-            if held == size:
-                for root in range(size // 2 - 1, -1, -1):
-                    _sift_down(order, ids, root, size)
-        elif rank > order[0] or (rank == order[0] and node < ids[0]):
-            order[0] = rank
-            ids[0] = node
-            _sift_down(order, ids, 0, size)
-    if held < size:
-        for root in range(held // 2 - 1, -1, -1):
-            _sift_down(order, ids, root, held)
-    for end in range(held - 1, -1, -1):
-        # The root is the worst of what is left, so the list fills from its end.
-        ids_out[end] = ids[0]
-        counts_out[end] = np.int32(order[0] >> U32)
-        order[0] = order[end]
-        ids[0] = ids[end]
-        _sift_down(order, ids, 0, end)
-    for place in range(held, size):
-        ids_out[place] = -1
-        counts_out[place] = 0
-
-
-@njit(nogil=True, cache=True)
-def _hop(indptr, indices, cumulative, current, first, last, hidden, bits, spare_bits, where):
-    """Moves every walk standing in [first, last) to a random neighbour, never to `hidden`.
+def _hop(graph, current, first, last, hidden, bits, spare_bits, where):
+    """Moves every walk standing in [first, last) to a random neighbour that is not hidden.
 
     A walk that cannot move gets -1; walks outside the range stay.  When the first
     pick is the hidden node, a second pick among the others keeps those equally
     likely (or in proportion to weight).
     """
+    indptr, indices, cumulative, _ = graph
     weighted = cumulative.shape[0] > 0
-    walks = current.shape[0]
-    for walk in range(walks):
-        node = current[walk]
-        if node < first or node >= last:
+    base, span = np.uint32(first), np.uint32(last - first)
+    for walk in range(current.shape[0]):
+        # Unsigned: one comparison does, and Numba need not look out for indices below 0.
+        node = np.uint32(current[walk])
+        if np.uint32(node - base) >= span:
+            where[walk] = _STAYS
             continue
-        low, high = indptr[node], indptr[node + 1]
-        if low == high:
-            where[walk] = -1
-        elif weighted:
+        low, high = indptr[node], indptr[np.uint64(node) + U1]
+        if weighted and low < high:
             where[walk] = _pick_weighted(cumulative, low, high, bits[walk])
         else:
-            where[walk] = low + bounded(bits[walk], high - low)
-    for walk in range(walks):
-        node = current[walk]
-        if node < first or node >= last:
-            continue
+            where[walk] = low + bounded(bits[walk], high - low) if low < high else _STUCK
+    for walk in range(current.shape[0]):
         place = where[walk]
         if place < 0:
-            current[walk] = -1
-            continue
-        reached = indices[place]
-        if reached == hidden:
-            low, high = indptr[node], indptr[node + 1]
-            if high - low == 1:
+            if place == _STUCK:
                 current[walk] = -1
-                continue
-            if weighted:
+            continue
+        reached = indices[np.uint64(place)]
+        if reached == hidden[walk]:
+            low, high = indptr[current[walk]], indptr[current[walk] + 1]
+            other = place
+            if weighted and high - low > 1:
                 other = _pick_weighted_without(cumulative, low, high, place, spare_bits[walk])
-            else:
+            elif high - low > 1:
                 other = low + bounded(spare_bits[walk], high - low - 1)
-                if other >= place:
-                    other += 1
-            reached = indices[other]
+                other += np.int64(other >= place)
+            reached = indices[other] if high - low > 1 else np.int32(-1)
         current[walk] = reached
 
 
 @njit(nogil=True, cache=True)
-def _walk_and_count(
-    indptr,
-    indices,
-    cumulative,
-    num_items,
-    start,
-    hidden,
-    dropped,
-    key,
-    walk_length,
-    restart_below,
-    count_collections,
-    keys,
-    counts,
-    stamps,
-    stamp,
-    slots,
-    current,
-    where,
-    bits,
-):
-    """Runs all walks of one start node; returns how many distinct nodes were visited.
+def _walk(graph, plan, starts, hidden, keys, current, where, bits, visited):
+    """Moves the W walks of each of G start nodes, all at once, one hop at a time.
 
-    A step goes item, collection, item.  Before each further step a walk returns to
-    the start with chance restart_below / 2**32; so does a walk that got stuck.
-    Visits of the start itself and of `dropped` are not counted.
+    A step goes item, collection, item.  Before each further step the chance
+    restart_below / 2**32 strikes: the walk returns to its start, or ends.  A walk that
+    got stuck does the same.
+
+    Args:
+      graph, plan: as of sample_block.
+      starts: int32 [G]; keys: uint64 [G]; hidden: int32 [G W].
+      current: int32 [G W]; where: int64 [G W]; bits: uint64 [4, G W]; for use here.
+      visited: int32 [P, G W], where the walks stand after each step and, if collections
+        count, in the middle of it; -1 for a walk that ended or is stuck.
     """
-    num_walks = current.shape[0]
-    num_nodes = indptr.shape[0] - 1
-    used = 0
-    current[:] = start
-    for step in range(walk_length):
-        for walk in range(num_walks):
-            random = draw(key, walk, 2 * step)
-            if step > 0 and (current[walk] < 0 or (random & _LOW_32) < restart_below):
-                current[walk] = start
-            bits[0, walk] = random >> U32
-            random = draw(key, walk, 2 * step + 1)
-            bits[1, walk] = random >> U32
-            bits[2, walk] = random & _LOW_32
-        _hop(indptr, indices, cumulative, current, 0, num_items, hidden, bits[0], bits[2], where)
-        if count_collections:
-            for walk in range(num_walks):
-                node = current[walk]
-                if node >= 0 and node != start and node != dropped:
-                    used = _count_visit(node, keys, counts, stamps, stamp, slots, used)
-        _hop(
-            indptr, indices, cumulative, current, num_items, num_nodes, -1, bits[1], bits[2], where
-        )
-        for walk in range(num_walks):
-            node = current[walk]
-            if node >= 0 and node != start and node != dropped:
-                used = _count_visit(node, keys, counts, stamps, stamp, slots, used)
-    return used
+    num_walks, _, restart_below, restart_ends, count_collections = plan
+    items, nodes = graph[3], graph[0].shape[0] - 1
+    for row in range(starts.shape[0]):
+        current[row * num_walks : (row + 1) * num_walks] = starts[row]
+    index = part = 0
+    while part < visited.shape[0]:
+        _draw_bits(keys, num_walks, index, bits[0], bits[1])
+        _draw_bits(keys, num_walks, index + 1, bits[2], bits[3])
+        for row in range(starts.shape[0] if index > 0 else 0):
+            back = np.int32(-1) if restart_ends else starts[row]
+            for walk in range(row * num_walks, (row + 1) * num_walks):
+                struck = (current[walk] < 0) | (bits[1, walk] < restart_below)
+                current[walk] = back if struck else current[walk]
+        # What is hidden is a collection, so no walk comes to it from a collection.
+        for first, last, half in ((0, items, 0), (items, nodes, 2)):
+            _hop(graph, current, first, last, hidden, bits[half], bits[3], where)
+            if half or count_collections:
+                visited[part, : current.shape[0]] = current
+                part += 1
+        index += 2
 
 
 @njit(nogil=True, cache=True)
-def sample_block(
-    indptr,
-    indices,
-    cumulative,
-    num_items,
-    starts,
-    hidden,
-    dropped,
-    seed,
-    epoch,
-    num_walks,
-    walk_length,
-    restart_below,
-    count_collections,
-    ids_out,
-    counts_out,
-):
-    """Top-T most visited nodes of every start.
+def _count_visits(visited, left_out, num_walks, table, flat, nodes, visits, used):
+    """Counts, for each of G rows, the nodes that its walks visited.
+
+    Nothing branches on what was visited but a collision in the hash table: a branch
+    guessed wrong costs more than the rest of a turn.
 
     Args:
-      indptr: int64 [N+1]; indices: int32 [2E]; cumulative: float64 [2E] running
-        sums of the weights within each row, or empty for an unweighted graph.
-      starts, hidden, dropped: int32 [S]; -1 in the last two means none.
-      restart_below: uint64, the restart chance in units of 2**-32.
+      visited: int32 [P, G W]; left_out: starts and dropped nodes, int32 [G], which do not
+        count, nor does -1.
+      table: int32 [a power of 2]; flat: int32 [V + 1]; for use here.
+      nodes, visits: int32 [G, V + 1], the distinct nodes of a row from place 1 on.
+      used: int64 [G], how many they are.
+    """
+    starts, dropped = left_out
+    mask = np.uint64(table.shape[0] - 1)
+    for row in range(starts.shape[0]):
+        kept = np.uint64(0)
+        for part in range(visited.shape[0]):
+            for walk in range(row * num_walks, (row + 1) * num_walks):
+                node = visited[part, walk]
+                flat[kept] = node
+                kept += np.uint64((node >= 0) & (node != starts[row]) & (node != dropped[row]))
+        table[:] = 0
+        visits[row] = 0
+        count = np.uint64(0)
+        for place in range(np.int64(kept)):
+            node = flat[place]
+            slot = ((np.uint64(np.uint32(node)) * GOLDEN) >> U32) & mask
+            at = np.uint64(np.uint32(table[slot]))
+            while at != 0 and nodes[row, at] != node:
+                slot = (slot + U1) & mask
+                at = np.uint64(np.uint32(table[slot]))
+            count += np.uint64(at == 0)
+            at = count if at == 0 else at
+            table[slot] = np.int32(at)
+            nodes[row, at] = node
+            visits[row, at] += 1
+        used[row] = np.int64(count)
+
+
+@njit(nogil=True, cache=True)
+def _nearly_sort(rank, found, number, size, lists, rank_out, found_out):
+    """Copies the best nodes, at least `size` of `number`, nearly in order; returns how many.
+
+    The low half of a rank is a hash and so uniform: with the count it all but tells a
+    node's place.  Nodes are put where they are expected to belong.
+    """
+    expected, chosen, members, begins = lists[0], lists[1], lists[2], lists[3]
+    # Most nodes are visited once: they are what is left, not a long chain of additions.
+    often = np.uint64(0)
+    for index in range(number):
+        chosen[often] = index
+        often += np.uint64((rank[index] >> U32) > U1)
+    members[:] = 0
+    most = 1
+    for index in range(np.int64(often)):
+        count = np.int64(rank[chosen[index]] >> U32)
+        members[count] += 1
+        most = max(most, count)
+    members[1] = number - np.int64(often)
+    better = 0
+    for count in range(most, 0, -1):
+        begins[count] = better
+        better += members[count]
+    for index in range(number):
+        count = rank[index] >> U32
+        share = np.uint64(np.uint32(members[count])) * (_LOW_32 - (rank[index] & _LOW_32))
+        expected[index] = begins[count] + np.int32(share >> U32)
+    end, held = 1 + size * 3 // 4, 0
+    while held < min(size, number):
+        # One turn finds enough nearly always; the last one would take all.
+        end = min(2 * end, number)
+        taken = np.uint64(0)
+        for index in range(number):
+            chosen[taken] = index
+            taken += np.uint64(expected[index] < end)
+        held = np.int64(taken)
+    begins[:end] = 0
+    for index in range(held):
+        begins[expected[chosen[index]]] += 1
+    before = 0
+    for place in range(end):
+        before += begins[place]
+        begins[place] = before - begins[place]
+    for index in range(held):
+        one = chosen[index]
+        place = begins[expected[one]]
+        rank_out[place], found_out[place] = rank[one], found[one]
+        begins[expected[one]] += 1
+    return held
+
+
+@njit(nogil=True, cache=True)
+def _select_top(nodes, visits, used, keys, lists, ranks, top):
+    """Writes the T most visited nodes of each row, best first; unused places get id -1.
+
+    Tie rule: equal counts are ordered by a hash of (stream, node), larger first,
+    so that no node is favoured everywhere for having a low id; then by lower id.
+    """
+    ids_out, counts_out = top
+    size = ids_out.shape[1]
+    rank, order = ranks[0], ranks[1]
+    found, ids = lists[4], lists[5]
+    for row in range(used.shape[0]):
+        tie_key = keys[row] ^ TIE_STREAM
+        number = used[row]
+        for index in range(number):
+            node = nodes[row, index + 1]
+            tie = mix(tie_key + np.uint64(np.uint32(node)) * GOLDEN) >> U32
+            rank[index] = (np.uint64(np.uint32(visits[row, index + 1])) << U32) | tie
+            found[index] = node
+        held = 0
+        if number > _FEW:
+            number = _nearly_sort(rank, found, number, size, lists, order, ids)
+            rank, order, found, ids = order, rank, ids, found
+        for index in range(number):
+            mine, node = rank[index], found[index]
+            if held == size and (
+                mine < order[held - 1] or (mine == order[held - 1] and node > ids[held - 1])
+            ):
+                continue
+            held = min(held + 1, size)
+            place = held - 1
+            while place > 0 and (
+                order[place - 1] < mine or (order[place - 1] == mine and ids[place - 1] > node)
+            ):
+                order[place], ids[place] = order[place - 1], ids[place - 1]
+                place -= 1
+            order[place], ids[place] = mine, node
+        for place in range(held):
+            ids_out[row, place] = ids[place]
+            counts_out[row, place] = np.int32(order[place] >> U32)
+        ids_out[row, held:] = -1
+        counts_out[row, held:] = 0
+
+
+@njit(nogil=True, cache=True)
+def sample_block(graph, plan, group, starts, hidden, dropped, seed, epoch, ids_out, counts_out):
+    """Top-T most visited nodes of every start, walked `group` starts at a time.
+
+    Args:
+      graph: indptr, int64 [N+1]; indices, int32 [2E]; cumulative, float64 [2E], running
+        sums of the weights within each row, or empty for an unweighted graph; the number
+        of items.
+      plan: W, the number of walks; their steps; restart_below, uint64, the restart chance
+        in units of 2**-32; whether a walk ends where it would return to its start;
+        whether collections count.
+      starts, hidden, dropped: int32 [S]; -1 in the last two means none, and what is
+        hidden is a collection.
       ids_out, counts_out: int32 [S, T], written best first, padded with -1 and 0.
     """
-    visits_most = num_walks * walk_length * (2 if count_collections else 1)
-    visits_most = min(visits_most, indptr.shape[0])
-    capacity = 4
-    while capacity < 2 * visits_most:
-        capacity *= 2
-    keys = np.empty(capacity, np.int32)
-    counts = np.empty(capacity, np.int32)
-    stamps = np.full(capacity, -1, np.int32)
-    slots = np.empty(visits_most + 1, np.int32)
-    current = np.empty(num_walks, np.int32)
-    where = np.empty(num_walks, np.int64)
-    bits = np.empty((3, num_walks), np.uint64)
-    order = np.empty(ids_out.shape[1], np.uint64)
-    ids = np.empty(ids_out.shape[1], np.int32)
-    histogram = np.empty(min(num_walks * walk_length, 1023) + 1, np.int64)
-    for row in range(starts.shape[0]):
-        start = starts[row]
-        key = stream(seed, epoch, start)
-        used = 0
-        if indptr[start] < indptr[start + 1]:
-            used = _walk_and_count(
-                indptr,
-                indices,
-                cumulative,
-                num_items,
-                start,
-                hidden[row],
-                dropped[row],
-                key,
-                walk_length,
-                restart_below,
-                count_collections,
-                keys,
-                counts,
-                stamps,
-                row,
-                slots,
-                current,
-                where,
-                bits,
-            )
-        _select_top(
-            keys,
-            counts,
-            slots,
-            used,
-            key ^ _TIE_STREAM,
-            order,
-            ids,
-            histogram,
-            ids_out[row],
-            counts_out[row],
-        )
+    num_walks, walk_length, _, _, count_collections = plan
+    group = min(group, starts.shape[0])
+    parts = walk_length * (2 if count_collections else 1)
+    most = parts * num_walks + 1
+    # A small table is kept an eighth full, so that few nodes meet; a large one half.
+    slots = 8
+    while slots < 2 * min(most, graph[0].shape[0]) or slots < min(8 * most, 4096):
+        slots *= 2
+    table = np.empty(slots, np.int32)
+    current = np.empty(group * num_walks, np.int32)
+    hidden_of = np.empty(group * num_walks, np.int32)
+    where = np.empty(group * num_walks, np.int64)
+    bits = np.empty((4, group * num_walks), np.uint64)
+    visited = np.empty((parts, group * num_walks), np.int32)
+    nodes = np.empty((group, most), np.int32)
+    visits = np.empty((group, most), np.int32)
+    used = np.empty(group, np.int64)
+    keys = np.empty(group, np.uint64)
+    lists = np.empty((6, most), np.int32)
+    ranks = np.empty((2, most), np.uint64)
+    for begin in range(0, starts.shape[0], group):
+        end = min(begin + group, starts.shape[0])
+        rows = end - begin
+        for row in range(rows):
+            keys[row] = stream(seed, epoch, starts[begin + row])
+            hidden_of[row * num_walks : (row + 1) * num_walks] = hidden[begin + row]
+        here, left_out = current[: rows * num_walks], (starts[begin:end], dropped[begin:end])
+        _walk(graph, plan, left_out[0], hidden_of, keys[:rows], here, where, bits, visited)
+        _count_visits(visited, left_out, num_walks, table, lists[0], nodes, visits, used)
+        top = ids_out[begin:end], counts_out[begin:end]
+        _select_top(nodes, visits, used[:rows], keys, lists, ranks, top)
 
 
 @njit(nogil=True, cache=True)

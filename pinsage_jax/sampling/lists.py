@@ -24,6 +24,7 @@ class NeighbourLists:
 
     Attributes:
       source: where walk neighbourhoods come from.
+      pooling, kappa: how weights follow from visits, and how links are blended in.
       width: T + C.
     """
 
@@ -36,8 +37,8 @@ class NeighbourLists:
     ):
         self.source = source
         self._links = links or ContentLinks.none(source.graph.num_items)
-        self._pooling = pooling
-        self._kappa = kappa
+        self.pooling = pooling
+        self.kappa = kappa
         self._degree = source.graph.degree()
         self.width = source.sampling.num_neighbours + self._links.ids.shape[1]
 
@@ -54,7 +55,7 @@ class NeighbourLists:
         if num_walks == source.sampling.num_walks:
             return self
         other = source.like(dataclasses.replace(source.sampling, num_walks=num_walks))
-        return NeighbourLists(other, self._pooling, self._links, self._kappa)
+        return NeighbourLists(other, self.pooling, self._links, self.kappa)
 
     def of_all(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
         """Lists of every node: ids int32 [N, T+C] and weights float32 [N, T+C].
@@ -92,7 +93,7 @@ class NeighbourLists:
           to 1, or to 0 for an empty list.
         """
         found = self.source.lookup(nodes, epoch, hidden, dropped)
-        shares = pooling_weights(found.counts, self._pooling)
+        shares = pooling_weights(found.counts, self.pooling)
         edges = self._degree[nodes]
         if hidden is not None:
             edges = edges - (hidden >= 0)
@@ -102,19 +103,41 @@ class NeighbourLists:
             ids = np.where(edgeless[:, None], np.int32(-1), ids)
         if not self._links.ids.shape[1]:
             return ids, shares
-        items = nodes < self._links.num_items
-        link_ids, link_shares = self._links.of(np.where(items, nodes, 0))
-        link_ids = np.where(items[:, None], link_ids, np.int32(-1))
+        link_ids, link_shares = self.links_of(nodes)
         if dropped is not None:
             link_ids = np.where(link_ids == dropped[:, None], np.int32(-1), link_ids)
-        link_shares = np.where(link_ids >= 0, link_shares, np.float32(0.0))
-        if dropped is not None:
+            link_shares = np.where(link_ids >= 0, link_shares, np.float32(0.0))
             # The links that are left share out what the dropped one had.
             link_shares /= np.maximum(link_shares.sum(axis=1, keepdims=True), np.float32(1e-12))
-        weights = blend(shares, link_shares, edges, self._kappa)
-        if self._pooling != "importance":
-            weights = pooling_weights((weights > 0).astype(np.int32), self._pooling)
-        return np.concatenate([ids, link_ids], axis=1), weights
+        return joined_lists((ids, shares), (link_ids, link_shares), edges, self.pooling, self.kappa)
+
+    def links_of(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Content links of `nodes` (int32 [n]): ids int32 [n, C], -1 for none, and shares."""
+        items = nodes < self._links.num_items
+        ids, shares = self._links.of(np.where(items, nodes, 0))
+        ids = np.where(items[:, None], ids, np.int32(-1))
+        return ids, np.where(ids >= 0, shares, np.float32(0.0))
+
+
+def joined_lists(
+    walked: tuple[np.ndarray, np.ndarray],
+    links: tuple[np.ndarray, np.ndarray],
+    edges: np.ndarray,
+    pooling: str,
+    kappa: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lists of walk neighbours and content links: ids and weights [n, T+C].
+
+    Args:
+      walked: ids int32 [n, T] and pooling weights float32 [n, T].
+      links: ids int32 [n, C] and shares float32 [n, C], C at least 1.
+      edges: int32 [n] edges that may be seen.
+      pooling, kappa: as in NeighbourLists.
+    """
+    weights = blend(walked[1], links[1], edges, kappa)
+    if pooling != "importance":
+        weights = pooling_weights((weights > 0).astype(np.int32), pooling)
+    return np.concatenate([walked[0], links[0]], axis=1), weights
 
 
 class _LastRows:

@@ -21,6 +21,8 @@ from pinsage_jax.sampling import kernels
 
 # Large enough to amortise a call, small enough to balance threads.
 _ROWS_PER_TASK = 256
+# Many more than a core has cache misses under way, few enough that their state stays in L1.
+_WALKS_IN_FLIGHT = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +71,19 @@ class WalkTables:
             self.cumulative = row_cumulative(self.indptr, graph.weights)
 
     @property
+    def for_kernels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """The tables as kernels.sample_block takes them."""
+        return self.indptr, self.indices, self.cumulative, self.graph.num_items
+
+    @property
     def footprint(self) -> int:
         """Bytes that unweighted walks read from: row starts and neighbours."""
         return self.indptr.nbytes + self.indices.nbytes
 
 
-def in_flight(num_walks: int) -> int:
-    """Walks that a thread moves at once, so that their cache misses overlap."""
-    return num_walks
+def seeds_in_flight(num_walks: int) -> int:
+    """Start nodes whose walks a thread moves at once, so that their cache misses overlap."""
+    return max(1, _WALKS_IN_FLIGHT // num_walks)
 
 
 def row_cumulative(indptr: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -153,23 +160,24 @@ def visit_counts(
     walks = num_walks or sampling.num_walks
     ids = np.empty((starts.shape[0], size), np.int32)
     counts = np.empty((starts.shape[0], size), np.int32)
-    restart_below = np.uint64(round(sampling.restart * 2**32))
+    plan = (
+        walks,
+        sampling.walk_length,
+        np.uint64(round(sampling.restart * 2**32)),
+        sampling.restart_ends,
+        sampling.neighbourhood == "all",
+    )
 
     def work(begin: int, end: int) -> None:
         kernels.sample_block(
-            tables.indptr,
-            tables.indices,
-            tables.cumulative,
-            tables.graph.num_items,
+            tables.for_kernels,
+            plan,
+            seeds_in_flight(walks),
             starts[begin:end],
             hidden[begin:end],
             dropped[begin:end],
             np.uint64(seed),
             np.uint64(epoch),
-            walks,
-            sampling.walk_length,
-            restart_below,
-            sampling.neighbourhood == "all",
             ids[begin:end],
             counts[begin:end],
         )

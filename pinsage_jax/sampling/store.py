@@ -126,7 +126,7 @@ class NeighbourhoodSource:
                 _FORMAT,
                 self.graph.digest(),
                 [sampling.neighbourhood, sampling.num_neighbours, sampling.num_walks],
-                [sampling.walk_length, sampling.restart, self.seed],
+                [sampling.walk_length, sampling.restart, sampling.restart_ends, self.seed],
                 [probe.ids.tolist(), probe.counts.tolist()],
             ]
         )

@@ -23,18 +23,20 @@ import functools
 import pathlib
 
 import numpy as np
+from absl import logging
 from numba import njit
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
 from pinsage_jax import files
+from pinsage_jax.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling.neighbourhoods import run_blocks
 
 FOLDER = "structure"
 # N times r at most: 0.8 GiB of places, and some six times that while they are found.
 MOST_PLACE_NUMBERS = 200_000_000
-_POWER_ITERATIONS = 4
+POWER_ITERATIONS = 4
 _ROWS_PER_TASK = 4096
 
 
@@ -53,7 +55,7 @@ def item_bases(graph: Graph, dim: int, seed: int) -> np.ndarray:
     dim = min(dim, min(items, collections) - 1)
     if dim < 1 or edges == 0:
         return np.zeros((items, 0), np.float32)
-    left, _, _ = randomized_svd(matrix, dim, n_iter=_POWER_ITERATIONS, random_state=seed)
+    left, _, _ = randomized_svd(matrix, dim, n_iter=POWER_ITERATIONS, random_state=seed)
     left *= scale[:items, None].astype(np.float32)
     return left.astype(np.float32, copy=False)
 
@@ -69,16 +71,18 @@ def saved_bases(
     folder = pathlib.Path(workdir) / FOLDER
     manifest = folder / "manifest.json"
     if manifest.exists():
-        saved = files.read_json(manifest)
-        path = folder / "bases.npy"
-        intact = path.exists() and files.checksum(path) == saved["files"]["bases.npy"]
-        if saved["fingerprint"] == fingerprint and intact:
-            return files.read_array(path)
+        try:
+            saved = files.read_sealed(manifest)
+            if saved["fingerprint"] == fingerprint:
+                files.verify_checksums(folder, saved["files"])
+                return files.read_array(folder / "bases.npy")
+        except UserError as error:
+            logging.warning("%s; computing it again.", str(error).split(";")[0])
     bases = item_bases(graph, dim, seed)
     with files.atomic_folder(folder) as temporary:
         files.write_array(temporary / "bases.npy", bases)
         sums = files.checksums(temporary, ["bases.npy"])
-        files.write_json(temporary / "manifest.json", {"fingerprint": fingerprint, "files": sums})
+        files.write_sealed(temporary / "manifest.json", {"fingerprint": fingerprint, "files": sums})
     return bases
 
 
@@ -90,12 +94,20 @@ class Structure:
     """
 
     def __init__(self, graph: Graph, bases: np.ndarray, threads: int = 1):
-        """Takes bases float32 [num_items, r] and the graph in use."""
+        """Takes the bases and the graph in use.
+
+        Args:
+          bases: float32 [b, r] of the first b items; those behind them, which came
+            later, have none and do not count in a collection's mean.
+        """
         self.dim = bases.shape[1]
         items, collections = graph.num_items, graph.num_collections
         self._collections = _sums(graph, items, collections, 0, np.asarray(bases), threads)
-        sizes = np.maximum(np.diff(graph.indptr[items:]), 1).astype(np.float32)
-        self._collections /= sizes[:, None]
+        starts = graph.indptr[items:] - graph.num_edges
+        if len(bases) < items:
+            counted = graph.indices[graph.num_edges :] < len(bases)
+            starts = np.concatenate([[0], np.cumsum(counted)])[starts]
+        self._collections /= np.maximum(np.diff(starts), 1).astype(np.float32)[:, None]
         self._totals = _sums(graph, 0, items, items, self._collections, threads)
 
     def of_new_items(self, known: sparse.csr_matrix, new_collections: int) -> Structure:
@@ -127,7 +139,7 @@ class Structure:
 def _sums(
     graph: Graph, first: int, rows: int, shift: int, table: np.ndarray, threads: int
 ) -> np.ndarray:
-    """float32 [rows, r]: of nodes first + row, the sum of table[neighbour - shift]."""
+    """float32 [rows, r]: of nodes first + row, the sum of the rows neighbour - shift there are."""
     out = np.zeros((rows, table.shape[1]), np.float32)
     indptr, indices = np.asarray(graph.indptr), np.asarray(graph.indices)
     work = functools.partial(_add_neighbours, indptr, indices, first, shift, table, out)
@@ -140,6 +152,8 @@ def _add_neighbours(indptr, indices, first, shift, table, out, begin, end):
     for row in range(begin, end):
         for edge in range(indptr[first + row], indptr[first + row + 1]):
             other = indices[edge] - shift
+            if other >= table.shape[0]:
+                continue
             for column in range(out.shape[1]):
                 out[row, column] += table[other, column]
 

@@ -7,7 +7,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,7 +16,9 @@ from pinsage_jax import hosts
 from pinsage_jax.batching.blocks import BatchInfo
 from pinsage_jax.config import TrainConfig
 from pinsage_jax.errors import UserError
-from pinsage_jax.files import atomic_file
+from pinsage_jax.files import atomic_file, reported_os_errors
+from pinsage_jax.training.device_clock import DeviceClock
+from pinsage_jax.training.events import Events
 
 
 class MetricsLog:
@@ -25,9 +27,10 @@ class MetricsLog:
     Of several processes only the writer has one that writes.
     """
 
-    def __init__(self, path: pathlib.Path, resume_step: int):
-        """Opens `path` to go on after `resume_step`."""
+    def __init__(self, path: pathlib.Path, resume_step: int, events: Events | None = None):
+        """Opens `path` to go on after `resume_step`; `events` gets every line too."""
         self._path = path
+        self._events = events
         if not hosts.is_writer():
             return
         kept = []
@@ -45,32 +48,58 @@ class MetricsLog:
         """Appends one line."""
         if not hosts.is_writer():
             return
-        with open(self._path, "a", encoding="utf-8") as handle:
+        with reported_os_errors(self._path), open(self._path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(values) + "\n")
+        if self._events is not None:
+            self._events.write(values)
 
 
 class Window:
-    """Sums over the steps since the last line, in wall-clock time less pauses."""
+    """Sums over the steps since the last line, in wall-clock time less pauses.
 
-    def __init__(self, train: TrainConfig, budget_rows: int):
-        """`budget_rows`: rows that a step's frontier has on all devices together."""
+    Attributes:
+      seconds, waited: time of all closed windows, and in which the devices waited.
+    """
+
+    def __init__(
+        self,
+        train: TrainConfig,
+        budget_rows: int,
+        clock: DeviceClock,
+        rate: Callable[[int], Any],
+        keep_batch: Callable[[int, dict[str, Any]], pathlib.Path],
+    ):
+        """Begins the first line.
+
+        Args:
+          budget_rows: rows that a step's frontier has on all devices together.
+          clock: of the devices; the window tells it of steps and pauses.
+          rate: the learning rate of a step counted from 0.
+          keep_batch: writes down the batch of a step counted from 1, with what else is
+            known of it, and returns where.
+        """
         self._train = train
         self._budget_rows = budget_rows
-        self._wait_before = 0.0
+        self._clock = clock
+        self._rate = rate
+        self._keep_batch = keep_batch
+        self._idle_before = 0.0
         self._make_before = 0.0
+        self.seconds = self.waited = 0.0
         self._reset()
 
     def _reset(self) -> None:
         self._losses: list[tuple[jax.Array, jax.Array]] = []
-        self._gradient_norm: jax.Array | float = 0.0
+        self._gradient_norms: list[jax.Array] = []
         self._infos: list[BatchInfo] = []
         self._paused = 0.0
         self._start = time.perf_counter()
 
     def add(self, metrics: dict[str, jax.Array], info: BatchInfo) -> None:
-        """Adds one step; does not wait for it."""
+        """Adds one step that was just handed over; does not wait for it."""
+        self._clock.handed_over(metrics["loss_sum"])
         self._losses.append((metrics["loss_sum"], metrics["loss_count"]))
-        self._gradient_norm = metrics["gradient_norm"]
+        self._gradient_norms.append(metrics["gradient_norm"])
         self._infos.append(info)
 
     @contextlib.contextmanager
@@ -79,62 +108,67 @@ class Window:
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
+        self._clock.resume()
 
-    def check(self, step: int, rate: float) -> float:
+    def check(self, step: int) -> float:
         """The mean loss since the last line; waits for the device.
 
         To be called before a checkpoint too: one that is not finite would be
         continued from for ever.
 
         Raises:
-          UserError: the loss or the last gradient is not finite.
+          UserError: the loss or the gradient of a step is not finite; its batch is kept.
         """
-        total = sum(float(part) for part, _ in self._losses)
-        count = sum(float(part) for _, part in self._losses)
-        loss = total / max(count, 1.0)
-        if not (math.isfinite(loss) and math.isfinite(float(self._gradient_norm))):
-            raise UserError(
-                f"The loss is {loss:.3g} and its gradient {float(self._gradient_norm):.3g} at step "
-                f"{step} (learning rate {rate:.3g}); train again in another --workdir with a "
-                "lower --learning_rate."
-            )
-        return loss
+        sums = [(float(part), float(count)) for part, count in self._losses]
+        norms = [float(norm) for norm in self._gradient_norms]
+        for back, ((part, count), norm) in enumerate(zip(sums, norms), start=1 - len(sums)):
+            if not (math.isfinite(part) and math.isfinite(norm)):
+                raise self._not_finite(step + back, part / max(count, 1.0), norm)
+        return sum(part for part, _ in sums) / max(sum(count for _, count in sums), 1.0)
 
-    def close(
-        self, step: int, rate: float, wait_seconds: float, make_seconds: float = 0.0
-    ) -> dict[str, Any]:
+    def _not_finite(self, step: int, loss: float, norm: float) -> UserError:
+        rate = float(self._rate(step - 1))
+        about = {"loss": str(loss), "gradient_norm": str(norm), "learning_rate": rate}
+        path = self._keep_batch(step, about)
+        return UserError(
+            f"The loss is {loss:.3g} and its gradient {norm:.3g} at step {step} (learning rate "
+            f"{rate:.3g}; its batch is in {path}); train again in another --workdir with a lower "
+            "--learning_rate."
+        )
+
+    def close(self, step: int, make_seconds: float = 0.0) -> dict[str, Any]:
         """The line of all steps since the last one; waits for the device.
 
         What the processes of a run count each for themselves is summed over them, and
         their shares of time are averaged.
 
         Args:
-          wait_seconds: seconds that the consumer has waited for batches so far.
           make_seconds: seconds that threads spent making them so far, added up.
 
         Raises:
-          UserError: the loss is not finite.
+          UserError: see `check`.
         """
-        loss = self.check(step, rate)
+        loss = self.check(step)
         seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
         steps = len(self._infos)
+        idle = self._clock.idle_seconds()
         everywhere = hosts.exchange(
             [
                 sum(sum(info.used) for info in self._infos),
                 sum(info.left_out for info in self._infos),
                 sum(info.hard_per_query for info in self._infos),
                 sum(info.stripped for info in self._infos),
-                min(wait_seconds - self._wait_before, seconds),
+                min(idle - self._idle_before, seconds),
                 make_seconds - self._make_before,
             ]
         )
         processes = len(everywhere)
-        used, left_out, hard, stripped, waited, making = map(sum, zip(*everywhere))
-        waited, making = waited / processes, making / processes
+        used, left_out, hard, stripped, idle_there, made = map(sum, zip(*everywhere))
+        waited, making = idle_there / processes, made / processes
         line = {
             "step": step,
             "loss": loss,
-            "learning_rate": rate,
+            "learning_rate": float(self._rate(step - 1)),
             "hard_per_query": hard / (steps * processes),
             "pairs_per_second": steps * self._train.batch_size / seconds,
             "wait_share": waited / seconds,
@@ -145,7 +179,9 @@ class Window:
             "neighbours_left_out": left_out,
             "stripped_share": stripped / (steps * processes),
         }
-        self._wait_before = wait_seconds
+        self._idle_before = idle
         self._make_before = make_seconds
+        self.seconds += seconds
+        self.waited += waited
         self._reset()
         return line

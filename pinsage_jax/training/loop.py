@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,12 +30,16 @@ from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
 from pinsage_jax.config import Config, ModelConfig, TrainConfig
+from pinsage_jax.costs import peak_memory
 from pinsage_jax.errors import UserError
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.parallel import compile_step, make_devices, replicate, table_limit
 from pinsage_jax.progress import Progress
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.training.checkpoints import Checkpoints
+from pinsage_jax.training.device_clock import DeviceClock
+from pinsage_jax.training.divergence import keep_batch
+from pinsage_jax.training.events import Events
 from pinsage_jax.training.log import MetricsLog, Window
 from pinsage_jax.training.state import initial_state, learning_rate, make_optimiser
 from pinsage_jax.training.steps import make_train_step
@@ -59,6 +64,7 @@ MAY_CHANGE = frozenset(
         "checkpoint_every",
         "keep",
         "log_every",
+        "tensorboard",
     )
 )
 
@@ -72,12 +78,19 @@ class Outcome:
       total: steps the run has.
       best: validation metrics of the best checkpoint, with its "step".
       interrupted: whether `should_stop` ended it before the last step.
+      seconds, pairs: time and training pairs of this session.
+      devices: devices they were computed on.
+      wait_share: share of this session's time of training in which they waited.
     """
 
     step: int
     total: int
     best: dict[str, float]
     interrupted: bool
+    seconds: float = 0.0
+    pairs: int = 0
+    devices: int = 0
+    wait_share: float | None = None
 
 
 def init_model(
@@ -211,6 +224,7 @@ def train(
     Raises:
       UserError: a checkpoint that does not fit, or a loss that is not finite.
     """
+    start = time.perf_counter()
     devices = make_devices(config.train.devices)
     schedule = Schedule.of(config.train, pairs.per_epoch)
     model, params = init_model(config, inputs.dim, builder.num_nodes, builder.budgets.rows)
@@ -232,15 +246,26 @@ def train(
         state, _ = checkpoints.restore(latest, state)
         first, best = meta["queue"]["next_index"], meta["best"]
         logging.info("continuing from the checkpoint of step %d", first)
-    log = MetricsLog(workdir / "metrics.jsonl", first)
+    events = None
+    if config.train.tensorboard and hosts.is_writer():
+        events = Events(workdir, first)
+        stack.callback(events.close)
+    log = MetricsLog(workdir / "metrics.jsonl", first, events)
     table = builder.table()
     constants = () if table is None else (replicate(table, devices),)
     step_function = compile_step(
         make_train_step(model, config.train, optimiser), len(devices), constants=len(constants)
     )
     state = replicate(state, devices)
-    window = Window(config.train, builder.budgets.rows[-1] * builder.num_devices)
+    clock = stack.enter_context(DeviceClock())
+
+    def kept(step: int, about: dict[str, Any]) -> pathlib.Path:
+        epoch = pairs.epoch_of((step - 1) * config.train.batch_size) + 1
+        return keep_batch(workdir, builder, step, {"epoch": epoch, "seed": config.seed, **about})
+
     rate = learning_rate(config.train, schedule.steps_per_epoch)
+    budget_rows = builder.budgets.rows[-1] * builder.num_devices
+    window = Window(config.train, budget_rows, clock, rate, kept)
     interrupted = False
 
     def due(step: int, every: int) -> bool:
@@ -256,9 +281,7 @@ def train(
             interrupted = done < schedule.total and should_stop()
             if due(done, schedule.log_every):
                 # The only place where the host waits for the device.
-                line = window.close(
-                    done, float(rate(done - 1)), queue.wait_seconds, queue.make_seconds
-                )
+                line = window.close(done, queue.make_seconds)
                 epoch = pairs.epoch_of((done - 1) * config.train.batch_size) + 1
                 log.write({"epoch": epoch, **line})
                 progress.note(
@@ -267,7 +290,7 @@ def train(
                     f"padding {line['padding_share']:.0%}"
                 )
             if due(done, schedule.validate_every) or due(done, schedule.save_every):
-                window.check(done, float(rate(done - 1)))
+                window.check(done)
             scores: dict[str, float] = {}
             if due(done, schedule.validate_every) and not interrupted and validate:
                 with window.paused():
@@ -294,4 +317,27 @@ def train(
             progress.update()
             if interrupted:
                 break
-    return Outcome(int(state.step), schedule.total, best, interrupted)
+        outcome = Outcome(
+            int(state.step),
+            schedule.total,
+            best,
+            interrupted,
+            seconds=time.perf_counter() - start,
+            pairs=queue.items * config.train.batch_size,
+            devices=builder.num_devices,
+            wait_share=window.waited / max(window.seconds, 1e-9),
+        )
+        log.write(_summary(outcome))
+    return outcome
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    """The last line of a session in metrics.jsonl: what it cost."""
+    return {
+        "step": outcome.step,
+        "session_seconds": outcome.seconds,
+        "device_seconds": outcome.seconds * outcome.devices,
+        "pairs": outcome.pairs,
+        "wait_share": outcome.wait_share,
+        "peak_memory_bytes": peak_memory(),
+    }

@@ -10,7 +10,7 @@ Shapes as in batching.blocks and model.losses.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,8 @@ def loss_sum(
 ) -> tuple[jax.Array, jax.Array]:
     """(sum, count) of the loss over this device's pairs."""
     features = read_inputs(batch, table)
-    embedded = model.apply(params, features, batch.node_ids, batch.neighbours, batch.weights)
+    made = model.apply(params, features, batch.node_ids, batch.neighbours, batch.weights)
+    embedded = cast(jax.Array, made)
     loss = LOSSES[config.loss]
     gathered = axis_name if config.gather_in_batch else None
     total, count = loss(score(embedded, batch, gathered), config)

@@ -1,0 +1,289 @@
+"""Embedding on Spark: items a second, CPU, bytes shuffled, and what a billion items would take.
+
+The same generated catalogues are embedded on local[1], local[2] and a standalone cluster of
+two workers of one core on this machine, with few partitions, where messages are reduced
+before they are shuffled, and with many, where most travel alone.  Bytes and seconds are
+those of Spark's event log, CPU that of all processes, Java and Python.
+
+The model: bytes follow from the widths (`cost_of`) times what compression leaves of them on
+local[1]; CPU is a start, which belongs to Java, and a cost of an item, from two sizes on
+local[1].  The other runs check it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import tempfile
+import time
+
+import numpy as np
+
+from pinsage_jax.cluster import tables
+from pinsage_jax.cluster.embed import embed_on_spark, messages_sent
+from pinsage_jax.cluster.session import spark_session
+from pinsage_jax.cluster.standalone import standalone_cluster
+from pinsage_jax.cluster.walks import neighbour_lists
+from pinsage_jax.config import ClusterConfig, Config, EmbedConfig, ModelConfig, SamplingConfig
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.inference.encoder import Encoder, node_inputs
+from pinsage_jax.sampling.content_links import ContentLinks
+from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.training import loop
+
+_EDGES_PER_ITEM, _ITEMS_PER_COLLECTION, _FEATURES = 10, 5, 256
+_PARTITIONS = (8, 40)
+_WALKS = 50
+_ROW_BYTES = 24  # Spark's own, of a shuffled row: lengths, node, weight
+
+
+def add_options(parser) -> None:
+    """Flags of this benchmark."""
+    parser.add_argument("--spark_items", type=int, default=60_000, help="items of the catalogue")
+    parser.add_argument(
+        "--spark_billion", default="20x16x1.25,378x16x1.25", help="MACHINESxCORESxGB/s"
+    )
+
+
+def run(options) -> list[dict]:
+    """One row a run, one a check of the model, and the billion."""
+    items = 3_000 if options.quick else options.spark_items
+    sizes = (items // 3, items)
+    os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
+    rows = []
+    for name in ("local[1]", "local[2]", "standalone, 2 x 1"):
+        with contextlib.ExitStack() as stack:
+            master = name
+            if not name.startswith("local"):
+                master = stack.enter_context(standalone_cluster(workers=2, cores=1))
+            _measured(name, master, sizes[0], _PARTITIONS[0])  # Java starts and compiles.
+            for partitions in _PARTITIONS:
+                for size in sizes:
+                    rows.append(_measured(name, master, size, partitions))
+                    print(json.dumps(rows[-1]), flush=True)
+    fits = {}
+    for row in rows:
+        fits.setdefault((row["master"], row["partitions"]), []).append(row)
+    fits = {run: _fit(*found) for run, found in fits.items()}
+    walks = _walked(items // 6, options)
+    checks = [_check(run, fit, fits["local[1]", run[1]]) for run, fit in fits.items()]
+    return [*rows, *checks, walks, *_billion(options, fits)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """What two sizes, run alike, say of an item."""
+
+    cpu_start: float
+    cpu: float
+    share: float  # bytes shuffled, of what cost_of says
+
+
+def _fit(small: dict, large: dict) -> _Fit:
+    cpu = (large["cpu_s"] - small["cpu_s"]) / (large["items"] - small["items"])
+    share = large["shuffled_MB"] * 1e6 / _bytes(large["items"], large["partitions"])
+    return _Fit(small["cpu_s"] - cpu * small["items"], cpu, share)
+
+
+def _bytes(items: int, partitions: int) -> float:
+    return cost_of(items, ModelConfig(), _lists(), partitions)
+
+
+def _check(run: tuple[str, int], fit: _Fit, model: _Fit) -> dict:
+    return {
+        "check": run[0],
+        "partitions": run[1],
+        "bytes_over_uncompressed": round(fit.share, 3),
+        "over_local1": round(fit.share / model.share, 3),
+        "cpu_start_s": round(fit.cpu_start, 1),
+        "cpu_ms_per_item": round(fit.cpu * 1e3, 3),
+        "cpu_over_local1": round(fit.cpu / model.cpu, 2),
+    }
+
+
+def cost_of(items: int, model: ModelConfig, width: int, partitions: int) -> float:
+    """Bytes shuffled by one layer over `items` nodes with lists of `width`, uncompressed.
+
+    What every node sends, the lists by sender, the nodes' own rows, and the messages that
+    are left after each partition has reduced its own.
+    """
+    messages = messages_sent(width, partitions)
+    sent = 4 * model.hidden_dim + _ROW_BYTES
+    own = 4 * (_FEATURES + 2) + _ROW_BYTES
+    return items * (
+        sent + own + width * _ROW_BYTES + messages * (4 * model.hidden_dim + _ROW_BYTES)
+    )
+
+
+def _billion(options, fits: dict[tuple[str, int], _Fit]) -> list[dict]:
+    # Partitions are many there, and each message travels alone.
+    fit = fits["local[1]", _PARTITIONS[-1]]
+    total = _bytes(10**9, 10**6) * fit.share
+    rows = []
+    for cluster in options.spark_billion.split(","):
+        machines, cores, gigabytes = (float(part) for part in cluster.split("x"))
+        rows.append(
+            {
+                "items": 10**9,
+                "machines": int(machines),
+                "cores_each": int(cores),
+                "GB_per_s_each": gigabytes,
+                "shuffled_TB": round(total / 1e12, 1),
+                "core_hours": round(fit.cpu * 1e9 / 3600),
+                "cpu_hours": round(fit.cpu * 1e9 / 3600 / (machines * cores), 3),
+                "network_hours": round(total / (machines * gigabytes * 1e9) / 3600, 3),
+            }
+        )
+    note = "One layer; sampling and writing the input are not in it, nor is waiting or spilling."
+    return [*rows, {"note": note}]
+
+
+def _lists() -> int:
+    return SamplingConfig().num_neighbours
+
+
+def _measured(name: str, master: str, items: int, partitions: int) -> dict:
+    with tempfile.TemporaryDirectory(prefix="spark-cost-") as folder:
+        logs = pathlib.Path(folder) / "events"
+        logs.mkdir()
+        encoder = _encoder(items, folder, master, logs, partitions)
+        params = loop.init_model(encoder.config, encoder.inputs.dim, items)[1]
+        _ = encoder.final_lists  # Walked here, so that what is timed is Spark's.
+        cpu, begin = _tree_cpu(), time.perf_counter()
+        vectors = embed_on_spark(encoder, params)
+        wall, cpu = time.perf_counter() - begin, _tree_cpu() - cpu
+        events = _events(logs)
+    if not np.isfinite(vectors).all():
+        raise RuntimeError("embeddings are not finite")
+    return {
+        "master": name,
+        "items": items,
+        "partitions": partitions,
+        "seconds": round(wall, 1),
+        "job_s": round(events["job_s"], 1),
+        "items_per_s": round(items / events["job_s"]),
+        "cpu_s": round(cpu, 1),
+        "shuffled_MB": round(events["bytes"] / 1e6, 1),
+        "bytes_per_item": round(events["bytes"] / items),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def _walked(items: int, options) -> dict:
+    """The sampler's walks by joins on local[2], and whether the lists are the sampler's."""
+    with tempfile.TemporaryDirectory(prefix="spark-cost-") as folder:
+        logs = pathlib.Path(folder) / "events"
+        logs.mkdir()
+        encoder = _encoder(items, folder, "local[2]", logs, _PARTITIONS[0])
+        source = encoder.lists.with_walks(_WALKS).source
+        cpu, begin = _tree_cpu(), time.perf_counter()
+        with spark_session(encoder.config.cluster, "walks") as session:
+            session.conf.set("spark.sql.shuffle.partitions", _PARTITIONS[0])
+            tables.write_edges(pathlib.Path(folder) / "edges", source.graph)
+            edges = session.read.parquet((pathlib.Path(folder) / "edges").as_uri())
+            found = neighbour_lists(
+                edges, items, items, source.sampling, source.seed, _PARTITIONS[0]
+            ).collect()
+        wall, cpu = time.perf_counter() - begin, _tree_cpu() - cpu
+        shuffled = _events(logs)["bytes"]
+    expected = source.lookup(np.arange(items, dtype=np.int32))
+    same = sum(
+        row.ids == expected.ids[row.node][: len(row.ids)].tolist()
+        and row.counts == expected.counts[row.node][: len(row.ids)].tolist()
+        for row in found
+    )
+    walks = items * _WALKS
+    return {
+        "walks by joins": f"{_WALKS} walks of {source.sampling.walk_length} steps",
+        "items": items,
+        "seconds": round(wall, 1),
+        "cpu_s": round(cpu, 1),
+        "cpu_us_per_walk": round(cpu / walks * 1e6, 1),
+        "shuffled_MB": round(shuffled / 1e6, 1),
+        "bytes_per_walk": round(shuffled / walks),
+        "lists_as_the_samplers": same / items,
+    }
+
+
+def _encoder(items: int, folder: str, master: str, logs: pathlib.Path, partitions: int) -> Encoder:
+    settings = {
+        "spark.driver.memory": "2g",
+        "spark.executor.memory": "900m",
+        # A large catalogue is not sent to every worker whole, and neither is this one.
+        "spark.sql.autoBroadcastJoinThreshold": "-1",
+        # Small partitions would be merged, and the model would have to know how many.
+        "spark.sql.adaptive.coalescePartitions.enabled": "false",
+        "spark.eventLog.enabled": "true",
+        "spark.eventLog.dir": logs.as_uri(),
+        "spark.eventLog.compress": "false",
+        "spark.eventLog.rolling.enabled": "false",
+    }
+    config = Config(
+        mode="embed",
+        workdir=folder,
+        seed=0,
+        threads=1,
+        sampling=SamplingConfig(content_neighbours=0),
+        model=ModelConfig(structure_dim=0, id_messages="off"),
+        embed=EmbedConfig(embed_walks=0),
+        cluster=ClusterConfig(
+            engine="spark",
+            spark_master=master,
+            spark_partitions=partitions,
+            spark_conf=",".join(f"{key}={value}" for key, value in settings.items()),
+        ),
+    )
+    rng = np.random.default_rng(items)
+    collections = items // _ITEMS_PER_COLLECTION
+    graph = Graph.from_edges(
+        np.repeat(np.arange(items, dtype=np.int32), _EDGES_PER_ITEM),
+        rng.integers(0, collections, items * _EDGES_PER_ITEM).astype(np.int32),
+        items,
+        collections,
+    )
+    features = rng.normal(size=(items, _FEATURES)).astype(np.float32)
+    source = NeighbourhoodSource(graph, config.sampling, config.seed, 1)
+    lists = NeighbourLists.made_of(source, ContentLinks.none(items), config)
+    return Encoder(config, lists, node_inputs(config, features, graph.degree(), None))
+
+
+def _events(folder: pathlib.Path) -> dict[str, float]:
+    """Bytes written to shuffles, and seconds in which a job ran."""
+    total, spans = 0, {}
+    for path in folder.iterdir():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            event = json.loads(line)
+            if event["Event"] == "SparkListenerTaskEnd":
+                written = event.get("Task Metrics", {}).get("Shuffle Write Metrics", {})
+                total += written.get("Shuffle Bytes Written", 0)
+            elif event["Event"] == "SparkListenerJobStart":
+                spans[event["Job ID"]] = [event["Submission Time"], event["Submission Time"]]
+            elif event["Event"] == "SparkListenerJobEnd":
+                spans[event["Job ID"]][1] = event["Completion Time"]
+    seconds, end = 0.0, 0
+    for first, last in sorted(spans.values()):
+        seconds += max(last - max(first, end), 0) / 1000.0
+        end = max(end, last)
+    return {"bytes": total, "job_s": seconds}
+
+
+def _tree_cpu() -> float:
+    """CPU seconds of this process's descendants, living and waited for."""
+    parents, spent = {}, {}
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            pid = int(path.parent.name)
+            parents[pid] = int(fields[1])
+            spent[pid] = sum(int(field) for field in fields[11:15])
+    total = 0
+    for pid in spent:
+        above = pid
+        while above in parents and above != os.getpid():
+            above = parents[above]
+        total += spent[pid] if above == os.getpid() and pid != os.getpid() else 0
+    return total / os.sysconf("SC_CLK_TCK")

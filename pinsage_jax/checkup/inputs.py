@@ -1,0 +1,181 @@
+"""Reads the input tables as the prepare stage does, but goes on after what is wrong.
+
+The prepare stage stops at the first thing it cannot use.  Here each part is tried by
+itself: what one table gets wrong becomes a finding, and the other tables are still
+looked at.  Features are checked column by column but not fitted, and nothing is left
+in the workdir.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import tempfile
+
+import numpy as np
+import pyarrow as pa
+
+from pinsage_jax import files
+from pinsage_jax.checkup.findings import Findings
+from pinsage_jax.checkup.probe import now
+from pinsage_jax.config import Config, DataConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph import csr, edges_table, features, pairs_table, tables
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.edges_table import Ids
+from pinsage_jax.graph.prepare import input_tables
+from pinsage_jax.graph.tables import Table
+
+# Unknown ids that are kept to be named and compared.
+_KEPT_IDS = 10_000
+
+
+@dataclasses.dataclass
+class PairTable:
+    """A table of pairs as far as it can be read.
+
+    Attributes:
+      pairs: int32 [P, 2] usable pairs.
+      kinds: str [P].
+      rows: rows of the table.
+      unknown: rows that name an unknown id; unknown_ids: some of those ids.
+      self_pairs: rows that pair an item with itself.
+      repeated: usable rows that are there before.
+    """
+
+    table: Table
+    pairs: np.ndarray
+    kinds: np.ndarray
+    rows: int
+    unknown: int
+    unknown_ids: list[str]
+    self_pairs: int
+    repeated: int
+
+
+@dataclasses.dataclass
+class Inputs:
+    """What could be read.
+
+    Attributes:
+      data: the settings, with the paths of the generated world if that is asked for.
+      tables: by flag, those that open.
+      ids, graph: None where the edge table cannot be used.
+      pairs: by flag, those that can be used.
+      seconds: that reading ids and edges and building the graph took, as in probe.py.
+    """
+
+    data: DataConfig
+    tables: dict[str, Table]
+    ids: Ids | None = None
+    graph: Graph | None = None
+    pairs: dict[str, PairTable] = dataclasses.field(default_factory=dict)
+    seconds: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2))
+
+    @property
+    def degree(self) -> np.ndarray:
+        """Edges of every item, int32 [num_items]."""
+        assert self.graph is not None
+        return self.graph.degree()[: self.graph.num_items]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Items of every collection, int32 [num_collections]."""
+        assert self.graph is not None
+        return self.graph.degree()[self.graph.num_items :]
+
+
+def read_inputs(config: Config, findings: Findings) -> Inputs:
+    """Opens the tables, makes the graph in memory and reads the pairs.
+
+    Raises:
+      UserError: there is no edge table at all.
+    """
+    data, paths = input_tables(config)
+    inputs = Inputs(data, {})
+    for flag, path in paths.items():
+        with findings.caught(flag):
+            inputs.tables[flag] = tables.open_table(path, flag)
+    if "edges" not in inputs.tables:
+        return inputs
+    start = now()
+    inputs.ids = _ids(inputs, findings)
+    if inputs.ids is not None:
+        with findings.caught("edges"):
+            inputs.graph = _graph(inputs, pathlib.Path(config.workdir))
+    inputs.seconds = now() - start
+    if inputs.graph is not None:
+        for flag in ("train_pairs", "eval_pairs"):
+            if flag in inputs.tables:
+                with findings.caught(flag):
+                    inputs.pairs[flag] = read_pair_table(inputs.tables[flag], inputs)
+    return inputs
+
+
+def _ids(inputs: Inputs, findings: Findings) -> Ids | None:
+    """Ids of both tables; of the edges alone where the item table cannot be used."""
+    edges, items = inputs.tables["edges"], inputs.tables.get("items")
+    if items is not None:
+        with findings.caught("items"):
+            items.require(inputs.data.item_id_column, "item_id_column")
+            title = features.choose_title(items, inputs.data)
+            return edges_table.collect_ids(edges, items, inputs.data, title)
+    with findings.caught("edges"):
+        return edges_table.collect_ids(edges, None, inputs.data, None)
+    return None
+
+
+def _graph(inputs: Inputs, workdir: pathlib.Path) -> Graph:
+    """The graph, in memory; codes lie in a nameless folder meanwhile."""
+    ids = inputs.ids
+    assert ids is not None
+    with files.reported_os_errors(workdir), tempfile.TemporaryDirectory(dir=workdir) as folder:
+        codes = edges_table.write_codes(
+            inputs.tables["edges"], ids, inputs.data, pathlib.Path(folder)
+        )
+        graph, _ = csr.build(
+            codes.items, codes.collections, len(ids.items), len(ids.collections), codes.weights
+        )
+    return graph
+
+
+def read_pair_table(table: Table, inputs: Inputs) -> PairTable:
+    """Reads a pair table, with examples of ids that are not known.
+
+    Raises:
+      UserError: a missing column or id, or no usable pair.
+    """
+    assert inputs.ids is not None and inputs.graph is not None
+    unknown = unknown_ids(table, [pairs_table.QUERY_COLUMN, pairs_table.TARGET_COLUMN], inputs.ids)
+    try:
+        found = pairs_table.read_pairs(table, inputs.ids.items, inputs.graph.degree())
+    except UserError as error:
+        named = ", ".join(repr(name) for name in unknown[:3])
+        raise UserError(f"{error} Unknown ids: {named}." if named else str(error)) from None
+    report = found.report
+    distinct = len(np.unique(found.pairs, axis=0)) if len(found.pairs) else 0
+    return PairTable(
+        table,
+        found.pairs,
+        found.kinds,
+        report["rows"],
+        report["rows"] - report["kept"] - report["self_pairs"],
+        unknown,
+        report["self_pairs"],
+        len(found.pairs) - distinct,
+    )
+
+
+def unknown_ids(table: Table, columns: list[str], ids: Ids) -> list[str]:
+    """Some of the ids in `columns` that no item has, each once, in order of appearance."""
+    for name in columns:
+        table.require(name)
+    found: dict[str, None] = {}
+    for group in edges_table.grouped(tables.iter_batches(table, columns, ids=columns), 1 << 20):
+        for name in columns:
+            column = pa.chunked_array([batch.column(name) for batch in group])
+            missing = pa.array(ids.items.lookup(column) < 0)
+            found |= dict.fromkeys(column.filter(missing).slice(0, _KEPT_IDS).to_pylist())
+        if len(found) >= _KEPT_IDS:
+            break
+    return list(found)

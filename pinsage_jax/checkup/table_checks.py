@@ -1,0 +1,258 @@
+"""Checks across tables: ids that do not meet, features that are missing, leaks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pinsage_jax.checkup.findings import Findings, examples, share
+from pinsage_jax.checkup.inputs import Inputs, PairTable
+from pinsage_jax.config import DataConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph import columns as column_values
+from pinsage_jax.graph import feature_blocks as blocks
+from pinsage_jax.graph import features, leaks
+from pinsage_jax.graph.columns import shown_id
+from pinsage_jax.graph.tables import Table, iter_batches
+
+_FEW, _MANY, _HALF, _NEARLY_ALL = 0.01, 0.1, 0.5, 0.95
+# Ids on either side that are compared as spellings of one another.
+_COMPARED = 100_000
+_BATCH_ROWS = 8192
+# Rows whose features are compared for repetition.
+_COMPARED_ROWS = 20_000
+_LOOKED_AT = 5_000
+
+
+def spelled_alike(ids: list[str], others: list[str]) -> list[tuple[str, str]]:
+    """Ids that are one of the others but for case, blanks, zeros before or '.0' after."""
+
+    def plain(name: str) -> str:
+        name = name.strip().lower()
+        if name.endswith(".0") and name[:-2].isdigit():
+            name = name[:-2]
+        return name.lstrip("0") or name
+
+    known = {plain(name): name for name in others}
+    return [(name, known[plain(name)]) for name in ids if known.get(plain(name), name) != name]
+
+
+def _spelling(alike: list[tuple[str, str]], others: str) -> str:
+    """' 3 differ in spelling only: ...' where there are any."""
+    if not alike:
+        return ""
+    one, other = alike[0]
+    return (
+        f" {len(alike):,} of them differ in spelling only: {shown_id(one)} is {shown_id(other)} "
+        f"in {others}."
+    )
+
+
+def check_ids(inputs: Inputs, findings: Findings) -> dict[str, Any]:
+    """Ids of edges, items and pairs beside each other; counts for the table."""
+    ids, graph = inputs.ids, inputs.graph
+    assert ids is not None and graph is not None
+    counts: dict[str, Any] = {}
+    degree = inputs.degree
+    if ids.item_rows:
+        without_row = np.arange(ids.item_rows, graph.num_items)
+        without_edge = np.flatnonzero(degree[: ids.item_rows] == 0)
+        counts["items_without_row"] = len(without_row)
+        both = ids.item_rows - len(without_edge)
+        names = ids.items.names(without_row[:_COMPARED]).to_pylist()
+        others = ids.items.names(without_edge[:_COMPARED]).to_pylist()
+        alike = spelled_alike(names, others)
+        spelling = _spelling(alike, "--items")
+        if both == 0:
+            findings.problem(
+                "ids",
+                f"No id of --edges{examples(names)} is one of --items{examples(others)}.{spelling}",
+            )
+        elif len(without_row) > _FEW * graph.num_items or alike:
+            say = findings.problem if len(alike) > _MANY * len(names) else findings.warn
+            say(
+                "ids",
+                f"{share(len(without_row), graph.num_items)} items are in --edges but not in "
+                f"--items{examples(names)}: they have no features.{spelling}",
+            )
+    for flag, table in inputs.pairs.items():
+        known = ids.items.names(np.arange(min(graph.num_items, _COMPARED))).to_pylist()
+        alike = spelled_alike(table.unknown_ids, known)
+        if table.unknown:
+            say = findings.problem if len(alike) > _MANY * len(table.unknown_ids) else findings.warn
+            say(
+                "ids",
+                f"{share(table.unknown, table.rows)} pairs of --{flag} name an item that is in "
+                f"neither --edges nor --items{examples(table.unknown_ids)}; they are left out."
+                f"{_spelling(alike, '--edges or --items')}",
+            )
+        if table.self_pairs + table.repeated > _FEW * table.rows:
+            findings.warn(
+                "ids",
+                f"--{flag}: {table.self_pairs:,} pairs join an item with itself and "
+                f"{table.repeated:,} are there twice; they count once or not at all.",
+            )
+    return counts
+
+
+def check_features(inputs: Inputs, findings: Findings) -> list[dict[str, Any]]:
+    """One entry per feature column: kind, and how many rows have no value.
+
+    Columns are read with the checks of the prepare stage; what it would refuse is a
+    problem here.
+    """
+    table = inputs.tables.get("items")
+    if table is None:
+        return []
+    chosen = None
+    with findings.caught("features"):
+        chosen = features.choose_columns(table, inputs.data)
+    if chosen is None:
+        return []
+    described = []
+    kinds = (
+        ("vector", chosen.dense),
+        ("number", chosen.numeric),
+        ("category", chosen.categorical),
+        ("text", chosen.text),
+    )
+    rows = inputs.ids.item_rows if inputs.ids is not None else table.num_rows
+    for kind, names in kinds:
+        for name in names:
+            with findings.caught("features"):
+                found = _column(table, inputs.data, kind, name)
+                described.append(found)
+                if found["present"] < _HALF * found["rows"]:
+                    findings.warn(
+                        "features",
+                        f"Column '{name}' of --items is empty in "
+                        f"{share(found['rows'] - found['present'], found['rows'])} rows.",
+                    )
+    if not described:
+        findings.warn(
+            "features",
+            f"--items has no feature column among {', '.join(table.columns)}; name some with "
+            "--text_columns, --dense_columns, --numeric_columns or --categorical_columns.",
+        )
+    elif rows:
+        with findings.caught("features"):
+            _check_repeated(table, inputs.data, chosen.all(), findings)
+    return described
+
+
+def _column(table: Table, data: DataConfig, kind: str, name: str) -> dict[str, Any]:
+    fitter: Any = {
+        "vector": lambda: blocks.DenseFit(name),
+        "number": lambda: blocks.NumericFit(name),
+        "category": lambda: blocks.CategoricalFit(name, data.category_limit),
+        "text": lambda: None,
+    }[kind]()
+    rows = present = 0
+    for batch in iter_batches(table, [name], batch_rows=_BATCH_ROWS):
+        column = batch.column(name)
+        if fitter is not None:
+            fitter.add(lambda _, column=column: column, len(batch), batch.where)
+        else:
+            text = column_values.texts(column, name, batch.where)
+            words = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0)
+            present += int(pc.sum(pc.fill_null(words, False)).as_py() or 0)
+        rows += len(batch)
+    if fitter is not None:
+        present = rows - fitter.missing
+        block = fitter.finish()
+        width = 0 if block is None else block.width
+    else:
+        width = data.text_dim
+    return {"column": name, "kind": kind, "rows": rows, "present": present, "width": width}
+
+
+def _check_repeated(table: Table, data: DataConfig, names: list[str], findings: Findings) -> None:
+    """Warns of rows whose features are all those of an earlier row."""
+    groups: dict[tuple[str, ...], str] = {}
+    copies: list[str] = []
+    rows = 0
+    wanted = [data.item_id_column, *(name for name in names if name != data.item_id_column)]
+    for batch in iter_batches(table, wanted, batch_rows=_BATCH_ROWS):
+        ids = batch.column(data.item_id_column).cast(pa.large_string()).to_pylist()
+        columns = [batch.column(name).to_pylist() for name in names]
+        for name, *values in zip(ids, *columns):
+            if not any(values):
+                continue
+            key = tuple(map(repr, values))
+            if groups.setdefault(key, name) != name:
+                copies.append(name)
+        rows += len(batch)
+        if rows >= _COMPARED_ROWS:
+            break
+    if len(copies) > _FEW * rows:
+        findings.warn(
+            "items",
+            f"{share(len(copies), rows)} items have the very features of an earlier item"
+            f"{examples(copies)}: is one thing listed under several ids?",
+        )
+
+
+def check_leaks(inputs: Inputs, findings: Findings) -> dict[str, Any]:
+    """Refusals of the prepare stage as problems, and how much pairs share with the edges."""
+    counts: dict[str, Any] = {}
+    ids, graph = inputs.ids, inputs.graph
+    assert ids is not None and graph is not None
+    train, held = inputs.pairs.get("train_pairs"), inputs.pairs.get("eval_pairs")
+    if train is not None and held is not None:
+        with findings.caught("leaks"):
+            leaks.refuse_shared_pairs(train.pairs, held.pairs, ids.items)
+    if held is None:
+        return counts
+    with findings.caught("leaks"):
+        leaks.check_against_split(
+            held.table.path,
+            inputs.tables["edges"],
+            (ids.items, inputs.degree),
+            (ids.collections, inputs.sizes),
+        )
+    counts["eval_pairs"] = len(held.pairs)
+    counts["eval_pairs_cold"] = int((inputs.degree[held.pairs[:, 1]] == 0).sum())
+    together, looked_at, example = together_already(held, inputs)
+    counts["warm_eval_pairs_together_in_edges"] = together / max(looked_at, 1)
+    if together > _NEARLY_ALL * looked_at:
+        query, target = (shown_id(name.as_py()) for name in ids.items.names(np.array(example)))
+        findings.warn(
+            "leaks",
+            f"{share(together, looked_at)} pairs of --eval_pairs whose two items have edges are in "
+            f"a collection of --edges together (such as {query} with {target}): were they made "
+            "from these edges, evaluation asks what training was told; --mode=split makes tables "
+            "that do not meet.",
+        )
+    return counts
+
+
+def together_already(table: PairTable, inputs: Inputs) -> tuple[int, int, list[int]]:
+    """How many of how many pairs share a collection of the edges, and the first that does.
+
+    Of pairs whose two items have edges, 5,000 at most.
+    """
+    graph = inputs.graph
+    assert graph is not None
+    places = np.flatnonzero((inputs.degree[table.pairs] > 0).all(axis=1))
+    if len(places) > _LOOKED_AT:
+        places = places[np.arange(_LOOKED_AT) * len(places) // _LOOKED_AT]
+    found, example = 0, [0, 0]
+    for query, target in table.pairs[places].tolist():
+        # Rows are ascending and hold each neighbour once.
+        if len(np.intersect1d(graph.neighbours(query), graph.neighbours(target), True)):
+            found += 1
+            example = [query, target] if found == 1 else example
+    return found, len(places), example
+
+
+def refuse_problems(findings: Findings) -> None:
+    """Raises UserError if there is any problem, so that the exit code is 2."""
+    if count := len(findings.of("problem")):
+        things = "problem" if count == 1 else "problems"
+        raise UserError(
+            f"The inputs have {count} {things}, listed above; correct "
+            f"{'it' if count == 1 else 'them'} and run --mode=doctor again."
+        )

@@ -1,0 +1,122 @@
+"""A Spark session for one stage: made from the settings, closed with the stage.
+
+PySpark is imported when a session is asked for and not before: it is an extra, and its
+Java process takes seconds to start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from absl import logging
+
+import pinsage_jax
+from pinsage_jax.config_cluster import ClusterConfig
+from pinsage_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+# Rows of an Arrow batch between Spark and Python; with vectors of 256 some 8 MiB.
+BATCH_ROWS = 8192
+_SECONDS_TO_ANSWER = 5.0
+_PARTITIONS_A_CORE = 4
+
+
+def _settings(config: ClusterConfig) -> dict[str, str]:
+    """What Spark is told, before --spark_conf."""
+    package = str(pathlib.Path(pinsage_jax.__file__).parent.parent)
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "ERROR",
+        # Workers live from task to task: JAX is imported and compiled for once in each.
+        "spark.python.worker.reuse": "true",
+        "spark.executorEnv.PYTHONPATH": os.pathsep.join(paths),
+        # A worker per core: more threads in each, or a GPU claimed by all, would only fight.
+        "spark.executorEnv.JAX_PLATFORMS": "cpu",
+        "spark.executorEnv.XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+        "spark.executorEnv.NUMBA_NUM_THREADS": "1",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": str(BATCH_ROWS),
+        "spark.sql.session.timeZone": "UTC",
+        # Random numbers are products of 64-bit integers that wrap round.
+        "spark.sql.ansi.enabled": "false",
+    }
+
+
+@contextlib.contextmanager
+def spark_session(config: ClusterConfig, name: str) -> Iterator[SparkSession]:
+    """A session with the settings of `config`, stopped at the end of the block.
+
+    Where this process has a running session already, that one, which is left running; of
+    the settings it takes those of SQL.
+
+    Raises:
+      UserError: PySpark or Java is missing, or no master answers.
+    """
+    try:
+        from pyspark.errors import PySparkException
+        from pyspark.sql import SparkSession
+        from pyspark.sql.pandas.utils import require_minimum_pandas_version
+
+        require_minimum_pandas_version()
+    except ImportError:
+        raise UserError(
+            "Spark needs PySpark and pandas: pip install 'pinsage-jax[spark]'."
+        ) from None
+    settings = {**_settings(config), **config.spark_settings()}
+    running = SparkSession.getActiveSession()
+    if running is not None:
+        for key, value in settings.items():
+            if running.conf.isModifiable(key):
+                running.conf.set(key, value)
+        yield running
+        return
+    home = os.environ.get("JAVA_HOME")
+    if not (home and (pathlib.Path(home) / "bin" / "java").exists()) and not shutil.which("java"):
+        raise UserError("Spark needs Java 17 or later: install one, or set JAVA_HOME to it.")
+    _require_answer(config.spark_master)
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder.master(config.spark_master).appName(f"pinsage_jax {name}")
+    for key, value in settings.items():
+        builder = builder.config(key, value)
+    try:
+        session = builder.getOrCreate()
+    except (PySparkException, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"Spark does not start with these settings ({said}).") from error
+    logging.info("Spark %s on %s", session.version, config.spark_master)
+    try:
+        yield session
+    finally:
+        session.stop()
+
+
+def partitions(session: SparkSession, config: ClusterConfig, rows: int) -> int:
+    """Partitions of a shuffle of about `rows` rows: --spark_partitions, or four a core."""
+    wanted = config.spark_partitions
+    if not wanted:
+        wanted = _PARTITIONS_A_CORE * session.sparkContext.defaultParallelism
+        wanted = min(wanted, -(-rows // BATCH_ROWS))
+    return max(wanted, 1)
+
+
+def _require_answer(master: str) -> None:
+    """UserError if no host of spark://HOST:PORT,... takes a connection."""
+    scheme, _, hosts = master.partition("://")
+    if scheme != "spark":
+        return
+    for address in hosts.split(","):
+        host, _, port = address.rpartition(":")
+        with contextlib.suppress(OSError, ValueError):
+            socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
+            return
+    raise UserError(f"--spark_master={master} does not answer; start a master there first.")

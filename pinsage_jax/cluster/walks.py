@@ -1,0 +1,225 @@
+"""Importance neighbourhoods by joins: the sampler's own walks, without the graph in memory.
+
+Partitioned Monte-Carlo walks.  A walk is a row, a hop a join: from a node with d
+neighbours the walk draws a place below d and is joined, on node and place, with the table
+
+  hops    at (a node), place in [0, d), next, next_edges (d of the next node)
+
+Its keys are distinct, so that a node with millions of edges is no heavier partition than
+any other, and the joined row says how many neighbours there are to draw from next.  With
+weights a row holds a node's whole list instead, and the draw is searched for in its running
+sums: such graphs should be pruned of nodes with very many edges first.
+
+Random numbers are those of sampling/kernels.py, hashes of (seed, epoch 0, start, walk, draw)
+written as Spark expressions; places are ranks of neighbours in ascending order as in the
+CSR; equal counts are ordered by the same hash.  The lists are therefore the in-memory
+sampler's, count for count, and not merely of the same distribution.
+
+Rows shuffled for W walks of L steps from N nodes: 2 L N W (a walk's rows of some 20 + 8 L
+bytes) and 2 E once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pinsage_jax.config import SamplingConfig
+from pinsage_jax.sampling import kernels
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+LISTS = "node long, ids array<int>, counts array<int>"
+_MIX = ((30, int(kernels.MIX_1)), (27, int(kernels.MIX_2)), (31, None))
+_LOW_32 = 0xFFFFFFFF
+
+
+def neighbour_lists(
+    edges: DataFrame, num_items: int, nodes: int, sampling: SamplingConfig, seed: int, shards: int
+) -> DataFrame:
+    """Top-T lists of nodes 0 to `nodes` that have edges, most visited first.
+
+    Args:
+      edges: item, collection (numbers from 0) and, in a weighted graph, weight (float);
+        no edge twice.
+      num_items: N; a collection's node is N + its number.
+      shards: partitions of every shuffle.
+
+    Returns:
+      node (long), ids and counts (lists of int, of T or fewer).  The caller persists or
+      writes it; until then nothing is computed.
+    """
+    from pyspark.sql import functions as F
+
+    weighted = "weight" in edges.columns
+    every = sampling.neighbourhood == "all"
+    hops = _weighted_hops(edges, num_items) if weighted else _hops(edges, num_items)
+    hops = hops.repartition(shards, *(["at"] if weighted else ["at", "place"])).persist()
+    degree = _both_ways(edges, num_items).groupBy("node").agg(F.count("*").cast("int").alias("d"))
+    walks = degree.where(F.col("node") < nodes).select(
+        F.col("node").alias("start"),
+        F.col("d").alias("start_edges"),
+        F.explode(F.sequence(F.lit(0), F.lit(sampling.num_walks - 1))).alias("walk"),
+        "node",
+        F.col("d").alias("edges"),
+        F.array().cast("array<int>").alias("visits"),
+        F.lit(True).alias("counts"),
+    )
+    restart_below = round(sampling.restart * 2**32)
+    for step in range(sampling.walk_length):
+        walks = _drawn(walks, seed, 2 * step)
+        if step > 0:
+            back = F.col("draw").bitwiseAND(F.lit(_LOW_32)) < restart_below
+            if sampling.restart_ends:
+                # A walk that ended goes on from its start, but nothing it visits counts.
+                walks = walks.withColumn("counts", F.col("counts") & ~back)
+            for name in ("node", "edges"):
+                home = "start" if name == "node" else "start_edges"
+                walks = walks.withColumn(name, F.when(back, F.col(home)).otherwise(F.col(name)))
+        walks = _hop(walks, hops, weighted, F.col("node") < num_items if every else None)
+        if every:
+            walks = _visited(walks)
+        walks = _visited(_hop(_drawn(walks, seed, 2 * step + 1), hops, weighted, None))
+    return _top(walks.repartition(shards, "start"), seed, sampling.num_neighbours)
+
+
+def _both_ways(edges: DataFrame, num_items: int) -> DataFrame:
+    """node, next and weight if there is one: each edge from both of its ends, as int."""
+    from pyspark.sql import functions as F
+
+    item = F.col("item").cast("int")
+    collection = (F.col("collection") + num_items).cast("int")
+    extra = ["weight"] if "weight" in edges.columns else []
+    there = edges.select(item.alias("node"), collection.alias("next"), *extra)
+    back = edges.select(collection.alias("node"), item.alias("next"), *extra)
+    return there.unionByName(back)
+
+
+def _hops(edges: DataFrame, num_items: int) -> DataFrame:
+    """at, place, next, next_edges: one row per node and neighbour."""
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    rows = _both_ways(edges, num_items)
+    degree = rows.groupBy("node").agg(F.count("*").cast("int").alias("next_edges"))
+    place = F.row_number().over(Window.partitionBy("node").orderBy("next")) - 1
+    rows = rows.select(F.col("node").alias("at"), place.cast("long").alias("place"), "next")
+    return rows.join(degree.withColumnRenamed("node", "next"), "next")
+
+
+def _weighted_hops(edges: DataFrame, num_items: int) -> DataFrame:
+    """at, others: per node its neighbours in ascending order, as (next, reach)."""
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    order = Window.partitionBy("node").orderBy("next").rowsBetween(Window.unboundedPreceding, 0)
+    # Added left to right in double precision, as kernels.running_sums does.
+    reach = F.sum(F.col("weight").cast("double")).over(order)
+    rows = _both_ways(edges, num_items).withColumn("reach", reach)
+    others = F.array_sort(F.collect_list(F.struct("next", "reach")))
+    return rows.groupBy(F.col("node").alias("at")).agg(others.alias("others"))
+
+
+def _hop(walks: DataFrame, hops: DataFrame, weighted: bool, moving: Column | None) -> DataFrame:
+    """Every walk at a random neighbour; where `moving` is false it stays."""
+    from pyspark.sql import functions as F
+
+    bits = F.shiftrightunsigned("draw", 32)
+    here = F.col("node") if moving is None else F.when(moving, F.col("node")).otherwise(-1)
+    walks = walks.withColumn("here", here)
+    same = F.col("here") == F.col("at")
+    if weighted:
+        share = (bits.cast("double") + 0.5) / F.lit(4294967296.0)
+        target = share * F.element_at("others", -1)["reach"]
+        passed = F.size(F.filter("others", lambda other: other["reach"] <= target))
+        # Rounding can make the target equal to the whole reach.
+        found = F.get("others", F.least(passed, F.size("others") - 1))["next"]
+        edges = F.lit(0)
+    else:
+        walks = walks.withColumn("drawn", F.shiftrightunsigned(bits * F.col("edges"), 32))
+        same = same & (F.col("drawn") == F.col("place"))
+        found, edges = F.col("next"), F.coalesce("next_edges", "edges")
+    return walks.join(hops, same, "inner" if moving is None else "left").select(
+        *["start", "start_edges", "walk", "visits", "counts"],
+        F.coalesce(found, "node").alias("node"),
+        edges.alias("edges"),
+    )
+
+
+def _visited(walks: DataFrame) -> DataFrame:
+    from pyspark.sql import functions as F
+
+    more = F.concat("visits", F.array("node"))
+    counted = F.col("counts") & (F.col("node") != F.col("start"))
+    return walks.withColumn("visits", F.when(counted, more).otherwise(F.col("visits")))
+
+
+def _top(walks: DataFrame, seed: int, size: int) -> DataFrame:
+    """The most visited nodes of each start; walks are partitioned by start."""
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    counts = (
+        walks.select("start", F.explode("visits").alias("other"))
+        .groupBy("start", "other")
+        .agg(F.count("*").cast("int").alias("visited"))
+    )
+    counts = _keyed(counts, seed, F.col("start"))
+    tie = F.col("draw").bitwiseXOR(F.lit(_signed(kernels.TIE_STREAM)))
+    counts = _mixed(
+        counts.withColumn("draw", tie + F.col("other") * F.lit(_signed(kernels.GOLDEN)))
+    )
+    best = Window.partitionBy("start").orderBy(
+        F.desc("visited"), F.desc(F.shiftrightunsigned("draw", 32)), "other"
+    )
+    ranked = counts.withColumn("rank", F.row_number().over(best)).where(F.col("rank") <= size)
+    found = F.array_sort(F.collect_list(F.struct("rank", "other", "visited")))
+    return (
+        ranked.groupBy("start")
+        .agg(found.alias("found"))
+        .select(
+            F.col("start").cast("long").alias("node"),
+            F.col("found.other").alias("ids"),
+            F.col("found.visited").alias("counts"),
+        )
+    )
+
+
+def _drawn(walks: DataFrame, seed: int, index: int) -> DataFrame:
+    """Adds `draw`: kernels.draw(stream of the start, walk, index), 64 bits."""
+    from pyspark.sql import functions as F
+
+    walks = _keyed(walks, seed, F.col("start"))
+    place = F.shiftleft(F.col("walk").cast("long"), 16) + (index + 1)
+    return _mixed(walks.withColumn("draw", F.col("draw") + place * F.lit(_signed(kernels.GOLDEN))))
+
+
+def _keyed(rows: DataFrame, seed: int, node: Column) -> DataFrame:
+    """Adds `draw`: kernels.stream(seed, 0, node)."""
+    from pyspark.sql import functions as F
+
+    with np.errstate(over="ignore"):
+        first = kernels.mix(np.uint64(seed) + kernels.GOLDEN)
+        key = kernels.mix(np.uint64(first) + kernels.U1)
+    value = node.cast("long") * F.lit(_signed(kernels.GOLDEN)) + F.lit(1) + F.lit(_signed(key))
+    return _mixed(rows.withColumn("draw", value))
+
+
+def _mixed(rows: DataFrame) -> DataFrame:
+    """Replaces `draw` by kernels.mix(draw); products of long wrap round (not ANSI)."""
+    from pyspark.sql import functions as F
+
+    for shift, factor in _MIX:
+        value = F.col("draw").bitwiseXOR(F.shiftrightunsigned("draw", shift))
+        if factor is not None:
+            value = value * F.lit(_signed(factor))
+        rows = rows.withColumn("draw", value)
+    return rows
+
+
+def _signed(bits: int | np.unsignedinteger) -> int:
+    """The long with the bits of a uint64."""
+    value = int(bits)
+    return value - 2**64 if value >= 2**63 else value

@@ -1,0 +1,99 @@
+"""Settings of what runs on Apache Spark, and of pruning the graph."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pinsage_jax.errors import UserError
+from pinsage_jax.options import Checked, option
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterConfig(Checked):
+    """Apache Spark, for catalogues that one machine is too small for."""
+
+    engine: str = option(
+        "local",
+        "What --mode=embed computes with: this machine, or Apache Spark (extra 'spark' and Java "
+        "17 or later); the embeddings are the same to 1e-5.",
+        choices=("local", "spark"),
+    )
+    spark_master: str = option(
+        "local[*]", "Spark's master, as in local[2] or spark://HOST:PORT or yarn."
+    )
+    spark_folder: str = option(
+        "",
+        "Folder for Spark's tables between stages, at the same path on this machine and on every "
+        "executor; empty: WORKDIR.",
+    )
+    spark_partitions: int = option(
+        0, "Partitions of every shuffle; 0: four a core, and no more than the rows need.", low=0
+    )
+    spark_conf: str = option(
+        "",
+        "More settings of Spark, KEY=VALUE separated by commas, such as spark.executor.memory=8g.",
+    )
+    spark_walks: bool = option(
+        False,
+        "--engine=spark: sample the neighbourhoods on Spark too; the lists are the same, but "
+        "walks in one machine's memory are much faster where the graph fits.",
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        if not self.spark_master:
+            raise UserError("--spark_master is empty; name one, such as local[*].")
+        self.spark_settings()
+
+    def spark_settings(self) -> dict[str, str]:
+        """--spark_conf as a dictionary.
+
+        Raises:
+          UserError: a part is not KEY=VALUE.
+        """
+        settings = {}
+        for part in filter(None, (text.strip() for text in self.spark_conf.split(","))):
+            key, equals, value = part.partition("=")
+            if not equals or not key.startswith("spark."):
+                raise UserError(f"--spark_conf: '{part}' is not spark.KEY=VALUE.")
+            settings[key] = value
+        return settings
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneConfig(Checked):
+    """Edges left out of the graph (Pixie, WWW 2018); by default none."""
+
+    prune_power: float = option(
+        1.0,
+        "Items with more than --prune_from edges keep degree^this of them, the heaviest or a "
+        "random sample of equal ones; 1: all. Pixie: 0.91.",
+        low=0.0,
+        high=1.0,
+    )
+    prune_from: int = option(
+        100, "--prune_power never takes an item's edges below this number.", low=1
+    )
+    prune_collection_items: int = option(
+        0, "Collections with more items than this are dropped; 0: none.", low=0
+    )
+    prune_entropy: float = option(
+        0.0,
+        "Collections whose items' topics have an entropy above this many bits are dropped; 0: "
+        "none. Needs --prune_topic_column.",
+        low=0.0,
+    )
+    prune_topic_column: str = option("", "Column of --items that names an item's topic.")
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any edge may be left out."""
+        return bool(self.prune_power < 1.0 or self.prune_collection_items or self.prune_entropy)
+
+    def validate(self) -> None:
+        super().validate()
+        if self.prune_entropy and not self.prune_topic_column:
+            raise UserError(
+                f"--prune_entropy={self.prune_entropy} needs --prune_topic_column, the column of "
+                "--items with the topics."
+            )

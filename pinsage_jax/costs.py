@@ -1,0 +1,94 @@
+"""What a run cost: seconds by stage, device-seconds, items, pairs, waiting, memory.
+
+A Costs is filled while stages run and told in one line at the end; `save` leaves the
+numbers in WORKDIR/costs.json, which `--mode=compare` reads.  Seconds are wall-clock
+time; device-seconds are those times the number of devices, whether they were busy or
+not, because that is what a machine is paid for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import resource
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from pinsage_jax import files
+
+COSTS_FILE = "costs.json"
+_GIB = 2**30
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held in memory so far (resident, host)."""
+    # Linux counts in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+@dataclasses.dataclass
+class Costs:
+    """The costs of one command so far.
+
+    Attributes:
+      seconds: by stage, in the order in which they ran.
+      cpu_seconds: likewise, of all threads: about the same however busy the machine is.
+      devices: devices that training uses; 0 until it is known.
+      items: items embedded.
+      pairs: training pairs computed, repetitions counted.
+      wait_share: share of the time of training, validations left out, in which the
+        device waited for batches; None without training.
+    """
+
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    cpu_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    devices: int = 0
+    items: int = 0
+    pairs: int = 0
+    wait_share: float | None = None
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time inside to a stage."""
+        start, cpu = time.perf_counter(), time.process_time()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            spent = time.process_time() - cpu
+            self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + spent
+
+    def values(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        total = sum(self.seconds.values())
+        return {
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "cpu_seconds": {name: round(value, 3) for name, value in self.cpu_seconds.items()},
+            "total_seconds": round(total, 3),
+            "devices": self.devices,
+            "device_seconds": round(total * max(self.devices, 1), 3),
+            "items": self.items,
+            "pairs": self.pairs,
+            "wait_share": self.wait_share,
+            "peak_memory_bytes": peak_memory(),
+        }
+
+    def line(self) -> str:
+        """The run in one line."""
+        told = self.values()
+        stages = ", ".join(f"{name} {value:.0f} s" for name, value in self.seconds.items())
+        parts = [f"{told['device_seconds']:.0f} device-seconds ({stages})"]
+        if self.pairs:
+            parts.append(f"{self.pairs:,} pairs")
+        if self.wait_share is not None:
+            parts.append(f"device waited {self.wait_share:.0%} of training")
+        if self.items:
+            parts.append(f"{self.items:,} items embedded")
+        parts.append(f"peak memory {told['peak_memory_bytes'] / _GIB:.2f} GiB")
+        return "; ".join(parts)
+
+    def save(self, workdir: str | pathlib.Path) -> None:
+        """Writes WORKDIR/costs.json."""
+        files.write_json(pathlib.Path(workdir) / COSTS_FILE, self.values())

@@ -1,0 +1,85 @@
+"""A trained network and what it reads of the catalogue, kept to embed new items again and again.
+
+new_items.py says what a new item's vector is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+
+from pinsage_jax.graph.additions import Additions, additions_of
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.features import FeatureTransform
+from pinsage_jax.graph.ids import IdTable
+from pinsage_jax.graph.tables import Table
+from pinsage_jax.inference.export_form import ExportForm
+from pinsage_jax.inference.new_items import Catalogue, NewItemEncoder
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A checkpoint to embed with.
+
+    Attributes:
+      params: parameters of the network.
+      step: training steps behind them.
+      offset: cold offset.
+    """
+
+    params: Any
+    step: int
+    offset: float
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Checksum of the parameters."""
+        total = 0
+        for leaf in jax.tree.leaves(self.params):
+            total = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), total)
+        return f"{total:08x}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NewItemModel:
+    """What embeds items that the catalogue does not hold.
+
+    Attributes:
+      transform: of the catalogue's features.
+      form: how vectors are exported.
+    """
+
+    catalogue: Catalogue
+    transform: FeatureTransform
+    trained: Trained
+    form: ExportForm
+
+    def read(self, items: Table, edges: Table | None) -> Additions:
+        """What two tables hold; UserError for whatever is wrong with them."""
+        known = self.catalogue
+        return additions_of(known.prepared, self.transform, known.config.data, items, edges)
+
+    def embed(self, additions: Additions) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [n, Z], not yet in the form of the export, and bool [n]: no edge."""
+        encoder = NewItemEncoder(self.catalogue, additions)
+        vectors = encoder.embed(self.trained.params)
+        vectors[encoder.edgeless, -1] += np.float32(self.trained.offset)
+        return vectors, encoder.edgeless
+
+    def warm_up(self) -> None:
+        """Compiles what a single item takes, with edges and without, by embedding a known one."""
+        prepared = self.catalogue.prepared
+        graph = prepared.graph
+        known = int(np.argmax(graph.degree()[: graph.num_items]))
+        features = np.asarray(prepared.features[[known]])
+        for held in (graph.neighbours(known)[:1] - graph.num_items, np.empty(0, np.int32)):
+            held = held.astype(np.int32)
+            weights = None if graph.weights is None else np.ones(len(held), np.float32)
+            edges = Graph.from_edges(np.zeros_like(held), held, 1, graph.num_collections, weights)
+            self.embed(Additions(IdTable(pa.array(["any"])), features, edges))

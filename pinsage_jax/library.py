@@ -1,0 +1,34 @@
+"""Settings for use from Python; see the package's own docstring for what they go to."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pinsage_jax.config import Config
+from pinsage_jax.options import from_values
+
+
+def settings(
+    workdir: str | os.PathLike,
+    *,
+    mode: str = "library",
+    seed: int = 0,
+    threads: int = 0,
+    **values: Any,
+) -> Config:
+    """Settings from the names of flags, for use from Python.
+
+    Example:
+      config = settings("runs/mine", edges="edges.parquet", epochs=2.0)
+
+    Args:
+      mode: what the settings are for; anything but a --mode leaves it open.
+      values: flags by name, as docs/flags.md lists them.
+
+    Raises:
+      UserError: a name is unknown, a value is of another type or out of range, or
+        settings do not fit together.
+    """
+    of_the_run = {"mode": mode, "workdir": os.fspath(workdir), "seed": seed, "threads": threads}
+    return from_values(Config, {**of_the_run, **values})

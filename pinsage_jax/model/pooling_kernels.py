@@ -1,0 +1,245 @@
+"""Numba kernels of pooling on CPUs; XLA calls those of training from inside the compiled step.
+
+XLA's own scatter on a CPU is serial and its gathers go through memory twice; pooling
+would take longer than all matrix products of a step.  Here the sum over a node's
+neighbours is one pass, and its derivative is one too, because lists are turned round
+first (who names this node?), so that every output row is written once, in order.
+Whole-catalogue inference calls the same kernels from the host.
+
+XLA's foreign function interface hands a call frame to a C function: the addresses and
+shapes of operands and results in structures of its stable binary interface (major
+version 0; `xla/ffi/api/c_api.h` beside jaxlib).  `_operand` and `_result` read them as 64-bit
+words.  Everything that calls another kernel is in this file, as compiled code is cached.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+
+# Places of 64-bit words in XLA's structures.
+_FRAME_WORDS, _EXTENSION, _API, _ARGS, _RETS = 15, 1, 2, 9, 14
+_BUFFER_WORDS, _DATA, _DIMS = 6, 3, 5
+_METADATA_EXTENSION = 1
+_HANDLER = types.voidptr(types.voidptr)
+
+
+@intrinsic
+def _address(typing, number):
+    """A pointer from its address, an int64."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+@njit(nogil=True, cache=True)
+def _words(address, count):
+    return carray(_address(address), count, np.int64)
+
+
+@njit(nogil=True, cache=True)
+def _answered_query(frame):
+    """Whether this call only asks which version of the interface the function was made for."""
+    if frame[_EXTENSION] == 0:
+        return False
+    extension = _words(frame[_EXTENSION], 4)
+    if extension[1] & 0xFFFFFFFF == _METADATA_EXTENSION:
+        # The caller's own version: what is read here has its place in all of major 0.
+        _words(extension[3], 4)[3] = _words(frame[_API], 5)[4]
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _buffer(frame, list_word, place):
+    pointers = _words(frame[list_word], place + 1)
+    return _words(pointers[place], _BUFFER_WORDS)
+
+
+@njit(nogil=True, cache=True)
+def _matrix(buffer, dtype):
+    dims = _words(buffer[_DIMS], 2)
+    return carray(_address(buffer[_DATA]), (dims[0], dims[1]), dtype)
+
+
+@njit(nogil=True, cache=True)
+def _vector(buffer, dtype):
+    return carray(_address(buffer[_DATA]), (_words(buffer[_DIMS], 1)[0],), dtype)
+
+
+@njit(nogil=True, cache=True)
+def _relu(value):
+    # Compiles to better code than max().
+    return value if value > np.float32(0.0) else np.float32(0.0)
+
+
+@njit(nogil=True, cache=True)
+def _entry(neighbours, weights, row, place):
+    """A neighbour and its weight; for none, which is -1, the first with no weight."""
+    node = neighbours[row, place]
+    return (node, weights[row, place]) if node >= 0 else (np.int32(0), np.float32(0.0))
+
+
+@njit(nogil=True, cache=True)
+def weighted_rows(projected, bias, neighbours, weights, begin, out):
+    """out[i] = sum over t of weights[j, t] * ReLU(projected[neighbours[j, t]] + bias).
+
+    Here j = begin + i: any range of rows can be made alone.
+
+    Args:
+      projected: float32 [n, M], finite; may be a memory map, of which the named rows are
+        read, and the first.
+      bias: float32 [M].
+      neighbours: int32 [S, T] rows of it, -1 for none; weights: float32 [S, T].
+      out: float32 [s, M] output.
+    """
+    nought = np.float32(0.0)
+    width, whole = neighbours.shape[1], neighbours.shape[1] // 4 * 4
+    for place in range(out.shape[0]):
+        row = begin + place
+        total = out[place]
+        for column in range(total.shape[0]):
+            total[column] = nought
+        # Four at a time: their cache misses overlap and the sum is read and written once.
+        for first in range(0, whole, 4):
+            n0, w0 = _entry(neighbours, weights, row, first)
+            n1, w1 = _entry(neighbours, weights, row, first + 1)
+            n2, w2 = _entry(neighbours, weights, row, first + 2)
+            n3, w3 = _entry(neighbours, weights, row, first + 3)
+            if w0 == nought and w1 == nought and w2 == nought and w3 == nought:
+                continue
+            p0, p1, p2, p3 = projected[n0], projected[n1], projected[n2], projected[n3]
+            for column in range(total.shape[0]):
+                shift = bias[column]
+                total[column] += (
+                    w0 * _relu(p0[column] + shift)
+                    + w1 * _relu(p1[column] + shift)
+                    + w2 * _relu(p2[column] + shift)
+                    + w3 * _relu(p3[column] + shift)
+                )
+        for rest in range(whole, width):
+            node, weight = _entry(neighbours, weights, row, rest)
+            sent = projected[node]
+            for column in range(total.shape[0]):
+                total[column] += weight * _relu(sent[column] + bias[column])
+
+
+@njit(nogil=True, cache=True)
+def max_rows(projected, neighbours, weights, out):
+    """out[i] = the maximum of the rows of `projected` that have a weight; no entry is below 0."""
+    for row in range(out.shape[0]):
+        best = out[row]
+        for column in range(best.shape[0]):
+            best[column] = 0.0
+        for rank in range(neighbours.shape[1]):
+            node, weight = _entry(neighbours, weights, row, rank)
+            if weight > 0.0:
+                sent = projected[node]
+                for column in range(best.shape[0]):
+                    best[column] = max(best[column], sent[column])
+
+
+@njit(nogil=True, cache=True)
+def turned_lists(neighbours, weights, starts, rows, masses):
+    """Lists by the node that is named: a counting sort of all entries with a weight.
+
+    Args:
+      neighbours: int32 [S, T] below n; weights: float32 [S, T], 0 where masked.
+      starts: int32 [n + 1] output; node i is named by rows[starts[i] : starts[i + 1]].
+      rows: int32 [S * T] output, in order within a node; masses: float32 [S * T] output.
+    """
+    starts[:] = 0
+    for row in range(neighbours.shape[0]):
+        for place in range(neighbours.shape[1]):
+            if weights[row, place] != 0.0:
+                starts[neighbours[row, place]] += 1
+    total = 0
+    for node in range(starts.shape[0]):
+        total += starts[node]
+        starts[node] = total
+    # From the end, so that starts[i] comes down from the end of its list to its start.
+    for row in range(neighbours.shape[0] - 1, -1, -1):
+        for place in range(neighbours.shape[1] - 1, -1, -1):
+            if weights[row, place] != 0.0:
+                node = neighbours[row, place]
+                starts[node] -= 1
+                rows[starts[node]] = row
+                masses[starts[node]] = weights[row, place]
+
+
+@njit(nogil=True, cache=True)
+def returned_rows(cotangents, starts, rows, masses, begin, out):
+    """out[i] = sum over the rows that name node begin + i of mass * cotangents[row].
+
+    Args:
+      cotangents: float32 [S, M]; starts, rows, masses: of `turned_lists`.
+      out: float32 [s, M] output.
+    """
+    for place in range(out.shape[0]):
+        total = out[place]
+        for column in range(total.shape[0]):
+            total[column] = 0.0
+        first, last = starts[begin + place], starts[begin + place + 1]
+        for entry in range(first, last - 1, 2):
+            w0, w1 = masses[entry], masses[entry + 1]
+            c0, c1 = cotangents[rows[entry]], cotangents[rows[entry + 1]]
+            for column in range(total.shape[0]):
+                total[column] += w0 * c0[column] + w1 * c1[column]
+        if (last - first) % 2:
+            weight, sent = masses[last - 1], cotangents[rows[last - 1]]
+            for column in range(total.shape[0]):
+                total[column] += weight * sent[column]
+
+
+def handlers() -> dict[str, int]:
+    """Compiles the C functions: names of custom calls and the addresses to call."""
+
+    @cfunc(_HANDLER, cache=True)
+    def weighted(pointer):
+        frame = carray(pointer, _FRAME_WORDS, np.int64)
+        if not _answered_query(frame):
+            weighted_rows(
+                _matrix(_buffer(frame, _ARGS, 0), np.float32),
+                _vector(_buffer(frame, _ARGS, 1), np.float32),
+                _matrix(_buffer(frame, _ARGS, 2), np.int32),
+                _matrix(_buffer(frame, _ARGS, 3), np.float32),
+                _vector(_buffer(frame, _ARGS, 4), np.int32)[0],
+                _matrix(_buffer(frame, _RETS, 0), np.float32),
+            )
+        return _address(0)
+
+    @cfunc(_HANDLER, cache=True)
+    def turned(pointer):
+        frame = carray(pointer, _FRAME_WORDS, np.int64)
+        if not _answered_query(frame):
+            turned_lists(
+                _matrix(_buffer(frame, _ARGS, 0), np.int32),
+                _matrix(_buffer(frame, _ARGS, 1), np.float32),
+                _vector(_buffer(frame, _RETS, 0), np.int32),
+                _vector(_buffer(frame, _RETS, 1), np.int32),
+                _vector(_buffer(frame, _RETS, 2), np.float32),
+            )
+        return _address(0)
+
+    @cfunc(_HANDLER, cache=True)
+    def returned(pointer):
+        frame = carray(pointer, _FRAME_WORDS, np.int64)
+        if not _answered_query(frame):
+            returned_rows(
+                _matrix(_buffer(frame, _ARGS, 0), np.float32),
+                _vector(_buffer(frame, _ARGS, 1), np.int32),
+                _vector(_buffer(frame, _ARGS, 2), np.int32),
+                _vector(_buffer(frame, _ARGS, 3), np.float32),
+                _vector(_buffer(frame, _ARGS, 4), np.int32)[0],
+                _matrix(_buffer(frame, _RETS, 0), np.float32),
+            )
+        return _address(0)
+
+    return {
+        "pinsage_weighted_rows": weighted.address,
+        "pinsage_turned_lists": turned.address,
+        "pinsage_returned_rows": returned.address,
+    }

@@ -1,0 +1,1 @@
+"""Serving: neighbours over HTTP, and the explorer of a catalogue of any size."""

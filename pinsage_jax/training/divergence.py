@@ -1,0 +1,38 @@
+"""What is kept of a step whose loss is not finite, so that it can be looked at again.
+
+WORKDIR/not_finite_step_STEP.json holds the node ids of the batch, which are positions in
+prepared/item_ids.arrow, with the settings that the batch is a function of: the step
+counted from 1, the epoch and the seed.  `MinibatchBuilder.make(STEP - 1)` makes the very
+same batch again, and the same command, run from the last checkpoint, the same step.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from pinsage_jax import files
+from pinsage_jax.batching.builder import MinibatchBuilder
+
+_IDS = ("query_ids", "target_ids", "negative_ids", "hard_ids")
+
+
+def keep_batch(
+    workdir: str | pathlib.Path, builder: MinibatchBuilder, step: int, about: dict[str, Any]
+) -> pathlib.Path:
+    """Writes the ids of the batch of `step` (counted from 1) and `about`; returns the path.
+
+    Queries and targets are lists of B ids, hard negatives B lists (-1 where there is none),
+    negatives R ids, or as often R as there are devices.
+    """
+    batch, _ = builder.make(step - 1)
+    ids = {}
+    for name in _IDS:
+        array = np.asarray(getattr(batch, name))
+        # The leading axis is that of the devices.
+        ids[name] = array.reshape(-1, *array.shape[2:]).tolist()
+    path = pathlib.Path(workdir) / f"not_finite_step_{step}.json"
+    files.write_json(path, {"step": step, **about, **ids})
+    return path

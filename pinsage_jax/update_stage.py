@@ -1,0 +1,142 @@
+"""Embedding a catalogue after a change, into WORKDIR/updated.
+
+WORKDIR/updated/ has the form of a workdir: prepared/ and embeddings/ of the catalogue with
+every change so far, so that --workdir=WORKDIR/updated lists neighbours and builds indexes
+of it.  Another change goes on from there.  WORKDIR/layers holds what the next one is
+computed from.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from absl import logging
+
+from pinsage_jax import files
+from pinsage_jax.config import Config
+from pinsage_jax.embedding_stage import (
+    about_run,
+    as_exported,
+    cold_adjustment,
+    identity_of,
+    kept_tables,
+    restored,
+    split_of,
+)
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.changes import read_changes, write_changed
+from pinsage_jax.graph.prepare import open_prepared
+from pinsage_jax.inference import export
+from pinsage_jax.inference.current_catalogue import CurrentCatalogue, fill_tables
+from pinsage_jax.inference.encoder import structure_bases
+from pinsage_jax.inference.layer_tables import KeptTables
+from pinsage_jax.inference.updating import Update
+from pinsage_jax.retrieval.export_quality import recall_of
+
+FOLDER = "updated"
+
+
+def update(config: Config) -> dict[str, Any]:
+    """Applies --changed_edges, --removed_edges and --changed_items and embeds the result.
+
+    Returns:
+      The manifest of WORKDIR/updated/embeddings.
+
+    Raises:
+      UserError: a table cannot be used, or nothing was trained.
+    """
+    workdir = pathlib.Path(config.workdir)
+    updated = workdir / FOLDER
+    trained_on = open_prepared(workdir)
+    source = updated if (updated / export.FOLDER / export.MANIFEST).exists() else workdir
+    before = open_prepared(source)
+    fingerprint = trained_on.manifest["fingerprint"]
+    if before.manifest.get("base", fingerprint) != fingerprint:
+        raise UserError(
+            f"{updated} is of another catalogue than {workdir / 'prepared'}; "
+            "delete it and run again."
+        )
+    key = _read_key(config)
+    if source == updated:
+        done = files.read_json(updated / export.FOLDER / export.MANIFEST)
+        if done.get("changes") == key:
+            logging.info("update: %s holds these changes already", updated)
+            return done
+        logging.info("update: on top of the changes that %s holds", updated)
+    changes = read_changes(before, workdir / "prepared" / "features", config.data, config.update)
+    bases = structure_bases(config, trained_on, split_of(config, trained_on))
+    first = CurrentCatalogue(config, trained_on, before, bases)
+    nodes = trained_on.graph
+    everything = config.sampling.neighbourhood == "all"
+    trained = restored(
+        config, trained_on, first.inputs.dim, nodes.num_nodes if everything else nodes.num_items
+    )
+    trained, form = as_exported(config, trained)
+
+    def tables(catalogue: CurrentCatalogue, fingerprint: str) -> KeptTables:
+        return kept_tables(config, catalogue.graph, trained, fingerprint, keep=True)
+
+    old = tables(first, before.manifest["fingerprint"])
+    fill_tables(first, trained.params, old, cold_adjustment(first.graph, trained.offset))
+    with files.atomic_folder(updated) as folder:
+        write_changed(before, changes, source / "prepared", folder / "prepared")
+        after = open_prepared(folder)
+        second = CurrentCatalogue(config, trained_on, after, bases)
+        new = tables(second, after.manifest["fingerprint"])
+        vectors, report = Update(
+            first, second, changes, trained.params, old, new, trained.offset
+        ).run()
+        items = after.graph.num_items
+        manifest = export.write_embeddings(
+            folder,
+            config.embed,
+            after.item_ids,
+            vectors[:items],
+            {
+                **about_run(config, trained),
+                "against_float32": recall_of(form, vectors[:items]),
+                "ids": after.item_ids.digest(),
+                "data": identity_of(after),
+                "changes": key,
+                "update": report,
+            },
+            after.collection_ids if everything else None,
+            vectors[items:] if everything else None,
+            form=form,
+        )
+    new.remove_others()
+    print(_said(report))
+    logging.info("update: the catalogue with its changes is in %s", updated)
+    return manifest
+
+
+def _read_key(config: Config) -> str:
+    """What the files of the change hold, whatever catalogue they change."""
+    found = []
+    for flag in ("changed_edges", "removed_edges", "changed_items"):
+        path = config.data.path(value) if (value := getattr(config.update, flag)) else None
+        parts = sorted(path.rglob("*")) if path is not None and path.is_dir() else [path]
+        found.append([files.checksum(part) for part in parts if part is not None])
+    return files.fingerprint(found)
+
+
+def _said(report: dict[str, Any]) -> str:
+    """The report for a terminal."""
+    nodes, total = report["nodes"], max(report["nodes"], 1)
+
+    def share(count: int) -> str:
+        return f"{count:,} of {nodes:,} ({100 * count / total:.2f}%)"
+
+    lines = [
+        f"changes: {report['edges_added']:,} edges added, {report['edges_weighed_anew']:,} weighed "
+        f"anew, {report['edges_removed']:,} removed; {report['items_added']:,} items added, "
+        f"{report['items_changed']:,} changed; {report['collections_added']:,} collections added",
+        f"walked again from {share(report['walked_again'])}; lists that differ: "
+        f"{share(report['lists_changed'])}",
+    ]
+    for layer, count in enumerate(report["computed"]):
+        lines.append(f"recomputed in layer {layer + 1}: {share(count)}")
+        if layer < len(report["projected"]):
+            lines[-1] += f", from messages of {share(report['projected'][layer])}"
+    return "\n".join(lines)

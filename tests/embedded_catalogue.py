@@ -1,0 +1,93 @@
+"""A small catalogue from files, with a checkpoint of random parameters and its export."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from pinsage_jax import stages
+from pinsage_jax.config import Config, DataConfig, EmbedConfig, ModelConfig, SamplingConfig
+from pinsage_jax.training import loop
+from pinsage_jax.training.checkpoints import Checkpoints
+from pinsage_jax.training.state import initial_state, make_optimiser
+
+# Look, year, place, log-degree, edgeless.
+INPUTS = 5 + 1 + 6 + 1 + 1
+
+
+def settings(workdir="unused", *, sampling=None, **model) -> Config:
+    return Config(
+        mode="embed",
+        workdir=str(workdir),
+        seed=5,
+        threads=1,
+        sampling=SamplingConfig(
+            **{"num_neighbours": 5, "num_walks": 9, "walk_length": 2, "content_neighbours": 3}
+            | (sampling or {})
+        ),
+        model=ModelConfig(
+            **{"hidden_dim": 12, "layer_dim": 10, "output_dim": 8, "structure_dim": 4} | model
+        ),
+        # Blocks as small as the fewest rows have one shape, which is compiled once.
+        embed=EmbedConfig(embed_block=4, embed_walks=20),
+    )
+
+
+def random_params(config: Config, input_dim: int, num_nodes: int):
+    """Parameters of the network, all of them random, without compiling its initialiser."""
+    shapes = jax.eval_shape(lambda: loop.init_model(config, input_dim, num_nodes)[1])
+    rng = np.random.default_rng(0)
+
+    def drawn(leaf):
+        return rng.normal(0, leaf.shape[0] ** -0.5, leaf.shape).astype(np.float32)
+
+    return jax.tree.map(drawn, shapes)
+
+
+def write_csv(path, header, rows):
+    with open(path, "w", newline="") as handle:
+        csv.writer(handle).writerows([header, *rows])
+    return str(path)
+
+
+def vector_text(vector) -> str:
+    return " ".join(f"{number:.6f}" for number in vector)
+
+
+def embedded_catalogue(root: pathlib.Path):
+    """(config, vectors, features, edges): a prepared, embedded catalogue, the network untrained.
+
+    Items i0 to i79, of which i70 and on have no edge; features follow the collections.
+    """
+    rng = np.random.default_rng(4)
+    edges = [(f"c{c}", f"i{i}") for i in range(70) for c in {i // 10, i // 10, rng.integers(0, 7)}]
+    centres = rng.normal(size=(8, 5))
+    features = [centres[i // 10] + 0.3 * rng.normal(size=5) for i in range(80)]
+    data = DataConfig(
+        edges=write_csv(root / "edges.csv", ["collection_id", "item_id"], edges),
+        items=write_csv(
+            root / "items.csv",
+            ["item_id", "look", "year"],
+            [(f"i{i}", vector_text(row), 2000 + i % 7) for i, row in enumerate(features)],
+        ),
+        dense_columns="look",
+        numeric_columns="year",
+    )
+    config = dataclasses.replace(settings(root / "work", structure_dim=6), data=data)
+    config = dataclasses.replace(
+        config, embed=EmbedConfig(embed_walks=500, cold_offset=0.25, shard_rows=50)
+    )
+    prepared = stages.prepare(config)
+    params = random_params(config, INPUTS, 80)
+    state = initial_state(params, make_optimiser(config.train, 1.0))
+    meta = {"data": stages.identity_of(prepared), "config": dataclasses.asdict(config)}
+    with Checkpoints(root / "work" / "checkpoints") as checkpoints:
+        checkpoints.save(3, state, meta, {"score": 1.0, "cold_offset": 0.1})
+    stages.embed(config)
+    # Later runs take the offset of the export.
+    config = dataclasses.replace(config, embed=EmbedConfig(embed_walks=500, shard_rows=50))
+    return config, stages.load_embeddings(config.workdir, prepared), features, edges

@@ -1,0 +1,164 @@
+"""Explanations against slow references, on a trained run and on awkward items."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from small_catalogue import make_config, make_prepared, random_graph
+
+from pinsage_jax import main, stages
+from pinsage_jax.embedding_stage import split_of
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.prepare import open_prepared
+from pinsage_jax.inference.encoder import Encoder, lists_of_some, structure_bases
+from pinsage_jax.retrieval import explain as explaining
+from pinsage_jax.retrieval.embeddings_io import load_embeddings
+from pinsage_jax.sampling.neighbourhoods import visit_scores
+
+
+def explained(config, query, target, **evaluate):
+    settings = dataclasses.replace(config.evaluate, query=query, target=target, **evaluate)
+    return dataclasses.replace(config, evaluate=settings)
+
+
+@pytest.fixture
+def pair(trained):
+    """(prepared, vectors, row of the query, row of its nearest item)."""
+    prepared = open_prepared(trained.workdir)
+    vectors = load_embeddings(trained.workdir, prepared)
+    query = int(np.argmax(prepared.graph.degree()[: prepared.graph.num_items]))
+    scores = vectors @ vectors[query]
+    scores[query] = -np.inf
+    return prepared, vectors, query, int(np.argmax(scores))
+
+
+def test_every_part_against_a_reference(trained, pair, tmp_path, capsys):
+    prepared, vectors, query, target = pair
+    names = prepared.item_ids.ids.to_pylist()
+    config = dataclasses.replace(
+        explained(trained, names[query], names[target], k=500), workdir=str(tmp_path)
+    )
+    result = explaining.explain(config, prepared, vectors)
+    graph = prepared.graph
+
+    holds = {
+        int(node): set(graph.neighbours(int(node)).tolist())
+        for node in range(graph.num_items, graph.num_nodes)
+    }
+    both = {node for node, items in holds.items() if {query, target} <= items}
+    shared = result["shared_collections"]
+    assert shared["count"] == len(both)
+    sizes = [entry["items"] for entry in shared["smallest"]]
+    assert sizes == sorted(len(holds[node]) for node in both)[:20]
+
+    ids, counts = visit_scores(
+        graph, np.array([query, target]), trained.sampling, trained.seed, 40, 1
+    )
+    there = dict(zip(ids[0].tolist(), counts[0].tolist())).get(target, 0)
+    back = dict(zip(ids[1].tolist(), counts[1].tolist())).get(query, 0)
+    assert result["walk"]["query_to_target"]["visits"] == there
+    assert result["walk"]["target_to_query"]["visits"] == back
+
+    embedding = result["embedding"]
+    assert embedding["rank_of_target"] == 1
+    others = np.delete(vectors @ vectors[target], target)
+    own = float(vectors[target] @ vectors[query])
+    assert embedding["rank_of_query"] == 1 + int((others > own + 1e-6).sum())
+    assert embedding["closeness"] + embedding["popularity"] == pytest.approx(embedding["score"])
+
+    one, other = (np.asarray(prepared.features[row], np.float64) for row in (query, target))
+    cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    assert result["content"]["cosine"] == pytest.approx(cosine, abs=1e-5)
+
+    text = capsys.readouterr().out
+    assert names[target] in text and "neighbours of both" in text
+
+
+def test_weights_are_those_that_the_embedding_pools_over(trained, pair):
+    prepared, _, query, target = pair
+    bases = structure_bases(trained, prepared, split_of(trained, prepared))
+    ids, weights = Encoder.over(trained, prepared, prepared.graph, bases).final_lists
+    rows = np.array([target, query])
+    some_ids, some_weights = lists_of_some(trained, prepared, rows).of(rows.astype(np.int32))
+    np.testing.assert_array_equal(some_ids, ids[rows])
+    np.testing.assert_allclose(some_weights, weights[rows], atol=1e-6)
+
+    names = prepared.item_ids.ids.to_pylist()
+    config = explained(trained, names[query], names[target], k=500)
+    found = explaining._neighbours(config, prepared, np.array([query, target]))
+    for name, row in (("query", query), ("target", target)):
+        expected = {}
+        for node, weight in zip(ids[row].tolist(), weights[row].tolist()):
+            if node >= 0 and weight > 0:
+                expected[names[node]] = expected.get(names[node], 0.0) + weight
+        told = {other["item_id"]: other["weight"] for other in found[name]}
+        assert told == pytest.approx(expected, abs=1e-6)
+        assert list(told.values()) == sorted(told.values(), reverse=True)
+        assert sum(told.values()) == pytest.approx(1.0, abs=1e-5)
+    lists = [{other["item_id"] for other in found[name]} for name in ("query", "target")]
+    assert {other["item_id"] for other in found["in_both"]} == lists[0] & lists[1]
+
+
+def test_the_mode_prints_and_writes(trained, pair, tmp_path, monkeypatch, capsys):
+    prepared, _, query, target = pair
+    names = prepared.item_ids.ids.to_pylist()
+    config = explained(trained, names[query], names[target])
+    written = {}
+    monkeypatch.setattr(explaining.files, "write_json", lambda path, value: written.update(
+        {str(path): value}
+    ))  # fmt: skip
+    stages.explain(config)
+    ((path, value),) = written.items()
+    assert pathlib.Path(path).parent == pathlib.Path(trained.workdir) / "explain"
+    json.dumps(value, allow_nan=False)
+    assert "collections" in capsys.readouterr().out
+
+
+def test_items_without_edges_or_features(tmp_path, capsys):
+    graph = random_graph(np.random.default_rng(1))
+    prepared = make_prepared(graph)
+    vectors = np.random.default_rng(2).normal(size=(30, 8)).astype(np.float32)
+    config = explained(make_config(tmp_path), "item-29", "item-0")
+    result = explaining.explain(config, prepared, vectors)
+    assert result["content"] is None and result["neighbours"]["query"] == []
+    assert result["walk"]["query_to_target"] == {
+        "visits": 0, "share": 0.0, "place": None, "visited": 0,
+    }  # fmt: skip
+    text = capsys.readouterr().out
+    assert "The items have no features." in text and "not visited" in text
+    assert "neighbours that weigh most in the query: none" in text
+
+
+@pytest.mark.parametrize(
+    "query, target, sentence",
+    [
+        ("item-1", "item-1", "are both item-1; name two items"),
+        ("item-1", "item-x", "--target: there is no item item-x. Did you mean item-"),
+        ("nothing", "item-1", "--query: there is no item nothing."),
+    ],
+)
+def test_ids_that_cannot_be_explained(query, target, sentence, tmp_path):
+    graph = random_graph(np.random.default_rng(1))
+    config = explained(make_config(tmp_path), query, target)
+    with pytest.raises(UserError) as caught:
+        explaining.explain(config, make_prepared(graph), np.ones((30, 4), np.float32))
+    assert sentence in str(caught.value)
+
+
+def test_hostile_ids_make_safe_and_different_names():
+    hostile = ["../../etc/passwd", "a/b", "a:b", "x" * 10_000, "", "\n", "ab", "a", "bc", "c"]
+    names = {explaining.file_name(one, other) for one in hostile for other in hostile}
+    assert len(names) == len(hostile) ** 2
+    for name in names:
+        assert len(name) < 120 and set(name) <= set(
+            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
+        )
+        assert name.count(".") == 1 and name.endswith(".json")
+
+
+def test_without_a_target_one_sentence(tmp_path, capsys):
+    code = main.main(["program", f"--workdir={tmp_path}", "--mode=explain", "--query=a"])
+    assert code == 2
+    assert capsys.readouterr().err == "error: --target is required with --mode=explain.\n"

@@ -1,0 +1,249 @@
+"""Formats of the export: what comes back, what it lost, and alignment to an earlier one."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_catalogue import make_prepared, random_graph
+
+from pinsage_jax.config import Config, EmbedConfig, ModelConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.ids import IdTable
+from pinsage_jax.inference.export import write_embeddings
+from pinsage_jax.inference.export_form import ExportForm, StoredVectors, principal_directions
+from pinsage_jax.retrieval import export_quality
+from pinsage_jax.retrieval.embeddings_io import load_embeddings, open_export
+from pinsage_jax.retrieval.export_quality import choose_form, recall_of
+
+WIDTH = 8
+
+
+def like_embeddings(rng, count=30, width=WIDTH) -> np.ndarray:
+    """Unit vectors of unequal spread, and a popularity of about 1."""
+    vectors = rng.normal(size=(count, width)) * np.linspace(3, 0.2, width)
+    vectors[:, :-1] /= np.linalg.norm(vectors[:, :-1], axis=1, keepdims=True)
+    vectors[:, -1] = 1 + 0.1 * rng.normal(size=count)
+    return vectors.astype(np.float32)
+
+
+def slow_int8(vectors, last_apart):
+    out = np.empty_like(vectors)
+    cuts = [slice(0, -1), slice(-1, None)] if last_apart else [slice(None)]
+    for row, vector in enumerate(vectors):
+        for cut in cuts:
+            step = max(abs(number) for number in vector[cut]) / 127
+            out[row, cut] = [round(float(number / step)) * step for number in vector[cut]]
+    return out
+
+
+@pytest.fixture
+def catalogue(tmp_path, small_rng):
+    prepared = make_prepared(random_graph(small_rng))
+    vectors = like_embeddings(small_rng)
+
+    def write(form=None, **embed):
+        config = EmbedConfig(**{"shard_rows": 12} | embed)
+        return write_embeddings(
+            tmp_path, config, prepared.item_ids, vectors, {"step": 1}, prepared.collection_ids,
+            np.full((9, WIDTH), 99, np.float32), form=form,
+        )  # fmt: skip
+
+    return prepared, vectors, write
+
+
+@pytest.mark.parametrize("layout", ["parquet", "npy"])
+@pytest.mark.parametrize("last_apart", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_every_format_comes_back(catalogue, tmp_path, layout, dtype, last_apart):
+    prepared, vectors, write = catalogue
+    manifest = write(ExportForm(dtype, last_apart), export_format=layout, export_dtype=dtype)
+    found = load_embeddings(tmp_path, prepared)
+    assert found.dtype == np.float32 and found.shape == vectors.shape
+    if dtype == "int8":
+        np.testing.assert_allclose(found, slow_int8(vectors, last_apart), atol=1e-6)
+        assert np.abs(found[:, :-1] - vectors[:, :-1]).max() > 1e-4
+        assert np.allclose(found[:, -1], vectors[:, -1], atol=1e-6) == last_apart
+    else:
+        np.testing.assert_array_equal(found, vectors.astype(dtype).astype(np.float32))
+    expected = {"layout": layout, "dtype": dtype, "dimension": WIDTH, "full_dimension": WIDTH}
+    assert expected.items() <= manifest.items()
+    present = {path.name for path in (tmp_path / "embeddings").iterdir()} - {"manifest.json"}
+    assert present == set(manifest["files"])
+    export = open_export(tmp_path / "embeddings")
+    assert export.ids().ids.equals(prepared.item_ids.ids)
+    np.testing.assert_array_equal(export.vectors(), found)
+
+
+def test_arrays_and_tables_hold_what_the_document_says(catalogue, tmp_path):
+    _, vectors, write = catalogue
+    folder = tmp_path / "embeddings"
+    write(ExportForm("int8", True), export_format="npy")
+    assert np.load(folder / "vectors.npy", mmap_mode="r").dtype == np.int8
+    assert np.load(folder / "vectors.scales.npy").shape == (30, 2)
+    assert np.load(folder / "collection_vectors.npy").shape == (9, WIDTH)
+    assert pq.read_table(folder / "item_ids.parquet")["item_id"][7].as_py() == "item-7"
+    write(ExportForm("int8", True))
+    table = pq.read_table(folder / "part-00001.parquet")
+    assert table.column_names == ["item_id", "embedding", "scale", "last_scale"]
+    assert table.schema.field("embedding").type == pa.list_(pa.int8(), WIDTH)
+    codes = np.array(table["embedding"].to_pylist(), np.float32)
+    np.testing.assert_allclose(
+        codes[:, -1] * np.array(table["last_scale"]), vectors[12:24, -1], rtol=1e-6
+    )
+
+
+def test_a_zero_vector_is_stored_as_zeros():
+    form = ExportForm("int8", True)
+    assert not form.decode(*form.encode(np.zeros((2, 4), np.float32))).any()
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "vectors.scales.npy", "item_ids.parquet"])
+def test_damage_is_named(catalogue, tmp_path, name):
+    prepared, _, write = catalogue
+    write(ExportForm("int8", True), export_format="npy")
+    path = tmp_path / "embeddings" / name
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        load_embeddings(tmp_path, prepared)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        load_embeddings(tmp_path, prepared)
+
+
+def test_arrays_that_do_not_fit_their_manifest(catalogue, tmp_path):
+    prepared, _, write = catalogue
+    write(export_format="npy")
+    path = tmp_path / "embeddings" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dimension": 5}))
+    with pytest.raises(UserError, match="another length"):
+        load_embeddings(tmp_path, prepared)
+
+
+@pytest.mark.parametrize("layout", ["parquet", "npy"])
+def test_nothing_to_export(tmp_path, layout):
+    ids = IdTable(pa.array([], pa.string()))
+    write_embeddings(
+        tmp_path, EmbedConfig(export_format=layout), ids, np.ones((0, 3), np.float32), {}
+    )
+    export = open_export(tmp_path / "embeddings")
+    assert export.vectors().shape == (0, 3) and len(export.ids()) == 0
+
+
+@pytest.mark.parametrize("last_apart", [True, False])
+def test_truncation_keeps_inner_products_as_well_as_can_be(small_rng, last_apart):
+    vectors = like_embeddings(small_rng, 200)
+    free = vectors[:, :-1] if last_apart else vectors
+    kept = 4 - int(last_apart)
+    left, values, _ = np.linalg.svd(free.astype(np.float64), full_matrices=False)
+    best = (left[:, :kept] * values[:kept] ** 2) @ left[:, :kept].T
+    if last_apart:
+        best = best + np.outer(vectors[:, -1], vectors[:, -1])
+    directions = principal_directions(vectors, 4, last_apart)
+    found = StoredVectors(vectors, ExportForm("float32", last_apart, directions))
+    assert found.shape == (200, 4)
+    np.testing.assert_allclose(found[:] @ found[:].T, best, atol=1e-4)
+    if last_apart:
+        np.testing.assert_array_equal(found[:][:, -1], vectors[:, -1])
+    rows = np.array([5, 3])
+    np.testing.assert_allclose(found[rows], found[:][rows], atol=1e-6)
+    with pytest.raises(ValueError):
+        principal_directions(vectors, WIDTH + 1, last_apart)
+
+
+def naive_top(queries, catalogue, own, k=10):
+    scores = queries @ catalogue.T
+    scores[np.arange(len(own)), own] = -np.inf
+    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+
+def overlap(found, expected):
+    return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), expected)])
+
+
+def test_the_loss_is_the_measured_one(small_rng):
+    vectors = like_embeddings(small_rng, 300)
+    rows = export_quality.spread_rows(300)
+    for form in (
+        ExportForm("int8", False),
+        ExportForm("float16", True, principal_directions(vectors, 3, True)),
+    ):
+        stored = form.decode(*form.encode(vectors))
+        expected = naive_top(vectors[rows], vectors, rows)
+        wanted = overlap(naive_top(stored[rows], stored, rows), expected.tolist())
+        said = recall_of(form, vectors)
+        assert said["recall@10"] == pytest.approx(wanted, abs=0.01) and said["queries"] == 300
+        assert said["loss@10"] == pytest.approx(1 - said["recall@10"])
+        assert 0.2 < said["recall@10"] < 1
+    assert recall_of(ExportForm(), vectors)["recall@10"] == 1.0
+
+
+def rotated(rng, vectors):
+    """The same space, turned: what another training gives at best."""
+    turn, _ = np.linalg.qr(rng.normal(size=(WIDTH - 1, WIDTH - 1)))
+    out = vectors.copy()
+    out[:, :-1] = vectors[:, :-1] @ turn
+    return out
+
+
+@pytest.mark.parametrize("layout,dtype", [("parquet", "float32"), ("npy", "int8")])
+def test_alignment_finds_the_rotation(catalogue, tmp_path, small_rng, layout, dtype):
+    _, vectors, write = catalogue
+    write(ExportForm(dtype, True), export_format=layout)
+    # Another order, five items gone and four new ones; the popularity moved as well.
+    order = small_rng.permutation(25)
+    names = [f"item-{i}" for i in order] + [f"fresh-{i}" for i in range(4)]
+    new = np.concatenate([vectors[order], like_embeddings(small_rng, 4)])
+    new = rotated(small_rng, new)
+    new[:, -1] += 0.01
+    ids = IdTable(pa.array(names))
+    folder = str(tmp_path / "embeddings")
+    form, about = choose_form(new, ids, "float32", 0, True, folder)
+    moved = form.moved(new)
+    tolerance = 1e-5 if dtype == "float32" else 0.02
+    np.testing.assert_allclose(moved[:25, :-1], vectors[order, :-1], atol=tolerance)
+    np.testing.assert_array_equal(moved[:, -1], new[:, -1])
+    np.testing.assert_allclose(moved @ moved.T, new @ new.T, atol=1e-5)
+    said = about["aligned"]
+    assert said["shared_items"] == 25
+    assert said["residual"]["before"] > 0.5 > 20 * said["residual"]["after"]
+    churn = said["neighbour_churn@10"]
+    assert churn["before"] > churn["after"] + 0.1 and churn["after"] <= 0.05 + churn["own"]
+    assert about["against_float32"]["recall@10"] == 1.0
+
+
+def test_alignment_after_truncation(catalogue, tmp_path, small_rng):
+    prepared, vectors, write = catalogue
+    write(ExportForm("float32", True, principal_directions(vectors, 4, True)))
+    earlier = load_embeddings(tmp_path, prepared)
+    new = rotated(small_rng, vectors)
+    form, about = choose_form(new, prepared.item_ids, "float32", 4, True, tmp_path / "embeddings")
+    np.testing.assert_allclose(form.moved(new), earlier, atol=1e-4)
+    assert about["aligned"]["residual"]["after"] < 1e-3
+    assert about["against_float32"]["recall@10"] < 1.0
+    for dim, last_apart in ((5, True), (4, False)):
+        with pytest.raises(UserError, match=r"--align_to=.* has 4 dimensions with a popularity"):
+            choose_form(
+                new, prepared.item_ids, "float32", dim, last_apart, str(tmp_path / "embeddings")
+            )
+    strangers = IdTable(pa.array([f"other-{i}" for i in range(30)]))
+    with pytest.raises(UserError, match="shares no item"):
+        choose_form(new, strangers, "float32", 4, True, str(tmp_path / "embeddings"))
+    with pytest.raises(UserError, match="holds no embeddings"):
+        choose_form(new, strangers, "float32", 4, True, str(tmp_path / "nowhere"))
+
+
+def test_dimensions_that_cannot_be_are_refused(tmp_path):
+    config = Config(
+        mode="embed", workdir=str(tmp_path), seed=0, threads=1,
+        model=ModelConfig(output_dim=8), embed=EmbedConfig(export_dim=9),
+    )  # fmt: skip
+    for dim in (9, 1):
+        wrong = dataclasses.replace(config, embed=EmbedConfig(export_dim=dim))
+        with pytest.raises(UserError, match=f"--export_dim={dim} must be at least 2 and at most"):
+            wrong.validate()
+    dataclasses.replace(config, embed=EmbedConfig(export_dim=2)).validate()

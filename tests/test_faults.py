@@ -1,0 +1,221 @@
+"""Full disks and damaged files: told, named, and nothing half-written or wrong is used.
+
+A full disk is a limit on the size of files (RLIMIT_FSIZE), which needs no rights and holds
+for whatever library writes; benchmarks/full_disk.py does the same on a real, small disk.
+Checkpoints, stores and exports have tests of their own damage in test_checkpoints.py,
+test_store.py and test_embeddings_io.py.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pinsage_jax import files, main, stages
+from pinsage_jax.config import Config, WorldConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.prepare import open_prepared
+from pinsage_jax.sampling import structure
+
+WORLD = WorldConfig(
+    world=True, world_items=60, world_collections=20, world_edges=300, world_topics=4,
+    world_styles=2, world_pairs=20,
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def small_disk(most_bytes):
+    """No file of this process can grow beyond `most_bytes`."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def config_for(workdir):
+    return Config("prepare", str(workdir), 0, 1, world=WORLD)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A prepared workdir."""
+    folder = tmp_path_factory.mktemp("world") / "run"
+    stages.prepare(config_for(folder))
+    return folder
+
+
+@pytest.fixture
+def workdir(world, tmp_path):
+    shutil.copytree(world, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def bytes_of(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("most_bytes", [0, 100, 2_000, 6_000])
+def test_a_full_disk_during_prepare(most_bytes, tmp_path):
+    with small_disk(most_bytes), pytest.raises(UserError, match="No space left while writing"):
+        stages.prepare(config_for(tmp_path / "run"))
+    left = {path.name for path in (tmp_path / "run").glob("*")}
+    assert left <= {"inputs"}, left
+    # With room again the same command does all of it.
+    assert stages.prepare(config_for(tmp_path / "run")).graph.num_items == 60
+
+
+def test_the_program_ends_with_2_on_a_full_disk(tmp_path):
+    script = (
+        "import resource, sys; from pinsage_jax import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "sys.exit(main.main(['program', *sys.argv[1:]]))"
+    )
+    flags = ["--world", "--world_items=60", "--world_collections=20", "--world_edges=300"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--mode=prepare", f"--workdir={tmp_path}", *flags],
+        capture_output=True,
+        text=True,
+        cwd=pathlib.Path(main.__file__).parent.parent,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: No space left while writing" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_every_kind_of_full_disk_is_a_sentence(code, tmp_path):
+    with (
+        pytest.raises(UserError, match=rf"No space left while writing {tmp_path} \(.+\); free"),
+        files.reported_os_errors(tmp_path),
+    ):
+        raise OSError(code, "what the system says")
+
+
+def test_a_mapped_file_takes_its_room_at_once(tmp_path):
+    array = files.new_array(tmp_path / "a.npy", np.int64, (1000, 3))
+    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= array.nbytes
+    assert array.shape == (1000, 3) and array.dtype == np.int64 and not array.any()
+    array[5] = 7
+    array.flush()
+    assert files.read_array(tmp_path / "a.npy")[5].tolist() == [7, 7, 7]
+    # Otherwise the first write beyond the room would kill the process without a word.
+    with small_disk(1000), pytest.raises(OSError) as caught:
+        files.new_array(tmp_path / "b.npy", np.int64, (1000, 3))
+    assert caught.value.errno == errno.EFBIG
+
+
+PREPARED = [
+    "manifest.json",
+    "graph/manifest.json",
+    "graph/indptr.npy",
+    "graph/indices.npy",
+    "features/features.npy",
+    "features/transform.json",
+    "item_ids.arrow",
+    "collection_ids.arrow",
+    "titles.arrow",
+    "train_pairs.npy",
+    "eval_pairs.npy",
+    "eval_kinds.json",
+]
+
+
+def damage(path, way):
+    whole = path.read_bytes()
+    if way == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif way == "gone":
+        path.unlink()
+    else:
+        spoilt = bytearray(whole)
+        spoilt[len(whole) // 2] ^= 1
+        path.write_bytes(bytes(spoilt))
+
+
+def test_every_prepared_file_is_listed(world):
+    found = set(bytes_of(world / "prepared"))
+    assert set(PREPARED) == found
+
+
+@pytest.mark.parametrize("way", ["middle", "cut", "gone"])
+@pytest.mark.parametrize("name", PREPARED)
+def test_a_damaged_prepared_file_is_refused_by_name_and_made_again(
+    name, way, world, workdir, caplog
+):
+    path = workdir / "prepared" / name
+    damage(path, way)
+    with pytest.raises(UserError) as caught:
+        open_prepared(workdir)
+    named = path.parent if name == "manifest.json" and way == "gone" else path
+    assert str(named) in str(caught.value) and "\n" not in str(caught.value)
+    stages.prepare(config_for(workdir))
+    again, before = bytes_of(workdir / "prepared"), bytes_of(world / "prepared")
+    # The manifest names the inputs, which lie in the workdir.
+    again.pop("manifest.json"), before.pop("manifest.json")
+    assert again == before
+    if name != "manifest.json":
+        assert any(str(path) in record.getMessage() for record in caplog.records)
+
+
+def test_intact_files_are_read_once_and_changed_ones_again(tmp_path, monkeypatch):
+    read = []
+    checksum = files.checksum
+    monkeypatch.setattr(files, "checksum", lambda path: read.append(path.name) or checksum(path))
+    old = files.time.time_ns() - 10**10
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+        files.os.utime(tmp_path / name, ns=(old, old))
+    wanted = files.checksums(tmp_path, ["a", "b"])
+    del read[:]
+    files.verify_checksums(tmp_path, wanted)
+    files.verify_checksums(tmp_path, wanted)
+    assert read == ["a", "b"]
+    (tmp_path / "b").write_text("c")
+    with pytest.raises(UserError, match="b is damaged"):
+        files.verify_checksums(tmp_path, wanted)
+    # A file that has only just been written is not trusted: it may change within one tick.
+    (tmp_path / "b").write_text("b")
+    files.verify_checksums(tmp_path, wanted)
+    files.verify_checksums(tmp_path, wanted)
+    assert read == ["a", "b", "b", "b", "b"]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "bases.npy"])
+@pytest.mark.parametrize("way", ["middle", "cut", "gone"])
+def test_damaged_places_in_the_graph_are_computed_again(name, way, tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    edges = rng.integers(0, 12, (2, 60)).astype(np.int32)
+    graph = Graph.from_edges(edges[0], edges[1] % 6, 12, 6)
+    first = np.array(structure.saved_bases(tmp_path, graph, 4, 0, "mark"))
+    path = tmp_path / structure.FOLDER / name
+    damage(path, way)
+    with caplog.at_level(logging.WARNING):
+        again = structure.saved_bases(tmp_path, graph, 4, 0, "mark")
+    np.testing.assert_array_equal(first, again)
+    # Without its manifest a folder is as good as none.
+    assert (str(path) in caplog.text) == ((name, way) != ("manifest.json", "gone"))
+
+
+def test_sealed_files(tmp_path):
+    value = {"a": [1, 2.5, None], "b": {"c": "é"}}
+    files.write_sealed(tmp_path / "m.json", value)
+    assert files.read_sealed(tmp_path / "m.json") == value
+    for other in ([], {}, value, {**json.loads((tmp_path / "m.json").read_text()), "a": []}):
+        files.write_json(tmp_path / "m.json", other)
+        with pytest.raises(UserError, match=r"m\.json is damaged \(its seal does not fit\)"):
+            files.read_sealed(tmp_path / "m.json")

@@ -1,0 +1,123 @@
+"""Pooling on a CPU, forward and backward, against loops in float64 and against XLA's own way."""
+
+import jax
+import jax.numpy as jnp
+import numba
+import numpy as np
+import pytest
+
+from pinsage_jax.model import pooling, pooling_kernels
+from pinsage_jax.model.pooling import pool_neighbours
+
+
+def problem(rng, senders, rows, width, columns):
+    """Projected vectors, lists with gaps, one popular node, empty and padding rows."""
+    projected = rng.normal(size=(senders, columns)).astype(np.float32)
+    neighbours = rng.integers(0, senders, (rows, width)).astype(np.int32)
+    neighbours[:, 0] = senders - 1
+    weights = rng.random((rows, width), np.float32) * (rng.random((rows, width)) < 0.7)
+    weights[[0, rows // 2, rows - 1]] = 0.0
+    return projected, np.where(weights > 0, neighbours, 0), weights.astype(np.float32)
+
+
+# Several calls side by side, lists of every length modulo four, fewer rows than calls.
+SIZES = [(300, 700, 26, 9), (7, 90, 187, 16), (40, 5, 1, 3), (9, 2, 9000, 4), (50, 64, 4, 1)]
+
+
+@pytest.mark.parametrize("senders,rows,width,columns", SIZES)
+def test_pooling_and_its_gradient_equal_sums_in_float64(senders, rows, width, columns, small_rng):
+    projected, neighbours, weights = problem(small_rng, senders, rows, width, columns)
+    bias = small_rng.normal(size=columns).astype(np.float32)
+    cotangent = small_rng.normal(size=(rows, columns)).astype(np.float32)
+
+    @jax.jit
+    def both(projected, bias, weights, cotangent):
+        out, back = jax.vjp(
+            lambda *operands: pool_neighbours(*operands[:2], neighbours, operands[2], "importance"),
+            projected,
+            bias,
+            weights,
+        )
+        return out, *back(cotangent)
+
+    out, to_projected, to_bias, to_weights = both(projected, bias, weights, cotangent)
+    shifted = projected.astype(np.float64) + bias
+    gathered = np.maximum(shifted, 0.0)[neighbours]
+    expected = np.einsum("nt,ntm->nm", weights.astype(np.float64), gathered)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-4)
+    spread = weights.astype(np.float64)[..., None] * cotangent[:, None, :]
+    expected = np.zeros(projected.shape)
+    np.add.at(expected, neighbours, spread)
+    expected *= shifted > 0
+    np.testing.assert_allclose(to_projected, expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(to_bias, expected.sum(axis=0), rtol=1e-4, atol=1e-3)
+    expected = np.einsum("nm,ntm->nt", cotangent.astype(np.float64), gathered)
+    np.testing.assert_allclose(to_weights, expected, rtol=1e-4, atol=1e-4)
+    assert not np.asarray(out)[0].any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("kind", ["importance", "max"])
+def test_the_way_of_accelerators_gives_the_same(kind, dtype, small_rng, monkeypatch):
+    projected, neighbours, weights = problem(small_rng, 60, 200, 12, 5)
+    projected = jnp.asarray(projected).astype(dtype)
+    bias = jnp.asarray(small_rng.normal(size=5)).astype(dtype)
+
+    def loss(projected, bias):
+        out = pool_neighbours(projected, bias, neighbours, weights, kind)
+        assert out.dtype == dtype
+        return jnp.sum(jnp.square(out.astype(jnp.float32)))
+
+    both = jax.value_and_grad(loss, argnums=(0, 1))
+    here = jax.tree.leaves(both(projected, bias))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    there = jax.tree.leaves(both(projected, bias))
+    for mine, other in zip(here, there, strict=True):
+        mine, other = (np.asarray(array, np.float32) for array in (mine, other))
+        # Sums in bfloat16 go astray by its three digits, and by the size of their terms.
+        rough = 1e-5 if dtype == jnp.float32 else 0.03
+        np.testing.assert_allclose(mine, other, rtol=rough, atol=rough * np.abs(other).max())
+
+
+def test_turned_lists_name_every_entry_once(small_rng):
+    _, neighbours, weights = problem(small_rng, 30, 50, 7, 1)
+    entries = neighbours.size
+    starts, rows = np.empty(31, np.int32), np.full(entries, -1, np.int32)
+    masses = np.zeros(entries, np.float32)
+    pooling_kernels.turned_lists(neighbours, weights, starts, rows, masses)
+    assert starts[0] == 0 and starts[-1] == (weights > 0).sum()
+    for node in range(30):
+        named = slice(starts[node], starts[node + 1])
+        at = np.argwhere((neighbours == node) & (weights > 0))
+        np.testing.assert_array_equal(rows[named], at[:, 0])
+        np.testing.assert_array_equal(masses[named], weights[tuple(at.T)])
+
+
+def test_the_interface_here_is_one_that_the_kernels_read():
+    assert pooling._known_interface()
+
+
+@pytest.mark.parametrize("minor,known", [(0, False), (1, True), (3, True), (4, False)])
+def test_only_a_tried_interface_is_used(minor, known, tmp_path, monkeypatch):
+    header = tmp_path / "xla" / "ffi" / "api" / "c_api.h"
+    monkeypatch.setattr(jax.ffi, "include_dir", lambda: str(tmp_path))
+    assert not pooling._known_interface.__wrapped__()
+    header.parent.mkdir(parents=True)
+    header.write_text(f"#define XLA_FFI_API_MAJOR 0\n#define XLA_FFI_API_MINOR {minor}\n")
+    assert pooling._known_interface.__wrapped__() == known
+    header.write_text("#define XLA_FFI_API_MAJOR 0\n")
+    assert not pooling._known_interface.__wrapped__()
+
+
+@pytest.mark.parametrize("missing", ["compiler", "interface"])
+def test_without_compiled_kernels_xla_does_it(missing, small_rng, monkeypatch):
+    projected, neighbours, weights = problem(small_rng, 20, 30, 5, 4)
+    operands = (jnp.asarray(projected), jnp.ones(4), neighbours, weights, "mean")
+    here = pool_neighbours(*operands)
+    if missing == "compiler":
+        monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    else:
+        monkeypatch.setattr(pooling, "_known_interface", lambda: False)
+    monkeypatch.setattr(pooling, "_call", None)
+    other = pool_neighbours(*operands)
+    np.testing.assert_allclose(here, other, rtol=1e-5, atol=1e-5)

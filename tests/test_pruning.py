@@ -1,0 +1,138 @@
+"""Pruning against a slow reference on edge sets."""
+
+import collections
+import dataclasses
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pinsage_jax.config import Config, DataConfig, PruneConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.prepare import prepare
+from pinsage_jax.graph.pruning import edges_wanted, kept_edges, without_edges
+
+SETTINGS = {
+    "none": PruneConfig(),
+    "degree": PruneConfig(prune_power=0.6, prune_from=3),
+    "size": PruneConfig(prune_collection_items=12),
+    "topics": PruneConfig(prune_entropy=1.2, prune_topic_column="topic"),
+    "all": PruneConfig(0.5, 2, 14, 1.4, "topic"),
+}
+
+
+def hub_graph(weighted: bool) -> tuple[Graph, np.ndarray]:
+    """Item 0 is in every collection, item 1 in none; topics 0 to 3, some unknown."""
+    rng = np.random.default_rng(2)
+    edges = {(0, c) for c in range(30)}
+    edges |= {(int(i), int(c)) for i, c in zip(rng.integers(2, 50, 300), rng.integers(0, 30, 300))}
+    pairs = np.array(sorted(edges), np.int32)
+    # Odd, so that a weight that is doubled equals no other.
+    weights = 2.0 * rng.permutation(len(pairs)) + 1.0 if weighted else None
+    topics = rng.integers(-1, 4, 50).astype(np.int32)
+    return Graph.from_edges(pairs[:, 0], pairs[:, 1], 50, 30, weights), topics
+
+
+def edge_list(graph: Graph) -> list[tuple[int, int, float]]:
+    found = []
+    for item in range(graph.num_items):
+        for place in range(graph.indptr[item], graph.indptr[item + 1]):
+            weight = 1.0 if graph.weights is None else float(graph.weights[place])
+            found.append((item, int(graph.indices[place]) - graph.num_items, weight))
+    return found
+
+
+def entropy(topics: list[int]) -> float:
+    shares = [n / len(topics) for n in collections.Counter(topics).values()]
+    return -sum(share * math.log2(share) for share in shares)
+
+
+def expected_edges(edges, topics, config: PruneConfig) -> tuple[dict[int, int], set[int]]:
+    """Edges that every item keeps, and the collections that stay."""
+    members = collections.defaultdict(list)
+    for item, collection, _ in edges:
+        members[collection].append(item)
+    stay = set(members)
+    if config.prune_collection_items:
+        stay = {c for c in stay if len(members[c]) <= config.prune_collection_items}
+    if config.prune_entropy:
+        known = {c: [topics[i] for i in members[c] if topics[i] >= 0] for c in members}
+        stay = {c for c in stay if entropy(known[c]) <= config.prune_entropy}
+    left = collections.Counter(item for item, c, _ in edges if c in stay)
+    keep = {
+        i: n if config.prune_power == 1.0 else min(
+            n, max(math.ceil(n**config.prune_power), config.prune_from)
+        )
+        for i, n in left.items()
+    }  # fmt: skip
+    return keep, stay
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_pruning_keeps_what_the_reference_keeps(name, weighted):
+    config = SETTINGS[name]
+    graph, topics = hub_graph(weighted)
+    edges = edge_list(graph)
+    mask = kept_edges(graph, config, 5, topics)
+    kept = [edge for edge, stays in zip(edges, mask) if stays]
+    keep, stay = expected_edges(edges, topics, config)
+    assert collections.Counter(item for item, _, _ in kept) == collections.Counter(keep)
+    assert {c for _, c, _ in kept} <= stay
+    assert (len(kept) < len(edges)) == (name != "none")
+    if weighted:
+        for item, count in keep.items():
+            own = sorted((w for i, c, w in edges if i == item and c in stay), reverse=True)
+            assert sorted((w for i, _, w in kept if i == item), reverse=True) == own[:count]
+    rebuilt, _ = without_edges(graph, None, mask, None)
+    assert edge_list(rebuilt) == kept
+    assert (rebuilt.num_items, rebuilt.num_collections) == (50, 30)
+
+
+def test_a_sample_depends_on_the_seed_alone():
+    graph, _ = hub_graph(False)
+    config = SETTINGS["degree"]
+    first = kept_edges(graph, config, 5)
+    np.testing.assert_array_equal(first, kept_edges(graph, config, 5))
+    assert (first != kept_edges(graph, config, 6)).any()
+
+
+def test_edges_wanted():
+    config = PruneConfig(prune_power=0.5, prune_from=4)
+    degree = np.array([0, 1, 4, 5, 16, 17, 10_000])
+    assert edges_wanted(degree, config).tolist() == [0, 1, 4, 4, 4, 5, 100]
+
+
+def test_prepare_prunes_and_says_so(tmp_path):
+    graph, topics = hub_graph(False)
+    edges = edge_list(graph)
+    table = {
+        "item_id": [f"i{item:02d}" for item, _, _ in edges],
+        "collection_id": [f"c{collection}" for _, collection, _ in edges],
+    }
+    pq.write_table(pa.table(table), tmp_path / "edges.parquet")
+    items = {
+        "item_id": [f"i{item:02d}" for item in range(50)],
+        "topic": [None if topic < 0 else f"t{topic}" for topic in topics],
+    }
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
+    data = DataConfig(data_dir=str(tmp_path), edges="edges.parquet", items="items.parquet")
+    config = Config("prepare", str(tmp_path / "run"), 5, 1, data=data, prune=SETTINGS["all"])
+    prepared = prepare(config)
+    keep, _ = expected_edges(edges, topics, config.prune)
+    degree = prepared.graph.degree()
+    assert {item: int(degree[item]) for item in keep} == keep
+    counts = prepared.manifest["counts"]
+    assert counts["pruned_edges"] == len(edges) - sum(keep.values()) > 0
+    assert counts["duplicate_edges"] == 0
+    # Other settings are another graph.
+    whole = prepare(dataclasses.replace(config, prune=PruneConfig()))
+    assert whole.graph.num_edges == len(edges)
+
+
+def test_entropy_needs_a_column_that_is_there():
+    with pytest.raises(UserError, match="--prune_topic_column"):
+        PruneConfig(prune_entropy=1.0).validate()

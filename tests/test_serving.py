@@ -1,0 +1,393 @@
+"""The HTTP service: its answers against plain references, its refusals, and a real socket."""
+
+import base64
+import concurrent.futures
+import http.client
+import json
+import re
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+from embedded_catalogue import embedded_catalogue, vector_text, write_csv
+from fastapi.testclient import TestClient
+from hostile_world import ITEMS, small_config, small_embeddings, small_world
+
+from pinsage_jax import files, stages
+from pinsage_jax.config import Config
+from pinsage_jax.config_serve import ServeConfig
+from pinsage_jax.config_tools import NewItemsConfig
+from pinsage_jax.embedding_stage import open_new_items
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.prepare import open_prepared
+from pinsage_jax.reporting.sources import exported_source, read_source
+from pinsage_jax.retrieval import ann
+from pinsage_jax.retrieval.online import ExactSearch
+from pinsage_jax.retrieval.topk import top_k
+from pinsage_jax.serving import measures, server
+from pinsage_jax.serving.app import make_app
+from pinsage_jax.serving.service import Service
+
+HOST = "http://127.0.0.1"
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory):
+    return embedded_catalogue(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def client(catalogue):
+    config, vectors, *_ = catalogue
+    prepared = open_prepared(config.workdir)
+    # As from the command line with nothing but --workdir: the rest is what was trained with.
+    plain = Config(mode="serve", workdir=config.workdir, seed=0, threads=1)
+    source = exported_source(plain, len(vectors))
+    assert source.trained and source.config.seed == config.seed and source.config.mode == "serve"
+    new_items = open_new_items(source.config, prepared)
+    service = Service(source, prepared, vectors, None, new_items)
+    with TestClient(make_app(service, threads=2), base_url=HOST) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A service with titles but without a model."""
+    config, vectors = small_config(tmp_path_factory.mktemp("run")), small_embeddings()
+    service = Service(read_source(config, ITEMS), small_world(), vectors, None, None)
+    with TestClient(make_app(service, threads=1), base_url=HOST) as client:
+        yield client
+
+
+def nearest(scores: np.ndarray, k: int, left_out=()) -> list[str]:
+    scores = np.array(scores, float)
+    scores[list(left_out)] = -np.inf
+    return [f"i{row}" for row in np.argsort(-scores, kind="stable")[:k]]
+
+
+def ids_of(neighbors: list[dict]) -> list[str]:
+    return [entry["item_id"] for entry in neighbors]
+
+
+def test_neighbours_of_an_item(client, catalogue):
+    vectors = catalogue[1]
+    for row in (0, 41, 79):
+        answer = client.get("/neighbors", params={"item": f"i{row}", "k": 7}).json()
+        assert answer["item"] == f"i{row}"
+        assert ids_of(answer["neighbors"]) == nearest(vectors @ vectors[row], 7, [row])
+        best = answer["neighbors"][0]
+        assert best["score"] == pytest.approx(vectors[int(best["item_id"][1:])] @ vectors[row])
+        assert set(best) == {"item_id", "score"}
+    assert len(client.get("/neighbors", params={"item": "i3"}).json()["neighbors"]) == 10
+
+
+def test_exact_search_is_that_of_top_k(small_rng):
+    vectors = small_rng.integers(-2, 3, (50, 3)).astype(np.float32)
+    own = np.array([4, -1, 49])
+    for k in (1, 5, 49, 60):
+        ids, scores = ExactSearch(vectors).top_k(vectors[[4, 7, 49]], k, own)
+        wanted, values = top_k(vectors[[4, 7, 49]], vectors, k, own)
+        assert ids.tolist() == wanted.tolist() and scores.tolist() == values.tolist()
+
+
+def test_for_a_history(client, catalogue):
+    vectors = catalogue[1]
+    asked = {"items": ["i5", "i60", "nobody's", "i5"], "k": 6}
+    answer = client.post("/neighbors/history", json=asked).json()
+    mean = (vectors[5] + vectors[60]) / 2
+    assert ids_of(answer["neighbors"]) == nearest(vectors @ mean, 6, [5, 60])
+    assert answer["unknown"] == ["nobody's"]
+    assert client.get("/health").json()["histories_by"] == "mean"
+
+
+def test_for_new_items(client, catalogue, tmp_path):
+    config, vectors, features, _ = catalogue
+    rows = [("twin", features[75], 2005), ("held", features[3], 2003)]
+    edges = [("c0", "held"), ("unheard of", "held")]
+    new = NewItemsConfig(
+        new_items=write_csv(
+            tmp_path / "new.csv",
+            ["item_id", "look", "year"],
+            [(name, vector_text(look), year) for name, look, year in rows],
+        ),
+        new_edges=write_csv(tmp_path / "more.csv", ["collection_id", "item_id"], edges),
+    )
+    stages.embed(config.__class__(**{**vars(config), "new": new}))
+    embedded = files.read_json(f"{config.workdir}/new_embeddings/manifest.json")
+    assert embedded["count"] == 2
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(f"{config.workdir}/new_embeddings/part-00000.parquet")
+    found = np.array(table["embedding"].to_pylist(), np.float32)
+    answer = client.post(
+        "/neighbors/new",
+        json={
+            "items": [
+                {"item_id": name, "look": [round(float(x), 6) for x in look], "year": year}
+                for name, look, year in rows
+            ],
+            "edges": [{"collection_id": c, "item_id": i} for c, i in edges],
+            "k": 5,
+        },
+    ).json()["items"]
+    assert [entry["item"] for entry in answer] == ["twin", "held"]
+    for entry, vector in zip(answer, found):
+        scores = vectors @ vector
+        assert [one["score"] for one in entry["neighbors"]] == pytest.approx(
+            sorted(scores, reverse=True)[:5], abs=1e-4
+        )
+    # Without a name, and with one feature missing: still an item.
+    answer = client.post("/neighbors/new", json={"items": [{"look": None, "year": 2001}]})
+    assert answer.status_code == 200 and len(answer.json()["items"][0]["neighbors"]) == 10
+
+
+LOOK = {"item_id": "x", "look": [1.0] * 5, "year": 2001}
+REFUSALS = [
+    ("GET", "/neighbors?item=nobody", None, 404, r"There is no such item in the catalogue"),
+    ("GET", "/neighbors", None, 400, r"item: field required"),
+    ("GET", "/neighbors?item=i1&k=0", None, 400, r"k is 0 but must be from 1 to 100"),
+    ("GET", "/neighbors?item=i1&k=101", None, 400, r"k is 101 but must be from 1 to 100"),
+    ("GET", "/neighbors?item=i1&k=ten", None, 400, r"k: input should be a valid integer"),
+    ("GET", "/nothing", None, 404, r"nothing at this path"),
+    ("DELETE", "/health", None, 405, r"DELETE is not what this path answers to"),
+    ("POST", "/neighbors/history", b"{", 400, r"The body is not valid JSON"),
+    ("POST", "/neighbors/history", {"items": []}, 400, r"items: list should have at least 1"),
+    ("POST", "/neighbors/history", {"items": ["a"]}, 404, r"None of the items is in"),
+    ("POST", "/neighbors/history", {"items": [7]}, 400, r"items.0: input should be a valid str"),
+    ("POST", "/neighbors/history", {"items": ["i1"], "n": 3}, 400, r"n: extra inputs are not"),
+    ("POST", "/neighbors/history", {"items": ["i1"] * 1001}, 400, r"at most 1000"),
+    ("POST", "/neighbors/history", {"items": ["i1"], "k": 1000}, 400, r"k is 1000"),
+    ("POST", "/neighbors/history", [], 400, r"The body: input should be a valid dict"),
+    ("POST", "/neighbors/new", {"items": [{}]}, 400, r"list of items has no column 'look'"),
+    ("POST", "/neighbors/new", {"items": [{**LOOK, "look": [1.0]}]}, 400, r"'look' holds 1 numb"),
+    ("POST", "/neighbors/new", {"items": [{**LOOK, "look": "a"}]}, 400, r"is not a number"),
+    ("POST", "/neighbors/new", {"items": [{**LOOK, "year": {}}]}, 400, r"'year' holds struct"),
+    ("POST", "/neighbors/new", {"items": [LOOK, {**LOOK, "item_id": 3}]}, 400, r"do not go toge"),
+    ("POST", "/neighbors/new", {"items": [{**LOOK, "year": 10**400}]}, 400, r"do not go together"),
+    ("POST", "/neighbors/new", {"items": [{**LOOK, "item_id": "i7"}]}, 400, r"'i7' .* already"),
+    ("POST", "/neighbors/new", {"items": [LOOK, LOOK]}, 400, r"'x' is in the request's list of it"),
+    ("POST", "/neighbors/new", {"items": [LOOK], "edges": [{"item_id": "z", "collection_id": "c"}]},
+     400, r"'z' in row 1 of the request's list of edges is not among the new items"),
+    ("POST", "/neighbors/new", {"items": [LOOK], "edges": [{}]}, 400, r"list of edges has no col"),
+    ("POST", "/neighbors/new", b'{"items": [{"look": [NaN, 1, 1, 1, 1], "year": 1}]}', 400,
+     r"NaN or infinity in row 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method, path, body, status, sentence", REFUSALS)
+def test_refusals(client, method, path, body, status, sentence):
+    content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"content-type": "application/json"}
+    answer = client.request(method, path, content=content, headers=headers)
+    assert answer.status_code == status
+    said = answer.json()
+    assert list(said) == ["error"] and re.search(sentence, said["error"]), said
+    assert said["error"].endswith(".") and "\n" not in said["error"]
+
+
+def test_long_bodies_are_refused_whatever_they_promise(client):
+    long = json.dumps({"items": ["i1"], "k": 3}).encode() + b" " * (256 << 10)
+
+    def in_pieces():
+        for start in range(0, len(long), 10_000):
+            yield long[start : start + 10_000]
+
+    for content in (long, in_pieces()):
+        answer = client.post(
+            "/neighbors/history", content=content, headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == 413
+        assert answer.json() == {
+            "error": "The body is longer than 256 KiB; send fewer items at once."
+        }
+    # One byte less than too long, in pieces, is read as it is.
+    fits = long[: 256 << 10]
+    answer = client.post(
+        "/neighbors/history",
+        content=iter([fits[:100], fits[100:]]),
+        headers={"content-type": "application/json"},
+    )
+    assert answer.status_code == 200 and len(answer.json()["neighbors"]) == 3
+
+
+def test_other_names_of_this_machine_are_refused(client, hostile):
+    answer = client.get("/health", headers={"host": "elsewhere.example:8080"})
+    assert answer.status_code == 400
+    for name in ("localhost", "127.0.0.1:8080", "[::1]:99"):
+        assert client.get("/health", headers={"host": name}).status_code == 200
+
+
+def test_without_a_model_new_items_are_refused(hostile):
+    answer = hostile.post("/neighbors/new", json={"items": [LOOK]})
+    assert answer.status_code == 409 and "no checkpoint" in answer.json()["error"]
+    assert hostile.get("/health").json()["new_items"] is False
+
+
+def test_health(client, catalogue):
+    assert client.get("/health").json() == {
+        "status": "ok", "items": 80, "dimension": 8, "step": 3, "search": "exact",
+        "histories_by": "mean", "new_items": True,
+    }  # fmt: skip
+
+
+def test_metrics_count_what_was_asked(hostile):
+    def read() -> dict[str, float]:
+        answer = hostile.get("/metrics")
+        assert answer.headers["content-type"] == measures.CONTENT_TYPE
+        lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
+        pairs = [line.rsplit(" ", 1) for line in lines]
+        assert len({name for name, _ in pairs}) == len(pairs)
+        return {name: float(value) for name, value in pairs}
+
+    before = read()
+    for _ in range(3):
+        hostile.get("/neighbors", params={"item": "nobody"})
+    hostile.get("/made/up/4711")
+    after = read()
+    name = 'pinsage_requests_total{path="/neighbors",status="404"}'
+    assert after[name] - before.get(name, 0) == 3
+    assert 'pinsage_requests_total{path="other",status="404"}' in after
+    assert not any("4711" in name for name in after)
+    assert after["pinsage_items"] == ITEMS
+    buckets = [
+        value for name, value in after.items()
+        if name.startswith('pinsage_request_seconds_bucket{path="/neighbors"')
+    ]  # fmt: skip
+    assert buckets == sorted(buckets) and len(buckets) == len(measures.BOUNDS) + 1
+    count = after['pinsage_request_seconds_count{path="/neighbors"}']
+    assert buckets[-1] == count == sum(
+        value for name, value in after.items()
+        if name.startswith('pinsage_requests_total{path="/neighbors"')
+    )  # fmt: skip
+
+
+def test_the_explorer_asks_for_what_the_page_would_hold(hostile):
+    world, vectors = small_world(), small_embeddings()
+    ids, titles = world.item_ids.ids.to_pylist(), world.titles.to_pylist()
+    degree = world.graph.degree()[:ITEMS]
+    page = hostile.get("/")
+    policy = re.search(r'Policy" content="([^"]*)"', page.text)[1]
+    assert "connect-src 'self'" in policy and page.headers["x-frame-options"] == "DENY"
+    told = json.loads(re.search(r'id="data">(.*?)</script>', page.text)[1])
+    assert "items" not in told and told["first"] == ids[int(np.argmax(degree))]
+    for words in ("1", "SCRIPT", "lines two", "id 3", 'x= "on', "nothing like it", ids[5], " "):
+        whole = words.strip().lower()
+        ranked = []
+        for row, (name, title) in enumerate(zip(ids, titles)):
+            low, text = name.lower(), (title or "").lower()
+            if whole and all(part in low or part in text for part in whole.split()):
+                starts = (low == whole, low.startswith(whole), text.startswith(whole), True)
+                ranked.append((starts.index(True), -degree[row], row))
+        found = hostile.get("/explorer/search", params={"words": words, "most": 5}).json()
+        assert found["count"] == len(ranked)
+        assert [item["id"] for item in found["items"]] == [
+            ids[row] for *_, row in sorted(ranked)[:5]
+        ]
+    item = hostile.get("/explorer/item", params={"id": ids[9]}).json()
+    assert (item["title"], item["degree"], len(item["lists"])) == (titles[9], degree[9], 3)
+    near = top_k(vectors[[9]], vectors, 10, np.array([9]))[0][0]
+    assert [other["id"] for other in item["lists"][0]] == [ids[row] for row in near]
+    assert hostile.get("/explorer/item", params={"id": "nobody"}).status_code == 404
+    assert hostile.get("/explorer/any").json()["id"] in ids
+    places = hostile.get("/explorer/map").json()
+    assert places["ids"] == ids and len(base64.b64decode(places["x"]["data"])) == 2 * ITEMS
+
+
+def test_many_at_once_get_what_one_gets(client, catalogue):
+    vectors = catalogue[1]
+
+    def ask(row: int) -> list[str]:
+        return ids_of(
+            client.get("/neighbors", params={"item": f"i{row}", "k": 4}).json()["neighbors"]
+        )
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(80)))
+    assert answers == [nearest(vectors @ vectors[row], 4, [row]) for row in range(80)]
+
+
+def test_an_index_answers_in_its_place(client, catalogue):
+    config, vectors, *_ = catalogue
+    setting = ann.Setting.parse("hnsw16:80", "search")
+    index = ann.AnnSearch(ann.build(vectors, setting, 0, 1), setting, vectors, 1)
+    source = read_source(Config(mode="serve", workdir=config.workdir, seed=0, threads=1), 80)
+    service = Service(source, open_prepared(config.workdir), vectors, index, None)
+    assert service.health()["search"] == "hnsw16:80"
+    # It holds so many candidates as there are items, so it misses none.
+    near = service.neighbors("i41", 7)["neighbors"]
+    assert ids_of(near) == nearest(vectors @ vectors[41], 7, [41])
+    history = service.for_history(["i5", "i60"], 6)["neighbors"]
+    assert ids_of(history) == nearest(vectors @ (vectors[5] + vectors[60]), 6, [5, 60])
+
+
+# The stage, on a real socket.
+
+
+def test_the_stage_serves_until_it_is_stopped(catalogue, monkeypatch, caplog):
+    stop, failed = threading.Event(), []
+    monkeypatch.setattr(stages, "stop_requested", stop.is_set)
+    config = Config(
+        mode="serve", workdir=catalogue[0].workdir, seed=0, threads=1,
+        serve=ServeConfig(serve_port=0, serve_body_kib=1),
+    )  # fmt: skip
+
+    def serve() -> None:
+        try:
+            stages.serve(config)
+        except BaseException as error:
+            failed.append(error)
+
+    worker = threading.Thread(target=serve)
+    with caplog.at_level("INFO", "absl"):
+        worker.start()
+        try:
+            deadline, found = time.monotonic() + 120, None
+            while found is None and worker.is_alive() and time.monotonic() < deadline:
+                found = re.search(r"serving at http://127\.0\.0\.1:(\d+)/", caplog.text)
+                time.sleep(0.05)
+            assert found, (failed, caplog.text)
+            port = int(found[1])
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("GET", "/neighbors?item=i3&k=2")
+            answer = connection.getresponse()
+            vectors = catalogue[1]
+            assert answer.status == 200
+            assert ids_of(json.loads(answer.read())["neighbors"]) == nearest(
+                vectors @ vectors[3], 2, [3]
+            )
+            connection.request("POST", "/neighbors/new", json.dumps({"items": [LOOK]}),
+                               {"content-type": "application/json"})  # fmt: skip
+            answer = connection.getresponse()
+            assert answer.status == 200 and json.loads(answer.read())["items"][0]["item"] == "x"
+            # Only this machine is listened to.
+            assert "0.0.0.0" not in caplog.text
+            connection.request("POST", "/neighbors/history", b" " * 2000)
+            assert connection.getresponse().status == 413
+            connection.close()
+        finally:
+            stop.set()
+            worker.join(60)
+    assert not worker.is_alive() and failed == []
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_a_taken_port_is_told_before_anything_is_loaded(catalogue):
+    with server.bound("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        config = Config(
+            mode="serve", workdir=catalogue[0].workdir, seed=0, threads=1,
+            serve=ServeConfig(serve_port=port),
+        )  # fmt: skip
+        with pytest.raises(UserError, match=f"--serve_port={port} cannot be listened at"):
+            stages.serve(config)
+    with pytest.raises(UserError, match=r"--serve_host=203\.0\.113\.7"):
+        server.bound("203.0.113.7", 0)
+
+
+def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'pinsage-jax\[serve\]'"):
+        stages.serve(Config(mode="serve", workdir=str(tmp_path), seed=0, threads=1))

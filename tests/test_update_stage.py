@@ -1,0 +1,128 @@
+"""--mode=embed that resumes, keeps its layers and applies changes, through the stages."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from test_new_items import catalogue, vector_text, write_csv  # noqa: F401
+
+from pinsage_jax import files, stages
+from pinsage_jax.config import EmbedConfig
+from pinsage_jax.config_search import SearchConfig
+from pinsage_jax.config_tools import UpdateConfig
+from pinsage_jax.errors import UserError
+from pinsage_jax.graph.prepare import open_prepared
+from pinsage_jax.inference import layerwise, updating
+from pinsage_jax.retrieval.embeddings_io import load_embeddings
+
+
+@pytest.fixture
+def nothing_computed(monkeypatch):
+    """After `nothing_computed()`, computing a row fails."""
+
+    def refuse():
+        def computed(*args, **kwargs):
+            raise AssertionError("rows are computed")
+
+        monkeypatch.setattr(layerwise, "_in_blocks", computed)
+        monkeypatch.setattr(updating, "_blocks", computed)
+
+    return refuse
+
+
+def edges_table(tmp_path, name, rows):
+    return write_csv(tmp_path / name, ["collection_id", "item_id"], rows)
+
+
+def test_layers_are_found_again_or_deleted(catalogue, nothing_computed):  # noqa: F811
+    config, vectors, _, _ = catalogue
+    layers = pathlib.Path(config.workdir) / "layers"
+    assert not layers.exists()
+    config = dataclasses.replace(
+        config, embed=dataclasses.replace(config.embed, keep_layers=True, cold_offset=0.25)
+    )
+    stages.embed(config)
+    assert {path.name.split(".")[0] for path in layers.glob("*/*")} == {"lists", "vectors"}
+    nothing_computed()
+    quantised = dataclasses.replace(
+        config.embed, export_dtype="int8", export_format="npy", export_dim=6
+    )
+    manifest = stages.embed(dataclasses.replace(config, embed=quantised))
+    assert manifest["against_float32"]["recall@10"] < 1.0
+    assert manifest["flags"]["export_dim"] == 6 and manifest["parameters"]
+    folder = pathlib.Path(config.workdir) / "embeddings"
+    assert np.load(folder / "vectors.npy").shape == (80, 6)
+    stages.embed(config)
+    found = load_embeddings(config.workdir, open_prepared(config.workdir))
+    np.testing.assert_allclose(found, vectors, atol=1e-5)
+
+
+def test_changes_one_after_the_other(catalogue, tmp_path, capsys, nothing_computed):  # noqa: F811
+    config, _, features, edges = catalogue
+    items = write_csv(
+        tmp_path / "items.csv",
+        ["item_id", "look", "year"],
+        [("fresh", vector_text(features[3]), 2003), ("i75", vector_text(features[4]), 2004)],
+    )
+    first = dataclasses.replace(
+        config,
+        update=UpdateConfig(
+            changed_edges=edges_table(tmp_path, "a.csv", [("c0", "fresh"), ("c0", "i71")]),
+            removed_edges=edges_table(tmp_path, "r.csv", [edges[0]]),
+            changed_items=items,
+        ),
+    )
+    manifest = stages.embed(first)
+    said = capsys.readouterr().out
+    assert "2 edges added, 0 weighed anew, 1 removed; 1 items added, 1 changed" in said
+    assert "recomputed in layer 1: " in said and "walked again from " in said
+    updated = pathlib.Path(config.workdir) / "updated"
+    prepared = open_prepared(updated)
+    found = load_embeddings(updated, prepared)
+    assert found.shape == (81, 8) and prepared.item_ids.ids[80].as_py() == "fresh"
+    report = manifest["update"]
+    assert 0 < report["computed"][0] <= report["nodes"] == 81
+    # The new item lies where its twin does.
+    near = np.argsort(-(found @ found[80]))[:20]
+    assert 3 in near
+    base = load_embeddings(config.workdir, open_prepared(config.workdir))
+    assert base.shape == (80, 8)
+
+    second = dataclasses.replace(
+        config,
+        update=UpdateConfig(changed_edges=edges_table(tmp_path, "b.csv", [("c1", "fresh")])),
+    )
+    manifest = stages.embed(second)
+    after = load_embeddings(updated, open_prepared(updated))
+    assert np.abs(after[80] - found[80]).max() > 1e-5
+    nothing_computed()
+    # The very same change again is not applied twice.
+    assert stages.embed(second) == manifest
+    listing = dataclasses.replace(
+        config, workdir=str(updated), mode="neighbors", search=SearchConfig(min_degree=1)
+    )
+    stages.neighbors(listing)
+    assert "fresh" in pq.read_table(updated / "related_items.parquet")["item_id"].to_pylist()
+
+
+def test_an_update_of_another_catalogue_is_refused(catalogue, tmp_path):  # noqa: F811
+    config, *_ = catalogue
+    run = dataclasses.replace(
+        config,
+        update=UpdateConfig(changed_edges=edges_table(tmp_path, "c.csv", [("c2", "i3")])),
+        embed=EmbedConfig(embed_walks=500, shard_rows=50),
+    )
+    stages.embed(run)
+    path = pathlib.Path(config.workdir) / "updated" / "prepared" / "manifest.json"
+    saved = files.read_sealed(path)
+    files.write_sealed(path, saved | {"base": "another"})
+    other = dataclasses.replace(
+        run, update=UpdateConfig(changed_edges=edges_table(tmp_path, "d.csv", [("c2", "i4")]))
+    )
+    try:
+        with pytest.raises(UserError, match="is of another catalogue than"):
+            stages.embed(other)
+    finally:
+        files.write_sealed(path, saved)

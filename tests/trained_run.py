@@ -1,0 +1,61 @@
+"""One finished pipeline of seconds, for tests of what reads a workdir."""
+
+from __future__ import annotations
+
+import pathlib
+
+from pinsage_jax import stages
+from pinsage_jax.config import (
+    Config,
+    EmbedConfig,
+    EvalConfig,
+    ModelConfig,
+    SamplingConfig,
+    TrainConfig,
+    WorldConfig,
+)
+
+WORLD = WorldConfig(
+    world=True,
+    world_items=300,
+    world_collections=80,
+    world_edges=2500,
+    world_topics=8,
+    world_styles=3,
+    world_pairs=300,
+)
+
+
+def settings(workdir: str | pathlib.Path, **train) -> Config:
+    """Settings of the run; keyword arguments are those of TrainConfig."""
+    return Config(
+        mode="pipeline",
+        workdir=str(workdir),
+        seed=0,
+        threads=1,
+        world=WORLD,
+        sampling=SamplingConfig(num_neighbours=10, num_walks=40, hard_walks=60),
+        model=ModelConfig(hidden_dim=32, layer_dim=32, output_dim=16, structure_dim=16),
+        train=TrainConfig(
+            **{
+                "batch_size": 64,
+                "random_negatives": 64,
+                "epochs": 3.0,
+                "pairs_per_epoch": 640,
+                "hard_max": 2,
+                "log_every": 5,
+                "devices": 1,
+                "tensorboard": True,
+                **train,
+            }
+        ),
+        embed=EmbedConfig(embed_block=256, embed_walks=0),
+        evaluate=EvalConfig(bootstrap=50),
+    )
+
+
+def small_run(workdir: str | pathlib.Path, **train) -> Config:
+    """Runs the whole pipeline; returns its settings."""
+    config = settings(workdir, **train)
+    stages.pipeline(config)
+    return config
