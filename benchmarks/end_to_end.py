@@ -166,6 +166,7 @@ class Training:
         warm_up: int = WARM_UP,
         producers: int = 1,
         hard: int = 0,
+        num_devices: int = 1,
     ):
         """Prepares a run and takes `warm_up` steps.
 
@@ -174,6 +175,7 @@ class Training:
           kept: walk from every node first and keep the lists.
           producers: threads that make batches; as many are ready ahead, and two at least.
           hard: hard negatives of every query.
+          num_devices: over which each batch is split.
         """
         source = NeighbourhoodSource(
             graph, config.sampling, config.seed, len(os.sched_getaffinity(0))
@@ -197,7 +199,7 @@ class Training:
             config.train,
             config.model,
             seed=config.seed,
-            num_devices=1,
+            num_devices=num_devices,
             hard_in_epoch=lambda epoch: hard,
             hard_slots=hard,
             negative_pool=np.arange(graph.num_items, dtype=np.int32),
@@ -207,11 +209,11 @@ class Training:
         model, params = loop.init_model(config, inputs.dim, graph.num_items, self.rows)
         self.params = params
         optimiser = make_optimiser(config.train, pairs.per_epoch / config.train.batch_size)
-        devices = make_devices(1)
+        devices = make_devices(num_devices)
         table = self._builder.table()
         self._constants = () if table is None else (replicate(table, devices),)
         self._pure = make_train_step(model, config.train, optimiser)
-        self._step = compile_step(self._pure, 1, constants=len(self._constants))
+        self._step = compile_step(self._pure, num_devices, constants=len(self._constants))
         self._state = replicate(initial_state(params, optimiser), devices)
         self._batch = config.train.batch_size
         self._done = 0
@@ -274,6 +276,10 @@ class Training:
             threads=threads,
             quiet=True,
         )
+
+    def parameters(self) -> Any:
+        """The parameters as they are now, as arrays of the host."""
+        return jax.tree.map(np.asarray, self._state.params)
 
     def measure(self, steps: int) -> Pace:
         """The pace of the next steps."""
