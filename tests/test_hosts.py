@@ -178,15 +178,31 @@ FLAGS = (
 )  # fmt: skip
 
 
+_started: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on_behind():
+    """A test that fails half-way leaves no process."""
+    yield
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.communicate()
+
+
 def start(workdir, devices, *more):
     """The program in a process of its own that sees `devices` CPU devices."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     command = [sys.executable, "-m", "pinsage_jax.main", *FLAGS, f"--workdir={workdir}", *more]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    _started.append(
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
     )  # fmt: skip
+    return _started[-1]
 
 
 def start_two(workdir, *more):
