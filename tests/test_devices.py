@@ -28,6 +28,6 @@ def test_parameters_after_50_steps_are_the_same_on_1_2_4_and_8_devices():
 def test_killed_runs_end_as_one_that_nobody_disturbed(tmp_path):
     parser = argparse.ArgumentParser()
     kill_and_resume.add_options(parser)
-    asked = vars(parser.parse_args([])) | {"kills": 3, "out": str(tmp_path)}
+    asked = vars(parser.parse_args([])) | {"quick": False, "kills": 3, "out": str(tmp_path)}
     rows = kill_and_resume.run(options(**asked))
     assert [row["equal"] for row in rows if "equal" in row] == ["all"] * 5
