@@ -1,5 +1,6 @@
 """hosts: the processes of one run meet, exchange, and end together; as threads and for real."""
 
+import json
 import os
 import pathlib
 import signal
@@ -28,6 +29,14 @@ ABOUT = {"settings": {"train": {"epochs": 3}, "seed": 1}, "versions": {"jax": "0
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
+
+
+def wait_until(holds, seconds: float) -> None:
+    """Waits until holds() is true, which it must be within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} seconds"
+        time.sleep(0.02)
 
 
 def settings(process: int, port: int, count: int = 2, **others) -> HostsConfig:
@@ -120,10 +129,7 @@ def test_a_broken_line_is_told_once_in_every_process_left(gone, tmp_path):
     processes = met(tmp_path, 3, lost)
     for line in processes[gone]._lines.values():
         line.close()
-    deadline = time.monotonic() + 20
-    while len(lost) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(lost) >= 2
+    wait_until(lambda: len(lost) >= 2, 20)
     assert all("start all 3 again to go on from the last checkpoint" in each for each in lost)
 
 
@@ -131,9 +137,7 @@ def test_an_error_of_one_is_the_sentence_of_all(tmp_path):
     lost = []
     processes = met(tmp_path, 2, lost)
     processes[1].fail("--edges=x does not exist; name a file.")
-    deadline = time.monotonic() + 20
-    while not lost and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: lost, 20)
     assert lost[0].startswith("Process 1 of 2 ended: --edges=x does not exist; name a file")
 
 
@@ -253,9 +257,7 @@ def test_two_processes_of_two_devices_train_as_one_of_four(alone, tmp_path):
 def test_a_killed_process_ends_the_other_and_both_go_on_when_started_again(tmp_path):
     workdir = tmp_path / "killed"
     first, second = start_two(workdir, "--max_steps=100000")
-    deadline = time.monotonic() + 150
-    while not (workdir / "checkpoints" / "4").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until((workdir / "checkpoints" / "4").exists, 150)
     second.send_signal(signal.SIGKILL)
     killed = time.monotonic()
     said, _ = first.communicate(timeout=60)
@@ -274,14 +276,16 @@ def test_a_killed_process_ends_the_other_and_both_go_on_when_started_again(tmp_p
 
 def test_another_run_is_kept_out_of_the_workdir_of_two(tmp_path):
     first, second = start_two(tmp_path, "--max_steps=100000")
-    deadline = time.monotonic() + 150
-    while not (tmp_path / "checkpoints" / "4").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until((tmp_path / "checkpoints" / "4").exists, 150)
     other = start(tmp_path, 1)
     said, _ = other.communicate(timeout=100)
     assert other.returncode == 2 and f"in use by process {first.pid}" in said
-    # One signal to one of them stops both after a step, with a checkpoint.
+    # One signal to one of them stops both after a step, with a checkpoint of it.
     second.send_signal(signal.SIGTERM)
     for process in (first, second):
         said, _ = process.communicate(timeout=100)
         assert process.returncode == 143, said
+    logged = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    last = max(line["step"] for line in map(json.loads, logged) if "loss" in line)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.latest_step() == last

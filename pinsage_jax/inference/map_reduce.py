@@ -31,8 +31,6 @@ from pinsage_jax.inference import reduce_kernels
 from pinsage_jax.model import pooling_kernels
 from pinsage_jax.model.pinsage import PinSage
 
-_REDUCERS = {"max": reduce_kernels.keep_largest}
-
 
 @functools.lru_cache(maxsize=8)
 def _compiled(config: ModelConfig, num_ids: int) -> dict[str, Callable]:
@@ -150,5 +148,5 @@ def reduce_messages(
       vectors: float32 [E, M], one a message; receivers: int [E] rows of `out`; weights:
         float32 [E]; what was reduced before comes in again with weight 1.
     """
-    reducer = _REDUCERS.get(pooling, reduce_kernels.add_messages)
-    reducer(vectors, np.arange(len(vectors)), receivers, weights, out)
+    reducer = reduce_kernels.keep_largest if pooling == "max" else reduce_kernels.add_messages
+    reducer(vectors, receivers, weights, out)
