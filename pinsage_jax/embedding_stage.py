@@ -32,6 +32,7 @@ from pinsage_jax.inference.layer_tables import KeptTables, Tables
 from pinsage_jax.inference.layerwise import Adjust
 from pinsage_jax.inference.new_item_model import NewItemModel, Trained
 from pinsage_jax.inference.new_items import Catalogue
+from pinsage_jax.parallel import keep_freed_memory
 from pinsage_jax.retrieval.embeddings_io import open_export
 from pinsage_jax.retrieval.export_quality import choose_form
 from pinsage_jax.training import loop
@@ -151,6 +152,7 @@ def embed_catalogue(config: Config) -> dict[str, Any]:
     """
     if config.new.new_items:
         return _embed_new(config)
+    keep_freed_memory()
     prepared = open_prepared(config.workdir)
     split, graph = split_of(config, prepared), prepared.graph
     folder = pathlib.Path(config.workdir) / layer_tables.FOLDER

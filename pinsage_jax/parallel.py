@@ -42,6 +42,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,6 +63,8 @@ _JAX_HEARTBEAT_SECONDS = 3600
 
 # glibc's mallopt: names of malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+_HUGE_PAGE = 1 << 21
+_HEAP_BYTES = 1 << 33
 
 
 @functools.cache
@@ -72,6 +76,10 @@ def keep_freed_memory() -> bool:
     page and cleared: a fifth of a step on citeulike-t.  From now on they stay in one
     heap, so what the process holds is its largest demand so far.
 
+    Where the system allows it the heap is of huge pages from now on: a step gathers rows
+    from tables far larger than a processor's memory of where pages of 4 KiB lie, and
+    looking pages up was up to two fifths of a step.
+
     Returns:
       whether it took effect; False without glibc.
     """
@@ -82,10 +90,32 @@ def keep_freed_memory() -> bool:
     wanted = (
         (_ARENA_MAX, 1),
         (_MMAP_MAX, 0),
-        (_TRIM_THRESHOLD, 2**31 - 1),
+        # Never trimmed.
+        (_TRIM_THRESHOLD, -1),
         (_TOP_PAD, 2**26),
     )
-    return all([mallopt(name, value) for name, value in wanted])
+    if not all([mallopt(name, value) for name, value in wanted]):
+        return False
+    _ask_for_huge_pages()
+    return True
+
+
+def _ask_for_huge_pages() -> None:
+    """Of the heap that this process will grow into: address space is taken, not memory."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    memory = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
+    size = min(memory // 2, _HEAP_BYTES)
+    block = libc.malloc(size)
+    # None under a limit on address space: pages then stay as they are.
+    if block:
+        first = -(-block // _HUGE_PAGE) * _HUGE_PAGE
+        libc.madvise(first, (block + size - first) // _HUGE_PAGE * _HUGE_PAGE, mmap.MADV_HUGEPAGE)
+        libc.free(block)
 
 
 def connect() -> None:
