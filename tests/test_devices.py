@@ -28,13 +28,13 @@ def test_parameters_after_50_steps_are_the_same_on_1_2_4_and_8_devices():
 class Pretended:
     """kill_within of a run whose parts begin one after the other and end after `truly` seconds."""
 
-    def __init__(self, truly: float, never: bool = False):
-        self.truly, self.never, self.asked = truly, never, []
+    def __init__(self, truly: float, never: bool = False, missed: str = "later"):
+        self.truly, self.never, self.missed, self.asked = truly, never, missed, []
 
     def __call__(self, part, workdir, flags, seconds, draws, sent):
         delay = draws.random() * seconds
         self.asked.append((seconds, delay, sent))
-        hit = "later" if self.never or delay >= self.truly else part
+        hit = self.missed if self.never or delay >= self.truly else part
         return kill_and_resume.Moment(hit, 60, (), 1.0, -9, not self.never, delay)
 
 
@@ -52,6 +52,13 @@ def test_a_kill_that_came_late_is_aimed_again_within_the_time_that_it_had(monkey
     assert late and seconds == {"train": 9.0, "embed": min(late)}
     assert {sent for _, _, sent in pretended.asked} == {signal.SIGTERM}
     assert len(pretended.asked) <= 14
+
+
+def test_a_checkpoint_met_in_training_does_not_shorten_the_training(monkeypatch, tmp_path):
+    monkeypatch.setattr(kill_and_resume, "kill_within", Pretended(0.1, missed="checkpoint"))
+    seconds = {"train": 9.0}
+    kill_and_resume.aimed("train", tmp_path, [], seconds, random.Random(1))
+    assert seconds == {"train": 9.0}
 
 
 def test_a_part_that_never_comes_is_given_up_and_told(monkeypatch, tmp_path):
