@@ -210,11 +210,14 @@ def _eval_fingerprint(config: Config) -> str:
 
 
 def _saved_evaluation(config: Config) -> dict[str, Any] | None:
-    """What eval.json holds, if it is of just this export and these settings."""
-    path = pathlib.Path(config.workdir) / evaluation.EVAL_FILE
-    if not path.exists():
+    """What eval.json holds, if it is intact and of just this export and these settings."""
+    if not (pathlib.Path(config.workdir) / evaluation.EVAL_FILE).exists():
         return None
-    saved = files.read_json(path)
+    try:
+        saved = evaluation.read_evaluation(config.workdir)
+    except UserError as error:
+        logging.warning("%s; evaluating again.", str(error).split(";")[0])
+        return None
     return saved if saved.get("fingerprint") == _eval_fingerprint(config) else None
 
 

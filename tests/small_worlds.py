@@ -103,7 +103,7 @@ class Run:
         """Factor that the stored features are scaled by (item 0 has the feature 1)."""
         return float(self.inputs.gather(np.zeros(1, np.int32))[0, 0])
 
-    def builder(self, devices: int = 1, budgets=None, pool=None) -> MinibatchBuilder:
+    def builder(self, devices: int = 1, budgets=None, pool=None, own=None) -> MinibatchBuilder:
         if pool is None:
             pool = np.arange(self.graph.num_items, dtype=np.int32)
         return MinibatchBuilder(
@@ -118,6 +118,7 @@ class Run:
             hard_slots=hard_slots(self.train),
             negative_pool=pool,
             budgets=budgets,
+            own_devices=own,
         )
 
 

@@ -1,16 +1,20 @@
 """evaluate.py: numbers by hand, slices, intervals, files and the printed tables."""
 
+import dataclasses
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 from small_catalogue import make_config, make_prepared, random_graph
 
+from pinsage_jax import files, stages
 from pinsage_jax.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.retrieval import metrics
-from pinsage_jax.retrieval.evaluate import evaluate
+from pinsage_jax.retrieval.evaluate import evaluate, read_evaluation
 
 
 def slow_rank(scores, query, target):
@@ -109,7 +113,7 @@ def test_eval_json_holds_what_a_sceptic_asks_for(world, tmp_path, capsys):
     prepared = make_prepared(graph, None, repeated, kinds + kinds[:4])
     result = evaluate(make_config(tmp_path, bootstrap=10), prepared, embeddings)
     written = json.loads((tmp_path / "eval.json").read_text())
-    assert written == json.loads(json.dumps(result))
+    assert written.pop("seal") and written == json.loads(json.dumps(result))
     assert written["pairs_from"] == "eval_pairs"
     assert written["pairs"] == len(pairs) and written["queries"] == len(np.unique(pairs[:, 0]))
     assert written["catalogue"] == 40 and written["sampled_candidates"] is False
@@ -132,6 +136,57 @@ def test_eval_json_holds_what_a_sceptic_asks_for(world, tmp_path, capsys):
     assert len({line.index("]") for line in table[1:]}) == 1
     value = result["methods"]["pinsage"]["overall"]["all"]["metrics"]["hit@10"]["value"]
     assert f"{value:.3f}" in table[1]
+
+
+def test_eval_json_is_read_only_while_it_is_what_was_written(world, tmp_path):
+    graph, embeddings, pairs, kinds = world
+    config = make_config(tmp_path, bootstrap=10, baselines="popularity")
+    result = evaluate(config, make_prepared(graph, None, pairs, kinds), embeddings)
+    path = tmp_path / "eval.json"
+    assert read_evaluation(tmp_path) == json.loads(json.dumps(result))
+    whole = path.read_bytes()
+    for place in [match.start() for match in re.finditer(rb"[0-9]", whole)][::7]:
+        digit = b"1" if whole[place : place + 1] != b"1" else b"2"
+        path.write_bytes(whole[:place] + digit + whole[place + 1 :])
+        if json.loads(path.read_bytes()) == json.loads(whole):
+            # A last decimal place that float64 does not tell.
+            continue
+        with pytest.raises(UserError) as caught:
+            read_evaluation(tmp_path)
+        assert str(path) in str(caught.value) and "again" in str(caught.value)
+    for length in (0, 1, len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=re.escape(f"{path} is not valid JSON")):
+            read_evaluation(tmp_path)
+    # Written anew by another program, or by a version before the seal.
+    files.write_json(path, result)
+    with pytest.raises(UserError, match=r"has no seal.*run --mode=evaluate again"):
+        read_evaluation(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        read_evaluation(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["digit", "cut", "unsealed"])
+def test_the_pipeline_evaluates_again_what_is_not_intact(how, trained, tmp_path, caplog):
+    shutil.copytree(trained.workdir, tmp_path / "run")
+    path = tmp_path / "run" / "eval.json"
+    whole = path.read_text()
+    config = dataclasses.replace(trained, workdir=str(tmp_path / "run"))
+    if how == "digit":
+        value = json.loads(whole)["methods"]["pinsage"]["overall"]["all"]["metrics"]["mrr"]["value"]
+        path.write_text(whole.replace(repr(value), repr(value + 0.25)))
+    elif how == "cut":
+        path.write_text(whole[:-20])
+    else:
+        found = json.loads(whole)
+        del found["seal"]
+        files.write_json(path, found)
+    assert path.read_text() != whole
+    with caplog.at_level("WARNING", "absl"):
+        stages.pipeline(config)
+    assert path.read_text() == whole
+    assert f"{path} " in caplog.text and "evaluating again" in caplog.text
 
 
 def test_runs_repeat_and_the_seed_moves_only_intervals(world, tmp_path):

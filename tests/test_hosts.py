@@ -13,11 +13,13 @@ import time
 import jax
 import numpy as np
 import pytest
+from small_worlds import make_run
 
 from pinsage_jax import files, hosts, lines
 from pinsage_jax.config_hosts import HostsConfig
 from pinsage_jax.errors import UserError
 from pinsage_jax.training.checkpoints import Checkpoints
+from pinsage_jax.training.divergence import keep_batch
 from pinsage_jax.training.leaf_paths import by_path, nested
 
 pytestmark = pytest.mark.timeout(240)
@@ -173,12 +175,14 @@ def test_settings_that_cannot_work_name_their_flag(given, named):
 
 # The program itself.
 
-STEPS = 12
+# Enough that a run which is stopped when its first checkpoint is seen has not ended by then.
+STEPS = 24
+LOST_SECONDS = 8
 FLAGS = (
     "--flagfile=experiments/tiny.flags", "--world_items=200", "--world_collections=60",
     "--world_edges=1200", "--world_pairs=200", "--batch_size=64", f"--max_steps={STEPS}",
     "--pairs_per_epoch=512", "--checkpoint_every=4", "--validate_every=6", "--baselines=none",
-    "--bootstrap=0", "--threads=1", "--lost_seconds=8",
+    "--bootstrap=0", "--threads=1", f"--lost_seconds={LOST_SECONDS}",
 )  # fmt: skip
 
 
@@ -237,12 +241,17 @@ def alone(tmp_path_factory):
 
 
 def assert_same_run(workdir, alone):
+    """Parameters and Adam's moments, up to the rounding of float32 in sums of another order."""
     ours, theirs = parameters(workdir), parameters(alone)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        # The same sums in another order, through twelve steps of Adam, whose steps are
-        # about the learning rate whatever the size of the gradient.
-        np.testing.assert_allclose(value, theirs[name], rtol=1e-3, atol=1e-4, err_msg=name)
+        # About ten times what was measured after 24 steps, in shares of an array's largest
+        # entry: 8e-7 at most, and 1e-5 of the vectors of ids.  Of those some have gradients
+        # of next to nothing, and Adam, which divides by their size, makes whole steps of
+        # their rounding; its moments of them are as close as all else.
+        most = 1e-4 if name.startswith("params") and "id_messages" in name else 1e-5
+        difference = np.abs(value - theirs[name]).max() / np.abs(theirs[name]).max()
+        assert difference < most, f"{name} differs by {difference:.1e}"
 
 
 def test_two_processes_of_two_devices_train_as_one_of_four(alone, tmp_path):
@@ -272,6 +281,76 @@ def test_a_killed_process_ends_the_other_and_both_go_on_when_started_again(tmp_p
         said, _ = process.communicate(timeout=200)
         assert process.returncode == 0, said
         assert f"continuing from the checkpoint of step {latest}" in said
+
+
+def ended(process, within: float) -> tuple[int, str]:
+    """Exit code and output of a process that ends by itself within `within` seconds."""
+    said, _ = process.communicate(timeout=within)
+    return process.returncode, said
+
+
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_silent_process_ends_the_other_and_comes_back_without_harm(silent, alone, tmp_path):
+    workdir = tmp_path / "silent"
+    processes = start_two(workdir)
+    # Without its seal it would not count yet.
+    wait_until((workdir / "checkpoints" / "4" / "checksums.json").exists, 150)
+    processes[silent].send_signal(signal.SIGSTOP)
+    begun = time.monotonic()
+    code, said = ended(processes[1 - silent], 60)
+    assert LOST_SECONDS - 1 < time.monotonic() - begun < LOST_SECONDS + 30
+    sentence = f"error: Process {silent} of 2 was silent for {LOST_SECONDS} seconds; start all 2"
+    assert code == 2 and said.count(sentence) == 1, said
+    assert "Traceback" not in said
+    assert processes[silent].poll() is None
+
+    if silent == 0:
+        # It holds the workdir, so that nobody goes on beside it.
+        other = start(workdir, 4)
+        code, said = ended(other, 100)
+        assert code == 2 and f"in use by process {processes[0].pid}" in said
+        processes[0].send_signal(signal.SIGCONT)
+        code, said = ended(processes[0], 60)
+        assert code == 2 and sentence in said, said
+        again = start_two(workdir)
+    else:
+        # It comes back while both go on, and finds nobody of its own.
+        again = start_two(workdir)
+        wait_until((workdir / "checkpoints" / "8").exists, 150)
+        processes[1].send_signal(signal.SIGCONT)
+        code, said = ended(processes[1], 60)
+        assert code == 2 and sentence in said, said
+    for process in again:
+        code, said = ended(process, 200)
+        assert code == 0, said
+        assert "continuing from the checkpoint of step" in said
+    assert_same_run(workdir, alone)
+    assert not list(workdir.glob("*.tmp-*"))
+
+
+def test_a_batch_that_is_not_finite_is_kept_whole_and_named_by_both(tmp_path):
+    for process in start_two(tmp_path, "--learning_rate=1e30", "--warmup_epochs=0"):
+        code, said = ended(process, 200)
+        (path,) = tmp_path.glob("not_finite_step_*.json")
+        assert code == 2 and "The loss is" in said and f"its batch is in {path}" in said, said
+        assert "Traceback" not in said
+    kept = files.read_json(path)
+    # --batch_size, of which each process makes half.
+    assert len(kept["query_ids"]) == len(kept["target_ids"]) == len(kept["hard_ids"]) == 64
+    assert not list(tmp_path.glob("*.tmp-*"))
+
+
+def test_any_process_can_write_the_batch_of_all(tmp_path):
+    run = make_run(train={"hard_start": "full"})
+    whole, own = run.builder(4), run.builder(4, own=range(2, 3))
+    assert own.make(5)[0].query_ids.shape == (1, 2)
+    batch, _ = whole.make(5)
+    kept = files.read_json(keep_batch(tmp_path, own, 6, {"epoch": 1}))
+    assert (kept["step"], kept["epoch"]) == (6, 1)
+    for name in ("query_ids", "target_ids", "negative_ids"):
+        assert kept[name] == getattr(batch, name).reshape(-1).tolist()
+    assert kept["hard_ids"] == batch.hard_ids.reshape(8, -1).tolist()
 
 
 def test_another_run_is_kept_out_of_the_workdir_of_two(tmp_path):

@@ -323,13 +323,31 @@ def test_damaged_and_foreign_files_are_passed_over(tmp_path):
     whole = json.loads((tmp_path / "eval.json").read_text())
     config = small_config(tmp_path)
     assert read_source(config, ITEMS).scores is not None
-    for content in ("{", "[]", json.dumps(whole | {"catalogue": ITEMS + 1}), "{}"):
+    for content in ("{", "[]", "{}"):
         (tmp_path / "eval.json").write_text(content)
         assert read_source(config, ITEMS).scores is None
+    del whole["seal"]
+    files.write_sealed(tmp_path / "eval.json", whole | {"catalogue": ITEMS + 1})
+    assert read_source(config, ITEMS).scores is None
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n{}\nnull\n")
     shown = written(tmp_path)
     assert "There is no eval.json for this catalogue" in shown
     assert "There is no metrics.jsonl" in shown
+
+
+def test_scores_that_were_changed_are_named_and_not_shown(tmp_path, caplog):
+    evaluation.evaluate(small_config(tmp_path), small_world(), small_embeddings())
+    path = tmp_path / "eval.json"
+    whole = path.read_text()
+    path.write_text(re.sub('"pairs": 2', '"pairs": 3', whole, count=1))
+    assert path.read_text() != whole
+    with caplog.at_level("WARNING", "absl"):
+        shown = Page(written(tmp_path)).section_texts["scores"]
+    sentence = f"{path} is damaged (its seal does not fit)"
+    assert sentence in shown and sentence in caplog.text
+    assert "hit@10" not in shown
+    path.write_text(whole)
+    assert "hit@10" in Page(written(tmp_path)).section_texts["scores"]
 
 
 def test_a_log_without_validation(tmp_path):

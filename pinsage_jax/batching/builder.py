@@ -147,16 +147,16 @@ class MinibatchBuilder:
         logging.info("rows of each frontier, seeds first: %s", budgets.rows)
         return budgets
 
-    def make(self, step: int) -> tuple[Minibatch, BatchInfo]:
+    def make(self, step: int, devices: range | None = None) -> tuple[Minibatch, BatchInfo]:
         """The minibatch of `step`.
 
         Returns:
-          (Minibatch, BatchInfo), both of the own devices.  Every array has a leading
-          device axis; the shared random negatives are the same on each device.
+          (Minibatch, BatchInfo), both of `devices`, by default the own ones.  Every array
+          has a leading device axis; the random negatives are the same on each device.
         """
         common = self._common(step)
         made = []
-        for device in self._own_devices:
+        for device in devices or self._own_devices:
             with self._frontier(self.budgets.rows) as frontier:
                 made.append(self._part(step, device, common, frontier))
         parts, infos = zip(*made)

@@ -36,6 +36,8 @@ def missing(source: Source) -> Html | None:
     """The sentence for a run without scores; None if there are some."""
     if source.scores is not None:
         return None
+    if source.scores_damaged:
+        return page.note("There are no scores: ", page.text(source.scores_damaged))
     return page.note(
         f"There is no {EVAL_FILE} for this catalogue in the workdir (no evaluation pairs, or "
         "--mode=evaluate has not run), so there are no scores."

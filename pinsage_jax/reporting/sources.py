@@ -21,7 +21,7 @@ from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError
 from pinsage_jax.inference import export
 from pinsage_jax.retrieval.baseline_choice import NAMES
-from pinsage_jax.retrieval.evaluate import EVAL_FILE, MAIN
+from pinsage_jax.retrieval.evaluate import EVAL_FILE, MAIN, read_evaluation
 from pinsage_jax.training.checkpoints import Checkpoints
 
 METRICS_FILE = "metrics.jsonl"
@@ -41,6 +41,7 @@ class Source:
       scores: eval.json with methods in their usual order, None if there is none for this
         catalogue.
       stale: whether the scores are older than the embeddings.
+      scores_damaged: why eval.json is not used although it is there; "" otherwise.
     """
 
     config: Config
@@ -50,6 +51,7 @@ class Source:
     validation: list[dict[str, Any]]
     scores: dict[str, Any] | None
     stale: bool
+    scores_damaged: str = ""
 
     @property
     def known_scores(self) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def read_source(config: Config, num_items: int) -> Source:
     workdir = pathlib.Path(config.workdir)
     manifest_path = workdir / export.FOLDER / export.MANIFEST
     manifest = _json(manifest_path) or {}
-    scores = _json(workdir / EVAL_FILE)
+    scores, damaged = _scores(workdir)
     if scores is not None and not _usable(scores, num_items):
         logging.warning("report: %s does not fit and is left out.", workdir / EVAL_FILE)
         scores = None
@@ -87,6 +89,7 @@ def read_source(config: Config, num_items: int) -> Source:
         validation=[line for line in lines if "loss" not in line and "score" in line],
         scores=scores,
         stale=stale,
+        scores_damaged=damaged,
     )
 
 
@@ -161,6 +164,17 @@ def _json(path: pathlib.Path) -> dict[str, Any] | None:
         logging.warning("report: %s", error)
         return None
     return found if isinstance(found, dict) else None
+
+
+def _scores(workdir: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
+    """eval.json, if it is there and intact, and what is wrong with it if it is not intact."""
+    if not (workdir / EVAL_FILE).exists():
+        return None, ""
+    try:
+        return read_evaluation(workdir), ""
+    except UserError as error:
+        logging.warning("The scores are left out: %s", error)
+        return None, str(error)
 
 
 def _usable(scores: dict[str, Any], num_items: int) -> bool:

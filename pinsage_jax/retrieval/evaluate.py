@@ -18,6 +18,7 @@ from absl import logging
 
 from pinsage_jax import files
 from pinsage_jax.config import Config
+from pinsage_jax.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.graph.split import ValidationSplit
@@ -44,7 +45,7 @@ def evaluate(
     graph: Graph | None = None,
     fingerprint: str = "",
 ) -> dict[str, Any]:
-    """Scores the embeddings and --baselines; prints tables, writes WORKDIR/eval.json.
+    """Scores the embeddings and --baselines; prints tables, writes WORKDIR/eval.json, sealed.
 
     Without evaluation pairs the validation pairs are scored, and both the tables and
     eval.json say so.
@@ -57,7 +58,7 @@ def evaluate(
       fingerprint: kept in eval.json, to know later whether it is of the same run.
 
     Returns:
-      What eval.json holds; {} when there is no pair at all.
+      What eval.json holds beside its seal; {} when there is no pair at all.
 
     Raises:
       UserError: an unknown baseline, or an embedding that is not finite.
@@ -122,9 +123,25 @@ def evaluate(
     }
     print(evaluation_tables(result))
     path = pathlib.Path(config.workdir) / EVAL_FILE
-    files.write_json(path, result)
+    files.write_sealed(path, result)
     logging.info("evaluation written to %s", path)
     return result
+
+
+def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:
+    """What WORKDIR/eval.json holds, without its seal.
+
+    Raises:
+      UserError: it is missing or damaged, or of an earlier version, which had no seal.
+    """
+    path = pathlib.Path(workdir) / EVAL_FILE
+    found = files.read_json(path)
+    if isinstance(found, dict) and "seal" not in found:
+        raise UserError(
+            f"{path} has no seal, so it is damaged or of an earlier version; "
+            "run --mode=evaluate again."
+        )
+    return files.read_sealed(path)
 
 
 def _distinct(pairs: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,9 @@ WORKDIR/not_finite_step_STEP.json holds the node ids of the batch, which are pos
 prepared/item_ids.arrow, with the settings that the batch is a function of: the step
 counted from 1, the epoch and the seed.  `MinibatchBuilder.make(STEP - 1)` makes the very
 same batch again, and the same command, run from the last checkpoint, the same step.
+
+Of several processes, which all meet the same step, process 0 writes the parts of all of
+them: any process can make any part.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax import files
+from pinsage_jax import files, hosts
 from pinsage_jax.batching.builder import MinibatchBuilder
 
 _IDS = ("query_ids", "target_ids", "negative_ids", "hard_ids")
@@ -24,15 +27,25 @@ def keep_batch(
 ) -> pathlib.Path:
     """Writes the ids of the batch of `step` (counted from 1) and `about`; returns the path.
 
-    Queries and targets are lists of B ids, hard negatives B lists (-1 where there is none),
-    negatives R ids, or as often R as there are devices.
+    Every process must call it; the file is whole when it returns.  Queries and targets are
+    lists of B ids, hard negatives B lists (-1 where there is none), negatives R ids, or as
+    often R as there are devices.
     """
-    batch, _ = builder.make(step - 1)
+    path = pathlib.Path(workdir) / f"not_finite_step_{step}.json"
+    if hosts.is_writer():
+        _write_batch(path, builder, step, about)
+    # The others would end, and process 0 with them, while it writes.
+    hosts.exchange(None)
+    return path
+
+
+def _write_batch(
+    path: pathlib.Path, builder: MinibatchBuilder, step: int, about: dict[str, Any]
+) -> None:
+    batch, _ = builder.make(step - 1, range(builder.num_devices))
     ids = {}
     for name in _IDS:
         array = np.asarray(getattr(batch, name))
         # The leading axis is that of the devices.
         ids[name] = array.reshape(-1, *array.shape[2:]).tolist()
-    path = pathlib.Path(workdir) / f"not_finite_step_{step}.json"
     files.write_json(path, {"step": step, **about, **ids})
-    return path

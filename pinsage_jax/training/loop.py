@@ -37,6 +37,7 @@ from pinsage_jax.parallel import compile_step, make_devices, replicate, table_li
 from pinsage_jax.progress import Progress
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.training.checkpoints import Checkpoints
+from pinsage_jax.training.compatibility import check_same_devices
 from pinsage_jax.training.device_clock import DeviceClock
 from pinsage_jax.training.divergence import keep_batch
 from pinsage_jax.training.events import Events
@@ -51,7 +52,8 @@ Validate = Callable[[Any], dict[str, float]]
 # Up to here id messages are worth their memory and the time of their dense gradient.
 MOST_ID_NUMBERS = 50_000_000
 
-# Settings that do not change which numbers a step computes.
+# Settings that do not change which numbers a step computes.  Without gather_in_batch the
+# number of devices does, which check_same_devices is for.
 MAY_CHANGE = frozenset(
     (
         "epochs",
@@ -243,6 +245,9 @@ def train(
         meta = checkpoints.meta(latest)
         checkpoints.check(meta, identity, dataclasses.asdict(config.model))
         refuse_other_settings(config, meta)
+        check_same_devices(
+            checkpoints.folder, meta, dataclasses.asdict(config.train), builder.num_devices
+        )
         state, _ = checkpoints.restore(latest, state)
         first, best = meta["queue"]["next_index"], meta["best"]
         logging.info("continuing from the checkpoint of step %d", first)
@@ -304,6 +309,7 @@ def train(
                 meta = {
                     "queue": queue.state(),
                     "total": schedule.total,
+                    "devices": builder.num_devices,
                     "curriculum": {"epoch": pairs.epoch_of(done * config.train.batch_size)},
                     "config": dataclasses.asdict(config),
                     "data": identity,

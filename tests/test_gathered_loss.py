@@ -1,0 +1,215 @@
+"""Loss and gradients with and without --gather_in_batch, against float64 loops on 1, 2, 4 devices.
+
+With it every pair is compared with the targets of all devices, without it with those of
+its own.  The slow loss is that of reference_model; its gradient with respect to the
+embeddings is measured by finite differences, and taken to the parameters by the network
+of each part alone, without any axis.
+"""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import reference_model as slow
+from small_worlds import Run, embed_batch, make_run, random_params, unit_features
+
+from pinsage_jax.model.pinsage import PinSage
+from pinsage_jax.parallel import compile_step, make_devices, replicate
+from pinsage_jax.training.steps import global_gradients
+
+STEP = 11
+MOVED = 1e-5
+TRAIN = {"temperature": 0.5, "hard_start": "full", "random_negatives": 4, "hard_max": 1}
+MODEL = {"output_dim": 4}
+FEATURES = unit_features(40)
+
+
+def run_for(gathered: bool, **train) -> Run:
+    return make_run(
+        features=FEATURES,
+        links=2,
+        model=MODEL,
+        train={**TRAIN, "gather_in_batch": gathered, **train},
+    )
+
+
+@functools.cache
+def fast(gathered: bool, devices: int, **train):
+    """The package's (run, model, params, batch, what a step makes of it)."""
+    run = run_for(gathered, **train)
+    builder = run.builder(devices)
+    batch, info = builder.make(STEP)
+    assert info.left_out == 0
+    # Many pairs of the first device do not count, few of the last.
+    chance = np.linspace(0.9, 0.0, batch.pair_weights.size)
+    masked = np.random.default_rng(2).random(chance.size) < chance
+    weights = batch.pair_weights * ~masked.reshape(batch.pair_weights.shape)
+    batch = batch._replace(pair_weights=weights.astype(np.float32))
+    params = random_params(run.model, run.inputs.dim, run.lists.source.num_nodes)
+    model = PinSage(run.model, builder.budgets.rows, len(params["params"].get("id_messages", ())))
+
+    def function(params, batch, axis_name=None):
+        gradients, total, count = global_gradients(params, batch, model, run.train, axis_name)
+        return params, {"gradients": gradients, "total": total, "count": count}
+
+    placed = replicate(params, make_devices(devices))
+    _, out = compile_step(function, devices, donate=False)(placed, batch)
+    return run, model, params, batch, jax.tree.map(np.asarray, out)
+
+
+def sides_of(embedded, batch, device):
+    """(pairs, shared, hard) of one device's part, as reference_model wants them."""
+    part = {name: getattr(batch, name)[device] for name in batch._fields}
+
+    def candidates(rows, ids, logq):
+        return [(embedded[r], int(i), float(q)) for r, i, q in zip(rows, ids, logq)]
+
+    pairs = [
+        {
+            "query": embedded[part["queries"][place]],
+            "target": embedded[part["targets"][place]],
+            "weight": float(part["pair_weights"][place]),
+            "query_id": int(part["query_ids"][place]),
+            "target_id": int(part["target_ids"][place]),
+            "query_logq": float(part["query_logq"][place]),
+            "target_logq": float(part["target_logq"][place]),
+        }
+        for place in range(len(part["queries"]))
+    ]
+    shared = candidates(part["negatives"], part["negative_ids"], part["negative_logq"])
+    hard = [
+        candidates(rows, ids, logq)
+        for rows, ids, logq in zip(part["hard"], part["hard_ids"], part["hard_logq"])
+    ]
+    return pairs, shared, hard
+
+
+def slow_loss(all_embedded, batch, gathered, **settings):
+    """(sum, count) over all devices; `all_embedded[device]` are the seeds' vectors."""
+    parts = [sides_of(one, batch, device) for device, one in enumerate(all_embedded)]
+    if gathered:
+        # One device that has all pairs.  The random negatives are the same on each.
+        joined = ([], parts[0][1], [])
+        for pairs, _, hard in parts:
+            joined[0].extend(pairs)
+            joined[2].extend(hard)
+        parts = [joined]
+    total = count = 0.0
+    for pairs, shared, hard in parts:
+        for sides, their_hard in ((pairs, hard), (slow.turned(pairs), [[] for _ in pairs])):
+            found = slow.loss("softmax", sides, shared, their_hard, **settings)
+            total, count = total + found[0], count + found[1]
+    return total, count
+
+
+def slow_log_chances(run, devices, gathered):
+    """log of each item's expected share among a softmax's candidates, float64 [items]."""
+    likely = run.pairs.target_probability()
+    targets = run.train.batch_size if gathered else run.train.batch_size // devices
+    random = run.train.random_negatives
+    shares = []
+    for item in range(run.graph.num_items):
+        uniform = 1.0 / run.graph.num_items
+        expected = targets * float(likely[item]) + random * uniform
+        shares.append(np.log(expected / (targets + random)))
+    return np.array(shares)
+
+
+def embedded_parts(model, params, batch):
+    return [
+        embed_batch(model, params, batch, device).astype(np.float64)
+        for device in range(len(batch.queries))
+    ]
+
+
+def slow_gradients(model, params, batch, gathered, **settings):
+    """Gradients of the mean loss, by finite differences as far as the embeddings."""
+    parts = embedded_parts(model, params, batch)
+    _, count = slow_loss(parts, batch, gathered, **settings)
+    gradients = jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)
+    names = ("features", "node_ids", "neighbours", "weights")
+    for device, part in enumerate(parts):
+        slopes = np.zeros_like(part)
+        used = [
+            getattr(batch, name)[device] for name in ("queries", "targets", "negatives", "hard")
+        ]
+        for row in np.unique(np.concatenate([rows.reshape(-1) for rows in used])):
+            for column in range(part.shape[1]):
+                sums = []
+                for step in (MOVED, -MOVED):
+                    before = part[row, column]
+                    part[row, column] = before + step
+                    sums.append(slow_loss(parts, batch, gathered, **settings)[0])
+                    part[row, column] = before
+                slopes[row, column] = (sums[0] - sums[1]) / (2 * MOVED)
+        arrays = [getattr(batch, name)[device] for name in names]
+        _, backwards = jax.vjp(jax.jit(lambda p, arrays=arrays: model.apply(p, *arrays)), params)
+        (own,) = backwards(slopes.astype(np.float32))
+        gradients = jax.tree.map(lambda a, b: a + np.asarray(b, np.float64), gradients, own)
+    return jax.tree.map(lambda leaf: leaf / count, gradients)
+
+
+CASES = [(gathered, devices) for gathered in (True, False) for devices in (1, 2, 4)]
+IDS = [f"{'all' if gathered else 'own'}-{devices}" for gathered, devices in CASES]
+
+
+@pytest.mark.parametrize("gathered,devices", CASES, ids=IDS)
+def test_loss_is_that_of_the_reference(gathered, devices):
+    assert_is_the_slow_loss(gathered, devices)
+
+
+def test_loss_is_that_of_the_reference_at_half_the_correction():
+    assert_is_the_slow_loss(False, 2, logq=0.5)
+
+
+def assert_is_the_slow_loss(gathered, devices, **given):
+    _, model, params, batch, out = fast(gathered, devices, **given)
+    logq = given.get("logq", 1.0)
+    parts = embedded_parts(model, params, batch)
+    total, count = slow_loss(parts, batch, gathered, temperature=0.5, logq=logq)
+    assert 0 < count == out["count"] < 2 * batch.pair_weights.size
+    np.testing.assert_allclose(out["total"], total, rtol=1e-5)
+    # The other loss is another number, so that this test tells them apart.
+    other, _ = slow_loss(parts, batch, not gathered, temperature=0.5, logq=logq)
+    assert devices == 1 or abs(other - total) > 1e-2 * total
+
+
+@pytest.mark.parametrize("gathered,devices", CASES, ids=IDS)
+def test_gradients_are_those_of_the_reference(gathered, devices):
+    _, model, params, batch, out = fast(gathered, devices)
+    wanted = slow_gradients(model, params, batch, gathered, temperature=0.5, logq=1.0)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
+    assert largest > 1e-2
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5),
+        out["gradients"],
+        wanted,
+    )
+
+
+@pytest.mark.parametrize("gathered,devices", CASES, ids=IDS)
+def test_log_chances_are_of_the_candidates_that_a_device_has(gathered, devices):
+    run, _, _, batch, _ = fast(gathered, devices)
+    wanted = slow_log_chances(run, devices, gathered)
+    for ids, given in (
+        (batch.query_ids, batch.query_logq),
+        (batch.target_ids, batch.target_logq),
+        (batch.negative_ids, batch.negative_logq),
+        (batch.hard_ids, batch.hard_logq),
+    ):
+        there = ids >= 0
+        np.testing.assert_allclose(given[there], wanted[ids[there]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("gathered", [True, False])
+def test_random_negatives_are_shared_by_all_devices(gathered):
+    batches = [fast(gathered, devices)[3] for devices in (1, 2, 4)]
+    for batch in batches:
+        assert (batch.negative_ids == batches[0].negative_ids[0]).all()
+
+
+def test_without_in_batch_negatives_gathering_changes_nothing():
+    outs = [fast(gathered, 2, in_batch=False)[4] for gathered in (True, False)]
+    assert outs[0]["total"] == outs[1]["total"] and outs[0]["count"] == outs[1]["count"]
+    jax.tree.map(np.testing.assert_array_equal, outs[0]["gradients"], outs[1]["gradients"])
