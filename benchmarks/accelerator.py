@@ -27,8 +27,8 @@ import numpy as np
 from benchmarks.end_to_end import Training, bipartite, settings
 from benchmarks.products import flops, products, seconds
 from pinsage_jax.config import Config
+from pinsage_jax.memory import keep_freed_memory
 from pinsage_jax.model.pooling import pool_neighbours
-from pinsage_jax.parallel import keep_freed_memory
 
 
 @dataclasses.dataclass(frozen=True)

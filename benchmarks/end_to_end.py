@@ -38,9 +38,9 @@ from pinsage_jax.batching.prefetch import Prefetcher
 from pinsage_jax.config import Config, ModelConfig, SamplingConfig, TrainConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.memory import keep_freed_memory
 from pinsage_jax.parallel import (
     compile_step,
-    keep_freed_memory,
     make_devices,
     place_batch,
     replicate,

@@ -32,7 +32,7 @@ from pinsage_jax.inference.layer_tables import KeptTables, Tables
 from pinsage_jax.inference.layerwise import Adjust
 from pinsage_jax.inference.new_item_model import NewItemModel, Trained
 from pinsage_jax.inference.new_items import Catalogue
-from pinsage_jax.parallel import keep_freed_memory
+from pinsage_jax.memory import keep_freed_memory
 from pinsage_jax.retrieval.embeddings_io import open_export
 from pinsage_jax.retrieval.export_quality import choose_form
 from pinsage_jax.training import loop

@@ -2,9 +2,8 @@
 
   python -m pinsage_jax.main --flagfile=experiments/pinterest_like.flags
 
-Exit codes: 0 done, 1 a bug of ours (with its traceback), 2 something to correct
-(one sentence on stderr), 130 or 143 stopped by SIGINT or SIGTERM.  Of several processes
-that are one run (--num_processes) all end with the same code.
+Exit codes, the same of all processes of one run: 0 done, 1 a bug of ours (with its
+traceback), 2 something to correct (one sentence on stderr), 130 SIGINT, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import sys
 
 from absl import flags, logging
 
-from pinsage_jax import cli, hosts, interrupts, logs, workdir
+from pinsage_jax import cli, hosts, interrupts, logs, memory, workdir
 from pinsage_jax.config import Config
 from pinsage_jax.errors import UserError, on_one_line
 
@@ -54,6 +53,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run_stage(config: Config, together: hosts.Together) -> int:
+    memory.one_heap()
     interrupts.install()
     try:
         # JAX takes seconds to load: only now, so that wrong flags are told at once.

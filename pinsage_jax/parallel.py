@@ -40,10 +40,7 @@ leaf (a Python number) has the same effect.
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import mmap
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,68 +51,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 
 from pinsage_jax import hosts, lines
 from pinsage_jax.errors import UserError
+from pinsage_jax.memory import keep_freed_memory
 
 AXIS_NAME = "devices"
 
 Step = Callable[..., tuple[Any, Any]]
 
 _JAX_HEARTBEAT_SECONDS = 3600
-
-# glibc's mallopt: names of malloc.h.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
-_HUGE_PAGE = 1 << 21
-_HEAP_BYTES = 1 << 33
-
-
-@functools.cache
-def keep_freed_memory() -> bool:
-    """Lets this process keep the memory it frees; to be called before JAX makes threads.
-
-    A step on the CPU allocates hundreds of megabytes and frees them at its end.  glibc
-    gives blocks of that size back to the system, which hands them out again page by
-    page and cleared: a fifth of a step on citeulike-t.  From now on they stay in one
-    heap, so what the process holds is its largest demand so far.
-
-    Where the system allows it the heap is of huge pages from now on: a step gathers rows
-    from tables far larger than a processor's memory of where pages of 4 KiB lie, and
-    looking pages up was up to two fifths of a step.
-
-    Returns:
-      whether it took effect; False without glibc.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return False
-    wanted = (
-        (_ARENA_MAX, 1),
-        (_MMAP_MAX, 0),
-        # Never trimmed.
-        (_TRIM_THRESHOLD, -1),
-        (_TOP_PAD, 2**26),
-    )
-    if not all([mallopt(name, value) for name, value in wanted]):
-        return False
-    _ask_for_huge_pages()
-    return True
-
-
-def _ask_for_huge_pages() -> None:
-    """Of the heap that this process will grow into: address space is taken, not memory."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    memory = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
-    size = min(memory // 2, _HEAP_BYTES)
-    block = libc.malloc(size)
-    # None under a limit on address space: pages then stay as they are.
-    if block:
-        first = -(-block // _HUGE_PAGE) * _HUGE_PAGE
-        libc.madvise(first, (block + size - first) // _HUGE_PAGE * _HUGE_PAGE, mmap.MADV_HUGEPAGE)
-        libc.free(block)
 
 
 def connect() -> None:

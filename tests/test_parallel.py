@@ -228,7 +228,7 @@ def test_a_batch_without_the_device_axis_is_refused(count, leaf):
 
 _HEAP = r"""
 import ctypes, re
-from pinsage_jax.parallel import keep_freed_memory
+from pinsage_jax.memory import keep_freed_memory
 def kib(name, path="/proc/self/smaps_rollup"):
     return int(re.search(name + r":\s+(\d+) kB", open(path).read())[1])
 libc = ctypes.CDLL(None)

@@ -16,7 +16,7 @@ ROOT = pathlib.Path(pinsage_jax.__file__).parent
 # Data flows down this list, and a line imports only from lines above it and itself.
 ORDER = (
     ("errors",),
-    ("files", "progress", "lines", "logs", "interrupts", "options"),
+    ("files", "memory", "progress", "lines", "logs", "interrupts", "options"),
     ("costs",),
     (
         "config",
@@ -64,6 +64,7 @@ WITHOUT_JAX = (
     "lines",
     "logs",
     "interrupts",
+    "memory",
     "options",
     "progress",
     "workdir",

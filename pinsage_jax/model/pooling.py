@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
-import os
 import pathlib
 import re
 
@@ -110,7 +109,7 @@ def _by_rows(name: str, rows: int, entries: int, *operands: jax.Array, width: in
     XLA runs calls that do not need each other side by side.  There are more of them
     than cores, because neighbours are not spread evenly over the rows.
     """
-    parts = 1 if entries < _SMALL else 2 * len(os.sched_getaffinity(0))
+    parts = 1 if entries < _SMALL else 16
     ends = [rows * number // parts for number in range(parts + 1)]
     made = []
     for begin, end in itertools.pairwise(ends):
