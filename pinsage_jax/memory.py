@@ -2,7 +2,7 @@
 
 A step on the CPU allocates hundreds of megabytes and frees them at its end.  glibc gives
 blocks of that size back to the system, which hands them out again page by page, cleared:
-a fifth of a step on citeulike-t, and two fifths where neighbourhoods are wide.
+a fifth of a step on citeulike-t.
 
 Only speed depends on it: where there is no glibc everything here does nothing.
 """

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+import os
 import pathlib
 import re
 
@@ -24,6 +25,8 @@ from pinsage_jax.model import pooling_kernels
 
 # Below this many neighbours one call is quicker than several side by side.
 _SMALL = 1 << 14
+# With fewer calls than this XLA leaves all of them to one thread.
+_FEWEST_PARTS = 16
 # Of XLA's foreign function interface, (major, minor): what the kernels were tried with.
 _VERSION_PARTS = ("MAJOR", "MINOR")
 _OLDEST_INTERFACE, _NEWEST_INTERFACE = (0, 1), (0, 3)
@@ -109,7 +112,7 @@ def _by_rows(name: str, rows: int, entries: int, *operands: jax.Array, width: in
     XLA runs calls that do not need each other side by side.  There are more of them
     than cores, because neighbours are not spread evenly over the rows.
     """
-    parts = 1 if entries < _SMALL else 16
+    parts = 1 if entries < _SMALL else max(_FEWEST_PARTS, 2 * len(os.sched_getaffinity(0)))
     ends = [rows * number // parts for number in range(parts + 1)]
     made = []
     for begin, end in itertools.pairwise(ends):
