@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         graph,
         _config(sizes, options.compute_dtype),
         features,
-        kept=True,
+        way="kept",
         producers=options.accelerator_producers,
         hard=sizes.hard,
     )

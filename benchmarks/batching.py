@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for top in (10, 50):
         for home in ("on", "off"):
-            training = Training(graph, settings(top, device_features=home), features, kept=True)
+            training = Training(graph, settings(top, device_features=home), features, way="kept")
             for threads in (1, 2):
                 times = []
                 for _ in range(options.repeat):

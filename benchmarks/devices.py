@@ -63,7 +63,7 @@ def training_on(devices: int, graph: Graph, width: int, **train: Any) -> Trainin
         train=dataclasses.replace(base.train, **{**chosen, **train}),
     )
     features = np.random.default_rng(0).standard_normal((graph.num_items, width), np.float32)
-    return Training(graph, config, features, kept=True, num_devices=devices)
+    return Training(graph, config, features, way="kept", num_devices=devices)
 
 
 def largest_difference(ours: Any, theirs: Any) -> float:

@@ -3,7 +3,9 @@
 Two layers, 256 pairs and 256 random negatives a step (shared by the pairs, so that 768
 seeds are embedded as there, and more is compared), 256 random features, width 128,
 margin loss, nothing hidden or stripped.  T=10 from 50 walks of 2 steps, T=50 from 100
-walks of 5 steps; neighbourhoods sampled on the fly, or once before ("kept").
+walks of 5 steps; neighbourhoods walked anew for every batch ("on the fly"), once an epoch,
+when first asked for ("once an epoch"; the rate is that of a whole epoch with its expensive
+beginning, worked out from that beginning and what follows it), or once before ("kept").
 
   python -m benchmarks.run end_to_end --graph_file=graphs/small.npz \\
       --dgl_python=dgl-env/bin/python
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import math
 import os
@@ -39,12 +42,7 @@ from pinsage_jax.config import Config, ModelConfig, SamplingConfig, TrainConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.memory import keep_freed_memory
-from pinsage_jax.parallel import (
-    compile_step,
-    make_devices,
-    place_batch,
-    replicate,
-)
+from pinsage_jax.parallel import compile_step, make_devices, place_batch, replicate
 from pinsage_jax.sampling.lists import NeighbourLists
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.store import NeighbourhoodSource
@@ -59,6 +57,9 @@ WARM_UP = 3
 # Ways in which the DGL loop may run: bits of an id, processes that make batches ahead.
 DGL_WAYS = ((64, 0), (64, 1), (64, 2), (32, 0))
 STEPS = {10: (40, 10), 50: (8, 2)}  # T -> steps of a timing, ours and DGL's
+PAIRS_PER_EPOCH = 2**18
+BEGINNING = 32  # steps in which most nodes are met for the first time
+WAYS = ("on the fly", "once an epoch", "kept")
 
 
 def bipartite(path: str) -> Graph:
@@ -141,11 +142,13 @@ class Pace(NamedTuple):
     Attributes:
       wait_share: share of the time in which the device had no batch.
       producers_needed: threads that would make batches as fast as the device takes them.
+      cpu_ms: processor time a step, of all threads.
     """
 
     pairs_per_s: float
     wait_share: float
     producers_needed: int
+    cpu_ms: float
 
 
 class Training:
@@ -161,7 +164,7 @@ class Training:
         graph: Graph,
         config: Config,
         features: np.ndarray,
-        kept: bool,
+        way: str,
         *,
         warm_up: int = WARM_UP,
         producers: int = 1,
@@ -172,15 +175,16 @@ class Training:
 
         Args:
           features: float32 [num_items, F].
-          kept: walk from every node first and keep the lists.
+          way: one of WAYS.
           producers: threads that make batches; as many are ready ahead, and two at least.
           hard: hard negatives of every query.
           num_devices: over which each batch is split.
         """
-        source = NeighbourhoodSource(
-            graph, config.sampling, config.seed, len(os.sched_getaffinity(0))
-        )
-        if kept:
+        sampling = dataclasses.replace(config.sampling, resample=way == WAYS[1])
+        store = "none" if way == WAYS[0] else "memory"
+        threads = len(os.sched_getaffinity(0))
+        source = NeighbourhoodSource(graph, sampling, config.seed, threads, store)
+        if way == WAYS[2]:
             source.keep_all()
         self.inputs = inputs = NodeInputs(
             features,
@@ -189,7 +193,8 @@ class Training:
             edgeless_feature=config.model.edgeless_feature,
             whiten=config.model.whiten,
         )
-        pairs = PairSource(graph, config.seed, joined_pairs(graph, 2**18))
+        pairs = PairSource(graph, config.seed, joined_pairs(graph, PAIRS_PER_EPOCH))
+        self._steps_per_epoch = pairs.per_epoch // config.train.batch_size
         self.config = config
         self.lists = NeighbourLists(source, config.model.pooling)
         self._builder = MinibatchBuilder(
@@ -227,6 +232,7 @@ class Training:
         depth = max(self._producers, 2)
         span = (first, first + steps + 1)
         batches = Prefetcher(self._builder.make, *span, depth, self._producers)
+        processor = time.process_time()
         with batches, DeviceClock() as clock:
             # The first batch fills the queue and is not timed.
             for number, (batch, info) in enumerate(batches):  # noqa: B007
@@ -239,7 +245,9 @@ class Training:
             seconds, made = time.perf_counter() - begun, batches.make_seconds - made
         self.used = info.used
         needed = math.ceil(made / max(seconds - idle, 1e-9))
-        return Pace(steps * self._batch / seconds, idle / seconds, needed)
+        # One step more than is timed, but the processor works for it.
+        cpu_ms = 1e3 * (time.process_time() - processor) / (steps + 1)
+        return Pace(steps * self._batch / seconds, idle / seconds, needed, cpu_ms)
 
     def make(self, step: int) -> Any:
         """The minibatch of a step and its info, made on this thread."""
@@ -284,6 +292,21 @@ class Training:
     def measure(self, steps: int) -> Pace:
         """The pace of the next steps."""
         return self._take(steps)
+
+    def measure_epoch(self, steps: int, beginning: int = BEGINNING) -> Pace:
+        """The pace of the next epoch as a whole: its beginning, and `steps` as the rest goes."""
+        self._done += -self._done % self._steps_per_epoch
+        begun = time.perf_counter()
+        first = self._take(beginning - 1)
+        jax.block_until_ready(self._state)
+        seconds = time.perf_counter() - begun
+        rest = self._take(steps)
+        left = self._steps_per_epoch - beginning
+        seconds += left * self._batch / rest.pairs_per_s
+        return rest._replace(
+            pairs_per_s=self._steps_per_epoch * self._batch / seconds,
+            cpu_ms=(beginning * first.cpu_ms + left * rest.cpu_ms) / self._steps_per_epoch,
+        )
 
 
 class _Peer:
@@ -331,32 +354,28 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _rows(graph, features, top, worker, options) -> list[dict[str, Any]]:
     sides = {
-        way: Training(
-            graph, settings(top), features, kept=way == "kept", producers=options.producers
-        )
-        for way in ("on the fly", "kept")
+        way: Training(graph, settings(top), features, way, producers=options.producers)
+        for way in WAYS
     }
     peer = _Peer(worker, str(pathlib.Path(options.graph_file).resolve()), top) if worker else None
-    found: dict[str, list[tuple[Pace, float]]] = {way: [] for way in sides}
+    found: dict[str, list[Pace]] = {way: [] for way in sides}
     for _ in range(options.repeat):
         for way, side in sides.items():
-            before = time.process_time()
-            pace = side.measure(STEPS[top][0])
-            found[way].append((pace, time.process_time() - before))
+            take = side.measure_epoch if way == WAYS[1] else side.measure
+            found[way].append(take(STEPS[top][0]))
         if peer:
             peer.measure()
     rows = []
     for way, side in sides.items():
-        rate = statistics.median(pace.pairs_per_s for pace, _ in found[way])
-        # One step of a measurement is not timed, but the processor works for it.
-        cpu_ms = 1e3 * statistics.median(cpu for _, cpu in found[way]) / (STEPS[top][0] + 1)
+        rate = statistics.median(pace.pairs_per_s for pace in found[way])
+        cpu_ms = statistics.median(pace.cpu_ms for pace in found[way])
         row = {
             "T": top,
             "neighbourhoods": way,
             "pairs_per_s": rate,
             "step_ms": 256e3 / rate,
             "cpu_ms": cpu_ms,
-            "wait_share": statistics.median(pace.wait_share for pace, _ in found[way]),
+            "wait_share": statistics.median(pace.wait_share for pace in found[way]),
             "producers": options.producers,
             "padding_share": 1 - sum(side.used) / side.rows[-1],
             "rows": " ".join(str(size) for size in side.rows),

@@ -42,7 +42,7 @@ def _inference(name: str, graph, options: argparse.Namespace) -> dict[str, Any]:
     make, width = CASES[name]
     config = make()
     features = np.random.default_rng(0).standard_normal((graph.num_items, width), np.float32)
-    training = Training(graph, config, features, kept=True, warm_up=0)
+    training = Training(graph, config, features, way="kept", warm_up=0)
     items, block = graph.num_items, options.block
 
     def embed() -> np.ndarray:

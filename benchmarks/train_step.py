@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     for name in options.cases:
         make, width = CASES[name]
         features = np.random.default_rng(0).standard_normal((graph.num_items, width), np.float32)
-        training = Training(graph, make(), features, kept=True)
+        training = Training(graph, make(), features, way="kept")
         step = training.repeated_step()
         kinds = products(training.jaxpr())
         parts = alone(kinds)

@@ -346,10 +346,10 @@ class Config:
                 f"--num_processes={self.hosts.num_processes} needs --mode=pipeline or train; "
                 f"run --mode={self.mode} in one process."
             )
-        if self.sampling.resample and self.store.neighbourhood_store in ("memory", "disk"):
+        if self.sampling.resample and self.store.neighbourhood_store == "disk":
             raise UserError(
-                f"--neighbourhood_store={self.store.neighbourhood_store} keeps one set of lists "
-                "but --resample draws new ones every epoch; drop one of the two."
+                "--neighbourhood_store=disk keeps one set of lists but --resample draws new ones "
+                "every epoch; drop one of the two, or take --neighbourhood_store=memory."
             )
         least, dim = 1 + int(self.model.popularity), self.embed.export_dim
         if dim and not least <= dim <= self.model.output_dim:

@@ -139,7 +139,8 @@ class StoreConfig(Checked):
         "auto",
         "Neighbourhoods walked once and kept in memory, once and kept on disk (in checked shards "
         "that later stages and killed runs find again), or when asked for. auto: memory up to "
-        "256 MiB, disk beyond; with --resample training keeps none.",
+        "256 MiB, disk beyond. With --resample, memory keeps the lists of one epoch while training "
+        "is in it, and none and auto beyond 256 MiB keep nothing.",
         choices=("auto", "memory", "disk", "none"),
     )
 

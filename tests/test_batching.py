@@ -435,6 +435,29 @@ def test_same_batch_in_any_order_and_with_any_threads(kept, resample):
         assert_same(many.make(step)[0], alone[step])
 
 
+def test_an_epoch_walks_from_a_node_once(monkeypatch):
+    settings = {"kept": False, "train": {"pairs_per_epoch": 16}, "sampling": {"resample": True}}
+    settings["sampling"]["hide_positive"] = "none"
+    run = make_run(**settings)
+    builder = run.builder()
+    source, walked = run.lists.source, []
+    walk = source._walk
+
+    def recorded(nodes, epoch, *rest):
+        walked.extend((epoch, node) for node in nodes.tolist())
+        return walk(nodes, epoch, *rest)
+
+    monkeypatch.setattr(source, "_walk", recorded)
+    steps = range(3 * 16 // run.train.batch_size)
+    for step in steps:
+        builder.make(step)
+    assert {epoch for epoch, _ in walked} == {0, 1, 2}
+    assert len(walked) == len(set(walked))
+    walked.clear()
+    builder.make(steps[-1])
+    assert not walked
+
+
 def test_resampling_changes_lists_from_epoch_to_epoch():
     settings = {"train": {"pairs_per_epoch": 8}, "sampling": {"hide_positive": "none"}}
     settings["sampling"]["num_walks"] = 4

@@ -1,5 +1,6 @@
 """Neighbourhood stores: the same lists whichever, and nothing damaged is ever used."""
 
+import concurrent.futures
 import dataclasses
 import os
 import signal
@@ -293,16 +294,72 @@ def test_lists_of_all_nodes(kind, small_shards, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["auto", "none", "memory", "disk"])
-def test_keeping_and_resampling_contradict_each_other(kind, tmp_path):
+def test_a_store_on_disk_and_resampling_contradict_each_other(kind, tmp_path):
     config = Config(
         "train", str(tmp_path), 0, 1, data=DataConfig(edges="e.csv"),
         sampling=SamplingConfig(resample=True), store=StoreConfig(neighbourhood_store=kind),
     )  # fmt: skip
-    if kind in ("auto", "none"):
+    if kind != "disk":
         config.validate()
         return
     with pytest.raises(UserError, match=rf"^--neighbourhood_store={kind} .*--resample .*drop one"):
         config.validate()
+
+
+def test_lists_of_an_epoch_are_walked_once_and_those_of_an_older_one_again(monkeypatch):
+    graph = nasty_graph()
+    sampling = dataclasses.replace(SAMPLING, resample=True)
+    plain = NeighbourhoodSource(graph, sampling, seed=1, store="none")
+    source = NeighbourhoodSource(graph, sampling, seed=1, store="memory")
+    walked = []
+    walk = source._walk
+
+    def recorded(nodes, epoch, hidden, dropped, threads):
+        walked.append((epoch, nodes.tolist()))
+        return walk(nodes, epoch, hidden, dropped, threads)
+
+    monkeypatch.setattr(source, "_walk", recorded)
+    nodes = np.flatnonzero(graph.degree() > 0).astype(np.int32)
+    assert len(nodes) > 6 and nodes[0] < graph.num_items
+    hidden = np.full(4, -1, np.int32)
+    hidden[2] = graph.neighbours(nodes[0])[0]
+    asked = [
+        # A node with a collection hidden is another row than the node.
+        (0, nodes[[3, 1, 0, 3]], hidden, [[3, 1, 3], [0]]),
+        (0, nodes[[1, 0, 2, 3]], None, [[0, 2]]),
+        (0, nodes[[1, 0, 2, 3]], None, []),
+        (1, nodes[[1, 5]], None, [[1, 5]]),
+        (0, nodes[[1, 0]], None, [[1, 0]]),
+        (1, nodes[[5, 6]], None, [[6]]),
+    ]
+    for epoch, some, limits, wanted in asked:
+        walked.clear()
+        found = source.lookup(some, epoch, hidden=limits)
+        assert walked == [(epoch, nodes[part].tolist()) for part in wanted]
+        fresh = plain.lookup(some, epoch, hidden=limits)
+        np.testing.assert_array_equal(found.ids, fresh.ids)
+        np.testing.assert_array_equal(found.counts, fresh.counts)
+        # What a caller does with its lists is not seen by the next.
+        found.ids[:], found.counts[:] = -7, -7
+
+
+def test_lists_of_an_epoch_are_the_same_for_many_threads_at_once():
+    graph = nasty_graph()
+    sampling = dataclasses.replace(SAMPLING, resample=True)
+    plain = NeighbourhoodSource(graph, sampling, seed=1, store="none")
+    source = NeighbourhoodSource(graph, sampling, seed=1, store="memory")
+    wanted = {epoch: plain.lookup(np.arange(graph.num_nodes), epoch) for epoch in range(3)}
+    rng = np.random.default_rng(0)
+    asked = [
+        (epoch + int(late), rng.permutation(graph.num_nodes)[: rng.integers(1, 9)])
+        for epoch in (0, 1)
+        for late in rng.random(200) < 0.5
+    ]
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda each: source.lookup(each[1], each[0]), asked))
+    for (epoch, nodes), lists in zip(asked, found):
+        np.testing.assert_array_equal(lists.ids, wanted[epoch].ids[nodes])
+        np.testing.assert_array_equal(lists.counts, wanted[epoch].counts[nodes])
 
 
 def test_shard_size_of_the_product():

@@ -634,7 +634,8 @@ def test_kept_lists_equal_walked_ones(wide, neighbourhood, resample, monkeypatch
     sampling = SamplingConfig(
         neighbourhood=neighbourhood, num_walks=10, num_neighbours=4, resample=resample
     )
-    walked, kept = (NeighbourhoodSource(wide, sampling, seed=8, threads=t) for t in (1, 2))
+    walked = NeighbourhoodSource(wide, sampling, seed=8, threads=1, store="none")
+    kept = NeighbourhoodSource(wide, sampling, seed=8, threads=2)
     assert kept.num_nodes == (wide.num_nodes if neighbourhood == "all" else wide.num_items)
     table = kept.keep_all()
     assert table.ids.shape == (kept.num_nodes, 4) and kept.keep_all() is table

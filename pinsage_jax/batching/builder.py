@@ -143,6 +143,8 @@ class MinibatchBuilder:
         for layer, used in enumerate(most):
             bound = limits[0] if layer == 0 else min(self._source.num_nodes, rows[-1] * size)
             rows.append(padded_size(int(used), bound) + (rows[-1] if rows else 0))
+        # The late trial batches were of a later epoch than the first step's.
+        self._source.forget_epochs()
         budgets = Budgets(tuple(rows))
         logging.info("rows of each frontier, seeds first: %s", budgets.rows)
         return budgets

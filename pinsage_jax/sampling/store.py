@@ -9,8 +9,11 @@
           memory-mapped.  Right where the table is large, or its making so long that a
           later stage or a run that was killed should find it again.
   none    nothing is kept.  Right for runs that ask for fewer nodes than there are: a
-          few steps on a large catalogue, or new neighbourhoods every epoch.
-  auto    memory up to 256 MiB, disk beyond; none in training that re-samples.
+          few steps on a large catalogue.
+  auto    memory up to 256 MiB, disk beyond.
+
+Training that re-samples every epoch keeps the lists of one epoch in memory, each walked
+when it is first asked for (epoch_lists.py); with a store on disk it keeps none.
 
 The lists are the same in each.  Rows that hide the collection or the edge behind a
 training pair are always walked when asked for, because they belong to the pair and not
@@ -28,6 +31,7 @@ from pinsage_jax import files
 from pinsage_jax.config import SamplingConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.progress import Progress
+from pinsage_jax.sampling.epoch_lists import EpochLists
 from pinsage_jax.sampling.neighbourhoods import Neighbourhoods, WalkTables, visit_counts
 from pinsage_jax.sampling.shards import SHARD_NODES, ShardedTable
 
@@ -63,6 +67,7 @@ class NeighbourhoodSource:
         self.threads = threads
         self.tables = WalkTables(graph)
         self._kept: Neighbourhoods | ShardedTable | None = None
+        self._newest: EpochLists | None = None
         if store == "auto":
             size = 8 * self.num_nodes * sampling.num_neighbours
             store = "memory" if folder is None or size <= AUTO_BYTES else "disk"
@@ -162,24 +167,47 @@ class NeighbourhoodSource:
         """
         threads = self.threads if threads is None else threads
         epoch = epoch if self.sampling.resample else 0
-        if self._kept is None or epoch != 0:
-            return self._walk(nodes, epoch, hidden, dropped, threads)
-        if isinstance(self._kept, ShardedTable):
-            ids, counts = self._kept.take(nodes)
-        else:
-            ids, counts = self._kept.ids[nodes], self._kept.counts[nodes]
         special = np.zeros(len(nodes), bool)
         for limit in (hidden, dropped):
             if limit is not None:
                 special |= limit >= 0
+        found = self._from_tables(nodes, epoch, special, threads)
+        if found is None:
+            return self._walk(nodes, epoch, hidden, dropped, threads)
         rows = np.flatnonzero(special)
         if rows.size:
             walked = self._walk(
                 nodes[rows],
-                0,
+                epoch,
                 None if hidden is None else hidden[rows],
                 None if dropped is None else dropped[rows],
                 threads,
             )
-            ids[rows], counts[rows] = walked.ids, walked.counts
-        return Neighbourhoods(ids, counts)
+            found.ids[rows], found.counts[rows] = walked.ids, walked.counts
+        return found
+
+    def forget_epochs(self) -> None:
+        """Drops the lists of the newest epoch: what is asked for next may be an older one."""
+        self._newest = None
+
+    def _from_tables(self, nodes, epoch, special, threads) -> Neighbourhoods | None:
+        """New arrays with the lists of an epoch, right where not `special`; None: none is kept."""
+        if self._kept is not None and epoch == 0:
+            if isinstance(self._kept, ShardedTable):
+                return Neighbourhoods(*self._kept.take(nodes))
+            return Neighbourhoods(self._kept.ids[nodes], self._kept.counts[nodes])
+        if not self.sampling.resample or self.store != "memory":
+            return None
+        lists = self._newest
+        if lists is None or lists.epoch < epoch:
+            lists = EpochLists(epoch, self.num_nodes, self.sampling.num_neighbours)
+            self._newest = lists
+        if lists.epoch != epoch:
+            # Of a producer that is still in the epoch before.
+            return None
+
+        def walk(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            walked = self._walk(some, epoch, None, None, threads)
+            return walked.ids, walked.counts
+
+        return Neighbourhoods(*lists.take(nodes, special, walk))
