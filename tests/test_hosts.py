@@ -1,4 +1,7 @@
-"""hosts: the processes of one run meet, exchange, and end together; as threads and for real."""
+"""hosts: the processes of one run meet, exchange, and end together; as threads and for real.
+
+Tests that wait until a silent process counts as lost are in the long suite (-m long).
+"""
 
 import json
 import os
@@ -289,6 +292,7 @@ def ended(process, within: float) -> tuple[int, str]:
     return process.returncode, said
 
 
+@pytest.mark.long
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize("silent", [0, 1])
 def test_a_silent_process_ends_the_other_and_comes_back_without_harm(silent, alone, tmp_path):
