@@ -58,7 +58,7 @@ WARM_UP = 3
 DGL_WAYS = ((64, 0), (64, 1), (64, 2), (32, 0))
 STEPS = {10: (40, 10), 50: (8, 2)}  # T -> steps of a timing, ours and DGL's
 PAIRS_PER_EPOCH = 2**18
-BEGINNING = 32  # steps in which most nodes are met for the first time
+BEGINNING = {10: 256, 50: 32}  # T -> steps in which most nodes are met for the first time
 WAYS = ("on the fly", "once an epoch", "kept")
 
 
@@ -293,8 +293,9 @@ class Training:
         """The pace of the next steps."""
         return self._take(steps)
 
-    def measure_epoch(self, steps: int, beginning: int = BEGINNING) -> Pace:
+    def measure_epoch(self, steps: int) -> Pace:
         """The pace of the next epoch as a whole: its beginning, and `steps` as the rest goes."""
+        beginning = BEGINNING[self.config.sampling.num_neighbours]
         self._done += -self._done % self._steps_per_epoch
         begun = time.perf_counter()
         first = self._take(beginning - 1)
