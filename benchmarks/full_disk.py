@@ -46,7 +46,7 @@ def disk(size: str) -> Iterator[pathlib.Path]:
 
 
 def program(workdir: pathlib.Path, mode: str) -> tuple[int, str]:
-    """Exit code and last line on stderr of one run of the program."""
+    """Exit code and what stderr holds of one run of the program."""
     flags = [f"--flagfile={_ROOT / 'experiments' / 'tiny.flags'}", f"--workdir={workdir}"]
     done = subprocess.run(
         [sys.executable, "-m", "pinsage_jax.main", *flags, f"--mode={mode}"],
@@ -54,7 +54,12 @@ def program(workdir: pathlib.Path, mode: str) -> tuple[int, str]:
         capture_output=True,
         text=True,
     )
-    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
+    return done.returncode, done.stderr.strip()
+
+
+def last_line(text: str) -> str:
+    """The last line of a text, or nothing."""
+    return text.splitlines()[-1] if text else ""
 
 
 def results(workdir: pathlib.Path, mode: str) -> dict[str, str]:
@@ -91,9 +96,10 @@ def run(options: argparse.Namespace) -> list[dict]:
                     "litter": len(litter),
                     "with_room": again,
                     "same_results": not again and results(folder / "run", mode) == wanted,
-                    "said": said.replace(str(folder), "DISK")[-150:] if code else "-",
+                    "traceback": "Traceback" in said,
+                    "said": last_line(said).replace(str(folder), "DISK")[-150:] if code else "-",
                 }
             )
             if again:
-                rows.append({"note": f"With room: {after}"})
+                rows.append({"note": f"With room: {last_line(after)}"})
     return rows

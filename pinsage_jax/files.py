@@ -21,6 +21,7 @@ import re
 import shutil
 import tempfile
 import time
+import types
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -55,6 +56,16 @@ def reported_os_errors(path: str | os.PathLike) -> Iterator[None]:
                 f"Cannot write {path} ({error.strerror}); choose another --workdir."
             ) from error
         raise
+
+
+def require_room(folder: str | os.PathLike, size: int) -> None:
+    """Raises OSError (no space left) where `folder` has no room for arrays of `size` bytes.
+
+    With a twentieth and 64 KiB for what is written beside them.  For writers that cope
+    badly with a disk that fills up under them.
+    """
+    if shutil.disk_usage(folder).free < size + size // 20 + (1 << 16):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _temporary_name(path: pathlib.Path) -> pathlib.Path:
@@ -153,7 +164,9 @@ def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
 def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
     """Writes one ``.npy`` file atomically."""
     with atomic_file(path) as temporary, open(temporary, "wb") as handle:
-        np.save(handle, array, allow_pickle=False)
+        # Into a file NumPy writes by itself and does not say why it could not.
+        plain = types.SimpleNamespace(write=handle.write)
+        np.save(plain, array, allow_pickle=False)
 
 
 def read_array(path: str | os.PathLike, *, mmap: bool = True) -> np.ndarray:

@@ -25,6 +25,7 @@ from pinsage_jax.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.sampling import structure
+from pinsage_jax.training.checkpoints import Checkpoints
 
 WORLD = WorldConfig(
     world=True, world_items=60, world_collections=20, world_edges=300, world_topics=4,
@@ -104,6 +105,38 @@ def test_every_kind_of_full_disk_is_a_sentence(code, tmp_path):
         files.reported_os_errors(tmp_path),
     ):
         raise OSError(code, "what the system says")
+
+
+def test_an_array_that_does_not_fit_is_a_sentence_and_leaves_the_old_one(tmp_path):
+    files.write_array(tmp_path / "a.npy", np.arange(3))
+    with small_disk(1000), pytest.raises(UserError, match=r"No space left while writing .*a\.npy"):
+        files.write_array(tmp_path / "a.npy", np.zeros((1000, 3)))
+    assert files.read_array(tmp_path / "a.npy").tolist() == [0, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+
+
+@pytest.mark.parametrize("array", [np.zeros((0, 3)), np.float32(2), np.arange(6).reshape(2, 3).T])
+def test_arrays_are_read_as_they_were_written(array, tmp_path):
+    files.write_array(tmp_path / "a.npy", array)
+    found = files.read_array(tmp_path / "a.npy", mmap=False)
+    np.testing.assert_array_equal(found, array)
+    assert found.dtype == array.dtype and found.shape == array.shape
+
+
+def test_a_checkpoint_asks_for_its_room_first(tmp_path, monkeypatch):
+    state = {"w": np.zeros(1 << 16, np.float32)}
+    with Checkpoints(tmp_path / "checkpoints") as kept:
+        kept.save(1, state, {})
+        usage = shutil.disk_usage(tmp_path)
+        for free, fits in ((1 << 18, False), ((1 << 18) * 3, True)):
+            monkeypatch.setattr(shutil, "disk_usage", lambda _, f=free: usage._replace(free=f))
+            if fits:
+                kept.save(2, state, {})
+                continue
+            with pytest.raises(UserError, match=r"No space left while writing .*checkpoints"):
+                kept.save(2, state, {})
+            assert kept.latest_step() == 1
+    assert kept.steps() == [1, 2]
 
 
 def test_a_mapped_file_takes_its_room_at_once(tmp_path):

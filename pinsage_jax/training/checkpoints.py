@@ -145,6 +145,8 @@ class Checkpoints:
         arrays = {path: np.asarray(leaf) for path, leaf in by_path(jax.device_get(state)).items()}
         path = self._path(step)
         with self._reported():
+            # TensorStore prints tracebacks of its own when a disk fills up under it.
+            files.require_room(self.folder, sum(array.nbytes for array in arrays.values()))
             try:
                 if path.exists():
                     os.replace(path, f"{path}{_REPLACED}")
