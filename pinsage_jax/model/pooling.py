@@ -148,11 +148,8 @@ def _weighted_sum_backward(saved, cotangent):
         neighbours,
         weights,
     )
-    operands = (cotangent, *turned)
-    to_sent = _by_rows("pinsage_returned_rows", rows, entries, *operands, width=width)
-    # The ReLU is in here, and not before, so that nothing as large as `projected` is
-    # written for it; XLA joins this with the concatenation of the parts.
-    to_projected = jnp.where(projected + bias[None, :] > 0, to_sent, 0.0)
+    operands = (projected, bias, cotangent, *turned)
+    to_projected = _by_rows("pinsage_returned_rows", rows, entries, *operands, width=width)
 
     def dot(_, named: jax.Array):
         sent = jax.nn.relu(projected[named] + bias[None, :])
