@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import os
 import pathlib
 import re
@@ -106,19 +105,29 @@ def _call(name: str, results, *operands: jax.Array):
     return jax.ffi.ffi_call(name, results, vmap_method="sequential")(*operands)
 
 
-def _by_rows(name: str, rows: int, entries: int, *operands: jax.Array, width: int) -> jax.Array:
+def _by_rows(
+    name: str, rows: int, entries: int, *operands: jax.Array, width: int, first_heavy: bool = False
+) -> jax.Array:
     """float32 [rows, width] of a kernel that makes any range of rows.
 
-    XLA runs calls that do not need each other side by side.  There are more of them
-    than cores, because neighbours are not spread evenly over the rows.
+    XLA runs calls that do not need each other side by side, and gives a second thread the
+    later half of them.  There are more than cores, because neighbours are not spread
+    evenly over the rows.
+
+    Args:
+      entries: list entries behind all rows.
+      first_heavy: whether the first rows are most work, and parts to grow from there.
     """
     parts = 1 if entries < _SMALL else max(_FEWEST_PARTS, 2 * len(os.sched_getaffinity(0)))
-    ends = [rows * number // parts for number in range(parts + 1)]
-    made = []
-    for begin, end in itertools.pairwise(ends):
+    shares = [(number / parts) ** (2 if first_heavy else 1) for number in range(parts + 1)]
+    ends = [int(rows * share) for share in shares]
+    made: dict[int, jax.Array] = {}
+    # Every other one first, so that both halves are as much work.
+    for number in (*range(0, parts, 2), *range(1, parts, 2)):
+        begin, end = ends[number : number + 2]
         shape = jax.ShapeDtypeStruct((end - begin, width), jnp.float32)
-        made.append(_call(name, shape, *operands, jnp.full(1, begin, jnp.int32)))
-    return jnp.concatenate(made)
+        made[number] = _call(name, shape, *operands, jnp.full(1, begin, jnp.int32))
+    return jnp.concatenate([made[number] for number in range(parts)])
 
 
 @jax.custom_vjp
@@ -148,11 +157,11 @@ def _weighted_sum_backward(saved, cotangent):
         neighbours,
         weights,
     )
-    operands = (cotangent, *turned)
-    to_sent = _by_rows("pinsage_returned_rows", rows, entries, *operands, width=width)
-    # The ReLU is in here, and not before, so that nothing as large as `projected` is
-    # written for it; XLA joins this with the concatenation of the parts.
-    to_projected = jnp.where(projected + bias[None, :] > 0, to_sent, 0.0)
+    operands = (projected, bias, cotangent, *turned)
+    # Rows come in the order in which they were first named, the much named ones early.
+    to_projected = _by_rows(
+        "pinsage_returned_rows", rows, entries, *operands, width=width, first_heavy=True
+    )
 
     def dot(_, named: jax.Array):
         sent = jax.nn.relu(projected[named] + bias[None, :])

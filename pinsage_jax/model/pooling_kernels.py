@@ -171,17 +171,22 @@ def turned_lists(neighbours, weights, starts, rows, masses):
 
 
 @njit(nogil=True, cache=True)
-def returned_rows(cotangents, starts, rows, masses, begin, out):
-    """out[i] = sum over the rows that name node begin + i of mass * cotangents[row].
+def returned_rows(projected, bias, cotangents, starts, rows, masses, begin, out):
+    """The derivative of `weighted_rows` towards row begin + i of `projected`, as out[i].
+
+    out[i] = the sum over the rows that name node begin + i of mass * cotangents[row], where
+    the ReLU let the node's vector pass.
 
     Args:
+      projected: float32 [n, M]; bias: float32 [M].
       cotangents: float32 [S, M]; starts, rows, masses: of `turned_lists`.
       out: float32 [s, M] output.
     """
+    nought = np.float32(0.0)
     for place in range(out.shape[0]):
         total = out[place]
         for column in range(total.shape[0]):
-            total[column] = 0.0
+            total[column] = nought
         first, last = starts[begin + place], starts[begin + place + 1]
         for entry in range(first, last - 1, 2):
             w0, w1 = masses[entry], masses[entry + 1]
@@ -192,6 +197,9 @@ def returned_rows(cotangents, starts, rows, masses, begin, out):
             weight, sent = masses[last - 1], cotangents[rows[last - 1]]
             for column in range(total.shape[0]):
                 total[column] += weight * sent[column]
+        own = projected[begin + place]
+        for column in range(total.shape[0]):
+            total[column] = total[column] if own[column] + bias[column] > nought else nought
 
 
 def handlers() -> dict[str, int]:
@@ -230,10 +238,12 @@ def handlers() -> dict[str, int]:
         if not _answered_query(frame):
             returned_rows(
                 _matrix(_buffer(frame, _ARGS, 0), np.float32),
-                _vector(_buffer(frame, _ARGS, 1), np.int32),
-                _vector(_buffer(frame, _ARGS, 2), np.int32),
-                _vector(_buffer(frame, _ARGS, 3), np.float32),
-                _vector(_buffer(frame, _ARGS, 4), np.int32)[0],
+                _vector(_buffer(frame, _ARGS, 1), np.float32),
+                _matrix(_buffer(frame, _ARGS, 2), np.float32),
+                _vector(_buffer(frame, _ARGS, 3), np.int32),
+                _vector(_buffer(frame, _ARGS, 4), np.int32),
+                _vector(_buffer(frame, _ARGS, 5), np.float32),
+                _vector(_buffer(frame, _ARGS, 6), np.int32)[0],
                 _matrix(_buffer(frame, _RETS, 0), np.float32),
             )
         return _address(0)
