@@ -47,6 +47,7 @@ def test_ratios_are_costs():
     assert scale._ratios([small]) == []
 
 
+@pytest.mark.long
 def test_the_whole_pipeline_is_measured(tmp_path):
     rows = scale.run(options(tmp_path))
     stages = ["generate", "prepare", "sample", "train", "embed", "evaluate"]
