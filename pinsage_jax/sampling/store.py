@@ -12,8 +12,8 @@
           few steps on a large catalogue.
   auto    memory up to 256 MiB, disk beyond.
 
-Training that re-samples every epoch keeps the lists of one epoch in memory, each walked
-when it is first asked for (epoch_lists.py); with a store on disk it keeps none.
+Where training re-samples every epoch a store in memory keeps the lists of one epoch, each
+walked when it is first asked for (epoch_lists.py); the others then keep none.
 
 The lists are the same in each.  Rows that hide the collection or the edge behind a
 training pair are always walked when asked for, because they belong to the pair and not
