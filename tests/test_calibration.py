@@ -31,15 +31,28 @@ def test_validation_is_that_of_moved_copies_and_moves_nothing(offset, world):
     before = vectors.copy()
     found = validate(vectors, edgeless, split, RIVALS, offset)
     np.testing.assert_array_equal(vectors, before)
-    tried = calibration.OFFSETS if offset is None else (offset,)
-    lifts = {}
-    for value in tried:
-        rates = calibration._rates(with_offset(vectors, edgeless, value), split)
-        lifts[value] = min(rates[key] / rate for key, rate in RIVALS.rates.items())
-    assert lifts[found["cold_offset"]] == max(lifts.values())
+    assert offset is None or found["cold_offset"] == offset
     moved = with_offset(vectors, edgeless, found["cold_offset"])
     rates = calibration._rates(moved, split)
     assert {key: found[f"{key[0]}_hit@{key[1]}"] for key in rates} == rates
+
+
+@pytest.mark.parametrize("crossing", [0.0, 0.0375, 0.16, 0.31, 0.6])
+def test_the_offset_is_found_between_those_of_the_coarse_grid(monkeypatch, crossing, world):
+    vectors, edgeless, split = world
+    last, tried = vectors[edgeless, -1], []
+
+    def rates(moved, _):
+        # Warm pairs lose with the offset and cold ones gain; the lifts meet at `crossing`.
+        value = float(np.median(moved[edgeless, -1] - last))
+        tried.append(value)
+        lift = 1.0 - (value - crossing), 1.0 + 3.0 * (value - crossing)
+        return {key: rate * lift[key[0] == "cold"] for key, rate in RIVALS.rates.items()}
+
+    monkeypatch.setattr(calibration, "_rates", rates)
+    found = validate(vectors, edgeless, split, RIVALS, None)
+    assert found["cold_offset"] == pytest.approx(crossing, abs=0.0126)
+    assert len(tried) <= calibration.OFFSETS_TRIED
 
 
 def test_vectors_are_put_back_after_a_failure(world):

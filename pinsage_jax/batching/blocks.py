@@ -14,6 +14,7 @@ graph (r columns) it brings too.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 # Of NumPy on the host and of JAX in a step, which this room does not know.
@@ -76,6 +77,10 @@ class BatchInfo:
 
 
 def padded_size(rows: int, most: int) -> int:
-    """`rows` with a sixteenth of headroom, rounded up to 64 and cut at `most`."""
-    wanted = rows + rows // 16 + 1
+    """`rows` with headroom, rounded up to 64 and cut at `most`.
+
+    The new nodes of a frontier vary like a count, by less than its square root: there is
+    room for a 64th and two roots more, or for a sixteenth where that is less.
+    """
+    wanted = rows + min(rows // 16, rows // 64 + 2 * math.isqrt(rows)) + 1
     return min(-(-wanted // 64) * 64, most)

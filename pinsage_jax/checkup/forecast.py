@@ -26,7 +26,7 @@ from pinsage_jax.graph.text import MAX_FITTED_ROWS
 from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.retrieval.baseline_choice import parse_baselines
 from pinsage_jax.retrieval.baselines import Content, Popularity, Walk
-from pinsage_jax.retrieval.calibration import OFFSETS
+from pinsage_jax.retrieval.calibration import OFFSETS_TRIED
 from pinsage_jax.sampling.content_links import MOST_CANDIDATES
 from pinsage_jax.sampling.pairs import hard_band
 from pinsage_jax.sampling.store import AUTO_BYTES
@@ -203,7 +203,7 @@ def _seconds(
     lists = sizes.nodes * rates["embed_walk"]
     embedding = sizes.nodes * trial.embed_seconds
     chosen = config.model.popularity and config.embed.cold_offset < 0
-    offsets = len(OFFSETS) if chosen and config.split.validation_cold_items > 0 else 1
+    offsets = OFFSETS_TRIED if chosen and config.split.validation_cold_items > 0 else 1
     ranking = sizes.validation_pairs * sizes.items * rates["rank"]
     validation = (
         embedding
