@@ -50,6 +50,13 @@ class DataConfig(Checked):
         "", "Comma-separated categorical columns (one-hot, rare values together)."
     )
     text_dim: int = option(512, "Dimensions of the vectors made from text.", low=1, high=4096)
+    link_words: int = option(
+        64,
+        "K: words of most weight kept of every item, by which content links compare items that "
+        "are described by text alone; 0: links compare features.",
+        low=0,
+        high=4096,
+    )
     text_vocabulary: int = option(20000, "Most frequent terms kept for text.", low=1)
     text_min_df: int = option(2, "A term must occur in this many items.", low=1)
     category_limit: int = option(

@@ -5,12 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import reference_sampling as slow
+from scipy import sparse
 from small_worlds import DEGREE_SCALE, make_run, nasty_graph, random_links
 
 from pinsage_jax.batching.blocks import Budgets, padded_size
 from pinsage_jax.batching.inputs import NodeInputs, feature_scale
 from pinsage_jax.batching.prefetch import Prefetcher
 from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.text import heaviest_words
 from pinsage_jax.sampling import content_links as content
 from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighbourLists
@@ -399,10 +401,11 @@ def test_measured_budgets_hold_most_steps():
 
 
 def test_padded_size_has_headroom_and_a_limit():
-    for rows in (0, 1, 7, 63, 64, 500, 1000):
+    for rows in (0, 1, 7, 63, 64, 500, 1000, 6_700, 161_000):
         size = padded_size(rows, 10**6)
         assert size % 64 == 0
-        assert size >= rows + rows // 16 + 1
+        headroom = min(rows / 16, rows / 64 + 2 * rows**0.5 - 3)
+        assert rows + headroom < size <= rows + rows / 16 + 65
         assert padded_size(rows, rows + 3) <= rows + 3
 
 
@@ -621,11 +624,11 @@ def brute_links(features, queries, candidates, size):
 
 
 @pytest.mark.parametrize("blocks", [(1024, 65536), (7, 11), (1, 1)])
-@pytest.mark.parametrize("kind", ["random", "ties"])
+@pytest.mark.parametrize("kind", ["random", "ties", "words"])
 def test_content_links_equal_brute_force(blocks, kind, monkeypatch, small_rng):
     monkeypatch.setattr(content, "_QUERY_ROWS", blocks[0])
     monkeypatch.setattr(content, "_CANDIDATE_ROWS", blocks[1])
-    if kind == "random":
+    if kind in ("random", "words"):
         features = small_rng.normal(size=(60, 5)).astype(np.float32)
     else:
         # Rows with one or four ones: cosines are 0, 1/4, 1/2, 3/4 or 1, exactly.
@@ -634,9 +637,15 @@ def test_content_links_equal_brute_force(blocks, kind, monkeypatch, small_rng):
             ones = small_rng.permutation(8)[: 4 if row % 2 else 1]
             features[row, ones] = 1.0
     features[[4, 9]] = 0.0
+    if kind == "words":
+        features = np.maximum(features, 0.0)
     queries = np.flatnonzero(small_rng.random(60) < 0.7)
     candidates = np.flatnonzero(small_rng.random(60) < 0.6)
-    ids, shares = content.content_links(features, queries, candidates, 6)
+    rows = features
+    if kind == "words":
+        words = sparse.csr_matrix(features)
+        rows = heaviest_words(words.indptr, words.indices, words.data, 8)
+    ids, shares = content.content_links(rows, queries, candidates, 6)
     expected_ids, expected_shares = brute_links(features, queries, candidates, 6)
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_allclose(shares, expected_shares, rtol=1e-4, atol=1e-7)

@@ -16,6 +16,7 @@ from embedded_catalogue import (
     write_csv,
 )
 from small_catalogue import make_prepared, random_graph
+from small_texts import link_vectors, random_texts, text_transform
 from small_worlds import unit_features
 
 from pinsage_jax import files, stages
@@ -39,14 +40,18 @@ NEW_EDGES = [(0, 2), (0, 2), (0, 5), (2, 1), (2, 3), (2, 7), (3, 14), (4, 15), (
 NEW = 6
 
 
-def additions_of(edges, width, weighted, dtype=np.float32) -> Additions:
+def additions_of(edges, width, weighted, dtype=np.float32, texts=None) -> Additions:
     items, collections = np.array(edges or np.empty((0, 2)), np.int32).reshape(-1, 2).T
     fresh = max([COLLECTIONS, *(collections + 1)])
     weights = np.linspace(0.5, 3.0, len(items)).astype(np.float32) if weighted else None
     graph = Graph.from_edges(items, collections, NEW, fresh, weights)
     features = unit_features(NEW, width, seed=9) if width else np.empty((NEW, 0), np.float32)
+    words = None
+    if texts:
+        rows = pa.record_batch({"look": random_texts(NEW, seed=9)})
+        features, words = texts.transform(rows), texts.words(rows)
     ids = IdTable(pa.array([f"new-{i}" for i in range(NEW)]))
-    return Additions(ids, features.astype(dtype), graph)
+    return Additions(ids, features.astype(dtype), graph, words)
 
 
 def edges_of(graph: Graph) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -110,8 +115,10 @@ def full_path(config, prepared, additions, bases, params) -> np.ndarray:
 
     degree = whole.degree()
     added = additions.features.astype(np.float32)
-    catalogue = prepared.features.astype(np.float32)
-    links = slow_links(config, catalogue, added, graph.degree(), degree[items:behind] == 0)
+    links = slow_links(
+        config, link_vectors(prepared), link_vectors(additions),
+        graph.degree(), degree[items:behind] == 0,
+    )  # fmt: skip
     source = NeighbourhoodSource(whole, config.sampling, config.seed, 1)
     lists = NeighbourLists.made_of(source, links, config).with_walks(config.embed.embed_walks)
     ids, weights = lists.of(np.arange(nodes, dtype=np.int32))
@@ -164,6 +171,7 @@ CASES = {
     "links for the edgeless": {"sampling": {"content_limit": 10}, "model": {"num_layers": 2}},
     "collections too": {"sampling": {"neighbourhood": "all"}, "model": {"num_layers": 2}},
     "half features": {"dtype": np.float16},
+    "links by words": {"texts": text_transform(6, 5), "model": {"num_layers": 2}},
 }
 
 
@@ -175,7 +183,12 @@ def test_as_if_they_had_been_in_the_catalogue(case, small_rng):
     graph = random_graph(small_rng, ITEMS, COLLECTIONS, 150, 8, weighted)
     features = unit_features(ITEMS, width) if width else np.empty((ITEMS, 0), np.float32)
     prepared = make_prepared(graph, features.astype(dtype))
-    added = additions_of(case.get("edges", NEW_EDGES), width, weighted, dtype)
+    if texts := case.get("texts"):
+        rows = pa.record_batch({"look": random_texts(ITEMS)})
+        prepared = dataclasses.replace(
+            prepared, features=texts.transform(rows), words=texts.words(rows)
+        )
+    added = additions_of(case.get("edges", NEW_EDGES), width, weighted, dtype, texts)
     bases = small_rng.normal(size=(ITEMS, config.model.structure_dim)).astype(np.float32)
     catalogue = Catalogue(config, prepared, bases)
     encoder = NewItemEncoder(catalogue, added)

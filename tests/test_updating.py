@@ -5,8 +5,10 @@ import dataclasses
 import pathlib
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from small_catalogue import make_prepared, random_graph
+from small_texts import link_vectors, random_texts, text_transform
 from small_worlds import unit_features
 from test_new_items import random_params, settings, unit, vector_text
 
@@ -47,8 +49,10 @@ def table(path, header, rows):
 class World:
     """A catalogue in files, and a change of it."""
 
-    def __init__(self, root, rng, *, width=WIDTH, weighted=False, dtype=np.float32, graph=None):
-        self.root, self.width, self.weighted = root, width, weighted
+    def __init__(
+        self, root, rng, *, width=WIDTH, weighted=False, dtype=np.float32, graph=None, texts=None
+    ):
+        self.root, self.width, self.weighted, self.texts = root, width, weighted, texts
         self.graph = graph or random_graph(rng, ITEMS, COLLECTIONS, 150, 8, weighted)
         features = unit_features(self.graph.num_items, width) if width else None
         prepared = make_prepared(self.graph, None if features is None else features.astype(dtype))
@@ -57,11 +61,15 @@ class World:
             "has_titles": False, "has_train_pairs": False, "counts": {"eval_pairs": 0},
         }  # fmt: skip
         self.before = dataclasses.replace(prepared, manifest=manifest)
+        transform = texts or FeatureTransform([DenseBlock("look", width)] if width else [])
+        if texts:
+            rows = pa.record_batch({"look": random_texts(ITEMS)})
+            self.before = dataclasses.replace(
+                self.before, features=texts.transform(rows), words=texts.words(rows)
+            )
         self.source = root / "prepared"
         (self.source / "features").mkdir(parents=True)
-        FeatureTransform([DenseBlock("look", width)] if width else []).save(
-            self.source / "features"
-        )
+        transform.save(self.source / "features")
         files.write_array(self.source / "eval_pairs.npy", prepared.eval_pairs)
         files.write_json(self.source / "eval_kinds.json", [])
 
@@ -80,7 +88,8 @@ class World:
             named["removed_edges"] = table(folder / "r.csv", ["collection_id", "item_id"], removed)
         if items:
             looks = unit_features(40, self.width, seed=9) if self.width else np.empty((40, 0))
-            rows = [(name, vector_text(looks[row])) for name, row in items.items()]
+            shown = random_texts(40, seed=9) if self.texts else [vector_text(v) for v in looks]
+            rows = [(name, shown[row]) for name, row in items.items()]
             named["changed_items"] = table(folder / "i.csv", ["item_id", "look"], rows)
         data = DataConfig(weight_column="w" if self.weighted else "")
         changes = read_changes(self.before, self.source / "features", data, UpdateConfig(**named))
@@ -126,7 +135,9 @@ def whole(config, trained, after, bases, params):
     degree = graph.degree()
     features = after.features.astype(np.float32)
     candidates = np.flatnonzero(trained.graph.degree()[:known])
-    links = slow_links(config, features, candidates, degree, known > config.sampling.content_limit)
+    links = slow_links(
+        config, link_vectors(after), candidates, degree, known > config.sampling.content_limit
+    )
     source = NeighbourhoodSource(graph, config.sampling, config.seed, 1)
     lists = NeighbourLists.made_of(source, links, config).with_walks(config.embed.embed_walks)
     ids, weights = lists.of(np.arange(nodes, dtype=np.int32))
@@ -199,6 +210,10 @@ CASES = {
     "links for the edgeless": {
         "added": ADDED, "removed": 3, "items": {"item-3": 2} | NEW,
         "sampling": {"content_limit": 10}, "model": {"num_layers": 2},
+    },
+    "links by words": {
+        "added": [("c-3", "fresh-0")], "items": NEW | {"item-4": 7, "item-9": 3},
+        "world": {"texts": text_transform(WIDTH, 5)}, "model": {"num_layers": 2},
     },
     "featureless, without places": {
         "added": ADDED, "world": {"width": 0}, "model": {"structure_dim": 0},

@@ -38,11 +38,18 @@ class Additions:
       item_ids: ids of the n new items, in the order of the table.
       features: [n, F] by the catalogue's own transform, of the stored dtype.
       graph: the new edges alone, between n items and C + m collections.
+      words: int32 [n, 2K]; None where the catalogue has none.
     """
 
     item_ids: IdTable
     features: np.ndarray
     graph: Graph
+    words: np.ndarray | None = None
+
+    @property
+    def link_rows(self) -> np.ndarray:
+        """What content links compare, as in Prepared."""
+        return self.features if self.words is None else self.words
 
 
 def read_additions(
@@ -77,7 +84,8 @@ def additions_of(
     edges: Table | None,
 ) -> Additions:
     """The same of tables that are open; `transform` is that of the catalogue's features."""
-    item_ids, features = _read_items(items, data, transform, prepared.item_ids)
+    rows = _read_items(items, data, transform, prepared.item_ids)
+    item_ids = rows.ids
     graph = prepared.graph
     if edges is not None:
         new_graph = _read_edges(edges, data, item_ids, prepared)
@@ -85,7 +93,9 @@ def additions_of(
         none = np.empty(0, np.int32)
         weights = None if graph.weights is None else np.empty(0, np.float32)
         new_graph = Graph.from_edges(none, none, len(item_ids), graph.num_collections, weights)
-    return Additions(item_ids, features.astype(prepared.features.dtype), new_graph)
+    # A catalogue that was prepared without words is linked by features, old or new.
+    words = None if prepared.words is None else rows.words
+    return Additions(item_ids, rows.features.astype(prepared.features.dtype), new_graph, words)
 
 
 def extend(catalogue: Graph, new: Graph) -> Graph:
@@ -131,11 +141,13 @@ class ItemRows:
     Attributes:
       ids: ids in the order of the table.
       features: float32 [n, F] by the catalogue's transform.
+      words: int32 [n, 2K] likewise; K = 0 where items are not text alone.
       batches: the id columns, which name rows.
     """
 
     ids: IdTable
     features: np.ndarray
+    words: np.ndarray
     batches: list[Batch]
 
 
@@ -163,11 +175,14 @@ def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) 
         logging.info("%s: not among the catalogue's features: %s", table.named, ", ".join(unused))
     batches: list[Batch] = []
     values = [np.empty((0, transform.width), np.float32)]
+    words = [np.empty((0, 2 * transform.link_words), np.int32)]
     wanted = [name, *transform.columns]
     for batch in iter_batches(table, wanted, ids=[name], batch_rows=_BATCH_ROWS):
         for start in range(0, len(batch), _BATCH_ROWS):
             rows = batch.rows.slice(start, _BATCH_ROWS)
-            values.append(transform.transform(rows, _item_where(batch, name, start)))
+            named = _item_where(batch, name, start)
+            values.append(transform.transform(rows, named))
+            words.append(transform.words(rows, named))
         batches.append(dataclasses.replace(batch, rows=batch.rows.select([name])))
     ids = joined(batches, name)
     unique = UniqueIds()
@@ -182,20 +197,20 @@ def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) 
             f"Item {shown_id(ids[row].as_py())} is in {table.named} more than once, again in "
             f"{where(batches, row)}; keep one row per item."
         )
-    return ItemRows(distinct, np.concatenate(values), batches)
+    return ItemRows(distinct, np.concatenate(values), np.concatenate(words), batches)
 
 
 def _read_items(
     table: Table, data: DataConfig, transform: FeatureTransform, known: IdTable
-) -> tuple[IdTable, np.ndarray]:
-    """Ids and features float32 [n, F] of the new items."""
+) -> ItemRows:
+    """The rows of the new items."""
     rows = read_item_rows(table, data, transform)
     if (row := first(known.lookup(rows.ids.ids) >= 0)) is not None:
         raise UserError(
             f"Item {shown_id(rows.ids.ids[row].as_py())} in {where(rows.batches, row)} is in the "
             "catalogue already; leave it out of the new items."
         )
-    return rows.ids, rows.features
+    return rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

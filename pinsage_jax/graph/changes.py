@@ -33,7 +33,7 @@ from pinsage_jax.graph.additions import (
     where,
 )
 from pinsage_jax.graph.columns import shown_id
-from pinsage_jax.graph.features import FEATURES_FILE, FeatureTransform
+from pinsage_jax.graph.features import FEATURES_FILE, WORDS_FILE, FeatureTransform
 from pinsage_jax.graph.ids import IdTable, save_column
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.graph.tables import open_table
@@ -48,7 +48,7 @@ class Changes:
     Attributes:
       item_ids, collection_ids: all ids, the new ones last.
       featured: int32 [f] items with features of their own here, known or new.
-      features: [f, F] of these.
+      features: [f, F] of these; words: int32 [f, 2K] likewise.
       kept: bool [E], edges that stay as they are, in the order of the items' rows.
       edges: int32 [a, 2] items and collections of edges that are added or weighed anew.
       weights: float32 [a], or None where edges have none.
@@ -60,6 +60,7 @@ class Changes:
     collection_ids: IdTable
     featured: np.ndarray
     features: np.ndarray
+    words: np.ndarray
     kept: np.ndarray
     edges: np.ndarray
     weights: np.ndarray | None
@@ -76,7 +77,7 @@ class Changes:
         """Hash of all of it."""
         ids = f"{self.item_ids.digest()} {self.collection_ids.digest()}"
         total = hashlib.blake2b(ids.encode(), digest_size=8)
-        for name in ("featured", "features", "kept", "edges", "weights", "members"):
+        for name in ("featured", "features", "words", "kept", "edges", "weights", "members"):
             array = getattr(self, name)
             total.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
         return total.hexdigest()
@@ -93,7 +94,7 @@ def read_changes(
         with a table.
     """
     graph = before.graph
-    item_ids, featured, features = _read_items(before, features_folder, data, update)
+    item_ids, featured, features, words = _read_items(before, features_folder, data, update)
     weighted = graph.weights is not None
     changed = _read_pairs(update.changed_edges, "changed_edges", data, item_ids, before, weighted)
     removed = _read_pairs(update.removed_edges, "removed_edges", data, item_ids, before, False)
@@ -129,6 +130,7 @@ def read_changes(
         collection_ids,
         featured,
         features.astype(before.features.dtype),
+        words,
         kept,
         _pairs(wanted[~same], collections),
         None if weights is None else weights[~same],
@@ -167,9 +169,13 @@ def write_changed(
         len(changes.collection_ids), weights, folder=folder / "graph",
     )  # fmt: skip
     made.save(folder / "graph")
-    _write_features(before, changes, items, folder / "features" / FEATURES_FILE)
+    written = {FEATURES_FILE: (before.features, changes.features)}
+    if before.words is not None:
+        written[WORDS_FILE] = before.words, changes.words
+    for name, (old, new) in written.items():
+        _write_rows(old, changes.featured, new, items, folder / "features" / name)
     for path in (source / "features").iterdir():
-        if path.name != FEATURES_FILE:
+        if path.name not in written:
             shutil.copyfile(path, folder / "features" / path.name)
     changes.item_ids.save(folder / "item_ids.arrow")
     changes.collection_ids.save(folder / "collection_ids.arrow")
@@ -243,29 +249,34 @@ def _read_pairs(
 
 def _read_items(
     before: Prepared, features_folder: pathlib.Path, data: DataConfig, update: UpdateConfig
-) -> tuple[IdTable, np.ndarray, np.ndarray]:
-    """All ids, and the items of --changed_items with their features."""
+) -> tuple[IdTable, np.ndarray, np.ndarray, np.ndarray]:
+    """All ids, and the items of --changed_items with their features and words."""
     width = before.features.shape[1]
     if not update.changed_items:
-        return before.item_ids, np.empty(0, np.int32), np.empty((0, width), np.float32)
+        none = np.empty((0, width), np.float32), np.empty((0, 0), np.int32)
+        return before.item_ids, np.empty(0, np.int32), *none
     table = open_table(data.path(update.changed_items), "changed_items")
     rows = read_item_rows(table, data, FeatureTransform.load(features_folder))
     known = before.item_ids.lookup(rows.ids.ids)
     fresh = rows.ids.ids.filter(pa.array(known < 0))
     places = np.where(known >= 0, known, len(before.item_ids) + np.cumsum(known < 0) - 1)
     ids = IdTable(pa.concat_arrays([before.item_ids.ids, fresh]))
-    return ids, places.astype(np.int32), rows.features
+    return ids, places.astype(np.int32), rows.features, rows.words
 
 
-def _write_features(before: Prepared, changes: Changes, items: int, path: pathlib.Path) -> None:
-    old, width = before.features, before.features.shape[1]
+def _write_rows(
+    old: np.ndarray, changed: np.ndarray, new: np.ndarray, items: int, path: pathlib.Path
+) -> None:
+    """Writes [items, F]: the old rows and zeros behind them, then `new` as the rows `changed`."""
+    width = old.shape[1]
     if 0 in (items, width):
         files.write_array(path, np.empty((items, width), old.dtype))
         return
     out = np.lib.format.open_memmap(path, mode="w+", dtype=old.dtype, shape=(items, width))
     for begin in range(0, len(old), _COPIED_ROWS):
         out[begin : min(begin + _COPIED_ROWS, len(old))] = old[begin : begin + _COPIED_ROWS]
-    out[changes.featured] = changes.features
+    if len(changed):
+        out[changed] = new
     out.flush()
 
 

@@ -111,6 +111,10 @@ class TextBlock:
         """Unit rows float32 [rows, width]."""
         return self.fitted.transform(joined_text(self.columns, column, where).to_pylist())
 
+    def words(self, column: Column, where: Where, size: int) -> np.ndarray:
+        """Words int32 [rows, 2 * size]; see text.heaviest_words."""
+        return self.fitted.words(joined_text(self.columns, column, where).to_pylist(), size)
+
 
 Block = DenseBlock | NumericBlock | CategoricalBlock | TextBlock
 

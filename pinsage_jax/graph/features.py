@@ -7,6 +7,8 @@ log(1 + degree), which the paper appends, depends on the graph in use and is
 added later.  Folder:
 
   features.npy    [num_items, D]
+  words.npy       int32 [num_items, 2K], the K words of most weight (text.heaviest_words)
+                  where items are text alone; else it is not there
   transform.json  the fitted blocks in order (and text_* files, see text.py)
 
 so that `FeatureTransform.load(folder).transform(rows)` gives new items the same
@@ -16,6 +18,7 @@ features.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -33,7 +36,7 @@ from pinsage_jax.graph.columns import Where, shown_id
 from pinsage_jax.graph.tables import Batch, Table, iter_batches
 from pinsage_jax.progress import Progress
 
-FEATURES_FILE = "features.npy"
+FEATURES_FILE, WORDS_FILE = "features.npy", "words.npy"
 _TRANSFORM_FILE = "transform.json"
 _FORMAT = 1
 _TEXT_NAMES = ("text", "title", "description", "abstract")
@@ -64,8 +67,13 @@ def _columns_of(block: blocks.Block) -> tuple[str, ...]:
 class FeatureTransform:
     """Fitted blocks, applied side by side."""
 
-    def __init__(self, fitted: list[blocks.Block]):
+    def __init__(self, fitted: list[blocks.Block], link_words: int = 0):
+        """Takes the blocks, and how many words to keep of items that are text alone."""
         self._blocks = fitted
+        # Where no dimension was left out the features say what the words do.
+        only = fitted[0] if len(fitted) == 1 else None
+        shortened = isinstance(only, blocks.TextBlock) and only.width < only.fitted.terms
+        self.link_words = link_words if shortened else 0
 
     @property
     def width(self) -> int:
@@ -90,22 +98,21 @@ class FeatureTransform:
           UserError: a column is missing, a value is not a finite number, or a vector
             has another length than those fitted.
         """
-        where = where or (lambda index: f"row {index + 1:,}")
-
-        def column(name: str) -> pa.Array:
-            if name not in rows.schema.names:
-                raise UserError(f"The items have no column '{name}', which the features need.")
-            found = rows.column(name)
-            if isinstance(found, pa.ChunkedArray):
-                found = found.combine_chunks()
-            return found
-
+        where, column = where or _row, functools.partial(_column, rows)
         out = np.empty((rows.num_rows, self.width), np.float32)
         start = 0
         for block in self._blocks:
             out[:, start : start + block.width] = block.transform(column, rows.num_rows, where)
             start += block.width
         return out
+
+    def words(self, rows: pa.RecordBatch | pa.Table, where: Where | None = None) -> np.ndarray:
+        """Words int32 [rows, 2 * link_words] of a batch; arguments and errors of `transform`."""
+        if not self.link_words:
+            return np.empty((rows.num_rows, 0), np.int32)
+        (block,) = self._blocks
+        assert isinstance(block, blocks.TextBlock)
+        return block.words(functools.partial(_column, rows), where or _row, self.link_words)
 
     def describe(self) -> list[dict[str, Any]]:
         """Kind, columns and width of each block, in order."""
@@ -130,7 +137,10 @@ class FeatureTransform:
             if isinstance(block, blocks.TextBlock):
                 block.fitted.save(folder)
             written.append(fields)
-        files.write_json(folder / _TRANSFORM_FILE, {"format": _FORMAT, "blocks": written})
+        files.write_json(
+            folder / _TRANSFORM_FILE,
+            {"format": _FORMAT, "blocks": written, "link_words": self.link_words},
+        )
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> FeatureTransform:
@@ -151,7 +161,18 @@ class FeatureTransform:
             else:
                 made = {"dense": blocks.DenseBlock, "numeric": blocks.NumericBlock}[kind]
                 fitted.append(made(**fields))
-        return cls(fitted)
+        return cls(fitted, saved.get("link_words", 0))
+
+
+def _row(index: int) -> str:
+    return f"row {index + 1:,}"
+
+
+def _column(rows: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
+    if name not in rows.schema.names:
+        raise UserError(f"The items have no column '{name}', which the features need.")
+    found = rows.column(name)
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
 
 def choose_columns(table: Table, config: DataConfig) -> ChosenColumns:
@@ -238,6 +259,10 @@ def write_features(
     else:
         # A new file is all zeros, so items without a row need no writing.
         matrix = files.new_array(folder / FEATURES_FILE, dtype, shape)
+        words = None
+        if transform.link_words:
+            width = 2 * transform.link_words
+            words = files.new_array(folder / WORDS_FILE, np.int32, (num_items, width))
         done = 0
         with Progress(num_rows, "row", "writing features") as progress:
             for batch in iter_batches(
@@ -246,12 +271,17 @@ def write_features(
             ):  # fmt: skip
                 for start in range(0, len(batch), _BATCH_ROWS):
                     rows = batch.rows.slice(start, _BATCH_ROWS)
-                    values = transform.transform(rows, _item_where(batch, config, start))
+                    where = _item_where(batch, config, start)
+                    values = transform.transform(rows, where)
+                    if words is not None:
+                        words[done : done + len(values)] = transform.words(rows, where)
                     matrix[done : done + len(values)] = values
                     zero_rows -= int(values.any(axis=1).sum())
                     done += len(values)
                     progress.update(len(values))
         matrix.flush()
+        if words is not None:
+            words.flush()
     without_row = num_items - num_rows if table is not None else num_items
     for name, count in missing.items():
         if count:
@@ -316,7 +346,8 @@ def _fit(
             )
         else:
             logging.warning("Column '%s' holds no value; it gives no features.", name)
-    return FeatureTransform(fitted), {name: fitter.missing for name, fitter in fitters}
+    transform = FeatureTransform(fitted, config.link_words)
+    return transform, {name: fitter.missing for name, fitter in fitters}
 
 
 def _item_where(batch: Batch, config: DataConfig, start: int) -> Where:

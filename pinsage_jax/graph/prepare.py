@@ -2,7 +2,7 @@
 
 WORKDIR/prepared/
   graph/                 indptr.npy, indices.npy, weights.npy, manifest.json (csr.py)
-  features/              features.npy [num_items, D] and its transform (features.py)
+  features/              features.npy [num_items, D], words.npy and the transform (features.py)
   item_ids.arrow         ids in order of index (ids.py); collection_ids.arrow alike
   titles.arrow           title per item, null where unknown; only if there is a column
   train_pairs.npy        int32 [P, 2]; only with --train_pairs
@@ -53,6 +53,12 @@ class Prepared:
     eval_pairs: np.ndarray  # int32 [P, 2]
     eval_kinds: np.ndarray  # str [P]
     manifest: dict[str, Any]
+    words: np.ndarray | None = None  # int32 [num_items, 2K] where items are text alone
+
+    @property
+    def link_rows(self) -> np.ndarray:
+        """What content links compare: words where there are any, else features."""
+        return self.features if self.words is None else self.words
 
 
 def prepare(config: Config) -> Prepared:
@@ -116,6 +122,7 @@ def open_prepared(workdir: str | pathlib.Path) -> Prepared:
         titles = load_column(folder / "titles.arrow")
     if manifest["has_train_pairs"]:
         train_pairs = files.read_array(folder / "train_pairs.npy")
+    words = folder / "features" / features.WORDS_FILE
     prepared = Prepared(
         graph=Graph.load(folder / "graph"),
         features=files.read_array(folder / "features" / features.FEATURES_FILE),
@@ -126,12 +133,14 @@ def open_prepared(workdir: str | pathlib.Path) -> Prepared:
         eval_pairs=files.read_array(folder / "eval_pairs.npy"),
         eval_kinds=np.array(files.read_json(folder / "eval_kinds.json"), dtype=np.str_),
         manifest=manifest,
+        words=files.read_array(words) if words.exists() else None,
     )
     counts = manifest["counts"]
     for name, found, expected in (
         ("graph", prepared.graph.num_items, counts["items"]),
         ("graph", prepared.graph.num_collections, counts["collections"]),
         ("features/features.npy", prepared.features.shape[0], counts["items"]),
+        ("features/words.npy", len(prepared.link_rows), counts["items"]),
         ("item_ids.arrow", len(prepared.item_ids), counts["items"]),
         ("collection_ids.arrow", len(prepared.collection_ids), counts["collections"]),
         ("titles.arrow", counts["items"] if titles is None else len(titles), counts["items"]),

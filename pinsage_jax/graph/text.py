@@ -62,6 +62,16 @@ class TextTransform:
         norms = np.linalg.norm(out, axis=1, keepdims=True)
         return np.divide(out, norms, out=out, where=norms > 0)
 
+    def words(self, documents: Sequence[str], size: int) -> np.ndarray:
+        """The `size` words of most weight of every document, as `heaviest_words`."""
+        assert self._vectoriser is not None, "a transform without terms has no words"
+        out = np.zeros((len(documents), 2 * size), np.int32)
+        for start in range(0, len(documents), _ROWS_AT_ONCE):
+            block = self._vectoriser.transform(documents[start : start + _ROWS_AT_ONCE])
+            packed = heaviest_words(block.indptr, block.indices, block.data, size)
+            out[start : start + len(packed)] = packed
+        return out
+
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the three files of the module docstring."""
         folder = pathlib.Path(folder)
@@ -78,6 +88,33 @@ class TextTransform:
             files.read_array(folder / FILE_NAMES[1], mmap=False),
             files.read_array(folder / FILE_NAMES[2], mmap=False),
         )
+
+
+def heaviest_words(
+    indptr: np.ndarray, terms: np.ndarray, weights: np.ndarray, size: int
+) -> np.ndarray:
+    """The heaviest words of every row of a sparse matrix.
+
+    Args:
+      indptr, terms, weights: rows compressed as in scipy.sparse.csr_matrix.
+      size: K words a row; of equal ones those of lower number.
+
+    Returns:
+      int32 [n, 2K]: K words by number, and the bits of their float32 weights; 0 for none.
+    """
+    counts = np.diff(indptr)
+    row = np.repeat(np.arange(len(counts)), counts)
+    order = np.lexsort((terms, -weights, row))
+    place = np.arange(len(order)) - np.repeat(indptr[:-1], counts)
+    kept = order[place < size]
+    kept = kept[np.lexsort((terms[kept], row[kept]))]
+    first = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(np.minimum(counts, size), out=first[1:])
+    column = np.arange(len(kept)) - first[row[kept]]
+    out = np.zeros((len(counts), 2 * size), np.int32)
+    out[row[kept], column] = terms[kept]
+    out[row[kept], size + column] = weights[kept].astype(np.float32).view(np.int32)
+    return out
 
 
 def fit_text(

@@ -23,7 +23,8 @@ from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.inference.encoder import item_links, node_inputs, tabled_lists, threads_of
 from pinsage_jax.inference.layer_tables import Tables
 from pinsage_jax.inference.layerwise import Adjust, embed_all
-from pinsage_jax.sampling.content_links import MOST_CANDIDATES, ContentLinks, spread, unit_rows
+from pinsage_jax.sampling.content_links import MOST_CANDIDATES, ContentLinks, spread
+from pinsage_jax.sampling.link_spaces import space_of
 from pinsage_jax.sampling.lists import NeighbourLists
 from pinsage_jax.sampling.store import NeighbourhoodSource
 from pinsage_jax.sampling.structure import Structure
@@ -46,7 +47,7 @@ class CurrentCatalogue:
 
     def __init__(self, config: Config, trained: Prepared, current: Prepared, bases: np.ndarray):
         """Takes what training saw, what there is now, and structure_bases of the former."""
-        self.config, self.graph, self._features = config, current.graph, current.features
+        self.config, self.graph, self._link_rows = config, current.graph, current.link_rows
         graph, sampling = current.graph, config.sampling
         structure = Structure(graph, bases, threads_of(config)) if bases.shape[1] else None
         self.based = len(bases) if structure is not None else 0
@@ -87,7 +88,7 @@ class CurrentCatalogue:
             wanted = nodes[nodes < items]
             wanted = wanted[self.linking(wanted)]
             threads = threads_of(self.config)
-            links = item_links(self._features, items, wanted, self.linked, self.links, threads)
+            links = item_links(self._link_rows, items, wanted, self.linked, self.links, threads)
         return NeighbourLists.made_of(self._source, links, self.config).of(nodes)
 
     def params(self, params: Any) -> Any:
@@ -112,15 +113,16 @@ class CurrentCatalogue:
         changed = np.intersect1d(changed, self.linked)
         if not len(changed) or not links.shape[1]:
             return found
+        space = space_of(self._link_rows)
         for begin in range(0, len(links), _LINK_ROWS):
             items = np.arange(begin, min(begin + _LINK_ROWS, len(links)))
-            own, held = unit_rows(self._features, items), links[items]
+            own, held = space.side(items), links[items]
             closest = np.full(len(items), -1.0, np.float32)
             for first in range(0, len(changed), _LINK_ROWS):
-                others = unit_rows(self._features, changed[first : first + _LINK_ROWS])
-                closest = np.maximum(closest, (own @ others.T).max(axis=1))
-            last = unit_rows(self._features, np.maximum(held[:, -1], 0))
-            worst = np.where(held[:, -1] >= 0, (own * last).sum(axis=1), 0.0)
+                others = space.block(changed[first : first + _LINK_ROWS])
+                closest = np.maximum(closest, space.cosines(own, others).max(axis=1))
+            last = space.side(np.maximum(held[:, -1], 0))
+            worst = np.where(held[:, -1] >= 0, space.pairs(own, last), 0.0)
             entered = closest >= worst - _COSINE_MARGIN
             found[items] = (entered | np.isin(held, changed).any(axis=1)) & self.linking(items)
         return found

@@ -236,21 +236,25 @@ def _content_links(
             "content links for the %d items without edges only, to %d others",
             len(wanted), len(linked),
         )  # fmt: skip
-    return item_links(prepared.features, items, wanted, linked, size, threads_of(config))
+    return item_links(prepared.link_rows, items, wanted, linked, size, threads_of(config))
 
 
 def item_links(
-    features: np.ndarray,
+    link_rows: np.ndarray,
     items: int,
     wanted: np.ndarray,
     linked: np.ndarray,
     size: int,
     threads: int = 1,
 ) -> ContentLinks:
-    """Links of the items `wanted` to the items `linked`; the others of `items` have none."""
+    """Links of the items `wanted` to the items `linked`; the others of `items` have none.
+
+    Args:
+      link_rows: as in content_links.
+    """
     ids = np.full((len(wanted) + 1, size), -1, np.int32)
     shares = np.zeros((len(wanted) + 1, size), np.float32)
-    ids[:-1], shares[:-1] = content_links(features, wanted, linked, size, threads)
+    ids[:-1], shares[:-1] = content_links(link_rows, wanted, linked, size, threads)
     row_of = np.full(items, len(wanted), np.int32)
     row_of[wanted] = np.arange(len(wanted), dtype=np.int32)
     return ContentLinks(ids, shares, row_of)

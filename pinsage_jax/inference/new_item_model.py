@@ -78,8 +78,9 @@ class NewItemModel:
         graph = prepared.graph
         known = int(np.argmax(graph.degree()[: graph.num_items]))
         features = np.asarray(prepared.features[[known]])
+        words = None if prepared.words is None else np.asarray(prepared.words[[known]])
         for held in (graph.neighbours(known)[:1] - graph.num_items, np.empty(0, np.int32)):
             held = held.astype(np.int32)
             weights = None if graph.weights is None else np.ones(len(held), np.float32)
             edges = Graph.from_edges(np.zeros_like(held), held, 1, graph.num_collections, weights)
-            self.embed(Additions(IdTable(pa.array(["any"])), features, edges))
+            self.embed(Additions(IdTable(pa.array(["any"])), features, edges, words))

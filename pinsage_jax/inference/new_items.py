@@ -42,11 +42,12 @@ from pinsage_jax.sampling.structure import Structure
 
 
 class _StackedRows:
-    """Features of the catalogue's items and then of the new ones, read by row."""
+    """Link rows of the catalogue's items and then of the new ones, read by row."""
 
     def __init__(self, first: np.ndarray, second: np.ndarray):
         self._parts = first, second
         self.shape = (len(first) + len(second), first.shape[1])
+        self.dtype = first.dtype
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         first, second = self._parts
@@ -185,19 +186,19 @@ class NewItemEncoder:
         return ids, weights
 
     def _catalogue_lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        graph, features = self._prepared.graph, self._prepared.features
+        graph, rows = self._prepared.graph, self._prepared.link_rows
         degree = graph.degree()[: graph.num_items]
         wanted = nodes[nodes < graph.num_items]
-        links = self._links(features, degree, np.flatnonzero(degree > 0), wanted)
+        links = self._links(rows, degree, np.flatnonzero(degree > 0), wanted)
         return self._made_of(graph, links).of(nodes)
 
     def _new_lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         graph, items = self._extended.graph, self._prepared.graph.num_items
         degree = graph.degree()[: graph.num_items]
         nodes = self._extended.to_graph(nodes)
-        features = _StackedRows(self._prepared.features, self._additions.features)
+        rows = _StackedRows(self._prepared.link_rows, self._additions.link_rows)
         linked = np.flatnonzero(degree[:items] > 0)
-        links = self._links(features, degree, linked, nodes[nodes < graph.num_items])
+        links = self._links(rows, degree, linked, nodes[nodes < graph.num_items])
         ids, weights = self._made_of(graph, links).of(nodes)
         return self._extended.from_graph(ids), weights
 
@@ -210,14 +211,14 @@ class NewItemEncoder:
     def _link_size(self) -> int:
         return self._config.sampling.content_neighbours if self._prepared.features.shape[1] else 0
 
-    def _links(self, features, degree, linked, wanted) -> ContentLinks:
+    def _links(self, link_rows, degree, linked, wanted) -> ContentLinks:
         if not self._link_size():
             return ContentLinks.none(len(degree))
         # The catalogue's size decides, so that new items have links if its items do.
         if self._prepared.graph.num_items > self._config.sampling.content_limit:
             wanted = wanted[degree[wanted] == 0]
             linked = spread(linked, MOST_CANDIDATES)
-        return item_links(features, len(degree), wanted, linked, self._link_size())
+        return item_links(link_rows, len(degree), wanted, linked, self._link_size())
 
 
 def _known_collections(new: Graph, collections: int) -> sparse.csr_matrix:

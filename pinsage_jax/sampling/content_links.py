@@ -10,7 +10,7 @@ the walk counts:
 
 with d the number of edges that may be seen.  Without edges only the links count.
 
-Shapes: N items, C links per item, F features.
+Shapes: N items, C links per item, F features, K words an item.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from numba import njit
 from threadpoolctl import threadpool_limits
 
 from pinsage_jax.progress import Progress
+from pinsage_jax.sampling.link_spaces import space_of
 from pinsage_jax.sampling.neighbourhoods import run_blocks
 
 # Above --content_limit every item has this many candidates, so that links cost the
@@ -66,25 +67,19 @@ class ContentLinks:
         return cls(np.empty((num_items, 0), np.int32), np.empty((num_items, 0), np.float32))
 
 
-def unit_rows(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows of a feature matrix at unit length, float32 [n, F]."""
-    block = np.asarray(features[rows], np.float32)
-    length = np.linalg.norm(block, axis=1, keepdims=True)
-    return block / np.maximum(length, 1e-12)
-
-
 def content_links(
-    features: np.ndarray, queries: np.ndarray, candidates: np.ndarray, size: int, threads: int = 1
+    link_rows: np.ndarray, queries: np.ndarray, candidates: np.ndarray, size: int, threads: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Links of the rows `queries` to the rows `candidates` of a feature matrix.
+    """Links of the rows `queries` to the rows `candidates`.
 
     Args:
-      features: [N, F]; queries: int [n] rows; candidates: int [c] rows, ascending.
+      link_rows: [N, F] features, or int32 [N, 2K] words (link_spaces.py).
+      queries: int [n] rows; candidates: int [c] rows, ascending.
       size: C.
       threads: host threads; they change no link.
 
     Returns:
-      ids int32 [n, C] (rows of `features`), shares float32 [n, C].  A row is never
+      ids int32 [n, C] (rows of `link_rows`), shares float32 [n, C].  A row is never
       linked to itself nor to one whose cosine is not positive.  Equal cosines are
       ordered by row.
     """
@@ -93,13 +88,14 @@ def content_links(
     rows, candidates = queries.astype(np.int32), candidates.astype(np.int32)
     starts = range(0, len(candidates), _CANDIDATE_ROWS)
     blocks = [candidates[first : first + _CANDIDATE_ROWS] for first in starts]
-    fits = 4 * len(candidates) * features.shape[1] <= _KEPT_BYTES
-    kept = [unit_rows(features, block) for block in blocks] if fits else []
+    space = space_of(link_rows)
+    fits = 4 * len(candidates) * link_rows.shape[1] <= _KEPT_BYTES
+    kept = [space.block(block) for block in blocks] if fits else []
 
     def work(begin: int, end: int) -> None:
-        own = unit_rows(features, rows[begin:end])
+        own = space.side(rows[begin:end])
         for number, others in enumerate(blocks):
-            scores = own @ (kept[number] if fits else unit_rows(features, others)).T
+            scores = space.cosines(own, kept[number] if fits else space.block(others))
             _keep_best(scores, rows[begin:end], others, ids[begin:end], best[begin:end])
 
     def shifted(by: int, begin: int, end: int) -> None:
