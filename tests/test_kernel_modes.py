@@ -48,7 +48,10 @@ def test_kernels_in_another_mode(mode, tmp_path):
         [
             *(sys.executable, "-c", check + RUN),
             *("-m", "kernels", "-q", "-p", "no:cacheprovider"),
-            *(str(TESTS / f"test_{name}.py") for name in ("walks", "pairs", "bounded_memory")),
+            *(
+                str(TESTS / f"test_{name}.py")
+                for name in ("walks", "pairs", "bounded_memory", "link_spaces")
+            ),
         ],
         cwd=TESTS.parent,
         env=os.environ | settings | {"NUMBA_CACHE_DIR": str(tmp_path)},

@@ -16,6 +16,8 @@ from pinsage_jax.graph.text import heaviest_words
 from pinsage_jax.sampling import content_links as content
 from pinsage_jax.sampling.link_spaces import VectorSpace, WordSpace, space_of
 
+pytestmark = pytest.mark.kernels
+
 
 def random_rows(rng, count=40, terms=17, ties=False):
     """Rows of no word, one word and many, as scipy has them: terms in any order."""
