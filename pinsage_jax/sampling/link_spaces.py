@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numba import njit
+from scipy import sparse
 
 
 class Space(Protocol):
@@ -78,7 +79,7 @@ class Words(NamedTuple):
 class _Postings(NamedTuple):
     """The same by word: entries starts[w] to starts[w + 1] are the rows that have word w."""
 
-    starts: np.ndarray  # int64 [words + 1]
+    starts: np.ndarray  # int32 [words + 1]
     rows: np.ndarray  # int32
     weights: np.ndarray  # float32
     size: int  # m
@@ -101,11 +102,12 @@ class WordSpace:
     def block(self, rows: np.ndarray) -> _Postings:
         """The same by word."""
         terms, weights = self.side(rows)
-        starts = np.zeros(int(terms.max(initial=0)) + 2, np.int64)
-        entries = int(np.count_nonzero(weights))
-        found = np.empty(entries, np.int32), np.empty(entries, np.float32)
-        _by_word(terms, weights, starts, *found)
-        return _Postings(starts, *found, len(rows))
+        row, place = np.nonzero(weights)
+        columns = sparse.csc_matrix(
+            (weights[row, place], (row, terms[row, place])),
+            shape=(len(rows), int(terms.max(initial=0)) + 1),
+        )
+        return _Postings(columns.indptr, columns.indices, columns.data, len(rows))
 
     def cosines(self, side: Words, block: _Postings) -> np.ndarray:
         """float32 [n, m]."""
@@ -118,26 +120,6 @@ class WordSpace:
         out = np.zeros(len(side.terms), np.float32)
         _pair_products(*side, *other, out)
         return out
-
-
-@njit(nogil=True, cache=True)
-def _by_word(terms, weights, starts, rows, masses):
-    """A counting sort of all words with a weight; rows ascend within a word."""
-    for row in range(terms.shape[0]):
-        for place in range(terms.shape[1]):
-            if weights[row, place] != 0.0:
-                starts[terms[row, place]] += 1
-    total = 0
-    for term in range(starts.shape[0]):
-        total += starts[term]
-        starts[term] = total
-    for row in range(terms.shape[0] - 1, -1, -1):
-        for place in range(terms.shape[1] - 1, -1, -1):
-            if weights[row, place] != 0.0:
-                term = terms[row, place]
-                starts[term] -= 1
-                rows[starts[term]] = row
-                masses[starts[term]] = weights[row, place]
 
 
 @njit(nogil=True, cache=True)
