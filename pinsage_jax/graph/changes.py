@@ -251,10 +251,9 @@ def _read_items(
     before: Prepared, features_folder: pathlib.Path, data: DataConfig, update: UpdateConfig
 ) -> tuple[IdTable, np.ndarray, np.ndarray, np.ndarray]:
     """All ids, and the items of --changed_items with their features and words."""
-    width = before.features.shape[1]
     if not update.changed_items:
-        none = np.empty((0, width), np.float32), np.empty((0, 0), np.int32)
-        return before.item_ids, np.empty(0, np.int32), *none
+        words = np.empty((0, 0), np.int32) if before.words is None else before.words[:0]
+        return before.item_ids, np.empty(0, np.int32), before.features[:0], words
     table = open_table(data.path(update.changed_items), "changed_items")
     rows = read_item_rows(table, data, FeatureTransform.load(features_folder))
     known = before.item_ids.lookup(rows.ids.ids)
@@ -275,8 +274,7 @@ def _write_rows(
     out = np.lib.format.open_memmap(path, mode="w+", dtype=old.dtype, shape=(items, width))
     for begin in range(0, len(old), _COPIED_ROWS):
         out[begin : min(begin + _COPIED_ROWS, len(old))] = old[begin : begin + _COPIED_ROWS]
-    if len(changed):
-        out[changed] = new
+    out[changed] = new
     out.flush()
 
 

@@ -41,13 +41,6 @@ def space_of(link_rows: np.ndarray) -> Space:
     return WordSpace(link_rows) if link_rows.dtype == np.int32 else VectorSpace(link_rows)
 
 
-def unit_rows(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows of a feature matrix at unit length, float32 [n, F]."""
-    block = np.asarray(features[rows], np.float32)
-    length = np.linalg.norm(block, axis=1, keepdims=True)
-    return block / np.maximum(length, 1e-12)
-
-
 class VectorSpace:
     """Cosines of feature vectors."""
 
@@ -56,7 +49,9 @@ class VectorSpace:
 
     def side(self, rows: np.ndarray) -> np.ndarray:
         """float32 [n, F] at unit length."""
-        return unit_rows(self._features, rows)
+        values = np.asarray(self._features[rows], np.float32)
+        length = np.linalg.norm(values, axis=1, keepdims=True)
+        return values / np.maximum(length, 1e-12)
 
     block = side
 
