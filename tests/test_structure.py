@@ -16,7 +16,7 @@ ROOT = pathlib.Path(pinsage_jax.__file__).parent
 # Data flows down this list, and a line imports only from lines above it and itself.
 ORDER = (
     ("errors",),
-    ("files", "memory", "progress", "lines", "logs", "interrupts", "options"),
+    ("cache_lines", "files", "memory", "progress", "lines", "logs", "interrupts", "options"),
     ("costs",),
     (
         "config",
@@ -48,6 +48,7 @@ ORDER = (
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # Host code: it runs in threads beside the device and is tested without it.
 WITHOUT_JAX = (
+    "cache_lines",
     "cli",
     "config",
     "config_cluster",

@@ -19,11 +19,15 @@ from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
+from pinsage_jax.cache_lines import LINE_BYTES, ask_for
+
 # Places of 64-bit words in XLA's structures.
 _FRAME_WORDS, _EXTENSION, _API, _ARGS, _RETS = 15, 1, 2, 9, 14
 _BUFFER_WORDS, _DATA, _DIMS = 6, 3, 5
 _METADATA_EXTENSION = 1
 _HANDLER = types.voidptr(types.voidptr)
+_LINE = LINE_BYTES // 4  # entries of float32
+_AHEAD = 24  # rows between asking for one and reading it
 
 
 @intrinsic
@@ -84,6 +88,16 @@ def _entry(neighbours, weights, row, place):
 
 
 @njit(nogil=True, cache=True)
+def _ask_for_rows(table, rows, begin, end):
+    """Asks for rows rows[begin], ..., rows[end - 1] of a matrix, as far as there are such places."""
+    width = np.int64(table.shape[1])
+    for place in range(begin, min(end, rows.shape[0])):
+        first = np.int64(rows[place]) * width
+        for column in range(0, width, _LINE):
+            ask_for(table, first + column)
+
+
+@njit(nogil=True, cache=True)
 def weighted_rows(projected, bias, neighbours, weights, begin, out):
     """out[i] = sum over t of weights[j, t] * ReLU(projected[neighbours[j, t]] + bias).
 
@@ -98,6 +112,7 @@ def weighted_rows(projected, bias, neighbours, weights, begin, out):
     """
     nought = np.float32(0.0)
     width, whole = neighbours.shape[1], neighbours.shape[1] // 4 * 4
+    listed = neighbours.reshape(neighbours.size)
     for place in range(out.shape[0]):
         row = begin + place
         total = out[place]
@@ -105,6 +120,8 @@ def weighted_rows(projected, bias, neighbours, weights, begin, out):
             total[column] = nought
         # Four at a time: their cache misses overlap and the sum is read and written once.
         for first in range(0, whole, 4):
+            ahead = row * width + first + _AHEAD
+            _ask_for_rows(projected, listed, ahead, ahead + 4)
             n0, w0 = _entry(neighbours, weights, row, first)
             n1, w1 = _entry(neighbours, weights, row, first + 1)
             n2, w2 = _entry(neighbours, weights, row, first + 2)
@@ -189,11 +206,13 @@ def returned_rows(projected, bias, cotangents, starts, rows, masses, begin, out)
             total[column] = nought
         first, last = starts[begin + place], starts[begin + place + 1]
         for entry in range(first, last - 1, 2):
+            _ask_for_rows(cotangents, rows, entry + _AHEAD, entry + 2 + _AHEAD)
             w0, w1 = masses[entry], masses[entry + 1]
             c0, c1 = cotangents[rows[entry]], cotangents[rows[entry + 1]]
             for column in range(total.shape[0]):
                 total[column] += w0 * c0[column] + w1 * c1[column]
         if (last - first) % 2:
+            _ask_for_rows(cotangents, rows, last - 1 + _AHEAD, last + _AHEAD)
             weight, sent = masses[last - 1], cotangents[rows[last - 1]]
             for column in range(total.shape[0]):
                 total[column] += weight * sent[column]

@@ -10,8 +10,7 @@ Random numbers are counters, not state: draw i of walk w from node u is a hash o
 in a batch, and a reference can recompute any single draw.
 
 All walks of several seeds move one hop at a time, each hop in two passes (where to
-read, then read), so that the cache misses of different walks overlap.  Kernels take
-a group of seeds at once also because a call with many arrays is not cheap.
+read, then read), each of which asks for what the next one reads (cache_lines.py).
 
 Compiled code is cached on disk, which is sound only while every kernel calls none
 outside this file; compiling takes about ten seconds a process otherwise.
@@ -22,15 +21,14 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from pinsage_jax.cache_lines import ask_for
+
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 MIX_2 = np.uint64(0x94D049BB133111EB)
 _LOW_32 = np.uint64(0xFFFFFFFF)
 U1 = np.uint64(1)
-_U16 = np.uint64(16)
-_U27 = np.uint64(27)
-_U30 = np.uint64(30)
-_U31 = np.uint64(31)
+_U16, _U27, _U30, _U31 = (np.uint64(bits) for bits in (16, 27, 30, 31))
 U32 = np.uint64(32)
 TIE_STREAM = np.uint64(0x7469655F62726561)
 _STAYS, _STUCK = -2, -1
@@ -152,6 +150,7 @@ def _hop(graph, current, first, last, hidden, bits, spare_bits, where):
             where[walk] = _pick_weighted(cumulative, low, high, bits[walk])
         else:
             where[walk] = low + bounded(bits[walk], high - low) if low < high else _STUCK
+        ask_for(indices, where[walk])
     for walk in range(current.shape[0]):
         place = where[walk]
         if place < 0:
@@ -168,6 +167,7 @@ def _hop(graph, current, first, last, hidden, bits, spare_bits, where):
                 other = low + bounded(spare_bits[walk], high - low - 1)
                 other += np.int64(other >= place)
             reached = indices[other] if high - low > 1 else np.int32(-1)
+        ask_for(indptr, np.int64(reached))
         current[walk] = reached
 
 

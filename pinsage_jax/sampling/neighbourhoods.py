@@ -21,8 +21,8 @@ from pinsage_jax.sampling import kernels
 
 # Large enough to amortise a call, small enough to balance threads.
 _ROWS_PER_TASK = 256
-# Many more than a core has cache misses under way, few enough that their state stays in L1.
-_WALKS_IN_FLIGHT = 256
+# Many more than a core has reads under way; what they ask for fits the second-level cache.
+_WALKS_IN_FLIGHT = 1024
 
 
 @dataclasses.dataclass(frozen=True)
