@@ -1,4 +1,4 @@
-"""Asks the processor for memory ahead of its use, into its second-level cache.
+"""Memory ahead of its use and past the caches: what kernels tell the processor.
 
 Walks, pooling and gathers read places that no hardware foresees.  A processor waits for
 only so many reads at a time that go to its first-level cache (24 lines on a Zen 4 core,
@@ -38,10 +38,34 @@ def _ask(typing, array, place):
     return types.void(array, types.int64), generate
 
 
+@intrinsic
+def _stream(typing, target, place, source, start):
+    """Copies a line's worth of float32 past the caches, to an address on a line's edge."""
+
+    def generate(context, builder, signature, arguments):
+        line = ir.VectorType(ir.FloatType(), LINE_BYTES // 4).as_pointer()
+
+        def address(array, at):
+            data = context.make_array(signature.args[array])(context, builder, arguments[array])
+            return builder.bitcast(builder.gep(data.data, [arguments[at]]), line)
+
+        written = builder.store(builder.load(address(2, 3), align=4), address(0, 1), LINE_BYTES)
+        once = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        written.set_metadata("nontemporal", once)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, source, types.int64), generate
+
+
 if numba.config.DISABLE_JIT:
 
     def ask_for(array, place):
         """Does nothing: interpreted kernels have no use for it."""
 
+    def stream(target, place, source, start):
+        """Copies as many entries of float32 vectors as a line has."""
+        entries = LINE_BYTES // 4
+        target[place : place + entries] = source[start : start + entries]
+
 else:
-    ask_for = _ask
+    ask_for, stream = _ask, _stream

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 import pytest
 
-from pinsage_jax.model import pooling, pooling_kernels
+from pinsage_jax.model import cpu_calls, pooling_kernels
 from pinsage_jax.model.pooling import pool_neighbours
 
 
@@ -94,19 +94,19 @@ def test_turned_lists_name_every_entry_once(small_rng):
 
 
 def test_the_interface_here_is_one_that_the_kernels_read():
-    assert pooling._known_interface()
+    assert cpu_calls._known_interface()
 
 
 @pytest.mark.parametrize("minor,known", [(0, False), (1, True), (3, True), (4, False)])
 def test_only_a_tried_interface_is_used(minor, known, tmp_path, monkeypatch):
     header = tmp_path / "xla" / "ffi" / "api" / "c_api.h"
     monkeypatch.setattr(jax.ffi, "include_dir", lambda: str(tmp_path))
-    assert not pooling._known_interface.__wrapped__()
+    assert not cpu_calls._known_interface.__wrapped__()
     header.parent.mkdir(parents=True)
     header.write_text(f"#define XLA_FFI_API_MAJOR 0\n#define XLA_FFI_API_MINOR {minor}\n")
-    assert pooling._known_interface.__wrapped__() == known
+    assert cpu_calls._known_interface.__wrapped__() == known
     header.write_text("#define XLA_FFI_API_MAJOR 0\n")
-    assert not pooling._known_interface.__wrapped__()
+    assert not cpu_calls._known_interface.__wrapped__()
 
 
 @pytest.mark.parametrize("missing", ["compiler", "interface"])
@@ -117,7 +117,7 @@ def test_without_compiled_kernels_xla_does_it(missing, small_rng, monkeypatch):
     if missing == "compiler":
         monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     else:
-        monkeypatch.setattr(pooling, "_known_interface", lambda: False)
-    monkeypatch.setattr(pooling, "_call", None)
+        monkeypatch.setattr(cpu_calls, "_known_interface", lambda: False)
+    monkeypatch.setattr(cpu_calls, "call", None)
     other = pool_neighbours(*operands)
     np.testing.assert_allclose(here, other, rtol=1e-5, atol=1e-5)

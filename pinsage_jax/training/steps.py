@@ -18,6 +18,7 @@ import optax
 
 from pinsage_jax.batching.blocks import Minibatch
 from pinsage_jax.config import TrainConfig
+from pinsage_jax.model.cpu_calls import read_rows
 from pinsage_jax.model.losses import LOSSES, Scored
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.parallel import all_gather_if, axis_index_or_zero, psum_if
@@ -81,7 +82,7 @@ def read_inputs(batch: Minibatch, table: jax.Array | None) -> jax.Array:
     extra = batch.features.shape[1]
     start = table.shape[1] - extra - width
     # Padding reads node 0: nothing points to it.
-    rows = table[jnp.maximum(batch.node_ids, 0)]
+    rows = read_rows(table, batch.node_ids)
     if width:
         unplaced = (jnp.arange(table.shape[1]) >= start)[None, :] & ~batch.placed[:, None]
         rows = jnp.where(unplaced, 0.0, rows)

@@ -1,0 +1,67 @@
+"""Calls of the kernels in pooling_kernels.py from inside compiled steps on CPUs.
+
+Where they cannot be called (no compiler, or an interface of XLA that they were not tried
+with) XLA does the same work itself, more slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numba
+
+from pinsage_jax.model import pooling_kernels
+
+# Of XLA's foreign function interface, (major, minor): what the kernels were tried with.
+_VERSION_PARTS = ("MAJOR", "MINOR")
+_OLDEST_INTERFACE, _NEWEST_INTERFACE = (0, 1), (0, 3)
+
+
+def interface_version(header: str) -> tuple[int, ...]:
+    """(major, minor) of XLA's foreign function interface, from the text of its header."""
+    found = [re.search(rf"#define XLA_FFI_API_{part} (\d+)", header) for part in _VERSION_PARTS]
+    return tuple(int(match[1]) for match in found if match)
+
+
+@functools.cache
+def _known_interface() -> bool:
+    """Whether XLA's call frames are those that pooling_kernels reads."""
+    header = pathlib.Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    try:
+        version = interface_version(header.read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    return len(version) == 2 and (_OLDEST_INTERFACE <= version <= _NEWEST_INTERFACE)
+
+
+def callable_here() -> bool:
+    """Whether compiled steps can call the kernels: on CPUs, with Numba's compiler."""
+    on_cpu = jax.default_backend() == "cpu"
+    return on_cpu and not numba.config.DISABLE_JIT and _known_interface()
+
+
+@functools.cache
+def _register() -> None:
+    """Makes the kernels known to XLA, once a process."""
+    for name, address in pooling_kernels.handlers().items():
+        capsule = jax.ffi.pycapsule(ctypes.c_void_p(address))
+        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+
+
+def call(name: str, results, *operands: jax.Array):
+    """What a kernel makes of its operands; `results` are its shapes."""
+    _register()
+    return jax.ffi.ffi_call(name, results, vmap_method="sequential")(*operands)
+
+
+def read_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
+    """table[max(rows, 0)]: float32 [n, D], int32 [S] -> [S, D].  Has no derivative."""
+    if not callable_here() or table.dtype != jnp.float32:
+        return table[jnp.maximum(rows, 0)]
+    shape = jax.ShapeDtypeStruct((len(rows), table.shape[1]), jnp.float32)
+    return call("pinsage_read_rows", shape, table, rows)
