@@ -38,23 +38,28 @@ def _ask(typing, array, place):
     return types.void(array, types.int64), generate
 
 
-@intrinsic
-def _stream(typing, target, place, source, start):
-    """Copies a line's worth of float32 past the caches, to an address on a line's edge."""
+def _line_copier(past_caches: bool):
+    @intrinsic
+    def copy(typing, target, place, source, start):
+        def generate(context, builder, signature, arguments):
+            line = ir.VectorType(ir.FloatType(), LINE_BYTES // 4).as_pointer()
 
-    def generate(context, builder, signature, arguments):
-        line = ir.VectorType(ir.FloatType(), LINE_BYTES // 4).as_pointer()
+            def address(array, at):
+                data = context.make_array(signature.args[array])(context, builder, arguments[array])
+                return builder.bitcast(builder.gep(data.data, [arguments[at]]), line)
 
-        def address(array, at):
-            data = context.make_array(signature.args[array])(context, builder, arguments[array])
-            return builder.bitcast(builder.gep(data.data, [arguments[at]]), line)
+            taken = builder.load(address(2, 3), align=4)
+            if past_caches:
+                once = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+                written = builder.store(taken, address(0, 1), align=LINE_BYTES)
+                written.set_metadata("nontemporal", once)
+            else:
+                builder.store(taken, address(0, 1), align=4)
+            return context.get_dummy_value()
 
-        written = builder.store(builder.load(address(2, 3), align=4), address(0, 1), LINE_BYTES)
-        once = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
-        written.set_metadata("nontemporal", once)
-        return context.get_dummy_value()
+        return types.void(target, types.int64, source, types.int64), generate
 
-    return types.void(target, types.int64, source, types.int64), generate
+    return copy
 
 
 if numba.config.DISABLE_JIT:
@@ -62,10 +67,15 @@ if numba.config.DISABLE_JIT:
     def ask_for(array, place):
         """Does nothing: interpreted kernels have no use for it."""
 
-    def stream(target, place, source, start):
+    def copy_line(target, place, source, start):
         """Copies as many entries of float32 vectors as a line has."""
         entries = LINE_BYTES // 4
         target[place : place + entries] = source[start : start + entries]
 
+    stream_line = copy_line
+
 else:
-    ask_for, stream = _ask, _stream
+    ask_for = _ask
+    copy_line, stream_line = _line_copier(past_caches=False), _line_copier(past_caches=True)
+# copy_line(target, place, source, start) copies one line's worth of entries of float32
+# vectors; stream_line past the caches, to an address on a line's edge.

@@ -50,7 +50,7 @@ def test_kernels_in_another_mode(mode, tmp_path):
             *("-m", "kernels", "-q", "-p", "no:cacheprovider"),
             *(
                 str(TESTS / f"test_{name}.py")
-                for name in ("walks", "pairs", "bounded_memory", "link_spaces")
+                for name in ("walks", "pairs", "bounded_memory", "link_spaces", "pooling_kernels")
             ),
         ],
         cwd=TESTS.parent,

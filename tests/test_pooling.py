@@ -6,8 +6,9 @@ import numba
 import numpy as np
 import pytest
 
-from pinsage_jax.model import cpu_calls, pooling_kernels
-from pinsage_jax.model.pooling import pool_neighbours
+from pinsage_jax.model import cpu_calls
+from pinsage_jax.model.layers import Sent
+from pinsage_jax.model.pooling import pool_neighbours, pool_sent
 
 
 def problem(rng, senders, rows, width, columns):
@@ -79,18 +80,51 @@ def test_the_way_of_accelerators_gives_the_same(kind, dtype, small_rng, monkeypa
         np.testing.assert_allclose(mine, other, rtol=rough, atol=rough * np.abs(other).max())
 
 
-def test_turned_lists_name_every_entry_once(small_rng):
-    _, neighbours, weights = problem(small_rng, 30, 50, 7, 1)
-    entries = neighbours.size
-    starts, rows = np.empty(31, np.int32), np.full(entries, -1, np.int32)
-    masses = np.zeros(entries, np.float32)
-    pooling_kernels.turned_lists(neighbours, weights, starts, rows, masses)
-    assert starts[0] == 0 and starts[-1] == (weights > 0).sum()
-    for node in range(30):
-        named = slice(starts[node], starts[node + 1])
-        at = np.argwhere((neighbours == node) & (weights > 0))
-        np.testing.assert_array_equal(rows[named], at[:, 0])
-        np.testing.assert_array_equal(masses[named], weights[tuple(at.T)])
+# One share of the product's rows, several, and widths off the tiles.
+@pytest.mark.parametrize("senders,depth,columns", [(300, 7, 9), (9000, 24, 33)])
+def test_the_product_fused_with_pooling_has_the_same_derivatives(
+    senders, depth, columns, small_rng
+):
+    _, neighbours, weights = problem(small_rng, senders, 700, 26, columns)
+    hidden = small_rng.normal(size=(senders, depth)).astype(np.float32)
+    kernel = small_rng.normal(size=(depth, columns)).astype(np.float32)
+    bias = small_rng.normal(size=columns).astype(np.float32)
+    cotangent = small_rng.normal(size=(700, columns)).astype(np.float32)
+
+    @jax.jit
+    def both(hidden, kernel, bias, weights):
+        made = []
+        for of_inputs in (False, True):
+            out, back = jax.vjp(
+                lambda h, k, b, w, fused=of_inputs: pool_sent(
+                    Sent(h, k, b), neighbours, w, "importance", of_inputs=fused
+                ),
+                *(hidden, kernel, bias, weights),
+            )
+            made.append((out, *back(cotangent)))
+        return made
+
+    plain, fused = both(hidden, kernel, bias, weights)
+    for mine, other in zip(fused, plain, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-3)
+
+
+def test_the_number_of_parts_changes_no_bit(small_rng, monkeypatch):
+    projected, neighbours, weights = problem(small_rng, 4000, 3000, 26, 20)
+    table, rows = jnp.asarray(projected), jnp.asarray(neighbours[:, 1])
+
+    def made():
+        out, back = jax.vjp(
+            lambda p: pool_neighbours(p, jnp.zeros(20), neighbours, weights, "mean"), table
+        )
+        return out, *back(out), cpu_calls.read_rows(table, rows)
+
+    several = made()
+    np.testing.assert_array_equal(several[-1], projected[neighbours[:, 1]])
+    for parts in (1, 250):
+        monkeypatch.setattr(cpu_calls, "parts_of", lambda reads, parts=parts: parts)
+        for mine, other in zip(made(), several, strict=True):
+            np.testing.assert_array_equal(mine, other)
 
 
 def test_the_interface_here_is_one_that_the_kernels_read():

@@ -128,7 +128,7 @@ def reduce_lists(
       ids: int32 [n, T], -1 where a list is short; weights: float32 [n, T], 0 there.
     """
     if pooling == "max":
-        pooling_kernels.max_rows(sent, ids, weights, out)
+        reduce_kernels.max_rows(sent, ids, weights, out)
     else:
         # Sent already with its bias and ReLU, which is itself again after another.
         no_bias = np.zeros(sent.shape[1], np.float32)

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numba
 
-from pinsage_jax.model import pooling_kernels
+from pinsage_jax.model import pooling_kernels, xla_handlers
 
 # Of XLA's foreign function interface, (major, minor): what the kernels were tried with.
 _VERSION_PARTS = ("MAJOR", "MINOR")
 _OLDEST_INTERFACE, _NEWEST_INTERFACE = (0, 1), (0, 3)
+_READS_A_PART, _MOST_PARTS = 1 << 13, 256
 
 
 def interface_version(header: str) -> tuple[int, ...]:
@@ -30,7 +31,7 @@ def interface_version(header: str) -> tuple[int, ...]:
 
 @functools.cache
 def _known_interface() -> bool:
-    """Whether XLA's call frames are those that pooling_kernels reads."""
+    """Whether XLA's call frames are those that xla_handlers reads."""
     header = pathlib.Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
     try:
         version = interface_version(header.read_text(encoding="utf-8"))
@@ -48,15 +49,26 @@ def callable_here() -> bool:
 @functools.cache
 def _register() -> None:
     """Makes the kernels known to XLA, once a process."""
-    for name, address in pooling_kernels.handlers().items():
+    for name, address in xla_handlers.handlers(pooling_kernels.works()).items():
         capsule = jax.ffi.pycapsule(ctypes.c_void_p(address))
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
 
 
-def call(name: str, results, *operands: jax.Array):
-    """What a kernel makes of its operands; `results` are its shapes."""
+def parts_of(reads: int) -> int:
+    """In how many parts to read so many rows: several times as many as there are threads."""
+    return max(1, min(reads // _READS_A_PART, _MOST_PARTS))
+
+
+def call(name: str, results, *operands: jax.Array, parts: int = 1):
+    """What a kernel makes of its operands, in parts that threads share.
+
+    Args:
+      name: of pooling_kernels.works.
+      results: shapes and types of what is made.
+    """
     _register()
-    return jax.ffi.ffi_call(name, results, vmap_method="sequential")(*operands)
+    cut = jnp.full(1, parts, jnp.int32)
+    return jax.ffi.ffi_call(name, results, vmap_method="sequential")(cut, *operands)
 
 
 def read_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
@@ -64,4 +76,4 @@ def read_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
     if not callable_here() or table.dtype != jnp.float32:
         return table[jnp.maximum(rows, 0)]
     shape = jax.ShapeDtypeStruct((len(rows), table.shape[1]), jnp.float32)
-    return call("pinsage_read_rows", shape, table, rows)
+    return call("pinsage_read_rows", shape, table, rows, parts=parts_of(len(rows)))

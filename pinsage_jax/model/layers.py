@@ -11,6 +11,8 @@ arithmetic.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -51,33 +53,50 @@ def self_and_neighbours_init(self_width: int) -> nn.initializers.Initializer:
     return init
 
 
+class Sent(NamedTuple):
+    """What nodes send before the ReLU, Q h + q (+ e), in parts for pooling to put together.
+
+    Attributes:
+      hidden: [n, in], h; kernel: [in, M], Q; bias: [M], q.
+      messages: [n, M] to add, e; or None.
+    """
+
+    hidden: jax.Array
+    kernel: jax.Array
+    bias: jax.Array
+    messages: jax.Array | None = None
+
+    def product(self) -> jax.Array:
+        """Q h (+ e): [n, M]."""
+        product = self.hidden @ self.kernel
+        return product if self.messages is None else product + self.messages
+
+
 class Project(nn.Module):
-    """Q h and q of ReLU(Q h + q), what a node sends to the nodes that it neighbours."""
+    """The dense layer of ReLU(Q h + q), what a node sends to the nodes that it neighbours."""
 
     width: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, hidden: jax.Array, messages: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """[n, in] (and [n, M] to add) -> Q h [n, M] and q [M], apart for pooling to join."""
-        product, bias = _Affine(self.width, self.dtype, name="Q")(hidden)
-        return product if messages is None else product + messages.astype(product.dtype), bias
+    def __call__(self, hidden: jax.Array, messages: jax.Array | None = None) -> Sent:
+        """[n, in] (and [n, M] to add) -> what is sent, in parts."""
+        kernel, bias = _Affine(self.width, self.dtype, name="Q")(hidden.shape[-1])
+        messages = None if messages is None else messages.astype(self.dtype)
+        return Sent(hidden.astype(self.dtype), kernel, bias, messages)
 
 
 class _Affine(nn.Module):
-    """The product of a dense layer and its bias, with that layer's parameters."""
+    """The parameters of a dense layer."""
 
     width: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        shape = (hidden.shape[-1], self.width)
-        kernel = self.param("kernel", unit_input_init, shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
-        return hidden.astype(self.dtype) @ kernel, bias
+    def __call__(self, entries: int) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", unit_input_init, (entries, self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 class Combine(nn.Module):

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from pinsage_jax.config import ModelConfig
-from pinsage_jax.model.layers import Combine, Project, l2_normalise, unit_input_init
-from pinsage_jax.model.pooling import pool_neighbours
+from pinsage_jax.model.layers import Combine, Project, Sent, l2_normalise, unit_input_init
+from pinsage_jax.model.pooling import pool_sent
 
 # Keeps a step of the optimiser small beside the other coordinates, which make unit vectors.
 _POPULARITY_SCALE = 0.1
@@ -71,11 +71,11 @@ class PinSage(nn.Module):
         Args:
           node_ids: int32 [n]; ids outside [0, num_ids) have no vector.
         """
-        product, bias = self._before_relu(layer, hidden, node_ids)
-        return nn.relu(product + bias[None, :])
+        sent = self._before_relu(layer, hidden, node_ids)
+        return nn.relu(sent.product() + sent.bias[None, :])
 
-    def _before_relu(self, layer, hidden, node_ids) -> tuple[jax.Array, jax.Array]:
-        """Q h (+ e) [n, M] and q [M] of `project`."""
+    def _before_relu(self, layer, hidden, node_ids) -> Sent:
+        """Q h + q (+ e) of `project`, in parts."""
         messages = None
         if layer == 1 and self.num_ids:
             known = (node_ids >= 0) & (node_ids < self.num_ids)
@@ -147,11 +147,12 @@ class PinSage(nn.Module):
         hidden, pooled = features, None
         for layer in range(1, self.config.num_layers + 1):
             size = self.rows[self.config.num_layers - layer]
-            pooled = pool_neighbours(
-                *self._before_relu(layer, hidden, node_ids),
+            pooled = pool_sent(
+                self._before_relu(layer, hidden, node_ids),
                 neighbours[:size],
                 weights[:size],
                 self.config.pooling,
+                of_inputs=layer == 1,
             )
             hidden = self.combine(layer, hidden[:size], pooled)
         return self.head(hidden, features[: hidden.shape[0]], pooled)

@@ -1,7 +1,7 @@
 """What Numba lacks for C functions that XLA calls: pointers, atomic words, calls by address.
 
-Used by pooling_kernels.py.  All are inlined where they are used; compiled kernels are
-cached on disk by their own file, so a change here takes effect once that cache goes.
+Used by xla_handlers.py and pooling_kernels.py, and inlined there.  Compiled kernels are cached
+on disk by their own file, so a change here takes effect once that cache goes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from numba.extending import intrinsic
 allocate = types.ExternalFunction("malloc", types.intp(types.uintp))
 free = types.ExternalFunction("free", types.void(types.intp))
 give_way = types.ExternalFunction("sched_yield", types.int32())
-# Known by that name to LLVM before anything that reads its address is linked.
-TASK_SYMBOL = "pinsage_jax_pool_task"
+# A table of addresses, known by that name to LLVM before anything that reads it is linked.
+TABLE_SYMBOL = "pinsage_jax_work_addresses"
 
 
 @intrinsic
@@ -54,16 +54,27 @@ def call(typing, function, argument):
 
 
 @intrinsic
-def task_address(typing):
-    """The address behind TASK_SYMBOL, an int64."""
+def call_work(typing, function, operands, part, parts):
+    """function(operands, part, parts) of int64 f(int64, int64, int64), by its address."""
 
     def generate(context, builder, signature, arguments):
-        module = builder.module
-        if TASK_SYMBOL in module.globals:
-            function = module.globals[TASK_SYMBOL]
+        word = ir.IntType(64)
+        form = ir.FunctionType(word, [word] * 3).as_pointer()
+        return builder.call(builder.inttoptr(arguments[0], form), arguments[1:])
+
+    return types.int64(*[types.int64] * 4), generate
+
+
+@intrinsic
+def table_address(typing):
+    """The address behind TABLE_SYMBOL, an int64."""
+
+    def generate(context, builder, signature, arguments):
+        module, word = builder.module, ir.IntType(64)
+        if TABLE_SYMBOL in module.globals:
+            table = module.globals[TABLE_SYMBOL]
         else:
-            byte = ir.IntType(8).as_pointer()
-            function = ir.Function(module, ir.FunctionType(byte, [byte]), TASK_SYMBOL)
-        return builder.ptrtoint(function, ir.IntType(64))
+            table = ir.GlobalVariable(module, word, TABLE_SYMBOL)
+        return builder.ptrtoint(table, word)
 
     return types.int64(), generate

@@ -14,6 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from pinsage_jax.model import cpu_calls
+from pinsage_jax.model.layers import Sent
+
+# Shares of the rows whose products are summed apart: so many threads can take part, and
+# their number has no part in the result.  Fewer where a share would have few rows.
+_SHARES, _ROWS_A_SHARE = 32, 2048
+
+
+def pool_sent(
+    sent: Sent, neighbours: jax.Array, weights: jax.Array, pooling: str, *, of_inputs: bool
+) -> jax.Array:
+    """Pools ReLU(Q h + q) of the neighbours, as `pool_neighbours` does.
+
+    Args:
+      sent: of n_{k-1} rows.
+      of_inputs: nobody asks for the derivative towards h (it is still right, but slow).
+    """
+    fused = of_inputs and sent.messages is None and sent.hidden.dtype == jnp.float32
+    if fused and pooling != "max" and cpu_calls.callable_here():
+        return _product_sum(sent.hidden, sent.kernel, sent.bias, neighbours, weights)
+    return pool_neighbours(sent.product(), sent.bias, neighbours, weights, pooling)
 
 
 def pool_neighbours(
@@ -63,7 +83,8 @@ def _highest_by_column(projected, neighbours, weights) -> jax.Array:
 def _weighted_sum(projected, bias, neighbours, weights) -> jax.Array:
     """sum over t of weights[:, t] * ReLU(projected[neighbours[:, t]] + bias), all float32."""
     shape = jax.ShapeDtypeStruct((len(neighbours), projected.shape[1]), jnp.float32)
-    return cpu_calls.call("pinsage_weighted_rows", shape, projected, bias, neighbours, weights)
+    operands, parts = (projected, bias, neighbours, weights), cpu_calls.parts_of(neighbours.size)
+    return cpu_calls.call("pinsage_weighted_rows", shape, *operands, parts=parts)
 
 
 def _weighted_sum_forward(projected, bias, neighbours, weights):
@@ -71,22 +92,24 @@ def _weighted_sum_forward(projected, bias, neighbours, weights):
     return _weighted_sum(*saved), saved
 
 
+def _turned(rows: int, neighbours, weights) -> list[jax.Array]:
+    """The lists by the row that is named: see pooling_kernels.turned_lists."""
+    entries = neighbours.size
+    shapes = (
+        jax.ShapeDtypeStruct((rows + 1,), jnp.int32),
+        jax.ShapeDtypeStruct((entries,), jnp.int32),
+        jax.ShapeDtypeStruct((entries,), jnp.float32),
+    )
+    return cpu_calls.call("pinsage_turned_lists", shapes, neighbours, weights)
+
+
 def _weighted_sum_backward(saved, cotangent):
     projected, bias, neighbours, weights = saved
-    entries = neighbours.size
-    turned = cpu_calls.call(
-        "pinsage_turned_lists",
-        (
-            jax.ShapeDtypeStruct((len(projected) + 1,), jnp.int32),
-            jax.ShapeDtypeStruct((entries,), jnp.int32),
-            jax.ShapeDtypeStruct((entries,), jnp.float32),
-        ),
-        neighbours,
-        weights,
-    )
+    turned = _turned(len(projected), neighbours, weights)
     shape = jax.ShapeDtypeStruct(projected.shape, jnp.float32)
     operands = (projected, bias, cotangent, *turned)
-    to_projected = cpu_calls.call("pinsage_returned_rows", shape, *operands)
+    parts = cpu_calls.parts_of(neighbours.size)
+    to_projected = cpu_calls.call("pinsage_returned_rows", shape, *operands, parts=parts)
 
     def dot(_, named: jax.Array):
         sent = jax.nn.relu(projected[named] + bias[None, :])
@@ -99,3 +122,38 @@ def _weighted_sum_backward(saved, cotangent):
 
 
 _weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
+
+
+@jax.custom_vjp
+def _product_sum(inputs, kernel, bias, neighbours, weights) -> jax.Array:
+    """`_weighted_sum` of inputs @ kernel, all float32.
+
+    Its derivative towards the kernel never writes that towards the product, which would be
+    as large as the inputs.
+    """
+    return _weighted_sum(inputs @ kernel, bias, neighbours, weights)
+
+
+def _product_sum_forward(inputs, kernel, bias, neighbours, weights):
+    projected = inputs @ kernel
+    saved = (inputs, kernel, projected, bias, neighbours, weights)
+    return _weighted_sum(projected, bias, neighbours, weights), saved
+
+
+def _product_sum_backward(saved, cotangent):
+    inputs, kernel, projected, bias, neighbours, weights = saved
+    rows, depth = inputs.shape
+    turned = _turned(rows, neighbours, weights)
+    shares = max(1, min(_SHARES, rows // _ROWS_A_SHARE))
+    shape = jax.ShapeDtypeStruct((shares * (depth + 1), projected.shape[1]), jnp.float32)
+    operands = (projected, bias, cotangent, *turned, inputs)
+    made = cpu_calls.call("pinsage_returned_products", shape, *operands, parts=shares)
+    to_both = made.reshape(shares, depth + 1, -1).sum(axis=0)
+    # Inputs and weights are data in training: the rest is then left out by the compiler.
+    to_projected, _, nothing, to_weights = _weighted_sum_backward(
+        (projected, bias, neighbours, weights), cotangent
+    )
+    return to_projected @ kernel.T, to_both[:depth], to_both[depth], nothing, to_weights
+
+
+_product_sum.defvjp(_product_sum_forward, _product_sum_backward)

@@ -6,82 +6,24 @@ node's neighbours is one pass, and its derivative is one too, because lists are 
 round first (who names this node?), so that every output row is written once, in order.
 Whole-catalogue inference calls the same kernels from the host.
 
-XLA's foreign function interface hands a call frame to a C function: the addresses and
-shapes of operands and results in structures of its stable binary interface (major
-version 0; `xla/ffi/api/c_api.h` beside jaxlib), read here as 64-bit words.  A call cuts
-its rows into parts and asks XLA's thread pool for help: whoever is free takes the next
-part, the caller first, and nobody waits for help that has not come.  What a part writes
-does not depend on who writes it.
-
+`works` has what a call of XLA does, cut into parts; xla_handlers.py calls it.
 Everything that calls another kernel is in this file, as compiled code is cached.
 """
 
 from __future__ import annotations
 
-import llvmlite.binding
 import numpy as np
 from numba import carray, cfunc, njit, types
 
-from pinsage_jax.cache_lines import LINE_BYTES, ask_for, stream
-from pinsage_jax.model.pointers import (
-    TASK_SYMBOL,
-    add_to_word,
-    allocate,
-    call,
-    free,
-    give_way,
-    pointer,
-    task_address,
-)
+from pinsage_jax.cache_lines import LINE_BYTES, ask_for, copy_line, stream_line
+from pinsage_jax.model.pointers import pointer
+from pinsage_jax.model.tiles import TILE_COLUMNS, TILE_ROWS, add_tile
+from pinsage_jax.model.xla_handlers import OPERAND_WORDS
 
-# Places of 64-bit words in XLA's structures.
-_FRAME_WORDS, _EXTENSION, _API, _CONTEXT, _ARGS, _RETS = 15, 1, 2, 3, 9, 14
-_BUFFER_WORDS, _DATA, _DIMS = 6, 3, 5
-_SCHEDULE, _NUM_THREADS, _API_WORDS = 17, 18, 19
-_METADATA_EXTENSION = 1
-_HANDLER = types.voidptr(types.voidptr)
-# Words of a shared call: who holds it, the next part, parts that are done, all parts, what
-# is to be done, XLA's frame; then the arguments of a call to the thread pool.
-_HOLDERS, _NEXT, _DONE, _PARTS, _WORK, _FRAME, _POOL_CALL, _JOB_WORDS = 0, 1, 2, 3, 4, 5, 6, 12
-_WEIGHTED, _RETURNED, _READ = 0, 1, 2
-_PARTS_A_THREAD = 16
-_SMALL = 1 << 13  # rows read that are not worth a part of their own
+_WORK = types.int64(types.int64, types.int64, types.int64)
+_BLOCK = 64  # rows whose product is made at once: they and the sums fit the second-level cache
 _LINE = LINE_BYTES // 4  # entries of float32
 _AHEAD = 24  # rows between asking for one and reading it
-
-
-@njit(nogil=True, cache=True)
-def _words(address, count):
-    return carray(pointer(address), count, np.int64)
-
-
-@njit(nogil=True, cache=True)
-def _answered_query(frame):
-    """Whether this call only asks which version of the interface the function was made for."""
-    if frame[_EXTENSION] == 0:
-        return False
-    extension = _words(frame[_EXTENSION], 4)
-    if extension[1] & 0xFFFFFFFF == _METADATA_EXTENSION:
-        # The caller's own version: what is read here has its place in all of major 0.
-        _words(extension[3], 4)[3] = _words(frame[_API], 5)[4]
-    return True
-
-
-@njit(nogil=True, cache=True)
-def _buffer(frame, list_word, place):
-    pointers = _words(frame[list_word], place + 1)
-    return _words(pointers[place], _BUFFER_WORDS)
-
-
-@njit(nogil=True, cache=True)
-def _matrix(buffer, dtype):
-    dims = _words(buffer[_DIMS], 2)
-    return carray(pointer(buffer[_DATA]), (dims[0], dims[1]), dtype)
-
-
-@njit(nogil=True, cache=True)
-def _vector(buffer, dtype):
-    return carray(pointer(buffer[_DATA]), (_words(buffer[_DIMS], 1)[0],), dtype)
 
 
 @njit(nogil=True, cache=True)
@@ -98,30 +40,16 @@ def _entry(neighbours, weights, row, place):
 
 
 @njit(nogil=True, cache=True)
+def _ask_for_row(table, row):
+    for column in range(0, table.shape[1], _LINE):
+        ask_for(table, np.int64(row) * table.shape[1] + column)
+
+
+@njit(nogil=True, cache=True)
 def _ask_for_rows(table, rows, begin, end):
-    """Asks for rows rows[begin], ..., rows[end - 1] of a matrix, as far as there are such places."""
-    width = np.int64(table.shape[1])
+    """Asks for the rows rows[begin], ..., rows[end - 1] of a matrix, as far as there are any."""
     for place in range(begin, min(end, rows.shape[0])):
-        first = np.int64(rows[place]) * width
-        for column in range(0, width, _LINE):
-            ask_for(table, first + column)
-
-
-@njit(nogil=True, cache=True)
-def _on_lines(matrix):
-    """Whether every row begins on a cache line."""
-    return matrix.shape[1] % _LINE == 0 and matrix.ctypes.data % LINE_BYTES == 0
-
-
-@njit(nogil=True, cache=True)
-def _copy(source, target, on_lines):
-    """target[:] = source, past the caches where it may."""
-    if on_lines:
-        for column in range(0, target.shape[0], _LINE):
-            stream(target, column, source, column)
-    else:
-        for column in range(target.shape[0]):
-            target[column] = source[column]
+        _ask_for_row(table, rows[place])
 
 
 @njit(nogil=True, cache=True)
@@ -172,21 +100,6 @@ def weighted_rows(projected, bias, neighbours, weights, begin, out):
 
 
 @njit(nogil=True, cache=True)
-def max_rows(projected, neighbours, weights, out):
-    """out[i] = the maximum of the rows of `projected` that have a weight; no entry is below 0."""
-    for row in range(out.shape[0]):
-        best = out[row]
-        for column in range(best.shape[0]):
-            best[column] = 0.0
-        for rank in range(neighbours.shape[1]):
-            node, weight = _entry(neighbours, weights, row, rank)
-            if weight > 0.0:
-                sent = projected[node]
-                for column in range(best.shape[0]):
-                    best[column] = max(best[column], sent[column])
-
-
-@njit(nogil=True, cache=True)
 def turned_lists(neighbours, weights, starts, rows, masses):
     """Lists by the node that is named: a counting sort of all entries with a weight.
 
@@ -215,39 +128,94 @@ def turned_lists(neighbours, weights, starts, rows, masses):
 
 
 @njit(nogil=True, cache=True)
-def returned_rows(projected, bias, cotangents, starts, rows, masses, begin, out):
+def _returned_row(projected, bias, cotangents, lists, node, total):
+    """One row of `returned_rows`, as float32 [M] into `total`."""
+    starts, rows, masses = lists
+    nought = np.float32(0.0)
+    for column in range(total.shape[0]):
+        total[column] = nought
+    first, last = starts[node], starts[node + 1]
+    for entry in range(first, last - 1, 2):
+        _ask_for_rows(cotangents, rows, entry + _AHEAD, entry + 2 + _AHEAD)
+        w0, w1 = masses[entry], masses[entry + 1]
+        c0, c1 = cotangents[rows[entry]], cotangents[rows[entry + 1]]
+        for column in range(total.shape[0]):
+            total[column] += w0 * c0[column] + w1 * c1[column]
+    if (last - first) % 2:
+        _ask_for_rows(cotangents, rows, last - 1 + _AHEAD, last + _AHEAD)
+        weight, sent = masses[last - 1], cotangents[rows[last - 1]]
+        for column in range(total.shape[0]):
+            total[column] += weight * sent[column]
+    own = projected[node]
+    for column in range(total.shape[0]):
+        total[column] = total[column] if own[column] + bias[column] > nought else nought
+
+
+@njit(nogil=True, cache=True)
+def returned_rows(projected, bias, cotangents, lists, begin, out):
     """The derivative of `weighted_rows` towards row begin + i of `projected`, as out[i].
 
     out[i] = the sum over the rows that name node begin + i of mass * cotangents[row], where
     the ReLU let the node's vector pass.
 
     Args:
-      projected: float32 [n, M]; bias: float32 [M].
-      cotangents: float32 [S, M]; starts, rows, masses: of `turned_lists`.
+      projected: float32 [n, M]; bias: float32 [M]; cotangents: float32 [S, M].
+      lists: starts, rows and masses of `turned_lists`.
       out: float32 [s, M] output.
     """
-    nought = np.float32(0.0)
-    on_lines = _on_lines(out)
-    total = np.empty(out.shape[1], np.float32)
     for place in range(out.shape[0]):
-        for column in range(total.shape[0]):
-            total[column] = nought
-        first, last = starts[begin + place], starts[begin + place + 1]
-        for entry in range(first, last - 1, 2):
-            _ask_for_rows(cotangents, rows, entry + _AHEAD, entry + 2 + _AHEAD)
-            w0, w1 = masses[entry], masses[entry + 1]
-            c0, c1 = cotangents[rows[entry]], cotangents[rows[entry + 1]]
-            for column in range(total.shape[0]):
-                total[column] += w0 * c0[column] + w1 * c1[column]
-        if (last - first) % 2:
-            _ask_for_rows(cotangents, rows, last - 1 + _AHEAD, last + _AHEAD)
-            weight, sent = masses[last - 1], cotangents[rows[last - 1]]
-            for column in range(total.shape[0]):
-                total[column] += weight * sent[column]
-        own = projected[begin + place]
-        for column in range(total.shape[0]):
-            total[column] = total[column] if own[column] + bias[column] > nought else nought
-        _copy(total, out[place], on_lines)
+        _returned_row(projected, bias, cotangents, lists, begin + place, out[place])
+
+
+@njit(nogil=True, cache=True)
+def _pack(vector, packed, row):
+    """Writes row `row` of a block where tiles read it: a line, then the next, a block apart."""
+    whole = vector.shape[0] // _LINE
+    for line in range(whole):
+        copy_line(packed, (line * _BLOCK + row) * _LINE, vector, line * _LINE)
+    at = (whole * _BLOCK + row) * _LINE
+    for column in range(vector.shape[0] - whole * _LINE):
+        packed[at + column] = vector[whole * _LINE + column]
+
+
+@njit(nogil=True, cache=True)
+def returned_products(inputs, projected, bias, cotangents, lists, begin, end, out):
+    """Derivatives towards Q and q from the rows [begin, end) of `returned_rows`.
+
+    Those rows are multiplied while they are in the cache, and never written to memory.
+
+    Args:
+      inputs: float32 [n, D], of which `projected` is the product with Q; the rest: as there.
+      out: float32 [D + 1, M] output; q's is its last row.
+    """
+    depth, width, tile = inputs.shape[1], projected.shape[1], TILE_ROWS * TILE_COLUMNS
+    high, wide = -(-depth // TILE_ROWS), -(-width // TILE_COLUMNS)
+    left = np.zeros(-(-depth // _LINE) * _BLOCK * _LINE, np.float32)
+    right = np.zeros(-(-width // _LINE) * _BLOCK * _LINE, np.float32)
+    sums = np.zeros(high * wide * tile, np.float32)
+    total, all_rows = np.empty(width, np.float32), out[depth]
+    all_rows[:] = np.float32(0.0)
+    for first in range(begin, end, _BLOCK):
+        size = min(_BLOCK, end - first)
+        for row in range(size):
+            # In turns with other reads, which makes them hard to foresee.
+            _ask_for_row(inputs, first + row + _AHEAD)
+            _ask_for_row(projected, first + row + _AHEAD)
+            _returned_row(projected, bias, cotangents, lists, first + row, total)
+            for column in range(width):
+                all_rows[column] += total[column]
+            _pack(total, right, row)
+            _pack(inputs[first + row], left, row)
+        for i in range(high):
+            line, lane = i * TILE_ROWS // _LINE, i * TILE_ROWS % _LINE
+            for j in range(wide):
+                at = line * _BLOCK * _LINE + lane, j * _BLOCK * _LINE
+                add_tile(sums, (i * wide + j) * tile, left, at[0], right, at[1], size)
+    for row in range(depth):
+        i, lane = row // TILE_ROWS, row % TILE_ROWS
+        for column in range(width):
+            at = (i * wide + column // TILE_COLUMNS) * tile + lane * TILE_COLUMNS
+            out[row, column] = sums[at + column % TILE_COLUMNS]
 
 
 @njit(nogil=True, cache=True)
@@ -257,144 +225,97 @@ def read_rows(table, rows, begin, out):
     Args:
       table: float32 [n, D]; rows: int32 [S]; out: float32 [s, D] output.
     """
-    on_lines = _on_lines(out)
+    on_lines = out.shape[1] % _LINE == 0 and out.ctypes.data % LINE_BYTES == 0
     for place in range(out.shape[0]):
         ahead = begin + place + _AHEAD
         _ask_for_rows(table, rows, ahead, ahead + 1)
-        _copy(table[max(rows[begin + place], 0)], out[place], on_lines)
+        source, target = table[max(rows[begin + place], 0)], out[place]
+        for column in range(0, target.shape[0], _LINE if on_lines else 1):
+            if on_lines:
+                # Nobody reads it soon: past the caches.
+                stream_line(target, column, source, column)
+            else:
+                target[column] = source[column]
 
 
 @njit(nogil=True, cache=True)
-def _do_part(frame, work, part, parts):
-    """Makes rows of the result: the part-th of `parts` like shares."""
-    out = _matrix(_buffer(frame, _RETS, 0), np.float32)
-    begin, end = out.shape[0] * part // parts, out.shape[0] * (part + 1) // parts
-    first = _matrix(_buffer(frame, _ARGS, 0), np.float32)
-    if work == _READ:
-        read_rows(first, _vector(_buffer(frame, _ARGS, 1), np.int32), begin, out[begin:end])
-    elif work == _WEIGHTED:
-        weighted_rows(
-            first,
-            _vector(_buffer(frame, _ARGS, 1), np.float32),
-            _matrix(_buffer(frame, _ARGS, 2), np.int32),
-            _matrix(_buffer(frame, _ARGS, 3), np.float32),
-            begin,
-            out[begin:end],
-        )
-    else:
-        returned_rows(
-            first,
-            _vector(_buffer(frame, _ARGS, 1), np.float32),
-            _matrix(_buffer(frame, _ARGS, 2), np.float32),
-            _vector(_buffer(frame, _ARGS, 3), np.int32),
-            _vector(_buffer(frame, _ARGS, 4), np.int32),
-            _vector(_buffer(frame, _ARGS, 5), np.float32),
-            begin,
-            out[begin:end],
-        )
+def _matrix(operands, place, dtype):
+    """An operand or result of a call, by its place among them."""
+    at = pointer(operands + 8 * OPERAND_WORDS * place)
+    words = carray(at, OPERAND_WORDS, np.int64)
+    return carray(pointer(words[0]), (words[1], words[2]), dtype)
 
 
 @njit(nogil=True, cache=True)
-def _take_parts(job):
-    """Does parts of a shared call as long as there are any, and lets go of it."""
-    parts = job[_PARTS]
-    part = add_to_word(job, _NEXT, 1)
-    while part < parts:
-        _do_part(_words(job[_FRAME], _FRAME_WORDS), job[_WORK], part, parts)
-        add_to_word(job, _DONE, 1)
-        part = add_to_word(job, _NEXT, 1)
+def _vector(operands, place, dtype):
+    matrix = _matrix(operands, place, dtype)
+    return matrix.reshape(matrix.size)
 
 
 @njit(nogil=True, cache=True)
-def _let_go(job):
-    if add_to_word(job, _HOLDERS, -1) == 1:
-        free(job.ctypes.data)
+def _share(rows, part, parts):
+    """The rows [begin, end) of one of `parts` like shares."""
+    return rows * part // parts, rows * (part + 1) // parts
 
 
-@njit(nogil=True, cache=True)
-def _shared(frame, work, rows_read):
-    """Does the work of a call, with the help of XLA's threads where there is much of it.
+def works() -> dict[str, int]:
+    """What XLA's calls do, as C functions for xla_handlers: names and addresses.
 
-    A helper that comes late, even after the call, finds no part left: what it then reads
-    is the job's own words, which the last holder frees.
+    The first operand is the number of parts; the others are those of the kernel of the
+    name, as it has them, and then come the results.
     """
-    api = _words(frame[_API], _API_WORDS)
-    parts = rows_read // _SMALL
-    if parts < 2 or api[0] < _API_WORDS * 8:
-        _do_part(frame, work, 0, 1)
-        return
-    job = _words(allocate(_JOB_WORDS * 8), _JOB_WORDS)
-    job[:] = 0
-    asking = job[_POOL_CALL:]
-    asking[0], asking[2], asking[3] = 32, frame[_CONTEXT], asking[4:].ctypes.data
-    threads = 1
-    # What comes back is an error, or nothing.
-    if call(api[_NUM_THREADS], asking.ctypes.data) == 0:
-        threads = asking[4]
-    parts = min(parts, _PARTS_A_THREAD * threads)
-    job[_HOLDERS], job[_PARTS], job[_WORK], job[_FRAME] = 1, parts, work, frame.ctypes.data
-    asking[0], asking[3], asking[4] = 40, task_address(), job.ctypes.data
-    for _ in range(min(threads, parts) - 1):
-        add_to_word(job, _HOLDERS, 1)
-        if call(api[_SCHEDULE], asking.ctypes.data) != 0:
-            add_to_word(job, _HOLDERS, -1)
-            break
-    _take_parts(job)
-    while add_to_word(job, _DONE, 0) < parts:
-        give_way()
-    _let_go(job)
 
+    @cfunc(_WORK, cache=True)
+    def read(operands, part, parts):
+        out = _matrix(operands, 3, np.float32)
+        begin, end = _share(out.shape[0], part, parts)
+        table, rows = _matrix(operands, 1, np.float32), _vector(operands, 2, np.int32)
+        read_rows(table, rows, begin, out[begin:end])
+        return 0
 
-def handlers() -> dict[str, int]:
-    """Compiles the C functions: names of custom calls and the addresses to call."""
+    @cfunc(_WORK, cache=True)
+    def weighted(operands, part, parts):
+        out = _matrix(operands, 5, np.float32)
+        begin, end = _share(out.shape[0], part, parts)
+        projected, bias = _matrix(operands, 1, np.float32), _vector(operands, 2, np.float32)
+        lists = _matrix(operands, 3, np.int32), _matrix(operands, 4, np.float32)
+        weighted_rows(projected, bias, lists[0], lists[1], begin, out[begin:end])
+        return 0
 
-    @cfunc(_HANDLER, cache=True)
-    def task(address):
-        job = carray(address, _JOB_WORDS, np.int64)
-        _take_parts(job)
-        _let_go(job)
-        return pointer(0)
+    @cfunc(_WORK, cache=True)
+    def turned(operands, part, parts):
+        lists = _matrix(operands, 1, np.int32), _matrix(operands, 2, np.float32)
+        starts, rows = _vector(operands, 3, np.int32), _vector(operands, 4, np.int32)
+        turned_lists(lists[0], lists[1], starts, rows, _vector(operands, 5, np.float32))
+        return 0
 
-    llvmlite.binding.add_symbol(TASK_SYMBOL, task.address)
+    @cfunc(_WORK, cache=True)
+    def returned(operands, part, parts):
+        out = _matrix(operands, 7, np.float32)
+        begin, end = _share(out.shape[0], part, parts)
+        projected, bias = _matrix(operands, 1, np.float32), _vector(operands, 2, np.float32)
+        starts, rows = _vector(operands, 4, np.int32), _vector(operands, 5, np.int32)
+        lists = starts, rows, _vector(operands, 6, np.float32)
+        cotangents = _matrix(operands, 3, np.float32)
+        returned_rows(projected, bias, cotangents, lists, begin, out[begin:end])
+        return 0
 
-    @cfunc(_HANDLER, cache=True)
-    def weighted(address):
-        frame = carray(address, _FRAME_WORDS, np.int64)
-        if not _answered_query(frame):
-            neighbours = _matrix(_buffer(frame, _ARGS, 2), np.int32)
-            _shared(frame, _WEIGHTED, neighbours.size)
-        return pointer(0)
-
-    @cfunc(_HANDLER, cache=True)
-    def turned(address):
-        frame = carray(address, _FRAME_WORDS, np.int64)
-        if not _answered_query(frame):
-            turned_lists(
-                _matrix(_buffer(frame, _ARGS, 0), np.int32),
-                _matrix(_buffer(frame, _ARGS, 1), np.float32),
-                _vector(_buffer(frame, _RETS, 0), np.int32),
-                _vector(_buffer(frame, _RETS, 1), np.int32),
-                _vector(_buffer(frame, _RETS, 2), np.float32),
-            )
-        return pointer(0)
-
-    @cfunc(_HANDLER, cache=True)
-    def returned(address):
-        frame = carray(address, _FRAME_WORDS, np.int64)
-        if not _answered_query(frame):
-            _shared(frame, _RETURNED, _vector(_buffer(frame, _ARGS, 4), np.int32).size)
-        return pointer(0)
-
-    @cfunc(_HANDLER, cache=True)
-    def read(address):
-        frame = carray(address, _FRAME_WORDS, np.int64)
-        if not _answered_query(frame):
-            _shared(frame, _READ, _vector(_buffer(frame, _ARGS, 1), np.int32).size)
-        return pointer(0)
+    @cfunc(_WORK, cache=True)
+    def products(operands, part, parts):
+        projected, bias = _matrix(operands, 1, np.float32), _vector(operands, 2, np.float32)
+        begin, end = _share(projected.shape[0], part, parts)
+        starts, rows = _vector(operands, 4, np.int32), _vector(operands, 5, np.int32)
+        lists = starts, rows, _vector(operands, 6, np.float32)
+        cotangents, inputs = _matrix(operands, 3, np.float32), _matrix(operands, 7, np.float32)
+        all_out, size = _matrix(operands, 8, np.float32), inputs.shape[1] + 1
+        out = all_out[part * size : (part + 1) * size]
+        returned_products(inputs, projected, bias, cotangents, lists, begin, end, out)
+        return 0
 
     return {
+        "pinsage_read_rows": read.address,
         "pinsage_weighted_rows": weighted.address,
         "pinsage_turned_lists": turned.address,
         "pinsage_returned_rows": returned.address,
-        "pinsage_read_rows": read.address,
+        "pinsage_returned_products": products.address,
     }
