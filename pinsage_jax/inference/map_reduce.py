@@ -127,6 +127,7 @@ def reduce_lists(
       sent: float32 [N, M], of which only rows in `ids` are read.
       ids: int32 [n, T], -1 where a list is short; weights: float32 [n, T], 0 there.
     """
+    ids, weights = np.ascontiguousarray(ids), np.ascontiguousarray(weights)
     if pooling == "max":
         reduce_kernels.max_rows(sent, ids, weights, out)
     else:

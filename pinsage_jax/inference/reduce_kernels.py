@@ -49,7 +49,7 @@ def max_rows(projected, neighbours, weights, out):
     """out[i] = the maximum of the rows of `projected` that have a weight; no entry is below 0.
 
     Args:
-      projected: float32 [n, M]; neighbours: int32 [S, T] rows of it, -1 for none.
+      projected: float32 [n, M]; neighbours: int32 [S, T] rows of it, contiguous, -1 for none.
       weights: float32 [S, T]; out: float32 [S, M] output.
     """
     listed, width = neighbours.reshape(neighbours.size), out.shape[1]

@@ -62,7 +62,7 @@ def weighted_rows(projected, bias, neighbours, weights, begin, out):
       projected: float32 [n, M], finite; may be a memory map, of which the named rows are
         read, and the first.
       bias: float32 [M].
-      neighbours: int32 [S, T] rows of it, -1 for none; weights: float32 [S, T].
+      neighbours: int32 [S, T] rows of it, contiguous, -1 for none; weights: float32 [S, T].
       out: float32 [s, M] output.
     """
     nought = np.float32(0.0)

@@ -217,17 +217,24 @@ def _best_on_host(
     parts: list[jax.Array], catalogue: np.ndarray | Rows, size: int, kept: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """As `_best_on_device`, selected by topk_kernels while XLA makes the next scores."""
-    shape = (len(parts[0]), kept)
-    best = [(np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32)) for _ in parts]
+    rows = len(parts[0])
+    best = [
+        (
+            np.empty((rows, topk_kernels.room(kept)), np.uint64),
+            np.zeros(rows, np.int64),
+            np.full(rows, -np.inf, np.float32),
+        )
+        for _ in parts
+    ]
     threads = len(os.sched_getaffinity(0))
 
     def keep(number: int, first: int, made: jax.Array) -> None:
         scores, columns = np.asarray(made), min(size, len(catalogue) - first)
-        heap, ids = best[number]
 
         def work(begin: int, end: int) -> None:
-            rows = slice(begin, end)
-            topk_kernels.keep_best(scores[rows], columns, first, heap[rows], ids[rows])
+            some = slice(begin, end)
+            state = (array[some] for array in best[number])
+            topk_kernels.keep_best(scores[some], columns, first, kept, *state)
 
         run_blocks(len(scores), threads, work, _HOST_QUERIES)
 
@@ -241,8 +248,15 @@ def _best_on_host(
             last = number, first, made
     if last is not None:
         keep(*last)
-    run_blocks(len(best), threads, lambda number, _: topk_kernels.sort_best(*best[number]), 1)
-    return best
+    shape = (len(parts) * rows, kept)
+    scores, ids = np.empty(shape, np.float32), np.empty(shape, np.int32)
+
+    def sort(number: int, _: int) -> None:
+        own = slice(number * rows, (number + 1) * rows)
+        topk_kernels.sort_best(*best[number][:2], kept, scores[own], ids[own])
+
+    run_blocks(len(best), threads, sort, 1)
+    return [(scores[at : at + rows], ids[at : at + rows]) for at in range(0, shape[0], rows)]
 
 
 def target_ranks(
