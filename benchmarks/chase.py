@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 from benchmarks import machine
+from pinsage_jax.cache_lines import ask_for
 
 
 @njit(nogil=True, cache=True)
@@ -27,6 +28,7 @@ def _chase(following, chains, reads):
     for _ in range(reads):
         for chain in range(chains.shape[0]):
             chains[chain] = following[chains[chain], 0]
+            ask_for(following, np.int64(chains[chain]) * following.shape[1])
 
 
 class Chase:

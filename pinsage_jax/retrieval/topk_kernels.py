@@ -43,7 +43,7 @@ def _score(key):
 
 @njit(nogil=True, cache=True)
 def _set_apart(keys, held, size):
-    """Moves the `size` smallest of keys[:held], all different, to the front; the last is largest."""
+    """Moves the `size` smallest of keys[:held], all different, to the front, the largest last."""
     low, high, last = 0, held - 1, size - 1
     while low < high:
         one, other, third = keys[low], keys[(low + high) >> 1], keys[high]
