@@ -1,5 +1,8 @@
 """Pooling on a CPU, forward and backward, against loops in float64 and against XLA's own way."""
 
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numba
@@ -133,12 +136,20 @@ def test_the_interface_here_is_one_that_the_kernels_read():
 
 @pytest.mark.parametrize("minor,known", [(0, False), (1, True), (3, True), (4, False)])
 def test_only_a_tried_interface_is_used(minor, known, tmp_path, monkeypatch):
-    header = tmp_path / "xla" / "ffi" / "api" / "c_api.h"
+    path = pathlib.Path("xla", "ffi", "api", "c_api.h")
+    real = (pathlib.Path(jax.ffi.include_dir()) / path).read_text(encoding="utf-8")
     monkeypatch.setattr(jax.ffi, "include_dir", lambda: str(tmp_path))
     assert not cpu_calls._known_interface.__wrapped__()
+    header = tmp_path / path
     header.parent.mkdir(parents=True)
-    header.write_text(f"#define XLA_FFI_API_MAJOR 0\n#define XLA_FFI_API_MINOR {minor}\n")
+    other = re.sub(r"(define XLA_FFI_API_MINOR) \d+", rf"\1 {minor}", real)
+    header.write_text(other)
     assert cpu_calls._known_interface.__wrapped__() == known
+    # The version is one that was tried, but a function has come in between.
+    field = "_XLA_FFI_API_STRUCT_FIELD(XLA_FFI_ThreadPool_Schedule)"
+    assert field in other
+    header.write_text(other.replace(field, f"_XLA_FFI_API_STRUCT_FIELD(XLA_FFI_New);\n{field}"))
+    assert not cpu_calls._known_interface.__wrapped__()
     header.write_text("#define XLA_FFI_API_MAJOR 0\n")
     assert not cpu_calls._known_interface.__wrapped__()
 

@@ -20,6 +20,7 @@ from pinsage_jax.model import pooling_kernels, xla_handlers
 # Of XLA's foreign function interface, (major, minor): what the kernels were tried with.
 _VERSION_PARTS = ("MAJOR", "MINOR")
 _OLDEST_INTERFACE, _NEWEST_INTERFACE = (0, 1), (0, 3)
+_POOL_FUNCTIONS = ("ThreadPool_Schedule", "ThreadPool_NumThreads")
 _READS_A_PART, _MOST_PARTS = 1 << 13, 256
 
 
@@ -29,15 +30,23 @@ def interface_version(header: str) -> tuple[int, ...]:
     return tuple(int(match[1]) for match in found if match)
 
 
+def _pool_places(header: str) -> list[int]:
+    """Places of the thread pool's functions among those of the interface."""
+    functions = re.findall(r"_XLA_FFI_API_STRUCT_FIELD\(XLA_FFI_(\w+)\)", header)
+    return [functions.index(name) for name in _POOL_FUNCTIONS if name in functions]
+
+
 @functools.cache
 def _known_interface() -> bool:
-    """Whether XLA's call frames are those that xla_handlers reads."""
-    header = pathlib.Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    """Whether XLA's structures are those that xla_handlers reads."""
+    path = pathlib.Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
     try:
-        version = interface_version(header.read_text(encoding="utf-8"))
+        header = path.read_text(encoding="utf-8")
     except OSError:
         return False
-    return len(version) == 2 and (_OLDEST_INTERFACE <= version <= _NEWEST_INTERFACE)
+    version = interface_version(header)
+    tried = len(version) == 2 and (_OLDEST_INTERFACE <= version <= _NEWEST_INTERFACE)
+    return tried and _pool_places(header) == xla_handlers.POOL_FUNCTIONS
 
 
 def callable_here() -> bool:

@@ -25,7 +25,9 @@ from pinsage_jax.model import pointers
 _FRAME_WORDS, _EXTENSION, _API, _CONTEXT = 15, 1, 2, 3
 _NUM_ARGS, _ARGS, _NUM_RETS, _RETS = 7, 9, 12, 14
 _BUFFER_WORDS, _DATA, _RANK, _DIMS = 6, 3, 4, 5
-_SCHEDULE, _NUM_THREADS, _API_WORDS = 17, 18, 19
+_FUNCTIONS, _SCHEDULE, _NUM_THREADS, _API_WORDS = 6, 17, 18, 19
+# Places of the thread pool's functions, to schedule a task and to count threads, among all.
+POOL_FUNCTIONS = [_SCHEDULE - _FUNCTIONS, _NUM_THREADS - _FUNCTIONS]
 _METADATA_EXTENSION = 1
 _HANDLER = types.voidptr(types.voidptr)
 # Words of a call in parts: who holds it, the next part, parts that are done, all parts, the
