@@ -17,9 +17,17 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-# Accumulators of a tile: with AVX-512 half of the 32 registers of 16 numbers, else 8 of 8 numbers.
-TILE_COLUMNS = 16
-TILE_ROWS = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 4
+
+def _rows() -> int:
+    """Rows of a tile: accumulators are half of AVX-512's 32 registers of 16 numbers, or 8 of 8."""
+    try:
+        return 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 4
+    except RuntimeError:
+        # LLVM does not know the processor.
+        return 4
+
+
+TILE_ROWS, TILE_COLUMNS = _rows(), 16
 
 
 @intrinsic
