@@ -4,7 +4,6 @@ import numba
 import numpy as np
 import pytest
 
-from pinsage_jax.inference import reduce_kernels
 from pinsage_jax.model import pooling_kernels
 from pinsage_jax.model.tiles import TILE_COLUMNS, TILE_ROWS, add_tile
 
@@ -128,7 +127,7 @@ def test_the_largest_of_all_neighbours(small_rng):
     projected, _, neighbours, weights = problem(small_rng, 40, 60, 6, 18)
     projected = np.abs(projected)
     out = np.full((60, 18), np.nan, np.float32)
-    reduce_kernels.max_rows(projected, neighbours, weights, out)
+    pooling_kernels.max_rows(projected, neighbours, weights, out)
     for row in range(60):
         named = neighbours[row][weights[row] > 0]
         expected = projected[named].max(axis=0) if len(named) else np.zeros(18)

@@ -129,7 +129,7 @@ def reduce_lists(
     """
     ids, weights = np.ascontiguousarray(ids), np.ascontiguousarray(weights)
     if pooling == "max":
-        reduce_kernels.max_rows(sent, ids, weights, out)
+        pooling_kernels.max_rows(sent, ids, weights, out)
     else:
         # Sent already with its bias and ReLU, which is itself again after another.
         no_bias = np.zeros(sent.shape[1], np.float32)

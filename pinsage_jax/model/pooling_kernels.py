@@ -100,6 +100,28 @@ def weighted_rows(projected, bias, neighbours, weights, begin, out):
 
 
 @njit(nogil=True, cache=True)
+def max_rows(projected, neighbours, weights, out):
+    """out[i] = the maximum of the rows of `projected` that have a weight; no entry is below 0.
+
+    Args:
+      projected, neighbours, weights: as in `weighted_rows`; out: float32 [S, M] output.
+    """
+    width, listed = neighbours.shape[1], neighbours.reshape(neighbours.size)
+    for row in range(out.shape[0]):
+        best = out[row]
+        for column in range(best.shape[0]):
+            best[column] = 0.0
+        for rank in range(width):
+            ahead = row * width + rank + _AHEAD
+            _ask_for_rows(projected, listed, ahead, ahead + 1)
+            node, weight = _entry(neighbours, weights, row, rank)
+            if weight > 0.0:
+                sent = projected[node]
+                for column in range(best.shape[0]):
+                    best[column] = max(best[column], sent[column])
+
+
+@njit(nogil=True, cache=True)
 def turned_lists(neighbours, weights, starts, rows, masses):
     """Lists by the node that is named: a counting sort of all entries with a weight.
 
@@ -258,6 +280,15 @@ def _share(rows, part, parts):
     return rows * part // parts, rows * (part + 1) // parts
 
 
+@njit(nogil=True, cache=True)
+def _of_returned(operands):
+    """What `returned_rows` and `returned_products` have alike: up to `lists`."""
+    projected, bias = _matrix(operands, 1, np.float32), _vector(operands, 2, np.float32)
+    starts, rows = _vector(operands, 4, np.int32), _vector(operands, 5, np.int32)
+    lists = starts, rows, _vector(operands, 6, np.float32)
+    return projected, bias, _matrix(operands, 3, np.float32), lists
+
+
 def works() -> dict[str, int]:
     """What XLA's calls do, as C functions for xla_handlers: names and addresses.
 
@@ -293,21 +324,16 @@ def works() -> dict[str, int]:
     def returned(operands, part, parts):
         out = _matrix(operands, 7, np.float32)
         begin, end = _share(out.shape[0], part, parts)
-        projected, bias = _matrix(operands, 1, np.float32), _vector(operands, 2, np.float32)
-        starts, rows = _vector(operands, 4, np.int32), _vector(operands, 5, np.int32)
-        lists = starts, rows, _vector(operands, 6, np.float32)
-        cotangents = _matrix(operands, 3, np.float32)
+        projected, bias, cotangents, lists = _of_returned(operands)
         returned_rows(projected, bias, cotangents, lists, begin, out[begin:end])
         return 0
 
     @cfunc(_WORK, cache=True)
     def products(operands, part, parts):
-        projected, bias = _matrix(operands, 1, np.float32), _vector(operands, 2, np.float32)
+        projected, bias, cotangents, lists = _of_returned(operands)
         begin, end = _share(projected.shape[0], part, parts)
-        starts, rows = _vector(operands, 4, np.int32), _vector(operands, 5, np.int32)
-        lists = starts, rows, _vector(operands, 6, np.float32)
-        cotangents, inputs = _matrix(operands, 3, np.float32), _matrix(operands, 7, np.float32)
-        all_out, size = _matrix(operands, 8, np.float32), inputs.shape[1] + 1
+        inputs, all_out = _matrix(operands, 7, np.float32), _matrix(operands, 8, np.float32)
+        size = inputs.shape[1] + 1
         out = all_out[part * size : (part + 1) * size]
         returned_products(inputs, projected, bias, cotangents, lists, begin, end, out)
         return 0
