@@ -1,4 +1,4 @@
-"""The sampling kernels again: without compilation, and compiled with bounds checks.
+"""The kernels again: without compilation, and compiled with bounds checks.
 
 Numba reads both settings when it is imported, so each runs in a process of its own,
 with a cache of its own.
@@ -50,7 +50,10 @@ def test_kernels_in_another_mode(mode, tmp_path):
             *("-m", "kernels", "-q", "-p", "no:cacheprovider"),
             *(
                 str(TESTS / f"test_{name}.py")
-                for name in ("walks", "pairs", "bounded_memory", "link_spaces", "pooling_kernels")
+                for name in (
+                    *("walks", "pairs", "bounded_memory", "link_spaces", "pooling_kernels"),
+                    "topk",
+                )
             ),
         ],
         cwd=TESTS.parent,

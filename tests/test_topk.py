@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pinsage_jax.errors import UserError
-from pinsage_jax.retrieval import topk
+from pinsage_jax.retrieval import topk, topk_kernels
 from pinsage_jax.retrieval.metrics import ranks_from_scores
 
 
@@ -102,6 +102,38 @@ def test_nothing_asked_or_offered():
     assert topk.top_k(nothing, np.ones((3, 2), np.float32), 2)[0].shape == (0, 2)
     assert topk.top_k(np.ones((1, 2), np.float32), nothing, 2)[0].tolist() == [[-1, -1]]
     assert topk.target_ranks(nothing, np.ones((3, 2), np.float32), [], []).shape == (0,)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("rows", [15, 79, 80, 200])
+@pytest.mark.parametrize("kind", ["ties", "zeros", "tiny", "below", "odd", "nothing"])
+def test_the_first_limit_leaves_out_nothing(small_rng, k, rows, kind):
+    """Scores of which many equal the k-th best, in blocks with runs and without."""
+    shape = (6, rows)
+    scores = {
+        "ties": small_rng.integers(-1, 2, shape),
+        "zeros": small_rng.choice(np.array([0.0, -0.0]), shape),
+        "tiny": small_rng.integers(-3, 4, shape) * 1e-45,
+        "below": small_rng.integers(-3, 0, shape) * 1e-38,
+        "odd": small_rng.choice(np.array([np.nan, -np.inf, np.inf, 2.0, 1.0]), shape),
+        "nothing": np.full(shape, -np.inf),
+    }[kind].astype(np.float32)
+    cut = rows // 2
+    keys = np.empty((6, topk_kernels.room(k)), np.uint64)
+    state = keys, np.zeros(6, np.int64), np.full(6, -np.inf, np.float32)
+    # What lies behind the columns that count is higher than all of them.
+    padded = np.concatenate([scores[:, :cut], np.full((6, 40), 9, np.float32)], axis=1)
+    topk_kernels.keep_best(padded, cut, 100, k, *state)
+    topk_kernels.keep_best(scores[:, cut:], rows - cut, 100 + cut, k, *state)
+    best, ids = np.empty((6, k), np.float32), np.empty((6, k), np.int32)
+    topk_kernels.sort_best(*state[:2], k, best, ids)
+    for row, line in enumerate(scores):
+        enter = [column for column in range(rows) if line[column] > -np.inf]
+        wanted = sorted(enter, key=lambda column: (-line[column], column))[:k]
+        padding = [-1] * (k - len(wanted))
+        assert ids[row].tolist() == [100 + column for column in wanted] + padding
+        assert best[row, : len(wanted)].tolist() == line[wanted].tolist()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

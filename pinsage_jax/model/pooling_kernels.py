@@ -93,6 +93,8 @@ def weighted_rows(projected, bias, neighbours, weights, begin, out):
                     + w3 * _relu(p3[column] + shift)
                 )
         for rest in range(whole, width):
+            ahead = row * width + rest + _AHEAD
+            _ask_for_rows(projected, listed, ahead, ahead + 1)
             node, weight = _entry(neighbours, weights, row, rest)
             sent = projected[node]
             for column in range(total.shape[0]):

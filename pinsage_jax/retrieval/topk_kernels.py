@@ -3,7 +3,9 @@
 On a CPU XLA's top_k sorts, which costs several times the product that made the scores.
 Here one pass compares them with the worst of the best so far; few are better once some
 columns were seen.  Those are put down one after another, and when there is no room left the
-k best of them are set apart: far less work than to keep them in order all the time.
+k best of them are set apart: far less work than to keep them in order all the time.  The
+first block is cut into runs of columns: the k best runs' maxima are k scores, so nothing
+below them all is among the k best.
 
 A score and its id are one number, a key: the smaller, the higher the score, and of equal
 scores the lower the id.  Blocks come in the order of ids, so that a score equal to the worst
@@ -15,8 +17,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-# Scores compared before any is looked at alone.
-_CHUNK = 64
+# Scores compared before any is looked at alone, in two steps.
+_CHUNK, _PART = 64, 16
+# Scores a run has at least where the first block is cut into runs.
+_RUN = 4
+_SMALLEST = np.finfo(np.float32).tiny
 _LEAST_SPARE = 64
 _SIGN, _BELOW_SIGN = np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
 _U32, _LOW_32 = np.uint64(32), np.uint64(0xFFFFFFFF)
@@ -67,6 +72,27 @@ def _set_apart(keys, held, size):
 
 
 @njit(nogil=True, cache=True)
+def _first_limit(line, size, maxima, keys):
+    """What at least `size` scores of `line` are above; maxima, keys [runs] are written over.
+
+    Run r is every runs-th score from r on, so that all runs are compared at once.
+    """
+    runs = maxima.shape[0]
+    maxima[:] = line[:runs]
+    for begin in range(runs, line.shape[0] - runs + 1, runs):
+        part = line[begin : begin + runs]
+        for run in range(runs):
+            maxima[run] = part[run] if part[run] > maxima[run] else maxima[run]
+    for run in range(runs):
+        # NaN is never among the best, though it would seem to be by its bits.
+        keys[run] = _key(maxima[run] if maxima[run] == maxima[run] else -np.inf, run)
+    _set_apart(keys, runs, size)
+    reached = _score(keys[size - 1])
+    # The next number below it is enough, unless the processor takes that for zero.
+    return -_SMALLEST if abs(reached) < _SMALLEST else np.nextafter(reached, np.float32(-np.inf))
+
+
+@njit(nogil=True, cache=True)
 def keep_best(scores, columns, first, size, keys, held, limits):
     """Offers `columns` columns of every row to the row's keys.
 
@@ -77,9 +103,15 @@ def keep_best(scores, columns, first, size, keys, held, limits):
         first 0; limits: float32 [q], what a score must be above, at first -inf.
     """
     full = keys.shape[1] - _CHUNK
+    # Of that many runs a quarter have a maximum above the limit: 1.15 k scores in all.
+    runs = 4 * size
+    worthwhile = _RUN * runs <= columns
+    maxima, chosen = np.empty(runs, np.float32), np.empty(runs, np.uint64)
     for row in range(scores.shape[0]):
         line, own, limit = scores[row], keys[row], limits[row]
         used = np.uint64(held[row])
+        if used == 0 and worthwhile:
+            limit = max(limit, _first_limit(line[:columns], size, maxima, chosen))
         for begin in range(0, columns, _CHUNK):
             end = min(begin + _CHUNK, columns)
             if end - begin == _CHUNK:
@@ -89,9 +121,17 @@ def keep_best(scores, columns, first, size, keys, held, limits):
                     better += np.int32(chunk[place] > limit)
                 if better == 0:
                     continue
-            for column in range(begin, end):
-                own[used] = _key(line[column], first + column)
-                used += np.uint64(line[column] > limit)
+            for part in range(begin, end, _PART):
+                stop = min(part + _PART, end)
+                if stop - part == _PART:
+                    some, better = line[part:stop], np.int32(0)
+                    for place in range(_PART):
+                        better += np.int32(some[place] > limit)
+                    if better == 0:
+                        continue
+                for column in range(part, stop):
+                    own[used] = _key(line[column], first + column)
+                    used += np.uint64(line[column] > limit)
             if used >= full:
                 _set_apart(own, np.int64(used), size)
                 used = np.uint64(size)
