@@ -1,6 +1,8 @@
 """Layer-wise embedding against the sampled path, and the export's round trip."""
 
 import dataclasses
+import gc
+import weakref
 import zlib
 
 import numpy as np
@@ -14,6 +16,7 @@ from pinsage_jax import files
 from pinsage_jax.config import EmbedConfig
 from pinsage_jax.graph.ids import IdTable
 from pinsage_jax.inference import export, layerwise
+from pinsage_jax.inference.layer_tables import ScratchTables
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.model.pinsage import PinSage
 
@@ -140,6 +143,28 @@ def test_every_node_is_computed_once_per_layer(monkeypatch):
     embedded(run, random_params(run.model, run.inputs.dim))
     assert set(rows) == {40}
     assert len(rows) <= 2 * run.model.num_layers + 1
+
+
+def test_tables_are_freed_at_once():
+    """Not when a collector of cycles comes by: they may be most of what a process holds."""
+    held = []
+
+    class Watched(ScratchTables):
+        def filled(self, *arguments, **named):
+            table = super().filled(*arguments, **named)
+            held.append(weakref.ref(table))
+            return table
+
+    run = make_run(features=FEATURES, links=2)
+    params = random_params(run.model, run.inputs.dim)
+    gc.collect()
+    gc.disable()
+    try:
+        embedded(run, params, tables=Watched())
+        assert len(held) > run.model.num_layers
+        assert not any(table() is not None for table in held)
+    finally:
+        gc.enable()
 
 
 def test_bfloat16_and_float16_features_embed():

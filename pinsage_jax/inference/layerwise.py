@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -105,72 +105,109 @@ def embed_all(
       float32 [N, Z], or [RK, Z].
     """
     sizes = sizes or (len(neighbours),) * (config.num_layers + 1)
-    tables = tables or ScratchTables()
-    stages = Stages(config, params)
+    total = sum(sizes[:-1]) + sum(sizes[1:]) or sizes[0]
     every = np.arange(sizes[0], dtype=np.int32) if node_ids is None else node_ids
+    with Progress(total, "row", "embedding", quiet=quiet) as progress:
+        whole = _Pass(
+            Stages(config, params),
+            inputs,
+            every,
+            (neighbours, weights),
+            sizes,
+            tables or ScratchTables(),
+            _Work(block, threads, progress, adjust),
+        )
+        return whole.output(config.num_layers)
 
-    @functools.lru_cache(maxsize=1)
-    def read_features(begin: int, end: int) -> np.ndarray:
-        return inputs.gather(every[begin:end])
 
-    def read_ids(begin: int, end: int) -> np.ndarray:
-        return every[begin:end]
+class _Work(NamedTuple):
+    """How a pass is done; see embed_all."""
 
-    def read_hidden(layer: int) -> Callable[[int, int], np.ndarray]:
-        """Rows of a layer's output, layer 0 being the input; made when first asked for."""
-        return read_features if layer == 0 else lambda begin, end: output(layer)[begin:end]
+    block: int
+    threads: int
+    progress: Progress
+    adjust: Adjust | None
 
-    def run(function, reads, rows: int, begin: int, end: int, out: np.ndarray) -> None:
-        # Of few rows a power of two: new items of any number share some compiled shapes.
-        size = min(block, 1 << max(rows - 1, 0).bit_length())
-        _in_blocks(function, reads, (begin, end), size, out, progress)
 
-    def sent(layer: int) -> np.ndarray:
-        rows = sizes[layer - 1]
-        reads = [read_hidden(layer - 1), read_ids]
-        fill = functools.partial(run, functools.partial(stages.project, layer), reads, rows)
-        return tables.filled(f"sent{layer}", (rows, config.hidden_dim), fill)
+class _Pass:
+    """One pass over a catalogue, each table made when first asked for.
 
-    def read_pooled(layer: int, begin: int, end: int) -> np.ndarray:
-        source = sent(layer)
-        pooled = np.empty((end - begin, source.shape[1]), np.float32)
-        ids, mass = neighbours[begin:end], weights[begin:end]
+    A class and no nest of functions: those would refer to each other, and tables of gigabytes
+    would wait for the collector of cycles.
+    """
 
-        def work(first: int, last: int) -> None:
-            reduce_lists(
-                config.pooling, source, ids[first:last], mass[first:last], pooled[first:last]
-            )
+    def __init__(self, stages: Stages, inputs: Inputs, nodes, lists, sizes, tables, work: _Work):
+        """Takes what embed_all was given, `nodes` int32 [R0] for every row."""
+        self._stages, self._inputs, self._nodes = stages, inputs, nodes
+        self._lists, self._sizes, self._tables, self._work = lists, sizes, tables, work
+        self._made: set[int] = set()
+        self._last_read: tuple[tuple[int, int], np.ndarray] | None = None
 
-        run_blocks(end - begin, threads, work, _REDUCE_ROWS)
-        return pooled
-
-    def output(layer: int) -> np.ndarray:
-        rows, last = sizes[layer], layer == config.num_layers
-        reads = [read_hidden(layer - 1), functools.partial(read_pooled, layer), read_features]
+    def output(self, layer: int) -> np.ndarray:
+        """A layer's output, float32 [R_layer, d]; of the last one, the vectors."""
+        config, tables = self._stages.config, self._tables
+        rows, last = self._sizes[layer], layer == config.num_layers
+        pooled = functools.partial(self._read_pooled, layer)
+        reads = [self._reader(layer - 1), pooled, self._read_features]
         function: Callable[..., jax.Array]
         if layer == 0:
-            function, reads = stages.head, [read_features]
+            function, reads = self._stages.head, [self._read_features]
         elif last:
-            function = stages.finish
+            function = self._stages.finish
         else:
-            function, reads = functools.partial(stages.combine, layer), reads[:2]
+            function, reads = functools.partial(self._stages.combine, layer), reads[:2]
 
         def fill(begin: int, end: int, out: np.ndarray) -> None:
-            run(function, reads, rows, begin, end, out)
-            if last and adjust is not None:
-                adjust(begin, end, out[begin:end])
+            self._run(function, reads, rows, begin, end, out)
+            if last and self._work.adjust is not None:
+                self._work.adjust(begin, end, out[begin:end])
 
         name, width = f"layer{layer}", config.layer_dim
         if last:
             name, width = "vectors", config.output_dim
         table = tables.filled(name, (rows, width), fill)
-        if layer not in made:
-            made.add(layer)
+        if layer not in self._made:
+            self._made.add(layer)
             tables.drop(f"sent{layer}")
             tables.drop(f"layer{layer - 1}")
         return table
 
-    made: set[int] = set()
-    total = sum(sizes[:-1]) + sum(sizes[1:]) or sizes[0]
-    with Progress(total, "row", "embedding", quiet=quiet) as progress:
-        return output(config.num_layers)
+    def _sent(self, layer: int) -> np.ndarray:
+        rows = self._sizes[layer - 1]
+        reads = [self._reader(layer - 1), self._read_ids]
+        project = functools.partial(self._stages.project, layer)
+        fill = functools.partial(self._run, project, reads, rows)
+        return self._tables.filled(f"sent{layer}", (rows, self._stages.config.hidden_dim), fill)
+
+    def _reader(self, layer: int) -> Callable[[int, int], np.ndarray]:
+        """Rows of a layer's output, layer 0 being the input; made when first asked for."""
+        if layer == 0:
+            return self._read_features
+        return lambda begin, end: self.output(layer)[begin:end]
+
+    def _read_features(self, begin: int, end: int) -> np.ndarray:
+        # The last layer reads a block twice.
+        if self._last_read is None or self._last_read[0] != (begin, end):
+            made = self._inputs.gather(self._nodes[begin:end])
+            self._last_read = (begin, end), made
+        return self._last_read[1]
+
+    def _read_ids(self, begin: int, end: int) -> np.ndarray:
+        return self._nodes[begin:end]
+
+    def _read_pooled(self, layer: int, begin: int, end: int) -> np.ndarray:
+        source, pooling = self._sent(layer), self._stages.config.pooling
+        pooled = np.empty((end - begin, source.shape[1]), np.float32)
+        ids, mass = (column[begin:end] for column in self._lists)
+
+        def work(first: int, last: int) -> None:
+            some = slice(first, last)
+            reduce_lists(pooling, source, ids[some], mass[some], pooled[some])
+
+        run_blocks(end - begin, self._work.threads, work, _REDUCE_ROWS)
+        return pooled
+
+    def _run(self, function, reads, rows: int, begin: int, end: int, out: np.ndarray) -> None:
+        # Of few rows a power of two: new items of any number share some compiled shapes.
+        size = min(self._work.block, 1 << max(rows - 1, 0).bit_length())
+        _in_blocks(function, reads, (begin, end), size, out, self._work.progress)
