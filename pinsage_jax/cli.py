@@ -183,6 +183,12 @@ def config_from_flags(flag_values: flags.FlagValues) -> Config:
     return from_values(Config, {name: value for name, value in values.items() if name in known})
 
 
+def free_global_flags() -> None:
+    """Lets libraries read the global flags, which are theirs, at their defaults."""
+    flags.FLAGS.mark_as_parsed()
+    flags.FLAGS["logtostderr"].value = True
+
+
 def help_text(flag_values: flags.FlagValues, full: bool) -> str:
     """The answer to --help and, with `full`, to --helpfull."""
     groups = [_RUN_GROUP]

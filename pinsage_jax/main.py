@@ -1,7 +1,5 @@
 """The program: flags to settings, one run per workdir, and the stage that --mode names.
 
-  python -m pinsage_jax.main --flagfile=experiments/pinterest_like.flags
-
 Exit codes, the same of all processes of one run: 0 done, 1 a bug of ours (with its
 traceback), 2 something to correct (one sentence on stderr), 130 SIGINT, 143 SIGTERM.
 """
@@ -30,9 +28,7 @@ def main(argv: list[str]) -> int:
             print(cli.help_text(flag_values, full=flag_values.helpfull))
             return 0
         config = cli.config_from_flags(flag_values)
-        # The global flags are those of libraries, which may read them once parsed.
-        flags.FLAGS.mark_as_parsed()
-        flags.FLAGS["logtostderr"].value = True
+        cli.free_global_flags()
         logs.set_up(flag_values.verbosity)
         for name in overruled:
             logging.warning("--%s before --flagfile has no effect; put it after.", name)
@@ -47,7 +43,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output (head, less) has gone; let the exit not trip over it.
+        # The reader of our output (head, less) has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 

@@ -15,36 +15,39 @@ ROOT = pathlib.Path(pinsage_jax.__file__).parent
 
 # Data flows down this list, and a line imports only from lines above it and itself.
 ORDER = (
-    ("errors",),
-    ("cache_lines", "files", "memory", "progress", "lines", "logs", "interrupts", "options"),
-    ("costs",),
+    ("core", "errors", "cache_lines", "files", "memory", "progress", "lines", "logs"),
+    ("interrupts", "costs", "workdir"),
     (
-        "config",
-        "config_cluster",
-        "config_data",
-        "config_hosts",
-        "config_serve",
-        "config_search",
-        "config_tools",
+        "config", "options", "config_cluster", "config_data", "config_hosts", "config_serve",
+        "config_search", "config_tools", "library", "api",
     ),
-    ("library", "workdir"),
-    ("hosts",),
+    ("distributed", "hosts", "parallel", "cpu"),
+    ("data",),
+    ("synthetic",),
     ("graph",),
+    ("catalog",),
     ("sampling",),
     ("batching",),
     ("model",),
-    ("parallel",),
     ("training",),
     ("inference",),
-    ("cluster",),
+    ("export",),
     ("retrieval",),
+    ("evaluation",),
+    ("recommend",),
     ("reporting",),
-    ("ablation", "ablation_table", "checkup", "embedding_stage", "update_stage"),
+    ("cluster", "spark", "ablation", "ablation_table", "checkup", "doctor"),
+    ("embedding_stage", "update_stage"),
     ("serving",),
     ("stages",),
     ("cli",),
     ("main",),
-)
+)  # fmt: skip
+# Imports that still point up the list: the carvings end them.
+UPWARD: frozenset[tuple[str, str]] = frozenset({
+    # begin
+    # end
+})  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # Host code: it runs in threads beside the device and is tested without it.
 WITHOUT_JAX = (
@@ -128,7 +131,8 @@ def direction_complaints(name: str, tree: ast.Module, modules: dict[str, ast.Mod
     return [
         f"{name} imports {other}"
         for other in sorted(own_imports(tree, modules))
-        if other.split(".")[0] not in RANK or RANK[other.split(".")[0]] > RANK[here]
+        if (name, other) not in UPWARD
+        and (other.split(".")[0] not in RANK or RANK[other.split(".")[0]] > RANK[here])
     ]
 
 
@@ -322,14 +326,14 @@ def test_the_import_rules_bite():
         "graph": '"""G."""',
         "graph.csr": "from pinsage_jax.sampling.walks import walk",
         "sampling": '"""S."""',
-        "sampling.walks": "def walk():\n  from pinsage_jax import parallel",
-        "parallel": "import jax.numpy as jnp",
+        "sampling.walks": "def walk():\n  from pinsage_jax import training",
+        "training": "import jax.numpy as jnp",
         "odd": "import os",
     }
     modules = {name: ast.parse(source) for name, source in sources.items()}
     complaints = {n: direction_complaints(n, tree, modules) for n, tree in modules.items()}
     assert complaints["graph.csr"] == ["graph.csr imports sampling.walks"]
-    assert complaints["sampling.walks"] == ["sampling.walks imports parallel"]
+    assert complaints["sampling.walks"] == ["sampling.walks imports training"]
     assert complaints["odd"] == ["odd has no place in ORDER"]
-    assert jax_complaints("graph.csr", modules) == ["graph.csr reaches parallel, which imports jax"]
+    assert jax_complaints("graph.csr", modules) == ["graph.csr reaches training, which imports jax"]
     assert jax_complaints("graph", modules) == []
