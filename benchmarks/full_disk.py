@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from pinsage_jax import files
+from pinsage_jax.core import files
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _ENOUGH = "256m"

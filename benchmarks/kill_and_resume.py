@@ -27,8 +27,8 @@ import time
 
 import jax
 
-from pinsage_jax import files
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.leaf_paths import by_path, nested
 

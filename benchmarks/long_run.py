@@ -32,8 +32,9 @@ from absl import flags
 from scipy import stats
 
 from benchmarks import processes
-from pinsage_jax import cli, logs, stages
+from pinsage_jax import cli, stages
 from pinsage_jax.config import Config, TrainConfig
+from pinsage_jax.core import logging_setup
 
 _FLAGFILE = pathlib.Path(__file__).resolve().parent.parent / "experiments" / "pinterest_like.flags"
 _VALIDATE_EVERY = 500
@@ -222,7 +223,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     folder = pathlib.Path(options.out).resolve() / "long_run"
     shutil.rmtree(folder, ignore_errors=True)
     config = settings(folder, options)
-    logs.set_up("warning")
+    logging_setup.set_up("warning")
     stages.prepare(config)
     seconds, between = 60 * options.minutes, options.sample_seconds
     if options.quick:

@@ -13,8 +13,9 @@ import time
 import numpy as np
 from absl import flags
 
-from pinsage_jax import cli, logs
+from pinsage_jax import cli
 from pinsage_jax.config import Config
+from pinsage_jax.core import logging_setup
 from pinsage_jax.graph import synthetic
 from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.sampling.store import NeighbourhoodSource
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> None:
     values = flags.FlagValues()
     cli.define_flags(values)
     cli.parse_flags(values, ["scale_stages", *argv[2:]])
-    logs.set_up("info")
+    logging_setup.set_up("info")
     {"generate": generate, "sample": sample}[argv[1]](cli.config_from_flags(values))
 
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pinsage_jax.config import Config
-    from pinsage_jax.errors import UserError
+    from pinsage_jax.core.errors import UserError
     from pinsage_jax.library import settings
     from pinsage_jax.stages import (
         compare,
@@ -59,7 +59,7 @@ __all__ = [
     "train",
 ]
 
-_ELSEWHERE = {"Config": "config", "settings": "library", "UserError": "errors"}
+_ELSEWHERE = {"Config": "config", "settings": "library", "UserError": "core.errors"}
 
 
 def __getattr__(name: str) -> Any:

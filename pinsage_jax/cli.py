@@ -27,7 +27,7 @@ from typing import Any
 from absl import flags
 
 from pinsage_jax.config import Config
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.options import from_values, option
 
 # Each mode is the function of that name in stages.py.

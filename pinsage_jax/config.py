@@ -33,7 +33,7 @@ from pinsage_jax.config_tools import (
     StoreConfig,
     UpdateConfig,
 )
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.options import Checked, option
 
 

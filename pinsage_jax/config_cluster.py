@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.options import Checked, option
 
 

@@ -16,10 +16,11 @@ import jax
 import numpy as np
 from absl import logging
 
-from pinsage_jax import __version__, files
+from pinsage_jax import __version__
 from pinsage_jax.cluster.embed import embed_on_spark
 from pinsage_jax.config import Config
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.additions import read_additions
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.features import FeatureTransform

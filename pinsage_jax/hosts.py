@@ -27,9 +27,10 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-from pinsage_jax import lines, workdir
+from pinsage_jax import lines
 from pinsage_jax.config_hosts import HostsConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import workdir
+from pinsage_jax.core.errors import UserError
 
 T = TypeVar("T")
 

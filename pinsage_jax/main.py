@@ -13,9 +13,10 @@ import sys
 
 from absl import flags, logging
 
-from pinsage_jax import cli, hosts, interrupts, logs, memory, workdir
+from pinsage_jax import cli, hosts, memory
 from pinsage_jax.config import Config
-from pinsage_jax.errors import UserError, on_one_line
+from pinsage_jax.core import logging_setup, signals, workdir
+from pinsage_jax.core.errors import UserError, on_one_line
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> int:
             return 0
         config = cli.config_from_flags(flag_values)
         cli.free_global_flags()
-        logs.set_up(flag_values.verbosity)
+        logging_setup.set_up(flag_values.verbosity)
         for name in overruled:
             logging.warning("--%s before --flagfile has no effect; put it after.", name)
         held = (
@@ -50,20 +51,21 @@ def main(argv: list[str]) -> int:
 
 def _run_stage(config: Config, together: hosts.Together) -> int:
     memory.one_heap()
-    interrupts.install()
+    signals.install()
     try:
         # JAX takes seconds to load: only now, so that wrong flags are told at once.
-        from pinsage_jax import files, stages
+        from pinsage_jax import stages
+        from pinsage_jax.core import files
 
         if hosts.is_writer():
             files.remove_leftovers(config.workdir)
-        with contextlib.suppress(interrupts.Stopped):
-            interrupts.raise_if_stopped()
+        with contextlib.suppress(signals.Stopped):
+            signals.raise_if_stopped()
             getattr(stages, config.mode)(config)
         sys.stdout.flush()
-        return together.leave(interrupts.exit_code())
+        return together.leave(signals.exit_code())
     finally:
-        interrupts.restore()
+        signals.restore()
 
 
 def run() -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 
 
 def option(

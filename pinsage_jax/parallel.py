@@ -50,7 +50,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from pinsage_jax import hosts, lines
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.memory import keep_freed_memory
 
 AXIS_NAME = "devices"
@@ -74,7 +74,7 @@ def connect() -> None:
     if together.index:
         host, port = "127.0.0.1", lines.relay(host, port)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # It would take SIGTERM away from interrupts.py.
+    # It would take SIGTERM away from core/signals.py.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         f"{_bracketed(host)}:{port}",

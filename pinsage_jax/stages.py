@@ -15,12 +15,15 @@ import numpy as np
 from absl import logging
 from threadpoolctl import threadpool_limits
 
-from pinsage_jax import ablation, files, hosts
+from pinsage_jax import ablation, hosts
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.checkup.doctor import examine
 from pinsage_jax.cluster.graph_tables import write_graph_tables
 from pinsage_jax.config import Config
-from pinsage_jax.costs import Costs
+from pinsage_jax.core import files
+from pinsage_jax.core.costs import Costs
+from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.signals import raise_if_stopped, stop_everywhere
 from pinsage_jax.embedding_stage import (
     embed_catalogue,
     embed_over,
@@ -30,7 +33,6 @@ from pinsage_jax.embedding_stage import (
     open_new_items,
     split_of,
 )
-from pinsage_jax.errors import UserError
 from pinsage_jax.graph import split_tables
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import Prepared, open_prepared
@@ -38,7 +40,6 @@ from pinsage_jax.graph.prepare import prepare as prepare_tables
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.inference import export
 from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of
-from pinsage_jax.interrupts import raise_if_stopped, stop_everywhere
 from pinsage_jax.parallel import connect, make_devices
 from pinsage_jax.reporting import comparison, figures
 from pinsage_jax.reporting.explorer import write_explorer

@@ -13,8 +13,9 @@ from typing import Any
 
 from absl import logging
 
-from pinsage_jax import files
 from pinsage_jax.config import Config
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.embedding_stage import (
     about_run,
     as_exported,
@@ -24,7 +25,6 @@ from pinsage_jax.embedding_stage import (
     restored,
     split_of,
 )
-from pinsage_jax.errors import UserError
 from pinsage_jax.graph.changes import read_changes, write_changed
 from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.inference import export

@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 from small_catalogue import make_config, make_prepared, random_graph
 
-from pinsage_jax import ablation, cli, files, stages
+from pinsage_jax import ablation, cli, stages
 from pinsage_jax.config import (
     Config,
     EmbedConfig,
@@ -22,9 +22,10 @@ from pinsage_jax.config import (
     WorldConfig,
 )
 from pinsage_jax.config_tools import AblateConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.signals import Stopped
 from pinsage_jax.graph.split import ValidationSplit, validation_split
-from pinsage_jax.interrupts import Stopped
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Schedule
 

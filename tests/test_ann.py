@@ -15,7 +15,7 @@ from pinsage_jax import stages
 from pinsage_jax.config import EmbedConfig
 from pinsage_jax.config_search import SearchConfig
 from pinsage_jax.config_tools import RecommendConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference.export import write_embeddings
 from pinsage_jax.retrieval import ann, index_table, neighbours
 from pinsage_jax.retrieval.ann import AnnSearch, Setting

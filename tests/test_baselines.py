@@ -9,7 +9,7 @@ import pytest
 from small_catalogue import make_config, random_graph
 
 from pinsage_jax.config import SamplingConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.retrieval import baselines, baselines_fusion, baselines_graph

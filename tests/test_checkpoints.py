@@ -18,7 +18,7 @@ import pytest
 from absl import logging
 
 from pinsage_jax import parallel
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.timeout(120)

@@ -16,9 +16,10 @@ from absl import flags
 
 import pinsage_jax
 from benchmarks.run import parse as benchmark_options
-from pinsage_jax import cli, files, interrupts, logs, main, workdir
+from pinsage_jax import cli, main
 from pinsage_jax.config import Config
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files, logging_setup, signals, workdir
+from pinsage_jax.core.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLAGFILES = sorted((ROOT / "experiments").glob("*.flags"))
@@ -62,7 +63,7 @@ def stage(monkeypatch):
     monkeypatch.setitem(sys.modules, "pinsage_jax.stages", fake)
     monkeypatch.setattr(pinsage_jax, "stages", fake, raising=False)
     # The handlers of this process belong to pytest.
-    monkeypatch.setattr(logs, "set_up", lambda verbosity: None)
+    monkeypatch.setattr(logging_setup, "set_up", lambda verbosity: None)
     return fake
 
 
@@ -527,18 +528,18 @@ def test_the_second_signal_ends_at_once(tmp_path, number):
 
 def test_signals_go_back_to_whoever_had_them():
     before = signal.getsignal(signal.SIGTERM)
-    interrupts.install()
+    signals.install()
     try:
-        assert not interrupts.stop_requested() and interrupts.exit_code() == 0
-        interrupts.raise_if_stopped()
+        assert not signals.stop_requested() and signals.exit_code() == 0
+        signals.raise_if_stopped()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupts.stop_requested() and interrupts.exit_code() == 143
-        with pytest.raises(interrupts.Stopped):
-            interrupts.raise_if_stopped()
+        assert signals.stop_requested() and signals.exit_code() == 143
+        with pytest.raises(signals.Stopped):
+            signals.raise_if_stopped()
     finally:
-        interrupts.restore()
+        signals.restore()
     assert signal.getsignal(signal.SIGTERM) == before
-    assert not interrupts.stop_requested()
+    assert not signals.stop_requested()
 
 
 # Messages.

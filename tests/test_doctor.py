@@ -13,7 +13,7 @@ from pinsage_jax.checkup import doctor, graph_checks, probe
 from pinsage_jax.checkup.table_checks import spelled_alike
 from pinsage_jax.config import Config, DataConfig
 from pinsage_jax.config_tools import DoctorConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 
 
 def write(path, header, rows):

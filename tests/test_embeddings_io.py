@@ -7,7 +7,7 @@ import pytest
 from small_catalogue import make_prepared, random_graph
 
 from pinsage_jax.config import EmbedConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference.export import write_embeddings
 from pinsage_jax.retrieval import embeddings_io
 from pinsage_jax.retrieval.embeddings_io import load_embeddings

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from small_catalogue import make_config, make_prepared, random_graph
 
-from pinsage_jax import files, stages
-from pinsage_jax.errors import UserError
+from pinsage_jax import stages
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.retrieval import metrics

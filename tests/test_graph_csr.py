@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from pinsage_jax import files
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
 

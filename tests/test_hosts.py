@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from small_worlds import make_run
 
-from pinsage_jax import files, hosts, lines
+from pinsage_jax import hosts, lines
 from pinsage_jax.config_hosts import HostsConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.divergence import keep_batch
 from pinsage_jax.training.leaf_paths import by_path, nested

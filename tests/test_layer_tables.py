@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from small_worlds import make_run, random_params
 
-from pinsage_jax import interrupts
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import signals
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference.encoder import list_rows, split_lists, tabled_lists
 from pinsage_jax.inference.layer_tables import KeptTables, ScratchTables
 from pinsage_jax.inference.layerwise import embed_all
@@ -83,11 +83,11 @@ def test_a_stopped_run_keeps_its_shards(tmp_path, monkeypatch):
 
     def stopping(begin, end, out):
         fill(begin, end, out)
-        monkeypatch.setattr(interrupts, "_received", signal.SIGINT if begin == 14 else None)
+        monkeypatch.setattr(signals, "_received", signal.SIGINT if begin == 14 else None)
 
-    with pytest.raises(interrupts.Stopped):
+    with pytest.raises(signals.Stopped):
         KeptTables(tmp_path, SHARD).filled("vectors", (ROWS, 3), stopping)
-    monkeypatch.setattr(interrupts, "_received", None)
+    monkeypatch.setattr(signals, "_received", None)
     again = Recorded()
     fill_all(tmp_path, again)
     assert (fill.asked, again.asked) == ([0, 7, 14], EVERY[3:])

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import pinsage_jax
-from pinsage_jax import cli, config, errors, library, stages
-from pinsage_jax.errors import UserError
+from pinsage_jax import cli, config, library, stages
+from pinsage_jax.core import errors
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.retrieval.neighbours import Related
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -19,10 +19,11 @@ from small_catalogue import make_prepared, random_graph
 from small_texts import link_vectors, random_texts, text_transform
 from small_worlds import unit_features
 
-from pinsage_jax import files, stages
+from pinsage_jax import stages
 from pinsage_jax.config import DataConfig
 from pinsage_jax.config_tools import NewItemsConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.additions import Additions, extend, read_additions
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.features import FeatureTransform

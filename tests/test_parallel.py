@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from pinsage_jax import parallel
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pinsage_jax.config import Config, DataConfig, WorldConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import features, prepare, synthetic, tables
 from pinsage_jax.graph.pairs_table import read_pairs
 from pinsage_jax.graph.prepare import open_prepared

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pinsage_jax.config import Config, DataConfig, PruneConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import prepare
 from pinsage_jax.graph.pruning import edges_wanted, kept_edges, without_edges

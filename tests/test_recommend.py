@@ -16,7 +16,7 @@ from pinsage_jax.config import (
     SamplingConfig,
     SplitConfig,
 )
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import prepare

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from hostile_world import HOSTILE, ITEMS, small_config, small_embeddings, small_world
 
-from pinsage_jax import files, stages
+from pinsage_jax import stages
 from pinsage_jax.config import EvalConfig, ModelConfig, TrainConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.reporting import example_section, figures, page, run_sections, space
 from pinsage_jax.reporting.report import REPORT_FILE, write_report
 from pinsage_jax.reporting.sources import read_source, with_saved

@@ -18,8 +18,9 @@ import pytest
 from fuzz_tables import HOSTILE
 from test_structure import pickle_complaints
 
-from pinsage_jax import files, main
-from pinsage_jax.errors import UserError
+from pinsage_jax import main
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -15,12 +15,13 @@ from embedded_catalogue import embedded_catalogue, vector_text, write_csv
 from fastapi.testclient import TestClient
 from hostile_world import ITEMS, small_config, small_embeddings, small_world
 
-from pinsage_jax import files, stages
+from pinsage_jax import stages
 from pinsage_jax.config import Config
 from pinsage_jax.config_serve import ServeConfig
 from pinsage_jax.config_tools import NewItemsConfig
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.embedding_stage import open_new_items
-from pinsage_jax.errors import UserError
 from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.reporting.sources import exported_source, read_source
 from pinsage_jax.retrieval import ann

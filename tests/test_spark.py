@@ -30,7 +30,7 @@ from pinsage_jax.config import (
     PruneConfig,
     SamplingConfig,
 )
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import prepare
 from pinsage_jax.inference.encoder import Encoder

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pinsage_jax import files
 from pinsage_jax.config import Config, DataConfig, SplitToolConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import leaks, split_tables
 from pinsage_jax.graph.ids import IdTable
 from pinsage_jax.graph.prepare import prepare

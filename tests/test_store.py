@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from small_worlds import make_run, nasty_graph, random_params
 
-from pinsage_jax import interrupts
 from pinsage_jax.config import Config, DataConfig, SamplingConfig
 from pinsage_jax.config_tools import StoreConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import signals
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.sampling import kernels, shards, store
@@ -117,13 +117,13 @@ def test_a_stopped_build_keeps_its_shards(tmp_path, monkeypatch):
 
     def make(begin, end):
         asked.append(begin)
-        monkeypatch.setattr(interrupts, "_received", signal.SIGINT if begin == 10 else None)
+        monkeypatch.setattr(signals, "_received", signal.SIGINT if begin == 10 else None)
         return made(begin, end)
 
-    with pytest.raises(interrupts.Stopped):
+    with pytest.raises(signals.Stopped):
         ShardedTable(tmp_path, 32, 3, make, 5)
     assert asked == [0, 5, 10]
-    monkeypatch.setattr(interrupts, "_received", None)
+    monkeypatch.setattr(signals, "_received", None)
     again = Recorded()
     assert_whole(ShardedTable(tmp_path, 32, 3, again, 5), 32)
     assert again.asked[0] == (15, 20)

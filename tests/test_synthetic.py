@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pinsage_jax.config import WorldConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import synthetic, synthetic_truth
 
 SMALL = WorldConfig(

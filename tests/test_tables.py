@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import columns, ids, tables
 from pinsage_jax.graph.ids import IdTable, UniqueIds
 from pinsage_jax.graph.tables import iter_batches, open_table

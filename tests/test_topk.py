@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.retrieval import topk, topk_kernels
 from pinsage_jax.retrieval.metrics import ranks_from_scores
 

@@ -8,9 +8,9 @@ import sys
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from pinsage_jax import costs as costing
-from pinsage_jax.costs import COSTS_FILE, Costs
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import costs as costing
+from pinsage_jax.core.costs import COSTS_FILE, Costs
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.training.events import FOLDER, Events
 from pinsage_jax.training.log import MetricsLog
 

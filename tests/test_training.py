@@ -28,7 +28,7 @@ from pinsage_jax.config import (
     TrainConfig,
     WorldConfig,
 )
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints

@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from test_new_items import catalogue, vector_text, write_csv  # noqa: F401
 
-from pinsage_jax import files, stages
+from pinsage_jax import stages
 from pinsage_jax.config import EmbedConfig
 from pinsage_jax.config_search import SearchConfig
 from pinsage_jax.config_tools import UpdateConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.inference import layerwise, updating
 from pinsage_jax.retrieval.embeddings_io import load_embeddings

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
-from pinsage_jax import files
 from pinsage_jax.cluster.session import partitions, spark_session
 from pinsage_jax.cluster.walks import neighbour_lists
 from pinsage_jax.config import Config
 from pinsage_jax.config_cluster import PruneConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -19,7 +19,7 @@ from absl import logging
 
 import pinsage_jax
 from pinsage_jax.config_cluster import ClusterConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

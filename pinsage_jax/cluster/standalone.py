@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 
 _HOST = "127.0.0.1"
 _SECONDS_TO_START = 180.0

@@ -18,7 +18,7 @@ import pyarrow as pa
 from absl import logging
 
 from pinsage_jax.config import DataConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import columns as column_values
 from pinsage_jax.graph.columns import Where, shown_id
 from pinsage_jax.graph.csr import Graph

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pinsage_jax import files
 from pinsage_jax.config import DataConfig
 from pinsage_jax.config_tools import UpdateConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.additions import (
     collection_rows,

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 
 Where = Callable[[int], str]
 

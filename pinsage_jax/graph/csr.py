@@ -20,8 +20,8 @@ import pathlib
 
 import numpy as np
 
-from pinsage_jax import files
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import build_kernels as kernels
 
 _MANIFEST = "manifest.json"

@@ -16,14 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pinsage_jax import files
 from pinsage_jax.config import DataConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph import columns as column_values
 from pinsage_jax.graph.columns import shown_id
 from pinsage_jax.graph.ids import IdTable, UniqueIds
 from pinsage_jax.graph.tables import Batch, Table, holds_integers, iter_batches
-from pinsage_jax.progress import Progress
 
 _GROUP_ROWS = 1 << 24
 _GROUP_BYTES = 1 << 28

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import columns as column_values
 from pinsage_jax.graph import text as text_vectors
 from pinsage_jax.graph.columns import Where

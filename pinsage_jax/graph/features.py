@@ -26,15 +26,15 @@ import numpy as np
 import pyarrow as pa
 from absl import logging
 
-from pinsage_jax import files
 from pinsage_jax.config import DataConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph import columns as column_values
 from pinsage_jax.graph import feature_blocks as blocks
 from pinsage_jax.graph import text as text_vectors
 from pinsage_jax.graph.columns import Where, shown_id
 from pinsage_jax.graph.tables import Batch, Table, iter_batches
-from pinsage_jax.progress import Progress
 
 FEATURES_FILE, WORDS_FILE = "features.npy", "words.npy"
 _TRANSFORM_FILE = "transform.json"

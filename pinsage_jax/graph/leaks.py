@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import columns as column_values
 from pinsage_jax.graph.columns import shown_id
 from pinsage_jax.graph.ids import IdTable

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from absl import logging
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import columns as column_values
 from pinsage_jax.graph.edges_table import grouped
 from pinsage_jax.graph.ids import IdTable

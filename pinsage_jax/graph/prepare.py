@@ -27,9 +27,9 @@ import numpy as np
 import pyarrow as pa
 from absl import logging
 
-from pinsage_jax import files
 from pinsage_jax.config import Config, DataConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import csr, edges_table, features, leaks, pairs_table, synthetic, tables
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.ids import IdTable, load_column, save_column

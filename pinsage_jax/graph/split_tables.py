@@ -33,9 +33,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
 
-from pinsage_jax import files
 from pinsage_jax.config import Config, SplitToolConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph import columns as column_values
 from pinsage_jax.graph import csr, edges_table, leaks, tables
 from pinsage_jax.graph.csr import Graph
@@ -45,7 +46,6 @@ from pinsage_jax.graph.pairs_table import (
     TARGET_COLUMN,
     derived_kinds,
 )
-from pinsage_jax.progress import Progress
 
 FOLDER = "split"
 TRAIN_EDGES, EVAL_PAIRS = "train_edges.parquet", "eval_pairs.parquet"

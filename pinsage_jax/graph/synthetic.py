@@ -27,11 +27,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pinsage_jax import files
 from pinsage_jax.config import WorldConfig
+from pinsage_jax.core import files
+from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph import synthetic_truth as truth
 from pinsage_jax.graph.synthetic_truth import Stream
-from pinsage_jax.progress import Progress
 
 COLD_SHARE = 0.25
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import columns as column_values
 
 BATCH_ROWS = 1 << 20

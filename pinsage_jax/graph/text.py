@@ -17,7 +17,7 @@ from absl import logging
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from pinsage_jax import files
+from pinsage_jax.core import files
 
 MAX_FITTED_ROWS = 200_000
 FILE_NAMES = ("text_terms.json", "text_idf.npy", "text_components.npy")

@@ -16,15 +16,15 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
-from pinsage_jax import files
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config import Config
+from pinsage_jax.core import files
+from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.inference.layer_tables import ScratchTables, Tables
 from pinsage_jax.inference.layerwise import Adjust, embed_all
-from pinsage_jax.progress import Progress
 from pinsage_jax.sampling import store
 from pinsage_jax.sampling.content_links import (
     MOST_CANDIDATES,

@@ -26,8 +26,8 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
-from pinsage_jax import files
-from pinsage_jax.interrupts import raise_if_stopped
+from pinsage_jax.core import files
+from pinsage_jax.core.signals import raise_if_stopped
 
 FOLDER = "layers"
 # Scratch tables that take more than this lie on disk, where there is a folder for them.

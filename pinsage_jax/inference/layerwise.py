@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from pinsage_jax import files
 from pinsage_jax.config import ModelConfig
+from pinsage_jax.core import files
+from pinsage_jax.core.progress import Progress
 from pinsage_jax.inference.layer_tables import ScratchTables, Tables
 from pinsage_jax.inference.map_reduce import Stages, reduce_lists, with_padding
-from pinsage_jax.progress import Progress
 from pinsage_jax.sampling.lists import ListColumn
 from pinsage_jax.sampling.neighbourhoods import run_blocks
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax import files
 from pinsage_jax.config import Config
-from pinsage_jax.costs import COSTS_FILE
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.costs import COSTS_FILE
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.prepare import Prepared, open_prepared
 from pinsage_jax.reporting.comparison_text import comparison_text
 from pinsage_jax.reporting.sources import Source, read_source

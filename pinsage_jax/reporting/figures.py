@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.reporting.page import Html, text
 
 COLOURS = (

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from pinsage_jax import files
 from pinsage_jax.config import Config
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference import export
 from pinsage_jax.retrieval.baseline_choice import NAMES
 from pinsage_jax.retrieval.evaluate import EVAL_FILE, MAIN, read_evaluation

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax import files
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 
 # Quantised scores are rough: so many times k are asked for, to be ordered exactly.
 _OVERFETCH = 4

@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from pinsage_jax.config import Config
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.retrieval.baselines import Baseline, Content, Popularity, Walk

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pinsage_jax import files
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.ids import IdTable
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.inference.export import FOLDER, ITEMS, MANIFEST, TRANSFORM

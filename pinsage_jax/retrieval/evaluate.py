@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from pinsage_jax import files
 from pinsage_jax.config import Config
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.graph.split import ValidationSplit

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax import files
 from pinsage_jax.config import Config
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.inference.encoder import lists_of_some, threads_of
 from pinsage_jax.retrieval.baselines import Content

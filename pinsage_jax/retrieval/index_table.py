@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from pinsage_jax import files
 from pinsage_jax.config import Config
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.inference import export
-from pinsage_jax.interrupts import raise_if_stopped
 from pinsage_jax.retrieval import ann
 from pinsage_jax.retrieval.ann import AnnSearch, Setting
 from pinsage_jax.retrieval.evaluation_table import aligned

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
 
-from pinsage_jax import files
 from pinsage_jax.config import Config, RecommendConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.retrieval import multi_interest, recommend_metrics
 from pinsage_jax.retrieval.ann import AnnSearch

@@ -19,7 +19,7 @@ import pyarrow as pa
 from absl import logging
 
 from pinsage_jax.config import DataConfig
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import edges_table, tables
 from pinsage_jax.graph.columns import shown_id
 from pinsage_jax.graph.csr import Graph

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import sparse
 
+from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.progress import Progress
 from pinsage_jax.retrieval import recommend_kernels as kernels
 from pinsage_jax.retrieval.baselines_graph import incidence
 

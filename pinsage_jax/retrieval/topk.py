@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.retrieval import topk_kernels
 from pinsage_jax.retrieval.metrics import tie_rank
 from pinsage_jax.sampling.neighbourhoods import run_blocks

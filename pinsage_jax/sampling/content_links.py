@@ -22,7 +22,7 @@ import numpy as np
 from numba import njit
 from threadpoolctl import threadpool_limits
 
-from pinsage_jax.progress import Progress
+from pinsage_jax.core.progress import Progress
 from pinsage_jax.sampling.link_spaces import space_of
 from pinsage_jax.sampling.neighbourhoods import run_blocks
 

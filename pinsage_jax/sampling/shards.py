@@ -20,9 +20,9 @@ from collections.abc import Callable
 import numpy as np
 from absl import logging
 
-from pinsage_jax import files
-from pinsage_jax.interrupts import raise_if_stopped
-from pinsage_jax.progress import Progress
+from pinsage_jax.core import files
+from pinsage_jax.core.progress import Progress
+from pinsage_jax.core.signals import raise_if_stopped
 
 SHARD_NODES = 1 << 16
 

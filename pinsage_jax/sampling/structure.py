@@ -28,8 +28,8 @@ from numba import njit
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
-from pinsage_jax import files
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling.neighbourhoods import run_blocks
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import logging
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 
 # Connections beyond these are answered 503 at once instead of waiting.
 _MOST_CONNECTIONS = 256

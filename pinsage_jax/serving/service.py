@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pinsage_jax.config import Config
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.graph.tables import Table, table_in_memory
 from pinsage_jax.inference.new_item_model import NewItemModel

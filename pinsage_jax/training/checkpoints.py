@@ -41,8 +41,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from pinsage_jax import files
-from pinsage_jax.errors import UserError
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.training import compatibility
 from pinsage_jax.training.leaf_paths import by_path, nested
 

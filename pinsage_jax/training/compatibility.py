@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 
 _MOST_DIFFERENCES = 3
 _REMEDY = "choose another --workdir, or delete that folder to train anew"

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax import files, hosts
+from pinsage_jax import hosts
 from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.core import files
 
 _IDS = ("query_ids", "target_ids", "negative_ids", "hard_ids")
 

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 
 FOLDER = "tensorboard"
 

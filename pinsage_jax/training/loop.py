@@ -30,11 +30,11 @@ from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
 from pinsage_jax.config import Config, ModelConfig, TrainConfig
-from pinsage_jax.costs import peak_memory
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.costs import peak_memory
+from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.progress import Progress
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.parallel import compile_step, make_devices, replicate, table_limit
-from pinsage_jax.progress import Progress
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.compatibility import check_same_devices

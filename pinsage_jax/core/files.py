@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 
 _TEMPORARY_MARK = ".tmp-"
 _LEFTOVER = re.compile(r"\.tmp-(old-)?\d+$")

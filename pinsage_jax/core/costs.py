@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pinsage_jax import files
+from pinsage_jax.core import files
 
 COSTS_FILE = "costs.json"
 _GIB = 2**30

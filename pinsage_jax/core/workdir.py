@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from pinsage_jax.errors import UserError
+from pinsage_jax.core.errors import UserError
 
 LOCK = ".lock"
 

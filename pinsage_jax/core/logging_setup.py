@@ -8,7 +8,7 @@ import pathlib
 
 from absl import logging
 
-_HERE = str(pathlib.Path(__file__).resolve().parent) + os.sep
+_HERE = str(pathlib.Path(__file__).resolve().parents[1]) + os.sep
 _CHATTY = ("numba", "jax", "matplotlib")
 
 
