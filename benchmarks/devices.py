@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from benchmarks.end_to_end import WARM_UP, Training, bipartite, settings
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.parallel import device_count
 

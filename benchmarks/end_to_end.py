@@ -39,7 +39,7 @@ from benchmarks import dgl
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
-from pinsage_jax.config import Config, ModelConfig, SamplingConfig, TrainConfig
+from pinsage_jax.config.settings import Config, ModelConfig, SamplingConfig, TrainConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.memory import keep_freed_memory

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks import machine
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.ids import IdTable
 from pinsage_jax.graph.prepare import Prepared

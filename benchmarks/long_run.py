@@ -33,7 +33,7 @@ from scipy import stats
 
 from benchmarks import processes
 from pinsage_jax import cli, stages
-from pinsage_jax.config import Config, TrainConfig
+from pinsage_jax.config.settings import Config, TrainConfig
 from pinsage_jax.core import logging_setup
 
 _FLAGFILE = pathlib.Path(__file__).resolve().parent.parent / "experiments" / "pinterest_like.flags"

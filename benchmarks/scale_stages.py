@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from pinsage_jax import cli
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import logging_setup
 from pinsage_jax.graph import synthetic
 from pinsage_jax.graph.prepare import open_prepared

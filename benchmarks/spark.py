@@ -27,7 +27,13 @@ from pinsage_jax.cluster.embed import embed_on_spark, messages_sent
 from pinsage_jax.cluster.session import spark_session
 from pinsage_jax.cluster.standalone import standalone_cluster
 from pinsage_jax.cluster.walks import neighbour_lists
-from pinsage_jax.config import ClusterConfig, Config, EmbedConfig, ModelConfig, SamplingConfig
+from pinsage_jax.config.settings import (
+    ClusterConfig,
+    Config,
+    EmbedConfig,
+    ModelConfig,
+    SamplingConfig,
+)
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.encoder import Encoder, node_inputs
 from pinsage_jax.sampling.content_links import ContentLinks

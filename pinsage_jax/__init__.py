@@ -27,7 +27,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pinsage_jax.config import Config
+    from pinsage_jax.config.settings import Config
     from pinsage_jax.core.errors import UserError
     from pinsage_jax.library import settings
     from pinsage_jax.stages import (
@@ -59,7 +59,7 @@ __all__ = [
     "train",
 ]
 
-_ELSEWHERE = {"Config": "config", "settings": "library", "UserError": "core.errors"}
+_ELSEWHERE = {"Config": "config.settings", "settings": "library", "UserError": "core.errors"}
 
 
 def __getattr__(name: str) -> Any:

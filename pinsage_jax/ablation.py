@@ -24,7 +24,7 @@ import numpy as np
 from absl import logging
 
 from pinsage_jax.ablation_table import ablation_tables
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import raise_if_stopped

@@ -1,4 +1,4 @@
-"""The command line: absl flags derived from the dataclasses of config.py, and back.
+"""The command line: absl flags derived from the dataclasses of config/settings.py, and back.
 
 Every field of every section of Config is one flag, so a new setting needs no
 change here.  Flags end up in a FlagValues of their own, never in absl's global
@@ -26,9 +26,9 @@ from typing import Any
 
 from absl import flags
 
-from pinsage_jax.config import Config
+from pinsage_jax.config.fields import from_values, option
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.options import from_values, option
 
 # Each mode is the function of that name in stages.py.
 MODES = (

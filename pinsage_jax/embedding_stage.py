@@ -18,7 +18,7 @@ from absl import logging
 
 from pinsage_jax import __version__
 from pinsage_jax.cluster.embed import embed_on_spark
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.additions import read_additions

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from absl import logging
 
 from pinsage_jax import lines
-from pinsage_jax.config_hosts import HostsConfig
+from pinsage_jax.config.distributed import HostsConfig
 from pinsage_jax.core import workdir
 from pinsage_jax.core.errors import UserError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pinsage_jax.config import Config
-from pinsage_jax.options import from_values
+from pinsage_jax.config.fields import from_values
+from pinsage_jax.config.settings import Config
 
 
 def settings(

@@ -14,7 +14,7 @@ import sys
 from absl import flags, logging
 
 from pinsage_jax import cli, hosts, memory
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import logging_setup, signals, workdir
 from pinsage_jax.core.errors import UserError, on_one_line
 

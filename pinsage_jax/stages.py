@@ -19,7 +19,7 @@ from pinsage_jax import ablation, hosts
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.checkup.doctor import examine
 from pinsage_jax.cluster.graph_tables import write_graph_tables
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.costs import Costs
 from pinsage_jax.core.errors import UserError

@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import logging
 
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.embedding_stage import (

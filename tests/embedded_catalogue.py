@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from pinsage_jax import stages
-from pinsage_jax.config import Config, DataConfig, EmbedConfig, ModelConfig, SamplingConfig
+from pinsage_jax.config.settings import Config, DataConfig, EmbedConfig, ModelConfig, SamplingConfig
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.state import initial_state, make_optimiser

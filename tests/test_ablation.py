@@ -11,7 +11,7 @@ from absl import flags
 from small_catalogue import make_config, make_prepared, random_graph
 
 from pinsage_jax import ablation, cli, stages
-from pinsage_jax.config import (
+from pinsage_jax.config.settings import (
     Config,
     EmbedConfig,
     EvalConfig,
@@ -21,7 +21,7 @@ from pinsage_jax.config import (
     TrainConfig,
     WorldConfig,
 )
-from pinsage_jax.config_tools import AblateConfig
+from pinsage_jax.config.tools import AblateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import Stopped

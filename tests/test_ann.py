@@ -12,9 +12,9 @@ import pytest
 from small_catalogue import make_config, make_prepared, random_graph
 
 from pinsage_jax import stages
-from pinsage_jax.config import EmbedConfig
-from pinsage_jax.config_search import SearchConfig
-from pinsage_jax.config_tools import RecommendConfig
+from pinsage_jax.config.search import SearchConfig
+from pinsage_jax.config.settings import EmbedConfig
+from pinsage_jax.config.tools import RecommendConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference.export import write_embeddings
 from pinsage_jax.retrieval import ann, index_table, neighbours

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_catalogue import make_config, random_graph
 
-from pinsage_jax.config import SamplingConfig
+from pinsage_jax.config.settings import SamplingConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.split import ValidationSplit

@@ -17,7 +17,7 @@ from absl import flags
 import pinsage_jax
 from benchmarks.run import parse as benchmark_options
 from pinsage_jax import cli, main
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files, logging_setup, signals, workdir
 from pinsage_jax.core.errors import UserError
 

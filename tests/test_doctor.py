@@ -11,8 +11,8 @@ from small_catalogue import random_graph
 from pinsage_jax import main, stages
 from pinsage_jax.checkup import doctor, graph_checks, probe
 from pinsage_jax.checkup.table_checks import spelled_alike
-from pinsage_jax.config import Config, DataConfig
-from pinsage_jax.config_tools import DoctorConfig
+from pinsage_jax.config.settings import Config, DataConfig
+from pinsage_jax.config.tools import DoctorConfig
 from pinsage_jax.core.errors import UserError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_catalogue import make_prepared, random_graph
 
-from pinsage_jax.config import EmbedConfig
+from pinsage_jax.config.settings import EmbedConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference.export import write_embeddings
 from pinsage_jax.retrieval import embeddings_io

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from hostile_world import HOSTILE, ITEMS, small_config, small_embeddings, small_world
 
-from pinsage_jax.config import ModelConfig
-from pinsage_jax.config_serve import ServeConfig
+from pinsage_jax.config.serve import ServeConfig
+from pinsage_jax.config.settings import ModelConfig
 from pinsage_jax.core import files
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.reporting import explorer

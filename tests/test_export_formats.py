@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_catalogue import make_prepared, random_graph
 
-from pinsage_jax.config import Config, EmbedConfig, ModelConfig
+from pinsage_jax.config.settings import Config, EmbedConfig, ModelConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.ids import IdTable
 from pinsage_jax.inference.export import write_embeddings

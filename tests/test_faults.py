@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from pinsage_jax import main, stages
-from pinsage_jax.config import Config, WorldConfig
+from pinsage_jax.config.settings import Config, WorldConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_catalogue import make_config, make_prepared, random_graph
 
-from pinsage_jax.config_search import SearchConfig
+from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.retrieval import filters, neighbours
 from pinsage_jax.retrieval.filters import Filters
 from pinsage_jax.retrieval.topk import top_k

@@ -19,7 +19,7 @@ import pytest
 from small_worlds import make_run
 
 from pinsage_jax import hosts, lines
-from pinsage_jax.config_hosts import HostsConfig
+from pinsage_jax.config.distributed import HostsConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.training.checkpoints import Checkpoints

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pinsage_jax.config import Config, DataConfig
+from pinsage_jax.config.settings import Config, DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import prepare, tables
 from pinsage_jax.graph.ids import IdTable, UniqueIds

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import pinsage_jax
-from pinsage_jax import cli, config, library, stages
+from pinsage_jax import cli, library, stages
+from pinsage_jax.config import settings
 from pinsage_jax.core import errors
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.retrieval.neighbours import Related
@@ -18,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def test_public_names_are_what_the_program_runs():
-    assert pinsage_jax.settings is library.settings and pinsage_jax.Config is config.Config
+    assert pinsage_jax.settings is library.settings and pinsage_jax.Config is settings.Config
     assert pinsage_jax.UserError is errors.UserError
     of_the_stages = set(pinsage_jax.__all__) - {"Config", "settings", "UserError"}
     for name in of_the_stages:
@@ -50,7 +51,7 @@ def test_settings_are_those_of_the_flags(tmp_path):
     assert (made.workdir, made.seed, made.threads) == (str(tmp_path), 7, 3)
     assert made.data.edges == str(tmp_path / "e.csv")
     assert type(made.train.epochs) is float and made.model.num_layers == 2
-    assert made.train == config.TrainConfig(epochs=2.0)
+    assert made.train == settings.TrainConfig(epochs=2.0)
 
 
 @pytest.mark.parametrize(

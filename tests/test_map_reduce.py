@@ -12,7 +12,7 @@ from pinsage_jax.cluster import layer_tasks, tables
 from pinsage_jax.cluster.columns import from_column, to_column
 from pinsage_jax.cluster.embed import messages_sent
 from pinsage_jax.cluster.layer_tasks import MESSAGE, OWN, Model
-from pinsage_jax.config import ClusterConfig
+from pinsage_jax.config.settings import ClusterConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.inference.map_reduce import (

@@ -20,8 +20,8 @@ from small_texts import link_vectors, random_texts, text_transform
 from small_worlds import unit_features
 
 from pinsage_jax import stages
-from pinsage_jax.config import DataConfig
-from pinsage_jax.config_tools import NewItemsConfig
+from pinsage_jax.config.settings import DataConfig
+from pinsage_jax.config.tools import NewItemsConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.additions import Additions, extend, read_additions

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pinsage_jax.config import Config, DataConfig, WorldConfig
+from pinsage_jax.config.settings import Config, DataConfig, WorldConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import features, prepare, synthetic, tables
 from pinsage_jax.graph.pairs_table import read_pairs

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pinsage_jax.config import Config, DataConfig, PruneConfig
+from pinsage_jax.config.settings import Config, DataConfig, PruneConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import prepare

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pinsage_jax.config import (
+from pinsage_jax.config.settings import (
     Config,
     DataConfig,
     RecommendConfig,

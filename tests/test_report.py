@@ -16,7 +16,7 @@ import pytest
 from hostile_world import HOSTILE, ITEMS, small_config, small_embeddings, small_world
 
 from pinsage_jax import stages
-from pinsage_jax.config import EvalConfig, ModelConfig, TrainConfig
+from pinsage_jax.config.settings import EvalConfig, ModelConfig, TrainConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.reporting import example_section, figures, page, run_sections, space

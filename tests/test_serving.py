@@ -16,9 +16,9 @@ from fastapi.testclient import TestClient
 from hostile_world import ITEMS, small_config, small_embeddings, small_world
 
 from pinsage_jax import stages
-from pinsage_jax.config import Config
-from pinsage_jax.config_serve import ServeConfig
-from pinsage_jax.config_tools import NewItemsConfig
+from pinsage_jax.config.serve import ServeConfig
+from pinsage_jax.config.settings import Config
+from pinsage_jax.config.tools import NewItemsConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.embedding_stage import open_new_items

@@ -21,7 +21,7 @@ from pinsage_jax.cluster.graph_tables import write_graph_tables
 from pinsage_jax.cluster.session import spark_session
 from pinsage_jax.cluster.standalone import standalone_cluster
 from pinsage_jax.cluster.walks import neighbour_lists
-from pinsage_jax.config import (
+from pinsage_jax.config.settings import (
     ClusterConfig,
     Config,
     DataConfig,

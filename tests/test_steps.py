@@ -7,7 +7,7 @@ import pytest
 from small_worlds import make_run, random_params, unit_features
 
 from pinsage_jax.batching.blocks import Budgets
-from pinsage_jax.config import TrainConfig
+from pinsage_jax.config.settings import TrainConfig
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.parallel import assert_is_replicated, compile_step, make_devices, replicate
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from small_worlds import make_run, nasty_graph, random_params
 
-from pinsage_jax.config import Config, DataConfig, SamplingConfig
-from pinsage_jax.config_tools import StoreConfig
+from pinsage_jax.config.settings import Config, DataConfig, SamplingConfig
+from pinsage_jax.config.tools import StoreConfig
 from pinsage_jax.core import signals
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph

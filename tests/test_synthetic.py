@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pinsage_jax.config import WorldConfig
+from pinsage_jax.config.settings import WorldConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import synthetic, synthetic_truth
 

@@ -19,7 +19,7 @@ import pytest
 
 from pinsage_jax import stages
 from pinsage_jax.batching.builder import MinibatchBuilder
-from pinsage_jax.config import (
+from pinsage_jax.config.settings import (
     Config,
     DataConfig,
     EmbedConfig,

@@ -12,8 +12,8 @@ from small_texts import link_vectors, random_texts, text_transform
 from small_worlds import unit_features
 from test_new_items import random_params, settings, unit, vector_text
 
-from pinsage_jax.config import DataConfig
-from pinsage_jax.config_tools import UpdateConfig
+from pinsage_jax.config.settings import DataConfig
+from pinsage_jax.config.tools import UpdateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import prepare

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from pinsage_jax import stages
-from pinsage_jax.config import (
+from pinsage_jax.config.settings import (
     Config,
     EmbedConfig,
     EvalConfig,

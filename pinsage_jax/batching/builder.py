@@ -19,7 +19,7 @@ from absl import logging
 from pinsage_jax.batching import block_kernels
 from pinsage_jax.batching.blocks import BatchInfo, Budgets, Minibatch, padded_size
 from pinsage_jax.batching.inputs import NodeInputs
-from pinsage_jax.config import ModelConfig, TrainConfig
+from pinsage_jax.config.settings import ModelConfig, TrainConfig
 from pinsage_jax.sampling import kernels
 from pinsage_jax.sampling.lists import NeighbourLists
 from pinsage_jax.sampling.pairs import (

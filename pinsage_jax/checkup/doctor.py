@@ -19,7 +19,7 @@ from pinsage_jax.checkup import graph_checks, table_checks
 from pinsage_jax.checkup.findings import PROBLEM, WARNING, Finding, Findings
 from pinsage_jax.checkup.inputs import read_inputs
 from pinsage_jax.checkup.probe import now
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.retrieval.evaluation_table import aligned
 

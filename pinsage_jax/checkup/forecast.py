@@ -18,7 +18,7 @@ import numpy as np
 from pinsage_jax.checkup import probe
 from pinsage_jax.checkup.inputs import Inputs
 from pinsage_jax.checkup.trial import Trial, try_training
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core.costs import peak_memory
 from pinsage_jax.graph import columns as column_values
 from pinsage_jax.graph.tables import iter_batches

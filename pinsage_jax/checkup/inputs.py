@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pinsage_jax.checkup.findings import Findings
 from pinsage_jax.checkup.probe import now
-from pinsage_jax.config import Config, DataConfig
+from pinsage_jax.config.settings import Config, DataConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import csr, edges_table, features, pairs_table, tables

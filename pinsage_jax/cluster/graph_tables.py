@@ -26,8 +26,8 @@ from absl import logging
 
 from pinsage_jax.cluster.session import partitions, spark_session
 from pinsage_jax.cluster.walks import neighbour_lists
-from pinsage_jax.config import Config
-from pinsage_jax.config_cluster import PruneConfig
+from pinsage_jax.config.settings import Config
+from pinsage_jax.config.spark import PruneConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 

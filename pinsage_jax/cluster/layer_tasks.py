@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pinsage_jax.cluster.columns import from_column, to_column
-from pinsage_jax.config import ModelConfig
+from pinsage_jax.config.settings import ModelConfig
 from pinsage_jax.inference.map_reduce import Stages, padded, reduce_messages, regrouped
 from pinsage_jax.sampling.lists import NeighbourLists, joined_lists
 from pinsage_jax.sampling.neighbourhoods import pooling_weights

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from absl import logging
 
 import pinsage_jax
-from pinsage_jax.config_cluster import ClusterConfig
+from pinsage_jax.config.spark import ClusterConfig
 from pinsage_jax.core.errors import UserError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from absl import logging
 
-from pinsage_jax.config import DataConfig
+from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import columns as column_values
 from pinsage_jax.graph.columns import Where, shown_id

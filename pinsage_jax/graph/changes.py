@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pinsage_jax.config import DataConfig
-from pinsage_jax.config_tools import UpdateConfig
+from pinsage_jax.config.settings import DataConfig
+from pinsage_jax.config.tools import UpdateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import csr

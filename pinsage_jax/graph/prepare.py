@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 from absl import logging
 
-from pinsage_jax.config import Config, DataConfig
+from pinsage_jax.config.settings import Config, DataConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import csr, edges_table, features, leaks, pairs_table, synthetic, tables

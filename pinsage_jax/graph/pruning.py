@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pinsage_jax.config_cluster import PruneConfig
+from pinsage_jax.config.spark import PruneConfig
 from pinsage_jax.graph import columns as column_values
 from pinsage_jax.graph.csr import Graph, build
 from pinsage_jax.graph.tables import Table, iter_batches

@@ -12,7 +12,7 @@ import dataclasses
 
 import numpy as np
 
-from pinsage_jax.config import SplitConfig
+from pinsage_jax.config.settings import SplitConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.pairs_table import derived_kinds
 

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
 
-from pinsage_jax.config import Config, SplitToolConfig
+from pinsage_jax.config.settings import Config, SplitToolConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pinsage_jax.config import WorldConfig
+from pinsage_jax.config.settings import WorldConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph import synthetic_truth as truth

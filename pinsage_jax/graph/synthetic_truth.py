@@ -20,7 +20,7 @@ import enum
 
 import numpy as np
 
-from pinsage_jax.config import WorldConfig
+from pinsage_jax.config.settings import WorldConfig
 
 ITEM_PARTS = 3
 BOARD_PARTS = 8

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from pinsage_jax.batching.inputs import NodeInputs
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph.csr import Graph

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pinsage_jax.config import EmbedConfig
+from pinsage_jax.config.settings import EmbedConfig
 from pinsage_jax.core import files
 from pinsage_jax.graph.ids import IdTable
 from pinsage_jax.inference.export_form import ExportForm

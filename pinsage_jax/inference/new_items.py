@@ -29,7 +29,7 @@ import numpy as np
 from scipy import sparse
 
 from pinsage_jax.batching.inputs import NodeInputs
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.graph.additions import Additions, extend
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import Prepared

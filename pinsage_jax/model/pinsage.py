@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pinsage_jax.config import ModelConfig
+from pinsage_jax.config.settings import ModelConfig
 from pinsage_jax.model.layers import Combine, Project, Sent, l2_normalise, unit_input_init
 from pinsage_jax.model.pooling import pool_sent
 

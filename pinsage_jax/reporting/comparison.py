@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.costs import COSTS_FILE
 from pinsage_jax.core.errors import UserError

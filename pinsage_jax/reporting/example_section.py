@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.reporting import page
 from pinsage_jax.reporting.page import Html

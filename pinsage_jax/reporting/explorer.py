@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.inference.encoder import threads_of

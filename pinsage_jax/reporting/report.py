@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 import pinsage_jax
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.prepare import Prepared

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pinsage_jax.config_search import SearchConfig
+from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.graph.csr import Graph
 
 # rows int64 [q] of the queries, candidates wanted -> ids int32 [q, C] and scores, best

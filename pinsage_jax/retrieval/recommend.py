@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
 
-from pinsage_jax.config import Config, RecommendConfig
+from pinsage_jax.config.settings import Config, RecommendConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.prepare import Prepared

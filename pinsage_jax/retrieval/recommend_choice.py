@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax.config import RecommendConfig
+from pinsage_jax.config.settings import RecommendConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.retrieval.metrics import keyed_generator

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from absl import logging
 
-from pinsage_jax.config import DataConfig
+from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import edges_table, tables
 from pinsage_jax.graph.columns import shown_id

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from pinsage_jax.config import SamplingConfig
+from pinsage_jax.config.settings import SamplingConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.retrieval.recommend_scores import Histories, Tile
 from pinsage_jax.sampling.neighbourhoods import visit_scores

@@ -12,7 +12,7 @@ import dataclasses
 
 import numpy as np
 
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.retrieval.baselines import WALK_FACTOR, Content, queries_at_once

@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from pinsage_jax.config import Config
+from pinsage_jax.config.settings import Config
 from pinsage_jax.sampling.content_links import ContentLinks, blend
 from pinsage_jax.sampling.neighbourhoods import pooling_weights
 from pinsage_jax.sampling.store import NeighbourhoodSource

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from pinsage_jax.config import TrainConfig
+from pinsage_jax.config.settings import TrainConfig
 
 
 def hard_negatives_in(epoch: int, train: TrainConfig) -> int:

@@ -14,7 +14,7 @@ import jax
 
 from pinsage_jax import hosts
 from pinsage_jax.batching.blocks import BatchInfo
-from pinsage_jax.config import TrainConfig
+from pinsage_jax.config.settings import TrainConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.files import atomic_file, reported_os_errors
 from pinsage_jax.training.device_clock import DeviceClock

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from pinsage_jax.batching.blocks import Minibatch
-from pinsage_jax.config import TrainConfig
+from pinsage_jax.config.settings import TrainConfig
 from pinsage_jax.model.cpu_calls import read_rows
 from pinsage_jax.model.losses import LOSSES, Scored
 from pinsage_jax.model.pinsage import PinSage

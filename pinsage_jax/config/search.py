@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from pinsage_jax.config.fields import Checked, option
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.options import Checked, option
 
 DEFAULT_SETTINGS = "hnsw16:32,hnsw16:128,hnsw32:64,hnsw32:256,ivfpq32:8,ivfpq32:32,ivfpq64:32"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from pinsage_jax.config.fields import Checked, option
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.options import Checked, option
 
 _EXAMPLE = "such as --coordinator=10.0.0.1:4321"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from pinsage_jax.options import Checked, option
+from pinsage_jax.config.fields import Checked, option
 
 
 @dataclasses.dataclass(frozen=True)

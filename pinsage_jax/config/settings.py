@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from pinsage_jax.config_cluster import ClusterConfig, PruneConfig
-from pinsage_jax.config_data import DataConfig, SplitConfig, WorldConfig
-from pinsage_jax.config_hosts import HostsConfig
-from pinsage_jax.config_search import SearchConfig
-from pinsage_jax.config_serve import ServeConfig
-from pinsage_jax.config_tools import (
+from pinsage_jax.config.data import DataConfig, SplitConfig, WorldConfig
+from pinsage_jax.config.distributed import HostsConfig
+from pinsage_jax.config.fields import Checked, option
+from pinsage_jax.config.search import SearchConfig
+from pinsage_jax.config.serve import ServeConfig
+from pinsage_jax.config.spark import ClusterConfig, PruneConfig
+from pinsage_jax.config.tools import (
     AblateConfig,
     CompareConfig,
     DoctorConfig,
@@ -34,7 +35,6 @@ from pinsage_jax.config_tools import (
     UpdateConfig,
 )
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.options import Checked, option
 
 
 @dataclasses.dataclass(frozen=True)

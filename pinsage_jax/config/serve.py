@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pinsage_jax.options import Checked, option
+from pinsage_jax.config.fields import Checked, option
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Settings of every stage as frozen dataclasses."""
