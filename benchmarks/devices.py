@@ -27,8 +27,8 @@ import numpy as np
 
 from benchmarks.end_to_end import WARM_UP, Training, bipartite, settings
 from pinsage_jax.config.settings import Config
+from pinsage_jax.distributed.devices import device_count
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.parallel import device_count
 
 _COUNTS = (1, 2, 4, 8)
 _STEPS = 50

@@ -40,11 +40,11 @@ from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
 from pinsage_jax.config.settings import Config, ModelConfig, SamplingConfig, TrainConfig
+from pinsage_jax.distributed.devices import compile_step, make_devices, place_batch, replicate
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.memory import keep_freed_memory
 from pinsage_jax.model import cpu_calls
-from pinsage_jax.parallel import compile_step, make_devices, place_batch, replicate
 from pinsage_jax.sampling.lists import NeighbourLists
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.store import NeighbourhoodSource

@@ -13,10 +13,11 @@ import sys
 
 from absl import flags, logging
 
-from pinsage_jax import cli, hosts, memory
+from pinsage_jax import cli, memory
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import logging_setup, signals, workdir
 from pinsage_jax.core.errors import UserError, on_one_line
+from pinsage_jax.distributed import process_group
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
         held = (
             contextlib.nullcontext() if config.hosts.process_id else workdir.locked(config.workdir)
         )
-        with held, hosts.joined(config.hosts, dataclasses.asdict(config)) as together:
+        with held, process_group.joined(config.hosts, dataclasses.asdict(config)) as together:
             return _run_stage(config, together)
     except UserError as error:
         print(f"error: {on_one_line(error)}", file=sys.stderr)
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
         return 141
 
 
-def _run_stage(config: Config, together: hosts.Together) -> int:
+def _run_stage(config: Config, together: process_group.Together) -> int:
     memory.one_heap()
     signals.install()
     try:
@@ -57,7 +58,7 @@ def _run_stage(config: Config, together: hosts.Together) -> int:
         from pinsage_jax import stages
         from pinsage_jax.core import files
 
-        if hosts.is_writer():
+        if process_group.is_writer():
             files.remove_leftovers(config.workdir)
         with contextlib.suppress(signals.Stopped):
             signals.raise_if_stopped()

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from threadpoolctl import threadpool_limits
 
-from pinsage_jax import ablation, hosts
+from pinsage_jax import ablation
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.checkup.doctor import examine
 from pinsage_jax.cluster.graph_tables import write_graph_tables
@@ -24,6 +24,8 @@ from pinsage_jax.core import files
 from pinsage_jax.core.costs import Costs
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import raise_if_stopped, stop_everywhere
+from pinsage_jax.distributed import process_group
+from pinsage_jax.distributed.devices import connect, make_devices
 from pinsage_jax.embedding_stage import (
     embed_catalogue,
     embed_over,
@@ -40,7 +42,6 @@ from pinsage_jax.graph.prepare import prepare as prepare_tables
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.inference import export
 from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of
-from pinsage_jax.parallel import connect, make_devices
 from pinsage_jax.reporting import comparison, figures
 from pinsage_jax.reporting.explorer import write_explorer
 from pinsage_jax.reporting.report import write_report
@@ -69,9 +70,9 @@ def load_graph(config: Config) -> Prepared:
     What is there already, of the same tables and settings, is only opened.  Of several
     processes only the writer reads the tables.
     """
-    if hosts.is_writer():
+    if process_group.is_writer():
         prepare_tables(config)
-    hosts.exchange(None)
+    process_group.exchange(None)
     return open_prepared(config.workdir)
 
 
@@ -89,16 +90,16 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     identity = identity_of(prepared)
     # Opening a checkpoint is a use of JAX already.
     connect()
-    if hosts.from_writer(lambda: loop.is_finished(config, identity)):
+    if process_group.from_writer(lambda: loop.is_finished(config, identity)):
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
         return Outcome(0, 0, {}, interrupted=False)
     split = split_of(config, prepared)
-    bases = hosts.after_writer(lambda: structure_bases(config, prepared, split))
+    bases = process_group.after_writer(lambda: structure_bases(config, prepared, split))
     encoder = Encoder.over(config, prepared, split.train_graph, bases)
     if not config.sampling.resample:
         source = encoder.lists.source
         if source.store == "disk":
-            hosts.after_writer(source.keep_all)
+            process_group.after_writer(source.keep_all)
         else:
             source.keep_all()
     pairs = PairSource(
@@ -114,7 +115,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
             *hard_band(config.sampling, prepared.graph.num_items),
         )
     own = len(make_devices(config.train.devices))
-    counts = hosts.exchange(own)
+    counts = process_group.exchange(own)
     if len({*counts}) > 1:
         raise UserError(
             f"The processes have {counts} devices; set --devices to have as many in each."
@@ -125,7 +126,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
             f"--batch_size={config.train.batch_size} is not a multiple of the {devices} devices; "
             "change it or set --devices."
         )
-    first = own * hosts.current().index
+    first = own * process_group.current().index
     builder = MinibatchBuilder(
         encoder.lists,
         encoder.inputs,
@@ -141,7 +142,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
         own_devices=range(first, first + own),
     )
 
-    validate = _validator(config, prepared, encoder, split) if hosts.is_writer() else None
+    validate = _validator(config, prepared, encoder, split) if process_group.is_writer() else None
     outcome = loop.train(
         config,
         builder,
@@ -165,7 +166,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
 
 def stop_requested() -> bool:
     """Whether a signal has asked this run, in whichever of its processes, to stop."""
-    return stop_everywhere(hosts.exchange)
+    return stop_everywhere(process_group.exchange)
 
 
 def _validator(
@@ -354,7 +355,7 @@ def pipeline(config: Config) -> dict[str, Any]:
         outcome = train(config)
     costs.pairs, costs.devices = outcome.pairs, outcome.devices
     costs.wait_share = outcome.wait_share
-    if outcome.interrupted or not hosts.is_writer():
+    if outcome.interrupted or not process_group.is_writer():
         return {}
     raise_if_stopped()
     if embeddings_are_current(config):

@@ -17,8 +17,8 @@ import optax
 import pytest
 from absl import logging
 
-from pinsage_jax import parallel
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.distributed import devices
 from pinsage_jax.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.timeout(120)
@@ -171,7 +171,7 @@ def test_no_pickles(tmp_path, monkeypatch):
 def test_a_placed_state_is_restored_on_any_number_of_devices(tmp_path, count):
     state = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.int32(7)}
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(7, parallel.replicate(state, parallel.make_devices(count)), META)
+        checkpoints.save(7, devices.replicate(state, devices.make_devices(count)), META)
         like = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, state))
         restored, _ = checkpoints.restore(7, like)
     assert_same_bits(restored, state)

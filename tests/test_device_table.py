@@ -10,8 +10,8 @@ from small_worlds import make_run, nasty_graph, random_params, unit_features
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config.settings import TrainConfig
+from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.model.pinsage import PinSage
-from pinsage_jax.parallel import compile_step, make_devices, replicate
 from pinsage_jax.sampling.structure import Structure
 from pinsage_jax.training.loop import keeps_table
 from pinsage_jax.training.state import initial_state, make_optimiser

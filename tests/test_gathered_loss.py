@@ -14,8 +14,8 @@ import pytest
 import reference_model as slow
 from small_worlds import Run, embed_batch, make_run, random_params, unit_features
 
+from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.model.pinsage import PinSage
-from pinsage_jax.parallel import compile_step, make_devices, replicate
 from pinsage_jax.training.steps import global_gradients
 
 STEP = 11

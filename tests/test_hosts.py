@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from small_worlds import make_run
 
-from pinsage_jax import hosts, lines
 from pinsage_jax.config.distributed import HostsConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.distributed import channel, process_group
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.divergence import keep_batch
 from pinsage_jax.training.leaf_paths import by_path, nested
@@ -58,7 +58,7 @@ def met(folder, count, lost, abouts=None):
     (folder / ".lock").write_text(f"{os.getpid()}\n")
 
     def come(process: int) -> None:
-        together = hosts.Together(settings(process, port, count), lost.append)
+        together = process_group.Together(settings(process, port, count), lost.append)
         about = (abouts or {}).get(process, ABOUT)
         try:
             together.join(about, str(folder)) if process else together.meet(about)
@@ -90,8 +90,8 @@ def in_all(processes, function):
 
 
 def test_alone_everything_is_for_the_one():
-    assert hosts.is_writer() and hosts.exchange(3) == [3]
-    assert hosts.from_writer(lambda: 4) == 4 and hosts.after_writer(lambda: 5) == 5
+    assert process_group.is_writer() and process_group.exchange(3) == [3]
+    assert process_group.from_writer(lambda: 4) == 4 and process_group.after_writer(lambda: 5) == 5
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -124,9 +124,9 @@ def test_processes_that_differ_do_not_begin(theirs, said, tmp_path):
 def test_one_that_does_not_come_is_named_and_so_is_nobody_there():
     port = free_port()
     with pytest.raises(UserError, match="Of 3 processes 1, 2 did not come to --coordinator"):
-        hosts.Together(settings(0, port, 3, join_seconds=1)).meet(ABOUT)
+        process_group.Together(settings(0, port, 3, join_seconds=1)).meet(ABOUT)
     with pytest.raises(UserError, match="Process 0 does not answer at --coordinator"):
-        hosts.Together(settings(1, port, 2, join_seconds=1)).join(ABOUT, "nowhere")
+        process_group.Together(settings(1, port, 2, join_seconds=1)).join(ABOUT, "nowhere")
 
 
 @pytest.mark.parametrize("gone", [0, 1])
@@ -153,7 +153,7 @@ def test_a_line_reads_objects_only(sent):
         theirs = socket.create_connection(server.getsockname())
         ours, _ = server.accept()
     theirs.sendall(sent)
-    line = lines.Line(ours, 2.0)
+    line = channel.Line(ours, 2.0)
     if sent == b"{}\n":
         assert line.read() == {}
     else:

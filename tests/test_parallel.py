@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from pinsage_jax import parallel
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.distributed import devices as parallel
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -8,8 +8,13 @@ from small_worlds import make_run, random_params, unit_features
 
 from pinsage_jax.batching.blocks import Budgets
 from pinsage_jax.config.settings import TrainConfig
+from pinsage_jax.distributed.devices import (
+    assert_is_replicated,
+    compile_step,
+    make_devices,
+    replicate,
+)
 from pinsage_jax.model.pinsage import PinSage
-from pinsage_jax.parallel import assert_is_replicated, compile_step, make_devices, replicate
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.state import initial_state, learning_rate, make_optimiser
 from pinsage_jax.training.steps import global_gradients, loss_sum, make_train_step

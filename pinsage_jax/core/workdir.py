@@ -2,7 +2,7 @@
 
 The lock is WORKDIR/.lock, held with flock and holding the process id.  The system
 lets go of it when the process ends in whatever way, so it is never stale.  Where several
-processes are one run (hosts.py), process 0 holds it for all of them.
+processes are one run (distributed/process_group.py), process 0 holds it for all of them.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax import hosts
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.core import files
+from pinsage_jax.distributed import process_group
 
 _IDS = ("query_ids", "target_ids", "negative_ids", "hard_ids")
 
@@ -33,10 +33,10 @@ def keep_batch(
     often R as there are devices.
     """
     path = pathlib.Path(workdir) / f"not_finite_step_{step}.json"
-    if hosts.is_writer():
+    if process_group.is_writer():
         _write_batch(path, builder, step, about)
     # The others would end, and process 0 with them, while it writes.
-    hosts.exchange(None)
+    process_group.exchange(None)
     return path
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 
-from pinsage_jax import hosts
 from pinsage_jax.batching.blocks import BatchInfo
 from pinsage_jax.config.settings import TrainConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.files import atomic_file, reported_os_errors
+from pinsage_jax.distributed import process_group
 from pinsage_jax.training.device_clock import DeviceClock
 from pinsage_jax.training.events import Events
 
@@ -31,7 +31,7 @@ class MetricsLog:
         """Opens `path` to go on after `resume_step`; `events` gets every line too."""
         self._path = path
         self._events = events
-        if not hosts.is_writer():
+        if not process_group.is_writer():
             return
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -46,7 +46,7 @@ class MetricsLog:
 
     def write(self, values: dict[str, Any]) -> None:
         """Appends one line."""
-        if not hosts.is_writer():
+        if not process_group.is_writer():
             return
         with reported_os_errors(self._path), open(self._path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(values) + "\n")
@@ -152,7 +152,7 @@ class Window:
         seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
         steps = len(self._infos)
         idle = self._clock.idle_seconds()
-        everywhere = hosts.exchange(
+        everywhere = process_group.exchange(
             [
                 sum(sum(info.used) for info in self._infos),
                 sum(info.left_out for info in self._infos),

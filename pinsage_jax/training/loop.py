@@ -4,7 +4,7 @@ One pass is `for step, batch in queue: state, metrics = step(state, batch)`; wha
 happens around it (logging, validation, checkpoints) are functions called at steps
 that a resumed run reaches too.  The loop blocks on the device only when it logs.
 
-Of several processes (hosts.py) each runs this loop on its part of every batch; process 0
+Of several processes each runs this loop on its part of every batch; process 0
 alone validates and writes, and the others wait for it.
 
 Validation embeds the whole catalogue, which is the business of a later stage, so
@@ -25,7 +25,6 @@ import jax
 import numpy as np
 from absl import logging
 
-from pinsage_jax import hosts
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
@@ -33,8 +32,9 @@ from pinsage_jax.config.settings import Config, ModelConfig, TrainConfig
 from pinsage_jax.core.costs import peak_memory
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress
+from pinsage_jax.distributed import process_group
+from pinsage_jax.distributed.devices import compile_step, make_devices, replicate, table_limit
 from pinsage_jax.model.pinsage import PinSage
-from pinsage_jax.parallel import compile_step, make_devices, replicate, table_limit
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.compatibility import check_same_devices
@@ -235,13 +235,15 @@ def train(
     workdir = pathlib.Path(config.workdir)
     stack = contextlib.ExitStack()
     # The writer first: it removes what a killed run left half-written.
-    checkpoints = hosts.after_writer(
+    checkpoints = process_group.after_writer(
         lambda: stack.enter_context(
-            Checkpoints(workdir / "checkpoints", config.train.keep, read_only=not hosts.is_writer())
+            Checkpoints(
+                workdir / "checkpoints", config.train.keep, read_only=not process_group.is_writer()
+            )
         )
     )
     first, best = 0, {}
-    if (latest := hosts.from_writer(checkpoints.latest_step)) is not None:
+    if (latest := process_group.from_writer(checkpoints.latest_step)) is not None:
         meta = checkpoints.meta(latest)
         checkpoints.check(meta, identity, dataclasses.asdict(config.model))
         refuse_other_settings(config, meta)
@@ -252,7 +254,7 @@ def train(
         first, best = meta["queue"]["next_index"], meta["best"]
         logging.info("continuing from the checkpoint of step %d", first)
     events = None
-    if config.train.tensorboard and hosts.is_writer():
+    if config.train.tensorboard and process_group.is_writer():
         events = Events(workdir, first)
         stack.callback(events.close)
     log = MetricsLog(workdir / "metrics.jsonl", first, events)
@@ -305,7 +307,7 @@ def train(
                 log.write({"step": done, "epoch": done / schedule.steps_per_epoch, **scores})
                 readable = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
                 logging.info("step %d of %d: %s", done, schedule.total, readable)
-            if (due(done, schedule.save_every) or scores) and hosts.is_writer():
+            if (due(done, schedule.save_every) or scores) and process_group.is_writer():
                 meta = {
                     "queue": queue.state(),
                     "total": schedule.total,
@@ -319,7 +321,7 @@ def train(
                     checkpoints.save(done, jax.tree.map(np.asarray, state), meta, scores)
             if due(done, schedule.validate_every) or due(done, schedule.save_every):
                 # Not in the next step's sums: those do not wait for ever.
-                hosts.exchange(None)
+                process_group.exchange(None)
             progress.update()
             if interrupted:
                 break

@@ -49,8 +49,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from pinsage_jax import hosts, lines
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.distributed import channel, process_group
 from pinsage_jax.memory import keep_freed_memory
 
 AXIS_NAME = "devices"
@@ -61,18 +61,18 @@ _JAX_HEARTBEAT_SECONDS = 3600
 
 
 def connect() -> None:
-    """Makes one system of the devices of all processes (hosts.py); before any other use of JAX.
+    """Makes one system of the devices of all processes; before any other use of JAX.
 
     Whoever dies is found out by our own lines; JAX's heartbeat is a last resort.
     """
-    together = hosts.current()
+    together = process_group.current()
     if together.count == 1 or jax.distributed.is_initialized():
         return
     keep_freed_memory()
     host, port = together.service
     bind = f"{_bracketed(host)}:{port}"
     if together.index:
-        host, port = "127.0.0.1", lines.relay(host, port)
+        host, port = "127.0.0.1", channel.relay(host, port)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM away from core/signals.py.
     jax.config.update("jax_enable_preemption_service", False)

@@ -27,10 +27,10 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-from pinsage_jax import lines
 from pinsage_jax.config.distributed import HostsConfig
 from pinsage_jax.core import workdir
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.distributed import channel
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class Together:
         self.index, self.count = hosts.process_id, hosts.num_processes
         self.service: tuple[str, int] = ("", 0)
         self._hosts = hosts
-        self._lines: dict[int, lines.Line] = {}
+        self._lines: dict[int, channel.Line] = {}
         self._inbox: dict[int, queue.Queue] = {}
         self._leaving = False
         self._ending = threading.Lock()
@@ -88,13 +88,13 @@ class Together:
         """
         host, port = self._hosts.address
         try:
-            server = socket.create_server((host, port), family=lines.family_of(host))
+            server = socket.create_server((host, port), family=channel.family_of(host))
         except OSError as error:
             raise UserError(
                 f"--coordinator={self._hosts.coordinator} cannot be listened at "
                 f"({error.strerror}); name an address of this host and a free port."
             ) from None
-        self.service = (host, lines.free_port(host))
+        self.service = (host, channel.free_port(host))
         deadline = time.monotonic() + self._hosts.join_seconds
         with server:
             while len(self._lines) < self.count - 1:
@@ -109,12 +109,14 @@ class Together:
                         f"--coordinator={self._hosts.coordinator} within "
                         f"{self._hosts.join_seconds} s; start all of them."
                     ) from None
-                self._welcome(lines.Line(connection, _HELLO_SECONDS), connection, about)
+                self._welcome(channel.Line(connection, _HELLO_SECONDS), connection, about)
         for line in self._lines.values():
             line.send({"service": self.service, "holder": os.getpid()})
         self._listen()
 
-    def _welcome(self, line: lines.Line, connection: socket.socket, about: dict[str, Any]) -> None:
+    def _welcome(
+        self, line: channel.Line, connection: socket.socket, about: dict[str, Any]
+    ) -> None:
         try:
             # Where the other end is closed there is no number either.
             hello = line.read() or {}
@@ -156,7 +158,7 @@ class Together:
                     ) from None
                 time.sleep(0.2)
         # Others may come as late as they are allowed to.
-        line = lines.Line(connection, self._hosts.join_seconds + _HELLO_SECONDS)
+        line = channel.Line(connection, self._hosts.join_seconds + _HELLO_SECONDS)
         try:
             line.send({"process": self.index, "about": about})
             welcome = line.read()
@@ -220,7 +222,7 @@ class Together:
             with contextlib.suppress(OSError):
                 line.send(message)
 
-    def _read(self, index: int, line: lines.Line) -> None:
+    def _read(self, index: int, line: channel.Line) -> None:
         how = "has ended without a word"
         try:
             while (message := line.read()) is not None:
