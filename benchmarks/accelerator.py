@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.end_to_end import Training, bipartite, settings
 from benchmarks.products import flops, products, seconds
 from pinsage_jax.config.settings import Config
-from pinsage_jax.memory import keep_freed_memory
+from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.model.pooling import pool_neighbours
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from benchmarks import machine
-from pinsage_jax.cache_lines import ask_for
+from pinsage_jax.cpu.prefetch import ask_for
 
 
 @njit(nogil=True, cache=True)

@@ -40,11 +40,11 @@ from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
 from pinsage_jax.config.settings import Config, ModelConfig, SamplingConfig, TrainConfig
+from pinsage_jax.cpu import ops
+from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.distributed.devices import compile_step, make_devices, place_batch, replicate
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import embed_all
-from pinsage_jax.memory import keep_freed_memory
-from pinsage_jax.model import cpu_calls
 from pinsage_jax.sampling.lists import NeighbourLists
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.store import NeighbourhoodSource
@@ -269,7 +269,7 @@ class Training:
     def jaxpr(self) -> Any:
         """The train step as JAX sees it, differentiated, with every product as one of XLA's."""
         batch = jax.tree.map(lambda leaf: leaf[0], self.make(0)[0])
-        with mock.patch.object(cpu_calls, "callable_here", return_value=False):
+        with mock.patch.object(ops, "callable_here", return_value=False):
             return jax.make_jaxpr(self._pure)(self._state, batch, *self._constants).jaxpr
 
     @functools.cached_property

@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.end_to_end import Training, bipartite
 from benchmarks.products import alone, flops, products, seconds
 from benchmarks.train_step import CASES
-from pinsage_jax.memory import keep_freed_memory
+from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.retrieval import topk
 

@@ -25,7 +25,7 @@ import re
 import sys
 
 from benchmarks import machine
-from pinsage_jax import memory
+from pinsage_jax.cpu import allocator
 
 FOLDER = pathlib.Path(__file__).parent
 _IS_BENCHMARK = re.compile(r"^def run\(options\b", re.MULTILINE)
@@ -130,7 +130,7 @@ def write(folder: pathlib.Path, name: str, contents: dict) -> pathlib.Path:
 
 def main(argv: list[str]) -> int:
     """Runs what the command line names; the exit status."""
-    memory.one_heap()
+    allocator.one_heap()
     options = parse(argv)
     if options.list:
         for name in names():

@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.end_to_end import Training, bipartite, settings
 from benchmarks.products import alone, flops, products, seconds
 from pinsage_jax.config.settings import Config
-from pinsage_jax.memory import keep_freed_memory
+from pinsage_jax.cpu.allocator import keep_freed_memory
 
 
 def defaults() -> Config:

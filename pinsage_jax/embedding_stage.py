@@ -21,6 +21,7 @@ from pinsage_jax.cluster.embed import embed_on_spark
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.graph.additions import read_additions
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.features import FeatureTransform
@@ -33,7 +34,6 @@ from pinsage_jax.inference.layer_tables import KeptTables, Tables
 from pinsage_jax.inference.layerwise import Adjust
 from pinsage_jax.inference.new_item_model import NewItemModel, Trained
 from pinsage_jax.inference.new_items import Catalogue
-from pinsage_jax.memory import keep_freed_memory
 from pinsage_jax.retrieval.embeddings_io import open_export
 from pinsage_jax.retrieval.export_quality import choose_form
 from pinsage_jax.training import loop

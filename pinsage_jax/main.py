@@ -13,10 +13,11 @@ import sys
 
 from absl import flags, logging
 
-from pinsage_jax import cli, memory
+from pinsage_jax import cli
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import logging_setup, signals, workdir
 from pinsage_jax.core.errors import UserError, on_one_line
+from pinsage_jax.cpu import allocator
 from pinsage_jax.distributed import process_group
 
 
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run_stage(config: Config, together: process_group.Together) -> int:
-    memory.one_heap()
+    allocator.one_heap()
     signals.install()
     try:
         # JAX takes seconds to load: only now, so that wrong flags are told at once.

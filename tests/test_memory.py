@@ -8,7 +8,7 @@ import pytest
 
 _HEAP = r"""
 import ctypes, re
-from pinsage_jax.memory import keep_freed_memory
+from pinsage_jax.cpu.allocator import keep_freed_memory
 def kib(name, path="/proc/self/smaps_rollup"):
     return int(re.search(name + r":\s+(\d+) kB", open(path).read())[1])
 libc = ctypes.CDLL(None)
@@ -44,7 +44,7 @@ def test_memory_is_kept_in_huge_pages_and_only_what_was_used():
 
 _THREAD = r"""
 import ctypes, re, threading
-from pinsage_jax.memory import one_heap
+from pinsage_jax.cpu.allocator import one_heap
 assert not ONE or one_heap()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import pytest
 
-from pinsage_jax.model import cpu_calls
+from pinsage_jax.cpu import ops
 from pinsage_jax.model.layers import Sent
 from pinsage_jax.model.pooling import pool_neighbours, pool_sent
 
@@ -120,18 +120,18 @@ def test_the_number_of_parts_changes_no_bit(small_rng, monkeypatch):
         out, back = jax.vjp(
             lambda p: pool_neighbours(p, jnp.zeros(20), neighbours, weights, "mean"), table
         )
-        return out, *back(out), cpu_calls.read_rows(table, rows)
+        return out, *back(out), ops.read_rows(table, rows)
 
     several = made()
     np.testing.assert_array_equal(several[-1], projected[neighbours[:, 1]])
     for parts in (1, 250):
-        monkeypatch.setattr(cpu_calls, "parts_of", lambda reads, parts=parts: parts)
+        monkeypatch.setattr(ops, "parts_of", lambda reads, parts=parts: parts)
         for mine, other in zip(made(), several, strict=True):
             np.testing.assert_array_equal(mine, other)
 
 
 def test_the_interface_here_is_one_that_the_kernels_read():
-    assert cpu_calls._known_interface()
+    assert ops._known_interface()
 
 
 @pytest.mark.parametrize("minor,known", [(0, False), (1, True), (3, True), (4, False)])
@@ -139,19 +139,19 @@ def test_only_a_tried_interface_is_used(minor, known, tmp_path, monkeypatch):
     path = pathlib.Path("xla", "ffi", "api", "c_api.h")
     real = (pathlib.Path(jax.ffi.include_dir()) / path).read_text(encoding="utf-8")
     monkeypatch.setattr(jax.ffi, "include_dir", lambda: str(tmp_path))
-    assert not cpu_calls._known_interface.__wrapped__()
+    assert not ops._known_interface.__wrapped__()
     header = tmp_path / path
     header.parent.mkdir(parents=True)
     other = re.sub(r"(define XLA_FFI_API_MINOR) \d+", rf"\1 {minor}", real)
     header.write_text(other)
-    assert cpu_calls._known_interface.__wrapped__() == known
+    assert ops._known_interface.__wrapped__() == known
     # The version is one that was tried, but a function has come in between.
     field = "_XLA_FFI_API_STRUCT_FIELD(XLA_FFI_ThreadPool_Schedule)"
     assert field in other
     header.write_text(other.replace(field, f"_XLA_FFI_API_STRUCT_FIELD(XLA_FFI_New);\n{field}"))
-    assert not cpu_calls._known_interface.__wrapped__()
+    assert not ops._known_interface.__wrapped__()
     header.write_text("#define XLA_FFI_API_MAJOR 0\n")
-    assert not cpu_calls._known_interface.__wrapped__()
+    assert not ops._known_interface.__wrapped__()
 
 
 @pytest.mark.parametrize("missing", ["compiler", "interface"])
@@ -162,7 +162,7 @@ def test_without_compiled_kernels_xla_does_it(missing, small_rng, monkeypatch):
     if missing == "compiler":
         monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     else:
-        monkeypatch.setattr(cpu_calls, "_known_interface", lambda: False)
-    monkeypatch.setattr(cpu_calls, "call", None)
+        monkeypatch.setattr(ops, "_known_interface", lambda: False)
+    monkeypatch.setattr(ops, "call", None)
     other = pool_neighbours(*operands)
     np.testing.assert_allclose(here, other, rtol=1e-5, atol=1e-5)

@@ -4,8 +4,8 @@ import numba
 import numpy as np
 import pytest
 
-from pinsage_jax.model import pooling_kernels
-from pinsage_jax.model.tiles import TILE_COLUMNS, TILE_ROWS, add_tile
+from pinsage_jax.cpu import pooling_kernels
+from pinsage_jax.cpu.tiles import TILE_COLUMNS, TILE_ROWS, add_tile
 
 pytestmark = pytest.mark.kernels
 

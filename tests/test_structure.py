@@ -51,7 +51,7 @@ UPWARD: frozenset[tuple[str, str]] = frozenset({
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # Host code: it runs in threads beside the device and is tested without it.
 WITHOUT_JAX = (
-    "cache_lines",
+    "cpu.prefetch",
     "cli",
     "config.settings",
     "config.spark",
@@ -68,7 +68,7 @@ WITHOUT_JAX = (
     "distributed.channel",
     "core.logging_setup",
     "core.signals",
-    "memory",
+    "cpu.allocator",
     "config.fields",
     "core.progress",
     "core.workdir",

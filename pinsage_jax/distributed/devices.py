@@ -50,8 +50,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.distributed import channel, process_group
-from pinsage_jax.memory import keep_freed_memory
 
 AXIS_NAME = "devices"
 

@@ -27,8 +27,8 @@ import jax
 import numpy as np
 
 from pinsage_jax.config.settings import ModelConfig
+from pinsage_jax.cpu import pooling_kernels
 from pinsage_jax.inference import reduce_kernels
-from pinsage_jax.model import pooling_kernels
 from pinsage_jax.model.pinsage import PinSage
 
 

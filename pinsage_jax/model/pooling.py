@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pinsage_jax.model import cpu_calls
+from pinsage_jax.cpu import ops
 from pinsage_jax.model.layers import Sent
 
 # Shares of the rows whose products are summed apart: so many threads can take part, and
@@ -31,7 +31,7 @@ def pool_sent(
       of_inputs: nobody asks for the derivative towards h (it is still right, but slow).
     """
     fused = of_inputs and sent.messages is None and sent.hidden.dtype == jnp.float32
-    if fused and pooling != "max" and cpu_calls.callable_here():
+    if fused and pooling != "max" and ops.callable_here():
         return _product_sum(sent.hidden, sent.kernel, sent.bias, neighbours, weights)
     return pool_neighbours(sent.product(), sent.bias, neighbours, weights, pooling)
 
@@ -55,7 +55,7 @@ def pool_neighbours(
     Returns:
       [n_k, M]; zeros for a row without neighbours.
     """
-    if pooling != "max" and cpu_calls.callable_here():
+    if pooling != "max" and ops.callable_here():
         operands = projected.astype(jnp.float32), bias.astype(jnp.float32)
         return _weighted_sum(*operands, neighbours, weights).astype(projected.dtype)
     sent = jax.nn.relu(projected + bias[None, :])
@@ -83,8 +83,8 @@ def _highest_by_column(projected, neighbours, weights) -> jax.Array:
 def _weighted_sum(projected, bias, neighbours, weights) -> jax.Array:
     """sum over t of weights[:, t] * ReLU(projected[neighbours[:, t]] + bias), all float32."""
     shape = jax.ShapeDtypeStruct((len(neighbours), projected.shape[1]), jnp.float32)
-    operands, parts = (projected, bias, neighbours, weights), cpu_calls.parts_of(neighbours.size)
-    return cpu_calls.call("pinsage_weighted_rows", shape, *operands, parts=parts)
+    operands, parts = (projected, bias, neighbours, weights), ops.parts_of(neighbours.size)
+    return ops.call("pinsage_weighted_rows", shape, *operands, parts=parts)
 
 
 def _weighted_sum_forward(projected, bias, neighbours, weights):
@@ -100,7 +100,7 @@ def _turned(rows: int, neighbours, weights) -> list[jax.Array]:
         jax.ShapeDtypeStruct((entries,), jnp.int32),
         jax.ShapeDtypeStruct((entries,), jnp.float32),
     )
-    return cpu_calls.call("pinsage_turned_lists", shapes, neighbours, weights)
+    return ops.call("pinsage_turned_lists", shapes, neighbours, weights)
 
 
 def _weighted_sum_backward(saved, cotangent):
@@ -108,8 +108,8 @@ def _weighted_sum_backward(saved, cotangent):
     turned = _turned(len(projected), neighbours, weights)
     shape = jax.ShapeDtypeStruct(projected.shape, jnp.float32)
     operands = (projected, bias, cotangent, *turned)
-    parts = cpu_calls.parts_of(neighbours.size)
-    to_projected = cpu_calls.call("pinsage_returned_rows", shape, *operands, parts=parts)
+    parts = ops.parts_of(neighbours.size)
+    to_projected = ops.call("pinsage_returned_rows", shape, *operands, parts=parts)
 
     def dot(_, named: jax.Array):
         sent = jax.nn.relu(projected[named] + bias[None, :])
@@ -147,7 +147,7 @@ def _product_sum_backward(saved, cotangent):
     shares = max(1, min(_SHARES, rows // _ROWS_A_SHARE))
     shape = jax.ShapeDtypeStruct((shares * (depth + 1), projected.shape[1]), jnp.float32)
     operands = (projected, bias, cotangent, *turned, inputs)
-    made = cpu_calls.call("pinsage_returned_products", shape, *operands, parts=shares)
+    made = ops.call("pinsage_returned_products", shape, *operands, parts=shares)
     to_both = made.reshape(shares, depth + 1, -1).sum(axis=0)
     # Inputs and weights are data in training: the rest is then left out by the compiler.
     to_projected, _, nothing, to_weights = _weighted_sum_backward(

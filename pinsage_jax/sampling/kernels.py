@@ -10,7 +10,7 @@ Random numbers are counters, not state: draw i of walk w from node u is a hash o
 in a batch, and a reference can recompute any single draw.
 
 All walks of several seeds move one hop at a time, each hop in two passes (where to
-read, then read), each of which asks for what the next one reads (cache_lines.py).
+read, then read), each of which asks for what the next one reads (cpu/prefetch.py).
 
 Compiled code is cached on disk, which is sound only while every kernel calls none
 outside this file; compiling takes about ten seconds a process otherwise.
@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from pinsage_jax.cache_lines import ask_for
+from pinsage_jax.cpu.prefetch import ask_for
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

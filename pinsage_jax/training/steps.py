@@ -18,8 +18,8 @@ import optax
 
 from pinsage_jax.batching.blocks import Minibatch
 from pinsage_jax.config.settings import TrainConfig
+from pinsage_jax.cpu.ops import read_rows
 from pinsage_jax.distributed.devices import all_gather_if, axis_index_or_zero, psum_if
-from pinsage_jax.model.cpu_calls import read_rows
 from pinsage_jax.model.losses import LOSSES, Scored
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.training.state import TrainState

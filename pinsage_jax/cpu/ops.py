@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numba
 
-from pinsage_jax.model import pooling_kernels, xla_handlers
+from pinsage_jax.cpu import ffi_handlers, pooling_kernels
 
 # Of XLA's foreign function interface, (major, minor): what the kernels were tried with.
 _VERSION_PARTS = ("MAJOR", "MINOR")
@@ -46,7 +46,7 @@ def _known_interface() -> bool:
         return False
     version = interface_version(header)
     tried = len(version) == 2 and (_OLDEST_INTERFACE <= version <= _NEWEST_INTERFACE)
-    return tried and _pool_places(header) == xla_handlers.POOL_FUNCTIONS
+    return tried and _pool_places(header) == ffi_handlers.POOL_FUNCTIONS
 
 
 def callable_here() -> bool:
@@ -58,7 +58,7 @@ def callable_here() -> bool:
 @functools.cache
 def _register() -> None:
     """Makes the kernels known to XLA, once a process."""
-    for name, address in xla_handlers.handlers(pooling_kernels.works()).items():
+    for name, address in ffi_handlers.handlers(pooling_kernels.works()).items():
         capsule = jax.ffi.pycapsule(ctypes.c_void_p(address))
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
 

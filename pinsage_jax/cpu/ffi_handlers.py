@@ -19,7 +19,7 @@ import llvmlite.binding
 import numpy as np
 from numba import carray, cfunc, njit, types
 
-from pinsage_jax.model import pointers
+from pinsage_jax.cpu import intrinsics
 
 # Places of 64-bit words in XLA's structures.
 _FRAME_WORDS, _EXTENSION, _API, _CONTEXT = 15, 1, 2, 3
@@ -40,7 +40,7 @@ _tables: list[np.ndarray] = []
 
 @njit(nogil=True, cache=True)
 def _words(address, count):
-    return carray(pointers.pointer(address), count, np.int64)
+    return carray(intrinsics.pointer(address), count, np.int64)
 
 
 @njit(nogil=True, cache=True)
@@ -71,18 +71,18 @@ def _list_operands(frame, first_word, count, operands):
 def _take_parts(job):
     """Does parts of a call as long as there are any, and lets go of it."""
     operands, parts = job.ctypes.data + 8 * _OPERANDS, job[_PARTS]
-    part = pointers.add_to_word(job, _NEXT, 1)
+    part = intrinsics.add_to_word(job, _NEXT, 1)
     while part < parts:
-        pointers.call_work(job[_WORK], operands, part, parts)
-        pointers.add_to_word(job, _DONE, 1)
-        part = pointers.add_to_word(job, _NEXT, 1)
+        intrinsics.call_work(job[_WORK], operands, part, parts)
+        intrinsics.add_to_word(job, _DONE, 1)
+        part = intrinsics.add_to_word(job, _NEXT, 1)
 
 
 @njit(nogil=True, cache=True)
 def _let_go(job):
     """The last holder of a call frees its words."""
-    if pointers.add_to_word(job, _HOLDERS, -1) == 1:
-        pointers.free(job.ctypes.data)
+    if intrinsics.add_to_word(job, _HOLDERS, -1) == 1:
+        intrinsics.free(job.ctypes.data)
 
 
 @njit(nogil=True, cache=True)
@@ -97,14 +97,14 @@ def _ask_for_help(frame, job):
         return
     # What comes back from XLA is an error, or nothing.
     asking[0], asking[1], asking[2], asking[3] = 32, 0, frame[_CONTEXT], asking[4:].ctypes.data
-    if pointers.call(api[_NUM_THREADS], asking.ctypes.data) != 0:
+    if intrinsics.call(api[_NUM_THREADS], asking.ctypes.data) != 0:
         return
     threads = asking[4]
-    asking[0], asking[3], asking[4] = 40, _words(pointers.table_address(), 1)[0], job.ctypes.data
+    asking[0], asking[3], asking[4] = 40, _words(intrinsics.table_address(), 1)[0], job.ctypes.data
     for _ in range(min(threads, job[_PARTS]) - 1):
-        pointers.add_to_word(job, _HOLDERS, 1)
-        if pointers.call(api[_SCHEDULE], asking.ctypes.data) != 0:
-            pointers.add_to_word(job, _HOLDERS, -1)
+        intrinsics.add_to_word(job, _HOLDERS, 1)
+        if intrinsics.call(api[_SCHEDULE], asking.ctypes.data) != 0:
+            intrinsics.add_to_word(job, _HOLDERS, -1)
             return
 
 
@@ -115,17 +115,17 @@ def _answer(frame, work):
         return
     given, made = frame[_NUM_ARGS], frame[_NUM_RETS]
     size = _OPERANDS + OPERAND_WORDS * (given + made)
-    job = _words(pointers.allocate(8 * size), size)
+    job = _words(intrinsics.allocate(8 * size), size)
     job[_HOLDERS], job[_NEXT], job[_DONE] = 1, 0, 0
     _list_operands(frame, _ARGS, given, job[_OPERANDS:])
     _list_operands(frame, _RETS, made, job[_OPERANDS + OPERAND_WORDS * given :])
-    parts = carray(pointers.pointer(job[_OPERANDS]), 1, np.int32)[0]
-    job[_PARTS], job[_WORK] = parts, _words(pointers.table_address(), work + 2)[1 + work]
+    parts = carray(intrinsics.pointer(job[_OPERANDS]), 1, np.int32)[0]
+    job[_PARTS], job[_WORK] = parts, _words(intrinsics.table_address(), work + 2)[1 + work]
     if parts > 1:
         _ask_for_help(frame, job)
     _take_parts(job)
-    while pointers.add_to_word(job, _DONE, 0) < parts:
-        pointers.give_way()
+    while intrinsics.add_to_word(job, _DONE, 0) < parts:
+        intrinsics.give_way()
     _let_go(job)
 
 
@@ -146,17 +146,17 @@ def handlers(works: dict[str, int]) -> dict[str, int]:
         job = carray(address, _OPERANDS, np.int64)
         _take_parts(job)
         _let_go(job)
-        return pointers.pointer(0)
+        return intrinsics.pointer(0)
 
     # Compiled code finds addresses there, so that it can be cached; kept for good.
     _tables.append(np.array([help_out.address, *works.values()], np.int64))
-    llvmlite.binding.add_symbol(pointers.TABLE_SYMBOL, _tables[-1].ctypes.data)
+    llvmlite.binding.add_symbol(intrinsics.TABLE_SYMBOL, _tables[-1].ctypes.data)
 
     def handler(work: int) -> int:
         @cfunc(_HANDLER, cache=True)
         def answer(address):
             _answer(carray(address, _FRAME_WORDS, np.int64), work)
-            return pointers.pointer(0)
+            return intrinsics.pointer(0)
 
         return answer.address
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, cfunc, njit, types
 
-from pinsage_jax.cache_lines import LINE_BYTES, ask_for, copy_line, stream_line
-from pinsage_jax.model.pointers import pointer
-from pinsage_jax.model.tiles import TILE_COLUMNS, TILE_ROWS, add_tile
-from pinsage_jax.model.xla_handlers import OPERAND_WORDS
+from pinsage_jax.cpu.ffi_handlers import OPERAND_WORDS
+from pinsage_jax.cpu.intrinsics import pointer
+from pinsage_jax.cpu.prefetch import LINE_BYTES, ask_for, copy_line, stream_line
+from pinsage_jax.cpu.tiles import TILE_COLUMNS, TILE_ROWS, add_tile
 
 _WORK = types.int64(types.int64, types.int64, types.int64)
 _BLOCK = 64  # rows whose product is made at once: they and the sums fit the second-level cache
