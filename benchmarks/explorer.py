@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from benchmarks import machine
 from pinsage_jax.config.settings import Config
+from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.ids import IdTable
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.reporting import explorer
 

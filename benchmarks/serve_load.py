@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from pinsage_jax.graph.features import FeatureTransform
+from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.graph.prepare import Prepared, open_prepared
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent

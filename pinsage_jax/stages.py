@@ -24,6 +24,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.costs import Costs
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import raise_if_stopped, stop_everywhere
+from pinsage_jax.data import split_tables
 from pinsage_jax.distributed import process_group
 from pinsage_jax.distributed.devices import connect, make_devices
 from pinsage_jax.embedding_stage import (
@@ -35,7 +36,6 @@ from pinsage_jax.embedding_stage import (
     open_new_items,
     split_of,
 )
-from pinsage_jax.graph import split_tables
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.prepare import Prepared, open_prepared
 from pinsage_jax.graph.prepare import prepare as prepare_tables

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pinsage_jax.graph.feature_blocks import TextBlock
-from pinsage_jax.graph.features import FeatureTransform
-from pinsage_jax.graph.text import TextTransform
+from pinsage_jax.data.feature_blocks import TextBlock
+from pinsage_jax.data.features import FeatureTransform
+from pinsage_jax.data.text import TextTransform
 
 TERMS = [f"word{number:02d}" for number in range(24)]
 

@@ -11,8 +11,8 @@ from small_worlds import DEGREE_SCALE, make_run, nasty_graph, random_links
 from pinsage_jax.batching.blocks import Budgets, padded_size
 from pinsage_jax.batching.inputs import NodeInputs, feature_scale
 from pinsage_jax.batching.prefetch import Prefetcher
+from pinsage_jax.data.text import heaviest_words
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.text import heaviest_words
 from pinsage_jax.sampling import content_links as content
 from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighbourLists

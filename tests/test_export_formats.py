@@ -11,7 +11,7 @@ from small_catalogue import make_prepared, random_graph
 
 from pinsage_jax.config.settings import Config, EmbedConfig, ModelConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph.ids import IdTable
+from pinsage_jax.data.ids import IdTable
 from pinsage_jax.inference.export import write_embeddings
 from pinsage_jax.inference.export_form import ExportForm, StoredVectors, principal_directions
 from pinsage_jax.retrieval import export_quality

@@ -12,14 +12,14 @@ import pytest
 
 from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph import features, text
-from pinsage_jax.graph.features import (
+from pinsage_jax.data import features, text
+from pinsage_jax.data.features import (
     FeatureTransform,
     choose_columns,
     choose_title,
     write_features,
 )
-from pinsage_jax.graph.tables import open_table
+from pinsage_jax.data.tables import open_table
 
 WORDS = ["board", "kitchen", "oak", "lamp", "garden", "paint", "fern", "shelf", "tile", "rug"]
 

@@ -14,7 +14,7 @@ from small_worlds import embed_batch, make_run, nasty_graph, random_params, unit
 
 from pinsage_jax.config.settings import EmbedConfig
 from pinsage_jax.core import files
-from pinsage_jax.graph.ids import IdTable
+from pinsage_jax.data.ids import IdTable
 from pinsage_jax.inference import export, layerwise
 from pinsage_jax.inference.layer_tables import ScratchTables
 from pinsage_jax.inference.layerwise import embed_all

@@ -9,8 +9,9 @@ import pytest
 
 from pinsage_jax.config.settings import Config, DataConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph import prepare, tables
-from pinsage_jax.graph.ids import IdTable, UniqueIds
+from pinsage_jax.data import tables
+from pinsage_jax.data.ids import IdTable, UniqueIds
+from pinsage_jax.graph import prepare
 
 HOSTILE = [0, -1, 7, 2**62, -(2**62), 10, 100]
 

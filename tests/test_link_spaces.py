@@ -9,10 +9,10 @@ from small_texts import TERMS, dense_words, random_texts, text_transform
 
 from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.core import files
-from pinsage_jax.graph import features as item_features
-from pinsage_jax.graph.features import FeatureTransform
-from pinsage_jax.graph.tables import open_table
-from pinsage_jax.graph.text import heaviest_words
+from pinsage_jax.data import features as item_features
+from pinsage_jax.data.features import FeatureTransform
+from pinsage_jax.data.tables import open_table
+from pinsage_jax.data.text import heaviest_words
 from pinsage_jax.sampling import content_links as content
 from pinsage_jax.sampling.link_spaces import VectorSpace, WordSpace, space_of
 

@@ -7,8 +7,8 @@ import pytest
 from small_catalogue import make_config, make_prepared
 
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.ids import IdTable
 from pinsage_jax.retrieval import neighbours
 
 

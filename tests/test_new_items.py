@@ -24,10 +24,10 @@ from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.config.tools import NewItemsConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data.features import FeatureTransform
+from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph.additions import Additions, extend, read_additions
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.features import FeatureTransform
-from pinsage_jax.graph.ids import IdTable
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.inference.new_items import Catalogue, NewItemEncoder

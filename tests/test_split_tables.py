@@ -10,8 +10,8 @@ import pytest
 from pinsage_jax.config.settings import Config, DataConfig, SplitToolConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph import leaks, split_tables
-from pinsage_jax.graph.ids import IdTable
+from pinsage_jax.data import leaks, split_tables
+from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph.prepare import prepare
 
 

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph import columns, ids, tables
-from pinsage_jax.graph.ids import IdTable, UniqueIds
-from pinsage_jax.graph.tables import iter_batches, open_table
+from pinsage_jax.data import columns, ids, tables
+from pinsage_jax.data.ids import IdTable, UniqueIds
+from pinsage_jax.data.tables import iter_batches, open_table
 
 HOSTILE = [
     "a,b",
@@ -325,7 +325,7 @@ def test_damaged_id_file(tmp_path):
 
 
 def test_grouping_of_batches_is_only_a_matter_of_speed(tmp_path):
-    from pinsage_jax.graph.edges_table import grouped
+    from pinsage_jax.data.edges_table import grouped
 
     pq.write_table(pa.table({"id": [str(n) for n in range(10)]}), tmp_path / "t.parquet")
     table = tables.open_table(tmp_path / "t.parquet", "edges")

@@ -16,11 +16,11 @@ from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.config.tools import UpdateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data.feature_blocks import DenseBlock
+from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.graph import prepare
 from pinsage_jax.graph.changes import read_changes, write_changed
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.feature_blocks import DenseBlock
-from pinsage_jax.graph.features import FeatureTransform
 from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.inference.current_catalogue import CurrentCatalogue, fill_tables
 from pinsage_jax.inference.encoder import Encoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph.columns import shown_id
+from pinsage_jax.data.columns import shown_id
 
 PROBLEM, WARNING = "problem", "warning"
 # Examples that a sentence names.

@@ -20,9 +20,9 @@ from pinsage_jax.checkup.inputs import Inputs
 from pinsage_jax.checkup.trial import Trial, try_training
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.costs import peak_memory
-from pinsage_jax.graph import columns as column_values
-from pinsage_jax.graph.tables import iter_batches
-from pinsage_jax.graph.text import MAX_FITTED_ROWS
+from pinsage_jax.data import columns as column_values
+from pinsage_jax.data.tables import iter_batches
+from pinsage_jax.data.text import MAX_FITTED_ROWS
 from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.retrieval.baseline_choice import parse_baselines
 from pinsage_jax.retrieval.baselines import Content, Popularity, Walk

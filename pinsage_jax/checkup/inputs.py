@@ -20,11 +20,12 @@ from pinsage_jax.checkup.probe import now
 from pinsage_jax.config.settings import Config, DataConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph import csr, edges_table, features, pairs_table, tables
+from pinsage_jax.data import edges_table, features, pairs_table, tables
+from pinsage_jax.data.edges_table import Ids
+from pinsage_jax.data.tables import Table
+from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.edges_table import Ids
 from pinsage_jax.graph.prepare import input_tables
-from pinsage_jax.graph.tables import Table
 
 # Unknown ids that are kept to be named and compared.
 _KEPT_IDS = 10_000

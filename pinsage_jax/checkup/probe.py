@@ -21,7 +21,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from pinsage_jax.config.settings import SamplingConfig
 from pinsage_jax.core import files
-from pinsage_jax.graph import text as text_vectors
+from pinsage_jax.data import text as text_vectors
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.retrieval import metrics
 from pinsage_jax.retrieval.baselines import Baseline, rank_pairs

@@ -12,11 +12,11 @@ from pinsage_jax.checkup.findings import Findings, examples, share
 from pinsage_jax.checkup.inputs import Inputs, PairTable
 from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph import columns as column_values
-from pinsage_jax.graph import feature_blocks as blocks
-from pinsage_jax.graph import features, leaks
-from pinsage_jax.graph.columns import shown_id
-from pinsage_jax.graph.tables import Table, iter_batches
+from pinsage_jax.data import columns as column_values
+from pinsage_jax.data import feature_blocks as blocks
+from pinsage_jax.data import features, leaks
+from pinsage_jax.data.columns import shown_id
+from pinsage_jax.data.tables import Table, iter_batches
 
 _FEW, _MANY, _HALF, _NEARLY_ALL = 0.01, 0.1, 0.5, 0.95
 # Ids on either side that are compared as spellings of one another.

@@ -19,13 +19,13 @@ from absl import logging
 
 from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph import columns as column_values
-from pinsage_jax.graph.columns import Where, shown_id
+from pinsage_jax.data import columns as column_values
+from pinsage_jax.data.columns import Where, shown_id
+from pinsage_jax.data.features import FeatureTransform, choose_columns
+from pinsage_jax.data.ids import IdTable, UniqueIds
+from pinsage_jax.data.tables import Batch, Table, iter_batches, open_table
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.features import FeatureTransform, choose_columns
-from pinsage_jax.graph.ids import IdTable, UniqueIds
 from pinsage_jax.graph.prepare import Prepared
-from pinsage_jax.graph.tables import Batch, Table, iter_batches, open_table
 
 _BATCH_ROWS = 8192
 

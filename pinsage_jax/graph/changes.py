@@ -24,6 +24,10 @@ from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.config.tools import UpdateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data.columns import shown_id
+from pinsage_jax.data.features import FEATURES_FILE, WORDS_FILE, FeatureTransform
+from pinsage_jax.data.ids import IdTable, save_column
+from pinsage_jax.data.tables import open_table
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.additions import (
     collection_rows,
@@ -32,11 +36,7 @@ from pinsage_jax.graph.additions import (
     read_item_rows,
     where,
 )
-from pinsage_jax.graph.columns import shown_id
-from pinsage_jax.graph.features import FEATURES_FILE, WORDS_FILE, FeatureTransform
-from pinsage_jax.graph.ids import IdTable, save_column
 from pinsage_jax.graph.prepare import Prepared
-from pinsage_jax.graph.tables import open_table
 
 _COPIED_ROWS = 1 << 16
 

@@ -30,9 +30,10 @@ from absl import logging
 from pinsage_jax.config.settings import Config, DataConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph import csr, edges_table, features, leaks, pairs_table, synthetic, tables
+from pinsage_jax.data import edges_table, features, leaks, pairs_table, tables
+from pinsage_jax.data.ids import IdTable, load_column, save_column
+from pinsage_jax.graph import csr, synthetic
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.ids import IdTable, load_column, save_column
 from pinsage_jax.graph.pruning import kept_edges, read_topics, without_edges
 
 _FORMAT = 2

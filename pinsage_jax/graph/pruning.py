@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pinsage_jax.config.spark import PruneConfig
-from pinsage_jax.graph import columns as column_values
+from pinsage_jax.data import columns as column_values
+from pinsage_jax.data.tables import Table, iter_batches
 from pinsage_jax.graph.csr import Graph, build
-from pinsage_jax.graph.tables import Table, iter_batches
 
 
 def read_topics(items: Table, column: str, num_items: int) -> np.ndarray:

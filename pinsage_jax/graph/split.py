@@ -13,8 +13,8 @@ import dataclasses
 import numpy as np
 
 from pinsage_jax.config.settings import SplitConfig
+from pinsage_jax.data.pairs_table import derived_kinds
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.pairs_table import derived_kinds
 
 # Purposes of the keyed streams; a collection's stream is _PAIRS + its index.
 _COLLECTIONS, _ITEMS, _SUBSET, _GIVEN, _PAIRS = 1, 2, 3, 4, 1 << 32

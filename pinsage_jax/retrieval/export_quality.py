@@ -16,7 +16,7 @@ from absl import logging
 from scipy.linalg import orthogonal_procrustes
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph.ids import IdTable
+from pinsage_jax.data.ids import IdTable
 from pinsage_jax.inference.export_form import (
     ExportForm,
     StoredVectors,

@@ -20,7 +20,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.graph.ids import IdTable
+from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.evaluation_table import aligned

@@ -37,7 +37,7 @@ class Space(Protocol):
 
 
 def space_of(link_rows: np.ndarray) -> Space:
-    """The space of a matrix of features [N, F], or of words [N, 2K] (graph/text.py)."""
+    """The space of a matrix of features [N, F], or of words [N, 2K] (data/text.py)."""
     return WordSpace(link_rows) if link_rows.dtype == np.int32 else VectorSpace(link_rows)
 
 

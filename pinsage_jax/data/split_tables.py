@@ -37,15 +37,16 @@ from pinsage_jax.config.settings import Config, SplitToolConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.graph import columns as column_values
-from pinsage_jax.graph import csr, edges_table, leaks, tables
-from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.pairs_table import (
+from pinsage_jax.data import columns as column_values
+from pinsage_jax.data import edges_table, leaks, tables
+from pinsage_jax.data.pairs_table import (
     KIND_COLUMN,
     QUERY_COLUMN,
     TARGET_COLUMN,
     derived_kinds,
 )
+from pinsage_jax.graph import csr
+from pinsage_jax.graph.csr import Graph
 
 FOLDER = "split"
 TRAIN_EDGES, EVAL_PAIRS = "train_edges.parquet", "eval_pairs.parquet"

@@ -19,7 +19,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph import columns as column_values
+from pinsage_jax.data import columns as column_values
 
 BATCH_ROWS = 1 << 20
 # One CSV row must fit into one block.

@@ -13,10 +13,10 @@ import pyarrow as pa
 from absl import logging
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph import columns as column_values
-from pinsage_jax.graph.edges_table import grouped
-from pinsage_jax.graph.ids import IdTable
-from pinsage_jax.graph.tables import Table, iter_batches
+from pinsage_jax.data import columns as column_values
+from pinsage_jax.data.edges_table import grouped
+from pinsage_jax.data.ids import IdTable
+from pinsage_jax.data.tables import Table, iter_batches
 
 QUERY_COLUMN, TARGET_COLUMN, KIND_COLUMN = "query_id", "target_id", "kind"
 

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph import columns as column_values
-from pinsage_jax.graph import text as text_vectors
-from pinsage_jax.graph.columns import Where
+from pinsage_jax.data import columns as column_values
+from pinsage_jax.data import text as text_vectors
+from pinsage_jax.data.columns import Where
 
 Column = Callable[[str], pa.Array]
 

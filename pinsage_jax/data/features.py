@@ -30,11 +30,11 @@ from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.graph import columns as column_values
-from pinsage_jax.graph import feature_blocks as blocks
-from pinsage_jax.graph import text as text_vectors
-from pinsage_jax.graph.columns import Where, shown_id
-from pinsage_jax.graph.tables import Batch, Table, iter_batches
+from pinsage_jax.data import columns as column_values
+from pinsage_jax.data import feature_blocks as blocks
+from pinsage_jax.data import text as text_vectors
+from pinsage_jax.data.columns import Where, shown_id
+from pinsage_jax.data.tables import Batch, Table, iter_batches
 
 FEATURES_FILE, WORDS_FILE = "features.npy", "words.npy"
 _TRANSFORM_FILE = "transform.json"

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from absl import logging
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph import columns as column_values
-from pinsage_jax.graph.columns import shown_id
-from pinsage_jax.graph.ids import IdTable
-from pinsage_jax.graph.tables import Table, iter_batches
+from pinsage_jax.data import columns as column_values
+from pinsage_jax.data.columns import shown_id
+from pinsage_jax.data.ids import IdTable
+from pinsage_jax.data.tables import Table, iter_batches
 
 MADE_BY = "pinsage_jax --mode=split"
 MANIFEST, WITHHELD = "manifest.json", "withheld.parquet"

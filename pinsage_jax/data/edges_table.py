@@ -20,10 +20,10 @@ from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.graph import columns as column_values
-from pinsage_jax.graph.columns import shown_id
-from pinsage_jax.graph.ids import IdTable, UniqueIds
-from pinsage_jax.graph.tables import Batch, Table, holds_integers, iter_batches
+from pinsage_jax.data import columns as column_values
+from pinsage_jax.data.columns import shown_id
+from pinsage_jax.data.ids import IdTable, UniqueIds
+from pinsage_jax.data.tables import Batch, Table, holds_integers, iter_batches
 
 _GROUP_ROWS = 1 << 24
 _GROUP_BYTES = 1 << 28

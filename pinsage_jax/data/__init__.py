@@ -1,0 +1,1 @@
+"""Input tables: reading, checking, ids, and features made from columns."""
