@@ -16,9 +16,9 @@ from absl import flags
 from pinsage_jax import cli
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import logging_setup
-from pinsage_jax.graph import synthetic
 from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.synthetic import world
 
 _SAMPLED = 100_000
 _ROUNDS = 5
@@ -26,7 +26,7 @@ _ROUNDS = 5
 
 def generate(config: Config) -> None:
     """Writes the world to WORKDIR/inputs."""
-    synthetic.write_world(config.world, pathlib.Path(config.workdir) / "inputs")
+    world.write_world(config.world, pathlib.Path(config.workdir) / "inputs")
 
 
 def sample(config: Config) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from pinsage_jax.config.settings import WorldConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph import synthetic, synthetic_truth
+from pinsage_jax.synthetic import truth
+from pinsage_jax.synthetic import world as synthetic
 
 SMALL = WorldConfig(
     world_items=2000,
@@ -89,7 +90,7 @@ def test_schema_and_ids(small):
 
     items = small.tables["items"]
     assert items["item_id"].to_pylist() == [f"pin{number:07d}" for number in range(2000)]
-    catalogue = synthetic_truth.draw_catalogue(SMALL)
+    catalogue = truth.draw_catalogue(SMALL)
     for number in (0, 7, 1999):
         topic, style = divmod(int(catalogue.groups[number, 0]), SMALL.world_styles)
         assert items["name"][number].as_py() == f"topic{topic} style{style} pin {number}"
@@ -160,23 +161,23 @@ def test_replaces_an_older_world(tmp_path):
 
 @pytest.mark.parametrize("columns", [1, 4, 5])
 def test_streams_depend_on_the_row_alone(columns):
-    stream = synthetic_truth.Stream.EDGES
-    whole = synthetic_truth.uniforms(3, stream, 0, 50, columns)
+    stream = truth.Stream.EDGES
+    whole = truth.uniforms(3, stream, 0, 50, columns)
     assert whole.shape == (50, columns) and whole.min() >= 0 and whole.max() < 1
-    parts = [synthetic_truth.uniforms(3, stream, first, 10, columns) for first in range(0, 50, 10)]
+    parts = [truth.uniforms(3, stream, first, 10, columns) for first in range(0, 50, 10)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
-    other = synthetic_truth.uniforms(3, synthetic_truth.Stream.ITEMS, 0, 50, columns)
+    other = truth.uniforms(3, truth.Stream.ITEMS, 0, 50, columns)
     assert not (other == whole).any()
-    assert not (synthetic_truth.uniforms(4, stream, 0, 50, columns) == whole).any()
-    bell = synthetic_truth.normals(3, stream, 7, 20_000, columns)
+    assert not (truth.uniforms(4, stream, 0, 50, columns) == whole).any()
+    bell = truth.normals(3, stream, 7, 20_000, columns)
     np.testing.assert_allclose(bell.mean(axis=0), 0, atol=0.04)
     np.testing.assert_allclose(bell.std(axis=0), 1, atol=0.04)
 
 
 def test_blocks_do_not_change_the_world(small, monkeypatch):
-    whole = synthetic_truth.draw_catalogue(SMALL)
-    monkeypatch.setattr(synthetic_truth, "_CATALOGUE_BLOCK", 77)
-    catalogue = synthetic_truth.draw_catalogue(SMALL)
+    whole = truth.draw_catalogue(SMALL)
+    monkeypatch.setattr(truth, "_CATALOGUE_BLOCK", 77)
+    catalogue = truth.draw_catalogue(SMALL)
     for field in dataclasses.fields(catalogue):
         np.testing.assert_array_equal(getattr(catalogue, field.name), getattr(whole, field.name))
 
@@ -192,7 +193,7 @@ def test_blocks_do_not_change_the_world(small, monkeypatch):
             np.testing.assert_array_equal(left, right)
 
     visual = vectors(small.tables["items"]["visual"])
-    view = synthetic_truth.FeatureView(SMALL, text=False)
+    view = truth.FeatureView(SMALL, text=False)
     parts = [view.rows(catalogue, first, min(first + 331, 2000)) for first in range(0, 2000, 331)]
     np.testing.assert_array_equal(np.concatenate(parts), visual)
 
@@ -200,7 +201,7 @@ def test_blocks_do_not_change_the_world(small, monkeypatch):
 def test_weighted_groups_follow_their_weights():
     groups = np.array([2, 0, 2, 0, 2, 3])
     weights = np.array([1.0, 1.0, 3.0, 0.0, 4.0, 0.0])
-    table = synthetic_truth.WeightedGroups(groups, np.arange(10, 16), weights, 5)
+    table = truth.WeightedGroups(groups, np.arange(10, 16), weights, 5)
     chance = np.random.default_rng(0).random(20_000)
     drawn = table.draw(np.full(20_000, 2), chance)
     share = np.bincount(drawn, minlength=16) / 20_000
@@ -209,11 +210,9 @@ def test_weighted_groups_follow_their_weights():
     # Group 3 has weight 0 alone, groups 1 and 4 nobody.
     assert set(table.draw(np.array([1, 3, 4]), np.array([0.0, 0.5, 1 - 2**-53]))) == {-1}
     # The largest chance times a small weight after a large one rounds up to the next group.
-    uneven = synthetic_truth.WeightedGroups(
-        np.arange(3), np.arange(3), np.array([1e9, 1.0, 1.0]), 3
-    )
+    uneven = truth.WeightedGroups(np.arange(3), np.arange(3), np.array([1e9, 1.0, 1.0]), 3)
     assert uneven.draw(np.array([1]), np.array([1 - 2**-53])).tolist() == [1]
-    nobody = synthetic_truth.WeightedGroups(groups[:0], groups[:0], weights[:0], 5)
+    nobody = truth.WeightedGroups(groups[:0], groups[:0], weights[:0], 5)
     assert nobody.draw(np.array([0, 4]), np.array([0.1, 0.9])).tolist() == [-1, -1]
 
 
@@ -245,8 +244,8 @@ def test_pairs_are_disjoint_and_of_their_kind(small):
 
 
 def test_noise_boards_disregard_topics(small):
-    catalogue = synthetic_truth.draw_catalogue(SMALL)
-    boards = synthetic_truth.draw_boards(SMALL, 10_000)
+    catalogue = truth.draw_catalogue(SMALL)
+    boards = truth.draw_boards(SMALL, 10_000)
     assert 0.06 < boards.noise.mean() < 0.14
     assert boards.offsets[-1] == 10_000
     topic = catalogue.groups[:, 0] // SMALL.world_styles

@@ -32,9 +32,10 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import edges_table, features, leaks, pairs_table, tables
 from pinsage_jax.data.ids import IdTable, load_column, save_column
-from pinsage_jax.graph import csr, synthetic
+from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.pruning import kept_edges, read_topics, without_edges
+from pinsage_jax.synthetic import world
 
 _FORMAT = 2
 _FOLDER, _INPUTS = "prepared", "inputs"
@@ -98,7 +99,7 @@ def input_tables(config: Config) -> tuple[DataConfig, dict[str, pathlib.Path]]:
     """
     data = config.data
     if config.world.world:
-        paths = synthetic.write_world(config.world, pathlib.Path(config.workdir) / _INPUTS)
+        paths = world.write_world(config.world, pathlib.Path(config.workdir) / _INPUTS)
         # The example's tables have the default column names.
         names = ("collection_column", "item_column", "item_id_column")
         changed: dict[str, Any] = {name: getattr(DataConfig(), name) for name in names}

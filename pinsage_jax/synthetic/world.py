@@ -30,8 +30,8 @@ import pyarrow.parquet as pq
 from pinsage_jax.config.settings import WorldConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.graph import synthetic_truth as truth
-from pinsage_jax.graph.synthetic_truth import Stream
+from pinsage_jax.synthetic import truth as truth
+from pinsage_jax.synthetic.truth import Stream
 
 COLD_SHARE = 0.25
 

@@ -1,0 +1,1 @@
+"""The embedded example: a generated world of pins and boards."""
