@@ -14,9 +14,9 @@ import numpy as np
 from absl import flags
 
 from pinsage_jax import cli
+from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import logging_setup
-from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.sampling.store import NeighbourhoodSource
 from pinsage_jax.synthetic import world
 

@@ -22,8 +22,8 @@ from urllib.parse import quote
 
 import numpy as np
 
+from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.data.features import FeatureTransform
-from pinsage_jax.graph.prepare import Prepared, open_prepared
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _CONNECTIONS = (1, 4, 16)

@@ -17,15 +17,15 @@ import numpy as np
 from absl import logging
 
 from pinsage_jax import __version__
+from pinsage_jax.catalog.additions import read_additions
+from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.cluster.embed import embed_on_spark
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.data.features import FeatureTransform
-from pinsage_jax.graph.additions import read_additions
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.prepare import Prepared, open_prepared
 from pinsage_jax.graph.split import ValidationSplit, validation_split
 from pinsage_jax.inference import export, layer_tables
 from pinsage_jax.inference.encoder import Encoder, structure_bases

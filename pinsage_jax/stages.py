@@ -17,6 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from pinsage_jax import ablation
 from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.catalog.prepare import Prepared, open_prepared
+from pinsage_jax.catalog.prepare import prepare as prepare_tables
 from pinsage_jax.checkup.doctor import examine
 from pinsage_jax.cluster.graph_tables import write_graph_tables
 from pinsage_jax.config.settings import Config
@@ -37,8 +39,6 @@ from pinsage_jax.embedding_stage import (
     split_of,
 )
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.prepare import Prepared, open_prepared
-from pinsage_jax.graph.prepare import prepare as prepare_tables
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.inference import export
 from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of

@@ -13,6 +13,8 @@ from typing import Any
 
 from absl import logging
 
+from pinsage_jax.catalog.changes import read_changes, write_changed
+from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
@@ -25,8 +27,6 @@ from pinsage_jax.embedding_stage import (
     restored,
     split_of,
 )
-from pinsage_jax.graph.changes import read_changes, write_changed
-from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.inference import export
 from pinsage_jax.inference.current_catalogue import CurrentCatalogue, fill_tables
 from pinsage_jax.inference.encoder import structure_bases

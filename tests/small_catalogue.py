@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config, EvalConfig, SamplingConfig
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.prepare import Prepared
 
 
 def random_graph(

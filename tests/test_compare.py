@@ -10,10 +10,10 @@ import pytest
 from small_catalogue import make_config, make_prepared, random_graph
 
 from pinsage_jax import stages
+from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.tools import CompareConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.inference import export
 from pinsage_jax.reporting import comparison
 from pinsage_jax.reporting.comparison import Run

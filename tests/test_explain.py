@@ -9,9 +9,9 @@ import pytest
 from small_catalogue import make_config, make_prepared, random_graph
 
 from pinsage_jax import main, stages
+from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.embedding_stage import split_of
-from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.inference.encoder import Encoder, lists_of_some, structure_bases
 from pinsage_jax.retrieval import explain as explaining
 from pinsage_jax.retrieval.embeddings_io import load_embeddings

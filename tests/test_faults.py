@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 
 from pinsage_jax import main, stages
+from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config, WorldConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.sampling import structure
 from pinsage_jax.training.checkpoints import Checkpoints
 

@@ -30,7 +30,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pinsage_jax import cli, main, stages
-from pinsage_jax.graph.prepare import open_prepared
+from pinsage_jax.catalog.prepare import open_prepared
 
 PLAIN = {
     "kind": "csv", "quoting": 1, "line_end": "\n", "mark": False, "row_group": 5,

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pinsage_jax.catalog import prepare
 from pinsage_jax.config.settings import Config, DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import tables
 from pinsage_jax.data.ids import IdTable, UniqueIds
-from pinsage_jax.graph import prepare
 
 HOSTILE = [0, -1, 7, 2**62, -(2**62), 10, 100]
 

@@ -20,13 +20,13 @@ from small_texts import link_vectors, random_texts, text_transform
 from small_worlds import unit_features
 
 from pinsage_jax import stages
+from pinsage_jax.catalog.additions import Additions, extend, read_additions
 from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.config.tools import NewItemsConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.graph.additions import Additions, extend, read_additions
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.layerwise import embed_all

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pinsage_jax import main
+from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import SamplingConfig
-from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.sampling.store import NeighbourhoodSource
 
 # (collection, item) by name of the shape.

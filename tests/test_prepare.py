@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pinsage_jax.catalog import prepare
+from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config, DataConfig, WorldConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import features, tables
 from pinsage_jax.data.pairs_table import read_pairs
-from pinsage_jax.graph import prepare
-from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.synthetic import world as synthetic
 
 HOSTILE = ["a,b", 'q"x"', "two\nlines", "two\r\nends", "emoji \U0001f9f7", "007", "7", "x" * 10_240]

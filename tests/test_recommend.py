@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pinsage_jax.catalog.prepare import prepare
 from pinsage_jax.config.settings import (
     Config,
     DataConfig,
@@ -19,7 +20,6 @@ from pinsage_jax.config.settings import (
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.prepare import prepare
 from pinsage_jax.graph.split import validation_split
 from pinsage_jax.retrieval import (
     multi_interest,

@@ -16,13 +16,13 @@ from fastapi.testclient import TestClient
 from hostile_world import ITEMS, small_config, small_embeddings, small_world
 
 from pinsage_jax import stages
+from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.serve import ServeConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.config.tools import NewItemsConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.embedding_stage import open_new_items
-from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.reporting.sources import exported_source, read_source
 from pinsage_jax.retrieval import ann
 from pinsage_jax.retrieval.online import ExactSearch

@@ -16,6 +16,7 @@ from small_catalogue import make_prepared
 from small_worlds import nasty_graph, random_params, unit_features
 from test_pruning import SETTINGS, hub_graph
 
+from pinsage_jax.catalog.prepare import prepare
 from pinsage_jax.cluster.embed import embed_on_spark
 from pinsage_jax.cluster.graph_tables import write_graph_tables
 from pinsage_jax.cluster.session import spark_session
@@ -32,7 +33,6 @@ from pinsage_jax.config.settings import (
 )
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.prepare import prepare
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.sampling.neighbourhoods import WalkTables, visit_counts
 from pinsage_jax.sampling.structure import item_bases

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pinsage_jax.catalog.prepare import prepare
 from pinsage_jax.config.settings import Config, DataConfig, SplitToolConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import leaks, split_tables
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.graph.prepare import prepare
 
 
 def edge_rows(seed=0, rows=400, items=60, collections=25):

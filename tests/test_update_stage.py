@@ -9,12 +9,12 @@ import pytest
 from test_new_items import catalogue, vector_text, write_csv  # noqa: F401
 
 from pinsage_jax import stages
+from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.config.settings import EmbedConfig
 from pinsage_jax.config.tools import UpdateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.inference import layerwise, updating
 from pinsage_jax.retrieval.embeddings_io import load_embeddings
 

@@ -12,16 +12,16 @@ from small_texts import link_vectors, random_texts, text_transform
 from small_worlds import unit_features
 from test_new_items import random_params, settings, unit, vector_text
 
+from pinsage_jax.catalog import prepare
+from pinsage_jax.catalog.changes import read_changes, write_changed
+from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.config.tools import UpdateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.feature_blocks import DenseBlock
 from pinsage_jax.data.features import FeatureTransform
-from pinsage_jax.graph import prepare
-from pinsage_jax.graph.changes import read_changes, write_changed
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.prepare import open_prepared
 from pinsage_jax.inference.current_catalogue import CurrentCatalogue, fill_tables
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.layer_tables import KeptTables

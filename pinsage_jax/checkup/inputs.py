@@ -15,6 +15,7 @@ import tempfile
 import numpy as np
 import pyarrow as pa
 
+from pinsage_jax.catalog.prepare import input_tables
 from pinsage_jax.checkup.findings import Findings
 from pinsage_jax.checkup.probe import now
 from pinsage_jax.config.settings import Config, DataConfig
@@ -25,7 +26,6 @@ from pinsage_jax.data.edges_table import Ids
 from pinsage_jax.data.tables import Table
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.prepare import input_tables
 
 # Unknown ids that are kept to be named and compared.
 _KEPT_IDS = 10_000

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from pinsage_jax.batching.inputs import feature_scale
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
-from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.inference.encoder import item_links, node_inputs, tabled_lists, threads_of
 from pinsage_jax.inference.layer_tables import Tables
 from pinsage_jax.inference.layerwise import Adjust, embed_all

@@ -17,11 +17,11 @@ import numpy as np
 from absl import logging
 
 from pinsage_jax.batching.inputs import NodeInputs
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.inference.layer_tables import ScratchTables, Tables
 from pinsage_jax.inference.layerwise import Adjust, embed_all

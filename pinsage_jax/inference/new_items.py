@@ -29,10 +29,10 @@ import numpy as np
 from scipy import sparse
 
 from pinsage_jax.batching.inputs import NodeInputs
+from pinsage_jax.catalog.additions import Additions, extend
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
-from pinsage_jax.graph.additions import Additions, extend
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.inference.encoder import item_links, node_inputs, threads_of
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.sampling.content_links import MOST_CANDIDATES, ContentLinks, spread

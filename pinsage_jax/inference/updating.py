@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from pinsage_jax.catalog.changes import Changes
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.graph.changes import Changes
 from pinsage_jax.inference.current_catalogue import CurrentCatalogue
 from pinsage_jax.inference.encoder import list_rows, split_lists
 from pinsage_jax.inference.layer_tables import KeptTables

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.costs import COSTS_FILE
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph.prepare import Prepared, open_prepared
 from pinsage_jax.reporting.comparison_text import comparison_text
 from pinsage_jax.reporting.sources import Source, read_source
 from pinsage_jax.retrieval import metrics

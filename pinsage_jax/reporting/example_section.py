@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
-from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.reporting import page
 from pinsage_jax.reporting.page import Html
 from pinsage_jax.reporting.space_sections import degree_bucket

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
-from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.reporting import figures, page, space
 from pinsage_jax.reporting.sources import directions_of, read_source

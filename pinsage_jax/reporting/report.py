@@ -12,10 +12,10 @@ import numpy as np
 from absl import logging
 
 import pinsage_jax
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.reporting import (
     example_section,

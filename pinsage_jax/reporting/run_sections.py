@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax.graph.prepare import Prepared
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.reporting import page
 from pinsage_jax.reporting.figures import Series, line_chart
 from pinsage_jax.reporting.page import Html

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from pinsage_jax.graph.prepare import Prepared
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.reporting import page, space
 from pinsage_jax.reporting.figures import Series, line_chart, scatter_chart
 from pinsage_jax.reporting.page import Html

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.inference.export import FOLDER, ITEMS, MANIFEST, TRANSFORM
 from pinsage_jax.inference.export_form import ExportForm
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.graph.split import ValidationSplit
 from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.retrieval import metrics

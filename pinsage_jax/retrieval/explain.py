@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.inference.encoder import lists_of_some, threads_of
 from pinsage_jax.retrieval.baselines import Content
 from pinsage_jax.retrieval.evaluation_table import aligned

@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
 
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config, RecommendConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.retrieval import multi_interest, recommend_metrics
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.evaluation_table import aligned

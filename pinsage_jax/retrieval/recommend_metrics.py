@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow as pa
 from absl import logging
 
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import edges_table, tables
 from pinsage_jax.data.columns import shown_id
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.retrieval.recommend_scores import Histories, histories_of
 
 DEPTH = 20

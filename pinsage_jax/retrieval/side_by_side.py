@@ -12,9 +12,9 @@ import dataclasses
 
 import numpy as np
 
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.retrieval.baselines import WALK_FACTOR, Content, queries_at_once
 from pinsage_jax.retrieval.online import ExactSearch, best_of_scores
 from pinsage_jax.retrieval.topk import top_k

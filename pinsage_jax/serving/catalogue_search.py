@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pinsage_jax.graph.prepare import Prepared
+from pinsage_jax.catalog.prepare import Prepared
 
 
 class CatalogueSearch:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import Table, table_in_memory
-from pinsage_jax.graph.prepare import Prepared
 from pinsage_jax.inference.new_item_model import NewItemModel
 from pinsage_jax.reporting import explorer
 from pinsage_jax.reporting.sources import Source, directions_of

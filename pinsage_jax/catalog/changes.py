@@ -20,6 +20,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pinsage_jax.catalog.additions import (
+    collection_rows,
+    first,
+    read_edge_rows,
+    read_item_rows,
+    where,
+)
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.config.tools import UpdateConfig
 from pinsage_jax.core import files
@@ -29,14 +37,6 @@ from pinsage_jax.data.features import FEATURES_FILE, WORDS_FILE, FeatureTransfor
 from pinsage_jax.data.ids import IdTable, save_column
 from pinsage_jax.data.tables import open_table
 from pinsage_jax.graph import csr
-from pinsage_jax.graph.additions import (
-    collection_rows,
-    first,
-    read_edge_rows,
-    read_item_rows,
-    where,
-)
-from pinsage_jax.graph.prepare import Prepared
 
 _COPIED_ROWS = 1 << 16
 

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from absl import logging
 
+from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import columns as column_values
@@ -25,7 +26,6 @@ from pinsage_jax.data.features import FeatureTransform, choose_columns
 from pinsage_jax.data.ids import IdTable, UniqueIds
 from pinsage_jax.data.tables import Batch, Table, iter_batches, open_table
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.prepare import Prepared
 
 _BATCH_ROWS = 8192
 

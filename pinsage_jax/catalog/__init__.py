@@ -1,0 +1,1 @@
+"""Graph, features, ids and pairs as one prepared catalog, and changes of it."""
