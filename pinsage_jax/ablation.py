@@ -30,7 +30,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.split import ValidationSplit
+from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference.encoder import structure_bases
 from pinsage_jax.retrieval import metrics
 from pinsage_jax.retrieval.topk import target_ranks

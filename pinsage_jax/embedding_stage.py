@@ -26,7 +26,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.split import ValidationSplit, validation_split
+from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
 from pinsage_jax.inference import export, layer_tables
 from pinsage_jax.inference.encoder import Encoder, structure_bases
 from pinsage_jax.inference.export_form import ExportForm

@@ -39,7 +39,7 @@ from pinsage_jax.embedding_stage import (
     split_of,
 )
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.split import ValidationSplit
+from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference import export
 from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of
 from pinsage_jax.reporting import comparison, figures

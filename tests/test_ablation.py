@@ -25,7 +25,7 @@ from pinsage_jax.config.tools import AblateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import Stopped
-from pinsage_jax.graph.split import ValidationSplit, validation_split
+from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Schedule
 

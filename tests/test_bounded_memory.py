@@ -16,9 +16,9 @@ from pinsage_jax.inference.layer_tables import ScratchTables
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.sampling import content_links as content
 from pinsage_jax.sampling import pairs as pair_sampling
-from pinsage_jax.sampling import structure
+from pinsage_jax.sampling import spectral
 from pinsage_jax.sampling.pairs import PairSource
-from pinsage_jax.sampling.structure import Structure
+from pinsage_jax.sampling.spectral import Structure
 
 pytestmark = [
     pytest.mark.kernels,
@@ -43,7 +43,7 @@ def test_target_probability_is_that_of_the_edges_one_by_one(block, power, monkey
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_places_are_sums_of_means(threads, monkeypatch):
-    monkeypatch.setattr(structure, "_ROWS_PER_TASK", 3)
+    monkeypatch.setattr(spectral, "_ROWS_PER_TASK", 3)
     graph = nasty_graph()
     bases = np.random.default_rng(2).normal(size=(graph.num_items, 5)).astype(np.float32)
     means = {
@@ -73,7 +73,7 @@ def test_bases_are_the_singular_vectors_of_the_scaled_graph():
     degree = np.maximum(graph.degree(), 1)
     dense /= np.sqrt(np.outer(degree[:30], degree[30:]))
     left, values, _ = np.linalg.svd(dense, full_matrices=False)
-    bases = structure.item_bases(graph, 4, 0) * np.sqrt(degree[:30])[:, None]
+    bases = spectral.item_bases(graph, 4, 0) * np.sqrt(degree[:30])[:, None]
     assert bases.dtype == np.float64 or bases.dtype == np.float32
     assert values[3] - values[4] > 1e-3
     for column in range(4):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pinsage_jax.graph.split import ValidationSplit
+from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.retrieval import calibration
 from pinsage_jax.retrieval.calibration import Rivals, validate, with_offset
 

@@ -12,7 +12,7 @@ from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config.settings import TrainConfig
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.model.pinsage import PinSage
-from pinsage_jax.sampling.structure import Structure
+from pinsage_jax.sampling.spectral import Structure
 from pinsage_jax.training.loop import keeps_table
 from pinsage_jax.training.state import initial_state, make_optimiser
 from pinsage_jax.training.steps import make_train_step, read_inputs

@@ -13,7 +13,7 @@ from pinsage_jax import stages
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.split import ValidationSplit
+from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.retrieval import metrics
 from pinsage_jax.retrieval.evaluate import evaluate, read_evaluation
 

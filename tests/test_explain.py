@@ -15,7 +15,7 @@ from pinsage_jax.embedding_stage import split_of
 from pinsage_jax.inference.encoder import Encoder, lists_of_some, structure_bases
 from pinsage_jax.retrieval import explain as explaining
 from pinsage_jax.retrieval.embeddings_io import load_embeddings
-from pinsage_jax.sampling.neighbourhoods import visit_scores
+from pinsage_jax.sampling.neighborhoods import visit_scores
 
 
 def explained(config, query, target, **evaluate):

@@ -25,7 +25,7 @@ from pinsage_jax.config.settings import Config, WorldConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.sampling import structure
+from pinsage_jax.sampling import spectral
 from pinsage_jax.training.checkpoints import Checkpoints
 
 WORLD = WorldConfig(
@@ -235,11 +235,11 @@ def test_damaged_places_in_the_graph_are_computed_again(name, way, tmp_path, cap
     rng = np.random.default_rng(0)
     edges = rng.integers(0, 12, (2, 60)).astype(np.int32)
     graph = Graph.from_edges(edges[0], edges[1] % 6, 12, 6)
-    first = np.array(structure.saved_bases(tmp_path, graph, 4, 0, "mark"))
-    path = tmp_path / structure.FOLDER / name
+    first = np.array(spectral.saved_bases(tmp_path, graph, 4, 0, "mark"))
+    path = tmp_path / spectral.FOLDER / name
     damage(path, way)
     with caplog.at_level(logging.WARNING):
-        again = structure.saved_bases(tmp_path, graph, 4, 0, "mark")
+        again = spectral.saved_bases(tmp_path, graph, 4, 0, "mark")
     np.testing.assert_array_equal(first, again)
     # Without its manifest a folder is as good as none.
     assert (str(path) in caplog.text) == ((name, way) != ("manifest.json", "gone"))

@@ -11,7 +11,7 @@ from pinsage_jax.config.settings import SamplingConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling import pair_kernels
-from pinsage_jax.sampling.neighbourhoods import WalkTables
+from pinsage_jax.sampling.neighborhoods import WalkTables
 from pinsage_jax.sampling.pairs import (
     PairBatch,
     PairSource,

@@ -20,7 +20,7 @@ from pinsage_jax.config.settings import (
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.split import validation_split
+from pinsage_jax.graph.validation_split import validation_split
 from pinsage_jax.retrieval import (
     multi_interest,
     recommend_choice,
@@ -30,7 +30,7 @@ from pinsage_jax.retrieval import (
 from pinsage_jax.retrieval import recommend_scores as rs
 from pinsage_jax.retrieval.recommend import Recommender, recommend
 from pinsage_jax.retrieval.recommend_choice import Choice, Validation, choose, validation_users
-from pinsage_jax.sampling.neighbourhoods import visit_scores
+from pinsage_jax.sampling.neighborhoods import visit_scores
 
 ITEMS, USERS = 50, 30
 

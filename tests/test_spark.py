@@ -34,8 +34,8 @@ from pinsage_jax.config.settings import (
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.encoder import Encoder
-from pinsage_jax.sampling.neighbourhoods import WalkTables, visit_counts
-from pinsage_jax.sampling.structure import item_bases
+from pinsage_jax.sampling.neighborhoods import WalkTables, visit_counts
+from pinsage_jax.sampling.spectral import item_bases
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(900)]
 

@@ -5,7 +5,7 @@ import pytest
 
 from pinsage_jax.config.settings import SplitConfig
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.split import _most_per_collection, validation_split
+from pinsage_jax.graph.validation_split import _most_per_collection, validation_split
 
 
 def random_graph(seed, num_items=200, num_collections=60, edges=900):

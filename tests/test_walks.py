@@ -9,8 +9,8 @@ from scipy import stats
 
 from pinsage_jax.config.settings import SamplingConfig
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.sampling import kernels, neighbourhoods
-from pinsage_jax.sampling.neighbourhoods import (
+from pinsage_jax.sampling import kernels, neighborhoods
+from pinsage_jax.sampling.neighborhoods import (
     WalkTables,
     pooling_weights,
     visit_counts,
@@ -368,7 +368,7 @@ def test_same_bits_for_any_number_of_walks_in_flight(wide, walks_in_flight, monk
     sampling = SamplingConfig(num_walks=20, num_neighbours=8, restart_ends=True)
     tables, starts = WalkTables(wide), np.arange(wide.num_nodes, dtype=np.int32)
     once = visit_counts(tables, starts, sampling, seed=4)
-    monkeypatch.setattr(neighbourhoods, "_WALKS_IN_FLIGHT", walks_in_flight)
+    monkeypatch.setattr(neighborhoods, "_WALKS_IN_FLIGHT", walks_in_flight)
     again = visit_counts(tables, starts, sampling, seed=4)
     np.testing.assert_array_equal(again.ids, once.ids)
     np.testing.assert_array_equal(again.counts, once.counts)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from pinsage_jax.batching import block_kernels
-from pinsage_jax.sampling.structure import Structure
+from pinsage_jax.sampling.spectral import Structure
 
 # log(1 + degree) runs to about ten; features have unit length.
 _DEGREE_SCALE = 0.1

@@ -29,8 +29,8 @@ from pinsage_jax.retrieval.baselines import Content, Popularity, Walk
 from pinsage_jax.retrieval.calibration import OFFSETS_TRIED
 from pinsage_jax.sampling.content_links import MOST_CANDIDATES
 from pinsage_jax.sampling.pairs import hard_band
+from pinsage_jax.sampling.spectral import MOST_PLACE_NUMBERS, POWER_ITERATIONS
 from pinsage_jax.sampling.store import AUTO_BYTES
-from pinsage_jax.sampling.structure import MOST_PLACE_NUMBERS, POWER_ITERATIONS
 from pinsage_jax.training.curriculum import hard_negatives_in
 
 # Pieces of Python (probe.thinking_seconds) of what has no probe of its own.

@@ -27,7 +27,7 @@ from pinsage_jax.retrieval import metrics
 from pinsage_jax.retrieval.baselines import Baseline, rank_pairs
 from pinsage_jax.retrieval.topk import target_ranks
 from pinsage_jax.sampling.content_links import content_links
-from pinsage_jax.sampling.neighbourhoods import WalkTables, visit_counts
+from pinsage_jax.sampling.neighborhoods import WalkTables, visit_counts
 
 _STARTS = 512
 _LINK_ROWS, _LINK_CANDIDATES = 1024, 8192

@@ -26,8 +26,8 @@ from pinsage_jax.inference.layerwise import Adjust, embed_all
 from pinsage_jax.sampling.content_links import MOST_CANDIDATES, ContentLinks, spread
 from pinsage_jax.sampling.link_spaces import space_of
 from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.spectral import Structure
 from pinsage_jax.sampling.store import NeighbourhoodSource
-from pinsage_jax.sampling.structure import Structure
 
 _LINK_ROWS = 1 << 11
 # Cosines of two products may differ by their rounding; a row too many is no harm.

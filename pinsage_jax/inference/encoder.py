@@ -22,7 +22,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.split import ValidationSplit
+from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference.layer_tables import ScratchTables, Tables
 from pinsage_jax.inference.layerwise import Adjust, embed_all
 from pinsage_jax.sampling import store
@@ -33,8 +33,8 @@ from pinsage_jax.sampling.content_links import (
     spread,
 )
 from pinsage_jax.sampling.lists import ListColumn, NeighbourLists
+from pinsage_jax.sampling.spectral import MOST_PLACE_NUMBERS, Structure, saved_bases
 from pinsage_jax.sampling.store import NeighbourhoodSource
-from pinsage_jax.sampling.structure import MOST_PLACE_NUMBERS, Structure, saved_bases
 
 _LISTS_AT_ONCE = 1 << 14
 

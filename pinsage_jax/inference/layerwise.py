@@ -24,7 +24,7 @@ from pinsage_jax.core.progress import Progress
 from pinsage_jax.inference.layer_tables import ScratchTables, Tables
 from pinsage_jax.inference.map_reduce import Stages, reduce_lists, with_padding
 from pinsage_jax.sampling.lists import ListColumn
-from pinsage_jax.sampling.neighbourhoods import run_blocks
+from pinsage_jax.sampling.neighborhoods import run_blocks
 
 _REDUCE_ROWS = 512
 

@@ -37,8 +37,8 @@ from pinsage_jax.inference.encoder import item_links, node_inputs, threads_of
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.sampling.content_links import MOST_CANDIDATES, ContentLinks, spread
 from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.spectral import Structure
 from pinsage_jax.sampling.store import NeighbourhoodSource
-from pinsage_jax.sampling.structure import Structure
 
 
 class _StackedRows:

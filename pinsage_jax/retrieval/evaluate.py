@@ -21,7 +21,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.split import ValidationSplit
+from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.retrieval import metrics
 from pinsage_jax.retrieval.baseline_choice import Baselines, parse_baselines

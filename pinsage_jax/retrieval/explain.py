@@ -27,7 +27,7 @@ from pinsage_jax.retrieval.evaluation_table import aligned
 from pinsage_jax.retrieval.metrics import ranks_from_scores
 from pinsage_jax.retrieval.neighbours import described, rows_of
 from pinsage_jax.retrieval.topk import target_ranks
-from pinsage_jax.sampling.neighbourhoods import visit_scores
+from pinsage_jax.sampling.neighborhoods import visit_scores
 
 FOLDER = "explain"
 _MOST_COLLECTIONS = 20

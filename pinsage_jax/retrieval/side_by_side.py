@@ -18,7 +18,7 @@ from pinsage_jax.core.progress import Progress
 from pinsage_jax.retrieval.baselines import WALK_FACTOR, Content, queries_at_once
 from pinsage_jax.retrieval.online import ExactSearch, best_of_scores
 from pinsage_jax.retrieval.topk import top_k
-from pinsage_jax.sampling.neighbourhoods import WalkTables, visit_counts
+from pinsage_jax.sampling.neighborhoods import WalkTables, visit_counts
 
 # In the order in which they are shown, with what their scores are.
 METHODS = {

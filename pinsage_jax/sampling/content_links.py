@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.sampling.link_spaces import space_of
-from pinsage_jax.sampling.neighbourhoods import run_blocks
+from pinsage_jax.sampling.neighborhoods import run_blocks
 
 # Above --content_limit every item has this many candidates, so that links cost the
 # same per item in a catalogue of any size.

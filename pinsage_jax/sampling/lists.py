@@ -13,7 +13,7 @@ import numpy as np
 
 from pinsage_jax.config.settings import Config
 from pinsage_jax.sampling.content_links import ContentLinks, blend
-from pinsage_jax.sampling.neighbourhoods import pooling_weights
+from pinsage_jax.sampling.neighborhoods import pooling_weights
 from pinsage_jax.sampling.store import NeighbourhoodSource
 
 _ROWS_AT_ONCE = 1 << 16

@@ -19,7 +19,7 @@ from pinsage_jax.config.settings import SamplingConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling import pair_kernels
-from pinsage_jax.sampling.neighbourhoods import WalkTables, visit_counts
+from pinsage_jax.sampling.neighborhoods import WalkTables, visit_counts
 
 _PAIR_STREAM = 0x70616972
 _RANDOM_STREAM = 0x72616E64

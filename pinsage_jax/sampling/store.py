@@ -32,7 +32,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling.epoch_lists import EpochLists
-from pinsage_jax.sampling.neighbourhoods import Neighbourhoods, WalkTables, visit_counts
+from pinsage_jax.sampling.neighborhoods import Neighbourhoods, WalkTables, visit_counts
 from pinsage_jax.sampling.shards import SHARD_NODES, ShardedTable
 
 FOLDER = "neighbourhoods"

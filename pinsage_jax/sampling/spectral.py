@@ -31,7 +31,7 @@ from sklearn.utils.extmath import randomized_svd
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.sampling.neighbourhoods import run_blocks
+from pinsage_jax.sampling.neighborhoods import run_blocks
 
 FOLDER = "structure"
 # N times r at most: 0.8 GiB of places, and some six times that while they are found.
