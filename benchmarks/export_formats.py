@@ -15,9 +15,9 @@ import pathlib
 
 import numpy as np
 
-from pinsage_jax.inference.export_form import ExportForm, principal_directions
-from pinsage_jax.retrieval.embeddings_io import open_export
-from pinsage_jax.retrieval.export_quality import NEIGHBOURS, recall_of, spread_rows
+from pinsage_jax.export.codec import ExportForm, principal_directions
+from pinsage_jax.export.quality import NEIGHBOURS, recall_of, spread_rows
+from pinsage_jax.export.reader import open_export
 from pinsage_jax.retrieval.topk import top_k
 
 TYPES = ("float32", "float16", "int8")

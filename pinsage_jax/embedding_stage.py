@@ -25,17 +25,18 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.data.features import FeatureTransform
+from pinsage_jax.export import writer
+from pinsage_jax.export.codec import ExportForm
+from pinsage_jax.export.quality import choose_form
+from pinsage_jax.export.reader import open_export
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
-from pinsage_jax.inference import export, layer_tables
+from pinsage_jax.inference import layer_tables
 from pinsage_jax.inference.encoder import Encoder, structure_bases
-from pinsage_jax.inference.export_form import ExportForm
 from pinsage_jax.inference.layer_tables import KeptTables, Tables
 from pinsage_jax.inference.layerwise import Adjust
 from pinsage_jax.inference.new_item_model import NewItemModel, Trained
 from pinsage_jax.inference.new_items import Catalogue
-from pinsage_jax.retrieval.embeddings_io import open_export
-from pinsage_jax.retrieval.export_quality import choose_form
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.state import TrainState, initial_state, make_optimiser
@@ -186,7 +187,7 @@ def _export(
         config.model.popularity,
         str(pathlib.Path(config.embed.align_to).expanduser()) if config.embed.align_to else "",
     )
-    manifest = export.write_embeddings(
+    manifest = writer.write_embeddings(
         config.workdir,
         config.embed,
         prepared.item_ids,
@@ -202,7 +203,7 @@ def _export(
         vectors[items:] if everything else None,
         form=form,
     )
-    logging.info("embedded %d items into %s", items, pathlib.Path(config.workdir) / export.FOLDER)
+    logging.info("embedded %d items into %s", items, pathlib.Path(config.workdir) / writer.FOLDER)
     return manifest
 
 
@@ -253,7 +254,7 @@ def _embed_new(config: Config) -> dict[str, Any]:
     )
     model = open_new_items(config, prepared)
     vectors, edgeless = model.embed(additions)
-    manifest = export.write_embeddings(
+    manifest = writer.write_embeddings(
         workdir,
         config.embed,
         additions.item_ids,
@@ -263,12 +264,12 @@ def _embed_new(config: Config) -> dict[str, Any]:
             "catalogue": prepared.item_ids.digest(),
             "without_edges": int(edgeless.sum()),
         },
-        folder_name=export.NEW_FOLDER,
+        folder_name=writer.NEW_FOLDER,
         form=model.form,
     )
     logging.info(
         "embedded %d new items, %d of them without edges, into %s",
-        len(vectors), manifest["without_edges"], workdir / export.NEW_FOLDER,
+        len(vectors), manifest["without_edges"], workdir / writer.NEW_FOLDER,
     )  # fmt: skip
     return manifest
 
@@ -276,11 +277,11 @@ def _embed_new(config: Config) -> dict[str, Any]:
 def as_exported(config: Config, trained: Trained) -> tuple[Trained, ExportForm]:
     """The cold offset and the form that vectors need to lie beside WORKDIR/embeddings."""
     form = ExportForm(config.embed.export_dtype, config.model.popularity)
-    exported = pathlib.Path(config.workdir) / export.FOLDER
-    if not (exported / export.MANIFEST).exists():
+    exported = pathlib.Path(config.workdir) / writer.FOLDER
+    if not (exported / writer.MANIFEST).exists():
         return trained, form
-    about = files.read_json(exported / export.MANIFEST)
-    if export.TRANSFORM in about.get("files", {}):
+    about = files.read_json(exported / writer.MANIFEST)
+    if writer.TRANSFORM in about.get("files", {}):
         form = dataclasses.replace(form, transform=open_export(exported).form.transform)
     if about.get("step") != trained.step:
         logging.warning(
@@ -306,7 +307,7 @@ def _embed_fingerprint(config: Config, step: int) -> str:
 
 
 def embeddings_are_current(config: Config) -> bool:
-    path = pathlib.Path(config.workdir) / export.FOLDER / export.MANIFEST
+    path = pathlib.Path(config.workdir) / writer.FOLDER / writer.MANIFEST
     if not path.exists():
         return False
     _, step = _chosen_checkpoint(config)

@@ -38,9 +38,10 @@ from pinsage_jax.embedding_stage import (
     open_new_items,
     split_of,
 )
+from pinsage_jax.export import writer
+from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.inference import export
 from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of
 from pinsage_jax.reporting import comparison, figures
 from pinsage_jax.reporting.explorer import write_explorer
@@ -51,7 +52,6 @@ from pinsage_jax.retrieval import evaluate as evaluation
 from pinsage_jax.retrieval import explain as explaining
 from pinsage_jax.retrieval import neighbours as related
 from pinsage_jax.retrieval import recommend as recommending
-from pinsage_jax.retrieval.embeddings_io import load_embeddings
 from pinsage_jax.retrieval.evaluation_table import evaluation_tables
 from pinsage_jax.retrieval.index_table import build_indexes, open_search
 from pinsage_jax.retrieval.neighbours import Related
@@ -204,7 +204,7 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 def _eval_fingerprint(config: Config) -> str:
     """What eval.json depends on: the export and the settings of the evaluation."""
-    manifest = files.read_json(pathlib.Path(config.workdir) / export.FOLDER / export.MANIFEST)
+    manifest = files.read_json(pathlib.Path(config.workdir) / writer.FOLDER / writer.MANIFEST)
     # Not all of it: it names places, and a workdir may be moved.
     made = {name: manifest.get(name) for name in ("files", "ids", "parameters", "settings")}
     asked = [config.evaluate.baselines, config.evaluate.bootstrap]
@@ -359,7 +359,7 @@ def pipeline(config: Config) -> dict[str, Any]:
         return {}
     raise_if_stopped()
     if embeddings_are_current(config):
-        logging.info("embed: %s is up to date", pathlib.Path(config.workdir) / export.FOLDER)
+        logging.info("embed: %s is up to date", pathlib.Path(config.workdir) / writer.FOLDER)
     else:
         with costs.stage("embed"):
             costs.items = embed(config)["count"]

@@ -27,12 +27,12 @@ from pinsage_jax.embedding_stage import (
     restored,
     split_of,
 )
-from pinsage_jax.inference import export
+from pinsage_jax.export import writer
+from pinsage_jax.export.quality import recall_of
 from pinsage_jax.inference.current_catalogue import CurrentCatalogue, fill_tables
 from pinsage_jax.inference.encoder import structure_bases
 from pinsage_jax.inference.layer_tables import KeptTables
 from pinsage_jax.inference.updating import Update
-from pinsage_jax.retrieval.export_quality import recall_of
 
 FOLDER = "updated"
 
@@ -49,7 +49,7 @@ def update(config: Config) -> dict[str, Any]:
     workdir = pathlib.Path(config.workdir)
     updated = workdir / FOLDER
     trained_on = open_prepared(workdir)
-    source = updated if (updated / export.FOLDER / export.MANIFEST).exists() else workdir
+    source = updated if (updated / writer.FOLDER / writer.MANIFEST).exists() else workdir
     before = open_prepared(source)
     fingerprint = trained_on.manifest["fingerprint"]
     if before.manifest.get("base", fingerprint) != fingerprint:
@@ -59,7 +59,7 @@ def update(config: Config) -> dict[str, Any]:
         )
     key = _read_key(config)
     if source == updated:
-        done = files.read_json(updated / export.FOLDER / export.MANIFEST)
+        done = files.read_json(updated / writer.FOLDER / writer.MANIFEST)
         if done.get("changes") == key:
             logging.info("update: %s holds these changes already", updated)
             return done
@@ -88,7 +88,7 @@ def update(config: Config) -> dict[str, Any]:
             first, second, changes, trained.params, old, new, trained.offset
         ).run()
         items = after.graph.num_items
-        manifest = export.write_embeddings(
+        manifest = writer.write_embeddings(
             folder,
             config.embed,
             after.item_ids,

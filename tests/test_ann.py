@@ -16,7 +16,7 @@ from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.config.settings import EmbedConfig
 from pinsage_jax.config.tools import RecommendConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.inference.export import write_embeddings
+from pinsage_jax.export.writer import write_embeddings
 from pinsage_jax.retrieval import ann, index_table, neighbours
 from pinsage_jax.retrieval.ann import AnnSearch, Setting
 from pinsage_jax.retrieval.recommend import Choice, Recommender, recommend

@@ -14,12 +14,12 @@ from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.tools import CompareConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.inference import export
+from pinsage_jax.export import writer
+from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.reporting import comparison
 from pinsage_jax.reporting.comparison import Run
 from pinsage_jax.reporting.sources import Source
 from pinsage_jax.retrieval import metrics
-from pinsage_jax.retrieval.embeddings_io import load_embeddings
 
 
 def source_of(config):
@@ -165,7 +165,7 @@ def test_the_mode_end_to_end(trained, tmp_path, capsys):
     vectors = vectors + np.random.default_rng(0).normal(0, 0.2, vectors.shape).astype(np.float32)
     manifest = json.loads((second / "embeddings" / "manifest.json").read_text())
     about = {name: manifest[name] for name in ("step", "settings", "ids", "seed", "normalised")}
-    export.write_embeddings(second, trained.embed, prepared.item_ids, vectors, about)
+    writer.write_embeddings(second, trained.embed, prepared.item_ids, vectors, about)
     config = dataclasses.replace(
         trained, workdir=str(first), compare=CompareConfig(compare_with=str(second))
     )

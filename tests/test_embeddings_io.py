@@ -8,9 +8,9 @@ from small_catalogue import make_prepared, random_graph
 
 from pinsage_jax.config.settings import EmbedConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.inference.export import write_embeddings
-from pinsage_jax.retrieval import embeddings_io
-from pinsage_jax.retrieval.embeddings_io import load_embeddings
+from pinsage_jax.export import reader
+from pinsage_jax.export.reader import load_embeddings
+from pinsage_jax.export.writer import write_embeddings
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def exported(tmp_path, small_rng):
 def test_round_trip(exported, tmp_path, dtype, rows, monkeypatch):
     prepared, vectors, write = exported
     write(dtype, rows)
-    monkeypatch.setattr(embeddings_io, "_ROWS", 5)
+    monkeypatch.setattr(reader, "_ROWS", 5)
     found = load_embeddings(tmp_path, prepared)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, vectors.astype(dtype).astype(np.float32))

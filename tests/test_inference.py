@@ -15,7 +15,8 @@ from small_worlds import embed_batch, make_run, nasty_graph, random_params, unit
 from pinsage_jax.config.settings import EmbedConfig
 from pinsage_jax.core import files
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.inference import export, layerwise
+from pinsage_jax.export import writer
+from pinsage_jax.inference import layerwise
 from pinsage_jax.inference.layer_tables import ScratchTables
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.model.pinsage import PinSage
@@ -187,7 +188,7 @@ def test_export_round_trip(dtype, shard_rows, shards, tmp_path, small_rng):
     names = [f"item {i} é" for i in range(10)]
     about = {"step": 7, "normalised": True}
     config = EmbedConfig(export_dtype=dtype, shard_rows=shard_rows)
-    manifest = export.write_embeddings(tmp_path, config, IdTable(pa.array(names)), vectors, about)
+    manifest = writer.write_embeddings(tmp_path, config, IdTable(pa.array(names)), vectors, about)
     folder = tmp_path / "embeddings"
     paths = sorted(folder.glob("*.parquet"))
     assert [path.name for path in paths] == [f"part-{i:05d}.parquet" for i in range(shards)]
@@ -218,7 +219,7 @@ def test_export_of_collections_and_replacement(tmp_path, small_rng):
     collections = IdTable(pa.array([f"c{n}" for n in range(graph.num_collections)]))
     config = EmbedConfig(shard_rows=7)
     parts = vectors[: graph.num_items], vectors[graph.num_items :]
-    manifest = export.write_embeddings(tmp_path, config, items, parts[0], {}, collections, parts[1])
+    manifest = writer.write_embeddings(tmp_path, config, items, parts[0], {}, collections, parts[1])
     folder = tmp_path / "embeddings"
     table = pa.concat_tables(
         [pq.read_table(path) for path in sorted(folder.glob("collections-*.parquet"))]
@@ -228,7 +229,7 @@ def test_export_of_collections_and_replacement(tmp_path, small_rng):
     assert manifest["collections"] == graph.num_collections
     # A second export leaves nothing of the first.
     config = dataclasses.replace(config, shard_rows=100)
-    export.write_embeddings(tmp_path, config, items, parts[0], {})
+    writer.write_embeddings(tmp_path, config, items, parts[0], {})
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "part-00000.parquet"]
 
 
@@ -236,6 +237,6 @@ def test_export_of_collections_and_replacement(tmp_path, small_rng):
 def test_export_of_little(rows, tmp_path):
     config = EmbedConfig()
     ids = IdTable(pa.array(["a"] * rows, pa.string()))
-    manifest = export.write_embeddings(tmp_path, config, ids, np.ones((rows, 3), np.float32), {})
+    manifest = writer.write_embeddings(tmp_path, config, ids, np.ones((rows, 3), np.float32), {})
     assert manifest["count"] == rows
     assert pq.read_table(tmp_path / "embeddings" / "part-00000.parquet").num_rows == rows

@@ -47,6 +47,8 @@ ORDER = (
 UPWARD: frozenset[tuple[str, str]] = frozenset({
     # begin
     ("data.split_tables", "graph.csr"),
+    ("export.quality", "retrieval.topk"),
+    ("inference.new_item_model", "export.codec"),
     # end
 })  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -15,8 +15,8 @@ from pinsage_jax.config.settings import EmbedConfig
 from pinsage_jax.config.tools import UpdateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.inference import layerwise, updating
-from pinsage_jax.retrieval.embeddings_io import load_embeddings
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from pinsage_jax.catalog.additions import Additions, additions_of
 from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.data.tables import Table
+from pinsage_jax.export.codec import ExportForm
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.inference.export_form import ExportForm
 from pinsage_jax.inference.new_items import Catalogue, NewItemEncoder
 
 

@@ -19,7 +19,7 @@ from absl import logging
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.inference import export
+from pinsage_jax.export import writer
 from pinsage_jax.retrieval.baseline_choice import NAMES
 from pinsage_jax.retrieval.evaluate import EVAL_FILE, MAIN, read_evaluation
 from pinsage_jax.training.checkpoints import Checkpoints
@@ -63,7 +63,7 @@ class Source:
 def read_source(config: Config, num_items: int) -> Source:
     """Reads what is there."""
     workdir = pathlib.Path(config.workdir)
-    manifest_path = workdir / export.FOLDER / export.MANIFEST
+    manifest_path = workdir / writer.FOLDER / writer.MANIFEST
     manifest = _json(manifest_path) or {}
     scores, damaged = _scores(workdir)
     if scores is not None and not _usable(scores, num_items):

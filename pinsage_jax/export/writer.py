@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from pinsage_jax.config.settings import EmbedConfig
 from pinsage_jax.core import files
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.inference.export_form import ExportForm
+from pinsage_jax.export.codec import ExportForm
 
 FOLDER = "embeddings"
 NEW_FOLDER = "new_embeddings"

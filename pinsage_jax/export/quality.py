@@ -17,13 +17,13 @@ from scipy.linalg import orthogonal_procrustes
 
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.inference.export_form import (
+from pinsage_jax.export.codec import (
     ExportForm,
     StoredVectors,
     principal_directions,
     with_last,
 )
-from pinsage_jax.retrieval.embeddings_io import open_export
+from pinsage_jax.export.reader import open_export
 from pinsage_jax.retrieval.topk import top_k
 
 NEIGHBOURS = 10

@@ -19,8 +19,8 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.inference.export import FOLDER, ITEMS, MANIFEST, TRANSFORM
-from pinsage_jax.inference.export_form import ExportForm
+from pinsage_jax.export.codec import ExportForm
+from pinsage_jax.export.writer import FOLDER, ITEMS, MANIFEST, TRANSFORM
 
 _ROWS = 1 << 16
 _AGAIN = "run --mode=embed again."

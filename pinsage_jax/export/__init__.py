@@ -1,0 +1,1 @@
+"""Embeddings on disk: their writer, number formats, reader and measured quality."""
