@@ -31,12 +31,12 @@ from pinsage_jax.export.quality import choose_form
 from pinsage_jax.export.reader import open_export
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
-from pinsage_jax.inference import layer_tables
+from pinsage_jax.inference import tables as layer_tables
 from pinsage_jax.inference.encoder import Encoder, structure_bases
-from pinsage_jax.inference.layer_tables import KeptTables, Tables
 from pinsage_jax.inference.layerwise import Adjust
 from pinsage_jax.inference.new_item_model import NewItemModel, Trained
 from pinsage_jax.inference.new_items import Catalogue
+from pinsage_jax.inference.tables import KeptTables, Tables
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.state import TrainState, initial_state, make_optimiser

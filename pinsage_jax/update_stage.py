@@ -31,7 +31,7 @@ from pinsage_jax.export import writer
 from pinsage_jax.export.quality import recall_of
 from pinsage_jax.inference.current_catalogue import CurrentCatalogue, fill_tables
 from pinsage_jax.inference.encoder import structure_bases
-from pinsage_jax.inference.layer_tables import KeptTables
+from pinsage_jax.inference.tables import KeptTables
 from pinsage_jax.inference.updating import Update
 
 FOLDER = "updated"

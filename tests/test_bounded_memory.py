@@ -11,9 +11,9 @@ from small_worlds import make_run, nasty_graph, random_params
 from pinsage_jax.config.settings import Config, ModelConfig
 from pinsage_jax.core import files
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.inference import encoder, layer_tables
-from pinsage_jax.inference.layer_tables import ScratchTables
+from pinsage_jax.inference import encoder, tables
 from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.tables import ScratchTables
 from pinsage_jax.sampling import content_links as content
 from pinsage_jax.sampling import pairs as pair_sampling
 from pinsage_jax.sampling import spectral
@@ -132,7 +132,7 @@ def test_embeddings_through_tables_on_disk(layers, tmp_path, monkeypatch):
     )
     wanted = embed()
     assert not isinstance(embed(tables=ScratchTables(tmp_path)), np.memmap)
-    monkeypatch.setattr(layer_tables, "MOST_TABLE_BYTES", 0)
+    monkeypatch.setattr(tables, "MOST_TABLE_BYTES", 0)
     found = embed(tables=ScratchTables(tmp_path))
     assert isinstance(found, np.memmap) and not list(tmp_path.iterdir())
     np.testing.assert_array_equal(found, wanted)

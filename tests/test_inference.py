@@ -17,8 +17,8 @@ from pinsage_jax.core import files
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.export import writer
 from pinsage_jax.inference import layerwise
-from pinsage_jax.inference.layer_tables import ScratchTables
 from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.tables import ScratchTables
 from pinsage_jax.model.pinsage import PinSage
 
 FEATURES = unit_features(40)

@@ -14,8 +14,8 @@ from small_worlds import make_run, random_params
 from pinsage_jax.core import signals
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference.encoder import list_rows, split_lists, tabled_lists
-from pinsage_jax.inference.layer_tables import KeptTables, ScratchTables
 from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.tables import KeptTables, ScratchTables
 
 ROWS, SHARD = 40, 7
 
@@ -57,7 +57,7 @@ KILLED = """
 import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[2])
 from test_layer_tables import SHARD, ROWS, wanted
-from pinsage_jax.inference.layer_tables import KeptTables
+from pinsage_jax.inference.tables import KeptTables
 
 def fill(begin, end, out):
     out[begin:end] = wanted(begin, end)

@@ -24,8 +24,8 @@ from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.current_catalogue import CurrentCatalogue, fill_tables
 from pinsage_jax.inference.encoder import Encoder
-from pinsage_jax.inference.layer_tables import KeptTables
 from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.tables import KeptTables
 from pinsage_jax.inference.updating import Update
 from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighbourLists

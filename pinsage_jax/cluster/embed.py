@@ -33,7 +33,7 @@ from pinsage_jax.cluster.walks import neighbour_lists
 from pinsage_jax.core import files
 from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.inference.encoder import Encoder
-from pinsage_jax.inference.layer_tables import MOST_TABLE_BYTES
+from pinsage_jax.inference.tables import MOST_TABLE_BYTES
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

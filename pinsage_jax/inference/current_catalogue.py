@@ -21,8 +21,8 @@ from pinsage_jax.batching.inputs import feature_scale
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.inference.encoder import item_links, node_inputs, tabled_lists, threads_of
-from pinsage_jax.inference.layer_tables import Tables
 from pinsage_jax.inference.layerwise import Adjust, embed_all
+from pinsage_jax.inference.tables import Tables
 from pinsage_jax.sampling.content_links import MOST_CANDIDATES, ContentLinks, spread
 from pinsage_jax.sampling.link_spaces import space_of
 from pinsage_jax.sampling.lists import NeighbourLists

@@ -23,8 +23,8 @@ from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.inference.layer_tables import ScratchTables, Tables
 from pinsage_jax.inference.layerwise import Adjust, embed_all
+from pinsage_jax.inference.tables import ScratchTables, Tables
 from pinsage_jax.sampling import store
 from pinsage_jax.sampling.content_links import (
     MOST_CANDIDATES,

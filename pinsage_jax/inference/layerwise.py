@@ -21,8 +21,8 @@ import numpy as np
 from pinsage_jax.config.settings import ModelConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.inference.layer_tables import ScratchTables, Tables
 from pinsage_jax.inference.map_reduce import Stages, reduce_lists, with_padding
+from pinsage_jax.inference.tables import ScratchTables, Tables
 from pinsage_jax.sampling.lists import ListColumn
 from pinsage_jax.sampling.neighborhoods import run_blocks
 

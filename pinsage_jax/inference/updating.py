@@ -26,8 +26,8 @@ from pinsage_jax.catalog.changes import Changes
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.inference.current_catalogue import CurrentCatalogue
 from pinsage_jax.inference.encoder import list_rows, split_lists
-from pinsage_jax.inference.layer_tables import KeptTables
 from pinsage_jax.inference.map_reduce import Stages, padded, reduce_lists
+from pinsage_jax.inference.tables import KeptTables
 from pinsage_jax.sampling.reach import walks_to_repeat
 
 _ROWS = 1 << 14
