@@ -15,7 +15,6 @@ import numpy as np
 from absl import logging
 from threadpoolctl import threadpool_limits
 
-from pinsage_jax import ablation
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.catalog.prepare import prepare as prepare_tables
@@ -38,6 +37,10 @@ from pinsage_jax.embedding_stage import (
     open_new_items,
     split_of,
 )
+from pinsage_jax.evaluation import ablation, calibration
+from pinsage_jax.evaluation import evaluate as evaluation
+from pinsage_jax.evaluation import explain as explaining
+from pinsage_jax.evaluation.tables import evaluation_tables
 from pinsage_jax.export import writer
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.graph.csr import Graph
@@ -47,12 +50,8 @@ from pinsage_jax.reporting import comparison, figures
 from pinsage_jax.reporting.explorer import write_explorer
 from pinsage_jax.reporting.report import write_report
 from pinsage_jax.reporting.sources import exported_source
-from pinsage_jax.retrieval import calibration
-from pinsage_jax.retrieval import evaluate as evaluation
-from pinsage_jax.retrieval import explain as explaining
 from pinsage_jax.retrieval import neighbours as related
 from pinsage_jax.retrieval import recommend as recommending
-from pinsage_jax.retrieval.evaluation_table import evaluation_tables
 from pinsage_jax.retrieval.index_table import build_indexes, open_search
 from pinsage_jax.retrieval.neighbours import Related
 from pinsage_jax.retrieval.recommend_choice import Validation, validation_users

@@ -1,4 +1,4 @@
-"""ablation.py: the variants as data, numbers by hand, and two variants end to end."""
+"""evaluation/ablation.py: the variants as data, numbers by hand, and two variants end to end."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 from small_catalogue import make_config, make_prepared, random_graph
 
-from pinsage_jax import ablation, cli, stages
+from pinsage_jax import cli, stages
 from pinsage_jax.config.settings import (
     Config,
     EmbedConfig,
@@ -25,6 +25,7 @@ from pinsage_jax.config.tools import AblateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import Stopped
+from pinsage_jax.evaluation import ablation
 from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Schedule

@@ -10,10 +10,10 @@ from small_catalogue import make_config, random_graph
 
 from pinsage_jax.config.settings import SamplingConfig
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.evaluation import baselines, baselines_fusion, baselines_graph
+from pinsage_jax.evaluation.baseline_choice import DEFAULT, NAMES, Baselines, parse_baselines
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.retrieval import baselines, baselines_fusion, baselines_graph
-from pinsage_jax.retrieval.baseline_choice import DEFAULT, NAMES, Baselines, parse_baselines
 
 
 def dense(graph: Graph) -> np.ndarray:

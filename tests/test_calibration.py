@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from pinsage_jax.evaluation import calibration
+from pinsage_jax.evaluation.calibration import Rivals, validate, with_offset
 from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.retrieval import calibration
-from pinsage_jax.retrieval.calibration import Rivals, validate, with_offset
 
 RIVALS = Rivals({("warm", 10): 0.2, ("warm", 100): 0.4, ("cold", 10): 0.1, ("cold", 100): 0.3})
 

@@ -14,12 +14,12 @@ from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.tools import CompareConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
+from pinsage_jax.evaluation import metrics
 from pinsage_jax.export import writer
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.reporting import comparison
 from pinsage_jax.reporting.comparison import Run
 from pinsage_jax.reporting.sources import Source
-from pinsage_jax.retrieval import metrics
 
 
 def source_of(config):

@@ -12,10 +12,10 @@ from small_catalogue import make_config, make_prepared, random_graph
 from pinsage_jax import stages
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.evaluation import metrics
+from pinsage_jax.evaluation.evaluate import evaluate, read_evaluation
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.retrieval import metrics
-from pinsage_jax.retrieval.evaluate import evaluate, read_evaluation
 
 
 def slow_rank(scores, query, target):

@@ -12,9 +12,9 @@ from pinsage_jax import main, stages
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.embedding_stage import split_of
+from pinsage_jax.evaluation import explain as explaining
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.inference.encoder import Encoder, lists_of_some, structure_bases
-from pinsage_jax.retrieval import explain as explaining
 from pinsage_jax.sampling.neighborhoods import visit_scores
 
 

@@ -17,11 +17,11 @@ from hostile_world import HOSTILE, ITEMS, small_config, small_embeddings, small_
 from pinsage_jax.config.serve import ServeConfig
 from pinsage_jax.config.settings import ModelConfig
 from pinsage_jax.core import files
+from pinsage_jax.evaluation.baselines import Walk
+from pinsage_jax.evaluation.side_by_side import METHODS, SideBySide
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.reporting import explorer
-from pinsage_jax.retrieval.baselines import Walk
 from pinsage_jax.retrieval.online import best_of_scores
-from pinsage_jax.retrieval.side_by_side import METHODS, SideBySide
 
 KINDS = {1: "<u1", 2: "<u2", 4: "<u4"}
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from hostile_world import HOSTILE, ITEMS, small_config, small_embeddings, small_world
 
+from pinsage_jax.evaluation.evaluate import evaluate
 from pinsage_jax.reporting import explorer
 from pinsage_jax.reporting.report import write_report
 from pinsage_jax.reporting.sources import read_source
-from pinsage_jax.retrieval.evaluate import evaluate
 from pinsage_jax.retrieval.topk import top_k
 from pinsage_jax.serving import server
 from pinsage_jax.serving.app import make_app

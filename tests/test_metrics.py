@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from pinsage_jax.retrieval import metrics
+from pinsage_jax.evaluation import metrics
 
 
 def slow_rank(scores, query, target):
@@ -189,5 +189,5 @@ def test_methods_on_different_queries_are_refused():
 
 
 def test_metrics_import_without_jax():
-    code = "import sys, pinsage_jax.retrieval.metrics; sys.exit('jax' in sys.modules)"
+    code = "import sys, pinsage_jax.evaluation.metrics; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -19,10 +19,10 @@ from pinsage_jax import stages
 from pinsage_jax.config.settings import EvalConfig, ModelConfig, TrainConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.evaluation import evaluate as evaluation
 from pinsage_jax.reporting import example_section, figures, page, run_sections, space
 from pinsage_jax.reporting.report import REPORT_FILE, write_report
 from pinsage_jax.reporting.sources import read_source, with_saved
-from pinsage_jax.retrieval import evaluate as evaluation
 from pinsage_jax.training.checkpoints import Checkpoints
 
 SECTIONS = {

@@ -49,6 +49,12 @@ UPWARD: frozenset[tuple[str, str]] = frozenset({
     ("data.split_tables", "graph.csr"),
     ("export.quality", "retrieval.topk"),
     ("inference.new_item_model", "export.codec"),
+    ("retrieval.index_table", "evaluation.tables"),
+    ("retrieval.neighbours", "evaluation.tables"),
+    ("retrieval.recommend", "evaluation.tables"),
+    ("retrieval.recommend_choice", "evaluation.metrics"),
+    ("retrieval.recommend_scores", "evaluation.baselines_graph"),
+    ("retrieval.topk", "evaluation.metrics"),
     # end
 })  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
@@ -82,7 +88,7 @@ WITHOUT_JAX = (
     "batching.inputs",
     "batching.builder",
     "batching.prefetch",
-    "retrieval.metrics",
+    "evaluation.metrics",
 )
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 UNPICKLING = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

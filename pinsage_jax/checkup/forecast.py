@@ -23,10 +23,10 @@ from pinsage_jax.core.costs import peak_memory
 from pinsage_jax.data import columns as column_values
 from pinsage_jax.data.tables import iter_batches
 from pinsage_jax.data.text import MAX_FITTED_ROWS
+from pinsage_jax.evaluation.baseline_choice import parse_baselines
+from pinsage_jax.evaluation.baselines import Content, Popularity, Walk
+from pinsage_jax.evaluation.calibration import OFFSETS_TRIED
 from pinsage_jax.inference.encoder import threads_of
-from pinsage_jax.retrieval.baseline_choice import parse_baselines
-from pinsage_jax.retrieval.baselines import Content, Popularity, Walk
-from pinsage_jax.retrieval.calibration import OFFSETS_TRIED
 from pinsage_jax.sampling.content_links import MOST_CANDIDATES
 from pinsage_jax.sampling.pairs import hard_band
 from pinsage_jax.sampling.spectral import MOST_PLACE_NUMBERS, POWER_ITERATIONS

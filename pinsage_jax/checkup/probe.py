@@ -22,9 +22,9 @@ from sklearn.utils.extmath import randomized_svd
 from pinsage_jax.config.settings import SamplingConfig
 from pinsage_jax.core import files
 from pinsage_jax.data import text as text_vectors
+from pinsage_jax.evaluation import metrics
+from pinsage_jax.evaluation.baselines import Baseline, rank_pairs
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.retrieval import metrics
-from pinsage_jax.retrieval.baselines import Baseline, rank_pairs
 from pinsage_jax.retrieval.topk import target_ranks
 from pinsage_jax.sampling.content_links import content_links
 from pinsage_jax.sampling.neighborhoods import WalkTables, visit_counts

@@ -21,10 +21,10 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.costs import COSTS_FILE
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.evaluation import metrics
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.reporting.comparison_text import comparison_text
 from pinsage_jax.reporting.sources import Source, read_source
-from pinsage_jax.retrieval import metrics
 from pinsage_jax.retrieval.topk import target_ranks, top_k
 
 COMPARE_FILE = "compare.json"

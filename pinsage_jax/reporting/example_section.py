@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
+from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS
+from pinsage_jax.evaluation.metrics import keyed_generator
+from pinsage_jax.evaluation.side_by_side import METHODS, SideBySide
 from pinsage_jax.reporting import page
 from pinsage_jax.reporting.page import Html
 from pinsage_jax.reporting.space_sections import degree_bucket
-from pinsage_jax.retrieval.evaluate import DEGREE_BUCKETS
-from pinsage_jax.retrieval.metrics import keyed_generator
-from pinsage_jax.retrieval.side_by_side import METHODS, SideBySide
 
 _PER_BUCKET = 2
 _MOST_NEIGHBOURS = 10

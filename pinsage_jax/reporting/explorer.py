@@ -24,12 +24,12 @@ from absl import logging
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
+from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS
+from pinsage_jax.evaluation.metrics import keyed_generator
+from pinsage_jax.evaluation.side_by_side import METHODS, SideBySide
 from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.reporting import figures, page, space
 from pinsage_jax.reporting.sources import directions_of, read_source
-from pinsage_jax.retrieval.evaluate import DEGREE_BUCKETS
-from pinsage_jax.retrieval.metrics import keyed_generator
-from pinsage_jax.retrieval.side_by_side import METHODS, SideBySide
 
 EXPLORER_FILE = "explorer.html"
 NEIGHBOURS = 10

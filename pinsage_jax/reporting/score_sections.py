@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS, EVAL_FILE, MAIN
 from pinsage_jax.reporting import page
 from pinsage_jax.reporting.figures import Series, interval_chart, line_chart
 from pinsage_jax.reporting.page import Html
 from pinsage_jax.reporting.sources import Source
-from pinsage_jax.retrieval.evaluate import DEGREE_BUCKETS, EVAL_FILE, MAIN
 
 _GAP = f"{MAIN}_minus_this"
 _SHOWN = ("hit@10", "hit@100", "recall@100", "ndcg@10", "mrr")

@@ -19,9 +19,9 @@ from absl import logging
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.evaluation.baseline_choice import NAMES
+from pinsage_jax.evaluation.evaluate import EVAL_FILE, MAIN, read_evaluation
 from pinsage_jax.export import writer
-from pinsage_jax.retrieval.baseline_choice import NAMES
-from pinsage_jax.retrieval.evaluate import EVAL_FILE, MAIN, read_evaluation
 from pinsage_jax.training.checkpoints import Checkpoints
 
 METRICS_FILE = "metrics.jsonl"

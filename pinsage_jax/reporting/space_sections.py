@@ -7,11 +7,11 @@ import math
 import numpy as np
 
 from pinsage_jax.catalog.prepare import Prepared
+from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS
+from pinsage_jax.evaluation.metrics import keyed_generator
 from pinsage_jax.reporting import page, space
 from pinsage_jax.reporting.figures import Series, line_chart, scatter_chart
 from pinsage_jax.reporting.page import Html
-from pinsage_jax.retrieval.evaluate import DEGREE_BUCKETS
-from pinsage_jax.retrieval.metrics import keyed_generator
 
 _PAIRS = 20_000
 _GRID = np.linspace(-1.0, 1.0, 161)

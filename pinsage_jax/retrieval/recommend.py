@@ -25,10 +25,10 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config, RecommendConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.evaluation.tables import aligned
 from pinsage_jax.export.quality import shared_share, spread_rows
 from pinsage_jax.retrieval import multi_interest, recommend_metrics
 from pinsage_jax.retrieval.ann import AnnSearch
-from pinsage_jax.retrieval.evaluation_table import aligned
 from pinsage_jax.retrieval.filters import Filters
 from pinsage_jax.retrieval.neighbours import close_ids
 from pinsage_jax.retrieval.recommend_ann import best_among

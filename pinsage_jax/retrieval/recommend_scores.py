@@ -19,9 +19,9 @@ import numpy as np
 from scipy import sparse
 
 from pinsage_jax.core.progress import Progress
+from pinsage_jax.evaluation.baselines_graph import incidence
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.retrieval import recommend_kernels as kernels
-from pinsage_jax.retrieval.baselines_graph import incidence
 
 TIE_RULE = "of equal scores the item that comes first in the catalogue"
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.evaluation.metrics import tie_rank
 from pinsage_jax.retrieval import topk_kernels
-from pinsage_jax.retrieval.metrics import tie_rank
 from pinsage_jax.sampling.neighborhoods import run_blocks
 
 # Few queries against many rows: the cost of top_k beside the product falls with the

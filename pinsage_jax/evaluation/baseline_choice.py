@@ -10,11 +10,9 @@ from absl import logging
 
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.retrieval.baselines import Baseline, Content, Popularity, Walk
-from pinsage_jax.retrieval.baselines_fusion import WEIGHTS, LateFusion, RankFusion, blend, choose
-from pinsage_jax.retrieval.baselines_graph import (
+from pinsage_jax.evaluation.baselines import Baseline, Content, Popularity, Walk
+from pinsage_jax.evaluation.baselines_fusion import WEIGHTS, LateFusion, RankFusion, blend, choose
+from pinsage_jax.evaluation.baselines_graph import (
     ALS_ALPHAS,
     RESTARTS,
     Als,
@@ -22,6 +20,8 @@ from pinsage_jax.retrieval.baselines_graph import (
     ItemKnn,
     PageRank,
 )
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.validation_split import ValidationSplit
 
 NAMES = (
     "popularity",

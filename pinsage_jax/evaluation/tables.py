@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pinsage_jax.retrieval.baseline_choice import NAMES
-from pinsage_jax.retrieval.metrics import NDCG_DEPTH, TIE_RULE
+from pinsage_jax.evaluation.baseline_choice import NAMES
+from pinsage_jax.evaluation.metrics import NDCG_DEPTH, TIE_RULE
 
 _WITH_INTERVAL = ("hit@10", "hit@100")
 _PLAIN = ("hit@500", "recall@100", f"ndcg@{NDCG_DEPTH}", "mrr", "scaled_mrr")

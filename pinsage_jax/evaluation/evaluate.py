@@ -20,13 +20,13 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.evaluation import metrics
+from pinsage_jax.evaluation.baseline_choice import Baselines, parse_baselines
+from pinsage_jax.evaluation.baselines import rank_pairs
+from pinsage_jax.evaluation.tables import evaluation_tables
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference.encoder import threads_of
-from pinsage_jax.retrieval import metrics
-from pinsage_jax.retrieval.baseline_choice import Baselines, parse_baselines
-from pinsage_jax.retrieval.baselines import rank_pairs
-from pinsage_jax.retrieval.evaluation_table import evaluation_tables
 from pinsage_jax.retrieval.topk import target_ranks
 
 EVAL_FILE = "eval.json"

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax.retrieval.baselines import Baseline, query_blocks
-from pinsage_jax.retrieval.metrics import keyed_generator, ranks_from_scores
+from pinsage_jax.evaluation.baselines import Baseline, query_blocks
+from pinsage_jax.evaluation.metrics import keyed_generator, ranks_from_scores
 
 # Weights of content beside item-kNN; the first is the default.
 WEIGHTS = (0.5, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95)

@@ -23,16 +23,16 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from pinsage_jax.ablation_table import ablation_tables
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import raise_if_stopped
+from pinsage_jax.evaluation import metrics
+from pinsage_jax.evaluation.ablation_table import ablation_tables
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference.encoder import structure_bases
-from pinsage_jax.retrieval import metrics
 from pinsage_jax.retrieval.topk import target_ranks
 from pinsage_jax.training.loop import MAY_CHANGE
 

@@ -20,9 +20,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from pinsage_jax.config.settings import SamplingConfig
+from pinsage_jax.evaluation.baselines import Baseline, Content, Walk, rank_pairs
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.retrieval.baselines import Baseline, Content, Walk, rank_pairs
 from pinsage_jax.retrieval.topk import target_ranks
 
 CUTS = (10, 100)

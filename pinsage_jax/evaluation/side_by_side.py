@@ -15,7 +15,7 @@ import numpy as np
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.retrieval.baselines import WALK_FACTOR, Content, queries_at_once
+from pinsage_jax.evaluation.baselines import WALK_FACTOR, Content, queries_at_once
 from pinsage_jax.retrieval.online import ExactSearch, best_of_scores
 from pinsage_jax.retrieval.topk import top_k
 from pinsage_jax.sampling.neighborhoods import WalkTables, visit_counts

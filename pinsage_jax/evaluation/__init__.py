@@ -1,0 +1,1 @@
+"""Baselines, metrics, calibration, ablation and explanation of embeddings."""
