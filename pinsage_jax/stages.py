@@ -46,15 +46,15 @@ from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of
+from pinsage_jax.recommend import recommend as recommending
+from pinsage_jax.recommend.choice import Validation, validation_users
 from pinsage_jax.reporting import comparison, figures
 from pinsage_jax.reporting.explorer import write_explorer
 from pinsage_jax.reporting.report import write_report
 from pinsage_jax.reporting.sources import exported_source
 from pinsage_jax.retrieval import neighbours as related
-from pinsage_jax.retrieval import recommend as recommending
 from pinsage_jax.retrieval.index_table import build_indexes, open_search
 from pinsage_jax.retrieval.neighbours import Related
-from pinsage_jax.retrieval.recommend_choice import Validation, validation_users
 from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.serving import server
 from pinsage_jax.training import loop
@@ -252,7 +252,7 @@ def index(config: Config) -> dict[str, Any]:
 
 
 def recommend(config: Config) -> dict[str, Any] | None:
-    """Shows, writes or scores items for collections; see retrieval/recommend.py."""
+    """Shows, writes or scores items for collections; see recommend/recommend.py."""
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
 

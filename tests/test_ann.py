@@ -17,10 +17,10 @@ from pinsage_jax.config.settings import EmbedConfig
 from pinsage_jax.config.tools import RecommendConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.export.writer import write_embeddings
+from pinsage_jax.recommend.recommend import Choice, Recommender, recommend
+from pinsage_jax.recommend.scores import histories_of
 from pinsage_jax.retrieval import ann, index_table, neighbours
 from pinsage_jax.retrieval.ann import AnnSearch, Setting
-from pinsage_jax.retrieval.recommend import Choice, Recommender, recommend
-from pinsage_jax.retrieval.recommend_scores import histories_of
 from pinsage_jax.retrieval.topk import top_k
 
 ITEMS, WIDTH = 400, 12

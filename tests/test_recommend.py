@@ -21,15 +21,11 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import validation_split
-from pinsage_jax.retrieval import (
-    multi_interest,
-    recommend_choice,
-    recommend_metrics,
-    recommend_walks,
-)
-from pinsage_jax.retrieval import recommend_scores as rs
-from pinsage_jax.retrieval.recommend import Recommender, recommend
-from pinsage_jax.retrieval.recommend_choice import Choice, Validation, choose, validation_users
+from pinsage_jax.recommend import choice as recommend_choice
+from pinsage_jax.recommend import metrics, multi_interest, walks
+from pinsage_jax.recommend import scores as rs
+from pinsage_jax.recommend.choice import Choice, Validation, choose, validation_users
+from pinsage_jax.recommend.recommend import Recommender, recommend
 from pinsage_jax.sampling.neighborhoods import visit_scores
 
 ITEMS, USERS = 50, 30
@@ -125,9 +121,9 @@ def test_walks_from_a_history_add_up_with_the_multi_hit_boost(small, monkeypatch
     histories = rs.histories_of(graph)
     sampling = SamplingConfig(num_walks=40, walk_length=3)
     if small:
-        monkeypatch.setattr(recommend_walks, "_ITEMS_AT_ONCE", 3)
-        monkeypatch.setattr(recommend_walks.HistoryWalk, "most_users", 4)
-    scorer = recommend_walks.HistoryWalk(graph, sampling, seed=5, threads=1)
+        monkeypatch.setattr(walks, "_ITEMS_AT_ONCE", 3)
+        monkeypatch.setattr(walks.HistoryWalk, "most_users", 4)
+    scorer = walks.HistoryWalk(graph, sampling, seed=5, threads=1)
     ids, scores = rs.best_items(scorer, histories, ITEMS, 8, columns=7 if small else 512)
     visits = np.zeros((ITEMS, ITEMS))
     for item in range(ITEMS):
@@ -262,18 +258,18 @@ def test_metrics_are_the_published_ones():
         sets.append(np.sort(rng.choice(100, size, replace=False)))
     indptr = np.concatenate([[0], np.cumsum([len(s) for s in sets])])
     targets = rs.Histories(indptr, np.concatenate(sets).astype(np.int32))
-    found = recommend_metrics.per_user(np.array(ids, np.int32), targets, np.diff(indptr))
+    found = metrics.per_user(np.array(ids, np.int32), targets, np.diff(indptr))
     expected = [lightgcn_metrics(row, set(items)) for row, items in zip(ids, sets)]
     np.testing.assert_allclose(found, expected)
     # Two test items, found in places 1 and 3; a third is in no catalogue.
     targets = rs.Histories(np.array([0, 2]), np.array([4, 9], np.int32))
     ids = np.full((1, 25), -1, np.int32)
     ids[0, :3] = 9, 7, 4
-    found = recommend_metrics.per_user(ids, targets, np.array([3]))
+    found = metrics.per_user(ids, targets, np.array([3]))
     best = 1 + 1 / np.log2(3) + 0.5
     np.testing.assert_allclose(found, [[2 / 3, 1.5 / best]])
     none = rs.Histories(np.array([0, 0]), np.empty(0, np.int32))
-    assert recommend_metrics.per_user(ids, none, np.array([1])).tolist() == [[0, 0]]
+    assert metrics.per_user(ids, none, np.array([1])).tolist() == [[0, 0]]
 
 
 def planted(tmp_path, edges, **data):
@@ -487,9 +483,7 @@ def test_the_choice_is_the_best_in_validation(monkeypatch):
         maker = Recommender(RecommendConfig(), kept, validation.vectors, validation.degree, 1)
         ids = maker.best(validation.histories, 5)[0]
         padded = np.pad(ids, ((0, 0), (0, 15)), constant_values=-1)
-        values = recommend_metrics.per_user(
-            padded, validation.hidden, np.diff(validation.hidden.indptr)
-        )
+        values = metrics.per_user(padded, validation.hidden, np.diff(validation.hidden.indptr))
         assert values.mean(axis=0)[1] == pytest.approx(row["ndcg@20"])
 
 

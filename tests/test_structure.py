@@ -51,9 +51,6 @@ UPWARD: frozenset[tuple[str, str]] = frozenset({
     ("inference.new_item_model", "export.codec"),
     ("retrieval.index_table", "evaluation.tables"),
     ("retrieval.neighbours", "evaluation.tables"),
-    ("retrieval.recommend", "evaluation.tables"),
-    ("retrieval.recommend_choice", "evaluation.metrics"),
-    ("retrieval.recommend_scores", "evaluation.baselines_graph"),
     ("retrieval.topk", "evaluation.metrics"),
     # end
 })  # fmt: skip

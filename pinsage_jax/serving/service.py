@@ -21,13 +21,13 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import Table, table_in_memory
 from pinsage_jax.evaluation.side_by_side import METHODS, SideBySide
 from pinsage_jax.inference.new_item_model import NewItemModel
+from pinsage_jax.recommend.choice import Choice
+from pinsage_jax.recommend.recommend import Recommender, saved_choice
+from pinsage_jax.recommend.scores import Histories
 from pinsage_jax.reporting import explorer
 from pinsage_jax.reporting.sources import Source, directions_of
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.online import ExactSearch
-from pinsage_jax.retrieval.recommend import Recommender, saved_choice
-from pinsage_jax.retrieval.recommend_choice import Choice
-from pinsage_jax.retrieval.recommend_scores import Histories
 from pinsage_jax.serving.catalogue_search import CatalogueSearch
 
 # Items in one request: of a history, and to be embedded.

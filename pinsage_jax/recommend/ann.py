@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from pinsage_jax.recommend.scores import Histories, Scorer
 from pinsage_jax.retrieval.ann import AnnSearch
-from pinsage_jax.retrieval.recommend_scores import Histories, Scorer
 
 # Of each query of a user, beside what is left out.
 _FEWEST_CANDIDATES = 50

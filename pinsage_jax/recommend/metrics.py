@@ -25,7 +25,7 @@ from pinsage_jax.data import edges_table, tables
 from pinsage_jax.data.columns import shown_id
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.retrieval.recommend_scores import Histories, histories_of
+from pinsage_jax.recommend.scores import Histories, histories_of
 
 DEPTH = 20
 METRICS = (f"recall@{DEPTH}", f"ndcg@{DEPTH}")

@@ -27,13 +27,10 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation.tables import aligned
 from pinsage_jax.export.quality import shared_share, spread_rows
-from pinsage_jax.retrieval import multi_interest, recommend_metrics
-from pinsage_jax.retrieval.ann import AnnSearch
-from pinsage_jax.retrieval.filters import Filters
-from pinsage_jax.retrieval.neighbours import close_ids
-from pinsage_jax.retrieval.recommend_ann import best_among
-from pinsage_jax.retrieval.recommend_choice import Choice, Validation, choose, needs_validation
-from pinsage_jax.retrieval.recommend_scores import (
+from pinsage_jax.recommend import metrics, multi_interest
+from pinsage_jax.recommend.ann import best_among
+from pinsage_jax.recommend.choice import Choice, Validation, choose, needs_validation
+from pinsage_jax.recommend.scores import (
     TIE_RULE,
     Histories,
     HistoryKnn,
@@ -45,7 +42,10 @@ from pinsage_jax.retrieval.recommend_scores import (
     best_items,
     histories_of,
 )
-from pinsage_jax.retrieval.recommend_walks import HistoryWalk
+from pinsage_jax.recommend.walks import HistoryWalk
+from pinsage_jax.retrieval.ann import AnnSearch
+from pinsage_jax.retrieval.filters import Filters
+from pinsage_jax.retrieval.neighbours import close_ids
 
 RECOMMENDATIONS_FILE, SCORES_FILE = "recommendations.parquet", "recommend.json"
 CHOICE_FILE = "recommend_choice.json"
@@ -201,7 +201,7 @@ def recommend(
     tests = None
     if settings.test_edges:
         path = config.data.path(settings.test_edges)
-        tests = recommend_metrics.read_test_edges(path, config.data, prepared)
+        tests = metrics.read_test_edges(path, config.data, prepared)
     times, half_life = _times(config, prepared)
     choice, tried = _chosen(config, vectors, validation, threads)
     degree = graph.degree()[: graph.num_items]
@@ -218,26 +218,24 @@ def recommend(
         ids, scores = recommender.best(histories.select(wanted), settings.recommend_k)
         _print(wanted, ids, scores, prepared)
     else:
-        ids, scores = recommender.best(
-            histories, max(settings.recommend_k, recommend_metrics.DEPTH)
-        )
+        ids, scores = recommender.best(histories, max(settings.recommend_k, metrics.DEPTH))
         _write(config, prepared, ids[:, : settings.recommend_k], scores, histories)
     if tests is None:
         return None
     own = histories.select(tests.users)
-    mine = ids[tests.users] if wanted is None else recommender.best(own, recommend_metrics.DEPTH)[0]
+    mine = ids[tests.users] if wanted is None else recommender.best(own, metrics.DEPTH)[0]
     ranked = {f"pinsage, {choice.by}": mine}
     for by in ("mean", "interests"):
         if choice.by != by:
             other = dataclasses.replace(recommender, choice=Choice(by))
-            ranked[f"pinsage, {by}"] = other.best(own, recommend_metrics.DEPTH)[0]
+            ranked[f"pinsage, {by}"] = other.best(own, metrics.DEPTH)[0]
     walk = HistoryWalk(graph, config.sampling, config.seed, threads)
     for rival in (Popularity(graph), HistoryKnn(graph), walk):
         ranked[rival.name] = best_items(
-            rival, own, graph.num_items, recommend_metrics.DEPTH, threads=threads
+            rival, own, graph.num_items, metrics.DEPTH, threads=threads
         )[0]
     report: dict[str, Any] = {
-        "protocol": recommend_metrics.PROTOCOL,
+        "protocol": metrics.PROTOCOL,
         "ties": TIE_RULE,
         "test": {"file": str(path), **tests.report},
         "settings": dataclasses.asdict(choice),
@@ -245,7 +243,7 @@ def recommend(
         "chosen_on": "collections that the validation split withheld" if tried else "nothing",
         "tried": tried,
         "methods": {
-            name: _described(recommend_metrics.per_user(found, tests.targets, tests.sizes))
+            name: _described(metrics.per_user(found, tests.targets, tests.sizes))
             for name, found in ranked.items()
         },
     }
@@ -385,14 +383,14 @@ def _described(values: np.ndarray) -> dict[str, Any]:
     """Means over users [U, 2] and their 95% intervals (normal approximation)."""
     result: dict[str, Any] = {}
     width = 1.96 * values.std(axis=0) / np.sqrt(max(len(values), 1))
-    for name, mean, half in zip(recommend_metrics.METRICS, values.mean(axis=0), width):
+    for name, mean, half in zip(metrics.METRICS, values.mean(axis=0), width):
         result[name] = float(mean)
         result[f"{name}_interval"] = [float(mean - half), float(mean + half)]
     return result
 
 
 def _table(methods: dict[str, dict[str, Any]]) -> str:
-    rows = [["method", *recommend_metrics.METRICS]]
+    rows = [["method", *metrics.METRICS]]
     for name, values in methods.items():
-        rows.append([name, *(f"{values[metric]:.4f}" for metric in recommend_metrics.METRICS)])
+        rows.append([name, *(f"{values[metric]:.4f}" for metric in metrics.METRICS)])
     return "\n".join(aligned(rows))

@@ -20,8 +20,8 @@ from pinsage_jax.config.settings import RecommendConfig
 from pinsage_jax.evaluation.metrics import keyed_generator
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.retrieval.recommend_metrics import DEPTH, METRICS, per_user
-from pinsage_jax.retrieval.recommend_scores import (
+from pinsage_jax.recommend.metrics import DEPTH, METRICS, per_user
+from pinsage_jax.recommend.scores import (
     Histories,
     Mean,
     Shape,

@@ -18,7 +18,7 @@ from scipy import sparse
 
 from pinsage_jax.config.settings import SamplingConfig
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.retrieval.recommend_scores import Histories, Tile
+from pinsage_jax.recommend.scores import Histories, Tile
 from pinsage_jax.sampling.neighborhoods import visit_scores
 
 # Items walked from at once: their visits are held padded to the longest list possible.

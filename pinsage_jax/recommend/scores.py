@@ -21,7 +21,7 @@ from scipy import sparse
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.evaluation.baselines_graph import incidence
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.retrieval import recommend_kernels as kernels
+from pinsage_jax.recommend import kernels as kernels
 
 TIE_RULE = "of equal scores the item that comes first in the catalogue"
 

@@ -1,0 +1,1 @@
+"""Items for users and collections, from a history of items."""
