@@ -52,9 +52,9 @@ from pinsage_jax.reporting import comparison, figures
 from pinsage_jax.reporting.explorer import write_explorer
 from pinsage_jax.reporting.report import write_report
 from pinsage_jax.reporting.sources import exported_source
-from pinsage_jax.retrieval import neighbours as related
+from pinsage_jax.retrieval import neighbors as related
 from pinsage_jax.retrieval.index_table import build_indexes, open_search
-from pinsage_jax.retrieval.neighbours import Related
+from pinsage_jax.retrieval.neighbors import Related
 from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.serving import server
 from pinsage_jax.training import loop

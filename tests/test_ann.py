@@ -19,7 +19,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.export.writer import write_embeddings
 from pinsage_jax.recommend.recommend import Choice, Recommender, recommend
 from pinsage_jax.recommend.scores import histories_of
-from pinsage_jax.retrieval import ann, index_table, neighbours
+from pinsage_jax.retrieval import ann, index_table, neighbors
 from pinsage_jax.retrieval.ann import AnnSearch, Setting
 from pinsage_jax.retrieval.topk import top_k
 
@@ -100,10 +100,10 @@ def test_neighbours_by_an_index(world, capsys):
     config = dataclasses.replace(
         config, evaluate=dataclasses.replace(config.evaluate, query="item-9")
     )
-    neighbours.print_neighbours(config, prepared, vectors)
+    neighbors.print_neighbours(config, prepared, vectors)
     exact = capsys.readouterr().out
     search = index_table.open_search(config, vectors, 1)
-    neighbours.print_neighbours(config, prepared, vectors, search)
+    neighbors.print_neighbours(config, prepared, vectors, search)
     assert capsys.readouterr().out == exact
 
 

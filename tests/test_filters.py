@@ -9,7 +9,7 @@ import pytest
 from small_catalogue import make_config, make_prepared, random_graph
 
 from pinsage_jax.config.search import SearchConfig
-from pinsage_jax.retrieval import filters, neighbours
+from pinsage_jax.retrieval import filters, neighbors
 from pinsage_jax.retrieval.filters import Filters
 from pinsage_jax.retrieval.topk import top_k
 
@@ -106,7 +106,7 @@ def test_filters_reach_the_file(tmp_path, catalogue):
     prepared = make_prepared(graph)
     rules = SearchConfig(exclude_seen="on", min_degree=2)
     config = dataclasses.replace(make_config(tmp_path, k=4), search=rules)
-    table = pq.read_table(neighbours.write_related(config, prepared, vectors)).to_pylist()
+    table = pq.read_table(neighbors.write_related(config, prepared, vectors)).to_pylist()
     for query, rows in itertools.groupby(table, key=lambda row: row["item_id"]):
         number = int(query.removeprefix("item-"))
         away = {i for i in range(ITEMS) if held(graph, i) & held(graph, number)}

@@ -13,7 +13,7 @@ from pinsage_jax import cli, library, stages
 from pinsage_jax.config import settings
 from pinsage_jax.core import errors
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.retrieval.neighbours import Related
+from pinsage_jax.retrieval.neighbors import Related
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,7 @@ from small_catalogue import make_config, make_prepared
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.retrieval import neighbours
+from pinsage_jax.retrieval import neighbors
 
 
 def graph_of(items):
@@ -28,7 +28,7 @@ LINE = np.array([[1, 0], [3, 0], [2, 0], [0, 1], [-1, 0]], np.float32)
 def test_table_lists_id_score_and_title(tmp_path, capsys):
     titles = ["Zero", "One\nand a half", None, "Three" * 40, "Four"]
     prepared = make_prepared(graph_of(5), titles=titles)
-    neighbours.print_neighbours(make_config(tmp_path, query="item-0, item-3", k=3), prepared, LINE)
+    neighbors.print_neighbours(make_config(tmp_path, query="item-0, item-3", k=3), prepared, LINE)
     assert capsys.readouterr().out.splitlines() == [
         "query  item-0  Zero",
         "item_id   score  title",
@@ -48,7 +48,7 @@ def test_table_lists_id_score_and_title(tmp_path, capsys):
 def test_table_without_titles_and_with_few_items(tmp_path, capsys):
     prepared = make_prepared(graph_of(2))
     config = make_config(tmp_path, query="item-1", k=10)
-    neighbours.print_neighbours(config, prepared, LINE[:2])
+    neighbors.print_neighbours(config, prepared, LINE[:2])
     assert capsys.readouterr().out.splitlines() == [
         "query  item-1",
         "item_id   score",
@@ -61,29 +61,29 @@ def test_unknown_id_is_named_with_close_ones(tmp_path):
     prepared = make_prepared(graph_of(5))
     with pytest.raises(UserError) as error:
         config = make_config(tmp_path, query="item-2,itm-4")
-        neighbours.print_neighbours(config, prepared, LINE)
+        neighbors.print_neighbours(config, prepared, LINE)
     assert "no item itm-4" in str(error.value) and "item-4" in str(error.value)
     assert str(error.value).count("item-") == 3
     with pytest.raises(UserError, match=r"no item zzz\. Ids are those"):
-        neighbours.print_neighbours(make_config(tmp_path, query="zzz"), prepared, LINE)
+        neighbors.print_neighbours(make_config(tmp_path, query="zzz"), prepared, LINE)
     with pytest.raises(UserError, match="names no item"):
-        neighbours.print_neighbours(make_config(tmp_path, query=" , "), prepared, LINE)
+        neighbors.print_neighbours(make_config(tmp_path, query=" , "), prepared, LINE)
 
 
 def test_close_ids_in_a_large_catalogue(monkeypatch):
-    monkeypatch.setattr(neighbours, "_MOST_COMPARED", 50)
+    monkeypatch.setattr(neighbors, "_MOST_COMPARED", 50)
     names = [f"product-{number:05d}" for number in range(3000)] + ["other-00017"]
     table = IdTable(pa.array(names, pa.large_string()))
-    found = neighbours.close_ids("product-0001x", table)
+    found = neighbors.close_ids("product-0001x", table)
     assert len(found) == 3 and all(name.startswith("product-0001") for name in found)
 
 
 @pytest.mark.parametrize("block", [1 << 21, 10])
 def test_related_items_equal_sorting(tmp_path, small_rng, monkeypatch, block):
-    monkeypatch.setattr(neighbours, "_ROWS_AT_ONCE", block)
+    monkeypatch.setattr(neighbors, "_ROWS_AT_ONCE", block)
     embeddings = small_rng.integers(-2, 3, (23, 3)).astype(np.float32)
     config = make_config(tmp_path, k=4)
-    path = neighbours.write_related(config, make_prepared(graph_of(23)), embeddings)
+    path = neighbors.write_related(config, make_prepared(graph_of(23)), embeddings)
     table = pq.read_table(path)
     assert path == tmp_path / "related_items.parquet"
     assert table.column_names == ["item_id", "rank", "neighbor_id", "score"]
@@ -99,19 +99,17 @@ def test_related_items_equal_sorting(tmp_path, small_rng, monkeypatch, block):
 
 
 def test_short_catalogues_give_short_lists(tmp_path):
-    path = neighbours.write_related(
-        make_config(tmp_path, k=9), make_prepared(graph_of(3)), LINE[:3]
-    )
+    path = neighbors.write_related(make_config(tmp_path, k=9), make_prepared(graph_of(3)), LINE[:3])
     assert pq.read_table(path)["rank"].to_pylist() == [1, 2] * 3
 
 
 def test_a_failure_leaves_the_old_file(tmp_path):
     prepared, config = make_prepared(graph_of(5)), make_config(tmp_path, k=2)
-    path = neighbours.write_related(config, prepared, LINE)
+    path = neighbors.write_related(config, prepared, LINE)
     before = path.read_bytes()
     broken = LINE.copy()
     broken[4] = np.nan
     with pytest.raises(UserError, match="not finite"):
-        neighbours.write_related(config, prepared, broken)
+        neighbors.write_related(config, prepared, broken)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["related_items.parquet"]

@@ -50,7 +50,7 @@ UPWARD: frozenset[tuple[str, str]] = frozenset({
     ("export.quality", "retrieval.topk"),
     ("inference.new_item_model", "export.codec"),
     ("retrieval.index_table", "evaluation.tables"),
-    ("retrieval.neighbours", "evaluation.tables"),
+    ("retrieval.neighbors", "evaluation.tables"),
     ("retrieval.topk", "evaluation.metrics"),
     # end
 })  # fmt: skip

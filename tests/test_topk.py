@@ -5,7 +5,7 @@ import pytest
 
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation.metrics import ranks_from_scores
-from pinsage_jax.retrieval import topk, topk_kernels
+from pinsage_jax.retrieval import kernels, topk
 
 
 def naive_top_k(queries, catalogue, k, own=None):
@@ -120,14 +120,14 @@ def test_the_first_limit_leaves_out_nothing(small_rng, k, rows, kind):
         "nothing": np.full(shape, -np.inf),
     }[kind].astype(np.float32)
     cut = rows // 2
-    keys = np.empty((6, topk_kernels.room(k)), np.uint64)
+    keys = np.empty((6, kernels.room(k)), np.uint64)
     state = keys, np.zeros(6, np.int64), np.full(6, -np.inf, np.float32)
     # What lies behind the columns that count is higher than all of them.
     padded = np.concatenate([scores[:, :cut], np.full((6, 40), 9, np.float32)], axis=1)
-    topk_kernels.keep_best(padded, cut, 100, k, *state)
-    topk_kernels.keep_best(scores[:, cut:], rows - cut, 100 + cut, k, *state)
+    kernels.keep_best(padded, cut, 100, k, *state)
+    kernels.keep_best(scores[:, cut:], rows - cut, 100 + cut, k, *state)
     best, ids = np.empty((6, k), np.float32), np.empty((6, k), np.int32)
-    topk_kernels.sort_best(*state[:2], k, best, ids)
+    kernels.sort_best(*state[:2], k, best, ids)
     for row, line in enumerate(scores):
         enter = [column for column in range(rows) if line[column] > -np.inf]
         wanted = sorted(enter, key=lambda column: (-line[column], column))[:k]

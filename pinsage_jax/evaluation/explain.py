@@ -25,7 +25,7 @@ from pinsage_jax.evaluation.baselines import Content
 from pinsage_jax.evaluation.metrics import ranks_from_scores
 from pinsage_jax.evaluation.tables import aligned
 from pinsage_jax.inference.encoder import lists_of_some, threads_of
-from pinsage_jax.retrieval.neighbours import described, rows_of
+from pinsage_jax.retrieval.neighbors import described, rows_of
 from pinsage_jax.retrieval.topk import target_ranks
 from pinsage_jax.sampling.neighborhoods import visit_scores
 

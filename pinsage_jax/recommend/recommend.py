@@ -45,7 +45,7 @@ from pinsage_jax.recommend.scores import (
 from pinsage_jax.recommend.walks import HistoryWalk
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.filters import Filters
-from pinsage_jax.retrieval.neighbours import close_ids
+from pinsage_jax.retrieval.neighbors import close_ids
 
 RECOMMENDATIONS_FILE, SCORES_FILE = "recommendations.parquet", "recommend.json"
 CHOICE_FILE = "recommend_choice.json"

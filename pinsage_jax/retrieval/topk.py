@@ -19,7 +19,7 @@ import numpy as np
 
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation.metrics import tie_rank
-from pinsage_jax.retrieval import topk_kernels
+from pinsage_jax.retrieval import kernels
 from pinsage_jax.sampling.neighborhoods import run_blocks
 
 # Few queries against many rows: the cost of top_k beside the product falls with the
@@ -220,7 +220,7 @@ def _best_on_host(
     rows = len(parts[0])
     best = [
         (
-            np.empty((rows, topk_kernels.room(kept)), np.uint64),
+            np.empty((rows, kernels.room(kept)), np.uint64),
             np.zeros(rows, np.int64),
             np.full(rows, -np.inf, np.float32),
         )
@@ -234,7 +234,7 @@ def _best_on_host(
         def work(begin: int, end: int) -> None:
             some = slice(begin, end)
             state = (array[some] for array in best[number])
-            topk_kernels.keep_best(scores[some], columns, first, kept, *state)
+            kernels.keep_best(scores[some], columns, first, kept, *state)
 
         run_blocks(len(scores), threads, work, _HOST_QUERIES)
 
@@ -253,7 +253,7 @@ def _best_on_host(
 
     def sort(number: int, _: int) -> None:
         own = slice(number * rows, (number + 1) * rows)
-        topk_kernels.sort_best(*best[number][:2], kept, scores[own], ids[own])
+        kernels.sort_best(*best[number][:2], kept, scores[own], ids[own])
 
     run_blocks(len(best), threads, sort, 1)
     return [(scores[at : at + rows], ids[at : at + rows]) for at in range(0, shape[0], rows)]
