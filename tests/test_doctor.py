@@ -9,11 +9,11 @@ import pytest
 from small_catalogue import random_graph
 
 from pinsage_jax import main, stages
-from pinsage_jax.checkup import doctor, graph_checks, probe
-from pinsage_jax.checkup.table_checks import spelled_alike
 from pinsage_jax.config.settings import Config, DataConfig
 from pinsage_jax.config.tools import DoctorConfig
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.doctor import clock, examine, graph_checks
+from pinsage_jax.doctor.table_checks import spelled_alike
 
 
 def write(path, header, rows):
@@ -254,9 +254,9 @@ def test_spelled_alike():
 
 
 def test_operations_of_the_decomposition_grow_as_its_parts_do():
-    base = probe.svd_operations(4000, 2000, 40_000, 100, 4)
-    assert probe.svd_operations(8000, 4000, 80_000, 100, 4) == pytest.approx(2 * base)
-    assert 3 < probe.svd_operations(4000, 2000, 40_000, 200, 4) / base < 4
+    base = clock.svd_operations(4000, 2000, 40_000, 100, 4)
+    assert clock.svd_operations(8000, 4000, 80_000, 100, 4) == pytest.approx(2 * base)
+    assert 3 < clock.svd_operations(4000, 2000, 40_000, 200, 4) / base < 4
 
 
 def test_the_forecast_of_a_small_run_is_of_its_size(trained, tmp_path, capsys):
@@ -283,10 +283,10 @@ def test_the_forecast_of_a_small_run_is_of_its_size(trained, tmp_path, capsys):
 
 
 def test_a_run_that_does_not_fit_is_warned_of():
-    findings = doctor.Findings()
+    findings = examine.Findings()
     gib = 1 << 30
     forecast = {"memory_bytes": 15 * gib, "disk_bytes": gib}
     forecast["machine"] = {"memory_available_bytes": 16 * gib, "disk_free_bytes": 99 * gib}
-    doctor._check_machine(forecast, findings)
+    examine._check_machine(forecast, findings)
     assert [finding.level for finding in findings] == ["warning"]
     assert "15.0 GiB of memory, and 16.0 GiB are free" in findings[0].sentence

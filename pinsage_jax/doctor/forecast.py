@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax.checkup import probe
-from pinsage_jax.checkup.inputs import Inputs
-from pinsage_jax.checkup.trial import Trial, try_training
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.costs import peak_memory
 from pinsage_jax.data import columns as column_values
 from pinsage_jax.data.tables import iter_batches
 from pinsage_jax.data.text import MAX_FITTED_ROWS
+from pinsage_jax.doctor import clock
+from pinsage_jax.doctor.inputs import Inputs
+from pinsage_jax.doctor.trial import Trial, try_training
 from pinsage_jax.evaluation.baseline_choice import parse_baselines
 from pinsage_jax.evaluation.baselines import Content, Popularity, Walk
 from pinsage_jax.evaluation.calibration import OFFSETS_TRIED
@@ -124,7 +124,7 @@ def forecast(
     seconds["prepare"] += text + 2 * column_seconds
     disk = _disk(config, inputs, sizes, trial)
     left_out = set(parse_baselines(config.evaluate.baselines)) - set(_FORECAST_BASELINES)
-    total, available = probe.memory_bytes()
+    total, available = clock.memory_bytes()
     minutes = np.sum(list(seconds.values()), axis=0) / 60
     return {
         "seconds": {name: round(float(value[0]), 1) for name, value in seconds.items()},
@@ -141,7 +141,7 @@ def forecast(
             "threads": threads,
             "memory_bytes": total,
             "memory_available_bytes": available,
-            "disk_free_bytes": probe.disk_free(config.workdir),
+            "disk_free_bytes": clock.disk_free(config.workdir),
         },
         "rates": {name: rate.tolist() for name, rate in rates.items()},
     }
@@ -154,37 +154,37 @@ def _rates(config: Config, inputs: Inputs, sizes: Sizes, threads: int) -> dict[s
     embed_walks = config.embed.embed_walks or sampling.num_walks
     _, high = hard_band(sampling, sizes.items)
     kept = sampling.num_neighbours
-    compile_ranks, rank = probe.rank_seconds(config.model.output_dim)
+    compile_ranks, rank = clock.rank_seconds(config.model.output_dim)
     linked = np.flatnonzero(inputs.degree > 0)
     rates = {
-        "walk": probe.walk_seconds(graph, sampling, sampling.num_walks, kept, seed, threads),
-        "embed_walk": probe.walk_seconds(graph, sampling, embed_walks, kept, seed, threads),
-        "hard_walk": probe.walk_seconds(
+        "walk": clock.walk_seconds(graph, sampling, sampling.num_walks, kept, seed, threads),
+        "embed_walk": clock.walk_seconds(graph, sampling, embed_walks, kept, seed, threads),
+        "hard_walk": clock.walk_seconds(
             graph, sampling, sampling.hard_walks, high, seed, threads
         ),
         "compile_ranks": compile_ranks,
         "rank": rank,
-        "popularity": probe.rival_seconds(Popularity(graph), linked, sizes.items),
-        "by_walk": probe.rival_seconds(
+        "popularity": clock.rival_seconds(Popularity(graph), linked, sizes.items),
+        "by_walk": clock.rival_seconds(
             Walk(graph, sampling, seed, threads), linked, sizes.items
         ),
-        "bootstrap": probe.bootstrap_seconds(),
-        "write": probe.write_seconds(config.workdir),
-        "thinking": probe.thinking_seconds(),
+        "bootstrap": clock.bootstrap_seconds(),
+        "write": clock.write_seconds(config.workdir),
+        "thinking": clock.thinking_seconds(),
         "structure": np.zeros(2),
         "link": np.zeros(2),
         "content": np.zeros(2),
     }  # fmt: skip
     if sizes.places:
-        rates["structure"] = probe.svd_seconds(
+        rates["structure"] = clock.svd_seconds(
             sizes.items, sizes.collections, sizes.edges, sizes.places, POWER_ITERATIONS
         )
     if sizes.width:
         size = max(config.sampling.content_neighbours, 1)
-        rates["link"] = probe.link_seconds(sizes.width, size, threads)
+        rates["link"] = clock.link_seconds(sizes.width, size, threads)
         some = min(sizes.items, 1 << 14)
         vectors = np.random.default_rng(0).normal(size=(some, sizes.width)).astype(np.float32)
-        rate = probe.rival_seconds(Content(vectors), np.arange(some), some)
+        rate = clock.rival_seconds(Content(vectors), np.arange(some), some)
         rates["content"] = rate * sizes.items / some
     return rates
 
@@ -272,14 +272,14 @@ def _text_seconds(
             for row in zip(*(part.to_pylist() for part in parts))
         ]
         break
-    each, terms, words = probe.text_seconds(documents, data.text_vocabulary, data.text_min_df)
+    each, terms, words = clock.text_seconds(documents, data.text_vocabulary, data.text_min_df)
     rows = next(column["rows"] for column in columns if column["kind"] == "text")
     fitted = min(rows, MAX_FITTED_ROWS)
     # A sample knows fewer words than the whole; words grow with about the square root.
     terms = int(min(terms * math.sqrt(rows / max(len(documents), 1)), data.text_vocabulary))
     if terms <= data.text_dim:
         return rows * each
-    svd = probe.svd_seconds(fitted, terms, int(fitted * words), data.text_dim, _TEXT_POWER)
+    svd = clock.svd_seconds(fitted, terms, int(fitted * words), data.text_dim, _TEXT_POWER)
     # Writing the vectors is one more product with the matrix, of all rows.
     return rows * each + svd * (1 + 1 / (2 * _TEXT_POWER + 2))
 

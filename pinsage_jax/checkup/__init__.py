@@ -1,1 +1,0 @@
-"""The doctor: what is odd about the inputs, and what a run of them will cost."""

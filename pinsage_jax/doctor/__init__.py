@@ -1,0 +1,1 @@
+"""Checks of the inputs, and a forecast of what a run costs."""
