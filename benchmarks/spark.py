@@ -22,11 +22,6 @@ import time
 
 import numpy as np
 
-from pinsage_jax.cluster import tables
-from pinsage_jax.cluster.embed import embed_on_spark, messages_sent
-from pinsage_jax.cluster.session import spark_session
-from pinsage_jax.cluster.standalone import standalone_cluster
-from pinsage_jax.cluster.walks import neighbour_lists
 from pinsage_jax.config.settings import (
     ClusterConfig,
     Config,
@@ -39,6 +34,11 @@ from pinsage_jax.inference.encoder import Encoder, node_inputs
 from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighbourLists
 from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.spark import tables
+from pinsage_jax.spark.embed import embed_on_spark, messages_sent
+from pinsage_jax.spark.session import spark_session
+from pinsage_jax.spark.standalone import standalone_cluster
+from pinsage_jax.spark.walks import neighbour_lists
 from pinsage_jax.training import loop
 
 _EDGES_PER_ITEM, _ITEMS_PER_COLLECTION, _FEATURES = 10, 5, 256

@@ -19,7 +19,6 @@ from absl import logging
 from pinsage_jax import __version__
 from pinsage_jax.catalog.additions import read_additions
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
-from pinsage_jax.cluster.embed import embed_on_spark
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
@@ -37,6 +36,7 @@ from pinsage_jax.inference.layerwise import Adjust
 from pinsage_jax.inference.new_item_model import NewItemModel, Trained
 from pinsage_jax.inference.new_items import Catalogue
 from pinsage_jax.inference.tables import KeptTables, Tables
+from pinsage_jax.spark.embed import embed_on_spark
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.state import TrainState, initial_state, make_optimiser

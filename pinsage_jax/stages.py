@@ -18,7 +18,6 @@ from threadpoolctl import threadpool_limits
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.catalog.prepare import prepare as prepare_tables
-from pinsage_jax.cluster.graph_tables import write_graph_tables
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.costs import Costs
@@ -57,6 +56,7 @@ from pinsage_jax.retrieval.index_table import build_indexes, open_search
 from pinsage_jax.retrieval.neighbors import Related
 from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.serving import server
+from pinsage_jax.spark.graph_tables import write_graph_tables
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Outcome

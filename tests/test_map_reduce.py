@@ -8,10 +8,6 @@ import pyarrow.parquet
 import pytest
 from small_worlds import make_run, random_params, unit_features
 
-from pinsage_jax.cluster import layer_tasks, tables
-from pinsage_jax.cluster.columns import from_column, to_column
-from pinsage_jax.cluster.embed import messages_sent
-from pinsage_jax.cluster.layer_tasks import MESSAGE, OWN, Model
 from pinsage_jax.config.settings import ClusterConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference.layerwise import embed_all
@@ -21,6 +17,10 @@ from pinsage_jax.inference.map_reduce import (
     reduce_messages,
     regrouped,
 )
+from pinsage_jax.spark import layer_tasks, tables
+from pinsage_jax.spark.columns import from_column, to_column
+from pinsage_jax.spark.embed import messages_sent
+from pinsage_jax.spark.layer_tasks import MESSAGE, OWN, Model
 
 
 class Broadcast:

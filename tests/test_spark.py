@@ -17,11 +17,6 @@ from small_worlds import nasty_graph, random_params, unit_features
 from test_pruning import SETTINGS, hub_graph
 
 from pinsage_jax.catalog.prepare import prepare
-from pinsage_jax.cluster.embed import embed_on_spark
-from pinsage_jax.cluster.graph_tables import write_graph_tables
-from pinsage_jax.cluster.session import spark_session
-from pinsage_jax.cluster.standalone import standalone_cluster
-from pinsage_jax.cluster.walks import neighbour_lists
 from pinsage_jax.config.settings import (
     ClusterConfig,
     Config,
@@ -36,6 +31,11 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.sampling.neighborhoods import WalkTables, visit_counts
 from pinsage_jax.sampling.spectral import item_bases
+from pinsage_jax.spark.embed import embed_on_spark
+from pinsage_jax.spark.graph_tables import write_graph_tables
+from pinsage_jax.spark.session import spark_session
+from pinsage_jax.spark.standalone import standalone_cluster
+from pinsage_jax.spark.walks import neighbour_lists
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(900)]
 

@@ -4,7 +4,7 @@ Collections of too many items, or of items about too many topics, are dropped; t
 of many edges keep degree^delta of those left.  Pixie keeps the edges whose collection is
 most like the item; here the heaviest stay, and of equally heavy ones a random sample.
 
-What cluster/graph_tables.py does by joins where the graph does not fit one machine; the
+What spark/graph_tables.py does by joins where the graph does not fit one machine; the
 two keep the same numbers of edges, and the same edges where weights decide.
 """
 

@@ -10,7 +10,7 @@ The paper's MapReduce (Ying et al. 2018, section 3.4), written once.  Per layer:
            head in the last layer
 
 Two executors call them: layerwise.py over (memory-mapped) arrays of one machine, and
-cluster/embed.py over Spark's Arrow batches.  Nothing here knows of either.
+spark/embed.py over Spark's Arrow batches.  Nothing here knows of either.
 
 Shapes: n rows of a batch, T neighbours, M width of Q, in/d width of a layer's input and
 output, D input features, Z output width.

@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pinsage_jax.cluster.columns import from_column, to_column
 from pinsage_jax.config.settings import ModelConfig
 from pinsage_jax.inference.map_reduce import Stages, padded, reduce_messages, regrouped
 from pinsage_jax.sampling.lists import NeighbourLists, joined_lists
 from pinsage_jax.sampling.neighborhoods import pooling_weights
+from pinsage_jax.spark.columns import from_column, to_column
 from pinsage_jax.training.leaf_paths import by_path, nested
 
 Batches = Iterable[pa.RecordBatch]

@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import logging
 
-from pinsage_jax.cluster import layer_tasks, tables
-from pinsage_jax.cluster.layer_tasks import MESSAGE, OWN, Model
-from pinsage_jax.cluster.session import partitions, spark_session
-from pinsage_jax.cluster.walks import neighbour_lists
 from pinsage_jax.core import files
 from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.tables import MOST_TABLE_BYTES
+from pinsage_jax.spark import layer_tasks, tables
+from pinsage_jax.spark.layer_tasks import MESSAGE, OWN, Model
+from pinsage_jax.spark.session import partitions, spark_session
+from pinsage_jax.spark.walks import neighbour_lists
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

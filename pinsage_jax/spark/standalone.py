@@ -1,6 +1,6 @@
 """A Spark standalone cluster on this machine, from PySpark's own package.
 
-  python -m pinsage_jax.cluster.standalone --workers=2 --cores=1 --memory=1g
+  python -m pinsage_jax.spark.standalone --workers=2 --cores=1 --memory=1g
 
 starts a master and workers on the loopback interface, prints the master's address for
 --spark_master, and stops them at Ctrl-C.  For tests, and to try what a real cluster would

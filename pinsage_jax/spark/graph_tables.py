@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
-from pinsage_jax.cluster.session import partitions, spark_session
-from pinsage_jax.cluster.walks import neighbour_lists
 from pinsage_jax.config.settings import Config
 from pinsage_jax.config.spark import PruneConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.spark.session import partitions, spark_session
+from pinsage_jax.spark.walks import neighbour_lists
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pinsage_jax.cluster.columns import from_column, to_column
 from pinsage_jax.core import files
 from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling.lists import ListColumn, NeighbourLists
+from pinsage_jax.spark.columns import from_column, to_column
 
 _FILE_BYTES = 1 << 26
 

@@ -1,1 +1,0 @@
-"""Apache Spark: the stages of inference, graph tables and walks where one machine is too small."""

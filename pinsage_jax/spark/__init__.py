@@ -1,0 +1,1 @@
+"""The stages of inference on Apache Spark."""
