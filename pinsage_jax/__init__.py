@@ -27,10 +27,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pinsage_jax.api import settings
     from pinsage_jax.config.settings import Config
     from pinsage_jax.core.errors import UserError
-    from pinsage_jax.library import settings
-    from pinsage_jax.stages import (
+    from pinsage_jax.stages.pipeline import (
         compare,
         doctor,
         embed,
@@ -59,14 +59,14 @@ __all__ = [
     "train",
 ]
 
-_ELSEWHERE = {"Config": "config.settings", "settings": "library", "UserError": "core.errors"}
+_ELSEWHERE = {"Config": "config.settings", "settings": "api", "UserError": "core.errors"}
 
 
 def __getattr__(name: str) -> Any:
     """A public name, from the module that has it; the stages for most."""
     if name not in __all__:
         raise AttributeError(f"module 'pinsage_jax' has no attribute '{name}'")
-    module = importlib.import_module(f"pinsage_jax.{_ELSEWHERE.get(name, 'stages')}")
+    module = importlib.import_module(f"pinsage_jax.{_ELSEWHERE.get(name, 'stages.pipeline')}")
     return getattr(module, name)
 
 

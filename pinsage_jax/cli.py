@@ -30,7 +30,7 @@ from pinsage_jax.config.fields import from_values, option
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 
-# Each mode is the function of that name in stages.py.
+# Each mode is the function of that name in stages/pipeline.py.
 MODES = (
     "pipeline", "prepare", "train", "embed", "evaluate", "neighbors", "report",
     "recommend", "index", "split", "ablate", "graph_tables", "serve",

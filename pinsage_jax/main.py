@@ -56,14 +56,14 @@ def _run_stage(config: Config, together: process_group.Together) -> int:
     signals.install()
     try:
         # JAX takes seconds to load: only now, so that wrong flags are told at once.
-        from pinsage_jax import stages
         from pinsage_jax.core import files
+        from pinsage_jax.stages import pipeline
 
         if process_group.is_writer():
             files.remove_leftovers(config.workdir)
         with contextlib.suppress(signals.Stopped):
             signals.raise_if_stopped()
-            getattr(stages, config.mode)(config)
+            getattr(pipeline, config.mode)(config)
         sys.stdout.flush()
         return together.leave(signals.exit_code())
     finally:

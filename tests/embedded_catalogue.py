@@ -9,8 +9,8 @@ import pathlib
 import jax
 import numpy as np
 
-from pinsage_jax import stages
 from pinsage_jax.config.settings import Config, DataConfig, EmbedConfig, ModelConfig, SamplingConfig
+from pinsage_jax.stages import pipeline
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.state import initial_state, make_optimiser
@@ -81,13 +81,13 @@ def embedded_catalogue(root: pathlib.Path):
     config = dataclasses.replace(
         config, embed=EmbedConfig(embed_walks=500, cold_offset=0.25, shard_rows=50)
     )
-    prepared = stages.prepare(config)
+    prepared = pipeline.prepare(config)
     params = random_params(config, INPUTS, 80)
     state = initial_state(params, make_optimiser(config.train, 1.0))
-    meta = {"data": stages.identity_of(prepared), "config": dataclasses.asdict(config)}
+    meta = {"data": pipeline.identity_of(prepared), "config": dataclasses.asdict(config)}
     with Checkpoints(root / "work" / "checkpoints") as checkpoints:
         checkpoints.save(3, state, meta, {"score": 1.0, "cold_offset": 0.1})
-    stages.embed(config)
+    pipeline.embed(config)
     # Later runs take the offset of the export.
     config = dataclasses.replace(config, embed=EmbedConfig(embed_walks=500, shard_rows=50))
-    return config, stages.load_embeddings(config.workdir, prepared), features, edges
+    return config, pipeline.load_embeddings(config.workdir, prepared), features, edges

@@ -14,7 +14,6 @@ import types
 import pytest
 from absl import flags
 
-import pinsage_jax
 from benchmarks.run import parse as benchmark_options
 from pinsage_jax import cli, main
 from pinsage_jax.config.settings import Config
@@ -55,13 +54,13 @@ def refusal(*arguments: str) -> str:
 
 @pytest.fixture
 def stage(monkeypatch):
-    """Stands in for stages.py; `stage.calls` collects what was run."""
-    fake = types.ModuleType("pinsage_jax.stages")
+    """Stands in for stages/pipeline.py; `stage.calls` collects what was run."""
+    fake = types.ModuleType("pinsage_jax.stages.pipeline")
     fake.calls = []
     for mode in cli.MODES:
         setattr(fake, mode, lambda config, mode=mode: fake.calls.append((mode, config)))
-    monkeypatch.setitem(sys.modules, "pinsage_jax.stages", fake)
-    monkeypatch.setattr(pinsage_jax, "stages", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "pinsage_jax.stages.pipeline", fake)
+    monkeypatch.setattr("pinsage_jax.stages.pipeline", fake)
     # The handlers of this process belong to pytest.
     monkeypatch.setattr(logging_setup, "set_up", lambda verbosity: None)
     return fake
@@ -464,8 +463,8 @@ def test_a_reader_that_leaves_is_no_error():
 SIGNALLED = """
 import sys, time, types
 from pinsage_jax import interrupts, main
-stages = types.ModuleType("pinsage_jax.stages")
-sys.modules["pinsage_jax.stages"] = stages
+stages = types.ModuleType("pinsage_jax.stages.pipeline")
+sys.modules["pinsage_jax.stages.pipeline"] = stages
 
 def polite(config):
     print("ready", flush=True)
@@ -549,8 +548,8 @@ SPEAKING = """
 import logging as standard, sys, types
 from absl import logging
 from pinsage_jax import logs, main
-stages = types.ModuleType("pinsage_jax.stages")
-sys.modules["pinsage_jax.stages"] = stages
+stages = types.ModuleType("pinsage_jax.stages.pipeline")
+sys.modules["pinsage_jax.stages.pipeline"] = stages
 
 def train(config):
     logging.info("of a library")

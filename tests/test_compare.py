@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 from small_catalogue import make_config, make_prepared, random_graph
 
-from pinsage_jax import stages
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.tools import CompareConfig
 from pinsage_jax.core.errors import UserError
@@ -20,6 +19,7 @@ from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.reporting import comparison
 from pinsage_jax.reporting.comparison import Run
 from pinsage_jax.reporting.sources import Source
+from pinsage_jax.stages import pipeline
 
 
 def source_of(config):
@@ -170,7 +170,7 @@ def test_the_mode_end_to_end(trained, tmp_path, capsys):
         trained, workdir=str(first), compare=CompareConfig(compare_with=str(second))
     )
     before = sorted(path.name for path in second.iterdir())
-    result = stages.compare(config)
+    result = pipeline.compare(config)
     text = capsys.readouterr().out
     assert "The settings are the same." in text and "% churn" in text and "costs" in text
     assert f"A: {first}" in text and "B - A" in text
@@ -190,4 +190,4 @@ def test_runs_that_cannot_be_compared(other, sentence, trained):
         trained, compare=CompareConfig(compare_with=f"{trained.workdir}/{other}")
     )
     with pytest.raises(UserError, match=sentence):
-        stages.compare(config)
+        pipeline.compare(config)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from small_catalogue import random_graph
 
-from pinsage_jax import main, stages
+from pinsage_jax import main
 from pinsage_jax.config.settings import Config, DataConfig
 from pinsage_jax.config.tools import DoctorConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.doctor import clock, examine, graph_checks
 from pinsage_jax.doctor.table_checks import spelled_alike
+from pinsage_jax.stages import pipeline
 
 
 def write(path, header, rows):
@@ -50,7 +51,7 @@ def examined(folder, **data):
     pathlib.Path(config.workdir).mkdir()
     failed = False
     try:
-        stages.doctor(config)
+        pipeline.doctor(config)
     except UserError as error:
         failed = "listed above" in str(error)
         if not failed:
@@ -179,7 +180,7 @@ def test_edges_of_another_split_are_a_leak(tmp_path):
     write(tmp_path / "all.csv", "collection_id,item_id", good_edges())
     made = Config("split", str(tmp_path / "made"), 0, 1,
                   data=DataConfig(data_dir=str(tmp_path), edges="all.csv"))  # fmt: skip
-    stages.split(made)
+    pipeline.split(made)
     held = str(tmp_path / "made" / "split" / "eval_pairs.parquet")
     assert pathlib.Path(held).exists()
     _, failed, said = examined(tmp_path, edges="all.csv", eval_pairs=held)
@@ -263,7 +264,7 @@ def test_the_forecast_of_a_small_run_is_of_its_size(trained, tmp_path, capsys):
     import dataclasses
 
     config = dataclasses.replace(trained, mode="doctor", workdir=str(tmp_path))
-    result = stages.doctor(config)
+    result = pipeline.doctor(config)
     told = result["forecast"]
     spent = json.loads((pathlib.Path(trained.workdir) / "costs.json").read_text())
     assert set(spent["seconds"]) <= set(told["seconds"])

@@ -19,13 +19,14 @@ import sys
 import numpy as np
 import pytest
 
-from pinsage_jax import main, stages
+from pinsage_jax import main
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config, WorldConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling import spectral
+from pinsage_jax.stages import pipeline
 from pinsage_jax.training.checkpoints import Checkpoints
 
 WORLD = WorldConfig(
@@ -53,7 +54,7 @@ def config_for(workdir):
 def world(tmp_path_factory):
     """A prepared workdir."""
     folder = tmp_path_factory.mktemp("world") / "run"
-    stages.prepare(config_for(folder))
+    pipeline.prepare(config_for(folder))
     return folder
 
 
@@ -74,11 +75,11 @@ def bytes_of(folder):
 @pytest.mark.parametrize("most_bytes", [0, 100, 2_000, 6_000])
 def test_a_full_disk_during_prepare(most_bytes, tmp_path):
     with small_disk(most_bytes), pytest.raises(UserError, match="No space left while writing"):
-        stages.prepare(config_for(tmp_path / "run"))
+        pipeline.prepare(config_for(tmp_path / "run"))
     left = {path.name for path in (tmp_path / "run").glob("*")}
     assert left <= {"inputs"}, left
     # With room again the same command does all of it.
-    assert stages.prepare(config_for(tmp_path / "run")).graph.num_items == 60
+    assert pipeline.prepare(config_for(tmp_path / "run")).graph.num_items == 60
 
 
 def test_the_program_ends_with_2_on_a_full_disk(tmp_path):
@@ -197,7 +198,7 @@ def test_a_damaged_prepared_file_is_refused_by_name_and_made_again(
         open_prepared(workdir)
     named = path.parent if name == "manifest.json" and way == "gone" else path
     assert str(named) in str(caught.value) and "\n" not in str(caught.value)
-    stages.prepare(config_for(workdir))
+    pipeline.prepare(config_for(workdir))
     again, before = bytes_of(workdir / "prepared"), bytes_of(world / "prepared")
     # The manifest names the inputs, which lie in the workdir.
     again.pop("manifest.json"), before.pop("manifest.json")

@@ -29,8 +29,9 @@ from fuzz_tables import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pinsage_jax import cli, main, stages
+from pinsage_jax import cli, main
 from pinsage_jax.catalog.prepare import open_prepared
+from pinsage_jax.stages import pipeline
 
 PLAIN = {
     "kind": "csv", "quoting": 1, "line_end": "\n", "mark": False, "row_group": 5,
@@ -325,7 +326,7 @@ arguments = st.one_of(
 def test_flags(count, monkeypatch):
     """Any command line: settings that hold, or a sentence; the stages are left out."""
     for mode in cli.MODES:
-        monkeypatch.setattr(stages, mode, lambda config: config.validate())
+        monkeypatch.setattr(pipeline, mode, lambda config: config.validate())
     # Any --verbosity would hold for the tests that follow. The one warning of this part,
     # which --verbosity=error leaves out, is for test_cli.py.
     monkeypatch.setattr(main.logs, "set_up", lambda verbosity: None)

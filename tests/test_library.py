@@ -9,22 +9,23 @@ import numpy as np
 import pytest
 
 import pinsage_jax
-from pinsage_jax import cli, library, stages
+from pinsage_jax import api, cli
 from pinsage_jax.config import settings
 from pinsage_jax.core import errors
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.retrieval.neighbors import Related
+from pinsage_jax.stages import pipeline
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def test_public_names_are_what_the_program_runs():
-    assert pinsage_jax.settings is library.settings and pinsage_jax.Config is settings.Config
+    assert pinsage_jax.settings is api.settings and pinsage_jax.Config is settings.Config
     assert pinsage_jax.UserError is errors.UserError
     of_the_stages = set(pinsage_jax.__all__) - {"Config", "settings", "UserError"}
     for name in of_the_stages:
-        assert getattr(pinsage_jax, name) is getattr(stages, name)
-        assert getattr(stages, name).__doc__
+        assert getattr(pinsage_jax, name) is getattr(pipeline, name)
+        assert getattr(pipeline, name).__doc__
     # What main finds by the name of the mode, and what its stages call.
     assert of_the_stages - set(cli.MODES) == {"load_graph", "embeddings"}
     assert set(pinsage_jax.__all__) <= set(dir(pinsage_jax))

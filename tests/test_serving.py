@@ -15,14 +15,12 @@ from embedded_catalogue import embedded_catalogue, vector_text, write_csv
 from fastapi.testclient import TestClient
 from hostile_world import ITEMS, small_config, small_embeddings, small_world
 
-from pinsage_jax import stages
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.serve import ServeConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.config.tools import NewItemsConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.embedding_stage import open_new_items
 from pinsage_jax.reporting.sources import exported_source, read_source
 from pinsage_jax.retrieval import ann
 from pinsage_jax.retrieval.online import ExactSearch
@@ -30,6 +28,8 @@ from pinsage_jax.retrieval.topk import top_k
 from pinsage_jax.serving import measures, server
 from pinsage_jax.serving.app import make_app
 from pinsage_jax.serving.service import Service
+from pinsage_jax.stages import pipeline
+from pinsage_jax.stages.embed import open_new_items
 
 HOST = "http://127.0.0.1"
 
@@ -115,7 +115,7 @@ def test_for_new_items(client, catalogue, tmp_path):
         ),
         new_edges=write_csv(tmp_path / "more.csv", ["collection_id", "item_id"], edges),
     )
-    stages.embed(config.__class__(**{**vars(config), "new": new}))
+    pipeline.embed(config.__class__(**{**vars(config), "new": new}))
     embedded = files.read_json(f"{config.workdir}/new_embeddings/manifest.json")
     assert embedded["count"] == 2
     import pyarrow.parquet as pq
@@ -328,7 +328,7 @@ def test_an_index_answers_in_its_place(client, catalogue):
 
 def test_the_stage_serves_until_it_is_stopped(catalogue, monkeypatch, caplog):
     stop, failed = threading.Event(), []
-    monkeypatch.setattr(stages, "stop_requested", stop.is_set)
+    monkeypatch.setattr(pipeline, "stop_requested", stop.is_set)
     config = Config(
         mode="serve", workdir=catalogue[0].workdir, seed=0, threads=1,
         serve=ServeConfig(serve_port=0, serve_body_kib=1),
@@ -336,7 +336,7 @@ def test_the_stage_serves_until_it_is_stopped(catalogue, monkeypatch, caplog):
 
     def serve() -> None:
         try:
-            stages.serve(config)
+            pipeline.serve(config)
         except BaseException as error:
             failed.append(error)
 
@@ -383,7 +383,7 @@ def test_a_taken_port_is_told_before_anything_is_loaded(catalogue):
             serve=ServeConfig(serve_port=port),
         )  # fmt: skip
         with pytest.raises(UserError, match=f"--serve_port={port} cannot be listened at"):
-            stages.serve(config)
+            pipeline.serve(config)
     with pytest.raises(UserError, match=r"--serve_host=203\.0\.113\.7"):
         server.bound("203.0.113.7", 0)
 
@@ -391,4 +391,4 @@ def test_a_taken_port_is_told_before_anything_is_loaded(catalogue):
 def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'pinsage-jax\[serve\]'"):
-        stages.serve(Config(mode="serve", workdir=str(tmp_path), seed=0, threads=1))
+        pipeline.serve(Config(mode="serve", workdir=str(tmp_path), seed=0, threads=1))

@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 from test_new_items import catalogue, vector_text, write_csv  # noqa: F401
 
-from pinsage_jax import stages
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.config.settings import EmbedConfig
@@ -17,6 +16,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.inference import layerwise, updating
+from pinsage_jax.stages import pipeline
 
 
 @pytest.fixture
@@ -44,18 +44,18 @@ def test_layers_are_found_again_or_deleted(catalogue, nothing_computed):  # noqa
     config = dataclasses.replace(
         config, embed=dataclasses.replace(config.embed, keep_layers=True, cold_offset=0.25)
     )
-    stages.embed(config)
+    pipeline.embed(config)
     assert {path.name.split(".")[0] for path in layers.glob("*/*")} == {"lists", "vectors"}
     nothing_computed()
     quantised = dataclasses.replace(
         config.embed, export_dtype="int8", export_format="npy", export_dim=6
     )
-    manifest = stages.embed(dataclasses.replace(config, embed=quantised))
+    manifest = pipeline.embed(dataclasses.replace(config, embed=quantised))
     assert manifest["against_float32"]["recall@10"] < 1.0
     assert manifest["flags"]["export_dim"] == 6 and manifest["parameters"]
     folder = pathlib.Path(config.workdir) / "embeddings"
     assert np.load(folder / "vectors.npy").shape == (80, 6)
-    stages.embed(config)
+    pipeline.embed(config)
     found = load_embeddings(config.workdir, open_prepared(config.workdir))
     np.testing.assert_allclose(found, vectors, atol=1e-5)
 
@@ -75,7 +75,7 @@ def test_changes_one_after_the_other(catalogue, tmp_path, capsys, nothing_comput
             changed_items=items,
         ),
     )
-    manifest = stages.embed(first)
+    manifest = pipeline.embed(first)
     said = capsys.readouterr().out
     assert "2 edges added, 0 weighed anew, 1 removed; 1 items added, 1 changed" in said
     assert "recomputed in layer 1: " in said and "walked again from " in said
@@ -95,16 +95,16 @@ def test_changes_one_after_the_other(catalogue, tmp_path, capsys, nothing_comput
         config,
         update=UpdateConfig(changed_edges=edges_table(tmp_path, "b.csv", [("c1", "fresh")])),
     )
-    manifest = stages.embed(second)
+    manifest = pipeline.embed(second)
     after = load_embeddings(updated, open_prepared(updated))
     assert np.abs(after[80] - found[80]).max() > 1e-5
     nothing_computed()
     # The very same change again is not applied twice.
-    assert stages.embed(second) == manifest
+    assert pipeline.embed(second) == manifest
     listing = dataclasses.replace(
         config, workdir=str(updated), mode="neighbors", search=SearchConfig(min_degree=1)
     )
-    stages.neighbors(listing)
+    pipeline.neighbors(listing)
     assert "fresh" in pq.read_table(updated / "related_items.parquet")["item_id"].to_pylist()
 
 
@@ -115,7 +115,7 @@ def test_an_update_of_another_catalogue_is_refused(catalogue, tmp_path):  # noqa
         update=UpdateConfig(changed_edges=edges_table(tmp_path, "c.csv", [("c2", "i3")])),
         embed=EmbedConfig(embed_walks=500, shard_rows=50),
     )
-    stages.embed(run)
+    pipeline.embed(run)
     path = pathlib.Path(config.workdir) / "updated" / "prepared" / "manifest.json"
     saved = files.read_sealed(path)
     files.write_sealed(path, saved | {"base": "another"})
@@ -124,6 +124,6 @@ def test_an_update_of_another_catalogue_is_refused(catalogue, tmp_path):  # noqa
     )
     try:
         with pytest.raises(UserError, match="is of another catalogue than"):
-            stages.embed(other)
+            pipeline.embed(other)
     finally:
         files.write_sealed(path, saved)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 
-from pinsage_jax import stages
 from pinsage_jax.config.settings import (
     Config,
     EmbedConfig,
@@ -14,6 +13,7 @@ from pinsage_jax.config.settings import (
     TrainConfig,
     WorldConfig,
 )
+from pinsage_jax.stages import pipeline
 
 WORLD = WorldConfig(
     world=True,
@@ -57,5 +57,5 @@ def settings(workdir: str | pathlib.Path, **train) -> Config:
 def small_run(workdir: str | pathlib.Path, **train) -> Config:
     """Runs the whole pipeline; returns its settings."""
     config = settings(workdir, **train)
-    stages.pipeline(config)
+    pipeline.pipeline(config)
     return config

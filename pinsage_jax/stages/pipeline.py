@@ -27,15 +27,6 @@ from pinsage_jax.data import split_tables
 from pinsage_jax.distributed import process_group
 from pinsage_jax.distributed.devices import connect, make_devices
 from pinsage_jax.doctor.examine import examine
-from pinsage_jax.embedding_stage import (
-    embed_catalogue,
-    embed_over,
-    embeddings_are_current,
-    fixed_offset,
-    identity_of,
-    open_new_items,
-    split_of,
-)
 from pinsage_jax.evaluation import ablation, calibration
 from pinsage_jax.evaluation import evaluate as evaluation
 from pinsage_jax.evaluation import explain as explaining
@@ -57,10 +48,19 @@ from pinsage_jax.retrieval.neighbors import Related
 from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.serving import server
 from pinsage_jax.spark.graph_tables import write_graph_tables
+from pinsage_jax.stages.embed import (
+    embed_catalogue,
+    embed_over,
+    embeddings_are_current,
+    fixed_offset,
+    identity_of,
+    open_new_items,
+    split_of,
+)
+from pinsage_jax.stages.update import update
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Outcome
-from pinsage_jax.update_stage import update
 
 
 def load_graph(config: Config) -> Prepared:

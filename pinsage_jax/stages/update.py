@@ -18,7 +18,13 @@ from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.embedding_stage import (
+from pinsage_jax.export import writer
+from pinsage_jax.export.quality import recall_of
+from pinsage_jax.inference.current_catalogue import CurrentCatalogue, fill_tables
+from pinsage_jax.inference.encoder import structure_bases
+from pinsage_jax.inference.tables import KeptTables
+from pinsage_jax.inference.updating import Update
+from pinsage_jax.stages.embed import (
     about_run,
     as_exported,
     cold_adjustment,
@@ -27,12 +33,6 @@ from pinsage_jax.embedding_stage import (
     restored,
     split_of,
 )
-from pinsage_jax.export import writer
-from pinsage_jax.export.quality import recall_of
-from pinsage_jax.inference.current_catalogue import CurrentCatalogue, fill_tables
-from pinsage_jax.inference.encoder import structure_bases
-from pinsage_jax.inference.tables import KeptTables
-from pinsage_jax.inference.updating import Update
 
 FOLDER = "updated"
 

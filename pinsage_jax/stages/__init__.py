@@ -1,0 +1,1 @@
+"""Where the folders meet: one function per --mode."""
