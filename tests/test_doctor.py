@@ -9,11 +9,11 @@ import pytest
 from small_catalogue import random_graph
 
 from pinsage_jax import main
+from pinsage_jax.checkup import clock, doctor, graph_checks
+from pinsage_jax.checkup.table_checks import spelled_alike
 from pinsage_jax.config.settings import Config, DataConfig
 from pinsage_jax.config.tools import DoctorConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.doctor import clock, examine, graph_checks
-from pinsage_jax.doctor.table_checks import spelled_alike
 from pinsage_jax.stages import pipeline
 
 
@@ -284,10 +284,10 @@ def test_the_forecast_of_a_small_run_is_of_its_size(trained, tmp_path, capsys):
 
 
 def test_a_run_that_does_not_fit_is_warned_of():
-    findings = examine.Findings()
+    findings = doctor.Findings()
     gib = 1 << 30
     forecast = {"memory_bytes": 15 * gib, "disk_bytes": gib}
     forecast["machine"] = {"memory_available_bytes": 16 * gib, "disk_free_bytes": 99 * gib}
-    examine._check_machine(forecast, findings)
+    doctor._check_machine(forecast, findings)
     assert [finding.level for finding in findings] == ["warning"]
     assert "15.0 GiB of memory, and 16.0 GiB are free" in findings[0].sentence

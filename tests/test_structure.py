@@ -16,11 +16,8 @@ ROOT = pathlib.Path(pinsage_jax.__file__).parent
 # Data flows down this list, and a line imports only from lines above it and itself.
 ORDER = (
     ("core",),
-    (
-        "config", "options", "config_cluster", "config_data", "config_hosts", "config_serve",
-        "config_search", "config_tools", "library", "api",
-    ),
-    ("distributed", "hosts", "parallel", "cpu"),
+    ("config",),
+    ("distributed", "cpu"),
     ("data",),
     ("synthetic",),
     ("graph",),
@@ -35,13 +32,12 @@ ORDER = (
     ("evaluation",),
     ("recommend",),
     ("reporting",),
-    ("cluster", "spark", "ablation", "ablation_table", "checkup", "doctor"),
-    ("embedding_stage", "update_stage"),
+    ("checkup", "spark"),
     ("serving",),
     ("stages",),
-    ("cli",),
+    ("api", "cli"),
     ("main",),
-)  # fmt: skip
+)
 # Imports that still point up the list: the carvings end them.
 UPWARD: frozenset[tuple[str, str]] = frozenset({
     # begin

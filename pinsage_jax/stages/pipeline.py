@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.catalog.prepare import prepare as prepare_tables
+from pinsage_jax.checkup.doctor import examine
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.costs import Costs
@@ -26,7 +27,6 @@ from pinsage_jax.core.signals import raise_if_stopped, stop_everywhere
 from pinsage_jax.data import split_tables
 from pinsage_jax.distributed import process_group
 from pinsage_jax.distributed.devices import connect, make_devices
-from pinsage_jax.doctor.examine import examine
 from pinsage_jax.evaluation import ablation, calibration
 from pinsage_jax.evaluation import evaluate as evaluation
 from pinsage_jax.evaluation import explain as explaining

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from pinsage_jax.checkup import clock
+from pinsage_jax.checkup.inputs import Inputs
+from pinsage_jax.checkup.trial import Trial, try_training
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.costs import peak_memory
 from pinsage_jax.data import columns as column_values
 from pinsage_jax.data.tables import iter_batches
 from pinsage_jax.data.text import MAX_FITTED_ROWS
-from pinsage_jax.doctor import clock
-from pinsage_jax.doctor.inputs import Inputs
-from pinsage_jax.doctor.trial import Trial, try_training
 from pinsage_jax.evaluation.baseline_choice import parse_baselines
 from pinsage_jax.evaluation.baselines import Content, Popularity, Walk
 from pinsage_jax.evaluation.calibration import OFFSETS_TRIED

@@ -16,14 +16,14 @@ import numpy as np
 import pyarrow as pa
 
 from pinsage_jax.catalog.prepare import input_tables
+from pinsage_jax.checkup.clock import now
+from pinsage_jax.checkup.findings import Findings
 from pinsage_jax.config.settings import Config, DataConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import edges_table, features, pairs_table, tables
 from pinsage_jax.data.edges_table import Ids
 from pinsage_jax.data.tables import Table
-from pinsage_jax.doctor.clock import now
-from pinsage_jax.doctor.findings import Findings
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
 

@@ -16,9 +16,9 @@ from pinsage_jax.batching.blocks import BatchInfo, Minibatch
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
+from pinsage_jax.checkup.clock import now, timed
 from pinsage_jax.config.settings import Config
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
-from pinsage_jax.doctor.clock import now, timed
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.sampling.content_links import ContentLinks

@@ -14,13 +14,13 @@ from typing import Any
 
 from absl import logging
 
+from pinsage_jax.checkup import forecast as forecasting
+from pinsage_jax.checkup import graph_checks, table_checks
+from pinsage_jax.checkup.clock import now
+from pinsage_jax.checkup.findings import PROBLEM, WARNING, Finding, Findings
+from pinsage_jax.checkup.inputs import read_inputs
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
-from pinsage_jax.doctor import forecast as forecasting
-from pinsage_jax.doctor import graph_checks, table_checks
-from pinsage_jax.doctor.clock import now
-from pinsage_jax.doctor.findings import PROBLEM, WARNING, Finding, Findings
-from pinsage_jax.doctor.inputs import read_inputs
 from pinsage_jax.evaluation.tables import aligned
 
 DOCTOR_FILE = "doctor.json"

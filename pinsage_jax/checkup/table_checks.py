@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pinsage_jax.checkup.findings import Findings, examples, share
+from pinsage_jax.checkup.inputs import Inputs, PairTable
 from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import columns as column_values
@@ -15,8 +17,6 @@ from pinsage_jax.data import feature_blocks as blocks
 from pinsage_jax.data import features, leaks
 from pinsage_jax.data.columns import shown_id
 from pinsage_jax.data.tables import Table, iter_batches
-from pinsage_jax.doctor.findings import Findings, examples, share
-from pinsage_jax.doctor.inputs import Inputs, PairTable
 
 _FEW, _MANY, _HALF, _NEARLY_ALL = 0.01, 0.1, 0.5, 0.95
 # Ids on either side that are compared as spellings of one another.
