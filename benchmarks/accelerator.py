@@ -3,7 +3,7 @@
 Ying et al. 2018: two layers, T=50, m=2048, d=1024, batches of 2048 pairs with 500 shared
 random negatives, 4,352 features; 1350 ms an iteration on 16 K80.  Reported are the time
 of a step with and without its batches, its matrix products over a measured ceiling
-(model FLOP utilisation), the bandwidth of its gathers over that of a copy, the share of
+(model FLOP utilization), the bandwidth of its gathers over that of a copy, the share of
 time that the device waits and the threads that would remove it, and items embedded a second.
 
   python -m benchmarks.run accelerator --compute_dtype bfloat16
@@ -28,14 +28,14 @@ from benchmarks.end_to_end import Training, bipartite, settings
 from benchmarks.products import flops, products, seconds
 from pinsage_jax.config.settings import Config
 from pinsage_jax.cpu.allocator import keep_freed_memory
-from pinsage_jax.model.pooling import pool_neighbours
+from pinsage_jax.model.pooling import pool_neighbors
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """What the paper's experiment and its small likeness differ in."""
 
-    neighbours: int
+    neighbors: int
     hidden: int
     layer: int
     batch: int
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _config(sizes: Sizes, compute_dtype: str) -> Config:
-    base = settings(sizes.neighbours)
+    base = settings(sizes.neighbors)
     model = dataclasses.replace(
         base.model,
         hidden_dim=sizes.hidden,
@@ -99,7 +99,7 @@ def _config(sizes: Sizes, compute_dtype: str) -> Config:
 
 
 def _step(training: Training, sizes: Sizes, options) -> dict[str, Any]:
-    """Time of a step, its utilisation and the wait for batches."""
+    """Time of a step, its utilization and the wait for batches."""
     operations = flops(products(training.jaxpr()))
     alone = _median(training.repeated_step(), options.repeat)
     paces = [training.measure(sizes.steps) for _ in range(options.repeat)]
@@ -113,9 +113,9 @@ def _step(training: Training, sizes: Sizes, options) -> dict[str, Any]:
         "step_ms": alone * 1e3,
         "tflop": operations / 1e12,
         "ceiling_tflop_per_s": ceiling / 1e12,
-        "utilisation": operations / alone / ceiling,
+        "utilization": operations / alone / ceiling,
         "step_with_batches_ms": sizes.batch / rate * 1e3,
-        "utilisation_with_batches": operations * rate / sizes.batch / ceiling,
+        "utilization_with_batches": operations * rate / sizes.batch / ceiling,
         "wait_share": statistics.median(pace.wait_share for pace in paces),
         "producers": options.accelerator_producers,
         "producers_needed": max(pace.producers_needed for pace in paces),
@@ -135,7 +135,7 @@ def _gathers(training: Training, features: np.ndarray, options) -> list[dict[str
     config = training.config
     senders, pooling = training.rows[-1], training.rows[-2]
     width, kind = config.model.hidden_dim, jnp.dtype(config.model.compute_dtype)
-    shape = (pooling, config.sampling.num_neighbours)
+    shape = (pooling, config.sampling.num_neighbors)
     named = jax.device_put(rng.integers(0, senders, shape, np.int32))
     weights = jnp.full(shape, 1.0 / shape[1], jnp.float32)
     projected, bias = jnp.ones((senders, width), kind), jnp.zeros(width, kind)
@@ -143,7 +143,7 @@ def _gathers(training: Training, features: np.ndarray, options) -> list[dict[str
     nodes = jax.device_put(rng.integers(0, len(features), senders, np.int32))
 
     def pool(sent):
-        return pool_neighbours(sent, bias, named, weights, "importance")
+        return pool_neighbors(sent, bias, named, weights, "importance")
 
     def returned(sent, cotangent):
         return jax.vjp(pool, sent)[1](cotangent)[0]

@@ -1,6 +1,6 @@
 """Batch building alone: milliseconds a batch by threads, and how much of it is padding.
 
-Neighbourhoods are kept, so that what is timed is pairs, lists, re-indexing and whatever
+Neighborhoods are kept, so that what is timed is pairs, lists, re-indexing and whatever
 of the inputs the host gathers; the workload is that of benchmarks/end_to_end.py.
 """
 

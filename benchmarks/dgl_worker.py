@@ -95,12 +95,12 @@ def _network(inputs, width):
     class Convolution(torch.nn.Module):
         def __init__(self, inputs):
             super().__init__()
-            self.neighbour = torch.nn.Linear(inputs, width)
+            self.neighbor = torch.nn.Linear(inputs, width)
             self.join = torch.nn.Linear(inputs + width, width)
 
         def forward(self, block, held):
             with block.local_scope():
-                block.srcdata["sent"] = torch.relu(self.neighbour(held))
+                block.srcdata["sent"] = torch.relu(self.neighbor(held))
                 block.update_all(
                     of_messages.u_mul_e("sent", "weight", "m"), of_messages.sum("m", "pooled")
                 )
@@ -175,17 +175,17 @@ def train(steps, workers, traversals, stop, walks, top, pairs, features, width):
     )
     if "network" not in HELD:
         HELD["network"] = network = _network(features, width)
-        HELD["optimiser"] = torch.optim.Adam(network.parameters(), lr=1e-3)
+        HELD["optimizer"] = torch.optim.Adam(network.parameters(), lr=1e-3)
         HELD["features"] = torch.randn(graph.num_nodes("item"), features)
-    network, optimiser = HELD["network"], HELD["optimiser"]
+    network, optimizer = HELD["network"], HELD["optimizer"]
 
     def step(where, blocks):
         items = blocks[0].srcdata[dgl.NID].long()
         head, tail, negative = network(blocks, HELD["features"][items])[where]
         loss = ((head * negative).sum(1) - (head * tail).sum(1) + 0.1).clamp(min=0).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         return loss.item()
 
     before = _cpu_seconds()

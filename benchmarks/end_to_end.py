@@ -3,7 +3,7 @@
 Two layers, 256 pairs and 256 random negatives a step (shared by the pairs, so that 768
 seeds are embedded as there, and more is compared), 256 random features, width 128,
 margin loss, nothing hidden or stripped.  T=10 from 50 walks of 2 steps, T=50 from 100
-walks of 5 steps; neighbourhoods walked anew for every batch ("on the fly"), once an epoch,
+walks of 5 steps; neighborhoods walked anew for every batch ("on the fly"), once an epoch,
 when first asked for ("once an epoch"; the rate is that of a whole epoch with its expensive
 beginning, worked out from that beginning and what follows it), or once before ("kept").
 
@@ -45,12 +45,12 @@ from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.distributed.devices import compile_step, make_devices, place_batch, replicate
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import embed_all
-from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.pairs import PairSource
-from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.training import loop
 from pinsage_jax.training.device_clock import DeviceClock
-from pinsage_jax.training.state import initial_state, make_optimiser
+from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step
 
 WALKS = {10: (50, 2, 0.5), 50: (100, 5, 0.0)}  # T -> walks, steps, restart
@@ -90,13 +90,13 @@ def settings(top: int, device_features: str = "auto") -> Config:
         seed=0,
         threads=0,
         sampling=SamplingConfig(
-            num_neighbours=top,
+            num_neighbors=top,
             num_walks=walks,
             walk_length=length,
             restart=restart,
             restart_ends=True,
             hide_positive="none",
-            content_neighbours=0,
+            content_neighbors=0,
             pair_power=1.0,
         ),
         model=ModelConfig(
@@ -185,7 +185,7 @@ class Training:
         sampling = dataclasses.replace(config.sampling, resample=way == WAYS[1])
         store = "none" if way == WAYS[0] else "memory"
         threads = len(os.sched_getaffinity(0))
-        source = NeighbourhoodSource(graph, sampling, config.seed, threads, store)
+        source = NeighborhoodSource(graph, sampling, config.seed, threads, store)
         if way == WAYS[2]:
             source.keep_all()
         self.inputs = inputs = NodeInputs(
@@ -198,7 +198,7 @@ class Training:
         pairs = PairSource(graph, config.seed, joined_pairs(graph, PAIRS_PER_EPOCH))
         self._steps_per_epoch = pairs.per_epoch // config.train.batch_size
         self.config = config
-        self.lists = NeighbourLists(source, config.model.pooling)
+        self.lists = NeighborLists(source, config.model.pooling)
         self._builder = MinibatchBuilder(
             self.lists,
             inputs,
@@ -215,13 +215,13 @@ class Training:
         self.rows = self._builder.budgets.rows
         model, params = loop.init_model(config, inputs.dim, graph.num_items, self.rows)
         self.params = params
-        optimiser = make_optimiser(config.train, pairs.per_epoch / config.train.batch_size)
+        optimizer = make_optimizer(config.train, pairs.per_epoch / config.train.batch_size)
         devices = make_devices(num_devices)
         table = self._builder.table()
         self._constants = () if table is None else (replicate(table, devices),)
-        self._pure = make_train_step(model, config.train, optimiser)
+        self._pure = make_train_step(model, config.train, optimizer)
         self._step = compile_step(self._pure, num_devices, constants=len(self._constants))
-        self._state = replicate(initial_state(params, optimiser), devices)
+        self._state = replicate(initial_state(params, optimizer), devices)
         self._batch = config.train.batch_size
         self._done = 0
         self._producers = producers
@@ -298,7 +298,7 @@ class Training:
 
     def measure_epoch(self, steps: int) -> Pace:
         """The pace of the next epoch as a whole: its beginning, and `steps` as the rest goes."""
-        beginning = BEGINNING[self.config.sampling.num_neighbours]
+        beginning = BEGINNING[self.config.sampling.num_neighbors]
         self._done += -self._done % self._steps_per_epoch
         begun = time.perf_counter()
         first = self._take(beginning - 1)
@@ -375,7 +375,7 @@ def _rows(graph, features, top, worker, options) -> list[dict[str, Any]]:
         cpu_ms = statistics.median(pace.cpu_ms for pace in found[way])
         row = {
             "T": top,
-            "neighbourhoods": way,
+            "neighborhoods": way,
             "pairs_per_s": rate,
             "step_ms": 256e3 / rate,
             "cpu_ms": cpu_ms,

@@ -1,6 +1,6 @@
 """The explorer at 25,975 items: how large it is, how long it takes to open and to search.
 
-The catalogue has the counts of citeulike-t and random content: titles of made-up words,
+The catalog has the counts of citeulike-t and random content: titles of made-up words,
 random vectors as features and as embeddings.  Times are those of headless Chromium, from a
 file; opening ends when the first item and the map are drawn, a search when its results are
 in the document.
@@ -50,8 +50,8 @@ _LATER = """async (words) => {
 }"""
 
 
-def catalogue(items: int, collections: int, edges: int) -> tuple[Prepared, np.ndarray]:
-    """A random catalogue and random embeddings of unit length."""
+def catalog(items: int, collections: int, edges: int) -> tuple[Prepared, np.ndarray]:
+    """A random catalog and random embeddings of unit length."""
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = ["neural", "network", "graph"]
@@ -85,7 +85,7 @@ def run(options) -> list[dict]:
     import browser as browsers
 
     shrink = 50 if options.quick else 1
-    prepared, vectors = catalogue(_ITEMS // shrink, _COLLECTIONS // shrink, _EDGES // shrink)
+    prepared, vectors = catalog(_ITEMS // shrink, _COLLECTIONS // shrink, _EDGES // shrink)
     with tempfile.TemporaryDirectory() as folder:
         config = Config(mode="report", workdir=folder, seed=0, threads=options.threads)
         spent = machine.seconds(lambda: explorer.write_explorer(config, prepared, vectors))

@@ -16,7 +16,7 @@ import pathlib
 import numpy as np
 
 from pinsage_jax.export.codec import ExportForm, principal_directions
-from pinsage_jax.export.quality import NEIGHBOURS, recall_of, spread_rows
+from pinsage_jax.export.quality import NEIGHBORS, recall_of, spread_rows
 from pinsage_jax.export.reader import open_export
 from pinsage_jax.retrieval.topk import top_k
 
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> list[dict]:
     """One row a format."""
     vectors, apart = _vectors(options)
     rows = spread_rows(len(vectors))
-    expected = top_k(vectors[rows], vectors, NEIGHBOURS, rows)[0]
+    expected = top_k(vectors[rows], vectors, NEIGHBORS, rows)[0]
     width, found = vectors.shape[1], []
     for dim in dict.fromkeys((width, max(width // 2, 2), max(width // 4, 2))):
         transform = None if dim == width else principal_directions(vectors, dim, apart)
@@ -59,7 +59,7 @@ def _vectors(options: argparse.Namespace) -> tuple[np.ndarray, bool]:
     """float32 [N, Z], and whether the last coordinate is a popularity."""
     if options.embedded:
         export = open_export(pathlib.Path(options.embedded) / "embeddings")
-        apart = export.manifest.get("last_apart", not export.manifest.get("normalised", True))
+        apart = export.manifest.get("last_apart", not export.manifest.get("normalized", True))
         return np.asarray(export.vectors()), bool(apart)
     shape = (200, 16) if options.quick else (20_000, 128)
     vectors = np.random.default_rng(0).normal(size=shape).astype(np.float32)

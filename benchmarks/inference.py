@@ -1,9 +1,9 @@
-"""Whole-catalogue inference and exact top-k beside their own matrix products.
+"""Whole-catalog inference and exact top-k beside their own matrix products.
 
 Inference embeds every item, layer by layer, and is held against its matrix products at
 the same shapes plus one pass over the features (a copy, block by block); what is beyond
-is the input vectors, the join with the neighbourhoods and the tables between layers.
-Top-k is held against the product of queries and catalogue, block by block.  The sides
+is the input vectors, the join with the neighborhoods and the tables between layers.
+Top-k is held against the product of queries and catalog, block by block.  The sides
 take turns in one process.
 
   python -m benchmarks.run inference
@@ -103,15 +103,15 @@ def _jaxpr(config, params, dim: int, block: int) -> Any:
 
 def _top_k(k: int, items: int, options: argparse.Namespace) -> dict[str, Any]:
     rng = np.random.default_rng(1)
-    catalogue = rng.standard_normal((items, options.width), np.float32)
-    queries = catalogue[rng.choice(items, min(options.queries, items), replace=False)]
+    catalog = rng.standard_normal((items, options.width), np.float32)
+    queries = catalog[rng.choice(items, min(options.queries, items), replace=False)]
 
     def search() -> tuple[np.ndarray, np.ndarray]:
-        return topk.top_k(queries, catalogue, k)
+        return topk.top_k(queries, catalog, k)
 
     product = jax.jit(topk.inner_products)
     parts, blocks = [], []
-    for side, most in ((queries, topk.TOP_K_QUERIES), (catalogue, topk.TOP_K_ROWS)):
+    for side, most in ((queries, topk.TOP_K_QUERIES), (catalog, topk.TOP_K_ROWS)):
         size = topk.even_blocks(len(side), most)
         blocks.append(-(-len(side) // size))
         # Where a last one is padded, another takes its place: the shape is the same.

@@ -222,7 +222,7 @@ def contents(workdir: pathlib.Path) -> dict[str, str]:
 
 
 def _digest_of_state(folder: pathlib.Path, step: int) -> str:
-    """Of every array of a checkpoint, those of the optimiser too, and its step."""
+    """Of every array of a checkpoint, those of the optimizer too, and its step."""
     shapes = files.read_json(folder / str(step) / "checksums.json")["arrays"]
     like = {path: jax.ShapeDtypeStruct(shape, dtype) for path, (dtype, shape) in shapes.items()}
     with Checkpoints(folder, read_only=True) as checkpoints:

@@ -1,4 +1,4 @@
-"""Neighbourhood sampler: seeds/s and hops/s, beside a pointer chase and DGL.
+"""Neighborhood sampler: seeds/s and hops/s, beside a pointer chase and DGL.
 
 Settings of DGL's PinSAGESampler, walked alike: "T=50" is 100 walks of exactly 5
 item-collection-item steps, "T=20" 100 of at most 4 with stop chance 0.3, "T=10" 50 and
@@ -11,8 +11,8 @@ Other work on the machine slows both sides, but not alike: DGL's threads wait fo
 other.  So the ratio of CPU times is given beside that of wall-clock times.
 
 The bound is a pointer chase over as many bytes as the walk's tables (row starts and
-neighbours) with as many chains in flight as the sampler has walks in flight.  A hop reads
-twice (the row, then the neighbour), so the bound on hops/s is half of the reads/s.  A
+neighbors) with as many chains in flight as the sampler has walks in flight.  A hop reads
+twice (the row, then the neighbor), so the bound on hops/s is half of the reads/s.  A
 walk may pass it, for popular nodes stay in the caches; the chase has no popular places.
 """
 
@@ -93,7 +93,7 @@ def _measure(tables, setting, path, chase, worker, options) -> tuple[list[dict],
     steps, stop, walks, top, kept_hops, seeds = SETTINGS[setting]
     seeds = 2_048 if options.quick else seeds
     sampling = SamplingConfig(
-        num_neighbours=top,
+        num_neighbors=top,
         num_walks=walks,
         walk_length=steps,
         restart=float(stop),

@@ -2,7 +2,7 @@
 
 Every stage runs in a process of its own, so that its peak memory is its own: the world
 is written as Parquet, prepared, sampled from, trained on for some steps, embedded whole
-and evaluated.  20 edges an item and 80 a collection, the neighbourhoods of a light
+and evaluated.  20 edges an item and 80 a collection, the neighborhoods of a light
 sampler (T=10 from 50 walks of 2 steps).
 
   python -m benchmarks.scale --scale_edges=1000000,10000000
@@ -62,7 +62,7 @@ def _one_size(edges: int, workdir: pathlib.Path, options) -> tuple[list[dict], d
         f"--world_items={items}",
         f"--world_collections={edges // _EDGES_PER_COLLECTION}",
         f"--world_edges={edges}",
-        # Ranking a pair in the whole catalogue costs as much as the catalogue is large.
+        # Ranking a pair in the whole catalog costs as much as the catalog is large.
         f"--world_pairs={_PAIRS}",
         "--world_topics=256",
     ]
@@ -73,7 +73,7 @@ def _one_size(edges: int, workdir: pathlib.Path, options) -> tuple[list[dict], d
         f"--workdir={workdir}",
         f"--threads={options.threads}",
         "--feature_dtype=float16",
-        "--num_neighbours=10",
+        "--num_neighbors=10",
         "--num_walks=50",
         "--walk_length=2",
         "--restart=0.5",
@@ -83,7 +83,7 @@ def _one_size(edges: int, workdir: pathlib.Path, options) -> tuple[list[dict], d
         "--log_every=5",
         "--validate_every=1000000",
         "--hard_start=none",
-        # Costs of the same kind at every size: by default large catalogues have no id
+        # Costs of the same kind at every size: by default large catalogs have no id
         # messages, and content links for items without edges only.
         "--id_messages=off",
         "--content_limit=10000",
@@ -127,7 +127,7 @@ def _one_size(edges: int, workdir: pathlib.Path, options) -> tuple[list[dict], d
         "generate_s": round(found["generate"].seconds, 1),
         "prepare_s": round(found["prepare"].seconds, 1),
         "peak_gib": round(max(cost.peak_gib for cost in found.values()), 2),
-        "neighbourhoods_per_s": round(sampled["neighbourhoods_per_second"]),
+        "neighborhoods_per_s": round(sampled["neighborhoods_per_second"]),
         "pairs_per_s": round(pairs[len(pairs) // 2]),
         "embedded_items_per_s": round(items / found["embed"].seconds),
         "graph_bytes_per_edge": round(_size(workdir / "prepared" / "graph") / edges, 2),
@@ -145,7 +145,7 @@ def _ratios(rates: list[dict]) -> list[dict]:
     result = {"largest_over_smallest": f"{last['edges']:,} / {first['edges']:,} edges"}
     for name in ("generate_s", "prepare_s"):
         result[f"{name}_per_edge"] = round(last[name] / max(first[name], 1e-9) / growth, 2)
-    for name in ("neighbourhoods_per_s", "pairs_per_s", "embedded_items_per_s"):
+    for name in ("neighborhoods_per_s", "pairs_per_s", "embedded_items_per_s"):
         result[f"cost_{name[:-6]}"] = round(first[name] / max(last[name], 1e-9), 2)
     return [result]
 

@@ -17,7 +17,7 @@ from pinsage_jax import cli
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import logging_setup
-from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.synthetic import world
 
 _SAMPLED = 100_000
@@ -30,9 +30,9 @@ def generate(config: Config) -> None:
 
 
 def sample(config: Config) -> None:
-    """Neighbourhoods a second of random items, the median of rounds; to sampled.json."""
+    """Neighborhoods a second of random items, the median of rounds; to sampled.json."""
     prepared = open_prepared(config.workdir)
-    source = NeighbourhoodSource(prepared.graph, config.sampling, config.seed, config.threads)
+    source = NeighborhoodSource(prepared.graph, config.sampling, config.seed, config.threads)
     rng = np.random.default_rng(0)
     size = min(_SAMPLED, prepared.graph.num_items)
     rates = []
@@ -41,7 +41,7 @@ def sample(config: Config) -> None:
         begin = time.perf_counter()
         source.lookup(nodes)
         rates.append(size / (time.perf_counter() - begin))
-    found = {"neighbourhoods_per_second": float(np.median(rates[1:])), "rounds": rates}
+    found = {"neighborhoods_per_second": float(np.median(rates[1:])), "rounds": rates}
     (pathlib.Path(config.workdir) / "sampled.json").write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
 """Embedding on Spark: items a second, CPU, bytes shuffled, and what a billion items would take.
 
-The same generated catalogues are embedded on local[1], local[2] and a standalone cluster of
+The same generated catalogs are embedded on local[1], local[2] and a standalone cluster of
 two workers of one core on this machine, with few partitions, where messages are reduced
 before they are shuffled, and with many, where most travel alone.  Bytes and seconds are
 those of Spark's event log, CPU that of all processes, Java and Python.
@@ -32,13 +32,13 @@ from pinsage_jax.config.settings import (
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.encoder import Encoder, node_inputs
 from pinsage_jax.sampling.content_links import ContentLinks
-from pinsage_jax.sampling.lists import NeighbourLists
-from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.lists import NeighborLists
+from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.spark import tables
 from pinsage_jax.spark.embed import embed_on_spark, messages_sent
 from pinsage_jax.spark.session import spark_session
 from pinsage_jax.spark.standalone import standalone_cluster
-from pinsage_jax.spark.walks import neighbour_lists
+from pinsage_jax.spark.walks import neighbor_lists
 from pinsage_jax.training import loop
 
 _EDGES_PER_ITEM, _ITEMS_PER_COLLECTION, _FEATURES = 10, 5, 256
@@ -49,7 +49,7 @@ _ROW_BYTES = 24  # Spark's own, of a shuffled row: lengths, node, weight
 
 def add_options(parser) -> None:
     """Flags of this benchmark."""
-    parser.add_argument("--spark_items", type=int, default=60_000, help="items of the catalogue")
+    parser.add_argument("--spark_items", type=int, default=60_000, help="items of the catalog")
     parser.add_argument(
         "--spark_billion", default="20x16x1.25,378x16x1.25", help="MACHINESxCORESxGB/s"
     )
@@ -149,7 +149,7 @@ def _billion(options, fits: dict[tuple[str, int], _Fit]) -> list[dict]:
 
 
 def _lists() -> int:
-    return SamplingConfig().num_neighbours
+    return SamplingConfig().num_neighbors
 
 
 def _measured(name: str, master: str, items: int, partitions: int) -> dict:
@@ -191,7 +191,7 @@ def _walked(items: int, options) -> dict:
             session.conf.set("spark.sql.shuffle.partitions", _PARTITIONS[0])
             tables.write_edges(pathlib.Path(folder) / "edges", source.graph)
             edges = session.read.parquet((pathlib.Path(folder) / "edges").as_uri())
-            found = neighbour_lists(
+            found = neighbor_lists(
                 edges, items, items, source.sampling, source.seed, _PARTITIONS[0]
             ).collect()
         wall, cpu = time.perf_counter() - begin, _tree_cpu() - cpu
@@ -219,7 +219,7 @@ def _encoder(items: int, folder: str, master: str, logs: pathlib.Path, partition
     settings = {
         "spark.driver.memory": "2g",
         "spark.executor.memory": "900m",
-        # A large catalogue is not sent to every worker whole, and neither is this one.
+        # A large catalog is not sent to every worker whole, and neither is this one.
         "spark.sql.autoBroadcastJoinThreshold": "-1",
         # Small partitions would be merged, and the model would have to know how many.
         "spark.sql.adaptive.coalescePartitions.enabled": "false",
@@ -233,7 +233,7 @@ def _encoder(items: int, folder: str, master: str, logs: pathlib.Path, partition
         workdir=folder,
         seed=0,
         threads=1,
-        sampling=SamplingConfig(content_neighbours=0),
+        sampling=SamplingConfig(content_neighbors=0),
         model=ModelConfig(structure_dim=0, id_messages="off"),
         embed=EmbedConfig(embed_walks=0),
         cluster=ClusterConfig(
@@ -252,8 +252,8 @@ def _encoder(items: int, folder: str, master: str, logs: pathlib.Path, partition
         collections,
     )
     features = rng.normal(size=(items, _FEATURES)).astype(np.float32)
-    source = NeighbourhoodSource(graph, config.sampling, config.seed, 1)
-    lists = NeighbourLists.made_of(source, ContentLinks.none(items), config)
+    source = NeighborhoodSource(graph, config.sampling, config.seed, 1)
+    lists = NeighborLists.made_of(source, ContentLinks.none(items), config)
     return Encoder(config, lists, node_inputs(config, features, graph.degree(), None))
 
 

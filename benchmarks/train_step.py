@@ -2,11 +2,11 @@
 
 The products are read from the step's jaxpr, forward and backward, with their shapes and
 layouts, loops counted as often as they run; each kind is compiled alone.  What the step
-takes beyond them is gathers, reductions, elementwise work and the optimiser.
+takes beyond them is gathers, reductions, elementwise work and the optimizer.
 
   python -m benchmarks.run train_step
 
-`defaults` has the sizes of the default settings on a catalogue of 25,000 items with 512
+`defaults` has the sizes of the default settings on a catalog of 25,000 items with 512
 features; `dgl_t10` and `dgl_t50` those of benchmarks/end_to_end.py.
 """
 
@@ -31,7 +31,7 @@ def defaults() -> Config:
     base = settings(10)
     plain = Config(mode="train", workdir="-", seed=0, threads=0)
     model = dataclasses.replace(plain.model, structure_dim=0)
-    sampling = dataclasses.replace(plain.sampling, content_neighbours=0)
+    sampling = dataclasses.replace(plain.sampling, content_neighbors=0)
     train = dataclasses.replace(plain.train, hard_start="none")
     return dataclasses.replace(base, model=model, sampling=sampling, train=train)
 

@@ -51,7 +51,7 @@ pinsage_jax.embed(config)
 ids, vectors = pinsage_jax.embeddings(config)
 print(len(ids), "items,", vectors.shape, vectors.dtype)
 
-# %% Neighbours of a few items, and why one of them is there.
+# %% Neighbors of a few items, and why one of them is there.
 query = ids[0]
 near = pinsage_jax.neighbors(config, [query])[query]
 for place, (item, score, title) in enumerate(near, start=1):

@@ -1,4 +1,4 @@
-"""A prepared catalogue whose ids and titles try to break out of a page."""
+"""A prepared catalog whose ids and titles try to break out of a page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hostile_name(place: int) -> str:
 
 
 def small_world(titles: bool = True, width: int = 5, pairs: int = 30, edges: bool = True):
-    """A catalogue whose first four items have no edges."""
+    """A catalog whose first four items have no edges."""
     rng = np.random.default_rng(4)
     item = np.concatenate([np.arange(4, ITEMS), rng.integers(4, 12, 60)]).astype(np.int32)
     collection = rng.integers(0, COLLECTIONS, len(item)).astype(np.int32)
@@ -65,7 +65,7 @@ def small_config(workdir, **evaluate) -> Config:
         workdir=str(workdir),
         seed=3,
         threads=1,
-        sampling=SamplingConfig(num_walks=20, num_neighbours=5),
+        sampling=SamplingConfig(num_walks=20, num_neighbors=5),
         model=ModelConfig(popularity=False),
         train=TrainConfig(batch_size=64),
         evaluate=EvalConfig(bootstrap=20, k=4, **evaluate),

@@ -2,7 +2,7 @@
 
 Written from the paper (Ying et al. 2018, Algorithms 1 and 2, equation 1) and not from
 the package.  A graph is two dictionaries: `features[node]` is a vector and
-`lists[node]` is [(neighbour, weight), ...]; a node is any hashable name.
+`lists[node]` is [(neighbor, weight), ...]; a node is any hashable name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 
 def pooled(vectors: list[np.ndarray], weights: list[float], width: int, pooling: str) -> np.ndarray:
-    """Weighted sum, or elementwise maximum of the neighbours that weigh anything."""
+    """Weighted sum, or elementwise maximum of the neighbors that weigh anything."""
     out = np.zeros(width)
     for vector, weight in zip(vectors, weights):
         if pooling == "max":
@@ -48,10 +48,10 @@ def message(tree, layer, vector, name):
     return rectified(out)
 
 
-def pool_of(tree, layer, neighbours, names, weights, pooling):
-    """Algorithm 1, line 1, for one node: project every neighbour, then pool."""
+def pool_of(tree, layer, neighbors, names, weights, pooling):
+    """Algorithm 1, line 1, for one node: project every neighbor, then pool."""
     projection = tree[f"projections_{layer - 1}"]["Q"]
-    sent = [message(tree, layer, vector, name) for vector, name in zip(neighbours, names)]
+    sent = [message(tree, layer, vector, name) for vector, name in zip(neighbors, names)]
     return pooled(sent, weights, np.shape(projection["kernel"])[1], pooling)
 
 
@@ -61,7 +61,7 @@ def combine(tree, layer, own, pool):
     return unit(rectified(dense(combination, np.concatenate([own, pool]))))
 
 
-def head(tree, hidden, features, pool, normalised):
+def head(tree, hidden, features, pool, normalized):
     """G2 ReLU(G1 h + g), plus linear maps of input and last pool where the tree has them.
 
     Where the tree has them too, one coordinate more: 1 + popularity / 10.
@@ -70,16 +70,16 @@ def head(tree, hidden, features, pool, normalised):
     out = dense(tree["G2"], active)
     if "skip_self" in tree:
         out = out + dense(tree["skip_self"], features)
-    if "skip_neighbours" in tree:
-        out = out + dense(tree["skip_neighbours"], pool)
-    out = unit(out) if normalised else out
+    if "skip_neighbors" in tree:
+        out = out + dense(tree["skip_neighbors"], pool)
+    out = unit(out) if normalized else out
     if "popularity" in tree:
         likely = dense(tree["popularity"], active) + dense(tree["popularity_self"], features)
         out = np.concatenate([out, 1.0 + 0.1 * likely])
     return out
 
 
-def embed(params, features, lists, nodes, *, layers, pooling, normalised, names=None) -> np.ndarray:
+def embed(params, features, lists, nodes, *, layers, pooling, normalized, names=None) -> np.ndarray:
     """Algorithm 2: float64 [len(nodes), Z] of `nodes`, each layer of each node once.
 
     `names[node]` is its id, for the vectors of ids; without it the node is its own id.
@@ -103,7 +103,7 @@ def embed(params, features, lists, nodes, *, layers, pooling, normalised, names=
 
     def out(node):
         last = pool(node, layers) if layers else None
-        return head(tree, hidden(node, layers), hidden(node, 0), last, normalised)
+        return head(tree, hidden(node, layers), hidden(node, 0), last, normalized)
 
     return np.array([out(node) for node in nodes])
 

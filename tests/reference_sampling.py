@@ -1,7 +1,7 @@
 """Slow, readable restatement of the sampling rules, in plain Python.
 
 Written from the rules and not from the kernels: integers are unbounded and masked
-to 64 bits, a graph is a dictionary of neighbour lists, walks run one after another
+to 64 bits, a graph is a dictionary of neighbor lists, walks run one after another
 and choices are made by counting along a list.
 """
 
@@ -81,7 +81,7 @@ def small_graph(edges: dict[tuple[int, int], float], items: int, collections: in
 
 
 def adjacency(graph: Graph) -> dict[int, list[tuple[int, float]]]:
-    """{node: [(neighbour, weight), ...]}; the weight is None in an unweighted graph."""
+    """{node: [(neighbor, weight), ...]}; the weight is None in an unweighted graph."""
     rows = {}
     for node in range(graph.num_nodes):
         places = range(int(graph.indptr[node]), int(graph.indptr[node + 1]))
@@ -127,7 +127,7 @@ def _pick_without(row: list[tuple[int, float]], hole: int, bits_32: int) -> int:
 
 
 def _step(row, hidden: int, bits_32: int, spare_32: int) -> int | None:
-    """A random neighbour that is not hidden; None if there is none."""
+    """A random neighbor that is not hidden; None if there is none."""
     if not row:
         return None
     place = _pick(row, bits_32)
@@ -159,7 +159,7 @@ def visits(rows, num_items, start, sampling, *, seed, epoch, hidden, dropped, nu
                 node = _step(rows[node], hidden, high(first), low(second))
                 if node is None:
                     continue
-                if sampling.neighbourhood == "all":
+                if sampling.neighborhood == "all":
                     count(node)
             node = _step(rows[node], -1, high(second), low(second))
             if node is None:
@@ -179,12 +179,12 @@ def top(counts: dict[int, int], key: int, size: int) -> tuple[list[int], list[in
     return ids + [-1] * padding, [counts[node] for node in ids] + [0] * padding
 
 
-def neighbourhoods(
+def neighborhoods(
     graph, starts, sampling, *, seed, epoch=0, hidden=None, dropped=None, size=None, num_walks=None
 ):
     """ids and counts int32 [S, T] of the nodes `starts`."""
     rows = adjacency(graph)
-    size, num_walks = size or sampling.num_neighbours, num_walks or sampling.num_walks
+    size, num_walks = size or sampling.num_neighbors, num_walks or sampling.num_walks
     ids, counts = [], []
     for place, start in enumerate(int(start) for start in starts):
         found = visits(
@@ -251,9 +251,9 @@ def listed_pair(pairs: list[tuple[int, int]], seed: int, number: int) -> tuple[i
 
 def hard_negatives(graph, queries, targets, sampling, band, *, size, seed, first):
     """int32 [B, H]: drawn from ranks [band) of each query's items by visits, else -1."""
-    items_only = dataclasses.replace(sampling, neighbourhood="items")
+    items_only = dataclasses.replace(sampling, neighborhood="items")
     best, worst = band
-    ids, _ = neighbourhoods(
+    ids, _ = neighborhoods(
         graph, queries, items_only, seed=seed ^ HARD, size=worst, num_walks=sampling.hard_walks
     )
     key = stream(seed ^ BAND, 0, 0)

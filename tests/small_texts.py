@@ -40,7 +40,7 @@ def dense_words(words: np.ndarray, terms: int = len(TERMS)) -> np.ndarray:
 
 
 def link_vectors(prepared) -> np.ndarray:
-    """float32 [n, F]: what content links compare in a catalogue or in additions to it."""
+    """float32 [n, F]: what content links compare in a catalog or in additions to it."""
     if prepared.words is not None:
         return dense_words(prepared.words)
     return prepared.features.astype(np.float32)

@@ -18,9 +18,9 @@ from pinsage_jax.config.settings import ModelConfig, SamplingConfig, TrainConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.sampling.content_links import ContentLinks
-from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.pairs import PairSource
-from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 
 # What the package scales log(1 + degree) by.
@@ -75,7 +75,7 @@ def random_params(config: ModelConfig, input_dim: int, num_ids: int = 0, seed: i
 
 def embed_batch(model: PinSage, params, batch: Minibatch, device: int = 0) -> np.ndarray:
     """Embeddings [n_K, Z] of the seeds of one device's part."""
-    names = ("features", "node_ids", "neighbours", "weights")
+    names = ("features", "node_ids", "neighbors", "weights")
     return apply(model, params, *(getattr(batch, name)[device] for name in names))
 
 
@@ -92,7 +92,7 @@ class Run:
     sampling: SamplingConfig
     model: ModelConfig
     train: TrainConfig
-    lists: NeighbourLists
+    lists: NeighborLists
     inputs: NodeInputs
     pairs: PairSource
     seed: int
@@ -139,7 +139,7 @@ def make_run(
     graph = graph or nasty_graph()
     sampling_config = SamplingConfig(
         **{
-            "num_neighbours": 4,
+            "num_neighbors": 4,
             "num_walks": 12,
             "walk_length": 2,
             "hard_low": 3,
@@ -166,17 +166,17 @@ def make_run(
     )
     if features is None:
         features = (np.arange(graph.num_items, dtype=np.float32) + 1.0)[:, None]
-    source = NeighbourhoodSource(graph, sampling_config, seed, threads)
+    source = NeighborhoodSource(graph, sampling_config, seed, threads)
     if kept:
         source.keep_all()
     made = random_links(graph, links) if links else None
-    lists = NeighbourLists(source, model_config.pooling, made, sampling_config.content_kappa)
+    lists = NeighborLists(source, model_config.pooling, made, sampling_config.content_kappa)
     inputs = NodeInputs(
         features,
         graph.degree(),
         degree_feature=model_config.degree_feature,
         edgeless_feature=model_config.edgeless_feature,
-        node_type=sampling_config.neighbourhood == "all",
+        node_type=sampling_config.neighborhood == "all",
         whiten=model_config.whiten,
     )
     pairs = PairSource(

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from absl import flags
-from small_catalogue import make_config, make_prepared, random_graph
+from small_catalog import make_config, make_prepared, random_graph
 
 from pinsage_jax import cli
 from pinsage_jax.config.settings import (
@@ -58,7 +58,7 @@ def test_a_variant_changes_what_it_claims_and_nothing_else(name):
     }
     assert ablation.differences(DEFAULT, variant) == changed
     assert bool(changed) == (name not in LIKE_DEFAULT)
-    # One split, one catalogue and one seed, or variants could not be compared.
+    # One split, one catalog and one seed, or variants could not be compared.
     assert {setting.split(".")[0] for setting in ALL[name]} <= {
         "sampling", "model", "train", "embed",
     }  # fmt: skip
@@ -84,9 +84,9 @@ def test_the_paper_group_switches_off_what_the_paper_flagfile_does():
     paper = cli.config_from_flags(flag_values)
     wanted = {name: value_of(paper, name) for name in ablation.PAPER}
     assert ALL["paper_pinsage"] == {**wanted, "train.hard_max": paper.train.hard_max}
-    # Whatever the flagfile changes is in the list, sizes and optimiser aside.
+    # Whatever the flagfile changes is in the list, sizes and optimizer aside.
     kept = {
-        "sampling.num_neighbours", "sampling.num_walks", "sampling.hard_walks",
+        "sampling.num_neighbors", "sampling.num_walks", "sampling.hard_walks",
         "model.num_layers", "model.hidden_dim", "model.layer_dim", "model.output_dim",
         "model.compute_dtype", "train.batch_size", "train.random_negatives", "train.epochs",
         "train.pairs_per_epoch", "train.warmup_epochs", "train.learning_rate", "train.decay",
@@ -154,7 +154,7 @@ def slow_ranks(vectors, pairs):
 
 
 class Bench:
-    """A small catalogue and embeddings that depend on the settings' K."""
+    """A small catalog and embeddings that depend on the settings' K."""
 
     def __init__(self, tmp_path, rng, variants="K0,K1,margin", source="validation"):
         graph = random_graph(rng, num_items=40, num_collections=12, edges=150)
@@ -312,7 +312,7 @@ def test_two_variants_of_a_generated_world(tmp_path, capsys):
             world_pairs=100, world_visual_dim=8, world_text_dim=4,
         ),
         sampling=SamplingConfig(
-            num_neighbours=5, num_walks=20, content_neighbours=0
+            num_neighbors=5, num_walks=20, content_neighbors=0
         ),
         model=ModelConfig(hidden_dim=8, layer_dim=8, output_dim=8, structure_dim=4),
         # One withheld collection repeats no pair, so that training scores the same ones.

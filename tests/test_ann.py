@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from small_catalogue import make_config, make_prepared, random_graph
+from small_catalog import make_config, make_prepared, random_graph
 
 from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.config.settings import EmbedConfig
@@ -33,8 +33,8 @@ def world(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("indexed")
     rng = np.random.default_rng(1)
     prepared = make_prepared(random_graph(rng, ITEMS, 40, 900, 30))
-    centres = rng.normal(size=(25, WIDTH))
-    vectors = centres[rng.integers(0, 25, ITEMS)] + 0.4 * rng.normal(size=(ITEMS, WIDTH))
+    centers = rng.normal(size=(25, WIDTH))
+    vectors = centers[rng.integers(0, 25, ITEMS)] + 0.4 * rng.normal(size=(ITEMS, WIDTH))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     vectors[:, -1] = 1.0
     write_embeddings(workdir, EmbedConfig(), prepared.item_ids, vectors, {"step": 1})
@@ -75,7 +75,7 @@ def test_the_table_says_what_each_setting_finds(world, tmp_path, capsys):
     assert lines["hnsw8:300"]["recall@10"] > 0.97
     assert lines["ivfpq12:99"]["recall@10"] > lines["ivfpq4:1"]["recall@10"] + 0.03
     assert lines["hnsw8:300"]["recall@10"] > lines["hnsw8:16"]["recall@10"]
-    # The exact order mends what quantisation confuses.
+    # The exact order mends what quantization confuses.
     assert lines["ivfpq12:99"]["recall@10"] >= lines["ivfpq12:99"]["recall@10_alone"]
     text = index_table.shown(result["settings"]).splitlines()
     assert len(text) == 6 and "recall@10" in text[0] and text[2].startswith("hnsw8:16")
@@ -94,23 +94,23 @@ def test_scores_and_order_are_exact(world):
     assert (ids[:, -1] == -1).all() and np.isneginf(scores[:, -1]).all()
 
 
-def test_neighbours_by_an_index(world, capsys):
+def test_neighbors_by_an_index(world, capsys):
     config, prepared, vectors, _ = world
     config = searching(config, "hnsw8:300")
     config = dataclasses.replace(
         config, evaluate=dataclasses.replace(config.evaluate, query="item-9")
     )
-    neighbors.print_neighbours(config, prepared, vectors)
+    neighbors.print_neighbors(config, prepared, vectors)
     exact = capsys.readouterr().out
     search = index_table.open_search(config, vectors, 1)
-    neighbors.print_neighbours(config, prepared, vectors, search)
+    neighbors.print_neighbors(config, prepared, vectors, search)
     assert capsys.readouterr().out == exact
 
 
 @pytest.mark.parametrize("by", ["mean", "power", "attention", "interests"])
 @pytest.mark.parametrize("hide", [True, False])
 def test_recommendations_among_everything_are_the_exact_ones(world, by, hide):
-    """An index that returns the whole catalogue misses nothing: the scoring is the same."""
+    """An index that returns the whole catalog misses nothing: the scoring is the same."""
     config, prepared, vectors, _ = world
     graph = prepared.graph
 
@@ -189,7 +189,7 @@ def test_an_index_is_not_used_when_it_should_not(world, tmp_path):
         manifest.write_text(before)
 
 
-def test_small_catalogues_have_no_quantised_index(tmp_path, capsys):
+def test_small_catalogs_have_no_quantized_index(tmp_path, capsys):
     prepared = make_prepared(random_graph(np.random.default_rng(0)))
     vectors = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
     write_embeddings(tmp_path, EmbedConfig(), prepared.item_ids, vectors, {"step": 1})

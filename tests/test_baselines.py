@@ -6,7 +6,7 @@ import types
 
 import numpy as np
 import pytest
-from small_catalogue import make_config, random_graph
+from small_catalog import make_config, random_graph
 
 from pinsage_jax.config.settings import SamplingConfig
 from pinsage_jax.core.errors import UserError

@@ -15,7 +15,7 @@ from pinsage_jax.data.text import heaviest_words
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling import content_links as content
 from pinsage_jax.sampling.content_links import ContentLinks
-from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.lists import NeighborLists
 
 STRIP = 0x7374726970
 
@@ -32,13 +32,13 @@ def edges_seen(run, instance, step):
     node, hidden, _ = instance
     if is_stripped(run, step, node):
         return 0
-    return sum(1 for other in run.graph.neighbours(node) if other != hidden)
+    return sum(1 for other in run.graph.neighbors(node) if other != hidden)
 
 
 def slow_list(run, instance, step, pooling="importance"):
     """[(node, weight), ...] in the order of the list; weightless entries left out."""
     node, hidden, dropped = instance
-    ids, counts = slow.neighbourhoods(
+    ids, counts = slow.neighborhoods(
         run.graph,
         [node],
         run.sampling,
@@ -61,7 +61,7 @@ def slow_list(run, instance, step, pooling="importance"):
             if other >= 0 and other != dropped
         ]
     link_total = sum(share for _, share in linked)
-    degree = sum(1 for other in run.graph.neighbours(node) if other != hidden)
+    degree = sum(1 for other in run.graph.neighbors(node) if other != hidden)
     kappa = run.sampling.content_kappa
     trust = degree / (degree + kappa) if degree else 0.0
     trust = 0.0 if not walked else (1.0 if not linked else trust)
@@ -153,7 +153,7 @@ def check_batch(run, builder, step):
                 places = np.flatnonzero(batch.weights[device, row])
                 assert len(places) == len(wanted)
                 for place, (other, weight) in zip(places, wanted):
-                    target_row = int(batch.neighbours[device, row, place])
+                    target_row = int(batch.neighbors[device, row, place])
                     instance = (other, -1, -1)
                     known.setdefault(target_row, instance)
                     fresh.setdefault(target_row, instance)
@@ -182,7 +182,7 @@ def check_batch(run, builder, step):
                 bare = edges_seen(run, instance, step) == 0
                 assert vector[place] == np.float32(DEGREE_SCALE * bare)
             assert batch.node_ids[device, row] == node
-            if run.sampling.neighbourhood == "all":
+            if run.sampling.neighborhood == "all":
                 assert vector[-1] == (node >= run.graph.num_items)
         # Rows that stand for nothing weigh nothing and have no name.
         padding = np.delete(batch.node_ids[device], list(known))
@@ -191,8 +191,8 @@ def check_batch(run, builder, step):
             if row not in listed:
                 assert not batch.weights[device, row].any()
         assert batch.features.shape[1] == rows[-1]
-        assert batch.neighbours.min(initial=0) >= 0
-        assert batch.neighbours.max(initial=0) < rows[-1]
+        assert batch.neighbors.min(initial=0) >= 0
+        assert batch.neighbors.max(initial=0) < rows[-1]
     return batch, info
 
 
@@ -201,12 +201,12 @@ def check_batch(run, builder, step):
     "settings",
     [
         {},
-        {"sampling": {"neighbourhood": "all"}},
+        {"sampling": {"neighborhood": "all"}},
         {"links": 3},
         {"links": 3, "kept": False, "train": {"strip_share": 0.4}},
         {"model": {"pooling": "mean", "edgeless_feature": False}, "train": {"strip_share": 0.3}},
         {"sampling": {"pair_power": 0.5}},
-        {"sampling": {"neighbourhood": "all"}, "links": 2, "train": {"strip_share": 0.3}},
+        {"sampling": {"neighborhood": "all"}, "links": 2, "train": {"strip_share": 0.3}},
     ],
     ids=["items", "all", "links", "links-strip", "mean-strip", "power", "all-links-strip"],
 )
@@ -230,7 +230,7 @@ def test_minibatch_of_any_depth(layers, devices):
     assert list(builder.budgets.rows) == sorted(builder.budgets.rows)
     for step in (0, 30):
         batch, info = check_batch(run, builder, step)
-        assert batch.neighbours.shape[1:] == (builder.budgets.rows[-2] if layers else 0, 5)
+        assert batch.neighbors.shape[1:] == (builder.budgets.rows[-2] if layers else 0, 5)
         assert len(info.used) == layers + 1
 
 
@@ -272,7 +272,7 @@ def test_an_item_whose_only_collection_is_hidden_has_nothing():
 
 
 def test_edge_mode_drops_each_end_from_the_others_list():
-    run = make_run(sampling={"hide_positive": "edge", "num_neighbours": 30}, links=8)
+    run = make_run(sampling={"hide_positive": "edge", "num_neighbors": 30}, links=8)
     batches = [run.builder().make(step)[0] for step in range(6)]
     met = 0
     for batch in batches:
@@ -281,7 +281,7 @@ def test_edge_mode_drops_each_end_from_the_others_list():
         for ends in zip(batch.targets[0], batch.query_ids[0], batch.pair_weights[0]):
             met += check_absent(run, batch, *ends)
     assert met > 20
-    shown = make_run(sampling={"hide_positive": "none", "num_neighbours": 30})
+    shown = make_run(sampling={"hide_positive": "none", "num_neighbors": 30})
     seen = [
         int(target) in listed_nodes(shown, batch, row)
         for batch in (shown.builder().make(step)[0] for step in range(6))
@@ -293,7 +293,7 @@ def test_edge_mode_drops_each_end_from_the_others_list():
 
 def listed_nodes(run, batch, row):
     places = np.flatnonzero(batch.weights[0, row])
-    return {node_of(run, batch.features[0, other]) for other in batch.neighbours[0, row, places]}
+    return {node_of(run, batch.features[0, other]) for other in batch.neighbors[0, row, places]}
 
 
 def check_absent(run, batch, row, other, weight):
@@ -308,7 +308,7 @@ def test_dropping_a_content_link_leaves_weights_that_sum_to_one():
         np.array([[1, 2], [0, 3], [3, 0], [2, 1]], np.int32), np.full((4, 2), 0.5, np.float32)
     )
     run = run_of_one_shared_collection("edge")
-    lists = NeighbourLists(run.lists.source, "importance", links, 0.5)
+    lists = NeighborLists(run.lists.source, "importance", links, 0.5)
     nodes = np.array([0, 0, 2], np.int32)
     ids, weights = lists.of(nodes, dropped=np.array([1, 3, 3], np.int32))
     assert ids[:, -2:].tolist() == [[-1, 2], [1, 2], [-1, 0]]
@@ -326,20 +326,20 @@ def tiny(run, seeds, *more):
 
 @pytest.mark.parametrize("room", [1, 2, 5, 9])
 def test_a_full_frontier_leaves_out_the_least_important(room):
-    run = make_run(model={"num_layers": 1}, links=2, sampling={"num_neighbours": 5})
+    run = make_run(model={"num_layers": 1}, links=2, sampling={"num_neighbors": 5})
     whole, info = run.builder().make(2)
     seeds = info.used[0]
     batch, cut = tiny(run, seeds, room).make(2)
     full_rows = whole.features[0]
-    # The reference walks column by column, top neighbours of all rows first.
+    # The reference walks column by column, top neighbors of all rows first.
     kept: list[int] = []
     allowed = [[False] * whole.weights.shape[2] for _ in range(seeds)]
     left_out = 0
     for column in range(whole.weights.shape[2]):
         for row in range(seeds):
-            if whole.weights[0, row, column] == 0 and whole.neighbours[0, row, column] == 0:
+            if whole.weights[0, row, column] == 0 and whole.neighbors[0, row, column] == 0:
                 continue
-            other = int(whole.neighbours[0, row, column])
+            other = int(whole.neighbors[0, row, column])
             if other >= seeds and other not in kept:
                 if len(kept) == room:
                     left_out += 1
@@ -355,8 +355,8 @@ def test_a_full_frontier_leaves_out_the_least_important(room):
             batch.weights[0, row], weights / total if total > 0 else weights, rtol=1e-5
         )
         for column in np.flatnonzero(batch.weights[0, row]):
-            there = batch.features[0, batch.neighbours[0, row, column]]
-            here = full_rows[whole.neighbours[0, row, column]]
+            there = batch.features[0, batch.neighbors[0, row, column]]
+            here = full_rows[whole.neighbors[0, row, column]]
             np.testing.assert_array_equal(there, here)
 
 
@@ -586,7 +586,7 @@ def test_log_chances_equal_enumeration(in_batch, power):
             chance[target] += 1 / len(pairs)
     else:
         for collection in range(items, run.graph.num_nodes):
-            members = run.graph.neighbours(collection)
+            members = run.graph.neighbors(collection)
             size = len(members)
             mass = size if power == 1.0 else (size - 1) ** power if size > 1 else 0.0
             for _, target in itertools.permutations(members, 2):
@@ -685,11 +685,9 @@ def test_blend_weighs_walks_by_edges(kappa):
 
 @pytest.mark.parametrize("pooling", ["importance", "mean", "max"])
 @pytest.mark.parametrize("links", [0, 3])
-@pytest.mark.parametrize("neighbourhood", ["items", "all"])
-def test_lists_equal_the_slow_reference(pooling, links, neighbourhood):
-    run = make_run(
-        links=links, model={"pooling": pooling}, sampling={"neighbourhood": neighbourhood}
-    )
+@pytest.mark.parametrize("neighborhood", ["items", "all"])
+def test_lists_equal_the_slow_reference(pooling, links, neighborhood):
+    run = make_run(links=links, model={"pooling": pooling}, sampling={"neighborhood": neighborhood})
     nodes = np.arange(run.lists.source.num_nodes, dtype=np.int32)
     ids, weights = run.lists.of(nodes)
     assert ids.shape == weights.shape == (len(nodes), 4 + links) == (len(nodes), run.lists.width)
@@ -726,7 +724,7 @@ def test_input_vectors(degree_feature, edgeless_feature, node_type, width, dtype
     assert not out[5:].any()
     for row, node in enumerate(nodes):
         expected = list(features[node] * scale) if node < graph.num_items else [0.0] * width
-        seen = 0 if bare[row] else len(graph.neighbours(node)) - (hidden[row] >= 0)
+        seen = 0 if bare[row] else len(graph.neighbors(node)) - (hidden[row] >= 0)
         if degree_feature:
             expected.append(degree_value(seen))
         if edgeless_feature:

@@ -33,7 +33,7 @@ def test_target_probability_is_that_of_the_edges_one_by_one(block, power, monkey
     graph = nasty_graph()
     mass = np.zeros(graph.num_items)
     for collection in range(graph.num_items, graph.num_nodes):
-        members = graph.neighbours(collection)
+        members = graph.neighbors(collection)
         for item in members if len(members) > 1 else ():
             mass[item] += (len(members) - 1) ** power / len(members) if power != 1 else 1.0
     found = PairSource(graph, 0, power=power).target_probability()
@@ -47,8 +47,8 @@ def test_places_are_sums_of_means(threads, monkeypatch):
     graph = nasty_graph()
     bases = np.random.default_rng(2).normal(size=(graph.num_items, 5)).astype(np.float32)
     means = {
-        node: bases[graph.neighbours(node)].mean(axis=0)
-        if len(graph.neighbours(node))
+        node: bases[graph.neighbors(node)].mean(axis=0)
+        if len(graph.neighbors(node))
         else np.zeros(5)
         for node in range(graph.num_items, graph.num_nodes)
     }
@@ -58,7 +58,7 @@ def test_places_are_sums_of_means(threads, monkeypatch):
     places.gather(nodes, graph.degree(), np.full(len(nodes), -1, np.int32), out)
     for node in nodes:
         place = np.zeros(5)
-        for collection in graph.neighbours(node) if node < graph.num_items else [node]:
+        for collection in graph.neighbors(node) if node < graph.num_items else [node]:
             place = place + means[collection]
         length = np.linalg.norm(place)
         wanted = place / length if length > 0 and graph.degree()[node] else np.zeros(5)
@@ -69,7 +69,7 @@ def test_bases_are_the_singular_vectors_of_the_scaled_graph():
     graph = nasty_graph(items=30, collections=10)
     dense = np.zeros((graph.num_items, graph.num_collections))
     for item in range(graph.num_items):
-        dense[item, graph.neighbours(item) - graph.num_items] = 1.0
+        dense[item, graph.neighbors(item) - graph.num_items] = 1.0
     degree = np.maximum(graph.degree(), 1)
     dense /= np.sqrt(np.outer(degree[:30], degree[30:]))
     left, values, _ = np.linalg.svd(dense, full_matrices=False)

@@ -32,11 +32,11 @@ META = {
 
 
 class State(NamedTuple):
-    """Like a training state: nested containers, an optimiser, a counter."""
+    """Like a training state: nested containers, an optimizer, a counter."""
 
     step: Any
     params: Any
-    optimiser: Any
+    optimizer: Any
 
 
 def make_state(seed=0, width=3):
@@ -51,8 +51,8 @@ def make_state(seed=0, width=3):
             np.array([True, False]),
         ],
     }
-    optimiser = optax.adamw(1e-3).init(jax.tree.map(jnp.asarray, params["layer_0"]))
-    return State(np.int32(seed), params, optimiser)
+    optimizer = optax.adamw(1e-3).init(jax.tree.map(jnp.asarray, params["layer_0"]))
+    return State(np.int32(seed), params, optimizer)
 
 
 def zeros_like(state):
@@ -385,7 +385,7 @@ def test_misfits_are_told_in_a_sentence(tmp_path):
         (
             {"num_items": 9_990},
             {},
-            "on a catalogue of 10,000 items but the workdir holds 9,990",
+            "on a catalog of 10,000 items but the workdir holds 9,990",
         ),
         (
             {"feature_dim": 65},
@@ -398,7 +398,7 @@ def test_misfits_are_told_in_a_sentence(tmp_path):
         (
             {"ids": "ff", "num_items": 1},
             {"pooling": "max", "layer_dim": 1, "new": True},
-            "on a catalogue of 10,000 items but the workdir holds 1, on other ids (digest ab12) "
+            "on a catalog of 10,000 items but the workdir holds 1, on other ids (digest ab12) "
             "than the workdir holds (digest ff), with layer_dim=256 but this run asks for 1 "
             "(2 more)",
         ),

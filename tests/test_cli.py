@@ -126,11 +126,11 @@ def test_each_flag_sets_its_own_field_and_no_other(section):
 
 def test_flags_reach_their_sections():
     config = parsed(
-        "--workdir=w", "--world", "--seed=7", "--threads=2", "--num_neighbours=9", "--margin=0.25",
+        "--workdir=w", "--world", "--seed=7", "--threads=2", "--num_neighbors=9", "--margin=0.25",
         "--noresample", "--pooling", "max", "--edges=a b.csv", "--mode=train", "--k=3",
     )  # fmt: skip
     assert (config.seed, config.threads, config.mode) == (7, 2, "train")
-    assert config.sampling.num_neighbours == 9 and config.sampling.resample is False
+    assert config.sampling.num_neighbors == 9 and config.sampling.resample is False
     assert config.train.margin == 0.25 and config.model.pooling == "max"
     assert config.data.edges == "a b.csv" and config.evaluate.k == 3
 
@@ -169,10 +169,10 @@ def test_help_names_every_flag_with_its_range():
     text = re.sub(r"\s+", " ", cli.help_text(defined(), full=True))
     for name in defined():
         assert re.search(rf"--(\[no\])?{name}: ", text), name
-    assert "T: neighbours kept per node, by visit count. (at least 1, at most 1000)" in text
+    assert "T: neighbors kept per node, by visit count. (at least 1, at most 1000)" in text
     assert "(importance | mean | max)" in text
     short = cli.help_text(defined(), full=False)
-    assert "--mode" in short and "--helpfull" in short and "--num_neighbours" not in short
+    assert "--mode" in short and "--helpfull" in short and "--num_neighbors" not in short
 
 
 # Wrong flags.
@@ -182,7 +182,7 @@ def test_help_names_every_flag_with_its_range():
     "arguments, expected",
     [
         (["--sed=3"], "--sed is not a flag; did you mean --seed?"),
-        (["--num_neighbors=3"], "--num_neighbors is not a flag; did you mean --num_neighbours?"),
+        (["--num_neighbors=3"], "--num_neighbors is not a flag; did you mean --num_neighbors?"),
         (["--noworlds"], "--noworlds is not a flag; did you mean --noworld?"),
         (["--zzzzqqqq"], "--zzzzqqqq is not a flag; --helpfull lists them all."),
         (["--seed=3.5"], "--seed=3.5: a whole number is expected."),
@@ -238,7 +238,7 @@ def test_the_flagfiles_are_all_there():
 def test_the_paper_flagfile_has_the_sizes_of_the_paper():
     config = parsed(f"--flagfile={ROOT / 'experiments' / 'paper.flags'}")
     sampling, model, train = config.sampling, config.model, config.train
-    assert (sampling.num_neighbours, sampling.hard_low, sampling.hard_high) == (50, 2000, 5000)
+    assert (sampling.num_neighbors, sampling.hard_low, sampling.hard_high) == (50, 2000, 5000)
     assert (model.num_layers, model.hidden_dim, model.layer_dim) == (2, 2048, 1024)
     assert (train.loss, train.random_negatives, train.hard_max) == ("margin", 500, 6)
     assert (train.batch_size, train.hard_start, train.warmup_epochs) == (2048, "curriculum", 1.0)
@@ -408,7 +408,7 @@ def test_help_needs_nothing_else(stage, capfd):
     assert "--workdir" in capfd.readouterr().out
     assert run_main("-h") == 0
     assert run_main("--helpfull") == 0
-    assert "--num_neighbours" in capfd.readouterr().out
+    assert "--num_neighbors" in capfd.readouterr().out
     assert stage.calls == []
 
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
-from small_catalogue import make_config, make_prepared, random_graph
+from small_catalog import make_config, make_prepared, random_graph
 
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.tools import CompareConfig
@@ -57,7 +57,7 @@ def rank(vectors, query, target):
 def test_metrics_on_the_same_pairs(vectors, tmp_path):
     runs = [small_run(tmp_path, some, PAIRS, KINDS) for some in vectors]
     found = comparison.compare_metrics(*runs, 200, 3)
-    assert found["same_pairs"] and found["same_catalogue"] and found["pairs"] == 7
+    assert found["same_pairs"] and found["same_catalog"] and found["pairs"] == 7
     assert {kind: scored["pairs"] for kind, scored in found["kinds"].items()} == {
         "all": 7, "warm": 5, "cold": 2,
     }  # fmt: skip
@@ -95,9 +95,9 @@ def test_another_order_of_items_is_the_same_run(vectors, tmp_path):
     moved = place[PAIRS][np.random.default_rng(1).permutation(7)]
     second = small_run(tmp_path, vectors[0][order], moved, order=order)
     found = comparison.compare_metrics(first, second, 50, 3)
-    assert found["same_pairs"] and not found["same_catalogue"]
+    assert found["same_pairs"] and not found["same_catalog"]
     assert found["kinds"]["all"]["metrics"]["mrr"]["difference"] == pytest.approx(0.0)
-    churn = comparison.neighbour_churn(first, second, 5, 1000)
+    churn = comparison.neighbor_churn(first, second, 5, 1000)
     assert churn["mean_overlap"] == churn["same_first"] == churn["unchanged"] == 1.0
 
 
@@ -115,7 +115,7 @@ def test_churn_against_sets(lacking, vectors, tmp_path):
     first = small_run(tmp_path, vectors[0], PAIRS)
     names = list(range(30 - lacking)) + [f"new{n}" for n in range(lacking)]
     second = small_run(tmp_path, vectors[1], PAIRS[:0], order=names)
-    churn = comparison.neighbour_churn(first, second, 4, 1000)
+    churn = comparison.neighbor_churn(first, second, 4, 1000)
     overlaps = []
     for item in range(30 - lacking):
         lists = []
@@ -134,9 +134,9 @@ def test_churn_against_sets(lacking, vectors, tmp_path):
 
 def test_churn_of_a_sample_and_of_nothing(vectors, tmp_path):
     first, second = (small_run(tmp_path, some, PAIRS) for some in vectors)
-    assert comparison.neighbour_churn(first, second, 4, 7)["items"] == 7
+    assert comparison.neighbor_churn(first, second, 4, 7)["items"] == 7
     other = small_run(tmp_path, vectors[1], PAIRS, order=[f"x{n}" for n in range(30)])
-    assert comparison.neighbour_churn(first, other, 4, 7)["items"] == 0
+    assert comparison.neighbor_churn(first, other, 4, 7)["items"] == 0
 
 
 def test_settings_that_differ(tmp_path):
@@ -164,7 +164,7 @@ def test_the_mode_end_to_end(trained, tmp_path, capsys):
     vectors = load_embeddings(second, prepared)
     vectors = vectors + np.random.default_rng(0).normal(0, 0.2, vectors.shape).astype(np.float32)
     manifest = json.loads((second / "embeddings" / "manifest.json").read_text())
-    about = {name: manifest[name] for name in ("step", "settings", "ids", "seed", "normalised")}
+    about = {name: manifest[name] for name in ("step", "settings", "ids", "seed", "normalized")}
     writer.write_embeddings(second, trained.embed, prepared.item_ids, vectors, about)
     config = dataclasses.replace(
         trained, workdir=str(first), compare=CompareConfig(compare_with=str(second))
@@ -175,7 +175,7 @@ def test_the_mode_end_to_end(trained, tmp_path, capsys):
     assert "The settings are the same." in text and "% churn" in text and "costs" in text
     assert f"A: {first}" in text and "B - A" in text
     assert json.loads((first / "compare.json").read_text()) == json.loads(json.dumps(result))
-    assert 0.0 < result["neighbours"]["mean_overlap"] < 1.0
+    assert 0.0 < result["neighbors"]["mean_overlap"] < 1.0
     assert result["metrics"]["same_pairs"]
     # The other run is only read.
     assert sorted(path.name for path in second.iterdir()) == before

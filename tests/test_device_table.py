@@ -14,14 +14,14 @@ from pinsage_jax.distributed.devices import compile_step, make_devices, replicat
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.sampling.spectral import Structure
 from pinsage_jax.training.loop import keeps_table
-from pinsage_jax.training.state import initial_state, make_optimiser
+from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step, read_inputs
 
 CASES = {
     "everything": {},
     "edge hidden": {"sampling": {"hide_positive": "edge"}},
     "nothing hidden": {"sampling": {"hide_positive": "none"}},
-    "collections too": {"sampling": {"neighbourhood": "all"}},
+    "collections too": {"sampling": {"neighborhood": "all"}},
     "one layer": {"model": {"num_layers": 1}},
     "no degree": {"model": {"degree_feature": False, "edgeless_feature": False}},
 }
@@ -39,7 +39,7 @@ def world(structure=True, features=True, **settings):
         graph.degree(),
         degree_feature=run.model.degree_feature,
         edgeless_feature=run.model.edgeless_feature,
-        node_type=run.sampling.neighbourhood == "all",
+        node_type=run.sampling.neighborhood == "all",
         whiten=0.5,
         structure=Structure(graph, bases) if structure else None,
     )
@@ -85,16 +85,16 @@ def trained(run, devices, table, steps=4):
         builder = with_table(builder)
     model = PinSage(run.model, builder.budgets.rows)
     params = random_params(run.model, run.inputs.dim)
-    optimiser = make_optimiser(run.train, 4.0)
+    optimizer = make_optimizer(run.train, 4.0)
     constants = (replicate(builder.table(), make_devices(devices)),) if table else ()
     traces = []
 
     def counted(*arguments, **named):
         traces.append(1)
-        return make_train_step(model, run.train, optimiser)(*arguments, **named)
+        return make_train_step(model, run.train, optimizer)(*arguments, **named)
 
     step = compile_step(counted, devices, constants=len(constants))
-    state = replicate(initial_state(params, optimiser), make_devices(devices))
+    state = replicate(initial_state(params, optimizer), make_devices(devices))
     for number in range(steps):
         batch, info = builder.make(number)
         assert info.left_out == 0

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from small_catalogue import random_graph
+from small_catalog import random_graph
 
 from pinsage_jax import main
 from pinsage_jax.checkup import clock, doctor, graph_checks
@@ -228,7 +228,7 @@ def test_repeated_rows_are_those_of_equal_sets(small_rng):
             degree = graph.degree()[first:last]
             seen, expected = set(), []
             for node in range(first, last):
-                members = frozenset(graph.neighbours(node).tolist())
+                members = frozenset(graph.neighbors(node).tolist())
                 if len(members) >= 2 and members in seen:
                     expected.append(node - first)
                 seen.add(members)

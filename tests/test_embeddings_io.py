@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from small_catalogue import make_prepared, random_graph
+from small_catalog import make_prepared, random_graph
 
 from pinsage_jax.config.settings import EmbedConfig
 from pinsage_jax.core.errors import UserError
@@ -79,13 +79,13 @@ def test_a_manifest_that_does_not_fit(tmp_path, exported, change):
         load_embeddings(tmp_path, exported[0])
 
 
-def test_another_catalogue(tmp_path, exported, small_rng):
+def test_another_catalog(tmp_path, exported, small_rng):
     for items, how in ((29, "more than 29"), (31, "30 items, the prepared data 31")):
         other = make_prepared(random_graph(small_rng, num_items=items))
-        with pytest.raises(UserError, match=f"another catalogue .*{how}"):
+        with pytest.raises(UserError, match=f"another catalog .*{how}"):
             load_embeddings(tmp_path, other)
     swapped = make_prepared(random_graph(small_rng))
     ids = swapped.item_ids.names(np.r_[0:20, 21, 20, 22:30])
     object.__setattr__(swapped, "item_ids", type(swapped.item_ids)(ids))
-    with pytest.raises(UserError, match=r"another catalogue .*ids differ"):
+    with pytest.raises(UserError, match=r"another catalog .*ids differ"):
         load_embeddings(tmp_path, swapped)

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from small_catalogue import make_config, make_prepared, random_graph
+from small_catalog import make_config, make_prepared, random_graph
 
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
@@ -108,7 +108,7 @@ def test_embeddings_equal_to_the_features_tie_with_content(world, tmp_path, smal
         assert values == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
-def test_eval_json_holds_what_a_sceptic_asks_for(world, tmp_path, capsys):
+def test_eval_json_holds_what_a_skeptic_asks_for(world, tmp_path, capsys):
     graph, embeddings, pairs, kinds = world
     repeated = np.concatenate([pairs, pairs[:4]])
     prepared = make_prepared(graph, None, repeated, kinds + kinds[:4])
@@ -117,7 +117,7 @@ def test_eval_json_holds_what_a_sceptic_asks_for(world, tmp_path, capsys):
     assert written.pop("seal") and written == json.loads(json.dumps(result))
     assert written["pairs_from"] == "eval_pairs"
     assert written["pairs"] == len(pairs) and written["queries"] == len(np.unique(pairs[:, 0]))
-    assert written["catalogue"] == 40 and written["sampled_candidates"] is False
+    assert written["catalog"] == 40 and written["sampled_candidates"] is False
     assert written["tie_rule"] == metrics.TIE_RULE
     assert written["dropped"] == {
         "unknown_query": 2, "unknown_target": 1, "self_pairs": 0, "repeated_pairs": 4,

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from small_catalogue import make_config, make_prepared, random_graph
+from small_catalog import make_config, make_prepared, random_graph
 
 from pinsage_jax import main
 from pinsage_jax.catalog.prepare import open_prepared
@@ -45,7 +45,7 @@ def test_every_part_against_a_reference(trained, pair, tmp_path, capsys):
     graph = prepared.graph
 
     holds = {
-        int(node): set(graph.neighbours(int(node)).tolist())
+        int(node): set(graph.neighbors(int(node)).tolist())
         for node in range(graph.num_items, graph.num_nodes)
     }
     both = {node for node, items in holds.items() if {query, target} <= items}
@@ -74,7 +74,7 @@ def test_every_part_against_a_reference(trained, pair, tmp_path, capsys):
     assert result["content"]["cosine"] == pytest.approx(cosine, abs=1e-5)
 
     text = capsys.readouterr().out
-    assert names[target] in text and "neighbours of both" in text
+    assert names[target] in text and "neighbors of both" in text
 
 
 def test_weights_are_those_that_the_embedding_pools_over(trained, pair):
@@ -88,7 +88,7 @@ def test_weights_are_those_that_the_embedding_pools_over(trained, pair):
 
     names = prepared.item_ids.ids.to_pylist()
     config = explained(trained, names[query], names[target], k=500)
-    found = explaining._neighbours(config, prepared, np.array([query, target]))
+    found = explaining._neighbors(config, prepared, np.array([query, target]))
     for name, row in (("query", query), ("target", target)):
         expected = {}
         for node, weight in zip(ids[row].tolist(), weights[row].tolist()):
@@ -123,13 +123,13 @@ def test_items_without_edges_or_features(tmp_path, capsys):
     vectors = np.random.default_rng(2).normal(size=(30, 8)).astype(np.float32)
     config = explained(make_config(tmp_path), "item-29", "item-0")
     result = explaining.explain(config, prepared, vectors)
-    assert result["content"] is None and result["neighbours"]["query"] == []
+    assert result["content"] is None and result["neighbors"]["query"] == []
     assert result["walk"]["query_to_target"] == {
         "visits": 0, "share": 0.0, "place": None, "visited": 0,
     }  # fmt: skip
     text = capsys.readouterr().out
     assert "The items have no features." in text and "not visited" in text
-    assert "neighbours that weigh most in the query: none" in text
+    assert "neighbors that weigh most in the query: none" in text
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_the_script_makes_no_markup_of_text(page):
         assert way not in script
 
 
-def test_neighbours_are_those_of_each_method(told):
+def test_neighbors_are_those_of_each_method(told):
     world, vectors = small_world(), small_embeddings()
     config = small_config("unused")
     k, queries = told["k"], np.arange(ITEMS, dtype=np.int32)
@@ -183,7 +183,7 @@ def test_one_item(tmp_path):
     assert [unpacked(method["rows"]).tolist() for method in found["methods"]] == [[-1]] * 3
 
 
-def test_a_large_catalogue_has_none_and_loses_an_older_one(tmp_path):
+def test_a_large_catalog_has_none_and_loses_an_older_one(tmp_path):
     written(tmp_path)
     limited = dataclasses.replace(
         small_config(tmp_path), serve=ServeConfig(explorer_limit=ITEMS - 1)

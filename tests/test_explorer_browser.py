@@ -115,7 +115,7 @@ def test_search_open_and_click_through(visit):
         assert ids_in(page, 1) == [ids[row] for row in near[17]]
         first = page.locator("#lists > div:nth-child(1) li small").first.text_content()
         assert first.startswith(f"{scores[17, 0]:.3f}")
-        # Through to the third neighbour, and from it to its own first.
+        # Through to the third neighbor, and from it to its own first.
         page.locator("#lists > div:nth-child(1) a").nth(2).click()
         third = near[17, 2]
         page.wait_for_function("id => document.body.dataset.item === id", arg=ids[third])
@@ -174,7 +174,7 @@ def test_by_keyboard_alone(visit):
         page.wait_for_function("() => document.activeElement.id === 'name'")
         assert page.locator("#name").text_content() == wanted
         assert page.locator("#found").is_hidden()
-        # From the heading the next stop is the first neighbour.
+        # From the heading the next stop is the first neighbor.
         page.keyboard.press("Tab")
         link = page.evaluate("document.activeElement.textContent")
         page.keyboard.press("Enter")

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_catalogue import make_prepared, random_graph
+from small_catalog import make_prepared, random_graph
 
 from pinsage_jax.config.settings import Config, EmbedConfig, ModelConfig
 from pinsage_jax.core.errors import UserError
@@ -40,7 +40,7 @@ def slow_int8(vectors, last_apart):
 
 
 @pytest.fixture
-def catalogue(tmp_path, small_rng):
+def catalog(tmp_path, small_rng):
     prepared = make_prepared(random_graph(small_rng))
     vectors = like_embeddings(small_rng)
 
@@ -57,8 +57,8 @@ def catalogue(tmp_path, small_rng):
 @pytest.mark.parametrize("layout", ["parquet", "npy"])
 @pytest.mark.parametrize("last_apart", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
-def test_every_format_comes_back(catalogue, tmp_path, layout, dtype, last_apart):
-    prepared, vectors, write = catalogue
+def test_every_format_comes_back(catalog, tmp_path, layout, dtype, last_apart):
+    prepared, vectors, write = catalog
     manifest = write(ExportForm(dtype, last_apart), export_format=layout, export_dtype=dtype)
     found = load_embeddings(tmp_path, prepared)
     assert found.dtype == np.float32 and found.shape == vectors.shape
@@ -77,8 +77,8 @@ def test_every_format_comes_back(catalogue, tmp_path, layout, dtype, last_apart)
     np.testing.assert_array_equal(export.vectors(), found)
 
 
-def test_arrays_and_tables_hold_what_the_document_says(catalogue, tmp_path):
-    _, vectors, write = catalogue
+def test_arrays_and_tables_hold_what_the_document_says(catalog, tmp_path):
+    _, vectors, write = catalog
     folder = tmp_path / "embeddings"
     write(ExportForm("int8", True), export_format="npy")
     assert np.load(folder / "vectors.npy", mmap_mode="r").dtype == np.int8
@@ -101,8 +101,8 @@ def test_a_zero_vector_is_stored_as_zeros():
 
 
 @pytest.mark.parametrize("name", ["vectors.npy", "vectors.scales.npy", "item_ids.parquet"])
-def test_damage_is_named(catalogue, tmp_path, name):
-    prepared, _, write = catalogue
+def test_damage_is_named(catalog, tmp_path, name):
+    prepared, _, write = catalog
     write(ExportForm("int8", True), export_format="npy")
     path = tmp_path / "embeddings" / name
     content = bytearray(path.read_bytes())
@@ -115,8 +115,8 @@ def test_damage_is_named(catalogue, tmp_path, name):
         load_embeddings(tmp_path, prepared)
 
 
-def test_arrays_that_do_not_fit_their_manifest(catalogue, tmp_path):
-    prepared, _, write = catalogue
+def test_arrays_that_do_not_fit_their_manifest(catalog, tmp_path):
+    prepared, _, write = catalog
     write(export_format="npy")
     path = tmp_path / "embeddings" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dimension": 5}))
@@ -155,8 +155,8 @@ def test_truncation_keeps_inner_products_as_well_as_can_be(small_rng, last_apart
         principal_directions(vectors, WIDTH + 1, last_apart)
 
 
-def naive_top(queries, catalogue, own, k=10):
-    scores = queries @ catalogue.T
+def naive_top(queries, catalog, own, k=10):
+    scores = queries @ catalog.T
     scores[np.arange(len(own)), own] = -np.inf
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
@@ -191,8 +191,8 @@ def rotated(rng, vectors):
 
 
 @pytest.mark.parametrize("layout,dtype", [("parquet", "float32"), ("npy", "int8")])
-def test_alignment_finds_the_rotation(catalogue, tmp_path, small_rng, layout, dtype):
-    _, vectors, write = catalogue
+def test_alignment_finds_the_rotation(catalog, tmp_path, small_rng, layout, dtype):
+    _, vectors, write = catalog
     write(ExportForm(dtype, True), export_format=layout)
     # Another order, five items gone and four new ones; the popularity moved as well.
     order = small_rng.permutation(25)
@@ -211,13 +211,13 @@ def test_alignment_finds_the_rotation(catalogue, tmp_path, small_rng, layout, dt
     said = about["aligned"]
     assert said["shared_items"] == 25
     assert said["residual"]["before"] > 0.5 > 20 * said["residual"]["after"]
-    churn = said["neighbour_churn@10"]
+    churn = said["neighbor_churn@10"]
     assert churn["before"] > churn["after"] + 0.1 and churn["after"] <= 0.05 + churn["own"]
     assert about["against_float32"]["recall@10"] == 1.0
 
 
-def test_alignment_after_truncation(catalogue, tmp_path, small_rng):
-    prepared, vectors, write = catalogue
+def test_alignment_after_truncation(catalog, tmp_path, small_rng):
+    prepared, vectors, write = catalog
     write(ExportForm("float32", True, principal_directions(vectors, 4, True)))
     earlier = load_embeddings(tmp_path, prepared)
     new = rotated(small_rng, vectors)

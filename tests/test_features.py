@@ -80,7 +80,7 @@ def random_items(rows, seed=0):
         "price": [sometimes(float(rng.normal(100, 7))) for _ in range(rows)],
         "likes": [int(n) for n in rng.integers(0, 9, rows)],
         "sponsored": [bool(n) for n in rng.integers(0, 2, rows)],
-        "colour": [sometimes(f"c{min(rng.geometric(0.3), 9)}") for _ in range(rows)],
+        "color": [sometimes(f"c{min(rng.geometric(0.3), 9)}") for _ in range(rows)],
         "title": [" ".join(rng.choice(WORDS, rng.integers(0, 8))) for _ in range(rows)],
         "description": [sometimes(" ".join(rng.choice(WORDS, 3))) for _ in range(rows)],
     }
@@ -115,7 +115,7 @@ def expected(items, limit, min_df):
             reference_numeric(items["price"]),
             reference_numeric(items["likes"]),
             reference_numeric([float(value) for value in items["sponsored"]]),
-            reference_categorical(items["colour"], limit),
+            reference_categorical(items["color"], limit),
             reference_tfidf(joined, min_df),
         ],
         axis=1,
@@ -129,7 +129,7 @@ def test_matrix_matches_reference(dtype, batch_rows, tmp_path, monkeypatch):
     items = random_items(120)
     report, matrix, _ = run(
         write(items, tmp_path / "i.parquet"), tmp_path, 120, 125,
-        categorical_columns="colour", category_limit=4, feature_dtype=dtype,
+        categorical_columns="color", category_limit=4, feature_dtype=dtype,
     )  # fmt: skip
     wanted = expected(items, 4, 2)
     assert matrix.dtype == np.dtype(dtype) and matrix.shape == (125, wanted.shape[1])
@@ -141,7 +141,7 @@ def test_matrix_matches_reference(dtype, batch_rows, tmp_path, monkeypatch):
     ]  # fmt: skip
     assert report["missing"]["price"] == items["price"].count(None)
     assert report["missing"]["visual"] == items["visual"].count(None)
-    assert report["missing"]["colour"] == items["colour"].count(None)
+    assert report["missing"]["color"] == items["color"].count(None)
     assert report["items_without_row"] == 5
     assert report["items_all_zero"] == 5 + int((~wanted.any(axis=1)).sum())
 
@@ -149,7 +149,7 @@ def test_matrix_matches_reference(dtype, batch_rows, tmp_path, monkeypatch):
 def test_saved_transform_equals_stored_rows(tmp_path):
     items = random_items(150, seed=3)
     path = write(items, tmp_path / "i.parquet")
-    settings = {"categorical_columns": "colour", "text_dim": 6}
+    settings = {"categorical_columns": "color", "text_dim": 6}
     _, matrix, transform = run(path, tmp_path, 150, **settings)
     assert transform.width == matrix.shape[1]
     for start, length in ((0, 150), (17, 1), (40, 33)):
@@ -160,7 +160,7 @@ def test_saved_transform_equals_stored_rows(tmp_path):
     np.testing.assert_array_equal(transform.transform(batch), matrix)
     new = {
         "item_id": ["new"], "visual": [[0.0] * 5], "price": [None], "likes": [4],
-        "sponsored": [True], "colour": ["unseen"], "title": ["unheard"], "description": [None],
+        "sponsored": [True], "color": ["unseen"], "title": ["unheard"], "description": [None],
     }  # fmt: skip
     row = transform.transform(pa.table(new))[0]
     assert not row[:5].any() and row[5:7].tolist() == [0.0, 1.0] and not row[-6:].any()
@@ -288,7 +288,7 @@ def test_large_constant_and_extreme_numbers(tmp_path):
     _, matrix, _ = run(write(items, tmp_path / "i.parquet"), tmp_path, 2)
     np.testing.assert_allclose(matrix, [[0.5**0.5, 0.5**0.5, 0.0], [1.0, 0.0, 0.0]], rtol=1e-6)
     items["same"] = [1e308, -1e308]
-    with pytest.raises(UserError, match="Column 'same' holds numbers too large to standardise"):
+    with pytest.raises(UserError, match="Column 'same' holds numbers too large to standardize"):
         run(write(items, tmp_path / "i.parquet"), tmp_path, 2)
 
 

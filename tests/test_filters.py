@@ -1,4 +1,4 @@
-"""What may be listed: filters and diversity against rules spelt out over the whole ranking."""
+"""What may be listed: filters and diversity against rules spelled out over the whole ranking."""
 
 import dataclasses
 import itertools
@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from small_catalogue import make_config, make_prepared, random_graph
+from small_catalog import make_config, make_prepared, random_graph
 
 from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.retrieval import filters, neighbors
@@ -19,7 +19,7 @@ POOL, FEWEST = 2, 4
 
 
 @pytest.fixture
-def catalogue(small_rng):
+def catalog(small_rng):
     graph = random_graph(small_rng, ITEMS, 15, 120, 8)
     return graph, small_rng.normal(size=(ITEMS, 5)).astype(np.float32)
 
@@ -31,7 +31,7 @@ def few_candidates(monkeypatch):
 
 
 def held(graph, item):
-    return set(graph.neighbours(item).tolist())
+    return set(graph.neighbors(item).tolist())
 
 
 def slow_list(graph, vectors, query, k, config, seen):
@@ -74,8 +74,8 @@ RULES = [
 @pytest.mark.parametrize("rules", RULES, ids=lambda rules: "+".join(rules) or "none")
 @pytest.mark.parametrize("seen", [True, False])
 @pytest.mark.parametrize("k", [3, 12])
-def test_lists_follow_the_rules(catalogue, rules, seen, k, few_candidates):
-    graph, vectors = catalogue
+def test_lists_follow_the_rules(catalog, rules, seen, k, few_candidates):
+    graph, vectors = catalog
     config = SearchConfig(**rules)
     rule = Filters(config, graph, vectors, seen)
     assert rule.active == bool(rules or seen)
@@ -85,7 +85,7 @@ def test_lists_follow_the_rules(catalogue, rules, seen, k, few_candidates):
         depths.append(depth)
         return top_k(vectors[rows], vectors, depth, rows)
 
-    ids, scores = rule.best(fetch, ITEMS, k, rule.neighbours_seen)
+    ids, scores = rule.best(fetch, ITEMS, k, rule.neighbors_seen)
     assert ids.shape == scores.shape == (ITEMS, k) and max(depths) <= ITEMS
     assert not seen or len(depths) > 1
     for query in range(ITEMS):
@@ -101,8 +101,8 @@ def test_lists_follow_the_rules(catalogue, rules, seen, k, few_candidates):
         assert np.isneginf(scores[query, len(found) :]).all()
 
 
-def test_filters_reach_the_file(tmp_path, catalogue):
-    graph, vectors = catalogue
+def test_filters_reach_the_file(tmp_path, catalog):
+    graph, vectors = catalog
     prepared = make_prepared(graph)
     rules = SearchConfig(exclude_seen="on", min_degree=2)
     config = dataclasses.replace(make_config(tmp_path, k=4), search=rules)

@@ -128,7 +128,7 @@ def slow_gradients(model, params, batch, gathered, **settings):
     parts = embedded_parts(model, params, batch)
     _, count = slow_loss(parts, batch, gathered, **settings)
     gradients = jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)
-    names = ("features", "node_ids", "neighbours", "weights")
+    names = ("features", "node_ids", "neighbors", "weights")
     for device, part in enumerate(parts):
         slopes = np.zeros_like(part)
         used = [

@@ -35,7 +35,7 @@ def assert_matches(graph, edges, weighted, times=None):
     assert graph.degree().tolist() == [len(rows[node]) for node in range(graph.num_nodes)]
     for node in range(graph.num_nodes):
         wanted = sorted(rows[node])
-        assert graph.neighbours(node).tolist() == [neighbour for neighbour, _, _ in wanted]
+        assert graph.neighbors(node).tolist() == [neighbor for neighbor, _, _ in wanted]
         span = slice(graph.indptr[node], graph.indptr[node + 1])
         if weighted:
             np.testing.assert_allclose(graph.weights[span], [w for _, w, _ in wanted], rtol=1e-6)

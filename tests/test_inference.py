@@ -66,23 +66,23 @@ CASES = [
 ]
 
 
-# Every case over one kind of neighbourhood, K = 1 and 2 over both.
+# Every case over one kind of neighborhood, K = 1 and 2 over both.
 BOTH = [(case, ("items", "all")[place % 2]) for place, case in enumerate(CASES)]
 BOTH += [(CASES[1], "items"), (CASES[2], "all")]
 
 
-@pytest.mark.parametrize("case,neighbourhood", BOTH)
-def test_layerwise_equals_the_sampled_path(case, neighbourhood):
+@pytest.mark.parametrize("case,neighborhood", BOTH)
+def test_layerwise_equals_the_sampled_path(case, neighborhood):
     run = make_run(
         features=FEATURES,
         train={"random_negatives": 150},
         **case,
-        sampling={"hide_positive": "none", "neighbourhood": neighbourhood},
+        sampling={"hide_positive": "none", "neighborhood": neighborhood},
     )
     num_ids = run.lists.source.num_nodes if run.model.num_layers else 0
     params = random_params(run.model, run.inputs.dim, num_ids)
     vectors = embedded(run, params, block=16)
-    assert vectors.shape == (52 if neighbourhood == "all" else 40, 8)
+    assert vectors.shape == (52 if neighborhood == "all" else 40, 8)
     assert vectors.dtype == np.float32
     found = sampled(run, params, 4)
     # Every item, those without edges or features too.
@@ -97,7 +97,7 @@ def test_layerwise_equals_the_reference_for_every_node(pooling):
     run = make_run(
         features=FEATURES,
         links=2,
-        sampling={"neighbourhood": "all"},
+        sampling={"neighborhood": "all"},
         model={"pooling": pooling},
     )
     params = random_params(run.model, run.inputs.dim, run.graph.num_items)
@@ -114,7 +114,7 @@ def test_layerwise_equals_the_reference_for_every_node(pooling):
         nodes.tolist(),
         layers=2,
         pooling=pooling,
-        normalised=True,
+        normalized=True,
     )
     np.testing.assert_allclose(embedded(run, params), expected, rtol=1e-4, atol=1e-5)
 
@@ -186,7 +186,7 @@ def test_bfloat16_and_float16_features_embed():
 def test_export_round_trip(dtype, shard_rows, shards, tmp_path, small_rng):
     vectors = small_rng.normal(size=(10, 6)).astype(np.float32)
     names = [f"item {i} é" for i in range(10)]
-    about = {"step": 7, "normalised": True}
+    about = {"step": 7, "normalized": True}
     config = EmbedConfig(export_dtype=dtype, shard_rows=shard_rows)
     manifest = writer.write_embeddings(tmp_path, config, IdTable(pa.array(names)), vectors, about)
     folder = tmp_path / "embeddings"

@@ -171,9 +171,9 @@ class Counted(KeptTables):
     fails = False
 
 
-@pytest.mark.parametrize("neighbourhood", ["items", "all"])
-def test_inference_resumes_layer_by_layer(tmp_path, neighbourhood):
-    run = make_run(model={"num_layers": 3}, sampling={"neighbourhood": neighbourhood})
+@pytest.mark.parametrize("neighborhood", ["items", "all"])
+def test_inference_resumes_layer_by_layer(tmp_path, neighborhood):
+    run = make_run(model={"num_layers": 3}, sampling={"neighborhood": neighborhood})
     params = random_params(run.model, run.inputs.dim)
     nodes = run.lists.source.num_nodes
 

@@ -76,7 +76,7 @@ def test_settings_that_cannot_work(values, sentence):
     assert str(caught.value).startswith(sentence)
 
 
-def test_graph_embeddings_and_neighbours_as_values(trained, capsys):
+def test_graph_embeddings_and_neighbors_as_values(trained, capsys):
     data = pinsage_jax.load_graph(trained)
     ids, vectors = pinsage_jax.embeddings(trained)
     assert ids == data.item_ids.ids.to_pylist() and vectors.shape == (300, 16)

@@ -35,7 +35,7 @@ def random_batch(rng, pairs=PAIRS, random=RANDOM, hard=HARD):
     batch = Minibatch(
         features=np.zeros((0, 0), np.float32),
         node_ids=np.zeros(0, np.int32),
-        neighbours=np.zeros((0, 1), np.int32),
+        neighbors=np.zeros((0, 1), np.int32),
         weights=np.zeros((0, 1), np.float32),
         places=np.zeros((0, 0), np.float32),
         placed=np.zeros(0, bool),

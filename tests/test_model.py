@@ -10,9 +10,9 @@ import reference_model as slow
 from small_worlds import apply, embed_batch, make_run, random_params, unit_features
 
 from pinsage_jax.config.settings import ModelConfig
-from pinsage_jax.model.layers import l2_normalise
+from pinsage_jax.model.layers import l2_normalize
 from pinsage_jax.model.pinsage import PinSage
-from pinsage_jax.model.pooling import pool_neighbours
+from pinsage_jax.model.pooling import pool_neighbors
 
 WIDTH = 6
 SIZES = {"hidden_dim": 12, "layer_dim": 10, "output_dim": 8}
@@ -24,26 +24,26 @@ def compact_graph(rng, layers, width=5):
     listed = rows[-2] if layers else 0
     features = rng.normal(size=(rows[-1], WIDTH)).astype(np.float32)
     features[1] = 0.0
-    neighbours = np.zeros((listed, width), np.int32)
+    neighbors = np.zeros((listed, width), np.int32)
     weights = np.zeros((listed, width), np.float32)
     for row in range(listed):
-        # Row 0 has no neighbour, row 2 the same one throughout.
+        # Row 0 has no neighbor, row 2 the same one throughout.
         reach = next(size for size in rows[1:] if row < rows[rows.index(size) - 1])
         size = 0 if row == 0 else int(rng.integers(1, width + 1))
-        neighbours[row, :size] = 3 if row == 2 else rng.integers(0, reach, size)
+        neighbors[row, :size] = 3 if row == 2 else rng.integers(0, reach, size)
         mass = rng.random(size) + 0.05
         weights[row, :size] = mass / mass.sum() if size else 0.0
-    return rows, features, neighbours, weights
+    return rows, features, neighbors, weights
 
 
 def no_ids(rows):
     return np.full(rows[-1], -1, np.int32)
 
 
-def slow_rows(params, config, rows, features, names, neighbours, weights):
+def slow_rows(params, config, rows, features, names, neighbors, weights):
     lists = {
-        row: [(int(n), float(w)) for n, w in zip(neighbours[row], weights[row]) if w > 0]
-        for row in range(len(neighbours))
+        row: [(int(n), float(w)) for n, w in zip(neighbors[row], weights[row]) if w > 0]
+        for row in range(len(neighbors))
     }
     return slow.embed(
         params,
@@ -52,7 +52,7 @@ def slow_rows(params, config, rows, features, names, neighbours, weights):
         range(rows[0]),
         layers=config.num_layers,
         pooling=config.pooling,
-        normalised=config.normalize_output,
+        normalized=config.normalize_output,
         names=names,
     )
 
@@ -72,32 +72,32 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("layers,pooling,added,num_ids,normalised", CASES)
-def test_forward_equals_the_reference(layers, pooling, normalised, added, num_ids, small_rng):
+@pytest.mark.parametrize("layers,pooling,added,num_ids,normalized", CASES)
+def test_forward_equals_the_reference(layers, pooling, normalized, added, num_ids, small_rng):
     config = ModelConfig(
-        num_layers=layers, pooling=pooling, normalize_output=normalised, **added, **SIZES
+        num_layers=layers, pooling=pooling, normalize_output=normalized, **added, **SIZES
     )
     params = random_params(config, WIDTH, num_ids)
-    rows, features, neighbours, weights = compact_graph(small_rng, layers)
+    rows, features, neighbors, weights = compact_graph(small_rng, layers)
     # Ids beyond the known ones and padding have no vector.
     names = np.arange(rows[-1], dtype=np.int32) * 5 % 13 - 1
-    out = apply(PinSage(config, rows, num_ids), params, features, names, neighbours, weights)
+    out = apply(PinSage(config, rows, num_ids), params, features, names, neighbors, weights)
     assert out.shape == (rows[0], 8) and out.dtype == np.float32
-    expected = slow_rows(params, config, rows, features, names, neighbours, weights)
+    expected = slow_rows(params, config, rows, features, names, neighbors, weights)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
-    if normalised:
+    if normalized:
         directions = out[:, :-1] if config.popularity else out
         np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("neighbourhood", ["items", "all"])
+@pytest.mark.parametrize("neighborhood", ["items", "all"])
 @pytest.mark.parametrize("pooling", ["importance", "max"])
-def test_a_built_minibatch_equals_the_reference_by_node(neighbourhood, pooling):
+def test_a_built_minibatch_equals_the_reference_by_node(neighborhood, pooling):
     """Rows are named by node, features and lists come from the graph: no row of a batch."""
     run = make_run(
         links=2,
         features=unit_features(40),
-        sampling={"neighbourhood": neighbourhood, "hide_positive": "none"},
+        sampling={"neighborhood": neighborhood, "hide_positive": "none"},
         model={"pooling": pooling},
     )
     builder = run.builder()
@@ -112,7 +112,7 @@ def test_a_built_minibatch_equals_the_reference_by_node(neighbourhood, pooling):
         for node in nodes
     }
     vectors = dict(enumerate(run.inputs.gather(nodes)))
-    settings = {"layers": 2, "pooling": pooling, "normalised": True}
+    settings = {"layers": 2, "pooling": pooling, "normalized": True}
     for rows, names in (
         (batch.queries[0], batch.query_ids[0]),
         (batch.targets[0], batch.target_ids[0]),
@@ -124,7 +124,7 @@ def test_a_built_minibatch_equals_the_reference_by_node(neighbourhood, pooling):
 
 
 def test_poolings_differ(small_rng):
-    rows, features, neighbours, weights = compact_graph(small_rng, 2)
+    rows, features, neighbors, weights = compact_graph(small_rng, 2)
     outs = []
     for pooling in ("importance", "max"):
         config = ModelConfig(num_layers=2, pooling=pooling, **SIZES)
@@ -132,33 +132,33 @@ def test_poolings_differ(small_rng):
             apply(
                 PinSage(config, rows),
                 random_params(config, WIDTH),
-                *(features, no_ids(rows), neighbours, weights),
+                *(features, no_ids(rows), neighbors, weights),
             )
         )
     assert np.abs(outs[0] - outs[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("pooling", ["importance", "max"])
-def test_masked_neighbours_are_not_read(pooling, small_rng):
+def test_masked_neighbors_are_not_read(pooling, small_rng):
     projected = jnp.asarray(small_rng.random((4, 3)), jnp.float32)
-    neighbours = np.array([[1, 2, 3], [0, 0, 0]], np.int32)
+    neighbors = np.array([[1, 2, 3], [0, 0, 0]], np.int32)
     weights = np.array([[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]], np.float32)
     bias = jnp.zeros(projected.shape[1])
-    before = pool_neighbours(projected, bias, neighbours, weights, pooling)
+    before = pool_neighbors(projected, bias, neighbors, weights, pooling)
     changed = projected.at[jnp.array([0, 3])].set(9.0)
-    after = pool_neighbours(changed, bias, neighbours, weights, pooling)
+    after = pool_neighbors(changed, bias, neighbors, weights, pooling)
     np.testing.assert_array_equal(before, after)
     assert not np.asarray(before)[1].any()
 
 
 @pytest.mark.parametrize("layers,pooling", [(0, "mean"), (2, "importance"), (2, "max")])
 def test_bfloat16_is_close_and_returns_float32(layers, pooling, small_rng):
-    rows, features, neighbours, weights = compact_graph(small_rng, layers)
+    rows, features, neighbors, weights = compact_graph(small_rng, layers)
     full = ModelConfig(num_layers=layers, pooling=pooling, **SIZES)
     half = ModelConfig(num_layers=layers, pooling=pooling, compute_dtype="bfloat16", **SIZES)
     params = random_params(full, WIDTH)
-    exact = apply(PinSage(full, rows), params, features, no_ids(rows), neighbours, weights)
-    rough = apply(PinSage(half, rows), params, features, no_ids(rows), neighbours, weights)
+    exact = apply(PinSage(full, rows), params, features, no_ids(rows), neighbors, weights)
+    rough = apply(PinSage(half, rows), params, features, no_ids(rows), neighbors, weights)
     assert rough.dtype == np.float32
     assert 0 < np.abs(exact - rough).max() < 0.1
     made = random_params(half, WIDTH)
@@ -169,16 +169,16 @@ def test_bfloat16_is_close_and_returns_float32(layers, pooling, small_rng):
 @pytest.mark.parametrize("pooling", ["importance", "max"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_zero_rows_give_finite_gradients(added, pooling, dtype, small_rng):
-    """Zero input, no neighbours and biases that silence every unit: z = 0 at the norm."""
+    """Zero input, no neighbors and biases that silence every unit: z = 0 at the norm."""
     config = ModelConfig(num_layers=2, pooling=pooling, compute_dtype=dtype, **added, **SIZES)
-    rows, features, neighbours, weights = compact_graph(small_rng, 2)
+    rows, features, neighbors, weights = compact_graph(small_rng, 2)
     params = random_params(config, WIDTH)
     params = jax.tree.map(lambda leaf: -np.abs(leaf) if leaf.ndim == 1 else leaf, params)
     features = np.zeros_like(features)
     weights[:3] = 0.0
 
     def total(params, features):
-        out = PinSage(config, rows).apply(params, features, no_ids(rows), neighbours, weights)
+        out = PinSage(config, rows).apply(params, features, no_ids(rows), neighbors, weights)
         return jnp.sum(out @ jnp.ones((8, 3)))
 
     value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(params, features)
@@ -187,10 +187,10 @@ def test_zero_rows_give_finite_gradients(added, pooling, dtype, small_rng):
         assert np.isfinite(np.asarray(leaf)).all()
 
 
-def test_normalisation_of_zero_and_of_large_rows():
+def test_normalization_of_zero_and_of_large_rows():
     rows = jnp.array([[0.0, 0.0], [3.0, -4.0], [3e15, 4e15], [3e-4, 4e-4]])
     expected = [[0.0, 0.0], [0.6, -0.8], [0.6, 0.8], [0.6, 0.8]]
-    np.testing.assert_allclose(l2_normalise(rows), expected, rtol=1e-6)
+    np.testing.assert_allclose(l2_normalize(rows), expected, rtol=1e-6)
 
 
 def test_parameters_are_shared_by_all_nodes_and_of_the_stated_shapes():

@@ -1,4 +1,4 @@
-"""Embedding of unseen items against the full path over the extended catalogue."""
+"""Embedding of unseen items against the full path over the extended catalog."""
 
 import dataclasses
 import pathlib
@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from embedded_catalogue import (
-    embedded_catalogue,
+from embedded_catalog import (
+    embedded_catalog,
     random_params,
     settings,
     vector_text,
     write_csv,
 )
-from small_catalogue import make_prepared, random_graph
+from small_catalog import make_prepared, random_graph
 from small_texts import link_vectors, random_texts, text_transform
 from small_worlds import unit_features
 
@@ -29,10 +29,10 @@ from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.layerwise import embed_all
-from pinsage_jax.inference.new_items import Catalogue, NewItemEncoder
+from pinsage_jax.inference.new_items import Catalog, NewItemEncoder
 from pinsage_jax.sampling.content_links import ContentLinks
-from pinsage_jax.sampling.lists import NeighbourLists
-from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.lists import NeighborLists
+from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.stages import pipeline
 
 ITEMS, COLLECTIONS = 60, 14
@@ -80,7 +80,7 @@ def unit(vector):
 
 def slow_links(config, features, added, degree, edgeless) -> ContentLinks:
     """Links of new items only, item by item; the rows of old items are not read."""
-    size = config.sampling.content_neighbours if features.shape[1] else 0
+    size = config.sampling.content_neighbors if features.shape[1] else 0
     ids = np.full((len(features) + len(added), size), -1, np.int32)
     shares = np.zeros(ids.shape, np.float32)
     for new, row in enumerate(added) if size else ():
@@ -102,13 +102,13 @@ def slow_links(config, features, added, degree, edgeless) -> ContentLinks:
 def full_path(config, prepared, additions, bases, params) -> np.ndarray:
     """embed_all of every node of the extended graph; the rows of the new items.
 
-    Catalogue nodes have the inputs and lists that they have without the new ones.
+    Catalog nodes have the inputs and lists that they have without the new ones.
     """
     graph, new = prepared.graph, additions.graph
     items, count, old_collections = graph.num_items, new.num_items, graph.num_collections
     whole = slow_extended(graph, new)
     encoder = Encoder.over(config, prepared, graph, bases)
-    everything = config.sampling.neighbourhood == "all"
+    everything = config.sampling.neighborhood == "all"
     nodes = whole.num_nodes if everything else whole.num_items
     old_items, behind = np.arange(items), items + count
     old_place = np.arange(behind, behind + old_collections)
@@ -120,8 +120,8 @@ def full_path(config, prepared, additions, bases, params) -> np.ndarray:
         config, link_vectors(prepared), link_vectors(additions),
         graph.degree(), degree[items:behind] == 0,
     )  # fmt: skip
-    source = NeighbourhoodSource(whole, config.sampling, config.seed, 1)
-    lists = NeighbourLists.made_of(source, links, config).with_walks(config.embed.embed_walks)
+    source = NeighborhoodSource(whole, config.sampling, config.seed, 1)
+    lists = NeighborLists.made_of(source, links, config).with_walks(config.embed.embed_walks)
     ids, weights = lists.of(np.arange(nodes, dtype=np.int32))
     old_ids, old_weights = encoder.final_lists
     ids[old_nodes] = np.where(old_ids >= items, old_ids + count, old_ids)
@@ -129,7 +129,7 @@ def full_path(config, prepared, additions, bases, params) -> np.ndarray:
 
     inputs = np.zeros((nodes, encoder.inputs.dim), np.float32)
     inputs[old_nodes] = encoder.inputs.gather(np.arange(len(old_nodes), dtype=np.int32))
-    places = np.array([bases[graph.neighbours(items + c)].sum(axis=0) for c in range(COLLECTIONS)])
+    places = np.array([bases[graph.neighbors(items + c)].sum(axis=0) for c in range(COLLECTIONS)])
     sizes = np.maximum(graph.degree()[items:], 1)
     for node in range(items, nodes):
         if node in old_place:
@@ -138,7 +138,7 @@ def full_path(config, prepared, additions, bases, params) -> np.ndarray:
         place = np.zeros(bases.shape[1])
         if node < behind:
             row = [added[node - items] * encoder.inputs.scale]
-            for held in whole.neighbours(node) - behind:
+            for held in whole.neighbors(node) - behind:
                 if held < COLLECTIONS:
                     place = place + places[held] / sizes[held]
             place = unit(place)
@@ -170,14 +170,14 @@ CASES = {
     "weighted, max": {"weighted": True, "model": {"pooling": "max", "num_layers": 2}},
     "no structure, no messages": {"model": {"structure_dim": 0, "id_messages": "off"}},
     "links for the edgeless": {"sampling": {"content_limit": 10}, "model": {"num_layers": 2}},
-    "collections too": {"sampling": {"neighbourhood": "all"}, "model": {"num_layers": 2}},
+    "collections too": {"sampling": {"neighborhood": "all"}, "model": {"num_layers": 2}},
     "half features": {"dtype": np.float16},
     "links by words": {"texts": text_transform(6, 5), "model": {"num_layers": 2}},
 }
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_as_if_they_had_been_in_the_catalogue(case, small_rng):
+def test_as_if_they_had_been_in_the_catalog(case, small_rng):
     model, width, dtype = case.get("model", {}), case.get("width", 6), case.get("dtype", np.float32)
     weighted = case.get("weighted", False)
     config = settings(sampling=case.get("sampling"), **model)
@@ -191,9 +191,9 @@ def test_as_if_they_had_been_in_the_catalogue(case, small_rng):
         )
     added = additions_of(case.get("edges", NEW_EDGES), width, weighted, dtype, texts)
     bases = small_rng.normal(size=(ITEMS, config.model.structure_dim)).astype(np.float32)
-    catalogue = Catalogue(config, prepared, bases)
-    encoder = NewItemEncoder(catalogue, added)
-    params = random_params(config, catalogue.inputs.dim, catalogue.num_nodes)
+    catalog = Catalog(config, prepared, bases)
+    encoder = NewItemEncoder(catalog, added)
+    params = random_params(config, catalog.inputs.dim, catalog.num_nodes)
     vectors = encoder.embed(params)
     assert vectors.shape == (NEW, 8) and vectors.dtype == np.float32
     expected = full_path(config, prepared, added, bases, params)
@@ -220,12 +220,12 @@ def test_the_extended_graph_is_the_one_built_from_all_edges(weighted, edges, sma
 
 
 @pytest.fixture(scope="module")
-def catalogue(tmp_path_factory):
-    """What embedded_catalogue makes, for all tests."""
-    return embedded_catalogue(tmp_path_factory.mktemp("catalogue"))
+def catalog(tmp_path_factory):
+    """What embedded_catalog makes, for all tests."""
+    return embedded_catalog(tmp_path_factory.mktemp("catalog"))
 
 
-def with_new(catalogue, tmp_path, items, edges=None, columns=("item_id", "look", "year")):
+def with_new(catalog, tmp_path, items, edges=None, columns=("item_id", "look", "year")):
     """Settings that name new tables; items are rows (id, vector, year)."""
     rows = [(name, vector_text(look), *rest) for name, look, *rest in items]
     new = NewItemsConfig(
@@ -234,7 +234,7 @@ def with_new(catalogue, tmp_path, items, edges=None, columns=("item_id", "look",
         if edges is None
         else write_csv(tmp_path / "more.csv", ["collection_id", "item_id"], edges),
     )
-    return dataclasses.replace(catalogue[0], new=new)
+    return dataclasses.replace(catalog[0], new=new)
 
 
 def exported(config):
@@ -244,11 +244,11 @@ def exported(config):
     return table, vectors, files.read_json(folder / "manifest.json")
 
 
-def test_twins_of_catalogue_items(catalogue, tmp_path):
-    config, vectors, features, edges = catalogue
+def test_twins_of_catalog_items(catalog, tmp_path):
+    config, vectors, features, edges = catalog
     rows = [(f"twin{i}", features[i], 2000 + i % 7) for i in (3, 75, 41)]
     more = [(c, i.replace("i", "twin")) for c, i in edges if i in ("i3", "i41")]
-    run = with_new(catalogue, tmp_path, rows, more)
+    run = with_new(catalog, tmp_path, rows, more)
     before = files.checksum(pathlib.Path(config.workdir) / "embeddings/part-00000.parquet")
     manifest = pipeline.embed(run)
     table, found, saved = exported(run)
@@ -270,10 +270,10 @@ def test_twins_of_catalogue_items(catalogue, tmp_path):
         assert vectors[item, :-1] @ found[row, :-1] > 0.97
 
 
-def test_a_second_export_replaces_the_first(catalogue, tmp_path):
-    row = ("alone", catalogue[2][0], 2001)
+def test_a_second_export_replaces_the_first(catalog, tmp_path):
+    row = ("alone", catalog[2][0], 2001)
     for name in ("a", "b"):
-        run = with_new(catalogue, tmp_path, [(name, *row[1:])], [("unheard of", name)])
+        run = with_new(catalog, tmp_path, [(name, *row[1:])], [("unheard of", name)])
         pipeline.embed(run)
         table, vectors, manifest = exported(run)
         assert table["item_id"].to_pylist() == [name]
@@ -302,31 +302,29 @@ def refusal(config):
 
 
 @pytest.mark.parametrize("items,edges,message", REFUSALS.values(), ids=REFUSALS)
-def test_refusals(items, edges, message, catalogue, tmp_path):
-    run = with_new(catalogue, tmp_path, items, edges)
+def test_refusals(items, edges, message, catalog, tmp_path):
+    run = with_new(catalog, tmp_path, items, edges)
     text = refusal(run)
     assert re.search(message, text), text
 
 
-def test_refusals_of_columns(catalogue, tmp_path):
+def test_refusals_of_columns(catalog, tmp_path):
     rows = [("x", np.ones(5))]
-    run = with_new(catalogue, tmp_path, rows, columns=("item_id", "look"))
-    assert "has no column 'year', which the catalogue's features" in refusal(run)
-    run = with_new(catalogue, tmp_path, [(*GOOD[0], 1)], columns=("id", "look", "year", "size"))
+    run = with_new(catalog, tmp_path, rows, columns=("item_id", "look"))
+    assert "has no column 'year', which the catalog's features" in refusal(run)
+    run = with_new(catalog, tmp_path, [(*GOOD[0], 1)], columns=("id", "look", "year", "size"))
     assert "has no column 'item_id' (named by --item_id_column)" in refusal(run)
-    run = with_new(
-        catalogue, tmp_path, [(*GOOD[0], 1)], columns=("item_id", "look", "year", "size")
-    )
+    run = with_new(catalog, tmp_path, [(*GOOD[0], 1)], columns=("item_id", "look", "year", "size"))
     data = dataclasses.replace(run.data, numeric_columns="year,size")
     assert "'size' is named as a feature, but" in refusal(dataclasses.replace(run, data=data))
     # Not asked for by name it is only left out.
     pipeline.embed(run)
-    run = with_new(catalogue, tmp_path, GOOD, [("c1", "x")])
+    run = with_new(catalog, tmp_path, GOOD, [("c1", "x")])
     data = dataclasses.replace(run.data, collection_column="board")
     assert "has no column 'board'" in refusal(dataclasses.replace(run, data=data))
 
 
-def test_weights_are_needed_where_the_catalogue_has_them(small_rng, tmp_path):
+def test_weights_are_needed_where_the_catalog_has_them(small_rng, tmp_path):
     prepared = make_prepared(random_graph(small_rng, weighted=True))
     folder = tmp_path / "features"
     folder.mkdir()
@@ -348,10 +346,10 @@ def test_weights_are_needed_where_the_catalogue_has_them(small_rng, tmp_path):
     assert graph.num_collections == known + 1 and found.features.shape == (2, 0)
 
 
-def test_refusal_without_a_checkpoint_and_of_flags(catalogue, tmp_path):
-    run = with_new(catalogue, tmp_path, GOOD)
+def test_refusal_without_a_checkpoint_and_of_flags(catalog, tmp_path):
+    run = with_new(catalog, tmp_path, GOOD)
     elsewhere = tmp_path / "untrained"
-    pipeline.prepare(dataclasses.replace(catalogue[0], workdir=str(elsewhere)))
+    pipeline.prepare(dataclasses.replace(catalog[0], workdir=str(elsewhere)))
     text = refusal(dataclasses.replace(run, workdir=str(elsewhere)))
     assert "holds no checkpoint; run --mode=train first" in text
     assert not (elsewhere / "new_embeddings").exists()

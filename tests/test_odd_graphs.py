@@ -17,7 +17,7 @@ import pytest
 from pinsage_jax import main
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import SamplingConfig
-from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.store import NeighborhoodSource
 
 # (collection, item) by name of the shape.
 SHAPES = {
@@ -85,8 +85,8 @@ def test_prepared_and_walked(shape, tmp_path):
     graph = prepared.graph
     assert graph.num_edges == len(set(edges))
     assert graph.num_items == len({item for _, item in edges})
-    settings = SamplingConfig(num_neighbours=5, num_walks=30)
-    source = NeighbourhoodSource(graph, settings, 0, 1)
+    settings = SamplingConfig(num_neighbors=5, num_walks=30)
+    source = NeighborhoodSource(graph, settings, 0, 1)
     lists = source.lookup(np.arange(graph.num_items, dtype=np.int32))
     names = [int(name) for name in prepared.item_ids.ids.to_pylist()]
     component = components(edges)
@@ -124,6 +124,6 @@ def test_a_hub_of_a_million(tmp_path):
     assert run(f"--edges={path}", f"--workdir={tmp_path / 'w'}", "--mode=prepare") == (0, "")
     graph = open_prepared(tmp_path / "w").graph
     assert graph.num_edges == 10**6 + 10**4 and graph.degree().max() == 10**6
-    source = NeighbourhoodSource(graph, SamplingConfig(num_neighbours=20, num_walks=100), 0, 1)
+    source = NeighborhoodSource(graph, SamplingConfig(num_neighbors=20, num_walks=100), 0, 1)
     lists = source.lookup(np.arange(0, 10**6, 1000, dtype=np.int32))
     assert (lists.counts.sum(axis=1) > 0).all() and (lists.ids < 10**6).all()

@@ -310,10 +310,10 @@ def hard_sampling(**changes):
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("neighbourhood", ["items", "all"])
-def test_hard_negatives_equal_the_reference(neighbourhood):
+@pytest.mark.parametrize("neighborhood", ["items", "all"])
+def test_hard_negatives_equal_the_reference(neighborhood):
     graph = scattered(5, items=25, groups=14, edges=45)
-    sampling = hard_sampling(neighbourhood=neighbourhood)
+    sampling = hard_sampling(neighborhood=neighborhood)
     pairs = PairSource(graph, seed=4).batch(30, 16)
     got = hard_negatives(WalkTables(graph), pairs, sampling, size=5, seed=4, first=30)
     wanted = reference.hard_negatives(
@@ -325,7 +325,7 @@ def test_hard_negatives_equal_the_reference(neighbourhood):
 
 
 def ranking(graph, query, sampling, size, seed):
-    ids, _ = reference.neighbourhoods(
+    ids, _ = reference.neighborhoods(
         graph,
         [query],
         sampling,
@@ -411,7 +411,7 @@ def test_unanswered_pairs_get_negatives_and_repeated_queries_differ():
     assert (got >= 0).all() and len({tuple(row) for row in got.tolist()}) == 6
 
 
-def test_band_scales_with_the_catalogue():
+def test_band_scales_with_the_catalog():
     paper = SamplingConfig()
     assert hard_band(paper, 3_000_000_000) == (2000, 5000)
     assert hard_band(paper, 500_000) == (2000, 5000)
@@ -422,5 +422,5 @@ def test_band_scales_with_the_catalogue():
     for items in (1, 2, 10, 99, 500, 1234):
         low, high = hard_band(paper, items)
         assert 1 <= low < high
-    # Neighbouring ranks that round to the same one still leave a band.
+    # Neighboring ranks that round to the same one still leave a band.
     assert hard_band(SamplingConfig(hard_low=4998, hard_high=5000), 40_000) == (400, 401)

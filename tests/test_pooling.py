@@ -11,17 +11,17 @@ import pytest
 
 from pinsage_jax.cpu import ops
 from pinsage_jax.model.layers import Sent
-from pinsage_jax.model.pooling import pool_neighbours, pool_sent
+from pinsage_jax.model.pooling import pool_neighbors, pool_sent
 
 
 def problem(rng, senders, rows, width, columns):
     """Projected vectors, lists with gaps, one popular node, empty and padding rows."""
     projected = rng.normal(size=(senders, columns)).astype(np.float32)
-    neighbours = rng.integers(0, senders, (rows, width)).astype(np.int32)
-    neighbours[:, 0] = senders - 1
+    neighbors = rng.integers(0, senders, (rows, width)).astype(np.int32)
+    neighbors[:, 0] = senders - 1
     weights = rng.random((rows, width), np.float32) * (rng.random((rows, width)) < 0.7)
     weights[[0, rows // 2, rows - 1]] = 0.0
-    return projected, np.where(weights > 0, neighbours, 0), weights.astype(np.float32)
+    return projected, np.where(weights > 0, neighbors, 0), weights.astype(np.float32)
 
 
 # Several calls side by side, lists of every length modulo four, fewer rows than calls.
@@ -30,14 +30,14 @@ SIZES = [(300, 700, 26, 9), (7, 90, 187, 16), (40, 5, 1, 3), (9, 2, 9000, 4), (5
 
 @pytest.mark.parametrize("senders,rows,width,columns", SIZES)
 def test_pooling_and_its_gradient_equal_sums_in_float64(senders, rows, width, columns, small_rng):
-    projected, neighbours, weights = problem(small_rng, senders, rows, width, columns)
+    projected, neighbors, weights = problem(small_rng, senders, rows, width, columns)
     bias = small_rng.normal(size=columns).astype(np.float32)
     cotangent = small_rng.normal(size=(rows, columns)).astype(np.float32)
 
     @jax.jit
     def both(projected, bias, weights, cotangent):
         out, back = jax.vjp(
-            lambda *operands: pool_neighbours(*operands[:2], neighbours, operands[2], "importance"),
+            lambda *operands: pool_neighbors(*operands[:2], neighbors, operands[2], "importance"),
             projected,
             bias,
             weights,
@@ -46,12 +46,12 @@ def test_pooling_and_its_gradient_equal_sums_in_float64(senders, rows, width, co
 
     out, to_projected, to_bias, to_weights = both(projected, bias, weights, cotangent)
     shifted = projected.astype(np.float64) + bias
-    gathered = np.maximum(shifted, 0.0)[neighbours]
+    gathered = np.maximum(shifted, 0.0)[neighbors]
     expected = np.einsum("nt,ntm->nm", weights.astype(np.float64), gathered)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-4)
     spread = weights.astype(np.float64)[..., None] * cotangent[:, None, :]
     expected = np.zeros(projected.shape)
-    np.add.at(expected, neighbours, spread)
+    np.add.at(expected, neighbors, spread)
     expected *= shifted > 0
     np.testing.assert_allclose(to_projected, expected, rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(to_bias, expected.sum(axis=0), rtol=1e-4, atol=1e-3)
@@ -63,12 +63,12 @@ def test_pooling_and_its_gradient_equal_sums_in_float64(senders, rows, width, co
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("kind", ["importance", "max"])
 def test_the_way_of_accelerators_gives_the_same(kind, dtype, small_rng, monkeypatch):
-    projected, neighbours, weights = problem(small_rng, 60, 200, 12, 5)
+    projected, neighbors, weights = problem(small_rng, 60, 200, 12, 5)
     projected = jnp.asarray(projected).astype(dtype)
     bias = jnp.asarray(small_rng.normal(size=5)).astype(dtype)
 
     def loss(projected, bias):
-        out = pool_neighbours(projected, bias, neighbours, weights, kind)
+        out = pool_neighbors(projected, bias, neighbors, weights, kind)
         assert out.dtype == dtype
         return jnp.sum(jnp.square(out.astype(jnp.float32)))
 
@@ -88,7 +88,7 @@ def test_the_way_of_accelerators_gives_the_same(kind, dtype, small_rng, monkeypa
 def test_the_product_fused_with_pooling_has_the_same_derivatives(
     senders, depth, columns, small_rng
 ):
-    _, neighbours, weights = problem(small_rng, senders, 700, 26, columns)
+    _, neighbors, weights = problem(small_rng, senders, 700, 26, columns)
     hidden = small_rng.normal(size=(senders, depth)).astype(np.float32)
     kernel = small_rng.normal(size=(depth, columns)).astype(np.float32)
     bias = small_rng.normal(size=columns).astype(np.float32)
@@ -100,7 +100,7 @@ def test_the_product_fused_with_pooling_has_the_same_derivatives(
         for of_inputs in (False, True):
             out, back = jax.vjp(
                 lambda h, k, b, w, fused=of_inputs: pool_sent(
-                    Sent(h, k, b), neighbours, w, "importance", of_inputs=fused
+                    Sent(h, k, b), neighbors, w, "importance", of_inputs=fused
                 ),
                 *(hidden, kernel, bias, weights),
             )
@@ -113,17 +113,17 @@ def test_the_product_fused_with_pooling_has_the_same_derivatives(
 
 
 def test_the_number_of_parts_changes_no_bit(small_rng, monkeypatch):
-    projected, neighbours, weights = problem(small_rng, 4000, 3000, 26, 20)
-    table, rows = jnp.asarray(projected), jnp.asarray(neighbours[:, 1])
+    projected, neighbors, weights = problem(small_rng, 4000, 3000, 26, 20)
+    table, rows = jnp.asarray(projected), jnp.asarray(neighbors[:, 1])
 
     def made():
         out, back = jax.vjp(
-            lambda p: pool_neighbours(p, jnp.zeros(20), neighbours, weights, "mean"), table
+            lambda p: pool_neighbors(p, jnp.zeros(20), neighbors, weights, "mean"), table
         )
         return out, *back(out), ops.read_rows(table, rows)
 
     several = made()
-    np.testing.assert_array_equal(several[-1], projected[neighbours[:, 1]])
+    np.testing.assert_array_equal(several[-1], projected[neighbors[:, 1]])
     for parts in (1, 250):
         monkeypatch.setattr(ops, "parts_of", lambda reads, parts=parts: parts)
         for mine, other in zip(made(), several, strict=True):
@@ -156,13 +156,13 @@ def test_only_a_tried_interface_is_used(minor, known, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("missing", ["compiler", "interface"])
 def test_without_compiled_kernels_xla_does_it(missing, small_rng, monkeypatch):
-    projected, neighbours, weights = problem(small_rng, 20, 30, 5, 4)
-    operands = (jnp.asarray(projected), jnp.ones(4), neighbours, weights, "mean")
-    here = pool_neighbours(*operands)
+    projected, neighbors, weights = problem(small_rng, 20, 30, 5, 4)
+    operands = (jnp.asarray(projected), jnp.ones(4), neighbors, weights, "mean")
+    here = pool_neighbors(*operands)
     if missing == "compiler":
         monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     else:
         monkeypatch.setattr(ops, "_known_interface", lambda: False)
     monkeypatch.setattr(ops, "call", None)
-    other = pool_neighbours(*operands)
+    other = pool_neighbors(*operands)
     np.testing.assert_allclose(here, other, rtol=1e-5, atol=1e-5)

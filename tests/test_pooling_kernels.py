@@ -9,7 +9,7 @@ from pinsage_jax.cpu.tiles import TILE_COLUMNS, TILE_ROWS, add_tile
 
 pytestmark = pytest.mark.kernels
 
-# Rows that send, rows that pool, neighbours, width: nothing, less than a line, whole lines,
+# Rows that send, rows that pool, neighbors, width: nothing, less than a line, whole lines,
 # lines and some, more than a block of a product, more rows than are asked for ahead.
 SIZES = [(1, 1, 1, 1), (30, 50, 7, 16), (200, 40, 9, 20), (65, 90, 3, 33), (9, 0, 4, 5)]
 
@@ -18,26 +18,26 @@ def problem(rng, senders, rows, width, columns):
     """Vectors, a bias and lists with gaps and a node that all rows name."""
     projected = rng.normal(size=(senders, columns)).astype(np.float32)
     bias = rng.normal(size=columns).astype(np.float32)
-    neighbours = rng.integers(0, senders, (rows, width)).astype(np.int32)
-    neighbours[:, 0] = senders - 1
+    neighbors = rng.integers(0, senders, (rows, width)).astype(np.int32)
+    neighbors[:, 0] = senders - 1
     weights = (rng.random((rows, width)) * (rng.random((rows, width)) < 0.7)).astype(np.float32)
-    return projected, bias, np.where(weights > 0, neighbours, -1), weights
+    return projected, bias, np.where(weights > 0, neighbors, -1), weights
 
 
-def turned(neighbours, weights, senders):
+def turned(neighbors, weights, senders):
     """What turned_lists makes; masked entries name node 0 there."""
     starts = np.empty(senders + 1, np.int32)
-    rows = np.full(neighbours.size, -1, np.int32)
-    masses = np.zeros(neighbours.size, np.float32)
-    pooling_kernels.turned_lists(np.maximum(neighbours, 0), weights, starts, rows, masses)
+    rows = np.full(neighbors.size, -1, np.int32)
+    masses = np.zeros(neighbors.size, np.float32)
+    pooling_kernels.turned_lists(np.maximum(neighbors, 0), weights, starts, rows, masses)
     return starts, rows, masses
 
 
-def returned(projected, bias, neighbours, weights, cotangents):
+def returned(projected, bias, neighbors, weights, cotangents):
     """float64: the derivative of the pooled vectors towards the projected ones."""
     expected = np.zeros(projected.shape)
     for row, place in np.argwhere(weights > 0):
-        node = neighbours[row, place]
+        node = neighbors[row, place]
         passed = projected[node] + bias > 0
         expected[node] += float(weights[row, place]) * cotangents[row] * passed
     return expected
@@ -45,22 +45,22 @@ def returned(projected, bias, neighbours, weights, cotangents):
 
 @pytest.mark.parametrize("senders,rows,width,columns", SIZES)
 def test_any_range_of_rows_can_be_pooled_alone(senders, rows, width, columns, small_rng):
-    projected, bias, neighbours, weights = problem(small_rng, senders, rows, width, columns)
+    projected, bias, neighbors, weights = problem(small_rng, senders, rows, width, columns)
     sent = np.maximum(projected.astype(np.float64) + bias, 0.0)
-    expected = np.einsum("nt,ntm->nm", weights.astype(np.float64), sent[neighbours])
+    expected = np.einsum("nt,ntm->nm", weights.astype(np.float64), sent[neighbors])
     for begin, end in ((0, rows), (rows // 3, rows // 2)):
         out = np.full((end - begin, columns), np.nan, np.float32)
-        pooling_kernels.weighted_rows(projected, bias, neighbours, weights, begin, out)
+        pooling_kernels.weighted_rows(projected, bias, neighbors, weights, begin, out)
         np.testing.assert_allclose(out, expected[begin:end], rtol=1e-5, atol=1e-5)
 
 
 def test_turned_lists_name_every_entry_once(small_rng):
-    _, _, neighbours, weights = problem(small_rng, 30, 50, 7, 1)
-    starts, rows, masses = turned(neighbours, weights, 30)
+    _, _, neighbors, weights = problem(small_rng, 30, 50, 7, 1)
+    starts, rows, masses = turned(neighbors, weights, 30)
     assert starts[0] == 0 and starts[-1] == (weights > 0).sum()
     for node in range(30):
         named = slice(starts[node], starts[node + 1])
-        at = np.argwhere((neighbours == node) & (weights > 0))
+        at = np.argwhere((neighbors == node) & (weights > 0))
         np.testing.assert_array_equal(rows[named], at[:, 0])
         np.testing.assert_array_equal(masses[named], weights[tuple(at.T)])
 
@@ -68,11 +68,11 @@ def test_turned_lists_name_every_entry_once(small_rng):
 @pytest.mark.parametrize("senders,rows,width,columns", SIZES)
 @pytest.mark.parametrize("depth", [1, 16, 21])
 def test_what_comes_back_and_its_product(senders, rows, width, columns, depth, small_rng):
-    projected, bias, neighbours, weights = problem(small_rng, senders, rows, width, columns)
+    projected, bias, neighbors, weights = problem(small_rng, senders, rows, width, columns)
     inputs = small_rng.normal(size=(senders, depth)).astype(np.float32)
     cotangents = small_rng.normal(size=(rows, columns)).astype(np.float32)
-    lists = turned(neighbours, weights, senders)
-    expected = returned(projected, bias, neighbours, weights, cotangents)
+    lists = turned(neighbors, weights, senders)
+    expected = returned(projected, bias, neighbors, weights, cotangents)
     for begin, end in ((0, senders), (senders // 3, senders // 2)):
         out = np.full((end - begin, columns), np.nan, np.float32)
         pooling_kernels.returned_rows(projected, bias, cotangents, lists, begin, out)
@@ -123,12 +123,12 @@ def test_a_tile_grows_by_a_product(count, small_rng):
     np.testing.assert_array_equal(sums[7 + size :], before[7 + size :])
 
 
-def test_the_largest_of_all_neighbours(small_rng):
-    projected, _, neighbours, weights = problem(small_rng, 40, 60, 6, 18)
+def test_the_largest_of_all_neighbors(small_rng):
+    projected, _, neighbors, weights = problem(small_rng, 40, 60, 6, 18)
     projected = np.abs(projected)
     out = np.full((60, 18), np.nan, np.float32)
-    pooling_kernels.max_rows(projected, neighbours, weights, out)
+    pooling_kernels.max_rows(projected, neighbors, weights, out)
     for row in range(60):
-        named = neighbours[row][weights[row] > 0]
+        named = neighbors[row][weights[row] > 0]
         expected = projected[named].max(axis=0) if len(named) else np.zeros(18)
         np.testing.assert_array_equal(out[row], expected)

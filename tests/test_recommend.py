@@ -88,7 +88,7 @@ def test_best_items_are_those_of_sorting(name, small, monkeypatch):
     incidence = np.zeros((ITEMS, USERS))
     for user in range(USERS):
         history = histories.of(user)
-        assert set(history) == set(graph.neighbours(ITEMS + user))
+        assert set(history) == set(graph.neighbors(ITEMS + user))
         incidence[history, user] = 1
     size = np.linalg.norm(incidence, axis=1)
     unit = incidence / np.where(size > 0, size, 1)[:, None]
@@ -261,7 +261,7 @@ def test_metrics_are_the_published_ones():
     found = metrics.per_user(np.array(ids, np.int32), targets, np.diff(indptr))
     expected = [lightgcn_metrics(row, set(items)) for row, items in zip(ids, sets)]
     np.testing.assert_allclose(found, expected)
-    # Two test items, found in places 1 and 3; a third is in no catalogue.
+    # Two test items, found in places 1 and 3; a third is in no catalog.
     targets = rs.Histories(np.array([0, 2]), np.array([4, 9], np.int32))
     ids = np.full((1, 25), -1, np.int32)
     ids[0, :3] = 9, 7, 4
@@ -370,7 +370,7 @@ def write_tests(tmp_path, edges):
 def test_test_edges_are_scored_as_computed_by_hand(tmp_path, capsys):
     config, prepared = planted(tmp_path, EDGES)
     # Max holds a3 (4 degrees): a1 (4 away), a2 (6), a4 (34), b2, b1, lonely.  Only six
-    # can be ranked, so recall is 1 unless the item is in no catalogue.
+    # can be ranked, so recall is 1 unless the item is in no catalog.
     write_tests(
         tmp_path,
         [
@@ -439,7 +439,7 @@ def test_validation_users_hide_items_of_withheld_collections():
         whole.append(sorted(kept | away))
     expected = []
     for collection in split.collections:
-        members = sorted(i for i in graph.neighbours(80 + collection) if degree[i] > 0)
+        members = sorted(i for i in graph.neighbors(80 + collection) if degree[i] > 0)
         if len(members) >= 5:
             expected.append(members)
     assert sorted(whole) == sorted(expected)

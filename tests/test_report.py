@@ -1,6 +1,6 @@
 """The report: nothing of the user's gets into the markup, and every part says what it has.
 
-The workdirs are put together by hand: a small catalogue with hostile ids and titles,
+The workdirs are put together by hand: a small catalog with hostile ids and titles,
 random embeddings, a log and an eval.json by the real evaluation.
 """
 
@@ -111,7 +111,7 @@ def full(tmp_path_factory):
     write_log(workdir)
     files.write_json(
         workdir / "embeddings" / "manifest.json",
-        {"step": 100, "checkpoint": HOSTILE[0], "dimension": 6, "normalised": True},
+        {"step": 100, "checkpoint": HOSTILE[0], "dimension": 6, "normalized": True},
     )
     return workdir, written(workdir, config=config)
 
@@ -131,7 +131,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else(full):
     assert all(place.startswith("#") for place in re.findall(r"url\(['\"]?([^)]*)\)", full[1]))
     policy = next(value for value in found.values("content") if "default-src" in value)
     assert "default-src 'none'" in policy and "script-src" not in policy
-    # The catalogue's own names hold an address; nothing else may.
+    # The catalog's own names hold an address; nothing else may.
     assert not re.search(r"\w+://", re.sub(r"https://example\.org/", "", full[1]))
 
 
@@ -179,7 +179,7 @@ def test_sections_headings_and_alternatives(full):
     assert "width=device-width, initial-scale=1" in found.values("content")
 
 
-def test_charts_take_the_colour_of_the_page(full):
+def test_charts_take_the_color_of_the_page(full):
     assert "currentColor" in full[1] and "#010203" not in full[1]
     # The background is the page's.
     assert not re.search(r"fill: ?#ffffff", full[1])
@@ -231,7 +231,7 @@ def test_learning_curves_and_settings(full):
     assert "items without edges4 (16.7%)" in run and HOSTILE[0] in run
 
 
-def test_examples_are_neighbours_by_each_method(full):
+def test_examples_are_neighbors_by_each_method(full):
     shown = Page(full[1]).section_texts["examples"]
     prepared, vectors = small_world(), small_embeddings()
     degree = prepared.graph.degree()[:ITEMS]
@@ -328,11 +328,11 @@ def test_damaged_and_foreign_files_are_passed_over(tmp_path):
         (tmp_path / "eval.json").write_text(content)
         assert read_source(config, ITEMS).scores is None
     del whole["seal"]
-    files.write_sealed(tmp_path / "eval.json", whole | {"catalogue": ITEMS + 1})
+    files.write_sealed(tmp_path / "eval.json", whole | {"catalog": ITEMS + 1})
     assert read_source(config, ITEMS).scores is None
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n{}\nnull\n")
     shown = written(tmp_path)
-    assert "There is no eval.json for this catalogue" in shown
+    assert "There is no eval.json for this catalog" in shown
     assert "There is no metrics.jsonl" in shown
 
 
@@ -532,9 +532,9 @@ def test_projection_is_the_two_main_axes(small_rng):
     flat = space.projection(vectors.astype(np.float32), 1000, np.random.default_rng(0), 0)
     assert flat.rows.tolist() == [row for row in range(60) if row != 7]
     unit = vectors[flat.rows] / np.linalg.norm(vectors[flat.rows], axis=1, keepdims=True)
-    centred = unit - unit.mean(axis=0)
-    values, axes = np.linalg.eigh(centred.T @ centred)
-    wanted = centred @ axes[:, [-1, -2]]
+    centered = unit - unit.mean(axis=0)
+    values, axes = np.linalg.eigh(centered.T @ centered)
+    wanted = centered @ axes[:, [-1, -2]]
     for axis in range(2):
         sign = np.sign(wanted[:, axis] @ flat.points[:, axis])
         assert np.allclose(flat.points[:, axis], sign * wanted[:, axis], atol=1e-4)

@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from benchmarks import graph_build, neighbourhood_store, processes, scale
+from benchmarks import graph_build, neighborhood_store, processes, scale
 
 
 def options(tmp_path, **more):
@@ -30,20 +30,20 @@ def test_graph_build_and_stores_run(tmp_path):
     rows = graph_build.run(options(tmp_path))
     assert [row["place"] for row in rows] == ["memory", "mapped"]
     assert rows[0]["distinct"] == rows[1]["distinct"] and rows[0]["seconds"] >= 0
-    rows = neighbourhood_store.run(options(tmp_path))
+    rows = neighborhood_store.run(options(tmp_path))
     assert [row["store"] for row in rows] == 2 * ["none", "memory", "disk"]
     assert {row["bytes_per_node"] for row in rows} == {0, 80, 400}
 
 
 def test_ratios_are_costs():
     small = {
-        "edges": 10, "generate_s": 1.0, "prepare_s": 2.0, "neighbourhoods_per_s": 100,
+        "edges": 10, "generate_s": 1.0, "prepare_s": 2.0, "neighborhoods_per_s": 100,
         "pairs_per_s": 50, "embedded_items_per_s": 30,
     }  # fmt: skip
     large = {**small, "edges": 100, "generate_s": 20.0, "prepare_s": 10.0, "pairs_per_s": 10}
     [ratio] = scale._ratios([small, large])
     assert ratio["generate_s_per_edge"] == 2.0 and ratio["prepare_s_per_edge"] == 0.5
-    assert ratio["cost_pairs"] == 5.0 and ratio["cost_neighbourhoods"] == 1.0
+    assert ratio["cost_pairs"] == 5.0 and ratio["cost_neighborhoods"] == 1.0
     assert scale._ratios([small]) == []
 
 
@@ -54,5 +54,5 @@ def test_the_whole_pipeline_is_measured(tmp_path):
     assert [row["stage"] for row in rows[:-1]] == stages
     assert all(row["peak_gib"] > 0.1 and row["seconds"] > 0 for row in rows[:-1])
     assert rows[-1]["items"] == 1000 and rows[-1]["pairs_per_s"] > 0
-    assert rows[-1]["neighbourhoods_per_s"] > 0 and rows[-1]["disk_bytes_per_edge"] > 8
+    assert rows[-1]["neighborhoods_per_s"] > 0 and rows[-1]["disk_bytes_per_edge"] > 8
     assert not (tmp_path / "scale" / "edges-20000").exists()

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from embedded_catalogue import embedded_catalogue, vector_text, write_csv
+from embedded_catalog import embedded_catalog, vector_text, write_csv
 from fastapi.testclient import TestClient
 from hostile_world import ITEMS, small_config, small_embeddings, small_world
 
@@ -35,13 +35,13 @@ HOST = "http://127.0.0.1"
 
 
 @pytest.fixture(scope="module")
-def catalogue(tmp_path_factory):
-    return embedded_catalogue(tmp_path_factory.mktemp("served"))
+def catalog(tmp_path_factory):
+    return embedded_catalog(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")
-def client(catalogue):
-    config, vectors, *_ = catalogue
+def client(catalog):
+    config, vectors, *_ = catalog
     prepared = open_prepared(config.workdir)
     # As from the command line with nothing but --workdir: the rest is what was trained with.
     plain = Config(mode="serve", workdir=config.workdir, seed=0, threads=1)
@@ -72,8 +72,8 @@ def ids_of(neighbors: list[dict]) -> list[str]:
     return [entry["item_id"] for entry in neighbors]
 
 
-def test_neighbours_of_an_item(client, catalogue):
-    vectors = catalogue[1]
+def test_neighbors_of_an_item(client, catalog):
+    vectors = catalog[1]
     for row in (0, 41, 79):
         answer = client.get("/neighbors", params={"item": f"i{row}", "k": 7}).json()
         assert answer["item"] == f"i{row}"
@@ -93,8 +93,8 @@ def test_exact_search_is_that_of_top_k(small_rng):
         assert ids.tolist() == wanted.tolist() and scores.tolist() == values.tolist()
 
 
-def test_for_a_history(client, catalogue):
-    vectors = catalogue[1]
+def test_for_a_history(client, catalog):
+    vectors = catalog[1]
     asked = {"items": ["i5", "i60", "nobody's", "i5"], "k": 6}
     answer = client.post("/neighbors/history", json=asked).json()
     mean = (vectors[5] + vectors[60]) / 2
@@ -103,8 +103,8 @@ def test_for_a_history(client, catalogue):
     assert client.get("/health").json()["histories_by"] == "mean"
 
 
-def test_for_new_items(client, catalogue, tmp_path):
-    config, vectors, features, _ = catalogue
+def test_for_new_items(client, catalog, tmp_path):
+    config, vectors, features, _ = catalog
     rows = [("twin", features[75], 2005), ("held", features[3], 2003)]
     edges = [("c0", "held"), ("unheard of", "held")]
     new = NewItemsConfig(
@@ -146,7 +146,7 @@ def test_for_new_items(client, catalogue, tmp_path):
 
 LOOK = {"item_id": "x", "look": [1.0] * 5, "year": 2001}
 REFUSALS = [
-    ("GET", "/neighbors?item=nobody", None, 404, r"There is no such item in the catalogue"),
+    ("GET", "/neighbors?item=nobody", None, 404, r"There is no such item in the catalog"),
     ("GET", "/neighbors", None, 400, r"item: field required"),
     ("GET", "/neighbors?item=i1&k=0", None, 400, r"k is 0 but must be from 1 to 100"),
     ("GET", "/neighbors?item=i1&k=101", None, 400, r"k is 101 but must be from 1 to 100"),
@@ -226,7 +226,7 @@ def test_without_a_model_new_items_are_refused(hostile):
     assert hostile.get("/health").json()["new_items"] is False
 
 
-def test_health(client, catalogue):
+def test_health(client, catalog):
     assert client.get("/health").json() == {
         "status": "ok", "items": 80, "dimension": 8, "step": 3, "search": "exact",
         "histories_by": "mean", "new_items": True,
@@ -296,8 +296,8 @@ def test_the_explorer_asks_for_what_the_page_would_hold(hostile):
     assert places["ids"] == ids and len(base64.b64decode(places["x"]["data"])) == 2 * ITEMS
 
 
-def test_many_at_once_get_what_one_gets(client, catalogue):
-    vectors = catalogue[1]
+def test_many_at_once_get_what_one_gets(client, catalog):
+    vectors = catalog[1]
 
     def ask(row: int) -> list[str]:
         return ids_of(
@@ -309,8 +309,8 @@ def test_many_at_once_get_what_one_gets(client, catalogue):
     assert answers == [nearest(vectors @ vectors[row], 4, [row]) for row in range(80)]
 
 
-def test_an_index_answers_in_its_place(client, catalogue):
-    config, vectors, *_ = catalogue
+def test_an_index_answers_in_its_place(client, catalog):
+    config, vectors, *_ = catalog
     setting = ann.Setting.parse("hnsw16:80", "search")
     index = ann.AnnSearch(ann.build(vectors, setting, 0, 1), setting, vectors, 1)
     source = read_source(Config(mode="serve", workdir=config.workdir, seed=0, threads=1), 80)
@@ -326,11 +326,11 @@ def test_an_index_answers_in_its_place(client, catalogue):
 # The stage, on a real socket.
 
 
-def test_the_stage_serves_until_it_is_stopped(catalogue, monkeypatch, caplog):
+def test_the_stage_serves_until_it_is_stopped(catalog, monkeypatch, caplog):
     stop, failed = threading.Event(), []
     monkeypatch.setattr(pipeline, "stop_requested", stop.is_set)
     config = Config(
-        mode="serve", workdir=catalogue[0].workdir, seed=0, threads=1,
+        mode="serve", workdir=catalog[0].workdir, seed=0, threads=1,
         serve=ServeConfig(serve_port=0, serve_body_kib=1),
     )  # fmt: skip
 
@@ -353,7 +353,7 @@ def test_the_stage_serves_until_it_is_stopped(catalogue, monkeypatch, caplog):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             connection.request("GET", "/neighbors?item=i3&k=2")
             answer = connection.getresponse()
-            vectors = catalogue[1]
+            vectors = catalog[1]
             assert answer.status == 200
             assert ids_of(json.loads(answer.read())["neighbors"]) == nearest(
                 vectors @ vectors[3], 2, [3]
@@ -375,11 +375,11 @@ def test_the_stage_serves_until_it_is_stopped(catalogue, monkeypatch, caplog):
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-def test_a_taken_port_is_told_before_anything_is_loaded(catalogue):
+def test_a_taken_port_is_told_before_anything_is_loaded(catalog):
     with server.bound("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         config = Config(
-            mode="serve", workdir=catalogue[0].workdir, seed=0, threads=1,
+            mode="serve", workdir=catalog[0].workdir, seed=0, threads=1,
             serve=ServeConfig(serve_port=port),
         )  # fmt: skip
         with pytest.raises(UserError, match=f"--serve_port={port} cannot be listened at"):

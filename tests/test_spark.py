@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy import stats
-from small_catalogue import make_prepared
+from small_catalog import make_prepared
 from small_worlds import nasty_graph, random_params, unit_features
 from test_pruning import SETTINGS, hub_graph
 
@@ -35,7 +35,7 @@ from pinsage_jax.spark.embed import embed_on_spark
 from pinsage_jax.spark.graph_tables import write_graph_tables
 from pinsage_jax.spark.session import spark_session
 from pinsage_jax.spark.standalone import standalone_cluster
-from pinsage_jax.spark.walks import neighbour_lists
+from pinsage_jax.spark.walks import neighbor_lists
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(900)]
 
@@ -66,8 +66,8 @@ def make_config(workdir, cluster=None, **sections) -> Config:
         threads=1,
         sampling=SamplingConfig(
             **{
-                "num_neighbours": 4,
-                "content_neighbours": 3,
+                "num_neighbors": 4,
+                "content_neighbors": 3,
                 "num_walks": 30,
                 **sections.get("sampling", {}),
             }
@@ -104,7 +104,7 @@ CASES = {
     "as by default": {},
     "two layers, all nodes": {
         "model": {"num_layers": 2},
-        "sampling": {"neighbourhood": "all"},
+        "sampling": {"neighborhood": "all"},
         "embed": {"embed_block": 7},
     },
     "three layers, maximum": {"model": {"num_layers": 3, "pooling": "max"}},
@@ -123,9 +123,9 @@ def test_spark_embeds_as_this_machine(local_session, case, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == []
 
 
-@pytest.mark.parametrize("neighbourhood", ["items", "all"])
-def test_spark_walks_give_the_same_embeddings(local_session, neighbourhood, tmp_path):
-    sections = {"sampling": {"neighbourhood": neighbourhood}, "embed": {"embed_walks": 40}}
+@pytest.mark.parametrize("neighborhood", ["items", "all"])
+def test_spark_walks_give_the_same_embeddings(local_session, neighborhood, tmp_path):
+    sections = {"sampling": {"neighborhood": neighborhood}, "embed": {"embed_walks": 40}}
     encoder = make_encoder(make_config(tmp_path, {"spark_walks": True}, **sections))
     params = params_of(encoder)
     found = embed_on_spark(encoder, params)
@@ -133,7 +133,7 @@ def test_spark_walks_give_the_same_embeddings(local_session, neighbourhood, tmp_
 
 
 def test_many_partitions_send_every_message(local_session, tmp_path):
-    """More partitions than neighbours: messages are not reduced before the shuffle."""
+    """More partitions than neighbors: messages are not reduced before the shuffle."""
     encoder = make_encoder(make_config(tmp_path, {"spark_partitions": 40}))
     params = params_of(encoder)
     found = embed_on_spark(encoder, params)
@@ -147,7 +147,7 @@ def overlap_and_correlation(first, second) -> tuple[np.ndarray, np.ndarray]:
     """Per node: share of the first list in the second, and rank correlation over both.
 
     Args:
-      first, second: {node: {neighbour: visits}}; nodes of either count.
+      first, second: {node: {neighbor: visits}}; nodes of either count.
     """
     overlaps, correlations = [], []
     for node in sorted(first.keys() | second.keys()):
@@ -179,8 +179,8 @@ def edge_rows(graph, weighted: bool) -> list[tuple]:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("neighbourhood", ["items", "all"])
-def test_walks_by_joins_are_the_samplers(local_session, neighbourhood, weighted, tmp_path, capsys):
+@pytest.mark.parametrize("neighborhood", ["items", "all"])
+def test_walks_by_joins_are_the_samplers(local_session, neighborhood, weighted, tmp_path, capsys):
     """Equal count for count; another seed shows what sampling error alone would do.
 
     The threshold for the same seed is 1, without error: the random numbers are the same.
@@ -191,14 +191,14 @@ def test_walks_by_joins_are_the_samplers(local_session, neighbourhood, weighted,
         weights = np.random.default_rng(1).uniform(0.1, 4.0, len(items)).astype(np.float32)
         graph = Graph.from_edges(items, collections, 40, 12, weights)
     sampling = SamplingConfig(
-        neighbourhood=neighbourhood, num_neighbours=6, num_walks=50, restart_ends=weighted
+        neighborhood=neighborhood, num_neighbors=6, num_walks=50, restart_ends=weighted
     )
-    nodes = graph.num_nodes if neighbourhood == "all" else graph.num_items
+    nodes = graph.num_nodes if neighborhood == "all" else graph.num_items
     config = make_config(tmp_path).cluster
     with spark_session(config, "test") as session:
         names = "item long, collection long" + (", weight float" if weighted else "")
         edges = session.createDataFrame(edge_rows(graph, weighted), names)
-        lists = neighbour_lists(edges, graph.num_items, nodes, sampling, 7, shards=2).collect()
+        lists = neighbor_lists(edges, graph.num_items, nodes, sampling, 7, shards=2).collect()
     found = {row.node: dict(zip(row.ids, row.counts)) for row in lists}
     expected = sampled(graph, nodes, sampling, 7)
     overlap, correlation = overlap_and_correlation(found, expected)
@@ -206,7 +206,7 @@ def test_walks_by_joins_are_the_samplers(local_session, neighbourhood, weighted,
     with capsys.disabled():
         for what, (share, rank) in {"joins": (overlap, correlation), "seed": other}.items():
             print(
-                f"\n{neighbourhood}, weighted={weighted}, {what}: top-6 overlap "
+                f"\n{neighborhood}, weighted={weighted}, {what}: top-6 overlap "
                 f"{share.mean():.3f} +- {share.std() / len(share) ** 0.5:.3f}, rank correlation "
                 f"{rank.mean():.3f} +- {rank.std() / len(rank) ** 0.5:.3f}",
                 end="",
@@ -264,7 +264,7 @@ def test_graph_tables_are_prepared_as_here(local_session, name, weighted, tmp_pa
             ("items", "node"),
             ("collections", "node"),
             ("edges", "item"),
-            ("neighbourhoods", "node"),
+            ("neighborhoods", "node"),
         ]
     }
     local = prepare(config)
@@ -297,7 +297,7 @@ def test_graph_tables_are_prepared_as_here(local_session, name, weighted, tmp_pa
     columns = [read["edges"][c].to_numpy() for c in ("item", "collection")]
     weights = read["edges"]["weight"].to_numpy() if weighted else None
     tabled = Graph.from_edges(*columns, 50, len(named), weights)
-    lists = {row["node"]: row for row in read["neighbourhoods"].to_pylist()}
+    lists = {row["node"]: row for row in read["neighborhoods"].to_pylist()}
     expected = sampled(tabled, 50, config.sampling, config.seed)
     assert {n: dict(zip(row["ids"], row["counts"])) for n, row in lists.items()} == expected
     # And they can be prepared again, with the ids that the input has.

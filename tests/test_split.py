@@ -20,7 +20,7 @@ def random_graph(seed, num_items=200, num_collections=60, edges=900):
 
 
 def members(graph, collection):
-    return graph.neighbours(graph.num_items + collection)
+    return graph.neighbors(graph.num_items + collection)
 
 
 def all_pairs(graph, split):

@@ -12,7 +12,7 @@ def measured(name, *flags):
 
 def test_an_accelerators_script_runs_small_on_a_cpu():
     step, *gathers, embedding, note = measured("accelerator", "--small", "--hard", "1")
-    assert step["step_ms"] > 0 and 0 < step["utilisation"] < 2
+    assert step["step_ms"] > 0 and 0 < step["utilization"] < 2
     assert 0 <= step["wait_share"] <= 1 and step["producers_needed"] >= 1
     assert [row["gather"] for row in gathers] == [
         "copy of the table", "input vectors", "pooling", "its derivative",

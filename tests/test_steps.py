@@ -1,4 +1,4 @@
-"""Loss and gradients on any number of devices, one trace, schedule, curriculum, optimiser."""
+"""Loss and gradients on any number of devices, one trace, schedule, curriculum, optimizer."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from pinsage_jax.distributed.devices import (
 )
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
-from pinsage_jax.training.state import initial_state, learning_rate, make_optimiser
+from pinsage_jax.training.state import initial_state, learning_rate, make_optimizer
 from pinsage_jax.training.steps import global_gradients, loss_sum, make_train_step
 
 FEATURES = unit_features(40)
@@ -152,9 +152,9 @@ def test_a_batch_in_which_no_pair_counts_moves_nothing():
     )
     params = random_params(run.model, run.inputs.dim)
     model = PinSage(run.model, builder.budgets.rows)
-    optimiser = make_optimiser(run.train, 10.0)
-    step = compile_step(make_train_step(model, run.train, optimiser), 1)
-    state = replicate(initial_state(params, optimiser), make_devices(1))
+    optimizer = make_optimizer(run.train, 10.0)
+    step = compile_step(make_train_step(model, run.train, optimizer), 1)
+    state = replicate(initial_state(params, optimizer), make_devices(1))
     state, metrics = step(state, batch)
     assert float(metrics["loss_sum"]) == float(metrics["loss_count"]) == 0.0
     assert float(metrics["gradient_norm"]) == 0.0
@@ -167,16 +167,16 @@ def test_the_step_traces_once_and_learns(devices):
     builder = run.builder(devices)
     params = random_params(run.model, run.inputs.dim, run.lists.source.num_nodes)
     model = PinSage(run.model, builder.budgets.rows, num_ids_of(params))
-    optimiser = make_optimiser(run.train, 10.0)
+    optimizer = make_optimizer(run.train, 10.0)
     traced = []
-    step = make_train_step(model, run.train, optimiser)
+    step = make_train_step(model, run.train, optimizer)
 
     def counted(state, batch, axis_name=None):
         traced.append(1)
         return step(state, batch, axis_name=axis_name)
 
     compiled = compile_step(counted, devices)
-    state = replicate(initial_state(params, optimiser), make_devices(devices))
+    state = replicate(initial_state(params, optimizer), make_devices(devices))
     losses = []
     for number in range(12):
         batch, _ = builder.make(number % 2)
@@ -197,9 +197,9 @@ def test_steps_on_1_2_and_4_devices_stay_together():
         builder = run.builder(devices)
         model = PinSage(run.model, builder.budgets.rows, num_ids_of(params))
         # Adam's first steps are signs of gradients, which rounding can turn; SGD's are not.
-        optimiser = optax.sgd(0.1)
-        step = compile_step(make_train_step(model, run.train, optimiser), devices)
-        state = replicate(initial_state(params, optimiser), make_devices(devices))
+        optimizer = optax.sgd(0.1)
+        step = compile_step(make_train_step(model, run.train, optimizer), devices)
+        state = replicate(initial_state(params, optimizer), make_devices(devices))
         for number in range(4):
             state, _ = step(state, builder.make(number)[0])
         ends.append(jax.tree.map(np.asarray, state.params))
@@ -207,7 +207,7 @@ def test_steps_on_1_2_and_4_devices_stay_together():
     assert_trees_close(ends[2], ends[0], rtol=1e-4, atol=1e-6)
 
 
-# Learning rate, curriculum, optimiser.
+# Learning rate, curriculum, optimizer.
 
 
 @pytest.mark.parametrize("batch_size", [256, 1024, 4096])
@@ -255,10 +255,10 @@ def test_curriculum(start, most, expected):
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_biases_do_not_decay(clip):
     train = TrainConfig(weight_decay=0.5, learning_rate=0.1, batch_size=1024, clip_norm=clip)
-    optimiser = make_optimiser(train, 1.0)
+    optimizer = make_optimizer(train, 1.0)
     params = {"kernel": np.full((3, 2), 2.0, np.float32), "bias": np.full(2, 2.0, np.float32)}
     zeros = jax.tree.map(np.zeros_like, params)
-    updates, _ = optimiser.update(zeros, optimiser.init(params), params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     assert not np.asarray(updates["bias"]).any()
     np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-5)
 
@@ -268,12 +268,12 @@ def test_long_gradients_are_scaled_down():
     steps = {}
     for clip in (0.0, 1.0):
         train = TrainConfig(clip_norm=clip, weight_decay=0.0, batch_size=1024, warmup_epochs=0.0)
-        optimiser = make_optimiser(train, 1e9)
-        state, total = optimiser.init(params), 0.0
+        optimizer = make_optimizer(train, 1e9)
+        state, total = optimizer.init(params), 0.0
         # Adam forgets the length of a single gradient, not the ratio of two.
         for size in (1.0, 100.0):
             gradient = {"kernel": np.full((2, 2), size, np.float32)}
-            updates, state = optimiser.update(gradient, state, params)
+            updates, state = optimizer.update(gradient, state, params)
             total = float(np.asarray(updates["kernel"])[0, 0])
         steps[clip] = total
     assert abs(steps[0.0] - steps[1.0]) > 0.01 * abs(steps[0.0])

@@ -1,4 +1,4 @@
-"""Neighbourhood stores: the same lists whichever, and nothing damaged is ever used."""
+"""Neighborhood stores: the same lists whichever, and nothing damaged is ever used."""
 
 import concurrent.futures
 import dataclasses
@@ -18,11 +18,11 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.sampling import kernels, shards, store
-from pinsage_jax.sampling.lists import ListColumn, NeighbourLists
+from pinsage_jax.sampling.lists import ListColumn, NeighborLists
 from pinsage_jax.sampling.shards import ShardedTable
-from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.store import NeighborhoodSource
 
-SAMPLING = SamplingConfig(num_neighbours=4, num_walks=10, walk_length=2, neighbourhood="all")
+SAMPLING = SamplingConfig(num_neighbors=4, num_walks=10, walk_length=2, neighborhood="all")
 
 
 @pytest.fixture
@@ -180,12 +180,12 @@ def test_a_damaged_shard_is_named_and_made_again(damage, tmp_path, caplog):
     assert not caplog.messages
 
 
-@pytest.mark.parametrize("neighbourhood", ["items", "all"])
-def test_same_lists_whichever_store_and_threads(neighbourhood, small_shards, tmp_path):
+@pytest.mark.parametrize("neighborhood", ["items", "all"])
+def test_same_lists_whichever_store_and_threads(neighborhood, small_shards, tmp_path):
     graph = nasty_graph()
-    sampling = dataclasses.replace(SAMPLING, neighbourhood=neighbourhood)
+    sampling = dataclasses.replace(SAMPLING, neighborhood=neighborhood)
     sources = {
-        (kind, threads): NeighbourhoodSource(
+        (kind, threads): NeighborhoodSource(
             graph, sampling, 8, threads, kind, tmp_path / f"{kind}{threads}"
         )
         for kind in ("memory", "disk", "none", "auto")
@@ -219,11 +219,11 @@ def test_same_lists_whichever_store_and_threads(neighbourhood, small_shards, tmp
 
 def test_auto_goes_by_size(monkeypatch, tmp_path):
     graph = nasty_graph()
-    size = 8 * graph.num_nodes * SAMPLING.num_neighbours
+    size = 8 * graph.num_nodes * SAMPLING.num_neighbors
     for limit, kind in ((size, "memory"), (size - 1, "disk")):
         monkeypatch.setattr(store, "AUTO_BYTES", limit)
-        assert NeighbourhoodSource(graph, SAMPLING, 0, 1, "auto", tmp_path).store == kind
-        assert NeighbourhoodSource(graph, SAMPLING, 0, 1, "auto").store == "memory"
+        assert NeighborhoodSource(graph, SAMPLING, 0, 1, "auto", tmp_path).store == kind
+        assert NeighborhoodSource(graph, SAMPLING, 0, 1, "auto").store == "memory"
 
 
 def test_key_is_what_the_lists_depend_on(monkeypatch):
@@ -231,14 +231,14 @@ def test_key_is_what_the_lists_depend_on(monkeypatch):
 
     def key(graph=graph, seed=3, threads=1, **changes):
         sampling = dataclasses.replace(SAMPLING, **changes)
-        return NeighbourhoodSource(graph, sampling, seed, threads).key()
+        return NeighborhoodSource(graph, sampling, seed, threads).key()
 
     base = key()
     assert key(threads=3) == base and key(hard_walks=7) == base and len(base) == 16
     weighted = dataclasses.replace(graph, weights=np.ones(len(graph.indices), np.float32))
     others = [
-        key(seed=4), key(num_neighbours=5), key(num_walks=11), key(walk_length=3),
-        key(restart=0.4), key(restart_ends=True), key(neighbourhood="items"),
+        key(seed=4), key(num_neighbors=5), key(num_walks=11), key(walk_length=3),
+        key(restart=0.4), key(restart_ends=True), key(neighborhood="items"),
         key(graph=nasty_graph(seed=1)),
         key(graph=graph.without(items=np.array([7]))), key(graph=weighted),
     ]  # fmt: skip
@@ -255,12 +255,12 @@ def test_key_is_what_the_lists_depend_on(monkeypatch):
 
 def test_key_of_an_empty_graph():
     none = np.empty(0, np.int32)
-    source = NeighbourhoodSource(Graph.from_edges(none, none, 0, 0), SAMPLING, 0)
+    source = NeighborhoodSource(Graph.from_edges(none, none, 0, 0), SAMPLING, 0)
     assert source.num_nodes == 0 and len(source.key()) == 16
 
 
 def test_other_settings_are_kept_apart(small_shards, tmp_path):
-    one = NeighbourhoodSource(nasty_graph(), SAMPLING, 8, 1, "disk", tmp_path)
+    one = NeighborhoodSource(nasty_graph(), SAMPLING, 8, 1, "disk", tmp_path)
     other = one.like(dataclasses.replace(SAMPLING, num_walks=40))
     first, second = (source.keep_all().take(np.arange(40)) for source in (one, other))
     assert not np.array_equal(first[1], second[1])
@@ -271,8 +271,8 @@ def test_other_settings_are_kept_apart(small_shards, tmp_path):
 def test_lists_of_all_nodes(kind, small_shards, tmp_path, monkeypatch):
     monkeypatch.setattr("pinsage_jax.sampling.lists._ROWS_AT_ONCE", 7)
     run = make_run(links=3)
-    source = NeighbourhoodSource(run.graph, run.sampling, run.seed, 2, kind, tmp_path)
-    lists = NeighbourLists(source, "importance", run.links, 0.5)
+    source = NeighborhoodSource(run.graph, run.sampling, run.seed, 2, kind, tmp_path)
+    lists = NeighborLists(source, "importance", run.links, 0.5)
     ids, weights = lists.of_all()
     everyone = np.arange(source.num_nodes, dtype=np.int32)
     wanted_ids, wanted_weights = run.lists.of(everyone)
@@ -297,20 +297,20 @@ def test_lists_of_all_nodes(kind, small_shards, tmp_path, monkeypatch):
 def test_a_store_on_disk_and_resampling_contradict_each_other(kind, tmp_path):
     config = Config(
         "train", str(tmp_path), 0, 1, data=DataConfig(edges="e.csv"),
-        sampling=SamplingConfig(resample=True), store=StoreConfig(neighbourhood_store=kind),
+        sampling=SamplingConfig(resample=True), store=StoreConfig(neighborhood_store=kind),
     )  # fmt: skip
     if kind != "disk":
         config.validate()
         return
-    with pytest.raises(UserError, match=rf"^--neighbourhood_store={kind} .*--resample .*drop one"):
+    with pytest.raises(UserError, match=rf"^--neighborhood_store={kind} .*--resample .*drop one"):
         config.validate()
 
 
 def test_lists_of_an_epoch_are_walked_once_and_those_of_an_older_one_again(monkeypatch):
     graph = nasty_graph()
     sampling = dataclasses.replace(SAMPLING, resample=True)
-    plain = NeighbourhoodSource(graph, sampling, seed=1, store="none")
-    source = NeighbourhoodSource(graph, sampling, seed=1, store="memory")
+    plain = NeighborhoodSource(graph, sampling, seed=1, store="none")
+    source = NeighborhoodSource(graph, sampling, seed=1, store="memory")
     walked = []
     walk = source._walk
 
@@ -322,7 +322,7 @@ def test_lists_of_an_epoch_are_walked_once_and_those_of_an_older_one_again(monke
     nodes = np.flatnonzero(graph.degree() > 0).astype(np.int32)
     assert len(nodes) > 6 and nodes[0] < graph.num_items
     hidden = np.full(4, -1, np.int32)
-    hidden[2] = graph.neighbours(nodes[0])[0]
+    hidden[2] = graph.neighbors(nodes[0])[0]
     asked = [
         # A node with a collection hidden is another row than the node.
         (0, nodes[[3, 1, 0, 3]], hidden, [[3, 1, 3], [0]]),
@@ -346,8 +346,8 @@ def test_lists_of_an_epoch_are_walked_once_and_those_of_an_older_one_again(monke
 def test_lists_of_an_epoch_are_the_same_for_many_threads_at_once():
     graph = nasty_graph()
     sampling = dataclasses.replace(SAMPLING, resample=True)
-    plain = NeighbourhoodSource(graph, sampling, seed=1, store="none")
-    source = NeighbourhoodSource(graph, sampling, seed=1, store="memory")
+    plain = NeighborhoodSource(graph, sampling, seed=1, store="none")
+    source = NeighborhoodSource(graph, sampling, seed=1, store="memory")
     wanted = {epoch: plain.lookup(np.arange(graph.num_nodes), epoch) for epoch in range(3)}
     rng = np.random.default_rng(0)
     asked = [

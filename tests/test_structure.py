@@ -159,10 +159,8 @@ def device_complaints(name: str, tree: ast.Module) -> list[str]:
     named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     named |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     named |= {part for found in imports(tree) for part in found.split(".")}
-    spelt = named & {"pmap", "NamedSharding"}
-    return (
-        [f"{name} spells {word}" for word in sorted(spelt)] if name != "distributed.devices" else []
-    )
+    spelled = named & {"pmap", "NamedSharding"}
+    return [f"{name} spells {word}" for word in sorted(spelled) if name != "distributed.devices"]
 
 
 def flag_complaints(name: str, tree: ast.Module) -> list[str]:

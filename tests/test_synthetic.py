@@ -90,9 +90,9 @@ def test_schema_and_ids(small):
 
     items = small.tables["items"]
     assert items["item_id"].to_pylist() == [f"pin{number:07d}" for number in range(2000)]
-    catalogue = truth.draw_catalogue(SMALL)
+    catalog = truth.draw_catalog(SMALL)
     for number in (0, 7, 1999):
-        topic, style = divmod(int(catalogue.groups[number, 0]), SMALL.world_styles)
+        topic, style = divmod(int(catalog.groups[number, 0]), SMALL.world_styles)
         assert items["name"][number].as_py() == f"topic{topic} style{style} pin {number}"
     assert np.isfinite(small.content()).all()
     assert small.tables["edges"]["collection_id"][0].as_py() == f"board{small.boards[0]:06d}"
@@ -175,26 +175,26 @@ def test_streams_depend_on_the_row_alone(columns):
 
 
 def test_blocks_do_not_change_the_world(small, monkeypatch):
-    whole = truth.draw_catalogue(SMALL)
-    monkeypatch.setattr(truth, "_CATALOGUE_BLOCK", 77)
-    catalogue = truth.draw_catalogue(SMALL)
-    for field in dataclasses.fields(catalogue):
-        np.testing.assert_array_equal(getattr(catalogue, field.name), getattr(whole, field.name))
+    whole = truth.draw_catalog(SMALL)
+    monkeypatch.setattr(truth, "_CATALOG_BLOCK", 77)
+    catalog = truth.draw_catalog(SMALL)
+    for field in dataclasses.fields(catalog):
+        np.testing.assert_array_equal(getattr(catalog, field.name), getattr(whole, field.name))
 
-    blocks = list(synthetic.edge_blocks(SMALL, catalogue, block=331))
+    blocks = list(synthetic.edge_blocks(SMALL, catalog, block=331))
     assert len(blocks) > 20
     boards, pins = (np.concatenate(side) for side in zip(*blocks))
     np.testing.assert_array_equal(boards, small.boards)
     np.testing.assert_array_equal(pins, small.pins)
 
-    pairs = synthetic.draw_pairs(SMALL, catalogue, block=97)
+    pairs = synthetic.draw_pairs(SMALL, catalog, block=97)
     for name, found in pairs.items():
         for left, right in zip(found, small.pairs(name)):
             np.testing.assert_array_equal(left, right)
 
     visual = vectors(small.tables["items"]["visual"])
     view = truth.FeatureView(SMALL, text=False)
-    parts = [view.rows(catalogue, first, min(first + 331, 2000)) for first in range(0, 2000, 331)]
+    parts = [view.rows(catalog, first, min(first + 331, 2000)) for first in range(0, 2000, 331)]
     np.testing.assert_array_equal(np.concatenate(parts), visual)
 
 
@@ -244,11 +244,11 @@ def test_pairs_are_disjoint_and_of_their_kind(small):
 
 
 def test_noise_boards_disregard_topics(small):
-    catalogue = truth.draw_catalogue(SMALL)
+    catalog = truth.draw_catalog(SMALL)
     boards = truth.draw_boards(SMALL, 10_000)
     assert 0.06 < boards.noise.mean() < 0.14
     assert boards.offsets[-1] == 10_000
-    topic = catalogue.groups[:, 0] // SMALL.world_styles
+    topic = catalog.groups[:, 0] // SMALL.world_styles
     purity = np.array(
         [
             np.bincount(topic[small.pins[small.boards == board]]).max()
@@ -330,7 +330,7 @@ def walk_scores(world: World) -> np.ndarray:
 def test_neither_features_nor_graph_suffice(tmp_path, seed):
     world = World(dataclasses.replace(SMALL, world_seed=seed), tmp_path / "world")
     content, walk = world.content(), walk_scores(world)
-    # An untrained PinSage: features averaged over the 20 most visited neighbours.
+    # An untrained PinSage: features averaged over the 20 most visited neighbors.
     nearest = np.argsort(-walk, axis=1, kind="stable")[:, :20]
     weights = np.take_along_axis(walk, nearest, axis=1)
     pooled = unit((content[nearest] * weights[:, :, None]).sum(axis=1))

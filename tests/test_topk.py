@@ -1,4 +1,4 @@
-"""topk.py against sorting everything, with ties, odd blocks and short catalogues."""
+"""topk.py against sorting everything, with ties, odd blocks and short catalogs."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from pinsage_jax.evaluation.metrics import ranks_from_scores
 from pinsage_jax.retrieval import kernels, topk
 
 
-def naive_top_k(queries, catalogue, k, own=None):
+def naive_top_k(queries, catalog, k, own=None):
     """Sorts every row by (score down, id up)."""
     ids = np.full((len(queries), k), -1, np.int32)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     for row, query in enumerate(queries):
-        exact = [float(np.dot(query.astype(np.float64), item)) for item in catalogue]
-        order = sorted(range(len(catalogue)), key=lambda item: (-exact[item], item))
+        exact = [float(np.dot(query.astype(np.float64), item)) for item in catalog]
+        order = sorted(range(len(catalog)), key=lambda item: (-exact[item], item))
         kept = [item for item in order if own is None or item != own[row]][:k]
         ids[row, : len(kept)] = kept
         scores[row, : len(kept)] = [exact[item] for item in kept]
@@ -37,22 +37,22 @@ def selection(request, monkeypatch):
     "queries,rows,k,blocks",
     [
         (7, 50, 5, {}),
-        (7, 50, 5, {"query_block": 3, "catalogue_block": 13}),
+        (7, 50, 5, {"query_block": 3, "catalog_block": 13}),
         (1, 1, 1, {}),
         (5, 4, 9, {}),
-        (5, 300, 300, {"catalogue_block": 128}),
-        (9, 700, 3, {"query_block": 4, "catalogue_block": 256}),
+        (5, 300, 300, {"catalog_block": 128}),
+        (9, 700, 3, {"query_block": 4, "catalog_block": 256}),
         (9, 1000, 1, {}),
         (3, 897, 2, {}),
     ],
 )
 @pytest.mark.parametrize("exclude", [False, True])
 def test_top_k_equals_sorting(small_rng, queries, rows, k, blocks, exclude, selection):
-    catalogue = whole_numbers(small_rng, rows, 4)
+    catalog = whole_numbers(small_rng, rows, 4)
     own = small_rng.integers(0, rows, queries) if exclude else None
-    asked = catalogue[own] if exclude else whole_numbers(small_rng, queries, 4)
-    ids, scores = topk.top_k(asked, catalogue, k, own, **blocks)
-    wanted_ids, wanted_scores = naive_top_k(asked, catalogue, k, own)
+    asked = catalog[own] if exclude else whole_numbers(small_rng, queries, 4)
+    ids, scores = topk.top_k(asked, catalog, k, own, **blocks)
+    wanted_ids, wanted_scores = naive_top_k(asked, catalog, k, own)
     assert ids.dtype == np.int32 and scores.dtype == np.float32
     np.testing.assert_array_equal(ids, wanted_ids)
     np.testing.assert_array_equal(scores, wanted_scores)
@@ -60,13 +60,13 @@ def test_top_k_equals_sorting(small_rng, queries, rows, k, blocks, exclude, sele
 
 def test_runs_of_columns_are_used_and_exact(small_rng, selection):
     """2,000 columns and k=2 select by runs; the best sit at the edges of runs."""
-    catalogue = small_rng.uniform(-2, -1, (2000, 1)).astype(np.float32)
-    catalogue[[0, 31, 32, 1999]] = [[3], [5], [5], [4]]
-    ids, _ = topk.top_k(np.ones((1, 1), np.float32), catalogue, 4)
+    catalog = small_rng.uniform(-2, -1, (2000, 1)).astype(np.float32)
+    catalog[[0, 31, 32, 1999]] = [[3], [5], [5], [4]]
+    ids, _ = topk.top_k(np.ones((1, 1), np.float32), catalog, 4)
     assert ids.tolist() == [[31, 32, 1999, 0]]
     # All scores below zero: the zero rows of the padding must not win, nor make the
     # run that holds some of them look better than another.
-    below = catalogue[33:1998]
+    below = catalog[33:1998]
     ids, scores = topk.top_k(np.ones((1, 1), np.float32), below, 2)
     wanted_ids, wanted_scores = naive_top_k(np.ones((1, 1), np.float32), below, 2)
     np.testing.assert_array_equal(ids, wanted_ids)
@@ -81,9 +81,9 @@ def test_all_equal_gives_the_lowest_ids(selection):
 
 
 def test_zero_and_minus_zero_are_equal(selection):
-    catalogue = np.array([[0.0], [-0.0], [0.0], [-0.0]], np.float32)
+    catalog = np.array([[0.0], [-0.0], [0.0], [-0.0]], np.float32)
     for sign in (1, -1):
-        ids, _ = topk.top_k(np.array([[sign]], np.float32), catalogue, 4)
+        ids, _ = topk.top_k(np.array([[sign]], np.float32), catalog, 4)
         assert ids.tolist() == [[0, 1, 2, 3]]
 
 
@@ -141,11 +141,11 @@ def test_values_that_are_not_finite_are_refused(bad):
     good, broken = np.ones((300, 2), np.float32), np.ones((300, 2), np.float32)
     broken[257, 1] = bad
     pair = (np.array([0]), np.array([1]))
-    with pytest.raises(UserError, match="catalogue row 257"):
-        topk.top_k(good, broken, 2, catalogue_block=128)
+    with pytest.raises(UserError, match="catalog row 257"):
+        topk.top_k(good, broken, 2, catalog_block=128)
     with pytest.raises(UserError, match="query row 257"):
         topk.top_k(broken, good, 2, query_block=128)
-    with pytest.raises(UserError, match="catalogue row 257"):
+    with pytest.raises(UserError, match="catalog row 257"):
         topk.target_ranks(good[:1], broken, *pair)
     with pytest.raises(UserError, match="query row 0"):
         topk.target_ranks(broken[257:258], good, *pair)
@@ -155,20 +155,20 @@ def test_values_that_are_not_finite_are_refused(bad):
     "rows,blocks",
     [
         (40, {}),
-        (40, {"query_block": 7, "catalogue_block": 11}),
-        (41, {"query_block": 64, "catalogue_block": 1}),
+        (40, {"query_block": 7, "catalog_block": 11}),
+        (41, {"query_block": 64, "catalog_block": 1}),
         (1300, {}),
-        (1024, {"catalogue_block": 256}),
+        (1024, {"catalog_block": 256}),
     ],
 )
 def test_target_ranks_equal_the_ranks_of_scores(small_rng, rows, blocks):
-    catalogue = whole_numbers(small_rng, rows, 3)
+    catalog = whole_numbers(small_rng, rows, 3)
     pairs = np.array([(q, t) for q, t in small_rng.integers(0, rows, (130, 2)) if q != t])
     query, target = pairs.T
     known = np.where(np.arange(len(pairs)) % 5 == 0, -1, query)
-    scores = catalogue[query] @ catalogue.T
+    scores = catalog[query] @ catalog.T
     wanted = ranks_from_scores(scores, np.arange(len(pairs)), known, target)
-    found = topk.target_ranks(catalogue[query], catalogue, known, target, **blocks)
+    found = topk.target_ranks(catalog[query], catalog, known, target, **blocks)
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found, wanted)
 
@@ -176,28 +176,28 @@ def test_target_ranks_equal_the_ranks_of_scores(small_rng, rows, blocks):
 def test_copies_of_the_target_tie_with_it_wherever_they_are(small_rng):
     """Real-valued vectors: the score of a copy must equal the target's to the bit."""
     base = small_rng.normal(size=(1, 37)).astype(np.float32)
-    catalogue = small_rng.normal(size=(1500, 37)).astype(np.float32)
+    catalog = small_rng.normal(size=(1500, 37)).astype(np.float32)
     copies = small_rng.choice(np.arange(1, 1500), 301, replace=False)
-    catalogue[copies] = base
+    catalog[copies] = base
     queries = np.repeat(base, 301, axis=0) + small_rng.normal(size=(301, 37)).astype(np.float32)
-    ranks = topk.target_ranks(queries, catalogue, np.full(301, -1), copies)
-    others = np.delete(catalogue, copies, axis=0).astype(np.float64)
+    ranks = topk.target_ranks(queries, catalog, np.full(301, -1), copies)
+    others = np.delete(catalog, copies, axis=0).astype(np.float64)
     best = queries.astype(np.float64) @ base[0].astype(np.float64)
     greater = (queries.astype(np.float64) @ others.T > best[:, None]).sum(axis=1)
     np.testing.assert_array_equal(ranks, 1 + greater + 150)
 
 
 def test_float16_and_memory_maps_are_taken(tmp_path, small_rng):
-    catalogue = whole_numbers(small_rng, 60, 4).astype(np.float16)
-    np.save(tmp_path / "c.npy", catalogue)
+    catalog = whole_numbers(small_rng, 60, 4).astype(np.float16)
+    np.save(tmp_path / "c.npy", catalog)
     mapped = np.load(tmp_path / "c.npy", mmap_mode="r")
     ids, _ = topk.top_k(mapped[:5], mapped, 6)
-    np.testing.assert_array_equal(ids, naive_top_k(catalogue[:5], catalogue, 6)[0])
+    np.testing.assert_array_equal(ids, naive_top_k(catalog[:5], catalog, 6)[0])
 
 
 def test_bad_pairs_are_refused():
-    catalogue = np.ones((4, 2), np.float32)
+    catalog = np.ones((4, 2), np.float32)
     with pytest.raises(ValueError, match="own query"):
-        topk.target_ranks(catalogue[:1], catalogue, np.array([2]), np.array([2]))
+        topk.target_ranks(catalog[:1], catalog, np.array([2]), np.array([2]))
     with pytest.raises(ValueError, match="must lie in"):
-        topk.target_ranks(catalogue[:1], catalogue, np.array([2]), np.array([4]))
+        topk.target_ranks(catalog[:1], catalog, np.array([2]), np.array([4]))

@@ -56,7 +56,7 @@ def config_for(workdir, *, seed=0, sampling=None, model=None, train=None) -> Con
         threads=1,
         world=WORLD,
         sampling=SamplingConfig(
-            **{"num_neighbours": 10, "num_walks": 40, "hard_walks": 60, **(sampling or {})}
+            **{"num_neighbors": 10, "num_walks": 40, "hard_walks": 60, **(sampling or {})}
         ),
         model=ModelConfig(
             **{
@@ -168,7 +168,7 @@ def test_what_a_run_leaves(whole):
     # The curriculum shows: none, one, two hard negatives (less those that miss).
     hard = {line["step"]: line["hard_per_query"] for line in losses}
     assert hard[4] == 0.0 and 0.5 < hard[8] <= 1.0 < hard[14] <= 2.0
-    assert all(line["neighbours_left_out"] == 0 for line in losses)
+    assert all(line["neighbors_left_out"] == 0 for line in losses)
 
 
 def test_a_second_run_is_bit_identical(workdir, saved, whole):
@@ -333,7 +333,7 @@ def test_a_checkpoint_of_other_data_is_refused(workdir, saved):
     pipeline.train(config)
     other = dataclasses.replace(config, world=dataclasses.replace(WORLD, world_items=500))
     pipeline.prepare(other)
-    with pytest.raises(UserError, match="catalogue of 600 items but the workdir holds"):
+    with pytest.raises(UserError, match="catalog of 600 items but the workdir holds"):
         pipeline.train(other)
 
 
@@ -419,7 +419,7 @@ def planted_tables(folder, seed):
 
     A feature vector is loud noise that means nothing, beside a quiet noisy sign of the
     group.  So features alone fail, and a network must learn which of them to read and
-    that neighbours, pooled, say it more clearly.
+    that neighbors, pooled, say it more clearly.
     """
     rng = np.random.default_rng(seed)
     group = np.arange(400) % 20
@@ -455,7 +455,7 @@ def hit_rates(folder, seed=0):
     config = config_for(
         folder / "run",
         seed=seed,
-        sampling={"content_neighbours": 0},
+        sampling={"content_neighbors": 0},
         model={"num_layers": 1, "structure_dim": 0, "whiten": 0.0},
         train={
             "epochs": 6.0,

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_new_items import catalogue, vector_text, write_csv  # noqa: F401
+from test_new_items import catalog, vector_text, write_csv  # noqa: F401
 
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.search import SearchConfig
@@ -37,8 +37,8 @@ def edges_table(tmp_path, name, rows):
     return write_csv(tmp_path / name, ["collection_id", "item_id"], rows)
 
 
-def test_layers_are_found_again_or_deleted(catalogue, nothing_computed):  # noqa: F811
-    config, vectors, _, _ = catalogue
+def test_layers_are_found_again_or_deleted(catalog, nothing_computed):  # noqa: F811
+    config, vectors, _, _ = catalog
     layers = pathlib.Path(config.workdir) / "layers"
     assert not layers.exists()
     config = dataclasses.replace(
@@ -47,10 +47,10 @@ def test_layers_are_found_again_or_deleted(catalogue, nothing_computed):  # noqa
     pipeline.embed(config)
     assert {path.name.split(".")[0] for path in layers.glob("*/*")} == {"lists", "vectors"}
     nothing_computed()
-    quantised = dataclasses.replace(
+    quantized = dataclasses.replace(
         config.embed, export_dtype="int8", export_format="npy", export_dim=6
     )
-    manifest = pipeline.embed(dataclasses.replace(config, embed=quantised))
+    manifest = pipeline.embed(dataclasses.replace(config, embed=quantized))
     assert manifest["against_float32"]["recall@10"] < 1.0
     assert manifest["flags"]["export_dim"] == 6 and manifest["parameters"]
     folder = pathlib.Path(config.workdir) / "embeddings"
@@ -60,8 +60,8 @@ def test_layers_are_found_again_or_deleted(catalogue, nothing_computed):  # noqa
     np.testing.assert_allclose(found, vectors, atol=1e-5)
 
 
-def test_changes_one_after_the_other(catalogue, tmp_path, capsys, nothing_computed):  # noqa: F811
-    config, _, features, edges = catalogue
+def test_changes_one_after_the_other(catalog, tmp_path, capsys, nothing_computed):  # noqa: F811
+    config, _, features, edges = catalog
     items = write_csv(
         tmp_path / "items.csv",
         ["item_id", "look", "year"],
@@ -108,8 +108,8 @@ def test_changes_one_after_the_other(catalogue, tmp_path, capsys, nothing_comput
     assert "fresh" in pq.read_table(updated / "related_items.parquet")["item_id"].to_pylist()
 
 
-def test_an_update_of_another_catalogue_is_refused(catalogue, tmp_path):  # noqa: F811
-    config, *_ = catalogue
+def test_an_update_of_another_catalog_is_refused(catalog, tmp_path):  # noqa: F811
+    config, *_ = catalog
     run = dataclasses.replace(
         config,
         update=UpdateConfig(changed_edges=edges_table(tmp_path, "c.csv", [("c2", "i3")])),
@@ -123,7 +123,7 @@ def test_an_update_of_another_catalogue_is_refused(catalogue, tmp_path):  # noqa
         run, update=UpdateConfig(changed_edges=edges_table(tmp_path, "d.csv", [("c2", "i4")]))
     )
     try:
-        with pytest.raises(UserError, match="is of another catalogue than"):
+        with pytest.raises(UserError, match="is of another catalog than"):
             pipeline.embed(other)
     finally:
         files.write_sealed(path, saved)

@@ -1,4 +1,4 @@
-"""Recomputing what a change reaches, against whole inference over the changed catalogue."""
+"""Recomputing what a change reaches, against whole inference over the changed catalog."""
 
 import csv
 import dataclasses
@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pyarrow as pa
 import pytest
-from small_catalogue import make_prepared, random_graph
+from small_catalog import make_prepared, random_graph
 from small_texts import link_vectors, random_texts, text_transform
 from small_worlds import unit_features
 from test_new_items import random_params, settings, unit, vector_text
@@ -22,15 +22,15 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.feature_blocks import DenseBlock
 from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.inference.current_catalogue import CurrentCatalogue, fill_tables
+from pinsage_jax.inference.current_catalog import CurrentCatalog, fill_tables
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.inference.tables import KeptTables
 from pinsage_jax.inference.updating import Update
 from pinsage_jax.sampling.content_links import ContentLinks
-from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.reach import walks_to_repeat
-from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.store import NeighborhoodSource
 
 ITEMS, COLLECTIONS, WIDTH = 60, 14, 6
 OFFSET = 0.25
@@ -47,7 +47,7 @@ def table(path, header, rows):
 
 
 class World:
-    """A catalogue in files, and a change of it."""
+    """A catalog in files, and a change of it."""
 
     def __init__(
         self, root, rng, *, width=WIDTH, weighted=False, dtype=np.float32, graph=None, texts=None
@@ -74,7 +74,7 @@ class World:
         files.write_json(self.source / "eval_kinds.json", [])
 
     def change(self, added=(), removed=(), items=None, step="step"):
-        """(changes, the prepared catalogue with them)."""
+        """(changes, the prepared catalog with them)."""
         folder = self.root / step
         folder.mkdir()
         extra = ["w"] if self.weighted else []
@@ -105,12 +105,12 @@ def edges_of(graph):
     return [
         (item, int(node) - graph.num_items)
         for item in range(graph.num_items)
-        for node in graph.neighbours(item)
+        for node in graph.neighbors(item)
     ]
 
 
 def slow_links(config, features, candidates, degree, large):
-    size = config.sampling.content_neighbours if features.shape[1] else 0
+    size = config.sampling.content_neighbors if features.shape[1] else 0
     ids = np.full((len(features), size), -1, np.int32)
     shares = np.zeros(ids.shape, np.float32)
     for item in range(len(features) if size else 0):
@@ -127,10 +127,10 @@ def slow_links(config, features, candidates, degree, large):
 
 
 def whole(config, trained, after, bases, params):
-    """embed_all of every node of the changed catalogue, its parts made one by one."""
+    """embed_all of every node of the changed catalog, its parts made one by one."""
     graph, items = after.graph, after.graph.num_items
     known = trained.graph.num_items
-    everything = config.sampling.neighbourhood == "all"
+    everything = config.sampling.neighborhood == "all"
     nodes = graph.num_nodes if everything else items
     degree = graph.degree()
     features = after.features.astype(np.float32)
@@ -138,16 +138,16 @@ def whole(config, trained, after, bases, params):
     links = slow_links(
         config, link_vectors(after), candidates, degree, known > config.sampling.content_limit
     )
-    source = NeighbourhoodSource(graph, config.sampling, config.seed, 1)
-    lists = NeighbourLists.made_of(source, links, config).with_walks(config.embed.embed_walks)
+    source = NeighborhoodSource(graph, config.sampling, config.seed, 1)
+    lists = NeighborLists.made_of(source, links, config).with_walks(config.embed.embed_walks)
     ids, weights = lists.of(np.arange(nodes, dtype=np.int32))
     fitted = Encoder.over(config, trained, trained.graph, bases).inputs
     place = np.zeros((graph.num_nodes, bases.shape[1]))
     for collection in range(items, graph.num_nodes):
-        based = [i for i in graph.neighbours(collection) if i < known]
+        based = [i for i in graph.neighbors(collection) if i < known]
         place[collection] = bases[based].mean(axis=0) if based else 0
     for item in range(items):
-        place[item] = place[graph.neighbours(item)].sum(axis=0)
+        place[item] = place[graph.neighbors(item)].sum(axis=0)
     rows = []
     for node in range(nodes):
         row = features[node] * fitted.scale if node < items else np.zeros(features.shape[1])
@@ -171,9 +171,9 @@ def whole(config, trained, after, bases, params):
     return out
 
 
-def adjustment(catalogue):
+def adjustment(catalog):
     def adjust(begin, end, rows):
-        cold = catalogue.edgeless(np.arange(begin, end))
+        cold = catalog.edgeless(np.arange(begin, end))
         rows[cold, -1] += np.float32(OFFSET)
 
     return adjust
@@ -181,8 +181,8 @@ def adjustment(catalogue):
 
 def updated(config, world, before, after, changes, bases, params, name="0", old=None):
     """(vectors, report, tables) by Update."""
-    first = CurrentCatalogue(config, world.before, before, bases)
-    second = CurrentCatalogue(config, world.before, after, bases)
+    first = CurrentCatalog(config, world.before, before, bases)
+    second = CurrentCatalog(config, world.before, after, bases)
     if old is None:
         old = KeptTables(world.root / "layers" / "old", 16, keep=True)
         fill_tables(first, params, old, adjustment(first))
@@ -201,11 +201,11 @@ CASES = {
         "added": 4, "world": {"weighted": True}, "model": {"pooling": "max", "num_layers": 2},
     },
     "collections too": {
-        "added": ADDED, "removed": 2, "sampling": {"neighbourhood": "all"},
+        "added": ADDED, "removed": 2, "sampling": {"neighborhood": "all"},
         "model": {"num_layers": 2},
     },
     "collections too, items come": {
-        "added": [("c-3", "fresh-0")], "items": NEW, "sampling": {"neighbourhood": "all"},
+        "added": [("c-3", "fresh-0")], "items": NEW, "sampling": {"neighborhood": "all"},
     },
     "links for the edgeless": {
         "added": ADDED, "removed": 3, "items": {"item-3": 2} | NEW,
@@ -231,7 +231,7 @@ def test_equal_to_whole_inference(case, tmp_path, small_rng):
     removed = world.some_edges(removed) if removed else ()
     changes, after = world.change(added, removed, case.get("items"))
     bases = small_rng.normal(size=(ITEMS, config.model.structure_dim)).astype(np.float32)
-    first = CurrentCatalogue(config, world.before, world.before, bases)
+    first = CurrentCatalog(config, world.before, world.before, bases)
     params = random_params(config, first.inputs.dim, first.num_nodes)
     vectors, report, _ = updated(config, world, world.before, after, changes, bases, params)
     expected = whole(config, world.before, after, bases, params)
@@ -256,11 +256,11 @@ def two_worlds() -> Graph:
 
 
 def test_what_is_out_of_reach_stays_bit_for_bit(tmp_path, small_rng):
-    config = settings(sampling={"content_neighbours": 0}, num_layers=2)
+    config = settings(sampling={"content_neighbors": 0}, num_layers=2)
     world = World(tmp_path, small_rng, graph=two_worlds())
     bases = small_rng.normal(size=(ITEMS, 4)).astype(np.float32)
     changes, after = world.change([("c-8", "item-40"), ("c-8", "fresh-0")], (), NEW)
-    first = CurrentCatalogue(config, world.before, world.before, bases)
+    first = CurrentCatalog(config, world.before, world.before, bases)
     params = random_params(config, first.inputs.dim, first.num_nodes)
     vectors, report, tables = updated(config, world, world.before, after, changes, bases, params)
     np.testing.assert_allclose(
@@ -285,7 +285,7 @@ def test_walks_that_may_meet_a_change(length):
     for changed in ([], [3], [62, 70], [59]):
         expected = set(changed)
         for _ in range(2 * length - 1):
-            expected |= {int(n) for node in expected for n in graph.neighbours(node)}
+            expected |= {int(n) for node in expected for n in graph.neighbors(node)}
         found = walks_to_repeat(graph, np.array(changed, np.int32), length)
         assert set(np.flatnonzero(found).tolist()) == expected
 
@@ -322,13 +322,13 @@ def test_refusals(tmp_path, small_rng):
     there = world.some_edges(1)
     for number, (message, change) in enumerate(
         {
-            "'item-99' in row 1 .* neither in the catalogue nor in --changed_items": {
+            "'item-99' in row 1 .* neither in the catalog nor in --changed_items": {
                 "added": [("c-1", "item-99")]
             },
-            "edge of item 'item-55' and collection 'c-1' in row 1 .* is not in the catalogue": {
+            "edge of item 'item-55' and collection 'c-1' in row 1 .* is not in the catalog": {
                 "removed": [("c-1", "item-55")]
             },
-            "is not in the catalogue; leave it out": {"removed": [("c-none", "item-1")]},
+            "is not in the catalog; leave it out": {"removed": [("c-none", "item-1")]},
             "is also in --changed_edges": {"added": there, "removed": there},
         }.items()
     ):

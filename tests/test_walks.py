@@ -1,4 +1,4 @@
-"""Walk neighbourhoods: equal to a slow reference, and to exact probabilities."""
+"""Walk neighborhoods: equal to a slow reference, and to exact probabilities."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from pinsage_jax.sampling.neighborhoods import (
     visit_counts,
     visit_scores,
 )
-from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.store import NeighborhoodSource
 
 # Without compilation the wrapping products of the hashes are NumPy scalars, which warn.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
@@ -57,28 +57,28 @@ SHAPES = {
     "dense": (10, 6, scattered(2, 10, 6, 60)),
 }
 SETTINGS = {
-    "default-like": SamplingConfig(num_neighbours=4, num_walks=9, walk_length=3, restart=0.3),
+    "default-like": SamplingConfig(num_neighbors=4, num_walks=9, walk_length=3, restart=0.3),
     "all nodes": SamplingConfig(
-        neighbourhood="all", num_neighbours=5, num_walks=9, walk_length=3, restart=0.3
+        neighborhood="all", num_neighbors=5, num_walks=9, walk_length=3, restart=0.3
     ),
-    "more neighbours than nodes": SamplingConfig(num_neighbours=40, num_walks=7, walk_length=2),
-    "one walk of one step": SamplingConfig(num_neighbours=3, num_walks=1, walk_length=1),
-    "one neighbour": SamplingConfig(num_neighbours=1, num_walks=12, walk_length=2),
-    "no restart": SamplingConfig(num_neighbours=4, num_walks=5, walk_length=5, restart=0.0),
-    "many walks": SamplingConfig(num_neighbours=6, num_walks=60, walk_length=2, restart=0.3),
+    "more neighbors than nodes": SamplingConfig(num_neighbors=40, num_walks=7, walk_length=2),
+    "one walk of one step": SamplingConfig(num_neighbors=3, num_walks=1, walk_length=1),
+    "one neighbor": SamplingConfig(num_neighbors=1, num_walks=12, walk_length=2),
+    "no restart": SamplingConfig(num_neighbors=4, num_walks=5, walk_length=5, restart=0.0),
+    "many walks": SamplingConfig(num_neighbors=6, num_walks=60, walk_length=2, restart=0.3),
     "restart ends": SamplingConfig(
-        num_neighbours=4, num_walks=9, walk_length=4, restart=0.4, restart_ends=True
+        num_neighbors=4, num_walks=9, walk_length=4, restart=0.4, restart_ends=True
     ),
     "restart ends, all nodes": SamplingConfig(
-        neighbourhood="all",
-        num_neighbours=5,
+        neighborhood="all",
+        num_neighbors=5,
         num_walks=9,
         walk_length=4,
         restart=0.4,
         restart_ends=True,
     ),
     "always restart": SamplingConfig(
-        neighbourhood="all", num_neighbours=4, num_walks=5, walk_length=3, restart=1.0
+        neighborhood="all", num_neighbors=4, num_walks=5, walk_length=3, restart=1.0
     ),
 }
 
@@ -95,7 +95,7 @@ def starts_and_limits(graph, rng):
     """Every start with: nothing hidden; each of its own collections; any other; a dropped node."""
     rows = []
     for start in range(graph.num_nodes):
-        own = graph.neighbours(start).tolist() if start < graph.num_items else []
+        own = graph.neighbors(start).tolist() if start < graph.num_items else []
         anywhere = int(rng.integers(graph.num_items, graph.num_nodes))
         for hidden in {-1, anywhere, *own[:3]}:
             rows.append((start, hidden, int(rng.integers(-1, graph.num_nodes))))
@@ -113,7 +113,7 @@ def test_equal_to_the_reference(shape, uneven):
         got = visit_counts(
             tables, starts, sampling, seed=11, epoch=2, hidden=hidden, dropped=dropped
         )
-        ids, counts = reference.neighbourhoods(
+        ids, counts = reference.neighborhoods(
             graph, starts, sampling, seed=11, epoch=2, hidden=hidden, dropped=dropped
         )
         assert got.ids.dtype == np.int32 and got.counts.dtype == np.int32
@@ -135,8 +135,8 @@ def test_equal_to_the_reference_on_random_graphs(trial):
     graph = Graph.from_edges(item_ids, collection_ids, items, collections, weights)
     assert graph.num_edges == len(set(zip(item_ids.tolist(), collection_ids.tolist())))
     sampling = SamplingConfig(
-        neighbourhood=("items", "all")[trial // 2 % 2],
-        num_neighbours=int(rng.integers(1, 12)),
+        neighborhood=("items", "all")[trial // 2 % 2],
+        num_neighbors=int(rng.integers(1, 12)),
         num_walks=int(rng.integers(1, 20)),
         walk_length=int(rng.integers(1, 5)),
         restart=float(rng.uniform(0, 1)),
@@ -147,7 +147,7 @@ def test_equal_to_the_reference_on_random_graphs(trial):
     got = visit_counts(
         WalkTables(graph), starts, sampling, seed=seed, hidden=hidden, dropped=dropped
     )
-    ids, counts = reference.neighbourhoods(
+    ids, counts = reference.neighborhoods(
         graph, starts, sampling, seed=seed, hidden=hidden, dropped=dropped
     )
     np.testing.assert_array_equal(got.ids, ids)
@@ -183,7 +183,7 @@ def test_keys_of_different_meaning_differ():
 
 
 def test_draws_are_uniform_and_independent():
-    """Chi-square of the leading bits, and of neighbouring draws together."""
+    """Chi-square of the leading bits, and of neighboring draws together."""
     key = np.uint64(kernels.stream(3, 0, 17))
     bits = np.array(
         [[int(kernels.draw(key, walk, i)) for i in range(3)] for walk in range(20_000)], np.uint64
@@ -204,15 +204,15 @@ def test_draws_are_uniform_and_independent():
 def test_tie_rule():
     """Every item of a complete graph is reachable alike, so small counts tie often."""
     graph = reference.small_graph(complete(40, 2), 40, 2, False)
-    sampling = SamplingConfig(num_neighbours=12, num_walks=30, walk_length=1)
+    sampling = SamplingConfig(num_neighbors=12, num_walks=30, walk_length=1)
     starts = np.arange(40, dtype=np.int32)
     got = visit_counts(WalkTables(graph), starts, sampling, seed=5)
-    ids, counts = reference.neighbourhoods(graph, starts, sampling, seed=5)
+    ids, counts = reference.neighborhoods(graph, starts, sampling, seed=5)
     np.testing.assert_array_equal(got.ids, ids)
     np.testing.assert_array_equal(got.counts, counts)
     tied = got.counts[:, 11] == got.counts[:, 10]
     assert tied.mean() > 0.9
-    # Ordering ties by id would favour low ids for every start; the hash favours none.
+    # Ordering ties by id would favor low ids for every start; the hash favors none.
     assert abs(ids[ids >= 0].mean() - 19.5) < 3
     order = [tuple(row) for row in ids.tolist()]
     assert any(list(row) != sorted(row) for row in order)
@@ -222,9 +222,9 @@ def test_tie_rule():
 def test_thousands_of_visits():
     edges = {(0, 0): 1.0, (1, 0): 8.0, (2, 0): 8.0, (3, 0): 8.0, (4, 0): 1.0, (5, 0): 1.0}
     graph = reference.small_graph(edges, 6, 1, True)
-    sampling = SamplingConfig(num_neighbours=2, num_walks=1500, walk_length=3)
+    sampling = SamplingConfig(num_neighbors=2, num_walks=1500, walk_length=3)
     got = visit_counts(WalkTables(graph), np.array([0]), sampling, seed=1)
-    ids, counts = reference.neighbourhoods(graph, [0], sampling, seed=1)
+    ids, counts = reference.neighborhoods(graph, [0], sampling, seed=1)
     assert counts.min() > 1023
     np.testing.assert_array_equal(got.ids, ids)
     np.testing.assert_array_equal(got.counts, counts)
@@ -296,11 +296,11 @@ def test_a_heavy_row_does_not_blur_the_rows_after_it():
     """Running sums start anew in each row, so a weight of 1e30 elsewhere does no harm."""
     heavy = {(0, 0): 1e30, (1, 0): 1e30}
     light = {(2, 1): 1e-6, (3, 1): 3e-6, (4, 1): 2e-6}
-    sampling = SamplingConfig(num_neighbours=3, num_walks=60, walk_length=2)
+    sampling = SamplingConfig(num_neighbors=3, num_walks=60, walk_length=2)
     graph = reference.small_graph(heavy | light, 5, 2, True)
     starts = np.arange(graph.num_nodes, dtype=np.int32)
     got = visit_counts(WalkTables(graph), starts, sampling, seed=0)
-    ids, counts = reference.neighbourhoods(graph, starts, sampling, seed=0)
+    ids, counts = reference.neighborhoods(graph, starts, sampling, seed=0)
     np.testing.assert_array_equal(got.ids, ids)
     np.testing.assert_array_equal(got.counts, counts)
     assert set(got.ids[2].tolist()) == {3, 4, -1}
@@ -312,7 +312,7 @@ def test_weighted_picks_stay_in_their_row(bits):
     """Extreme weights and extreme draws: inside the row, and never the place to avoid."""
     rows = ([1.0, 1e-30, 1e30], [1e30, 1e-30, 1.0], [1e-30, 1e30, 1e-30], [1e-38, 1e-38], [0.1] * 7)
     for row in rows:
-        # Neighbouring rows hold other sums; a pick that strays reads them.
+        # Neighboring rows hold other sums; a pick that strays reads them.
         cumulative = np.concatenate([[1e-9], np.cumsum(row), [1e99]])
         low, high = 1, 1 + len(row)
         assert low <= kernels._pick_weighted(cumulative, low, high, np.uint64(bits)) < high
@@ -333,9 +333,9 @@ def wide():
     )
 
 
-@pytest.mark.parametrize("neighbourhood", ["items", "all"])
-def test_same_bits_for_any_number_of_threads(wide, neighbourhood):
-    sampling = SamplingConfig(neighbourhood=neighbourhood, num_walks=20, num_neighbours=8)
+@pytest.mark.parametrize("neighborhood", ["items", "all"])
+def test_same_bits_for_any_number_of_threads(wide, neighborhood):
+    sampling = SamplingConfig(neighborhood=neighborhood, num_walks=20, num_neighbors=8)
     tables, starts = WalkTables(wide), np.arange(wide.num_nodes, dtype=np.int32)
     once = visit_counts(tables, starts, sampling, seed=4, epoch=1)
     assert (once.ids >= 0).any(axis=1).sum() > 300
@@ -346,7 +346,7 @@ def test_same_bits_for_any_number_of_threads(wide, neighbourhood):
 
 
 def test_a_node_has_the_same_list_in_any_batch(wide):
-    sampling = SamplingConfig(num_walks=20, num_neighbours=8)
+    sampling = SamplingConfig(num_walks=20, num_neighbors=8)
     tables, starts = WalkTables(wide), np.arange(wide.num_nodes, dtype=np.int32)
     once = visit_counts(tables, starts, sampling, seed=4)
     rng = np.random.default_rng(2)
@@ -365,7 +365,7 @@ def test_a_node_has_the_same_list_in_any_batch(wide):
 
 @pytest.mark.parametrize("walks_in_flight", [1, 60, 10**6])
 def test_same_bits_for_any_number_of_walks_in_flight(wide, walks_in_flight, monkeypatch):
-    sampling = SamplingConfig(num_walks=20, num_neighbours=8, restart_ends=True)
+    sampling = SamplingConfig(num_walks=20, num_neighbors=8, restart_ends=True)
     tables, starts = WalkTables(wide), np.arange(wide.num_nodes, dtype=np.int32)
     once = visit_counts(tables, starts, sampling, seed=4)
     monkeypatch.setattr(neighborhoods, "_WALKS_IN_FLIGHT", walks_in_flight)
@@ -375,7 +375,7 @@ def test_same_bits_for_any_number_of_walks_in_flight(wide, walks_in_flight, monk
 
 
 def test_seed_and_epoch_matter(wide):
-    sampling = SamplingConfig(num_walks=20, num_neighbours=8)
+    sampling = SamplingConfig(num_walks=20, num_neighbors=8)
     tables, starts = WalkTables(wide), np.arange(wide.num_items, dtype=np.int32)
     lists = [
         visit_counts(tables, starts, sampling, seed=seed, epoch=epoch).ids.tobytes()
@@ -393,8 +393,8 @@ def test_seed_and_epoch_matter(wide):
 def test_one_walk_follows_edges(shape):
     """One step of one walk visits a collection of the start, then an item of that collection."""
     graph = make(shape, False)
-    rows = {node: set(graph.neighbours(node).tolist()) for node in range(graph.num_nodes)}
-    sampling = SamplingConfig(neighbourhood="all", num_neighbours=4, num_walks=1, walk_length=1)
+    rows = {node: set(graph.neighbors(node).tolist()) for node in range(graph.num_nodes)}
+    sampling = SamplingConfig(neighborhood="all", num_neighbors=4, num_walks=1, walk_length=1)
     starts = np.arange(graph.num_items, dtype=np.int32)
     tables = WalkTables(graph)
     for epoch in range(5):
@@ -413,13 +413,13 @@ def test_one_walk_follows_edges(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_walks_stay_in_their_component(shape, uneven):
     graph = make(shape, uneven)
-    sampling = SamplingConfig(neighbourhood="all", num_neighbours=50, num_walks=50, walk_length=8)
+    sampling = SamplingConfig(neighborhood="all", num_neighbors=50, num_walks=50, walk_length=8)
     starts = np.arange(graph.num_nodes, dtype=np.int32)
     got = visit_counts(WalkTables(graph), starts, sampling, seed=0)
     for start in range(graph.num_nodes):
         component, front = {start}, [start]
         while front:
-            front = [n for node in front for n in graph.neighbours(node).tolist()]
+            front = [n for node in front for n in graph.neighbors(node).tolist()]
             front = [node for node in set(front) if node not in component]
             component.update(front)
         visited = {node for node in got.ids[start].tolist() if node >= 0}
@@ -432,7 +432,7 @@ def test_hidden_and_dropped_nodes():
     """An item whose only collection is hidden is as good as isolated."""
     graph = reference.small_graph({(0, 0): 1.0, (1, 0): 1.0, (1, 1): 1.0, (2, 1): 1.0}, 3, 2, False)
     tables = WalkTables(graph)
-    sampling = SamplingConfig(neighbourhood="all", num_neighbours=5, num_walks=40, walk_length=3)
+    sampling = SamplingConfig(neighborhood="all", num_neighbors=5, num_walks=40, walk_length=3)
 
     def visited(start, hidden=-1, dropped=-1):
         arrays = [np.array([value], np.int32) for value in (start, hidden, dropped)]
@@ -499,7 +499,7 @@ def expected_visits(start, sampling, weighted, hidden):
             stays = (1 - sampling.restart) * place
             place = stays + (1 - stays.sum()) * home * (not sampling.restart_ends)
         place = place @ from_items
-        if sampling.neighbourhood == "all":
+        if sampling.neighborhood == "all":
             # Whoever still stands on the start has not moved in this half.
             visits += place * (home == 0)
         place = place @ from_collections
@@ -521,14 +521,14 @@ def sampled_visits(start, sampling, weighted, hidden, epochs):
 
 
 WALKS = {
-    "one step": SamplingConfig(num_walks=8, walk_length=1, restart=0.0, num_neighbours=7),
-    "long, no restart": SamplingConfig(num_walks=8, walk_length=4, restart=0.0, num_neighbours=7),
-    "restart": SamplingConfig(num_walks=8, walk_length=5, restart=0.4, num_neighbours=7),
+    "one step": SamplingConfig(num_walks=8, walk_length=1, restart=0.0, num_neighbors=7),
+    "long, no restart": SamplingConfig(num_walks=8, walk_length=4, restart=0.0, num_neighbors=7),
+    "restart": SamplingConfig(num_walks=8, walk_length=5, restart=0.4, num_neighbors=7),
     "restart, all nodes": SamplingConfig(
-        neighbourhood="all", num_walks=8, walk_length=5, restart=0.4, num_neighbours=7
+        neighborhood="all", num_walks=8, walk_length=5, restart=0.4, num_neighbors=7
     ),
     "restart ends": SamplingConfig(
-        num_walks=8, walk_length=5, restart=0.4, restart_ends=True, num_neighbours=7
+        num_walks=8, walk_length=5, restart=0.4, restart_ends=True, num_neighbors=7
     ),
 }
 
@@ -562,7 +562,7 @@ def test_mean_visits_are_exact(walks, weighted, start, hidden):
 def test_chi_square_of_one_step(start, weighted, hidden):
     """Walks of one step are independent, so their counts are multinomial."""
     walks = 40_000
-    sampling = SamplingConfig(num_walks=walks, walk_length=1, num_neighbours=7)
+    sampling = SamplingConfig(num_walks=walks, walk_length=1, num_neighbors=7)
     counts = sampled_visits(start, sampling, weighted, hidden, 1)[0]
     exact = walks * expected_visits(start, sampling, weighted, hidden)
     assert counts[exact == 0].sum() == 0
@@ -605,7 +605,7 @@ def test_bad_starts_and_limits_are_refused():
 
 
 def test_mapped_graph_gives_the_same_lists(wide, tmp_path):
-    sampling = SamplingConfig(num_walks=10, num_neighbours=4)
+    sampling = SamplingConfig(num_walks=10, num_neighbors=4)
     starts = np.arange(50, dtype=np.int32)
     wide.save(tmp_path)
     kept = visit_counts(WalkTables(wide), starts, sampling, seed=0)
@@ -616,11 +616,11 @@ def test_mapped_graph_gives_the_same_lists(wide, tmp_path):
 
 def test_visit_scores_rank_every_reached_item():
     graph = make("sparse, isolated items and empty collections", False)
-    sampling = SamplingConfig(neighbourhood="all", num_neighbours=2, num_walks=3)
+    sampling = SamplingConfig(neighborhood="all", num_neighbors=2, num_walks=3)
     queries = np.arange(graph.num_items, dtype=np.int32)
     ids, counts = visit_scores(graph, queries, sampling, seed=6, num_walks=25, threads=2)
-    items_only = dataclasses.replace(sampling, neighbourhood="items")
-    wanted_ids, wanted_counts = reference.neighbourhoods(
+    items_only = dataclasses.replace(sampling, neighborhood="items")
+    wanted_ids, wanted_counts = reference.neighborhoods(
         graph, queries, items_only, seed=6, size=graph.num_items - 1, num_walks=25
     )
     np.testing.assert_array_equal(ids, wanted_ids)
@@ -628,22 +628,22 @@ def test_visit_scores_rank_every_reached_item():
 
 
 @pytest.mark.parametrize("resample", [False, True])
-@pytest.mark.parametrize("neighbourhood", ["items", "all"])
-def test_kept_lists_equal_walked_ones(wide, neighbourhood, resample, monkeypatch):
+@pytest.mark.parametrize("neighborhood", ["items", "all"])
+def test_kept_lists_equal_walked_ones(wide, neighborhood, resample, monkeypatch):
     monkeypatch.setattr("pinsage_jax.sampling.store._NODES_PER_STEP", 300)
     sampling = SamplingConfig(
-        neighbourhood=neighbourhood, num_walks=10, num_neighbours=4, resample=resample
+        neighborhood=neighborhood, num_walks=10, num_neighbors=4, resample=resample
     )
-    walked = NeighbourhoodSource(wide, sampling, seed=8, threads=1, store="none")
-    kept = NeighbourhoodSource(wide, sampling, seed=8, threads=2)
-    assert kept.num_nodes == (wide.num_nodes if neighbourhood == "all" else wide.num_items)
+    walked = NeighborhoodSource(wide, sampling, seed=8, threads=1, store="none")
+    kept = NeighborhoodSource(wide, sampling, seed=8, threads=2)
+    assert kept.num_nodes == (wide.num_nodes if neighborhood == "all" else wide.num_items)
     table = kept.keep_all()
     assert table.ids.shape == (kept.num_nodes, 4) and kept.keep_all() is table
     before = table.ids.copy(), table.counts.copy()
     rng = np.random.default_rng(0)
     nodes = rng.integers(0, kept.num_nodes, 200).astype(np.int32)
-    # Limits that matter: the item's first collection, the list's first neighbour.
-    first = np.array([(*wide.neighbours(node).tolist(), -1)[0] for node in nodes])
+    # Limits that matter: the item's first collection, the list's first neighbor.
+    first = np.array([(*wide.neighbors(node).tolist(), -1)[0] for node in nodes])
     hidden = np.where((rng.random(200) < 0.5) & (nodes < wide.num_items), first, -1)
     dropped = np.where(rng.random(200) < 0.5, table.ids[nodes, 0], -1)
     limits = {"hidden": hidden.astype(np.int32), "dropped": dropped.astype(np.int32)}

@@ -34,7 +34,7 @@ def settings(workdir: str | pathlib.Path, **train) -> Config:
         seed=0,
         threads=1,
         world=WORLD,
-        sampling=SamplingConfig(num_neighbours=10, num_walks=40, hard_walks=60),
+        sampling=SamplingConfig(num_neighbors=10, num_walks=40, hard_walks=60),
         model=ModelConfig(hidden_dim=32, layer_dim=32, output_dim=16, structure_dim=16),
         train=TrainConfig(
             **{

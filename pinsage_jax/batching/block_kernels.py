@@ -2,7 +2,7 @@
 
 A row of a frontier is an *instance*: a node together with the collection hidden
 from it (-1 for none).  The two ends of a training pair are computed with a
-neighbourhood that must not see the collection the pair came from, so the same
+neighborhood that must not see the collection the pair came from, so the same
 node can stand in a batch twice, once hidden and once not.
 """
 
@@ -90,28 +90,28 @@ def insert_seeds(
 
 
 @njit(nogil=True, cache=True)
-def insert_neighbours(ids, first_row, last_row, limit, nodes, plain, used, neighbours):
-    """Adds the neighbours of rows [first_row, last_row) and re-indexes their lists.
+def insert_neighbors(ids, first_row, last_row, limit, nodes, plain, used, neighbors):
+    """Adds the neighbors of rows [first_row, last_row) and re-indexes their lists.
 
-    Goes column by column, most important neighbours first, so that when the budget
+    Goes column by column, most important neighbors first, so that when the budget
     runs out it is the least important new nodes that are left out.
 
     Args:
       ids: int32 [rows, T] node ids, -1 for none, of rows first_row onwards.
       limit: rows that the frontier may use.
-      nodes, plain: as in `insert_seeds`; nothing is hidden from neighbours.
-      neighbours: int32 [n, T] output, rows as indices into the frontier, -1 for
+      nodes, plain: as in `insert_seeds`; nothing is hidden from neighbors.
+      neighbors: int32 [n, T] output, rows as indices into the frontier, -1 for
         none or left out.
 
     Returns:
-      (rows in use, neighbours left out).
+      (rows in use, neighbors left out).
     """
     left_out = 0
     for column in range(ids.shape[1]):
         for row in range(first_row, last_row):
             node = ids[row - first_row, column]
             if node < 0:
-                neighbours[row, column] = -1
+                neighbors[row, column] = -1
                 continue
             found = plain[node]
             if found == 0:
@@ -122,7 +122,7 @@ def insert_neighbours(ids, first_row, last_row, limit, nodes, plain, used, neigh
                     used += 1
                     found = used
                     plain[node] = used
-            neighbours[row, column] = found - 1
+            neighbors[row, column] = found - 1
     return used, left_out
 
 

@@ -1,11 +1,11 @@
 """The minibatch that the device sees: one compact graph of fixed shape.
 
 PinSage (Ying et al. 2018, Algorithm 2 and section 3.3): S(K) are the seeds, and
-S(k-1) is S(k) with all its neighbours.  Frontiers are laid out so that S(k) is the
-beginning of S(k-1); one neighbour table then serves every layer, and "self" is a
+S(k-1) is S(k) with all its neighbors.  Frontiers are laid out so that S(k) is the
+beginning of S(k-1); one neighbor table then serves every layer, and "self" is a
 prefix instead of a gather.
 
-Axis letters: n_k rows of S(k) with padding, T neighbours, D input features,
+Axis letters: n_k rows of S(k) with padding, T neighbors, D input features,
 B pairs, R random negatives, H hard negatives per query.  With the table of inputs
 on the device: E columns that every batch brings, P first rows whose place in the
 graph (r columns) it brings too.
@@ -31,7 +31,7 @@ class Minibatch(NamedTuple):
     places: Array  # float32 [P, r] of the first rows; [0, 0] where nothing is on the device
     placed: Array  # bool [n_0] rows with a place in the graph; [0] likewise
     node_ids: Array  # int32 [n_0] node of each row; -1 where padded
-    neighbours: Array  # int32 [n_1, T] rows of the next frontier; 0 where masked
+    neighbors: Array  # int32 [n_1, T] rows of the next frontier; 0 where masked
     weights: Array  # float32 [n_1, T] pooling weights; 0 where masked
     queries: Array  # int32 [B] rows
     targets: Array  # int32 [B] rows
@@ -65,7 +65,7 @@ class BatchInfo:
 
     Attributes:
       used: rows in use of every frontier, seeds first.
-      left_out: neighbours masked because a frontier was full.
+      left_out: neighbors masked because a frontier was full.
       hard_per_query: mean number of hard negatives that a query got.
       stripped: share of rows trained as if they had no edges.
     """

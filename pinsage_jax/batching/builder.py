@@ -2,7 +2,7 @@
 
 PinSage (Ying et al. 2018, section 3.3, "producer-consumer minibatch construction"):
 while the device computes step t, host threads draw the pairs and negatives of step
-t+1, walk their neighbourhoods, re-index the nodes involved into a compact graph G'
+t+1, walk their neighborhoods, re-index the nodes involved into a compact graph G'
 and gather its features.  `MinibatchBuilder.make(step)` is a pure function of the
 step, so any thread may build any batch, and a resume needs only the step.
 """
@@ -21,7 +21,7 @@ from pinsage_jax.batching.blocks import BatchInfo, Budgets, Minibatch, padded_si
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config.settings import ModelConfig, TrainConfig
 from pinsage_jax.sampling import kernels
-from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.pairs import (
     PairBatch,
     PairSource,
@@ -45,7 +45,7 @@ class MinibatchBuilder:
 
     def __init__(
         self,
-        lists: NeighbourLists,
+        lists: NeighborLists,
         inputs: NodeInputs,
         pairs: PairSource,
         train: TrainConfig,
@@ -242,7 +242,7 @@ class MinibatchBuilder:
             places=places,
             placed=placed,
             node_ids=frontier.nodes,
-            neighbours=np.maximum(frontier.neighbours, 0),
+            neighbors=np.maximum(frontier.neighbors, 0),
             weights=frontier.weights,
             queries=np.maximum(queries, 0),
             targets=np.maximum(targets, 0),
@@ -287,7 +287,7 @@ class MinibatchBuilder:
         return chosen
 
     def _listed(self, nodes, hidden, dropped, epoch, step):
-        """Neighbour ids and weights [n, T] of instances, and which were stripped."""
+        """Neighbor ids and weights [n, T] of instances, and which were stripped."""
         stripped = self._stripped(nodes, step)
         ids, weights = self._lists.of(nodes, epoch, hidden, dropped, stripped)
         return ids, weights, stripped
@@ -299,14 +299,14 @@ class _Frontier:
     Attributes:
       rows: most rows of each frontier, seeds first.
       nodes, hidden: int32 [n_0], what each row stands for; a node of -1 is padding.
-      neighbours: int32 [n_1, T], lists as rows of this frontier; weights: float32.
+      neighbors: int32 [n_1, T], lists as rows of this frontier; weights: float32.
       end: rows laid out so far, with the padding between frontiers.
       used: rows that each frontier really added.
-      left_out: neighbours that found no room.
+      left_out: neighbors that found no room.
     """
 
     def __init__(
-        self, rows: tuple[int, ...], num_neighbours: int, plain: np.ndarray, padded: bool = True
+        self, rows: tuple[int, ...], num_neighbors: int, plain: np.ndarray, padded: bool = True
     ):
         """Starts with no node.
 
@@ -327,8 +327,8 @@ class _Frontier:
         self.hidden = np.full(rows[-1], -1, np.int32)
         self._dropped = np.full(rows[-1], -1, np.int32)
         listed = rows[-2] if len(rows) > 1 else 0
-        self.neighbours = np.full((listed, num_neighbours), -1, np.int32)
-        self.weights = np.zeros((listed, num_neighbours), np.float32)
+        self.neighbors = np.full((listed, num_neighbors), -1, np.int32)
+        self.weights = np.zeros((listed, num_neighbors), np.float32)
         self.end = 0
         self.used: list[int] = []
         self.left_out = 0
@@ -360,7 +360,7 @@ class _Frontier:
         return found
 
     def expand(self, lists: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Adds the neighbours of every frontier in turn.
+        """Adds the neighbors of every frontier in turn.
 
         Args:
           lists: (nodes, hidden, dropped) -> ids [n, T], weights [n, T], stripped [n].
@@ -379,7 +379,7 @@ class _Frontier:
             # S(k) is a prefix of S(k-1) at a fixed size.
             begin = self.rows[layer] if self._padded else last
             stripped += [bare, np.zeros(begin - last, np.bool_)]
-            self.end, missing = block_kernels.insert_neighbours(
+            self.end, missing = block_kernels.insert_neighbors(
                 ids,
                 listed,
                 last,
@@ -387,11 +387,11 @@ class _Frontier:
                 self.nodes,
                 self._plain,
                 begin,
-                self.neighbours,
+                self.neighbors,
             )
             self.weights[rows] = weights
             if missing:
-                kept = np.where(self.neighbours[rows] >= 0, weights, np.float32(0.0))
+                kept = np.where(self.neighbors[rows] >= 0, weights, np.float32(0.0))
                 total = kept.sum(axis=1, keepdims=True)
                 self.weights[rows] = kept / np.where(total > 0, total, 1.0)
                 self.left_out += missing

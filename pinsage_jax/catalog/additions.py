@@ -1,11 +1,11 @@
-"""Items that a prepared catalogue does not hold, and their edges.
+"""Items that a prepared catalog does not hold, and their edges.
 
---new_items has the columns that the catalogue's features were made from, --new_edges
-those of --edges.  New items are numbered after the catalogue's items and new
-collections after its collections, so that `extend` gives the graph that the catalogue
+--new_items has the columns that the catalog's features were made from, --new_edges
+those of --edges.  New items are numbered after the catalog's items and new
+collections after its collections, so that `extend` gives the graph that the catalog
 would have with the new rows at the end of its tables.
 
-Shapes: N items and C collections of the catalogue, n new items, m new collections.
+Shapes: N items and C collections of the catalog, n new items, m new collections.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Additions:
 
     Attributes:
       item_ids: ids of the n new items, in the order of the table.
-      features: [n, F] by the catalogue's own transform, of the stored dtype.
+      features: [n, F] by the catalog's own transform, of the stored dtype.
       graph: the new edges alone, between n items and C + m collections.
-      words: int32 [n, 2K]; None where the catalogue has none.
+      words: int32 [n, 2K]; None where the catalog has none.
     """
 
     item_ids: IdTable
@@ -66,7 +66,7 @@ def read_additions(
       new_items, new_edges: paths as given; relative ones are looked up in --data_dir.
 
     Raises:
-      UserError: an item that the catalogue holds already or that is named twice, a
+      UserError: an item that the catalog holds already or that is named twice, a
         column that is missing or that the features do not know, an edge of an item
         that is not new, or whatever else is wrong with a table.
     """
@@ -83,7 +83,7 @@ def additions_of(
     items: Table,
     edges: Table | None,
 ) -> Additions:
-    """The same of tables that are open; `transform` is that of the catalogue's features."""
+    """The same of tables that are open; `transform` is that of the catalog's features."""
     rows = _read_items(items, data, transform, prepared.item_ids)
     item_ids = rows.ids
     graph = prepared.graph
@@ -93,23 +93,23 @@ def additions_of(
         none = np.empty(0, np.int32)
         weights = None if graph.weights is None else np.empty(0, np.float32)
         new_graph = Graph.from_edges(none, none, len(item_ids), graph.num_collections, weights)
-    # A catalogue that was prepared without words is linked by features, old or new.
+    # A catalog that was prepared without words is linked by features, old or new.
     words = None if prepared.words is None else rows.words
     return Additions(item_ids, rows.features.astype(prepared.features.dtype), new_graph, words)
 
 
-def extend(catalogue: Graph, new: Graph) -> Graph:
-    """The catalogue's graph with new items and edges: one pass of copying.
+def extend(catalog: Graph, new: Graph) -> Graph:
+    """The catalog's graph with new items and edges: one pass of copying.
 
     Its nodes are N items, n new items, C collections, m new collections.
 
     Args:
       new: new edges, between n new items and C + m collections (Additions.graph).
     """
-    items, count = catalogue.num_items, new.num_items
-    edges, new_edges = catalogue.num_edges, new.num_edges
-    fresh = new.num_collections - catalogue.num_collections
-    by_collection = catalogue.indptr[items:] - edges
+    items, count = catalog.num_items, new.num_items
+    edges, new_edges = catalog.num_edges, new.num_edges
+    fresh = new.num_collections - catalog.num_collections
+    by_collection = catalog.indptr[items:] - edges
     by_collection = np.concatenate([by_collection, np.full(fresh, edges, np.int64)])
     added = np.diff(new.indptr[count:])
     # Behind the old items of its collection, because new items have higher indices.
@@ -117,17 +117,17 @@ def extend(catalogue: Graph, new: Graph) -> Graph:
     starts = by_collection + np.concatenate([[0], np.cumsum(added)])
     first = edges + new_edges
     indptr = np.concatenate(
-        [catalogue.indptr[:items], edges + new.indptr[:count], first + starts]
+        [catalog.indptr[:items], edges + new.indptr[:count], first + starts]
     ).astype(np.int64)
     indices = np.concatenate(
         [
-            catalogue.indices[:edges] + np.int32(count),
+            catalog.indices[:edges] + np.int32(count),
             new.indices[:new_edges] + np.int32(items),
-            np.insert(catalogue.indices[edges:], places, new.indices[new_edges:] + np.int32(items)),
+            np.insert(catalog.indices[edges:], places, new.indices[new_edges:] + np.int32(items)),
         ]
     )
     weights = None
-    old, other = catalogue.weights, new.weights
+    old, other = catalog.weights, new.weights
     if old is not None and other is not None:
         behind = np.insert(old[edges:], places, other[new_edges:])
         weights = np.concatenate([old[:edges], other[:new_edges], behind])
@@ -140,7 +140,7 @@ class ItemRows:
 
     Attributes:
       ids: ids in the order of the table.
-      features: float32 [n, F] by the catalogue's transform.
+      features: float32 [n, F] by the catalog's transform.
       words: int32 [n, 2K] likewise; K = 0 where items are not text alone.
       batches: the id columns, which name rows.
     """
@@ -152,7 +152,7 @@ class ItemRows:
 
 
 def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) -> ItemRows:
-    """Ids and features of a table with the columns of the catalogue's features.
+    """Ids and features of a table with the columns of the catalog's features.
 
     Raises:
       UserError: a column is missing or strange, or an item is there twice.
@@ -162,17 +162,17 @@ def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) 
     for column in transform.columns:
         if column not in table.columns:
             raise UserError(
-                f"{table.named} has no column '{column}', which the catalogue's "
+                f"{table.named} has no column '{column}', which the catalog's "
                 f"features were made from; its columns are: {', '.join(table.columns)}."
             )
     chosen = choose_columns(table, data)
     if strange := sorted(chosen.named - set(transform.columns)):
         raise UserError(
-            f"Column '{strange[0]}' is named as a feature, but the catalogue's features were made "
+            f"Column '{strange[0]}' is named as a feature, but the catalog's features were made "
             "without it; leave it out, or run --mode=prepare and --mode=train with it."
         )
     if unused := [column for column in chosen.all() if column not in transform.columns]:
-        logging.info("%s: not among the catalogue's features: %s", table.named, ", ".join(unused))
+        logging.info("%s: not among the catalog's features: %s", table.named, ", ".join(unused))
     batches: list[Batch] = []
     values = [np.empty((0, transform.width), np.float32)]
     words = [np.empty((0, 2 * transform.link_words), np.int32)]
@@ -208,7 +208,7 @@ def _read_items(
     if (row := first(known.lookup(rows.ids.ids) >= 0)) is not None:
         raise UserError(
             f"Item {shown_id(rows.ids.ids[row].as_py())} in {where(rows.batches, row)} is in the "
-            "catalogue already; leave it out of the new items."
+            "catalog already; leave it out of the new items."
         )
     return rows
 
@@ -219,7 +219,7 @@ class EdgeRows:
 
     Attributes:
       items, collections: ids, large_string [n].
-      weights: float32 [n], where the catalogue's edges have them and they are asked for.
+      weights: float32 [n], where the catalog's edges have them and they are asked for.
       batches: the columns, which name rows.
     """
 
@@ -242,7 +242,7 @@ def read_edge_rows(table: Table, data: DataConfig, weighted: bool) -> EdgeRows:
     if weighted:
         if not data.weight_column:
             raise UserError(
-                f"The catalogue's edges have weights; name the column of {table.named} that holds "
+                f"The catalog's edges have weights; name the column of {table.named} that holds "
                 "them with --weight_column."
             )
         table.require(data.weight_column, "weight_column")
@@ -272,7 +272,7 @@ def _read_edges(table: Table, data: DataConfig, item_ids: IdTable, prepared: Pre
     items = item_ids.lookup(rows.items)
     if (row := first(items < 0)) is not None:
         known = prepared.item_ids.lookup(rows.items[row : row + 1])[0] >= 0
-        why = "is in the catalogue already" if known else "is not among the new items"
+        why = "is in the catalog already" if known else "is not among the new items"
         raise UserError(
             f"Item {shown_id(rows.items[row].as_py())} in {where(rows.batches, row)} {why}; "
             "new edges may only be those of new items."

@@ -1,8 +1,8 @@
-"""Changes of a prepared catalogue: edges added, weighed anew or removed, items new or changed.
+"""Changes of a prepared catalog: edges added, weighed anew or removed, items new or changed.
 
 --changed_edges has the columns of --edges: an edge that is there gets the row's weight,
 another is added.  --removed_edges names edges that go.  --changed_items has the columns
-that the catalogue's features were made from: an item that is there gets new features,
+that the catalog's features were made from: an item that is there gets new features,
 another comes behind the last one.  Numbers stay: new items and new collections are
 numbered behind the old ones of their kind.
 
@@ -43,7 +43,7 @@ _COPIED_ROWS = 1 << 16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Changes:
-    """What the tables say, in numbers of the catalogue after the change.
+    """What the tables say, in numbers of the catalog after the change.
 
     Attributes:
       item_ids, collection_ids: all ids, the new ones last.
@@ -69,7 +69,7 @@ class Changes:
 
     @property
     def touched(self) -> np.ndarray:
-        """Nodes int32 whose neighbours or edge weights differ, ascending."""
+        """Nodes int32 whose neighbors or edge weights differ, ascending."""
         both = np.concatenate([self.edges, self.members])
         return np.unique([both[:, 0], both[:, 1] + len(self.item_ids)]).astype(np.int32)
 
@@ -112,7 +112,7 @@ def read_changes(
         np.add.at(weights, inverse, changed.weights)
     gone = _keys(removed.pairs, collections)
     if (row := first(~_within(gone, keys))) is not None:
-        raise UserError(f"{removed.named(row)} is not in the catalogue; leave it out.")
+        raise UserError(f"{removed.named(row)} is not in the catalog; leave it out.")
     if (row := first(np.isin(gone, wanted))) is not None:
         raise UserError(f"{removed.named(row)} is also in --changed_edges; keep one of the two.")
     known = _within(wanted, keys)
@@ -149,7 +149,7 @@ def read_changes(
 def write_changed(
     before: Prepared, changes: Changes, source: pathlib.Path, folder: pathlib.Path
 ) -> None:
-    """Writes the catalogue after the change, in the form of WORKDIR/prepared.
+    """Writes the catalog after the change, in the form of WORKDIR/prepared.
 
     Times of edges are left out; evaluation and training pairs stay.
 
@@ -241,7 +241,7 @@ def _read_pairs(
     if (row := first(items < 0)) is not None:
         raise UserError(
             f"Item {shown_id(rows.items[row].as_py())} in {where(rows.batches, row)} is neither in "
-            "the catalogue nor in --changed_items."
+            "the catalog nor in --changed_items."
         )
     collections, fresh = collection_rows(rows.collections, before.collection_ids)
     return _Pairs(np.stack([items, collections], axis=1), rows.weights, fresh, rows)

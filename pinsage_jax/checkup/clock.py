@@ -87,7 +87,7 @@ def write_seconds(folder: str | os.PathLike) -> np.ndarray:
 def walk_seconds(
     graph: Graph, sampling: SamplingConfig, walks: int, kept: int, seed: int, threads: int
 ) -> np.ndarray:
-    """Seconds a start of `walks` walks over the graph that keep `kept` neighbours."""
+    """Seconds a start of `walks` walks over the graph that keep `kept` neighbors."""
     tables = WalkTables(graph)
     linked = np.flatnonzero(graph.degree()[: graph.num_items] > 0)
     if not len(linked):
@@ -98,7 +98,7 @@ def walk_seconds(
     def walk(some: np.ndarray) -> None:
         visit_counts(
             tables, some, sampling, seed=seed, threads=threads,
-            num_neighbours=kept, num_walks=walks,
+            num_neighbors=kept, num_walks=walks,
         )  # fmt: skip
 
     walk(starts[:2])
@@ -116,7 +116,7 @@ def link_seconds(width: int, size: int, threads: int) -> np.ndarray:
 
 
 def svd_operations(rows: float, columns: float, entries: float, width: int, power: int) -> float:
-    """Operations of a randomised truncated SVD of a sparse matrix, roughly.
+    """Operations of a randomized truncated SVD of a sparse matrix, roughly.
 
     Products with the matrix, an LU of both sides a power iteration, then a QR, a small
     SVD and one more product.

@@ -80,7 +80,7 @@ class Sizes:
         each = np.dtype(config.data.feature_dtype).itemsize
         return cls(
             items=items,
-            nodes=graph.num_nodes if config.sampling.neighbourhood == "all" else items,
+            nodes=graph.num_nodes if config.sampling.neighborhood == "all" else items,
             collections=graph.num_collections,
             edges=graph.num_edges,
             linked=linked,
@@ -153,7 +153,7 @@ def _rates(config: Config, inputs: Inputs, sizes: Sizes, threads: int) -> dict[s
     assert graph is not None
     embed_walks = config.embed.embed_walks or sampling.num_walks
     _, high = hard_band(sampling, sizes.items)
-    kept = sampling.num_neighbours
+    kept = sampling.num_neighbors
     compile_ranks, rank = clock.rank_seconds(config.model.output_dim)
     linked = np.flatnonzero(inputs.degree > 0)
     rates = {
@@ -180,7 +180,7 @@ def _rates(config: Config, inputs: Inputs, sizes: Sizes, threads: int) -> dict[s
             sizes.items, sizes.collections, sizes.edges, sizes.places, POWER_ITERATIONS
         )
     if sizes.width:
-        size = max(config.sampling.content_neighbours, 1)
+        size = max(config.sampling.content_neighbors, 1)
         rates["link"] = clock.link_seconds(sizes.width, size, threads)
         some = min(sizes.items, 1 << 14)
         vectors = np.random.default_rng(0).normal(size=(some, sizes.width)).astype(np.float32)
@@ -198,7 +198,7 @@ def _seconds(
     if sizes.items > config.sampling.content_limit:
         wanted = sizes.items - sizes.linked, min(sizes.linked, MOST_CANDIDATES)
     links = wanted[0] * wanted[1] * rates["link"]
-    if not config.sampling.content_neighbours:
+    if not config.sampling.content_neighbors:
         links = np.zeros(2)
     lists = sizes.nodes * rates["embed_walk"]
     embedding = sizes.nodes * trial.embed_seconds
@@ -298,23 +298,23 @@ def _disk(config: Config, inputs: Inputs, sizes: Sizes, trial: Trial) -> dict[st
     """Bytes that the run leaves, by folder of the workdir."""
     kept = min(trial.validations, config.train.keep + 1)
     each = 2 if config.embed.export_dtype == "float16" else 4
-    lists = 8 * sizes.nodes * config.sampling.num_neighbours
-    store = config.store.neighbourhood_store
+    lists = 8 * sizes.nodes * config.sampling.num_neighbors
+    store = config.store.neighborhood_store
     on_disk = store == "disk" or (store == "auto" and lists > AUTO_BYTES)
     return {
         "prepared": _prepared_bytes(inputs, sizes),
         "structure": 4 * sizes.items * sizes.places,
         "checkpoints": _CHECKPOINT_SHARE * kept * trial.state_bytes,
-        "neighbourhoods": 2 * lists if on_disk else 0,
+        "neighborhoods": 2 * lists if on_disk else 0,
         "embeddings": each * sizes.nodes * config.model.output_dim,
     }
 
 
 def _memory(config: Config, sizes: Sizes, trial: Trial) -> float:
     """Peak bytes: what this process has come to, and what only the whole run holds."""
-    width = config.sampling.num_neighbours + config.sampling.content_neighbours
+    width = config.sampling.num_neighbors + config.sampling.content_neighbors
     places = 4 * sizes.places * (2 * sizes.items + sizes.collections)
-    lists = 8 * sizes.nodes * (width + config.sampling.num_neighbours)
+    lists = 8 * sizes.nodes * (width + config.sampling.num_neighbors)
     tables = 4 * sizes.nodes * (config.model.hidden_dim + 2 * config.model.output_dim)
     scores = 3 * 4 * min(512 * sizes.items, 1 << 25)
     found = sizes.saved_features + places + lists + tables + scores

@@ -26,9 +26,9 @@ def tails(values: np.ndarray) -> dict[str, int]:
 
 
 def row_hashes(graph: Graph, first: int, last: int) -> np.ndarray:
-    """A hash of the set of neighbours of nodes first..last-1, uint64; 0 for an empty one.
+    """A hash of the set of neighbors of nodes first..last-1, uint64; 0 for an empty one.
 
-    The sum of random numbers keyed by the neighbour: two sets of one hash are the same
+    The sum of random numbers keyed by the neighbor: two sets of one hash are the same
     set but for a chance of 2**-64 a pair.
     """
     hashes = np.zeros(last - first, np.uint64)
@@ -52,10 +52,10 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 
 def repeated(hashes: np.ndarray, degree: np.ndarray, least: int) -> np.ndarray:
-    """Nodes, int64 ascending, whose neighbours are those of an earlier node.
+    """Nodes, int64 ascending, whose neighbors are those of an earlier node.
 
     Args:
-      degree: int [n]; nodes with fewer than `least` neighbours do not count.
+      degree: int [n]; nodes with fewer than `least` neighbors do not count.
     """
     counted = np.flatnonzero(degree >= least)
     pairs = np.stack([hashes[counted], degree[counted].astype(np.uint64)], axis=1)

@@ -241,8 +241,8 @@ def together_already(table: PairTable, inputs: Inputs) -> tuple[int, int, list[i
         places = places[np.arange(_LOOKED_AT) * len(places) // _LOOKED_AT]
     found, example = 0, [0, 0]
     for query, target in table.pairs[places].tolist():
-        # Rows are ascending and hold each neighbour once.
-        if len(np.intersect1d(graph.neighbours(query), graph.neighbours(target), True)):
+        # Rows are ascending and hold each neighbor once.
+        if len(np.intersect1d(graph.neighbors(query), graph.neighbors(target), True)):
             found += 1
             example = [query, target] if found == 1 else example
     return found, len(places), example

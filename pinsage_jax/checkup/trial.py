@@ -22,12 +22,12 @@ from pinsage_jax.distributed.devices import compile_step, make_devices, replicat
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.sampling.content_links import ContentLinks
-from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.pairs import PairSource
-from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
-from pinsage_jax.training.state import initial_state, make_optimiser
+from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step
 
 _STEPS = 8
@@ -44,7 +44,7 @@ class Trial:
       budget_seconds: of measuring the size of batches; compile_seconds: of making
         parameters and compiling the step and the embedding.
       embed_seconds: a node.
-      state_bytes: of parameters and optimiser; pairs_per_epoch: of the schedule.
+      state_bytes: of parameters and optimizer; pairs_per_epoch: of the schedule.
     """
 
     total_steps: int
@@ -72,8 +72,8 @@ def try_training(
       UserError: what training would refuse.
     """
     devices = make_devices(config.train.devices)
-    source = NeighbourhoodSource(graph, config.sampling, config.seed, threads, "none")
-    lists = NeighbourLists.made_of(source, _links(config, graph, width), config)
+    source = NeighborhoodSource(graph, config.sampling, config.seed, threads, "none")
+    lists = NeighborLists.made_of(source, _links(config, graph, width), config)
     # Zero pages take no memory until they are written; places stand for as many features.
     features = np.zeros((graph.num_items, width + places), np.float32)
     inputs = NodeInputs(
@@ -81,7 +81,7 @@ def try_training(
         graph.degree(),
         degree_feature=config.model.degree_feature,
         edgeless_feature=config.model.edgeless_feature,
-        node_type=config.sampling.neighbourhood == "all",
+        node_type=config.sampling.neighborhood == "all",
     )
     pairs = PairSource(
         graph, config.seed, given, config.train.pairs_per_epoch, config.sampling.pair_power
@@ -104,14 +104,14 @@ def try_training(
     schedule = loop.Schedule.of(config.train, pairs.per_epoch)
     start = now()
     model, params = loop.init_model(config, inputs.dim, builder.num_nodes, builder.budgets.rows)
-    optimiser = make_optimiser(config.train, schedule.steps_per_epoch)
-    state = initial_state(params, optimiser)
+    optimizer = make_optimizer(config.train, schedule.steps_per_epoch)
+    state = initial_state(params, optimizer)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     table = builder.table()
     constants = () if table is None else (replicate(table, devices),)
     run = compile_step(
-        make_train_step(model, config.train, optimiser), len(devices), constants=len(constants)
+        make_train_step(model, config.train, optimizer), len(devices), constants=len(constants)
     )
     state = replicate(state, devices)
     state, told = run(state, builder.make(0)[0], *constants)
@@ -148,7 +148,7 @@ def try_training(
 
 def _links(config: Config, graph: Graph, width: int) -> ContentLinks:
     """Links to random items where the run would have links."""
-    size, items = config.sampling.content_neighbours, graph.num_items
+    size, items = config.sampling.content_neighbors, graph.num_items
     if not size or not width:
         return ContentLinks.none(items)
     ids = np.random.default_rng(0).integers(0, items, (4096, size)).astype(np.int32)

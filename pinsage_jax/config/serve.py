@@ -13,7 +13,7 @@ class ServeConfig(Checked):
 
     explorer_limit: int = option(
         50_000,
-        "Catalogues with more items get no explorer.html beside the report (it would be tens of "
+        "Catalogs with more items get no explorer.html beside the report (it would be tens of "
         "MiB); --mode=serve shows them.",
         low=0,
     )
@@ -23,7 +23,7 @@ class ServeConfig(Checked):
     serve_port: int = option(
         8080, "Port to listen on; 0: any free one, which is logged.", low=0, high=65535
     )
-    serve_most: int = option(100, "Most neighbours that a request may ask for.", low=1, high=10000)
+    serve_most: int = option(100, "Most neighbors that a request may ask for.", low=1, high=10000)
     serve_body_kib: int = option(
         256, "Longest body of a request, in KiB; longer ones are refused.", low=1, high=65536
     )

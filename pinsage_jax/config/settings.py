@@ -8,9 +8,9 @@ Axis letters, used in every docstring of this package:
 
   N nodes (items first, then collections)    E edges (item, collection)
   S seeds of a minibatch                     B pairs of a minibatch
-  T neighbours per node                      W walks per node
+  T neighbors per node                      W walks per node
   K convolution layers (L in shapes)         D input features
-  M width of Q (the projected neighbours)    H hard negatives per query
+  M width of Q (the projected neighbors)    H hard negatives per query
   R shared random negatives per minibatch
 """
 
@@ -39,16 +39,14 @@ from pinsage_jax.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig(Checked):
-    """Random-walk neighbourhoods and the pairs and negatives drawn with them."""
+    """Random-walk neighborhoods and the pairs and negatives drawn with them."""
 
-    neighbourhood: str = option(
+    neighborhood: str = option(
         "items",
         "Nodes counted by walks: items only, or all (collections too, embedded as well).",
         choices=("items", "all"),
     )
-    num_neighbours: int = option(
-        20, "T: neighbours kept per node, by visit count.", low=1, high=1000
-    )
+    num_neighbors: int = option(20, "T: neighbors kept per node, by visit count.", low=1, high=1000)
     num_walks: int = option(100, "W: walks from each node.", low=1)
     walk_length: int = option(
         4, "Steps of a walk; one step goes item, collection, item.", low=1, high=1000
@@ -62,20 +60,20 @@ class SamplingConfig(Checked):
         "steps; DGL's PinSAGESampler does.",
     )
     resample: bool = option(
-        False, "Draw new neighbourhoods every epoch instead of one set for the run."
+        False, "Draw new neighborhoods every epoch instead of one set for the run."
     )
-    content_neighbours: int = option(
+    content_neighbors: int = option(
         10,
         "C: content-nearest items appended to every list, for items with few edges.",
         low=0,
         high=1000,
     )
     content_kappa: float = option(
-        0.5, "Edges at which an item's walk neighbours and content links weigh the same.", low=0.0
+        0.5, "Edges at which an item's walk neighbors and content links weigh the same.", low=0.0
     )
     content_limit: int = option(
         200_000,
-        "Catalogues with more items get content links for items without edges only, and to a "
+        "Catalogs with more items get content links for items without edges only, and to a "
         "sample of 65,536 items.",
         low=0,
     )
@@ -92,10 +90,10 @@ class SamplingConfig(Checked):
         "the edge between the two (dropped from both lists), or none.",
         choices=("collection", "edge", "none"),
     )
-    hard_low: int = option(2000, "Best personalised-PageRank rank of a hard negative.", low=1)
-    hard_high: int = option(5000, "Worst personalised-PageRank rank of a hard negative.", low=2)
+    hard_low: int = option(2000, "Best personalized-PageRank rank of a hard negative.", low=1)
+    hard_high: int = option(5000, "Worst personalized-PageRank rank of a hard negative.", low=2)
     hard_scale: bool = option(
-        True, "Scale the band of ranks down when the catalogue is smaller than 100 bands."
+        True, "Scale the band of ranks down when the catalog is smaller than 100 bands."
     )
     hard_walks: int = option(1000, "Walks per query to rank hard-negative candidates.", low=1)
 
@@ -112,12 +110,12 @@ class ModelConfig(Checked):
     """PinSage, Algorithm 1 and 2 (Ying et al. 2018), and its variants."""
 
     num_layers: int = option(1, "K: convolution layers; 0 embeds by features alone.", low=0, high=5)
-    hidden_dim: int = option(256, "m: width of Q, the projected neighbours.", low=1)
+    hidden_dim: int = option(256, "m: width of Q, the projected neighbors.", low=1)
     layer_dim: int = option(256, "d: width of each layer's output.", low=1)
     output_dim: int = option(256, "Width of the exported embedding.", low=1)
     pooling: str = option(
         "importance",
-        "How neighbours are pooled: by visit count, equally, or elementwise maximum.",
+        "How neighbors are pooled: by visit count, equally, or elementwise maximum.",
         choices=("importance", "mean", "max"),
     )
     structure_dim: int = option(
@@ -138,12 +136,12 @@ class ModelConfig(Checked):
     )
     id_messages: str = option(
         "auto",
-        "Add a learned vector of the neighbour's id to what it sends; with one layer an item's "
+        "Add a learned vector of the neighbor's id to what it sends; with one layer an item's "
         "own id never enters its embedding. auto: when they have at most 50 million numbers.",
         choices=("auto", "on", "off"),
     )
     skip: bool = option(
-        True, "Add linear maps of a node's own input and of its pooled neighbours to the output."
+        True, "Add linear maps of a node's own input and of its pooled neighbors to the output."
     )
     normalize_output: bool = option(True, "Scale every embedding to unit length.")
     whiten: float = option(
@@ -162,7 +160,7 @@ class ModelConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Checked):
-    """Loss, negatives, curriculum, optimiser and checkpoints."""
+    """Loss, negatives, curriculum, optimizer and checkpoints."""
 
     loss: str = option(
         "softmax",
@@ -232,7 +230,7 @@ class TrainConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class EmbedConfig(Checked):
-    """Whole-catalogue inference and export."""
+    """Whole-catalog inference and export."""
 
     checkpoint: str = option("best", "Checkpoint to embed with.", choices=("best", "last"))
     embed_block: int = option(8192, "Nodes computed at once.", low=1)
@@ -294,7 +292,7 @@ class EvalConfig(Checked):
         "--mode=explain: one item id.",
     )
     target: str = option("", "--mode=explain: the item id whose place beside --query is asked for.")
-    k: int = option(10, "Neighbours listed per item.", low=1, high=10000)
+    k: int = option(10, "Neighbors listed per item.", low=1, high=10000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -346,10 +344,10 @@ class Config:
                 f"--num_processes={self.hosts.num_processes} needs --mode=pipeline or train; "
                 f"run --mode={self.mode} in one process."
             )
-        if self.sampling.resample and self.store.neighbourhood_store == "disk":
+        if self.sampling.resample and self.store.neighborhood_store == "disk":
             raise UserError(
-                "--neighbourhood_store=disk keeps one set of lists but --resample draws new ones "
-                "every epoch; drop one of the two, or take --neighbourhood_store=memory."
+                "--neighborhood_store=disk keeps one set of lists but --resample draws new ones "
+                "every epoch; drop one of the two, or take --neighborhood_store=memory."
             )
         least, dim = 1 + int(self.model.popularity), self.embed.export_dim
         if dim and not least <= dim <= self.model.output_dim:

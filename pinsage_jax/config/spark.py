@@ -10,7 +10,7 @@ from pinsage_jax.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ClusterConfig(Checked):
-    """Apache Spark, for catalogues that one machine is too small for."""
+    """Apache Spark, for catalogs that one machine is too small for."""
 
     engine: str = option(
         "local",
@@ -35,7 +35,7 @@ class ClusterConfig(Checked):
     )
     spark_walks: bool = option(
         False,
-        "--engine=spark: sample the neighbourhoods on Spark too; the lists are the same, but "
+        "--engine=spark: sample the neighborhoods on Spark too; the lists are the same, but "
         "walks in one machine's memory are much faster where the graph fits.",
     )
 

@@ -97,7 +97,7 @@ class AblateConfig(Checked):
 
     ablate_variants: str = option(
         "all",
-        "Comma-separated variants or groups of them (paper, additions, neighbours, layers, hard, "
+        "Comma-separated variants or groups of them (paper, additions, neighbors, layers, hard, "
         "loss), or all; the base is always there.",
     )
     ablate_steps: int = option(
@@ -126,18 +126,16 @@ class CompareConfig(Checked):
     """Two runs beside each other, by --mode=compare."""
 
     compare_with: str = option("", "Another workdir; both need embeddings.")
-    compare_items: int = option(
-        5000, "Most items whose --k nearest neighbours are compared.", low=1
-    )
+    compare_items: int = option(5000, "Most items whose --k nearest neighbors are compared.", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class StoreConfig(Checked):
-    """Where sampled neighbourhoods are kept; changes no result."""
+    """Where sampled neighborhoods are kept; changes no result."""
 
-    neighbourhood_store: str = option(
+    neighborhood_store: str = option(
         "auto",
-        "Neighbourhoods walked once and kept in memory, once and kept on disk (in checked shards "
+        "Neighborhoods walked once and kept in memory, once and kept on disk (in checked shards "
         "that later stages and killed runs find again), or when asked for. auto: memory up to "
         "256 MiB, disk beyond. With --resample, memory keeps the lists of one epoch while training "
         "is in it, and none and auto beyond 256 MiB keep nothing.",
@@ -147,12 +145,12 @@ class StoreConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class NewItemsConfig(Checked):
-    """Items that the catalogue does not hold, embedded by --mode=embed."""
+    """Items that the catalog does not hold, embedded by --mode=embed."""
 
     new_items: str = option(
         "",
         "Item table with the columns of --items: only these items are embedded, into "
-        "WORKDIR/new_embeddings; empty: the catalogue is.",
+        "WORKDIR/new_embeddings; empty: the catalog is.",
     )
     new_edges: str = option(
         "", "Edges of the new items, to known or new collections, with the columns of --edges."
@@ -168,11 +166,11 @@ class NewItemsConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class UpdateConfig(Checked):
-    """Changes of the catalogue, after which --mode=embed recomputes only what they affect."""
+    """Changes of the catalog, after which --mode=embed recomputes only what they affect."""
 
     changed_edges: str = option(
         "",
-        "Edges that are new or have another weight, with the columns of --edges; the catalogue "
+        "Edges that are new or have another weight, with the columns of --edges; the catalog "
         "with them is embedded into WORKDIR/updated.",
     )
     removed_edges: str = option("", "Edges to be removed, with the columns of --edges.")

@@ -15,6 +15,6 @@ def on_one_line(error: UserError) -> str:
     """The sentence as a terminal may have it.
 
     Ids, columns and paths come from files: a newline or an escape sequence in one of them
-    is spelt out.
+    is spelled out.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))

@@ -2,9 +2,9 @@
 
 XLA's own scatter on a CPU is serial, its gathers go through memory twice on one thread,
 and pooling would take longer than all matrix products of a step.  Here the sum over a
-node's neighbours is one pass, and its derivative is one too, because lists are turned
+node's neighbors is one pass, and its derivative is one too, because lists are turned
 round first (who names this node?), so that every output row is written once, in order.
-Whole-catalogue inference calls the same kernels from the host.
+Whole-catalog inference calls the same kernels from the host.
 
 `works` has what a call of XLA does, cut into parts; xla_handlers.py calls it.
 Everything that calls another kernel is in this file, as compiled code is cached.
@@ -33,9 +33,9 @@ def _relu(value):
 
 
 @njit(nogil=True, cache=True)
-def _entry(neighbours, weights, row, place):
-    """A neighbour and its weight; for none, which is -1, the first with no weight."""
-    node = neighbours[row, place]
+def _entry(neighbors, weights, row, place):
+    """A neighbor and its weight; for none, which is -1, the first with no weight."""
+    node = neighbors[row, place]
     return (node, weights[row, place]) if node >= 0 else (np.int32(0), np.float32(0.0))
 
 
@@ -53,8 +53,8 @@ def _ask_for_rows(table, rows, begin, end):
 
 
 @njit(nogil=True, cache=True)
-def weighted_rows(projected, bias, neighbours, weights, begin, out):
-    """out[i] = sum over t of weights[j, t] * ReLU(projected[neighbours[j, t]] + bias).
+def weighted_rows(projected, bias, neighbors, weights, begin, out):
+    """out[i] = sum over t of weights[j, t] * ReLU(projected[neighbors[j, t]] + bias).
 
     Here j = begin + i: any range of rows can be made alone.
 
@@ -62,12 +62,12 @@ def weighted_rows(projected, bias, neighbours, weights, begin, out):
       projected: float32 [n, M], finite; may be a memory map, of which the named rows are
         read, and the first.
       bias: float32 [M].
-      neighbours: int32 [S, T] rows of it, contiguous, -1 for none; weights: float32 [S, T].
+      neighbors: int32 [S, T] rows of it, contiguous, -1 for none; weights: float32 [S, T].
       out: float32 [s, M] output.
     """
     nought = np.float32(0.0)
-    width, whole = neighbours.shape[1], neighbours.shape[1] // 4 * 4
-    listed = neighbours.reshape(neighbours.size)
+    width, whole = neighbors.shape[1], neighbors.shape[1] // 4 * 4
+    listed = neighbors.reshape(neighbors.size)
     for place in range(out.shape[0]):
         row = begin + place
         total = out[place]
@@ -77,10 +77,10 @@ def weighted_rows(projected, bias, neighbours, weights, begin, out):
         for first in range(0, whole, 4):
             ahead = row * width + first + _AHEAD
             _ask_for_rows(projected, listed, ahead, ahead + 4)
-            n0, w0 = _entry(neighbours, weights, row, first)
-            n1, w1 = _entry(neighbours, weights, row, first + 1)
-            n2, w2 = _entry(neighbours, weights, row, first + 2)
-            n3, w3 = _entry(neighbours, weights, row, first + 3)
+            n0, w0 = _entry(neighbors, weights, row, first)
+            n1, w1 = _entry(neighbors, weights, row, first + 1)
+            n2, w2 = _entry(neighbors, weights, row, first + 2)
+            n3, w3 = _entry(neighbors, weights, row, first + 3)
             if w0 == nought and w1 == nought and w2 == nought and w3 == nought:
                 continue
             p0, p1, p2, p3 = projected[n0], projected[n1], projected[n2], projected[n3]
@@ -95,20 +95,20 @@ def weighted_rows(projected, bias, neighbours, weights, begin, out):
         for rest in range(whole, width):
             ahead = row * width + rest + _AHEAD
             _ask_for_rows(projected, listed, ahead, ahead + 1)
-            node, weight = _entry(neighbours, weights, row, rest)
+            node, weight = _entry(neighbors, weights, row, rest)
             sent = projected[node]
             for column in range(total.shape[0]):
                 total[column] += weight * _relu(sent[column] + bias[column])
 
 
 @njit(nogil=True, cache=True)
-def max_rows(projected, neighbours, weights, out):
+def max_rows(projected, neighbors, weights, out):
     """out[i] = the maximum of the rows of `projected` that have a weight; no entry is below 0.
 
     Args:
-      projected, neighbours, weights: as in `weighted_rows`; out: float32 [S, M] output.
+      projected, neighbors, weights: as in `weighted_rows`; out: float32 [S, M] output.
     """
-    width, listed = neighbours.shape[1], neighbours.reshape(neighbours.size)
+    width, listed = neighbors.shape[1], neighbors.reshape(neighbors.size)
     for row in range(out.shape[0]):
         best = out[row]
         for column in range(best.shape[0]):
@@ -116,7 +116,7 @@ def max_rows(projected, neighbours, weights, out):
         for rank in range(width):
             ahead = row * width + rank + _AHEAD
             _ask_for_rows(projected, listed, ahead, ahead + 1)
-            node, weight = _entry(neighbours, weights, row, rank)
+            node, weight = _entry(neighbors, weights, row, rank)
             if weight > 0.0:
                 sent = projected[node]
                 for column in range(best.shape[0]):
@@ -124,28 +124,28 @@ def max_rows(projected, neighbours, weights, out):
 
 
 @njit(nogil=True, cache=True)
-def turned_lists(neighbours, weights, starts, rows, masses):
+def turned_lists(neighbors, weights, starts, rows, masses):
     """Lists by the node that is named: a counting sort of all entries with a weight.
 
     Args:
-      neighbours: int32 [S, T] below n; weights: float32 [S, T], 0 where masked.
+      neighbors: int32 [S, T] below n; weights: float32 [S, T], 0 where masked.
       starts: int32 [n + 1] output; node i is named by rows[starts[i] : starts[i + 1]].
       rows: int32 [S * T] output, in order within a node; masses: float32 [S * T] output.
     """
     starts[:] = 0
-    for row in range(neighbours.shape[0]):
-        for place in range(neighbours.shape[1]):
+    for row in range(neighbors.shape[0]):
+        for place in range(neighbors.shape[1]):
             if weights[row, place] != 0.0:
-                starts[neighbours[row, place]] += 1
+                starts[neighbors[row, place]] += 1
     total = 0
     for node in range(starts.shape[0]):
         total += starts[node]
         starts[node] = total
     # From the end, so that starts[i] comes down from the end of its list to its start.
-    for row in range(neighbours.shape[0] - 1, -1, -1):
-        for place in range(neighbours.shape[1] - 1, -1, -1):
+    for row in range(neighbors.shape[0] - 1, -1, -1):
+        for place in range(neighbors.shape[1] - 1, -1, -1):
             if weights[row, place] != 0.0:
-                node = neighbours[row, place]
+                node = neighbors[row, place]
                 starts[node] -= 1
                 rows[starts[node]] = row
                 masses[starts[node]] = weights[row, place]

@@ -167,7 +167,7 @@ def vectors(column: pa.Array, name: str, where: Where) -> tuple[np.ndarray, np.n
 
 
 def texts(column: pa.Array, name: str, where: Where) -> pa.LargeStringArray:
-    """Text with missing values as empty strings; numbers and booleans are spelt out."""
+    """Text with missing values as empty strings; numbers and booleans are spelled out."""
     if pa.types.is_nested(column.type):
         raise UserError(f"Column '{name}' holds {column.type} values ({where(0)}), not text.")
     try:

@@ -1,7 +1,7 @@
 """Blocks of the feature matrix, one per kind of column: fitted once, then applied.
 
   dense        vectors, each row scaled to unit length; missing -> zeros
-  numeric      standardised; missing -> 0, and a column that says so if any was missing
+  numeric      standardized; missing -> 0, and a column that says so if any was missing
   categorical  one-hot of the most frequent values, then one slot for all others
   text         TF-IDF and SVD of the joined text columns, unit length; empty -> zeros
 
@@ -61,7 +61,7 @@ class NumericBlock:
         return 2 if self.indicator else 1
 
     def transform(self, column: Column, rows: int, where: Where) -> np.ndarray:
-        """Standardised numbers float32 [rows, width]; UserError for NaN or infinity."""
+        """Standardized numbers float32 [rows, width]; UserError for NaN or infinity."""
         out = np.zeros((rows, self.width), np.float32)
         values, present = _finite_numbers(column(self.column), self.column, where)
         out[present, 0] = (values - self.mean) / self.deviation
@@ -167,7 +167,7 @@ class NumericFit:
         deviation = float(np.sqrt(self._squares / self._count))
         if not np.isfinite(deviation):
             raise UserError(
-                f"Column '{self._column}' holds numbers too large to standardise; scale them down."
+                f"Column '{self._column}' holds numbers too large to standardize; scale them down."
             )
         # Equal numbers leave rounding noise as their deviation, which must not be blown up.
         if deviation <= 1e-12 * max(abs(self._mean), 1e-300):

@@ -98,7 +98,7 @@ def withhold_collections(graph: Graph, share: float, seed: int) -> Held:
     known = train.degree()[: graph.num_items] > 0
     groups = []
     for collection in chosen.tolist():
-        members = graph.neighbours(graph.num_items + collection)
+        members = graph.neighbors(graph.num_items + collection)
         groups.append(Group(collection, members[known[members]], members))
     return Held(train, groups, chosen, np.empty(0, np.int32))
 
@@ -110,10 +110,10 @@ def withhold_items(graph: Graph, share: float, seed: int) -> Held:
     train = graph.without(items=chosen)
     cold = np.zeros(graph.num_items, np.bool_)
     cold[chosen] = True
-    touched = np.unique(np.concatenate([graph.neighbours(item) for item in chosen.tolist()]))
+    touched = np.unique(np.concatenate([graph.neighbors(item) for item in chosen.tolist()]))
     groups = []
     for node in touched.tolist():
-        members = graph.neighbours(node)
+        members = graph.neighbors(node)
         held = cold[members]
         groups.append(Group(node - graph.num_items, members[~held], members[held]))
     return Held(train, groups, np.empty(0, np.int32), chosen)
@@ -136,7 +136,7 @@ def withhold_later(graph: Graph, times: np.ndarray, cut: int) -> Held:
     known = train.degree()[: graph.num_items] > 0
     groups = []
     for node in (np.flatnonzero(after.degree()[graph.num_items :]) + graph.num_items).tolist():
-        entered, before = after.neighbours(node), train.neighbours(node)
+        entered, before = after.neighbors(node), train.neighbors(node)
         queries = before if len(before) else entered[known[entered]]
         groups.append(Group(int(node) - graph.num_items, queries, entered))
     none = np.empty(0, np.int32)
@@ -341,7 +341,7 @@ def _shown_time(time: int, kind: str | None) -> str:
 def _together(graph: Graph, pairs: np.ndarray) -> int:
     """Pairs whose items share a training collection too; allowed, but worth knowing."""
     return sum(
-        len(np.intersect1d(graph.neighbours(query), graph.neighbours(target), True)) > 0
+        len(np.intersect1d(graph.neighbors(query), graph.neighbors(target), True)) > 0
         for query, target in pairs.tolist()
     )
 

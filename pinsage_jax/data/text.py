@@ -34,11 +34,11 @@ class TextTransform:
         self._idf = np.asarray(idf, np.float32)
         self._components = np.asarray(components, np.float32)
         self._projection = np.ascontiguousarray(self._components.T)
-        self._vectoriser = None
+        self._vectorizer = None
         if self._terms:
             vocabulary = {term: index for index, term in enumerate(self._terms)}
-            self._vectoriser = _vectoriser(vocabulary=vocabulary)
-            self._vectoriser.idf_ = self._idf
+            self._vectorizer = _vectorizer(vocabulary=vocabulary)
+            self._vectorizer.idf_ = self._idf
 
     @property
     def width(self) -> int:
@@ -55,19 +55,19 @@ class TextTransform:
         out = np.zeros((len(documents), self.width), np.float32)
         if self.width == 0:
             return out
-        assert self._vectoriser is not None, "there are terms where there is a width"
+        assert self._vectorizer is not None, "there are terms where there is a width"
         for start in range(0, len(documents), _ROWS_AT_ONCE):
             block = documents[start : start + _ROWS_AT_ONCE]
-            out[start : start + len(block)] = self._vectoriser.transform(block) @ self._projection
+            out[start : start + len(block)] = self._vectorizer.transform(block) @ self._projection
         norms = np.linalg.norm(out, axis=1, keepdims=True)
         return np.divide(out, norms, out=out, where=norms > 0)
 
     def words(self, documents: Sequence[str], size: int) -> np.ndarray:
         """The `size` words of most weight of every document, as `heaviest_words`."""
-        assert self._vectoriser is not None, "a transform without terms has no words"
+        assert self._vectorizer is not None, "a transform without terms has no words"
         out = np.zeros((len(documents), 2 * size), np.int32)
         for start in range(0, len(documents), _ROWS_AT_ONCE):
-            block = self._vectoriser.transform(documents[start : start + _ROWS_AT_ONCE])
+            block = self._vectorizer.transform(documents[start : start + _ROWS_AT_ONCE])
             packed = heaviest_words(block.indptr, block.indices, block.data, size)
             out[start : start + len(packed)] = packed
         return out
@@ -135,9 +135,9 @@ def fit_text(
     documents = [document for document in documents if document.strip()]
     matrix = None
     for least in sorted({min(min_df, max(len(documents), 1)), 1}, reverse=True):
-        vectoriser = _vectoriser(max_features=vocabulary, min_df=least)
+        vectorizer = _vectorizer(max_features=vocabulary, min_df=least)
         try:
-            matrix = vectoriser.fit_transform(documents) if documents else None
+            matrix = vectorizer.fit_transform(documents) if documents else None
             break
         except ValueError as error:
             # scikit-learn has no other way to say that no term is left.
@@ -148,7 +148,7 @@ def fit_text(
         return TextTransform([], np.empty(0, np.float32), np.empty((0, 0), np.float32))
     if least < min_df:
         logging.warning("%s: --text_min_df=%d leaves no term, so 1 is used.", name, min_df)
-    terms = vectoriser.get_feature_names_out().tolist()
+    terms = vectorizer.get_feature_names_out().tolist()
     fitted = len(terms) if len(terms) <= width else min(width, matrix.shape[0])
     if fitted < width:
         logging.warning(
@@ -161,8 +161,8 @@ def fit_text(
     else:
         svd = TruncatedSVD(fitted, random_state=_SEED).fit(matrix)
         components = svd.components_.astype(np.float32)
-    return TextTransform(terms, vectoriser.idf_, components)
+    return TextTransform(terms, vectorizer.idf_, components)
 
 
-def _vectoriser(**settings) -> TfidfVectorizer:
+def _vectorizer(**settings) -> TfidfVectorizer:
     return TfidfVectorizer(sublinear_tf=True, dtype=np.float32, **settings)

@@ -49,7 +49,7 @@ Embeddings = Callable[[Config, Graph], tuple[np.ndarray, dict[str, Any]]]
 Overrides = dict[str, Any]
 
 # What the paper does not have is off, as in experiments/paper.flags; sizes, walks and
-# the optimiser stay those of the base, for the paper does not say or cannot afford them.
+# the optimizer stay those of the base, for the paper does not say or cannot afford them.
 PAPER: Overrides = {
     "train.loss": "margin",
     "train.margin": 0.1,
@@ -57,7 +57,7 @@ PAPER: Overrides = {
     "train.strip_share": 0.0,
     "train.weight_decay": 0.0,
     "train.hard_start": "none",
-    "sampling.content_neighbours": 0,
+    "sampling.content_neighbors": 0,
     "sampling.pair_power": 1.0,
     "sampling.hide_positive": "edge",
     "model.pooling": "importance",
@@ -86,15 +86,15 @@ VARIANTS: dict[str, dict[str, Overrides]] = {
     "additions": {
         "no_popularity": {"model.popularity": False},
         "no_structure": {"model.structure_dim": 0},
-        "no_content_links": {"sampling.content_neighbours": 0},
+        "no_content_links": {"sampling.content_neighbors": 0},
         "no_id_messages": {"model.id_messages": "off"},
         "no_strip": {"train.strip_share": 0.0},
         "no_skip": {"model.skip": False},
         "hide_edge": {"sampling.hide_positive": "edge"},
         "hide_none": {"sampling.hide_positive": "none"},
     },
-    "neighbours": {
-        f"T{size}": {"sampling.num_neighbours": size} for size in (10, 20, 50)
+    "neighbors": {
+        f"T{size}": {"sampling.num_neighbors": size} for size in (10, 20, 50)
     },
     "layers": {f"K{number}": {"model.num_layers": number} for number in (0, 1, 2)},
     "hard": {
@@ -248,7 +248,7 @@ def ablate(
     result = {
         "pairs_from": pairs.source,
         "pairs": len(pairs.pairs),
-        "catalogue": prepared.graph.num_items,
+        "catalog": prepared.graph.num_items,
         "tie_rule": metrics.TIE_RULE,
         "interval": f"95%, {config.evaluate.bootstrap} bootstrap resamples of queries",
         "seed": config.seed,

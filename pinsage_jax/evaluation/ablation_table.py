@@ -15,7 +15,7 @@ def ablation_tables(result: dict[str, Any]) -> str:
     """The settings in which each variant differs, then one table per kind of pairs."""
     lines = [
         f"{len(result['variants'])} variants on {result['pairs']:,} {result['pairs_from']} pairs, "
-        f"each ranked among {result['catalogue']:,} items.",
+        f"each ranked among {result['catalog']:,} items.",
         f"Ties: {result['tie_rule']}.",
         f"In brackets: {result['interval']}.",
         *(f"Note: {note}." for note in result["notes"]),

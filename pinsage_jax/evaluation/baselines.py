@@ -1,6 +1,6 @@
 """Rivals that need no training, and the ranking that every rival goes through.
 
-A baseline scores the whole catalogue for each query; `rank_pairs` turns scores into
+A baseline scores the whole catalog for each query; `rank_pairs` turns scores into
 ranks by the tie rule of metrics.py, the same for all.  So an item that a baseline
 knows nothing about ties with all others it knows nothing about.
 
@@ -23,7 +23,7 @@ from pinsage_jax.sampling.neighborhoods import visit_scores
 _SCORES_AT_ONCE = 1 << 25
 _MOST_QUERIES = 512
 _FEATURE_ROWS = 1 << 16
-# As a recommender the walk gets this many times the walks behind a neighbourhood.
+# As a recommender the walk gets this many times the walks behind a neighborhood.
 WALK_FACTOR = 10
 
 
@@ -45,12 +45,12 @@ def query_blocks(query_ids: np.ndarray, num_items: int) -> list[np.ndarray]:
 
 
 def queries_at_once(num_items: int) -> int:
-    """Queries whose scores of the whole catalogue fit in memory."""
+    """Queries whose scores of the whole catalog fit in memory."""
     return int(np.clip(_SCORES_AT_ONCE // max(num_items, 1), 1, _MOST_QUERIES))
 
 
 def rank_pairs(baseline: Baseline, pairs: np.ndarray, num_items: int) -> np.ndarray:
-    """Rank of every pair's target in the whole catalogue, int64 [P].
+    """Rank of every pair's target in the whole catalog, int64 [P].
 
     Args:
       pairs: int32 [P, 2]: query, target.
@@ -114,7 +114,7 @@ def _unit_scale(rows: np.ndarray) -> np.ndarray:
 
 
 class Walk:
-    """Visit counts of random walks from the query: what the neighbourhoods know."""
+    """Visit counts of random walks from the query: what the neighborhoods know."""
 
     name = "walk"
 

@@ -1,4 +1,4 @@
-"""Rivals that know the whole graph: item-kNN, personalised PageRank, ALS.
+"""Rivals that know the whole graph: item-kNN, personalized PageRank, ALS.
 
 The graph is cut into one sparse matrix of items by collections.
 
@@ -67,7 +67,7 @@ class ItemKnn:
 
 
 class PageRank:
-    """Personalised PageRank by power iteration; its walks return to the query.
+    """Personalized PageRank by power iteration; its walks return to the query.
 
     p = restart * e_q + (1 - restart) * P' p over items and collections.  The graph is
     bipartite, so items are reached by even steps alone and one iteration here is two.

@@ -98,7 +98,7 @@ def validate(
 
     def best_of(offsets: Iterable[float]) -> float:
         for value in offsets:
-            # In place: a copy of a large catalogue may not fit.
+            # In place: a copy of a large catalog may not fit.
             vectors[edgeless, -1] = last + np.float32(value)
             tried[value] = _rates(vectors, split)
         return max(tried, key=lambda value: (_least_lift(tried[value], rivals), -value))

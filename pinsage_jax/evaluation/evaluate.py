@@ -1,4 +1,4 @@
-"""The evaluation: exact ranks in the whole catalogue, for PinSage and its rivals.
+"""The evaluation: exact ranks in the whole catalog, for PinSage and its rivals.
 
 Every method ranks all items for the same pairs under one tie rule (metrics.py).
 Results come overall, by the pair's kind and by the target's degree, each with its
@@ -110,7 +110,7 @@ def evaluate(
             "self_pairs": int(report.get("self_pairs", 0)),
             "repeated_pairs": offered - len(pairs),
         },
-        "catalogue": graph.num_items,
+        "catalog": graph.num_items,
         "sampled_candidates": False,
         "tie_rule": metrics.TIE_RULE,
         "score": "inner product of embeddings",

@@ -1,7 +1,7 @@
-"""--mode=explain: why one item stands where it does among the neighbours of another.
+"""--mode=explain: why one item stands where it does among the neighbors of another.
 
 What the graph says (collections they share, visits of the walk), what the content says
-(cosine of the features), which neighbours each embedding is pooled from and with what
+(cosine of the features), which neighbors each embedding is pooled from and with what
 weight, and where the embedding puts the one for the other.  WORKDIR/explain holds the
 same as JSON.
 
@@ -35,7 +35,7 @@ _NAME_LENGTH = 40
 
 
 def explain(config: Config, prepared: Prepared, embeddings: np.ndarray) -> dict[str, Any]:
-    """Explains --target as a neighbour of --query; prints tables and writes JSON.
+    """Explains --target as a neighbor of --query; prints tables and writes JSON.
 
     Args:
       embeddings: float32 [N, Z]; the score of two items is their inner product.
@@ -59,7 +59,7 @@ def explain(config: Config, prepared: Prepared, embeddings: np.ndarray) -> dict[
         "walk": _walks(config, prepared, rows),
         "content": _content(prepared, rows),
         "embedding": _embedding(config, prepared, embeddings, rows),
-        "neighbours": _neighbours(config, prepared, rows),
+        "neighbors": _neighbors(config, prepared, rows),
     }
     print(explain_text(result))
     path = pathlib.Path(config.workdir) / FOLDER / file_name(*names)
@@ -85,7 +85,7 @@ def _about(prepared: Prepared, row: int) -> dict[str, Any]:
 def shared_collections(prepared: Prepared, query: int, target: int) -> dict[str, Any]:
     """Collections that hold both items: how many, and the smallest of them by id and size."""
     graph = prepared.graph
-    both = np.intersect1d(graph.neighbours(query), graph.neighbours(target), assume_unique=True)
+    both = np.intersect1d(graph.neighbors(query), graph.neighbors(target), assume_unique=True)
     sizes = graph.indptr[both + 1] - graph.indptr[both]
     order = np.argsort(sizes, kind="stable")[:_MOST_COLLECTIONS]
     names = prepared.collection_ids.names(both[order] - graph.num_items).to_pylist()
@@ -136,7 +136,7 @@ def _embedding(
         "score": float(pair[0] @ pair[1]),
         "rank_of_target": int(ranks[0]),
         "rank_of_query": int(ranks[1]),
-        "catalogue": prepared.graph.num_items,
+        "catalog": prepared.graph.num_items,
     }
     if config.model.popularity:
         # The last coordinate tells how likely an item is whatever the query.
@@ -145,18 +145,18 @@ def _embedding(
     return found
 
 
-def _neighbours(config: Config, prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
-    """The --k neighbours that weigh most in either embedding, and those in both lists."""
+def _neighbors(config: Config, prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
+    """The --k neighbors that weigh most in either embedding, and those in both lists."""
     lists = lists_of_some(config, prepared, rows)
     ids, weights = lists.of(rows.astype(np.int32))
-    walked = lists.source.sampling.num_neighbours
+    walked = lists.source.sampling.num_neighbors
     graph = prepared.graph
     found: dict[str, Any] = {}
     merged: list[dict[int, float]] = []
     for place, name in enumerate(("query", "target")):
         total: dict[int, float] = {}
         by_walk: dict[int, float] = {}
-        # A neighbour may be there twice, by the walk and by its content.
+        # A neighbor may be there twice, by the walk and by its content.
         for column in np.flatnonzero((ids[place] >= 0) & (weights[place] > 0)).tolist():
             node, weight = int(ids[place, column]), float(weights[place, column])
             total[node] = total.get(node, 0.0) + weight
@@ -181,7 +181,7 @@ def _neighbours(config: Config, prepared: Prepared, rows: np.ndarray) -> dict[st
 
 
 def _named(prepared: Prepared, node: int) -> dict[str, str]:
-    """Id and title of an item; with --neighbourhood=all a neighbour may be a collection."""
+    """Id and title of an item; with --neighborhood=all a neighbor may be a collection."""
     items = prepared.graph.num_items
     if node >= items:
         name = prepared.collection_ids.names(np.array([node - items]))[0].as_py()
@@ -200,7 +200,7 @@ def explain_text(result: dict[str, Any]) -> str:
     rows = [["", "query", "target"]]
     rows.append(["collections", f"{query['collections']:,}", f"{target['collections']:,}"])
     rows.append(
-        ["rank among the other's neighbours", f"{embedding['rank_of_query']:,}",
+        ["rank among the other's neighbors", f"{embedding['rank_of_query']:,}",
          f"{embedding['rank_of_target']:,}"]
     )  # fmt: skip
     back, there = walk["target_to_query"], walk["query_to_target"]
@@ -214,7 +214,7 @@ def explain_text(result: dict[str, Any]) -> str:
             f" = {embedding['closeness']:.4f} closeness + {embedding['popularity']:.4f} "
             "popularity of both"
         )
-    lines.append(f"{score}; rank {embedding['rank_of_target']:,} of {embedding['catalogue']:,}")
+    lines.append(f"{score}; rank {embedding['rank_of_target']:,} of {embedding['catalog']:,}")
     if result["content"] is None:
         lines.append("The items have no features.")
     else:
@@ -225,16 +225,16 @@ def explain_text(result: dict[str, Any]) -> str:
         name = _on_one_line(collection["collection_id"])
         lines.append(f"  {name}  ({collection['items']:,} items)")
     for name in ("query", "target"):
-        heading = f"neighbours that weigh most in the {name}"
+        heading = f"neighbors that weigh most in the {name}"
         rows = [[heading, "weight", "of it by walk"]]
-        for other in result["neighbours"][name]:
+        for other in result["neighbors"][name]:
             rows.append([_shown(other), f"{other['weight']:.4f}", f"{other['by_walk']:.4f}"])
         lines += ["", *(aligned(rows) if len(rows) > 1 else [f"{heading}: none"])]
-    rows = [["neighbours of both", "in the query", "in the target"]]
-    for other in result["neighbours"]["in_both"]:
+    rows = [["neighbors of both", "in the query", "in the target"]]
+    for other in result["neighbors"]["in_both"]:
         weights = other["weight_in_query"], other["weight_in_target"]
         rows.append([_shown(other), *(f"{weight:.4f}" for weight in weights)])
-    lines += ["", *(aligned(rows) if len(rows) > 1 else ["neighbours of both: none"])]
+    lines += ["", *(aligned(rows) if len(rows) > 1 else ["neighbors of both: none"])]
     return "\n".join(lines)
 
 

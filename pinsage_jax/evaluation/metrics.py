@@ -1,7 +1,7 @@
 """Ranking metrics from integer ranks, and how sure we are of them (PinSage section 4.2).
 
 A pair (query, target) is scored by the rank of its target among all candidates of
-the whole catalogue; the query itself is never a candidate.  Definitions:
+the whole catalog; the query itself is never a candidate.  Definitions:
 
   hit@k       share of pairs whose target has rank <= k
   recall@k    share of a query's targets with rank <= k, averaged over queries
@@ -56,7 +56,7 @@ def tie_rank(greater: np.ndarray, equal: np.ndarray) -> np.ndarray:
 def ranks_from_scores(
     scores: np.ndarray, rows: np.ndarray, query_ids: np.ndarray, target_ids: np.ndarray
 ) -> np.ndarray:
-    """Ranks of targets in rows of scores over the whole catalogue.
+    """Ranks of targets in rows of scores over the whole catalog.
 
     Args:
       scores: float [Q, N], finite or -inf; row r scores every item.

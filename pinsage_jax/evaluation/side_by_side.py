@@ -1,9 +1,9 @@
-"""An item's neighbours by three methods side by side: PinSage, content and the walk.
+"""An item's neighbors by three methods side by side: PinSage, content and the walk.
 
-For pages that people read.  All three are exact over the whole catalogue, and none
+For pages that people read.  All three are exact over the whole catalog, and none
 lists the item itself.
 
-  Q queries, N items, D input features, Z embedding dimensions, k neighbours
+  Q queries, N items, D input features, Z embedding dimensions, k neighbors
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FEW = 4
 
 
 class SideBySide:
-    """Finds neighbours of items of one catalogue by every method it has the data for."""
+    """Finds neighbors of items of one catalog by every method it has the data for."""
 
     def __init__(self, config: Config, prepared: Prepared, embeddings: np.ndarray, threads: int):
         """Takes embeddings float32 [N, Z]; nothing is copied."""
@@ -44,7 +44,7 @@ class SideBySide:
     def lists(
         self, method: str, items: np.ndarray, k: int, quiet: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best neighbours of each item by one of METHODS.
+        """The k best neighbors of each item by one of METHODS.
 
         Args:
           items: int [Q].
@@ -66,7 +66,7 @@ class SideBySide:
         if self._content is None:
             return ids, scores
         size = queries_at_once(self._prepared.graph.num_items)
-        with Progress(len(items), "item", "content neighbours", quiet=quiet) as progress:
+        with Progress(len(items), "item", "content neighbors", quiet=quiet) as progress:
             for start in range(0, len(items), size):
                 part = items[start : start + size]
                 found = best_of_scores(self._content.scores(part), part, k)
@@ -83,10 +83,10 @@ class SideBySide:
             self._tables,
             items,
             # The walk as a recommender lists items, whatever the model pools over.
-            dataclasses.replace(sampling, neighbourhood="items"),
+            dataclasses.replace(sampling, neighborhood="items"),
             seed=self._config.seed,
             threads=self._threads,
-            num_neighbours=k,
+            num_neighbors=k,
             num_walks=WALK_FACTOR * sampling.num_walks,
         )
         return found.ids, found.counts.astype(np.float32)

@@ -21,7 +21,7 @@ def evaluation_tables(result: dict[str, Any]) -> str:
     first = next(iter(methods.values()))
     lines = [
         f"{result['pairs']:,} pairs of {result['queries']:,} queries, each ranked among "
-        f"{result['catalogue']:,} items.",
+        f"{result['catalog']:,} items.",
         f"Ties: {TIE_RULE}.",
         f"In brackets: {result['interval']}.",
     ]

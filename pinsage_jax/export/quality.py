@@ -1,6 +1,6 @@
 """What an export loses beside exact float32, and how it lies beside an earlier one.
 
-Neighbours are the ten best of the whole catalogue by exact inner product, for queries
+Neighbors are the ten best of the whole catalog by exact inner product, for queries
 that are spread evenly over the items.
 
   N items, Q queries, Z coordinates of an embedding, d exported ones
@@ -26,7 +26,7 @@ from pinsage_jax.export.codec import (
 from pinsage_jax.export.reader import open_export
 from pinsage_jax.retrieval.topk import top_k
 
-NEIGHBOURS = 10
+NEIGHBORS = 10
 QUERIES = 1000
 _ROWS = 1 << 16
 
@@ -50,7 +50,7 @@ def recall_of(
     """recall@10 of vectors as stored beside float32 [N, Z], for the manifest.
 
     Args:
-      expected: int32 [Q, 10] neighbours in float32 of spread_rows, if known.
+      expected: int32 [Q, 10] neighbors in float32 of spread_rows, if known.
 
     Returns:
       {"recall@10", "loss@10", "standard_error", "queries"}.
@@ -59,9 +59,9 @@ def recall_of(
     if form.is_exact or len(vectors) < 2:
         return {"recall@10": 1.0, "loss@10": 0.0, "standard_error": 0.0, "queries": len(rows)}
     if expected is None:
-        expected = top_k(vectors[rows], vectors, NEIGHBOURS, rows)[0]
+        expected = top_k(vectors[rows], vectors, NEIGHBORS, rows)[0]
     stored = StoredVectors(vectors, form)
-    found = top_k(stored[rows], stored, NEIGHBOURS, rows)[0]
+    found = top_k(stored[rows], stored, NEIGHBORS, rows)[0]
     shares = shared_share(found, expected)
     recall = float(shares.mean())
     return {
@@ -123,7 +123,7 @@ def _aligned(
     theirs = np.flatnonzero(rows >= 0)
     ours = rows[theirs]
     if len(ours) == 0:
-        raise UserError(f"--align_to={folder} shares no item with this catalogue.")
+        raise UserError(f"--align_to={folder} shares no item with this catalog.")
     old = earlier.vectors()
     free = width - int(form.last_apart)
     product, squares = np.zeros((free, free)), np.zeros(2)
@@ -148,7 +148,7 @@ def _aligned(
         "earlier_step": earlier.manifest.get("step"),
         "shared_items": len(ours),
         "residual": {"before": residual(float(np.trace(product))), "after": residual(float(gain))},
-        "neighbour_churn@10": _churn(
+        "neighbor_churn@10": _churn(
             StoredVectors(old, ExportForm(), theirs), StoredVectors(vectors, form, ours),
             StoredVectors(vectors, after, ours),
         ),
@@ -156,16 +156,16 @@ def _aligned(
 
 
 def _churn(old: StoredVectors, before: StoredVectors, after: StoredVectors) -> dict[str, Any]:
-    """Shares of ten old neighbours that are gone, among the shared items alone.
+    """Shares of ten old neighbors that are gone, among the shared items alone.
 
     before, after: an earlier vector asks the new ones, as where queries were stored.
     own: the new vector asks; no rotation can change that.
     """
     rows = spread_rows(len(old))
-    expected = top_k(old[rows], old, NEIGHBOURS, rows)[0]
+    expected = top_k(old[rows], old, NEIGHBORS, rows)[0]
 
-    def gone(queries: np.ndarray, catalogue: StoredVectors) -> float:
-        found = top_k(queries, catalogue, NEIGHBOURS, rows)[0]
+    def gone(queries: np.ndarray, catalog: StoredVectors) -> float:
+        found = top_k(queries, catalog, NEIGHBORS, rows)[0]
         return float(1.0 - shared_share(found, expected).mean())
 
     return {

@@ -153,7 +153,7 @@ def load_embeddings(workdir: str | pathlib.Path, prepared: Prepared) -> np.ndarr
 
     Raises:
       UserError: not exported yet, a file is missing or damaged, or the export is of
-        another catalogue.
+        another catalog.
     """
     export = open_export(pathlib.Path(workdir) / FOLDER)
     folder, count, done = export.folder, len(prepared.item_ids), 0
@@ -162,14 +162,14 @@ def load_embeddings(workdir: str | pathlib.Path, prepared: Prepared) -> np.ndarr
     for ids, rows in export.blocks():
         end = done + len(ids)
         if end > count:
-            raise _another_catalogue(folder, f"it has more than {count:,} items")
+            raise _another_catalog(folder, f"it has more than {count:,} items")
         if not ids.equals(prepared.item_ids.names(np.arange(done, end)).cast(pa.large_string())):
-            raise _another_catalogue(folder, f"its ids differ from row {done:,} on")
+            raise _another_catalog(folder, f"its ids differ from row {done:,} on")
         if mapped is None:
             result[done:end] = rows
         done = end
     if done != count:
-        raise _another_catalogue(folder, f"it has {done:,} items, the prepared data {count:,}")
+        raise _another_catalog(folder, f"it has {done:,} items, the prepared data {count:,}")
     return result
 
 
@@ -185,5 +185,5 @@ def _named(manifest: dict[str, Any], start: str) -> list[str]:
     return sorted(name for name in manifest["files"] if name.startswith(f"{start}-"))
 
 
-def _another_catalogue(folder: pathlib.Path, how: str) -> UserError:
-    return UserError(f"{folder} belongs to another catalogue ({how}); {_AGAIN}")
+def _another_catalog(folder: pathlib.Path, how: str) -> UserError:
+    return UserError(f"{folder} belongs to another catalog ({how}); {_AGAIN}")

@@ -2,17 +2,17 @@
 
 WORKDIR/embeddings/ as Parquet (--export_format=parquet)
   part-00000.parquet ...  item_id (string), embedding (fixed-size list of float32,
-                          float16 or int8), in the order of the catalogue
-  collections-00000.parquet ...  collection_id, embedding; with --neighbourhood=all
+                          float16 or int8), in the order of the catalog
+  collections-00000.parquet ...  collection_id, embedding; with --neighborhood=all
 or as arrays to be memory-mapped (--export_format=npy)
   vectors.npy             [N, d]; item_ids.parquet: item_id, in the same order
-  collection_vectors.npy, collection_ids.parquet; with --neighbourhood=all
+  collection_vectors.npy, collection_ids.parquet; with --neighborhood=all
 and beside either
   transform.npy           float32 [Z, d], where vectors were rotated or truncated
   manifest.json           what made them, counts, what was lost, a checksum per file
 
 int8 vectors have scales, in columns `scale` and (with a popularity) `last_scale` or in
-vectors.scales.npy [N, G]: see export_form.py.  Items that the catalogue does not hold
+vectors.scales.npy [N, G]: see export_form.py.  Items that the catalog does not hold
 go to WORKDIR/new_embeddings/ in the same form.  A folder is swapped in whole: a reader
 sees the old export or the new one.
 """
@@ -116,7 +116,7 @@ def write_embeddings(
 
     Args:
       items: float32 [num_items, Z] in the order of `item_ids`.
-      about: what goes into the manifest: step, fingerprint, normalised, ...
+      about: what goes into the manifest: step, fingerprint, normalized, ...
       collections: float32 [num_collections, Z] if collections were embedded.
       folder_name: folder of the workdir to write.
       form: how vectors are stored; by default of --export_dtype, without a transform.

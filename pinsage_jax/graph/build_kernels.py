@@ -4,7 +4,7 @@ Every kernel is serial and releases the GIL.  Optional per-edge arrays (weights,
 times) are passed with length 0 when absent, because Numba types are fixed.
 
 Two stable counting sorts (by collection, then by item) leave the collections of
-every item ascending, so duplicates are neighbours and one pass merges them; one
+every item ascending, so duplicates are neighbors and one pass merges them; one
 more transposition leaves the items of every collection ascending.
 """
 
@@ -78,7 +78,7 @@ def transpose_rows(indptr, ids, weights, times, cursor, out_ids, out_weights, ou
 
 @njit(nogil=True)
 def merge_duplicates(indptr, ids, weights, times):
-    """Merges equal neighbours of sorted rows in place and returns the edges left.
+    """Merges equal neighbors of sorted rows in place and returns the edges left.
 
     Weights are added (in float64), the earliest time is kept, and indptr is
     rewritten for the shortened rows.
@@ -89,18 +89,18 @@ def merge_duplicates(indptr, ids, weights, times):
         end = indptr[row + 1]
         edge = start
         while edge < end:
-            neighbour = ids[edge]
+            neighbor = ids[edge]
             total = 0.0
             earliest = np.int64(0)
             if times.shape[0] > 0:
                 earliest = times[edge]
-            while edge < end and ids[edge] == neighbour:
+            while edge < end and ids[edge] == neighbor:
                 if weights.shape[0] > 0:
                     total += weights[edge]
                 if times.shape[0] > 0 and times[edge] < earliest:
                     earliest = times[edge]
                 edge += 1
-            ids[written] = neighbour
+            ids[written] = neighbor
             if weights.shape[0] > 0:
                 weights[written] = total
             if times.shape[0] > 0:

@@ -4,7 +4,7 @@ Nodes are items [0, num_items) followed by collections [num_items, N).  Every
 edge is stored in both directions, so a walk needs only `indptr` and `indices`:
 
   indptr   int64   [N+1]  row starts
-  indices  int32   [2E]   neighbours, ascending inside a row, no duplicates
+  indices  int32   [2E]   neighbors, ascending inside a row, no duplicates
   weights  float32 [2E]   the edge's weight, the same in both directions; or None
 
 The first E entries are the rows of the items, the last E those of the
@@ -50,7 +50,7 @@ class Graph:
         return len(self.indices) // 2
 
     def degree(self) -> np.ndarray:
-        """Number of neighbours of every node, int32 [N]."""
+        """Number of neighbors of every node, int32 [N]."""
         return np.diff(self.indptr).astype(np.int32)
 
     def digest(self) -> str:
@@ -60,8 +60,8 @@ class Graph:
             total.update(b"none" if array is None else np.ascontiguousarray(array).data)
         return total.hexdigest()
 
-    def neighbours(self, node: int) -> np.ndarray:
-        """Neighbours of one node as node ids, int32 [degree], ascending."""
+    def neighbors(self, node: int) -> np.ndarray:
+        """Neighbors of one node as node ids, int32 [degree], ascending."""
         return self.indices[self.indptr[node] : self.indptr[node + 1]]
 
     def without(

@@ -69,7 +69,7 @@ def validation_split(
         kinds = derived_kinds(pairs, train_degree)
         return ValidationSplit(train_graph, collections, items, pairs, kinds, kept)
 
-    members = [graph.neighbours(graph.num_items + index) for index in collections]
+    members = [graph.neighbors(graph.num_items + index) for index in collections]
     queries = [row[train_degree[row] > 0] for row in members]
     possible = np.array(
         [len(some) * (len(row) - 1) for some, row in zip(queries, members, strict=True)], np.int64

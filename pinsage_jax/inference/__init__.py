@@ -1,1 +1,1 @@
-"""Inference: layer-wise embedding of the whole catalogue and its export."""
+"""Inference: layer-wise embedding of the whole catalog and its export."""

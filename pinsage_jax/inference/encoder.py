@@ -1,4 +1,4 @@
-"""The encoder: one graph, its neighbour lists and inputs, and how they become embeddings.
+"""The encoder: one graph, its neighbor lists and inputs, and how they become embeddings.
 
 Training and export use two of them with the same parameters: over the training graph
 to fit and validate, over the whole graph to embed.  The network is inductive, so edges
@@ -32,9 +32,9 @@ from pinsage_jax.sampling.content_links import (
     content_links,
     spread,
 )
-from pinsage_jax.sampling.lists import ListColumn, NeighbourLists
+from pinsage_jax.sampling.lists import ListColumn, NeighborLists
 from pinsage_jax.sampling.spectral import MOST_PLACE_NUMBERS, Structure, saved_bases
-from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.store import NeighborhoodSource
 
 _LISTS_AT_ONCE = 1 << 14
 
@@ -49,36 +49,36 @@ class Encoder:
     """What turns nodes of one graph into embeddings, given parameters.
 
     Attributes:
-      lists: neighbour lists that minibatches are built from.
+      lists: neighbor lists that minibatches are built from.
       inputs: input vectors of nodes.
     """
 
     config: Config
-    lists: NeighbourLists
+    lists: NeighborLists
     inputs: NodeInputs
 
     @classmethod
     def over(cls, config: Config, prepared: Prepared, graph: Graph, bases: np.ndarray) -> Encoder:
-        """An encoder whose neighbourhoods, degrees and places come from `graph`.
+        """An encoder whose neighborhoods, degrees and places come from `graph`.
 
         Args:
           bases: float32 [num_items, r] of the training graph (structure_bases).
         """
-        source = NeighbourhoodSource(
+        source = NeighborhoodSource(
             graph,
             config.sampling,
             config.seed,
             threads_of(config),
-            config.store.neighbourhood_store,
+            config.store.neighborhood_store,
             pathlib.Path(config.workdir) / store.FOLDER,
         )
         structure = Structure(graph, bases, threads_of(config)) if bases.shape[1] else None
         inputs = node_inputs(config, prepared.features, graph.degree(), structure)
         links = _content_links(config, prepared, graph)
-        return cls(config, NeighbourLists.made_of(source, links, config), inputs)
+        return cls(config, NeighborLists.made_of(source, links, config), inputs)
 
     @property
-    def final_source(self) -> NeighbourLists:
+    def final_source(self) -> NeighborLists:
         """What makes the lists that embeddings pool over.
 
         Of the same kind as in training, from more walks (--embed_walks): visit counts
@@ -99,7 +99,7 @@ class Encoder:
         tables: Tables | None = None,
         adjust: Adjust | None = None,
     ) -> np.ndarray:
-        """float32 [nodes, Z] of every item (and collection, with --neighbourhood=all).
+        """float32 [nodes, Z] of every item (and collection, with --neighborhood=all).
 
         Args:
           tables, adjust: as in embed_all; by default tables of this pass alone.
@@ -142,7 +142,7 @@ def tabled_lists(
     """Lists of all nodes as one table `lists`: ids int32 [N, W] and weights float32 [N, W]."""
 
     def fill(begin: int, end: int, out: np.ndarray) -> None:
-        with Progress(end - begin, "node", "sampling neighbourhoods") as progress:
+        with Progress(end - begin, "node", "sampling neighborhoods") as progress:
             for first in range(begin, end, _LISTS_AT_ONCE):
                 nodes = np.arange(first, min(first + _LISTS_AT_ONCE, end), dtype=np.int32)
                 out[first : first + len(nodes)] = list_rows(*lists.of(nodes))
@@ -176,7 +176,7 @@ def node_inputs(
         degree,
         degree_feature=config.model.degree_feature,
         edgeless_feature=config.model.edgeless_feature,
-        node_type=config.sampling.neighbourhood == "all",
+        node_type=config.sampling.neighborhood == "all",
         whiten=config.model.whiten,
         structure=structure,
         scale=scale,
@@ -204,16 +204,16 @@ def structure_bases(config: Config, prepared: Prepared, split: ValidationSplit) 
     )
 
 
-def lists_of_some(config: Config, prepared: Prepared, items: np.ndarray) -> NeighbourLists:
+def lists_of_some(config: Config, prepared: Prepared, items: np.ndarray) -> NeighborLists:
     """The lists that embeddings of `items` (int [n]) pool over; of no other node.
 
     The same as Encoder.final_lists over the whole graph, without the work for all.
     """
     walks = config.embed.embed_walks or config.sampling.num_walks
     sampling = dataclasses.replace(config.sampling, num_walks=walks)
-    source = NeighbourhoodSource(prepared.graph, sampling, config.seed, threads_of(config), "none")
+    source = NeighborhoodSource(prepared.graph, sampling, config.seed, threads_of(config), "none")
     links = _content_links(config, prepared, prepared.graph, np.unique(items))
-    return NeighbourLists.made_of(source, links, config)
+    return NeighborLists.made_of(source, links, config)
 
 
 def _content_links(
@@ -223,7 +223,7 @@ def _content_links(
 
     None where there is no content or none are asked for.
     """
-    size, items = config.sampling.content_neighbours, graph.num_items
+    size, items = config.sampling.content_neighbors, graph.num_items
     if not size or not prepared.features.shape[1]:
         return ContentLinks.none(items)
     degree = graph.degree()[:items]

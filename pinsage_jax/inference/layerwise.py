@@ -1,11 +1,11 @@
-"""Whole-catalogue embedding, layer by layer, every node computed once per layer.
+"""Whole-catalog embedding, layer by layer, every node computed once per layer.
 
 The stages of map_reduce.py over arrays of one machine.  Dense layers run in JAX on
 blocks of fixed shape, the join and the reduction in Numba on the host, so that memory is
 bounded by two layers; where tables lie, and what of them a killed run finds again, is for
 layer_tables.py.
 
-Shapes: N nodes, T neighbours, D input features, M width of Q, d layer width, Z
+Shapes: N nodes, T neighbors, D input features, M width of Q, d layer width, Z
 output width.
 """
 
@@ -75,7 +75,7 @@ def embed_all(
     config: ModelConfig,
     params: Any,
     inputs: Inputs,
-    neighbours: np.ndarray | ListColumn,
+    neighbors: np.ndarray | ListColumn,
     weights: np.ndarray | ListColumn,
     *,
     block: int,
@@ -86,16 +86,16 @@ def embed_all(
     tables: Tables | None = None,
     adjust: Adjust | None = None,
 ) -> np.ndarray:
-    """Embeds every node that has a neighbour list, or only what some nodes need.
+    """Embeds every node that has a neighbor list, or only what some nodes need.
 
     Args:
       params: parameters of PinSage(config).
-      neighbours: int32 [N, T], -1 where a list is short.
+      neighbors: int32 [N, T], -1 where a list is short.
       weights: float32 [N, T] pooling weights.
       block: rows computed at once.
       node_ids: int32 [R0] nodes of the rows; None: row r is node r.
       sizes: rows R0 >= R1 >= ... >= RK that are needed of the input and of each layer's
-        output, every time the first ones; `neighbours` and `weights` then are [R1, T]
+        output, every time the first ones; `neighbors` and `weights` then are [R1, T]
         and name rows.  None: all N.
       tables: where tables lie, by default in memory; those that it holds already are
         not computed: sent1, layer1, sent2, ..., vectors.
@@ -104,7 +104,7 @@ def embed_all(
     Returns:
       float32 [N, Z], or [RK, Z].
     """
-    sizes = sizes or (len(neighbours),) * (config.num_layers + 1)
+    sizes = sizes or (len(neighbors),) * (config.num_layers + 1)
     total = sum(sizes[:-1]) + sum(sizes[1:]) or sizes[0]
     every = np.arange(sizes[0], dtype=np.int32) if node_ids is None else node_ids
     with Progress(total, "row", "embedding", quiet=quiet) as progress:
@@ -112,7 +112,7 @@ def embed_all(
             Stages(config, params),
             inputs,
             every,
-            (neighbours, weights),
+            (neighbors, weights),
             sizes,
             tables or ScratchTables(),
             _Work(block, threads, progress, adjust),
@@ -130,7 +130,7 @@ class _Work(NamedTuple):
 
 
 class _Pass:
-    """One pass over a catalogue, each table made when first asked for.
+    """One pass over a catalog, each table made when first asked for.
 
     A class and no nest of functions: those would refer to each other, and tables of gigabytes
     would wait for the collector of cycles.

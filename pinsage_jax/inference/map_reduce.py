@@ -1,9 +1,9 @@
-"""The stages of whole-catalogue embedding as pure functions over columnar batches.
+"""The stages of whole-catalog embedding as pure functions over columnar batches.
 
 The paper's MapReduce (Ying et al. 2018, section 3.4), written once.  Per layer:
 
   project  every node once: line 1's dense layer, [n, in] -> what it sends, [n, M]
-  join     what was sent with the neighbour lists: one weighted message per neighbour
+  join     what was sent with the neighbor lists: one weighted message per neighbor
   reduce   the messages to a node to its pooled vector; sums and maxima of parts can be
            reduced again, so that a message need not travel alone
   finish   the node's own vector and its pooled one: `combine`, and `finish` with the
@@ -12,7 +12,7 @@ The paper's MapReduce (Ying et al. 2018, section 3.4), written once.  Per layer:
 Two executors call them: layerwise.py over (memory-mapped) arrays of one machine, and
 spark/embed.py over Spark's Arrow batches.  Nothing here knows of either.
 
-Shapes: n rows of a batch, T neighbours, M width of Q, in/d width of a layer's input and
+Shapes: n rows of a batch, T neighbors, M width of Q, in/d width of a layer's input and
 output, D input features, Z output width.
 """
 

@@ -1,4 +1,4 @@
-"""A trained network and what it reads of the catalogue, kept to embed new items again and again.
+"""A trained network and what it reads of the catalog, kept to embed new items again and again.
 
 new_items.py says what a new item's vector is.
 """
@@ -20,7 +20,7 @@ from pinsage_jax.data.ids import IdTable
 from pinsage_jax.data.tables import Table
 from pinsage_jax.export.codec import ExportForm
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.inference.new_items import Catalogue, NewItemEncoder
+from pinsage_jax.inference.new_items import Catalog, NewItemEncoder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,38 +48,38 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NewItemModel:
-    """What embeds items that the catalogue does not hold.
+    """What embeds items that the catalog does not hold.
 
     Attributes:
-      transform: of the catalogue's features.
+      transform: of the catalog's features.
       form: how vectors are exported.
     """
 
-    catalogue: Catalogue
+    catalog: Catalog
     transform: FeatureTransform
     trained: Trained
     form: ExportForm
 
     def read(self, items: Table, edges: Table | None) -> Additions:
         """What two tables hold; UserError for whatever is wrong with them."""
-        known = self.catalogue
+        known = self.catalog
         return additions_of(known.prepared, self.transform, known.config.data, items, edges)
 
     def embed(self, additions: Additions) -> tuple[np.ndarray, np.ndarray]:
         """float32 [n, Z], not yet in the form of the export, and bool [n]: no edge."""
-        encoder = NewItemEncoder(self.catalogue, additions)
+        encoder = NewItemEncoder(self.catalog, additions)
         vectors = encoder.embed(self.trained.params)
         vectors[encoder.edgeless, -1] += np.float32(self.trained.offset)
         return vectors, encoder.edgeless
 
     def warm_up(self) -> None:
         """Compiles what a single item takes, with edges and without, by embedding a known one."""
-        prepared = self.catalogue.prepared
+        prepared = self.catalog.prepared
         graph = prepared.graph
         known = int(np.argmax(graph.degree()[: graph.num_items]))
         features = np.asarray(prepared.features[[known]])
         words = None if prepared.words is None else np.asarray(prepared.words[[known]])
-        for held in (graph.neighbours(known)[:1] - graph.num_items, np.empty(0, np.int32)):
+        for held in (graph.neighbors(known)[:1] - graph.num_items, np.empty(0, np.int32)):
             held = held.astype(np.int32)
             weights = None if graph.weights is None else np.ones(len(held), np.float32)
             edges = Graph.from_edges(np.zeros_like(held), held, 1, graph.num_collections, weights)

@@ -1,22 +1,22 @@
-"""Embeddings of items that the catalogue does not hold, without embedding it again.
+"""Embeddings of items that the catalog does not hold, without embedding it again.
 
-New items read the catalogue; the catalogue does not change.  Precisely: a new item's
-vector is what layer-wise inference (layerwise.py) gives its row over the catalogue with
+New items read the catalog; the catalog does not change.  Precisely: a new item's
+vector is what layer-wise inference (layerwise.py) gives its row over the catalog with
 the new items behind its items and the new collections behind its collections, when
 
-* the catalogue's nodes keep what they have: their inputs (degree, place), their
-  neighbour lists and so their states in every layer, and a collection its place;
+* the catalog's nodes keep what they have: their inputs (degree, place), their
+  neighbor lists and so their states in every layer, and a collection its place;
 * a new item's walks run over all edges, old and new, keyed by its index behind the
-  catalogue's items, so that they may meet other new items of the same collections;
-* its content links lead to the catalogue's items with edges; its degree counts its new
+  catalog's items, so that they may meet other new items of the same collections;
+* its content links lead to the catalog's items with edges; its degree counts its new
   edges, and its place is that of its collections (new ones have none);
 * everything that training fitted stays: feature transform and scale, structure bases,
   id messages (new nodes have none) and parameters.
 
-Only the rows that the new items need are computed: with K layers their neighbours, the
-neighbours of these, and so on K times.  Beside that there is one pass over the graph.
+Only the rows that the new items need are computed: with K layers their neighbors, the
+neighbors of these, and so on K times.  Beside that there is one pass over the graph.
 
-Node numbers here: the catalogue's nodes as they are [0, N+C), new items [N+C, N+C+n),
+Node numbers here: the catalog's nodes as they are [0, N+C), new items [N+C, N+C+n),
 new collections behind them.  The extended graph has its own, with all items first.
 """
 
@@ -36,13 +36,13 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.encoder import item_links, node_inputs, threads_of
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.sampling.content_links import MOST_CANDIDATES, ContentLinks, spread
-from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.spectral import Structure
-from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.store import NeighborhoodSource
 
 
 class _StackedRows:
-    """Link rows of the catalogue's items and then of the new ones, read by row."""
+    """Link rows of the catalog's items and then of the new ones, read by row."""
 
     def __init__(self, first: np.ndarray, second: np.ndarray):
         self._parts = first, second
@@ -58,16 +58,16 @@ class _StackedRows:
 
 
 class _StackedInputs:
-    """Stands in for NodeInputs: catalogue nodes, then new ones from `first` on."""
+    """Stands in for NodeInputs: catalog nodes, then new ones from `first` on."""
 
-    def __init__(self, catalogue: NodeInputs, new: NodeInputs, first: int):
-        self._catalogue, self._new, self._first = catalogue, new, first
+    def __init__(self, catalog: NodeInputs, new: NodeInputs, first: int):
+        self._catalog, self._new, self._first = catalog, new, first
 
     def gather(self, nodes: np.ndarray) -> np.ndarray:
         """Input vectors float32 [n, D] of nodes int32 [n]."""
-        out = np.empty((len(nodes), self._catalogue.dim), np.float32)
+        out = np.empty((len(nodes), self._catalog.dim), np.float32)
         old = nodes < self._first
-        out[old] = self._catalogue.gather(nodes[old])
+        out[old] = self._catalog.gather(nodes[old])
         out[~old] = self._new.gather(nodes[~old] - np.int32(self._first))
         return out
 
@@ -95,8 +95,8 @@ class _Extended:
         return np.where(item, new_nodes - self.collections, new_nodes).astype(np.int32)
 
 
-class Catalogue:
-    """What new items read of the catalogue, computed once for any number of them.
+class Catalog:
+    """What new items read of the catalog, computed once for any number of them.
 
     Attributes:
       inputs: input vectors of its nodes.
@@ -109,7 +109,7 @@ class Catalogue:
         self.config, self.prepared, graph = config, prepared, prepared.graph
         self.structure = Structure(graph, bases) if bases.shape[1] else None
         self.inputs = node_inputs(config, prepared.features, graph.degree(), self.structure)
-        everything = config.sampling.neighbourhood == "all"
+        everything = config.sampling.neighborhood == "all"
         self.num_nodes = graph.num_nodes if everything else graph.num_items
 
 
@@ -120,14 +120,14 @@ class NewItemEncoder:
       edgeless: bool [n], new items without any edge.
     """
 
-    def __init__(self, catalogue: Catalogue, additions: Additions):
-        config, prepared = catalogue.config, catalogue.prepared
+    def __init__(self, catalog: Catalog, additions: Additions):
+        config, prepared = catalog.config, catalog.prepared
         graph, new = prepared.graph, additions.graph
         self._config, self._prepared, self._additions = config, prepared, additions
         self._extended = _Extended(
             extend(graph, new), graph.num_items, graph.num_collections, new.num_items
         )
-        structure, degree = catalogue.structure, new.degree()
+        structure, degree = catalog.structure, new.degree()
         self.edgeless = degree[: new.num_items] == 0
         of_new = np.concatenate(
             [degree[: new.num_items], degree[new.num_items + graph.num_collections :]]
@@ -138,8 +138,8 @@ class NewItemEncoder:
                 new.num_collections - graph.num_collections,
             )
         self._inputs = _StackedInputs(
-            catalogue.inputs,
-            node_inputs(config, additions.features, of_new, structure, catalogue.inputs.scale),
+            catalog.inputs,
+            node_inputs(config, additions.features, of_new, structure, catalog.inputs.scale),
             graph.num_nodes,
         )
 
@@ -175,17 +175,17 @@ class NewItemEncoder:
         )
 
     def _lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lists of any nodes: the catalogue's over its own graph, new ones over both."""
-        width = self._config.sampling.num_neighbours + self._link_size()
+        """Lists of any nodes: the catalog's over its own graph, new ones over both."""
+        width = self._config.sampling.num_neighbors + self._link_size()
         ids = np.empty((len(nodes), width), np.int32)
         weights = np.empty((len(nodes), width), np.float32)
         old = nodes < self._prepared.graph.num_nodes
-        for some, read in ((old, self._catalogue_lists), (~old, self._new_lists)):
+        for some, read in ((old, self._catalog_lists), (~old, self._new_lists)):
             if some.any():
                 ids[some], weights[some] = read(nodes[some])
         return ids, weights
 
-    def _catalogue_lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _catalog_lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         graph, rows = self._prepared.graph, self._prepared.link_rows
         degree = graph.degree()[: graph.num_items]
         wanted = nodes[nodes < graph.num_items]
@@ -202,19 +202,19 @@ class NewItemEncoder:
         ids, weights = self._made_of(graph, links).of(nodes)
         return self._extended.from_graph(ids), weights
 
-    def _made_of(self, graph: Graph, links: ContentLinks) -> NeighbourLists:
+    def _made_of(self, graph: Graph, links: ContentLinks) -> NeighborLists:
         config = self._config
-        source = NeighbourhoodSource(graph, config.sampling, config.seed, threads_of(config))
-        lists = NeighbourLists.made_of(source, links, config)
+        source = NeighborhoodSource(graph, config.sampling, config.seed, threads_of(config))
+        lists = NeighborLists.made_of(source, links, config)
         return lists.with_walks(config.embed.embed_walks or config.sampling.num_walks)
 
     def _link_size(self) -> int:
-        return self._config.sampling.content_neighbours if self._prepared.features.shape[1] else 0
+        return self._config.sampling.content_neighbors if self._prepared.features.shape[1] else 0
 
     def _links(self, link_rows, degree, linked, wanted) -> ContentLinks:
         if not self._link_size():
             return ContentLinks.none(len(degree))
-        # The catalogue's size decides, so that new items have links if its items do.
+        # The catalog's size decides, so that new items have links if its items do.
         if self._prepared.graph.num_items > self._config.sampling.content_limit:
             wanted = wanted[degree[wanted] == 0]
             linked = spread(linked, MOST_CANDIDATES)
@@ -222,7 +222,7 @@ class NewItemEncoder:
 
 
 def _known_collections(new: Graph, collections: int) -> sparse.csr_matrix:
-    """float32 [n, C], 1 where a new item is in a collection of the catalogue."""
+    """float32 [n, C], 1 where a new item is in a collection of the catalog."""
     held = new.indices[: new.num_edges] - np.int32(new.num_items)
     rows = np.repeat(np.arange(new.num_items), np.diff(new.indptr[: new.num_items + 1]))
     known = held < collections

@@ -2,7 +2,7 @@
 
 The second job of a layer in the paper's MapReduce inference (Ying et al. 2018,
 section 3.4), where messages travel: message e is the vector sent[e], of weight weights[e],
-to row receivers[e] of `out`.  Lists of neighbours in one memory are reduced without
+to row receivers[e] of `out`.  Lists of neighbors in one memory are reduced without
 making messages, by cpu/pooling_kernels.py.
 """
 

@@ -1,4 +1,4 @@
-"""Where the tables of whole-catalogue inference lie while, and after, they are filled.
+"""Where the tables of whole-catalog inference lie while, and after, they are filled.
 
 ScratchTables  in memory, or in nameless files above a size; gone when they are done.
 KeptTables     in files under a folder, filled shard by shard, so that a run that was
@@ -9,7 +9,7 @@ KeptTables     in files under a folder, filled shard by shard, so that a run tha
 
 A shard is flushed to disk before its mark is made.  Opening compares every marked shard
 with its checksum; one that differs is named and filled again.  Like a store of
-neighbourhoods (sampling/shards.py) the folder does not say what the tables are of: its
+neighborhoods (sampling/shards.py) the folder does not say what the tables are of: its
 name is the caller's key.  Unlike there a table is one file, because a row of the next
 layer reads rows of all shards.
 """

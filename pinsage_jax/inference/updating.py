@@ -1,6 +1,6 @@
-"""Embedding a catalogue again after a change: only the rows that the change reaches.
+"""Embedding a catalog again after a change: only the rows that the change reaches.
 
-The result is that of whole inference over the changed catalogue (current_catalogue.py says what
+The result is that of whole inference over the changed catalog (current_catalog.py says what
 stays as training fitted it).
 
 What is reached, layer by layer (Ying et al. 2018, section 3.4, read backwards):
@@ -24,7 +24,7 @@ import numpy as np
 
 from pinsage_jax.catalog.changes import Changes
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.inference.current_catalogue import CurrentCatalogue
+from pinsage_jax.inference.current_catalog import CurrentCatalog
 from pinsage_jax.inference.encoder import list_rows, split_lists
 from pinsage_jax.inference.map_reduce import Stages, padded, reduce_lists
 from pinsage_jax.inference.tables import KeptTables
@@ -40,13 +40,13 @@ class Update:
     """Recomputes what a change reaches.
 
     Attributes:
-      before, after: the catalogue without and with the change.
+      before, after: the catalog without and with the change.
       old, new: their tables; those of `old` are whole, those of `new` are to be filled.
       offset: cold offset.
     """
 
-    before: CurrentCatalogue
-    after: CurrentCatalogue
+    before: CurrentCatalog
+    after: CurrentCatalog
     changes: Changes
     params: Any
     old: KeptTables
@@ -110,7 +110,7 @@ class Update:
         # A collection lies at the mean of its items that have a base.
         based = members[members[:, 0] < self.after.based]
         for collection in np.unique(based[:, 1]) + graph.num_items:
-            changed[graph.neighbours(collection)] = True
+            changed[graph.neighbors(collection)] = True
         changed = changed[: self.after.num_nodes]
         changed[known:] = True
         if self._numbers_moved:
@@ -132,7 +132,7 @@ class Update:
         assert old is not None  # Numbers have not moved.
         links = split_lists(old[:items])[0]
         known = self.changes.featured[self.changes.featured < items]
-        listed[:items] |= after.relinked(known, links[:, sampling.num_neighbours :])
+        listed[:items] |= after.relinked(known, links[:, sampling.num_neighbors :])
         return walked, listed
 
     def _old(self, name: str, width: int, dtype: Any = np.float32) -> np.ndarray | None:

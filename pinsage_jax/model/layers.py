@@ -1,10 +1,10 @@
-"""The localised convolution (Ying et al. 2018, Algorithm 1) as Flax modules.
+"""The localized convolution (Ying et al. 2018, Algorithm 1) as Flax modules.
 
 Shapes: n_k rows of frontier S(k), which is a prefix of the n_{k-1} rows of S(k-1);
-T neighbours; M width of Q; d width of a layer.
+T neighbors; M width of Q; d width of a layer.
 
-The projection ReLU(Q h + q) is a module of its own because whole-catalogue
-inference computes it once per node and then joins it with the neighbourhoods,
+The projection ReLU(Q h + q) is a module of its own because whole-catalog
+inference computes it once per node and then joins it with the neighborhoods,
 where training computes it once per row of a minibatch: same parameters, same
 arithmetic.
 """
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 _EPSILON = 1e-12
 
 
-def l2_normalise(vectors: jax.Array) -> jax.Array:
+def l2_normalize(vectors: jax.Array) -> jax.Array:
     """Rows of [n, d] scaled to unit length; a zero row stays zero (and so does its gradient)."""
     squared = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
     return vectors * jax.lax.rsqrt(jnp.maximum(squared, _EPSILON))
@@ -37,7 +37,7 @@ def unit_input_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -
     return jax.random.normal(key, shape, dtype)
 
 
-def self_and_neighbours_init(self_width: int) -> nn.initializers.Initializer:
+def self_and_neighbors_init(self_width: int) -> nn.initializers.Initializer:
     """Kernel [self_width + M, d] over [h ; n]: h has unit length, n has M entries of about one."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
@@ -73,7 +73,7 @@ class Sent(NamedTuple):
 
 
 class Project(nn.Module):
-    """The dense layer of ReLU(Q h + q), what a node sends to the nodes that it neighbours."""
+    """The dense layer of ReLU(Q h + q), what a node sends to the nodes that it neighbors."""
 
     width: int
     dtype: jnp.dtype = jnp.float32
@@ -100,7 +100,7 @@ class _Affine(nn.Module):
 
 
 class Combine(nn.Module):
-    """L2(ReLU(W [h ; n] + w)): self first, then the pooled neighbours."""
+    """L2(ReLU(W [h ; n] + w)): self first, then the pooled neighbors."""
 
     width: int
     dtype: jnp.dtype = jnp.float32
@@ -109,7 +109,7 @@ class Combine(nn.Module):
     def __call__(self, hidden: jax.Array, pooled: jax.Array) -> jax.Array:
         """[n, in], [n, M] -> [n, d] of unit length (Algorithm 1, lines 2 and 3)."""
         dense = _JoinedDense(self.width, self.dtype, name="W")
-        return l2_normalise(nn.relu(dense(hidden, pooled)))
+        return l2_normalize(nn.relu(dense(hidden, pooled)))
 
 
 class _JoinedDense(nn.Module):
@@ -126,7 +126,7 @@ class _JoinedDense(nn.Module):
     def __call__(self, hidden: jax.Array, pooled: jax.Array) -> jax.Array:
         own = hidden.shape[-1]
         shape = (own + pooled.shape[-1], self.width)
-        kernel = self.param("kernel", self_and_neighbours_init(own), shape).astype(self.dtype)
+        kernel = self.param("kernel", self_and_neighbors_init(own), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
         from_self = hidden.astype(self.dtype) @ kernel[:own]
         return from_self + pooled.astype(self.dtype) @ kernel[own:] + bias[None, :]

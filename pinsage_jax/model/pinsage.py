@@ -2,9 +2,9 @@
 
 The same parameters serve two paths: `__call__` runs K convolutions over the compact
 graph of a minibatch (training), and `project`, `combine`, `finish` and `head` run one stage
-over any block of nodes (whole-catalogue inference, section 3.4).
+over any block of nodes (whole-catalog inference, section 3.4).
 
-Shapes: n_k rows of frontier S(k), a prefix of S(k-1); T neighbours; D input
+Shapes: n_k rows of frontier S(k), a prefix of S(k-1); T neighbors; D input
 features; M width of Q; d width of a layer; Z width of the output.
 """
 
@@ -15,15 +15,19 @@ import jax
 import jax.numpy as jnp
 
 from pinsage_jax.config.settings import ModelConfig
-from pinsage_jax.model.layers import Combine, Project, Sent, l2_normalise, unit_input_init
+from pinsage_jax.model.layers import Combine, Project, Sent, l2_normalize, unit_input_init
 from pinsage_jax.model.pooling import pool_sent
 
-# Keeps a step of the optimiser small beside the other coordinates, which make unit vectors.
+# Keeps a step of the optimizer small beside the other coordinates, which make unit vectors.
 _POPULARITY_SCALE = 0.1
 
 
+# The random stream of the pooled neighbors' skip matrix, folded into the key of all parameters.
+_SKIP_STREAM = 0xCB498BEF
+
+
 class PinSage(nn.Module):
-    """K localised convolutions and the head z = G2 ReLU(G1 h + g).
+    """K localized convolutions and the head z = G2 ReLU(G1 h + g).
 
     Attributes:
       config: sizes and variants.
@@ -50,7 +54,9 @@ class PinSage(nn.Module):
                 size, use_bias=False, dtype=dtype, kernel_init=unit_input_init
             )
             if config.num_layers:
-                self.skip_neighbours = nn.Dense(size, use_bias=False, dtype=dtype)
+                self.skip_neighbors = nn.Dense(
+                    size, use_bias=False, dtype=dtype, kernel_init=self._skip_init()
+                )
         if config.popularity:
             zeros = nn.initializers.zeros
             self.popularity = nn.Dense(1, use_bias=False, kernel_init=zeros)
@@ -60,12 +66,20 @@ class PinSage(nn.Module):
                 "id_messages", nn.initializers.normal(0.1), (self.num_ids, config.hidden_dim)
             )
 
+    def _skip_init(self) -> nn.initializers.Initializer:
+        """Flax keys initial values by a module's name; these keep theirs under any name."""
+        init = nn.initializers.lecun_normal()
+        if not self.is_initializing():
+            return init
+        root = self.scope.rngs["params"].rng
+        return lambda _, shape, dtype: init(jax.random.fold_in(root, _SKIP_STREAM), shape, dtype)
+
     def project(self, layer: int, hidden: jax.Array, node_ids: jax.Array) -> jax.Array:
         """Line 1's dense layer, ReLU(Q h + q): [n, in] -> [n, M]; `layer` counts from 1.
 
         With id messages the first layer sends ReLU(Q h + q + e), e a vector of the
-        sender's id: neighbours can then be told apart even without features, while
-        an item that the training never saw is still embedded through neighbours
+        sender's id: neighbors can then be told apart even without features, while
+        an item that the training never saw is still embedded through neighbors
         that it did see.
 
         Args:
@@ -111,10 +125,10 @@ class PinSage(nn.Module):
         if self.config.skip:
             out = out + self.skip_self(features)
             if pooled is not None:
-                out = out + self.skip_neighbours(pooled)
+                out = out + self.skip_neighbors(pooled)
         out = out.astype(jnp.float32)
         if self.config.normalize_output:
-            out = l2_normalise(out)
+            out = l2_normalize(out)
         if self.config.popularity:
             likely = self.popularity(active) + self.popularity_self(features)
             likely = 1.0 + _POPULARITY_SCALE * likely.astype(jnp.float32)
@@ -130,7 +144,7 @@ class PinSage(nn.Module):
         self,
         features: jax.Array,
         node_ids: jax.Array,
-        neighbours: jax.Array,
+        neighbors: jax.Array,
         weights: jax.Array,
     ) -> jax.Array:
         """Embeds the seeds of a minibatch.
@@ -138,7 +152,7 @@ class PinSage(nn.Module):
         Args:
           features: float32 [n_0, D] input vectors.
           node_ids: int32 [n_0] nodes of the rows, -1 for padding.
-          neighbours: int32 [n_1, T] rows of S(k-1), valid in every layer.
+          neighbors: int32 [n_1, T] rows of S(k-1), valid in every layer.
           weights: float32 [n_1, T], 0 where masked.
 
         Returns:
@@ -149,7 +163,7 @@ class PinSage(nn.Module):
             size = self.rows[self.config.num_layers - layer]
             pooled = pool_sent(
                 self._before_relu(layer, hidden, node_ids),
-                neighbours[:size],
+                neighbors[:size],
                 weights[:size],
                 self.config.pooling,
                 of_inputs=layer == 1,

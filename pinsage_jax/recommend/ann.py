@@ -1,6 +1,6 @@
 """Recommendations among what an index finds, scored exactly.
 
-Candidates of a user are the index's neighbours of the history's mean and of each of its
+Candidates of a user are the index's neighbors of the history's mean and of each of its
 items; they are scored by the very formula of exact search, so that only candidates are
 missed.  Items that popularity alone would lift are not looked for.
 """

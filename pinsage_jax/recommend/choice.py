@@ -2,7 +2,7 @@
 
 The collections that the validation split withheld whole act as users: a fifth of
 their items is hidden and the rest is the history.  The vectors must come from the
-graph without these collections; then neither the network nor its neighbourhoods know
+graph without these collections; then neither the network nor its neighborhoods know
 the hidden items.  Test edges are never looked at.
 
 First the shape (a power or a temperature) and the exponent of popularity are chosen
@@ -85,7 +85,7 @@ def validation_users(
     rng = keyed_generator(seed, "recommend")
     kept, hidden = list[np.ndarray](), list[np.ndarray]()
     for collection in rng.permutation(split.collections).tolist():
-        items = graph.neighbours(graph.num_items + collection)
+        items = graph.neighbors(graph.num_items + collection)
         items = items[degree[items] > 0]
         if len(items) < _FEWEST_ITEMS or len(kept) == _MOST_USERS:
             continue

@@ -42,7 +42,7 @@ class TestEdges:
 
     Attributes:
       users: int32 [U], collection indices, ascending.
-      targets: their test items that are in the catalogue.
+      targets: their test items that are in the catalog.
       sizes: int64 [U], their test items, known or not.
       report: counts of what was read and left out.
     """
@@ -77,7 +77,7 @@ def per_user(ids: np.ndarray, targets: Histories, sizes: np.ndarray) -> np.ndarr
 def read_test_edges(path: pathlib.Path, data: DataConfig, prepared: Prepared) -> TestEdges:
     """Reads --test_edges, whose columns are named as those of --edges.
 
-    Items that the catalogue lacks count as test items that cannot be found; users
+    Items that the catalog lacks count as test items that cannot be found; users
     without a training edge are left out, counted and logged.
 
     Raises:

@@ -72,7 +72,7 @@ class Recommender:
       vectors: float32 [N, Z].
       degree: int [N], training edges.
       half_life: in the unit of the histories' times.
-      search: an index of the vectors; None scores the whole catalogue.
+      search: an index of the vectors; None scores the whole catalog.
       filters: what may be listed; None: all that the history does not hold.
       hide_history: whether what a history holds is left out.
       quiet: show no progress.
@@ -120,7 +120,7 @@ class Recommender:
     def _scored(
         self, scorer: Scorer, histories: Histories, k: int, exclude: Histories, quiet: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best by a scorer, of the whole catalogue or of what the index finds."""
+        """The k best by a scorer, of the whole catalog or of what the index finds."""
         if self.search is not None:
             return best_among(self.search, self.vectors, scorer, histories, k, exclude)
         return best_items(
@@ -186,7 +186,7 @@ def recommend(
     Args:
       vectors: float32 [N, Z] of all items, made on the whole graph.
       validation: makes the users that settings are chosen by, if any are open.
-      search: an index of the vectors; None scores the whole catalogue.
+      search: an index of the vectors; None scores the whole catalog.
 
     Returns:
       What recommend.json holds, or None without --test_edges.

@@ -1,6 +1,6 @@
-"""Ways to score the catalogue for a history, and the exact search for the best items.
+"""Ways to score the catalog for a history, and the exact search for the best items.
 
-Every way is a number of rows of similarities to the catalogue, which each user adds
+Every way is a number of rows of similarities to the catalog, which each user adds
 up with weights: one row a user for the mean vector, one an item of the history for
 sharpened similarities.  Rows are made for a tile of users and a block of columns at a
 time; nothing larger is held.  Scores are float32.
@@ -23,7 +23,7 @@ from pinsage_jax.evaluation.baselines_graph import incidence
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.recommend import kernels as kernels
 
-TIE_RULE = "of equal scores the item that comes first in the catalogue"
+TIE_RULE = "of equal scores the item that comes first in the catalog"
 
 _COLUMNS = 512
 _MOST_USERS = 1 << 15
@@ -99,7 +99,7 @@ class Tile:
 
 
 class Scorer(Protocol):
-    """A way to score the catalogue for histories.
+    """A way to score the catalog for histories.
 
     Attributes:
       most_users: users that fit in one tile.
@@ -273,7 +273,7 @@ def best_of_variants(
     columns: int = _COLUMNS,
     quiet: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best items of every history, over the whole catalogue.
+    """The k best items of every history, over the whole catalog.
 
     Args:
       variants: B, scores that the scorer gives at once.
@@ -328,7 +328,7 @@ def _tiles(indptr: np.ndarray, num_items: int, most_users: int) -> Iterator[tupl
     begin, users = 0, len(indptr) - 1
     while begin < users:
         end = min(begin + most_users, users)
-        # A smaller catalogue has not that many items to hold.
+        # A smaller catalog has not that many items to hold.
         if num_items > _MOST_ROWS:
             fits = int(np.searchsorted(indptr, indptr[begin] + _MOST_ROWS, side="right")) - 1
             end = min(end, max(fits, begin + 1))

@@ -2,10 +2,10 @@
 
 Settings that differ, what the data of either is, metrics of both on the pairs that both
 have (with paired bootstrap intervals of the difference, since the pairs are the same),
-how many nearest neighbours changed, and costs.  The runs may have other catalogues:
+how many nearest neighbors changed, and costs.  The runs may have other catalogs:
 items and pairs are matched by their ids.  WORKDIR/compare.json holds the same.
 
-  N items, P pairs, k neighbours
+  N items, P pairs, k neighbors
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ def compare(config: Config) -> dict[str, Any]:
         "settings_known": [first.source.trained, second.source.trained],
         "data": [_data(run) for run in (first, second)],
         "metrics": compare_metrics(first, second, config.evaluate.bootstrap, config.seed),
-        "neighbours": neighbour_churn(
-            first, second, config.evaluate.k, config.compare.compare_items
-        ),
+        "neighbors": neighbor_churn(first, second, config.evaluate.k, config.compare.compare_items),
         "costs": [_costs(run) for run in (first, second)],
     }
     print(comparison_text(result))
@@ -137,10 +135,10 @@ def shared_pairs(first: Run, second: Run) -> tuple[np.ndarray, np.ndarray]:
 def compare_metrics(first: Run, second: Run, resamples: int, seed: int) -> dict[str, Any]:
     """Metrics of both runs on the pairs that both have, and their paired difference.
 
-    Every pair is ranked in the whole catalogue of its run.
+    Every pair is ranked in the whole catalog of its run.
 
     Returns:
-      {pairs, of: [pairs of either], same_pairs, same_catalogue, kinds: {kind: {pairs,
+      {pairs, of: [pairs of either], same_pairs, same_catalog, kinds: {kind: {pairs,
       metrics: {metric: {values, intervals, difference, low, high}}}}}.  Without bootstrap
       there are no intervals.
     """
@@ -154,7 +152,7 @@ def compare_metrics(first: Run, second: Run, resamples: int, seed: int) -> dict[
         "pairs": len(ours),
         "of": offered,
         "same_pairs": len(ours) == max(offered),
-        "same_catalogue": same_items,
+        "same_catalog": same_items,
         "tie_rule": metrics.TIE_RULE,
         "interval": f"95%, {resamples} bootstrap resamples of queries",
         "kinds": {},
@@ -206,11 +204,11 @@ def _side_by_side(tables: list[metrics.QueryTable], samples: np.ndarray | None) 
     return described
 
 
-def neighbour_churn(first: Run, second: Run, k: int, most: int) -> dict[str, Any]:
-    """How much of the k nearest neighbours changed, over items that both runs have.
+def neighbor_churn(first: Run, second: Run, k: int, most: int) -> dict[str, Any]:
+    """How much of the k nearest neighbors changed, over items that both runs have.
 
     An item's overlap is the share of its list in the first run that its list in the
-    second holds too; an item that the other catalogue lacks counts as changed.
+    second holds too; an item that the other catalog lacks counts as changed.
 
     Args:
       most: items looked at, evenly spaced.

@@ -11,7 +11,7 @@ _GIB = 2**30
 
 
 def comparison_text(result: dict[str, Any]) -> str:
-    """Settings, data, metrics, neighbours and costs; A is the first run, B the second."""
+    """Settings, data, metrics, neighbors and costs; A is the first run, B the second."""
     lines = [f"A: {result['runs'][0]}", f"B: {result['runs'][1]}", ""]
     lines += _settings(result)
     rows = [["data", "A", "B"]]
@@ -20,7 +20,7 @@ def comparison_text(result: dict[str, Any]) -> str:
         for name in result["data"][0]
     ]
     lines += [*aligned(rows), "", *_metrics(result["metrics"]), ""]
-    lines += [*_neighbours(result["neighbours"]), *_costs(result["costs"])]
+    lines += [*_neighbors(result["neighbors"]), *_costs(result["costs"])]
     return "\n".join(lines)
 
 
@@ -51,8 +51,8 @@ def _metrics(found: dict[str, Any]) -> list[str]:
             f"Ranked on the {found['pairs']:,} evaluation pairs that both have, of "
             f"{found['of'][0]:,} and {found['of'][1]:,}."
         ]
-    if not found["same_catalogue"]:
-        lines.append("The catalogues differ: each run is ranked in its own.")
+    if not found["same_catalog"]:
+        lines.append("The catalogs differ: each run is ranked in its own.")
     lines.append(f"In brackets: {found['interval']}; those of B - A are paired.")
     for kind, scored in found["kinds"].items():
         title = "all pairs" if kind == "all" else f"kind {kind}"
@@ -73,12 +73,12 @@ def _number(value: float, interval: list[float] | None, signed: bool = False) ->
     return text if interval is None else text + " [{0:{2}.3f}, {1:{2}.3f}]".format(*interval, sign)
 
 
-def _neighbours(found: dict[str, Any]) -> list[str]:
+def _neighbors(found: dict[str, Any]) -> list[str]:
     if not found["items"]:
-        return ["No item is in both runs, so no neighbours are compared."]
+        return ["No item is in both runs, so no neighbors are compared."]
     changed = ", ".join(" ".join(name.split()) for name in found["most_changed"])
     return [
-        f"Of the {found['k']} nearest neighbours in A, {found['mean_overlap']:.1%} are in B too "
+        f"Of the {found['k']} nearest neighbors in A, {found['mean_overlap']:.1%} are in B too "
         f"(mean over {found['items']:,} of {found['common_items']:,} items in both): "
         f"{1 - found['mean_overlap']:.1%} churn.",
         f"The nearest is the same for {found['same_first']:.1%} of the items; all are the same for "

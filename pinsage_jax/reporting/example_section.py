@@ -1,6 +1,6 @@
-"""The report's examples: queries and their neighbours under PinSage, content and walk.
+"""The report's examples: queries and their neighbors under PinSage, content and walk.
 
-N items, Q queries, k neighbours
+N items, Q queries, k neighbors
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pinsage_jax.reporting.page import Html
 from pinsage_jax.reporting.space_sections import degree_bucket
 
 _PER_BUCKET = 2
-_MOST_NEIGHBOURS = 10
+_MOST_NEIGHBORS = 10
 
 
 def choose_queries(degree: np.ndarray, seed: int, each: int = _PER_BUCKET) -> np.ndarray:
@@ -41,7 +41,7 @@ def examples(config: Config, prepared: Prepared, embeddings: np.ndarray, threads
     graph = prepared.graph
     degree = graph.degree()[: graph.num_items]
     queries = choose_queries(degree, config.seed)
-    k = min(config.evaluate.k, _MOST_NEIGHBOURS)
+    k = min(config.evaluate.k, _MOST_NEIGHBORS)
     if len(queries) == 0:
         return page.note("There are no items.")
     methods = SideBySide(config, prepared, embeddings, threads)
@@ -84,10 +84,10 @@ def _list(
 ) -> Html:
     if len(items) == 0:
         return page.element("div", page.element("h4", method), page.note(why_empty))
-    own = prepared.graph.neighbours(query)
+    own = prepared.graph.neighbors(query)
     entries = []
     for item, score in zip(items, told):
-        shared = len(np.intersect1d(own, prepared.graph.neighbours(item), assume_unique=True))
+        shared = len(np.intersect1d(own, prepared.graph.neighbors(item), assume_unique=True))
         about = f"{score}, {shared:,} shared" if shared else score
         entries.append(page.element("li", *_shown(prepared, item, about)))
     return page.element("div", page.element("h4", method), page.element("ol", *entries))

@@ -1,4 +1,4 @@
-"""WORKDIR/explorer.html: the whole catalogue to search and click through, offline.
+"""WORKDIR/explorer.html: the whole catalog to search and click through, offline.
 
 One file: markup, style and script from web/, and the data as JSON in a script block
 that is never run.  Numbers are little-endian bytes in base64, so that 25,000 items
@@ -6,7 +6,7 @@ open at once.  The content security policy allows this very script and style and
 nothing else, so that no title can bring its own.  The server's page is the same
 without the data.
 
-  N items, k neighbours
+  N items, k neighbors
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pinsage_jax.reporting import figures, page, space
 from pinsage_jax.reporting.sources import directions_of, read_source
 
 EXPLORER_FILE = "explorer.html"
-NEIGHBOURS = 10
+NEIGHBORS = 10
 # Dots on a map; more of them only hide each other.
 _MOST_DOTS = 50_000
 _LONGEST_TITLE = 300
@@ -52,7 +52,7 @@ def write_explorer(
     path = pathlib.Path(config.workdir) / EXPLORER_FILE
     count = len(embeddings)
     if count > config.serve.explorer_limit:
-        # An older one would show another catalogue.
+        # An older one would show another catalog.
         path.unlink(missing_ok=True)
         logging.info(
             "no explorer.html: %d items are more than --explorer_limit=%d; --mode=serve shows "
@@ -88,7 +88,7 @@ def frame(config: Config, prepared: Prepared, methods: SideBySide) -> dict[str, 
         "run": pathlib.Path(config.workdir).resolve().name,
         "lead": f": {len(degree):,} items in {prepared.graph.num_collections:,} collections.",
         "first": first,
-        "k": min(NEIGHBOURS, max(len(degree) - 1, 1)),
+        "k": min(NEIGHBORS, max(len(degree) - 1, 1)),
         "methods": [
             {
                 "name": name,
@@ -99,7 +99,7 @@ def frame(config: Config, prepared: Prepared, methods: SideBySide) -> dict[str, 
             for name, about in METHODS.items()
         ],
         "buckets": [
-            {"from": low, "label": f"in {name} collections", "colour": figures.COLOURS[place]}
+            {"from": low, "label": f"in {name} collections", "color": figures.COLORS[place]}
             for place, (name, low) in enumerate(DEGREE_BUCKETS)
         ],
     }

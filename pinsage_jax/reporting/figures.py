@@ -2,7 +2,7 @@
 
 Charts are as wide as a phone, so that their text is readable there, and the page
 sets several side by side where there is room.  What is drawn in ink takes the
-page's text colour; the other colours are legible on white and on black.
+page's text color; the other colors are legible on white and on black.
 
 matplotlib is an extra, so it is imported when a chart is drawn.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.reporting.page import Html, text
 
-COLOURS = (
+COLORS = (
     "#1f78c8", "#d55e00", "#2a9d6f", "#b8629a", "#8c7a1f", "#8a63d2", "#2c9aa8", "#c0504d",
     "#7f7f7f",
 )  # fmt: skip
@@ -109,11 +109,11 @@ def line_chart(
         for place, line in enumerate(series):
             dots = "o" if len(line.x) <= 12 else None
             # Ours comes first: a little stronger, and on top of the others.
-            axes.plot(line.x, line.y, _DASHES[place % 4], color=_colour(place), marker=dots,
+            axes.plot(line.x, line.y, _DASHES[place % 4], color=_color(place), marker=dots,
                       linewidth=1.4 if place else 2.0, zorder=3 if place else 4,
                       label=line.label)  # fmt: skip
             if line.fill:
-                axes.fill_between(line.x, line.y, color=_colour(place), alpha=0.15, linewidth=0)
+                axes.fill_between(line.x, line.y, color=_color(place), alpha=0.15, linewidth=0)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
         if x_ticks is not None:
             axes.set_xscale("log")
@@ -152,7 +152,7 @@ def interval_chart(
                 # Rounding can leave an end of an interval on the wrong side of the value.
                 low, high = np.asarray(points.low, float), np.asarray(points.high, float)
                 error = np.maximum(np.stack([value - low, high - value]), 0.0)
-            axes.errorbar(value, at, xerr=error, fmt="os^D"[place % 4], color=_colour(place),
+            axes.errorbar(value, at, xerr=error, fmt="os^D"[place % 4], color=_color(place),
                           linewidth=1.4, label=points.label)  # fmt: skip
         axes.set_yticks(rows, labels)
         axes.set_ylim(len(labels) - 0.4, -0.6)
@@ -172,7 +172,7 @@ def scatter_chart(
     group: np.ndarray,
     labels: Sequence[str],
 ) -> Html:
-    """Dots coloured by group, on axes without a unit.
+    """Dots colored by group, on axes without a unit.
 
     Args:
       points: float [n, 2].
@@ -182,10 +182,10 @@ def scatter_chart(
     def draw(figure, axes):
         # In the order of the points, so that no group hides the others.  Thousands of dots
         # are smaller as one picture than as shapes.
-        axes.scatter(points[:, 0], points[:, 1], s=6.0, c=[_colour(place) for place in group],
+        axes.scatter(points[:, 0], points[:, 1], s=6.0, c=[_color(place) for place in group],
                      alpha=0.8, linewidths=0, rasterized=True)  # fmt: skip
         for place, label in enumerate(labels):
-            axes.scatter([], [], s=6.0, color=_colour(place), label=label)
+            axes.scatter([], [], s=6.0, color=_color(place), label=label)
         axes.set_axis_off()
         axes.set_aspect("equal", "datalim")
         _legend(figure, axes, len(labels), 2.0)
@@ -193,8 +193,8 @@ def scatter_chart(
     return _draw(name, alt, 3.6, draw)
 
 
-def _colour(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
+def _color(place: int) -> str:
+    return COLORS[place % len(COLORS)]
 
 
 def _legend_columns(count: int) -> int:

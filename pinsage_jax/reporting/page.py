@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 _VOID = ("meta",)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
-# What every page of ours begins with: its colours, by day and by night, and its letters.
+# What every page of ours begins with: its colors, by day and by night, and its letters.
 BASE_STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --quiet: #57606a; --paper: #ffffff;
   --line: #d0d7de; --panel: #f6f8fa; --link: #0b5cad; }

@@ -109,7 +109,7 @@ def _model(source: Source) -> Html:
     rows.append(("loss", train.loss))
     rows.append(("layers, pooling", f"{source.config.model.num_layers}, {_pooling(source)}"))
     if "dimension" in about:
-        kind = "of unit length" if about.get("normalised") else "of any length"
+        kind = "of unit length" if about.get("normalized") else "of any length"
         rows.append(("embedding", f"{_count(about['dimension'])} numbers, {kind}"))
     if about.get("cold_offset"):
         rows.append(("offset of items without edges", f"{about['cold_offset']:.3g}"))
@@ -119,7 +119,7 @@ def _model(source: Source) -> Html:
 
 def _pooling(source: Source) -> str:
     model, sampling = source.config.model, source.config.sampling
-    return f"{model.pooling} over {sampling.num_neighbours} neighbours of the walk"
+    return f"{model.pooling} over {sampling.num_neighbors} neighbors of the walk"
 
 
 def _feature_words(report: dict[str, Any], width: int) -> Any:

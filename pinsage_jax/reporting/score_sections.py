@@ -39,7 +39,7 @@ def missing(source: Source) -> Html | None:
     if source.scores_damaged:
         return page.note("There are no scores: ", page.text(source.scores_damaged))
     return page.note(
-        f"There is no {EVAL_FILE} for this catalogue in the workdir (no evaluation pairs, or "
+        f"There is no {EVAL_FILE} for this catalog in the workdir (no evaluation pairs, or "
         "--mode=evaluate has not run), so there are no scores."
     )
 
@@ -59,7 +59,7 @@ def in_short(source: Source) -> Html:
     }
     lead = (
         f"For {main['value']:.1%} of {source.scores['pairs']:,} pairs{_percent_range(main)} the "
-        f"target is among the first 10 of {source.known_scores['catalogue']:,} items."
+        f"target is among the first 10 of {source.known_scores['catalog']:,} items."
     )
     if not rivals:
         return page.paragraph(lead)
@@ -137,9 +137,9 @@ def by_cutoff(source: Source) -> Html:
     }
     if MAIN not in curves:
         return page.note(f"{EVAL_FILE} holds no hit-rates by K; run --mode=evaluate again.")
-    # From the catalogue's size on every target is found.
-    catalogue = source.known_scores["catalogue"]
-    ks = sorted(k for k in curves[MAIN] if k < catalogue) or [min(curves[MAIN])]
+    # From the catalog's size on every target is found.
+    catalog = source.known_scores["catalog"]
+    ks = sorted(k for k in curves[MAIN] if k < catalog) or [min(curves[MAIN])]
     series = [
         Series(label(name), ks, [curve[k] for k in ks])
         for name, curve in curves.items()
@@ -225,7 +225,7 @@ def _remarks(source: Source) -> list[Html]:
         found.append(page.note("Pairs dropped: ", ", ".join(dropped), "."))
     for name, why in scores.get("left_out", {}).items():
         found.append(page.note(f"Left out: {label(name)}, because ", page.text(why), "."))
-    candidates = "the whole catalogue" if not scores.get("sampled_candidates") else "a sample"
+    candidates = "the whole catalog" if not scores.get("sampled_candidates") else "a sample"
     found.append(
         page.note(f"Each target is ranked among {candidates}. Ties: {scores.get('tie_rule', '')}.")
     )

@@ -39,7 +39,7 @@ class Source:
       embeddings: the manifest of the export, {} if there is none.
       training, validation: lines of metrics.jsonl, by step.
       scores: eval.json with methods in their usual order, None if there is none for this
-        catalogue.
+        catalog.
       stale: whether the scores are older than the embeddings.
       scores_damaged: why eval.json is not used although it is there; "" otherwise.
     """
@@ -105,7 +105,7 @@ def exported_source(config: Config, num_items: int) -> Source:
 
 def directions_of(source: Source, embeddings: np.ndarray) -> np.ndarray:
     """Embeddings [N, Z] without the coordinate, if there is one, that tells popularity."""
-    popularity = source.config.model.popularity and not source.embeddings.get("normalised")
+    popularity = source.config.model.popularity and not source.embeddings.get("normalized")
     return embeddings[:, :-1] if popularity else embeddings
 
 
@@ -179,7 +179,7 @@ def _scores(workdir: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
 
 def _usable(scores: dict[str, Any], num_items: int) -> bool:
     methods = scores.get("methods")
-    return isinstance(methods, dict) and MAIN in methods and scores.get("catalogue") == num_items
+    return isinstance(methods, dict) and MAIN in methods and scores.get("catalog") == num_items
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -50,11 +50,11 @@ def random_cosines(
 
 def kurtosis(values: np.ndarray) -> float:
     """Excess kurtosis (0 for a normal distribution) of float [n]; NaN if all are equal."""
-    centred = np.asarray(values, np.float64) - np.mean(values) if len(values) else np.empty(0)
-    variance = np.mean(np.square(centred)) if len(values) else 0.0
+    centered = np.asarray(values, np.float64) - np.mean(values) if len(values) else np.empty(0)
+    variance = np.mean(np.square(centered)) if len(values) else 0.0
     if variance < 1e-20:
         return float("nan")
-    return float(np.mean(centred**4) / variance**2 - 3.0)
+    return float(np.mean(centered**4) / variance**2 - 3.0)
 
 
 def density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
@@ -103,7 +103,7 @@ def projection(
     Args:
       vectors: float [N, D]; may be memory-mapped.
       generator: consumed; draws the rows.
-      seed: of the randomised decomposition.
+      seed: of the randomized decomposition.
     """
     from sklearn.decomposition import PCA
 

@@ -45,8 +45,8 @@ def similarities(prepared: Prepared, embeddings: np.ndarray, seed: int) -> Html:
         shown = "not defined (all are equal)" if math.isnan(sharpness) else f"{sharpness:.2f}"
         mean, deviation = f"{cosines.mean():.3f}", f"{cosines.std():.3f}"
         middle = "{:.3f} to {:.3f}".format(*np.quantile(cosines, [0.05, 0.95]))
-        centre = page.with_interval(page.minus(mean), page.minus(middle))
-        rows.append((name, page.minus(shown), centre, deviation))
+        center = page.with_interval(page.minus(mean), page.minus(middle))
+        rows.append((name, page.minus(shown), center, deviation))
         told.append(f"{name}: kurtosis {shown}, mean {mean}, 90% within {middle}")
         if left_out > 0:
             remarks.append(
@@ -76,7 +76,7 @@ def similarities(prepared: Prepared, embeddings: np.ndarray, seed: int) -> Html:
 
 
 def projections(prepared: Prepared, embeddings: np.ndarray, seed: int) -> Html:
-    """Both kinds of vectors on their two main axes, coloured by degree."""
+    """Both kinds of vectors on their two main axes, colored by degree."""
     bucket = degree_bucket(prepared.graph.degree()[: prepared.graph.num_items])
     labels = [f"{name} edges" for name, _ in DEGREE_BUCKETS]
     pictures, remarks = [], []

@@ -1,17 +1,17 @@
-"""Approximate nearest neighbours by inner product, with faiss (extra `ann`).
+"""Approximate nearest neighbors by inner product, with faiss (extra `ann`).
 
 Two kinds of index, each named KINDsize:effort:
 
   hnsw32:64    a navigable graph (Malkov and Yashunin 2018) of 32 links a node over the
                vectors themselves; 64 candidates are held in a search
-  ivfpq64:16   cells of k-means, in each 64 bytes a vector by product quantisation
+  ivfpq64:16   cells of k-means, in each 64 bytes a vector by product quantization
                (Jegou et al. 2011); 16 cells are searched
 
 Whatever an index finds is ordered again by exact inner products with the vectors (of
-product quantisation four times as many as are wanted), so that scores are those of exact
+product quantization four times as many as are wanted), so that scores are those of exact
 search and only misses are left.
 
-  N vectors, Q queries, d dimensions, k neighbours
+  N vectors, Q queries, d dimensions, k neighbors
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import numpy as np
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 
-# Quantised scores are rough: so many times k are asked for, to be ordered exactly.
+# Quantized scores are rough: so many times k are asked for, to be ordered exactly.
 _OVERFETCH = 4
-# Product quantisation learns 256 centroids a part.
-FEWEST_QUANTISED = 256
+# Product quantization learns 256 centroids a part.
+FEWEST_QUANTIZED = 256
 _HNSW_CONSTRUCTION = 100
 _TRAIN_PER_CELL = 64
 _ADDED_ROWS = 1 << 16
@@ -92,7 +92,7 @@ def build(vectors: np.ndarray, setting: Setting, seed: int, threads: int) -> Any
     """A faiss index over vectors float32 [N, d].
 
     Raises:
-      ValueError: fewer than FEWEST_QUANTISED vectors for product quantisation.
+      ValueError: fewer than FEWEST_QUANTIZED vectors for product quantization.
     """
     faiss = _faiss()
     faiss.omp_set_num_threads(threads)
@@ -101,7 +101,7 @@ def build(vectors: np.ndarray, setting: Setting, seed: int, threads: int) -> Any
         index = faiss.IndexHNSWFlat(dimension, setting.size, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = _HNSW_CONSTRUCTION
     else:
-        if count < FEWEST_QUANTISED:
+        if count < FEWEST_QUANTIZED:
             raise ValueError(f"{count} vectors")
         cells = max(1, min(round(4 * math.sqrt(count)), count // 40))
         coarse = faiss.IndexFlatIP(dimension)
@@ -110,7 +110,7 @@ def build(vectors: np.ndarray, setting: Setting, seed: int, threads: int) -> Any
         )
         for clustering in (index.cp, index.pq.cp):
             clustering.seed = seed % (1 << 31)
-            # What a small catalogue has must do; faiss would warn.
+            # What a small catalog has must do; faiss would warn.
             clustering.min_points_per_centroid = 1
         most = max(_TRAIN_PER_CELL * cells, 1 << 16)
         rows = np.arange(min(count, most)) * count // min(count, most)

@@ -2,7 +2,7 @@
 
   Q queries, C candidates, k listed
 
-Filters ask for more candidates until k are left or the catalogue has no more, so that
+Filters ask for more candidates until k are left or the catalog has no more, so that
 over exact search the result is that of filtering the whole ranking.
 """
 
@@ -26,7 +26,7 @@ _GROWTH = 4
 
 
 class Filters:
-    """Filters over one catalogue.
+    """Filters over one catalog.
 
     Attributes:
       active: whether anything is asked for beside the best k.
@@ -40,10 +40,10 @@ class Filters:
             seen or config.one_per_collection or config.min_degree or config.diversity
         )
 
-    def neighbours_seen(self, item: int) -> np.ndarray:
+    def neighbors_seen(self, item: int) -> np.ndarray:
         """Items that share a collection with `item`, int32, ascending."""
         graph = self._graph
-        parts = [graph.neighbours(collection) for collection in graph.neighbours(item)]
+        parts = [graph.neighbors(collection) for collection in graph.neighbors(item)]
         return np.unique(np.concatenate([np.empty(0, np.int32), *parts]))
 
     def best(
@@ -117,7 +117,7 @@ class Filters:
             place = int(np.argmax(np.where(free, value, -np.inf)))
             free[place] = False
             if self._config.one_per_collection:
-                held = set(self._graph.neighbours(int(ids[place])).tolist())
+                held = set(self._graph.neighbors(int(ids[place])).tolist())
                 if held & taken:
                     continue
                 taken |= held

@@ -25,7 +25,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.evaluation.tables import aligned
 from pinsage_jax.export import writer
-from pinsage_jax.export.quality import NEIGHBOURS, shared_share, spread_rows
+from pinsage_jax.export.quality import NEIGHBORS, shared_share, spread_rows
 from pinsage_jax.retrieval import ann
 from pinsage_jax.retrieval.ann import AnnSearch, Setting
 from pinsage_jax.retrieval.topk import top_k
@@ -50,18 +50,18 @@ def build_indexes(config: Config, vectors: np.ndarray, threads: int) -> dict[str
     texts = [text for text in config.search.index_settings.split(",") if text.strip()]
     wanted = [ann.fitting(Setting.parse(text, "index_settings"), dimension) for text in texts]
     wanted = list(dict.fromkeys(wanted))
-    if len(vectors) < ann.FEWEST_QUANTISED:
+    if len(vectors) < ann.FEWEST_QUANTIZED:
         if left_out := [setting.name for setting in wanted if setting.kind == "ivfpq"]:
             logging.warning(
-                "index: %s left out: product quantisation needs %d items.",
-                ", ".join(left_out), ann.FEWEST_QUANTISED,
+                "index: %s left out: product quantization needs %d items.",
+                ", ".join(left_out), ann.FEWEST_QUANTIZED,
             )  # fmt: skip
         wanted = [setting for setting in wanted if setting.kind != "ivfpq"]
     rows = spread_rows(len(vectors))
-    expected = top_k(vectors[rows], vectors, NEIGHBOURS, rows)[0]
+    expected = top_k(vectors[rows], vectors, NEIGHBORS, rows)[0]
 
     def exactly(row: np.ndarray) -> None:
-        top_k(vectors[row], vectors, NEIGHBOURS, row)
+        top_k(vectors[row], vectors, NEIGHBORS, row)
 
     table = [{"setting": EXACT, "recall@10": 1.0, **_latency(exactly, rows)}]
     folder = pathlib.Path(config.workdir) / FOLDER
@@ -151,10 +151,10 @@ def shown(table: list[dict[str, Any]]) -> str:
 
 def _recall(search: AnnSearch, vectors, rows, expected) -> dict[str, float]:
     """With the exact order of what was found, and by the index's own order alone."""
-    ordered = search.top_k(vectors[rows], NEIGHBOURS, rows)[0]
-    alone = search.raw(vectors[rows], min(NEIGHBOURS + 1, len(vectors)))
+    ordered = search.top_k(vectors[rows], NEIGHBORS, rows)[0]
+    alone = search.raw(vectors[rows], min(NEIGHBORS + 1, len(vectors)))
     # The query itself is taken out, then the last one too many.
-    last = (alone == rows[:, None]).argsort(axis=1, kind="stable")[:, :NEIGHBOURS]
+    last = (alone == rows[:, None]).argsort(axis=1, kind="stable")[:, :NEIGHBORS]
     alone = np.take_along_axis(alone, last, axis=1)
     return {
         "recall@10": float(shared_share(ordered, expected).mean()),
@@ -164,7 +164,7 @@ def _recall(search: AnnSearch, vectors, rows, expected) -> dict[str, float]:
 
 def _one_by_one(index: Any, setting: Setting, vectors: np.ndarray) -> Callable:
     search = AnnSearch(index, setting, vectors, threads=1)
-    return lambda row: search.top_k(vectors[row], NEIGHBOURS, row)
+    return lambda row: search.top_k(vectors[row], NEIGHBORS, row)
 
 
 def _latency(ask: Callable[[np.ndarray], Any], rows: np.ndarray) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Nearest items: a table for a person, or related_items.parquet for all.
 
-N items, Z embedding dimensions, k neighbours
+N items, Z embedding dimensions, k neighbors
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RELATED_SCHEMA = pa.schema(
 
 
 class Related(NamedTuple):
-    """One neighbour: its id, its score, and its title on one line ('' without titles)."""
+    """One neighbor: its id, its score, and its title on one line ('' without titles)."""
 
     item_id: str
     score: float
@@ -69,7 +69,7 @@ def _nearest(
         return top_k(embeddings[own], embeddings, depth, own)
 
     def seen_of(query: int) -> np.ndarray:
-        return filters.neighbours_seen(int(rows[query]))
+        return filters.neighbors_seen(int(rows[query]))
 
     return filters.best(fetch, len(rows), config.evaluate.k, seen_of)
 
@@ -79,7 +79,7 @@ def _filters(config: Config, prepared: Prepared, embeddings: np.ndarray) -> Filt
     return Filters(config.search, prepared.graph, embeddings, seen)
 
 
-def print_neighbours(
+def print_neighbors(
     config: Config, prepared: Prepared, embeddings: np.ndarray, search: AnnSearch | None = None
 ) -> dict[str, list[Related]]:
     """Prints and returns the --k nearest items of each id of --query: id, score, title if any.
@@ -193,7 +193,7 @@ def write_related(
 def close_ids(name: str, item_ids: IdTable, most: int = 3) -> list[str]:
     """Up to `most` known ids that look like `name`.
 
-    In a large catalogue only ids that begin like it and have about its length are
+    In a large catalog only ids that begin like it and have about its length are
     compared.
     """
     candidates = item_ids.ids

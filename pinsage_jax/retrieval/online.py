@@ -2,7 +2,7 @@
 
 topk.py works in blocks of 128 queries and more, which a single one would have to pay for.
 
-  Q queries, N catalogue rows, D dimensions, k neighbours
+  Q queries, N catalog rows, D dimensions, k neighbors
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def best_of_scores(scores: np.ndarray, own: np.ndarray, k: int) -> tuple[np.ndar
 
 
 class ExactSearch:
-    """The catalogue's best by inner product."""
+    """The catalog's best by inner product."""
 
     def __init__(self, vectors: np.ndarray):
         """Takes float32 [N, D], not copied."""

@@ -1,10 +1,10 @@
 """Exact retrieval by inner product, in blocks that never exceed a fixed size.
 
 Scores are float32 inner products at full precision; nothing larger than
-query_block x catalogue_block is held.  The last block of either side is padded, so
-that a catalogue of one size compiles once (top_k: once more for the last block).
+query_block x catalog_block is held.  The last block of either side is padded, so
+that a catalog of one size compiles once (top_k: once more for the last block).
 
-  Q queries, N catalogue rows, D dimensions, P pairs
+  Q queries, N catalog rows, D dimensions, P pairs
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _GREATER = 1 << 12
 
 
 def inner_products(queries: jax.Array, block: jax.Array) -> jax.Array:
-    """float32 [q, c] scores of queries [q, D] and catalogue rows [c, D]."""
+    """float32 [q, c] scores of queries [q, D] and catalog rows [c, D]."""
     # "highest": some accelerators would round float32 inputs to 10 bits of mantissa.
     return jax.lax.dot_general(queries, block, (((1,), (1,)), ((), ())), precision="highest")
 
@@ -86,12 +86,12 @@ def _select(scores: jax.Array, k: int, rows: int) -> tuple[jax.Array, jax.Array]
 
 @functools.partial(jax.jit, static_argnames="rows")
 def _fold_block(best_scores, best_ids, queries, block, first, *, rows):
-    """Merges the best of one catalogue block into the best so far.
+    """Merges the best of one catalog block into the best so far.
 
     Args:
       best_scores float32 [q, k], best_ids int32 [q, k]: best first, -inf and -1 padded.
       queries float32 [q, D], block float32 [c, D].
-      first: catalogue row of the block's row 0.
+      first: catalog row of the block's row 0.
       rows: how many rows of the block are real; static, as only the last differs.
     """
     size = best_scores.shape[1]
@@ -146,19 +146,19 @@ class Rows(Protocol):
 
 def top_k(
     queries: np.ndarray,
-    catalogue: np.ndarray | Rows,
+    catalog: np.ndarray | Rows,
     k: int,
     exclude_self: np.ndarray | None = None,
     *,
     query_block: int = TOP_K_QUERIES,
-    catalogue_block: int = TOP_K_ROWS,
+    catalog_block: int = TOP_K_ROWS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best catalogue rows of every query; equal scores by lower id.
+    """The k best catalog rows of every query; equal scores by lower id.
 
     Args:
       queries: float [Q, D].
-      catalogue: float [N, D]; may be memory-mapped.
-      exclude_self: int [Q], a catalogue row that is no candidate of the query; -1: none.
+      catalog: float [N, D]; may be memory-mapped.
+      exclude_self: int [Q], a catalog row that is no candidate of the query; -1: none.
 
     Returns:
       ids int32 [Q, k] and scores float32 [Q, k], best first; where there are fewer
@@ -167,7 +167,7 @@ def top_k(
     Raises:
       UserError: a value is NaN or infinite.
     """
-    total, rows = len(queries), len(catalogue)
+    total, rows = len(queries), len(catalog)
     ids = np.full((total, k), -1, np.int32)
     scores = np.full((total, k), -np.inf, np.float32)
     # One more than asked, so that the query itself can be taken out at the end.
@@ -175,11 +175,11 @@ def top_k(
     if total == 0 or kept == 0:
         return ids, scores
     query_block = even_blocks(total, query_block)
-    catalogue_block = even_blocks(rows, catalogue_block)
+    catalog_block = even_blocks(rows, catalog_block)
     starts = range(0, total, query_block)
     parts = [_block(queries, start, query_block, "query") for start in starts]
     find = _best_on_host if jax.default_backend() == "cpu" else _best_on_device
-    best = find(parts, catalogue, catalogue_block, kept)
+    best = find(parts, catalog, catalog_block, kept)
     for start, (best_scores, best_ids) in zip(starts, best):
         size = min(query_block, total - start)
         best_ids, best_scores = best_ids[:size], best_scores[:size]
@@ -195,7 +195,7 @@ def top_k(
 
 
 def _best_on_device(
-    parts: list[jax.Array], catalogue: np.ndarray | Rows, size: int, kept: int
+    parts: list[jax.Array], catalog: np.ndarray | Rows, size: int, kept: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Scores and ids [q, kept], best first, of every block of queries, selected by XLA."""
     nothing = (
@@ -203,9 +203,9 @@ def _best_on_device(
         jnp.full((len(parts[0]), kept), -1, jnp.int32),
     )
     best = [nothing] * len(parts)
-    for first in range(0, len(catalogue), size):
-        block = _block(catalogue, first, size, "catalogue")
-        left = min(size, len(catalogue) - first)
+    for first in range(0, len(catalog), size):
+        block = _block(catalog, first, size, "catalog")
+        left = min(size, len(catalog) - first)
         best = [
             _fold_block(*so_far, part, block, np.int32(first), rows=left)
             for so_far, part in zip(best, parts)
@@ -214,7 +214,7 @@ def _best_on_device(
 
 
 def _best_on_host(
-    parts: list[jax.Array], catalogue: np.ndarray | Rows, size: int, kept: int
+    parts: list[jax.Array], catalog: np.ndarray | Rows, size: int, kept: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """As `_best_on_device`, selected by topk_kernels while XLA makes the next scores."""
     rows = len(parts[0])
@@ -229,7 +229,7 @@ def _best_on_host(
     threads = len(os.sched_getaffinity(0))
 
     def keep(number: int, first: int, made: jax.Array) -> None:
-        scores, columns = np.asarray(made), min(size, len(catalogue) - first)
+        scores, columns = np.asarray(made), min(size, len(catalog) - first)
 
         def work(begin: int, end: int) -> None:
             some = slice(begin, end)
@@ -239,8 +239,8 @@ def _best_on_host(
         run_blocks(len(scores), threads, work, _HOST_QUERIES)
 
     last: tuple[int, int, jax.Array] | None = None
-    for first in range(0, len(catalogue), size):
-        block = _block(catalogue, first, size, "catalogue")
+    for first in range(0, len(catalog), size):
+        block = _block(catalog, first, size, "catalog")
         for number, part in enumerate(parts):
             made = _scores(part, block)
             if last is not None:
@@ -261,14 +261,14 @@ def _best_on_host(
 
 def target_ranks(
     queries: np.ndarray,
-    catalogue: np.ndarray,
+    catalog: np.ndarray,
     query_ids: np.ndarray,
     target_ids: np.ndarray,
     *,
     query_block: int = _RANK_QUERIES,
-    catalogue_block: int | None = None,
+    catalog_block: int | None = None,
 ) -> np.ndarray:
-    """Exact rank of each pair's target in the whole catalogue, by metrics.TIE_RULE.
+    """Exact rank of each pair's target in the whole catalog, by metrics.TIE_RULE.
 
     The target's score comes out of the very program, on the very block, that its
     rivals are scored with, so that equal vectors have equal scores.  That costs one
@@ -276,18 +276,18 @@ def target_ranks(
 
     Args:
       queries: float [P, D], one row a pair.
-      catalogue: float [N, D]; may be memory-mapped.
-      query_ids: int [P], catalogue row of the query, no candidate; -1: none.
-      target_ids: int [P], catalogue row of the target, other than the query.
+      catalog: float [N, D]; may be memory-mapped.
+      query_ids: int [P], catalog row of the query, no candidate; -1: none.
+      target_ids: int [P], catalog row of the target, other than the query.
 
     Returns:
       int64 [P], from 1.
 
     Raises:
       UserError: a value is NaN or infinite.
-      ValueError: a target is its own query or no row of the catalogue.
+      ValueError: a target is its own query or no row of the catalog.
     """
-    total, rows = len(queries), len(catalogue)
+    total, rows = len(queries), len(catalog)
     query_ids = np.asarray(query_ids, np.int64)
     target_ids = np.asarray(target_ids, np.int64)
     if np.any(query_ids == target_ids):
@@ -297,8 +297,8 @@ def target_ranks(
     if total == 0:
         return np.empty(0, np.int64)
     # Eight blocks where there is enough to cut: the extra product is an eighth.
-    catalogue_block = min(catalogue_block or max(-(-rows // 8), 512), _RANK_ROWS)
-    catalogue_block = even_blocks(rows, catalogue_block)
+    catalog_block = min(catalog_block or max(-(-rows // 8), 512), _RANK_ROWS)
+    catalog_block = even_blocks(rows, catalog_block)
     query_block = even_blocks(total, query_block)
 
     def run(block, first, part, pairs, start, threshold):
@@ -308,12 +308,12 @@ def target_ranks(
 
     # Pass 1: each pair against the one block that holds its target.
     threshold = np.zeros(total, np.float32)
-    order = np.argsort(target_ids // catalogue_block, kind="stable")
-    holder = target_ids[order] // catalogue_block
+    order = np.argsort(target_ids // catalog_block, kind="stable")
+    holder = target_ids[order] // catalog_block
     zero = np.zeros(query_block, np.float32)
     for number in np.unique(holder):
-        first = int(number) * catalogue_block
-        block = _block(catalogue, first, catalogue_block, "catalogue", np.nan)
+        first = int(number) * catalog_block
+        block = _block(catalog, first, catalog_block, "catalog", np.nan)
         pairs = order[np.searchsorted(holder, number) : np.searchsorted(holder, number, "right")]
         for start in range(0, len(pairs), query_block):
             chosen = pairs[start : start + query_block]
@@ -327,8 +327,8 @@ def target_ranks(
     parts = [_block(queries, start, query_block, "query") for start in starts]
     cuts = [_cut(threshold, start, query_block, np.float32) for start in starts]
     greater, equal = np.zeros(total, np.int64), np.zeros(total, np.int64)
-    for first in range(0, rows, catalogue_block):
-        block = _block(catalogue, first, catalogue_block, "catalogue", np.nan)
+    for first in range(0, rows, catalog_block):
+        block = _block(catalog, first, catalog_block, "catalog", np.nan)
         counted = [
             run(block, first, part, everything, start, cut)[1]
             for start, part, cut in zip(starts, parts, cuts)

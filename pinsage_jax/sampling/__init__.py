@@ -1,1 +1,1 @@
-"""Sampling: random-walk neighbourhoods, pairs, random and hard negatives; imports no JAX."""
+"""Sampling: random-walk neighborhoods, pairs, random and hard negatives; imports no JAX."""

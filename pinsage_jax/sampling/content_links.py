@@ -1,9 +1,9 @@
 """Content links: for every item, the items with edges that look most like it.
 
-An item without edges has no walk and so no neighbourhood.  Linking it to items
+An item without edges has no walk and so no neighborhood.  Linking it to items
 with similar content gives it one ("densification", as LiGNN does for cold nodes),
 and the network meets the same kind of list for every item in training: a list is a
-blend of walk neighbours and content links, and the more edges an item has, the more
+blend of walk neighbors and content links, and the more edges an item has, the more
 the walk counts:
 
   weight = d / (d + kappa) * visit share   +   kappa / (d + kappa) * link share
@@ -27,7 +27,7 @@ from pinsage_jax.sampling.link_spaces import space_of
 from pinsage_jax.sampling.neighborhoods import run_blocks
 
 # Above --content_limit every item has this many candidates, so that links cost the
-# same per item in a catalogue of any size.
+# same per item in a catalog of any size.
 MOST_CANDIDATES = 1 << 16
 # The scores of a block, 4 MiB, stay in the cache between the product and the selection.
 _QUERY_ROWS = 512
@@ -158,7 +158,7 @@ def _keep_best(scores, rows, others, top, top_scores):
 def blend(
     visit_shares: np.ndarray, link_shares: np.ndarray, edges: np.ndarray, kappa: float
 ) -> np.ndarray:
-    """Pooling weights of lists [walk neighbours, content links], float32 [n, T+C].
+    """Pooling weights of lists [walk neighbors, content links], float32 [n, T+C].
 
     Args:
       visit_shares: float32 [n, T]; link_shares: float32 [n, C]; rows sum to 1 or 0.

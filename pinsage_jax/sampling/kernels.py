@@ -1,6 +1,6 @@
 """Numba kernels of the sampler: keyed random numbers, walks, visit counts, top-T.
 
-PinSage (Ying et al. 2018, section 3.2) takes as neighbours of a node the T nodes
+PinSage (Ying et al. 2018, section 3.2) takes as neighbors of a node the T nodes
 that short random walks from it visit most.  Everything here is serial, runs
 without the interpreter lock and gets all data through its arguments; threads are
 made one level up, by cutting the list of seeds.
@@ -130,7 +130,7 @@ def _draw_bits(keys, num_walks, index, high, low):
 
 @njit(nogil=True, cache=True)
 def _hop(graph, current, first, last, hidden, bits, spare_bits, where):
-    """Moves every walk standing in [first, last) to a random neighbour that is not hidden.
+    """Moves every walk standing in [first, last) to a random neighbor that is not hidden.
 
     A walk that cannot move gets -1; walks outside the range stay.  When the first
     pick is the hidden node, a second pick among the others keeps those equally
@@ -306,7 +306,7 @@ def _select_top(nodes, visits, used, keys, lists, ranks, top):
     """Writes the T most visited nodes of each row, best first; unused places get id -1.
 
     Tie rule: equal counts are ordered by a hash of (stream, node), larger first,
-    so that no node is favoured everywhere for having a low id; then by lower id.
+    so that no node is favored everywhere for having a low id; then by lower id.
     """
     ids_out, counts_out = top
     size = ids_out.shape[1]

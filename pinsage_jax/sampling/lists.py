@@ -1,7 +1,7 @@
-"""Neighbour lists with pooling weights: what training and inference both pool over.
+"""Neighbor lists with pooling weights: what training and inference both pool over.
 
 A list is the walk's top T, followed by C content links when there are any.  One
-class makes them for a minibatch and for the whole catalogue, so that inference uses
+class makes them for a minibatch and for the whole catalog, so that inference uses
 the weights that training saw.
 """
 
@@ -14,23 +14,23 @@ import numpy as np
 from pinsage_jax.config.settings import Config
 from pinsage_jax.sampling.content_links import ContentLinks, blend
 from pinsage_jax.sampling.neighborhoods import pooling_weights
-from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.store import NeighborhoodSource
 
 _ROWS_AT_ONCE = 1 << 16
 
 
-class NeighbourLists:
+class NeighborLists:
     """Lists [n, T+C] of nodes of one graph.
 
     Attributes:
-      source: where walk neighbourhoods come from.
+      source: where walk neighborhoods come from.
       pooling, kappa: how weights follow from visits, and how links are blended in.
       width: T + C.
     """
 
     def __init__(
         self,
-        source: NeighbourhoodSource,
+        source: NeighborhoodSource,
         pooling: str,
         links: ContentLinks | None = None,
         kappa: float = 0.0,
@@ -40,27 +40,27 @@ class NeighbourLists:
         self.pooling = pooling
         self.kappa = kappa
         self._degree = source.graph.degree()
-        self.width = source.sampling.num_neighbours + self._links.ids.shape[1]
+        self.width = source.sampling.num_neighbors + self._links.ids.shape[1]
 
     @classmethod
     def made_of(
-        cls, source: NeighbourhoodSource, links: ContentLinks, config: Config
-    ) -> NeighbourLists:
+        cls, source: NeighborhoodSource, links: ContentLinks, config: Config
+    ) -> NeighborLists:
         """Lists with the pooling and the blend of `config`."""
         return cls(source, config.model.pooling, links, config.sampling.content_kappa)
 
-    def with_walks(self, num_walks: int) -> NeighbourLists:
+    def with_walks(self, num_walks: int) -> NeighborLists:
         """The same kind of lists from another number of walks per node."""
         source = self.source
         if num_walks == source.sampling.num_walks:
             return self
         other = source.like(dataclasses.replace(source.sampling, num_walks=num_walks))
-        return NeighbourLists(other, self.pooling, self._links, self.kappa)
+        return NeighborLists(other, self.pooling, self._links, self.kappa)
 
     def of_all(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
         """Lists of every node: ids int32 [N, T+C] and weights float32 [N, T+C].
 
-        Arrays if the source keeps its neighbourhoods in memory.  If it does not, because
+        Arrays if the source keeps its neighborhoods in memory.  If it does not, because
         they are too many, columns that make rows when rows are read.
         """
         self.source.keep_all()
@@ -82,10 +82,10 @@ class NeighbourLists:
         dropped: np.ndarray | None = None,
         edgeless: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Neighbours and weights of `nodes` (int32 [n]).
+        """Neighbors and weights of `nodes` (int32 [n]).
 
         Args:
-          epoch, hidden, dropped: as in NeighbourhoodSource.lookup.
+          epoch, hidden, dropped: as in NeighborhoodSource.lookup.
           edgeless: bool [n], nodes listed as if they had no edges.
 
         Returns:
@@ -126,13 +126,13 @@ def joined_lists(
     pooling: str,
     kappa: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lists of walk neighbours and content links: ids and weights [n, T+C].
+    """Lists of walk neighbors and content links: ids and weights [n, T+C].
 
     Args:
       walked: ids int32 [n, T] and pooling weights float32 [n, T].
       links: ids int32 [n, C] and shares float32 [n, C], C at least 1.
       edges: int32 [n] edges that may be seen.
-      pooling, kappa: as in NeighbourLists.
+      pooling, kappa: as in NeighborLists.
     """
     weights = blend(walked[1], links[1], edges, kappa)
     if pooling != "importance":
@@ -143,7 +143,7 @@ def joined_lists(
 class _LastRows:
     """The lists of the rows that were read last; ids and weights are made together."""
 
-    def __init__(self, lists: NeighbourLists):
+    def __init__(self, lists: NeighborLists):
         self._lists = lists
         self._span, self._made = (0, 0), lists.of(np.empty(0, np.int32))
         self.shape = (lists.source.num_nodes, lists.width)

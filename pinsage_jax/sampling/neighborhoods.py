@@ -1,9 +1,9 @@
-"""Importance neighbourhoods: the T nodes that random walks from a node visit most.
+"""Importance neighborhoods: the T nodes that random walks from a node visit most.
 
 PinSage (Ying et al. 2018, section 3.2).  The visit counts approximate
-personalised PageRank; L1-normalised they are the weights of importance pooling.
+personalized PageRank; L1-normalized they are the weights of importance pooling.
 
-Shapes: S start nodes, T neighbours.  Nodes are numbered items first.
+Shapes: S start nodes, T neighbors.  Nodes are numbered items first.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pinsage_jax.config.settings import SamplingConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling import kernels
 
-# Large enough to amortise a call, small enough to balance threads.
+# Large enough to amortize a call, small enough to balance threads.
 _ROWS_PER_TASK = 256
 # Many more than a core has reads under way; what they ask for fits the second-level cache.
 _WALKS_IN_FLIGHT = 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbourhoods:
-    """Neighbour lists of S nodes, most visited first.
+class Neighborhoods:
+    """Neighbor lists of S nodes, most visited first.
 
     Attributes:
       ids: int32 [S, T]; -1 where a list is short (an item without edges has none).
@@ -40,14 +40,14 @@ class Neighbourhoods:
     def weights(self, pooling: str = "importance") -> np.ndarray:
         """float32 [S, T] pooling weights; rows sum to 1, or to 0 for an empty list.
 
-        importance: visit counts over their sum.  mean and max: every neighbour
+        importance: visit counts over their sum.  mean and max: every neighbor
         the same (max pooling only reads which weights are positive).
         """
         return pooling_weights(self.counts, pooling)
 
 
 def pooling_weights(counts: np.ndarray, pooling: str) -> np.ndarray:
-    """L1-normalises visit counts [S, T] into float32 pooling weights [S, T]."""
+    """L1-normalizes visit counts [S, T] into float32 pooling weights [S, T]."""
     mass = counts.astype(np.float32)
     if pooling != "importance":
         mass = (counts > 0).astype(np.float32)
@@ -77,7 +77,7 @@ class WalkTables:
 
     @property
     def footprint(self) -> int:
-        """Bytes that unweighted walks read from: row starts and neighbours."""
+        """Bytes that unweighted walks read from: row starts and neighbors."""
         return self.indptr.nbytes + self.indices.nbytes
 
 
@@ -125,10 +125,10 @@ def visit_counts(
     threads: int = 1,
     hidden: np.ndarray | None = None,
     dropped: np.ndarray | None = None,
-    num_neighbours: int | None = None,
+    num_neighbors: int | None = None,
     num_walks: int | None = None,
-) -> Neighbourhoods:
-    """Samples the neighbourhoods of `starts`.
+) -> Neighborhoods:
+    """Samples the neighborhoods of `starts`.
 
     Args:
       starts: int [S] node ids.
@@ -137,10 +137,10 @@ def visit_counts(
       hidden: int [S] collection node that the walks of this row never step on
         when they leave an item, or -1.
       dropped: int [S] node that this row does not count, or -1.
-      num_neighbours, num_walks: override T and W of `sampling`.
+      num_neighbors, num_walks: override T and W of `sampling`.
 
     Returns:
-      Neighbourhoods with arrays [S, T].
+      Neighborhoods with arrays [S, T].
 
     Raises:
       IndexError: a start is not a node of the graph.
@@ -156,7 +156,7 @@ def visit_counts(
     for name, limit in (("hidden", hidden), ("dropped", dropped)):
         if limit.shape != starts.shape:
             raise ValueError(f"{name} has shape {limit.shape}, starts have {starts.shape}")
-    size = num_neighbours or sampling.num_neighbours
+    size = num_neighbors or sampling.num_neighbors
     walks = num_walks or sampling.num_walks
     ids = np.empty((starts.shape[0], size), np.int32)
     counts = np.empty((starts.shape[0], size), np.int32)
@@ -165,7 +165,7 @@ def visit_counts(
         sampling.walk_length,
         np.uint64(round(sampling.restart * 2**32)),
         sampling.restart_ends,
-        sampling.neighbourhood == "all",
+        sampling.neighborhood == "all",
     )
 
     def work(begin: int, end: int) -> None:
@@ -183,7 +183,7 @@ def visit_counts(
         )
 
     run_blocks(starts.shape[0], threads, work)
-    return Neighbourhoods(ids, counts)
+    return Neighborhoods(ids, counts)
 
 
 def visit_scores(
@@ -200,7 +200,7 @@ def visit_scores(
       ids int32 [S, C] padded with -1, counts int32 [S, C], C = most items that the
       walks can reach (at most W times the walk length).
     """
-    items_only = dataclasses.replace(sampling, neighbourhood="items")
+    items_only = dataclasses.replace(sampling, neighborhood="items")
     reachable = min(num_walks * sampling.walk_length, max(graph.num_items - 1, 1))
     found = visit_counts(
         WalkTables(graph),
@@ -208,7 +208,7 @@ def visit_scores(
         items_only,
         seed=seed,
         threads=threads,
-        num_neighbours=reachable,
+        num_neighbors=reachable,
         num_walks=num_walks,
     )
     return found.ids, found.counts

@@ -2,8 +2,8 @@
 
 PinSage (Ying et al. 2018, section 3.3).  Positives come from engagement pairs
 when the user has them, else from items that share a collection.  Random negatives
-are uniform over the catalogue and shared by a minibatch.  Hard negatives of a
-query are drawn from a band of its personalised-PageRank ranking: related, but not
+are uniform over the catalog and shared by a minibatch.  Hard negatives of a
+query are drawn from a band of its personalized-PageRank ranking: related, but not
 as related as the positive.
 
 Shapes: B pairs, R random negatives, H hard negatives per query.
@@ -25,8 +25,8 @@ _PAIR_STREAM = 0x70616972
 _RANDOM_STREAM = 0x72616E64
 _HARD_STREAM = 0x68617264
 _BAND_STREAM = 0x62616E64
-# A band of ranks needs a catalogue this many times its worst rank.
-_BANDS_IN_CATALOGUE = 100
+# A band of ranks needs a catalog this many times its worst rank.
+_BANDS_IN_CATALOG = 100
 _RANKING_BYTES = 2**30
 _COLLECTIONS_AT_ONCE = 1 << 16
 
@@ -154,20 +154,20 @@ def random_negatives(pool: np.ndarray, size: int, seed: int, step: int) -> np.nd
 
 
 def hard_band(sampling: SamplingConfig, num_items: int) -> tuple[int, int]:
-    """Ranks [low, high) of hard negatives, scaled to the size of the catalogue.
+    """Ranks [low, high) of hard negatives, scaled to the size of the catalog.
 
-    The paper's ranks 2000-5000 are meant for a catalogue of millions; where it is
+    The paper's ranks 2000-5000 are meant for a catalog of millions; where it is
     smaller than 100 times the worst rank, both ends shrink by the same factor.
     """
     low, high = sampling.hard_low, sampling.hard_high
-    if sampling.hard_scale and num_items < _BANDS_IN_CATALOGUE * high:
-        factor = num_items / (_BANDS_IN_CATALOGUE * high)
+    if sampling.hard_scale and num_items < _BANDS_IN_CATALOG * high:
+        factor = num_items / (_BANDS_IN_CATALOG * high)
         low, high = max(1, round(low * factor)), max(2, round(high * factor))
     return low, max(high, low + 1)
 
 
 class Rankings:
-    """Items by personalised PageRank from a node, kept once they have been asked for.
+    """Items by personalized PageRank from a node, kept once they have been asked for.
 
     Several threads may ask at once: what they write for a node is the same.
     """
@@ -189,7 +189,7 @@ class Rankings:
         self.low, self.high = hard_band(sampling, items)
         self.seed = seed
         self._tables = tables
-        self._sampling = dataclasses.replace(sampling, neighbourhood="items")
+        self._sampling = dataclasses.replace(sampling, neighborhood="items")
         self._threads = threads
         self._keep = 4 * items * self.high <= most_bytes
         # Memory is only taken for the rows that are written.
@@ -208,7 +208,7 @@ class Rankings:
             self._sampling,
             seed=self.seed ^ _HARD_STREAM,
             threads=self._threads,
-            num_neighbours=self.high,
+            num_neighbors=self.high,
             num_walks=self._sampling.hard_walks,
         ).ids
         if not self._keep:
@@ -222,7 +222,7 @@ def hard_negatives(rankings: Rankings, pairs: PairBatch, *, size: int, first: in
     """Hard negatives int32 [B, H] of each query; -1 where a query has none.
 
     Ranks items by visit count of `hard_walks` walks from the query (an estimate of
-    personalised PageRank) and draws uniformly, with repetition, from the band.  A
+    personalized PageRank) and draws uniformly, with repetition, from the band.  A
     query whose walks reach fewer items than the band's end has its band shrunk in
     proportion.  The query's own target is never drawn.
     """

@@ -20,7 +20,7 @@ def walks_to_repeat(graph: Graph, changed: np.ndarray, walk_length: int) -> np.n
 
     Args:
       graph: the graph after (or before) the change.
-      changed: int32 [c] nodes whose neighbours or edge weights changed.
+      changed: int32 [c] nodes whose neighbors or edge weights changed.
     """
     hops = np.full(graph.num_nodes, -1, np.int32)
     queue = np.empty(graph.num_nodes, np.int32)

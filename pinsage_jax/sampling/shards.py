@@ -1,4 +1,4 @@
-"""Neighbour lists on disk: a table of all nodes in shards that outlive a kill.
+"""Neighbor lists on disk: a table of all nodes in shards that outlive a kill.
 
 FOLDER/
   00012-1a2b3c4d.npy   int32 [2, rows, T]: ids and visit counts of nodes
@@ -58,7 +58,7 @@ class ShardedTable:
         self._shard_nodes = shard_nodes
         self._shards: list[np.ndarray] = []
         found = _paths_by_number(folder)
-        with Progress(num_nodes, "node", "neighbourhoods on disk") as progress:
+        with Progress(num_nodes, "node", "neighborhoods on disk") as progress:
             for number, begin in enumerate(range(0, num_nodes, shard_nodes)):
                 raise_if_stopped()
                 end = min(begin + shard_nodes, num_nodes)
@@ -87,7 +87,7 @@ class ShardedTable:
             shard = files.read_array(path)
             if shard.shape == (2, rows, self._width) and shard.dtype == np.int32:
                 return shard
-        logging.warning("%s is damaged: its neighbourhoods are sampled again.", path)
+        logging.warning("%s is damaged: its neighborhoods are sampled again.", path)
         path.unlink()
         return None
 

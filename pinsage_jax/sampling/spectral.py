@@ -1,6 +1,6 @@
 """Structural input: where an item's collections lie in a spectral map of the graph.
 
-The map is the truncated SVD of the degree-normalised item-collection matrix of the
+The map is the truncated SVD of the degree-normalized item-collection matrix of the
 training graph.  It gives every item known then a base vector; a collection lies at
 the mean of its items' bases, and an item at the (unit-length) sum of its
 collections:
@@ -139,16 +139,16 @@ class Structure:
 def _sums(
     graph: Graph, first: int, rows: int, shift: int, table: np.ndarray, threads: int
 ) -> np.ndarray:
-    """float32 [rows, r]: of nodes first + row, the sum of the rows neighbour - shift there are."""
+    """float32 [rows, r]: of nodes first + row, the sum of the rows neighbor - shift there are."""
     out = np.zeros((rows, table.shape[1]), np.float32)
     indptr, indices = np.asarray(graph.indptr), np.asarray(graph.indices)
-    work = functools.partial(_add_neighbours, indptr, indices, first, shift, table, out)
+    work = functools.partial(_add_neighbors, indptr, indices, first, shift, table, out)
     run_blocks(rows, threads, work, _ROWS_PER_TASK)
     return out
 
 
 @njit(nogil=True, cache=True)
-def _add_neighbours(indptr, indices, first, shift, table, out, begin, end):
+def _add_neighbors(indptr, indices, first, shift, table, out, begin, end):
     for row in range(begin, end):
         for edge in range(indptr[first + row], indptr[first + row + 1]):
             other = indices[edge] - shift

@@ -1,1 +1,1 @@
-"""Serving: neighbours over HTTP, and the explorer of a catalogue of any size."""
+"""Serving: neighbors over HTTP, and the explorer of a catalog of any size."""

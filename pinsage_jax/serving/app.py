@@ -3,7 +3,7 @@
 GET  /neighbors?item=ID&k=10      nearest items of an item
 POST /neighbors/history           {"items": [ID, ...], "k": 10}: for what a user holds
 POST /neighbors/new               {"items": [{COLUMN: VALUE, ...}], "edges": [...], "k": 10}:
-                                  of items that the catalogue does not hold
+                                  of items that the catalog does not hold
 GET  /health, /metrics            what is served; Prometheus text
 GET  /                            the explorer
 
@@ -63,7 +63,7 @@ def make_app(service: Service, threads: int) -> FastAPI:
     settings, about = service.config.serve, service.health()
     counted = Measures(
         {
-            "pinsage_items": ("Items in the catalogue.", about["items"]),
+            "pinsage_items": ("Items in the catalog.", about["items"]),
             "pinsage_dimension": ("Numbers of an embedding.", about["dimension"]),
         }
     )

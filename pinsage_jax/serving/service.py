@@ -1,9 +1,9 @@
 """What the server answers, without a word about HTTP but for the status of a refusal.
 
-One object holds the catalogue, its vectors and perhaps an index of them; its methods are
+One object holds the catalog, its vectors and perhaps an index of them; its methods are
 called by several threads at once and only read it.
 
-  N items, Z embedding dimensions, k neighbours
+  N items, Z embedding dimensions, k neighbors
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pinsage_jax.reporting import explorer
 from pinsage_jax.reporting.sources import Source, directions_of
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.online import ExactSearch
-from pinsage_jax.serving.catalogue_search import CatalogueSearch
+from pinsage_jax.serving.catalog_search import CatalogSearch
 
 # Items in one request: of a history, and to be embedded.
 MOST_ITEMS = 1000
@@ -97,12 +97,12 @@ class Service:
         return {"item": item, "neighbors": self._listed(ids[0], scores[0])}
 
     def for_history(self, items: list[str], k: int) -> dict[str, Any]:
-        """Items for a user who holds `items`; those that the catalogue lacks are named."""
+        """Items for a user who holds `items`; those that the catalog lacks are named."""
         self._check_k(k)
         unknown = [name for name in items if name not in self._row_of]
         rows = np.unique([self._row_of[name] for name in items if name in self._row_of])
         if len(rows) == 0:
-            raise RequestError(404, "None of the items is in the catalogue.")
+            raise RequestError(404, "None of the items is in the catalog.")
         history = Histories(np.array([0, len(rows)], np.int64), rows.astype(np.int32))
         ids, scores = self._recommender.best(history, k)
         return {"neighbors": self._listed(ids[0], scores[0]), "unknown": unknown}
@@ -110,7 +110,7 @@ class Service:
     def for_new(
         self, items: list[dict[str, Any]], edges: list[dict[str, Any]], k: int
     ) -> dict[str, Any]:
-        """The nearest catalogue items of items that the catalogue does not hold."""
+        """The nearest catalog items of items that the catalog does not hold."""
         self._check_k(k)
         if self._new_items is None:
             raise RequestError(
@@ -144,11 +144,11 @@ class Service:
         return {"count": count, "items": self._items(rows)}
 
     def item(self, item: str) -> dict[str, Any]:
-        """An item and its neighbours by every method."""
+        """An item and its neighbors by every method."""
         row = self._row(item)
         lists = []
         for method in METHODS:
-            ids, scores = self._methods.lists(method, np.array([row]), explorer.NEIGHBOURS)
+            ids, scores = self._methods.lists(method, np.array([row]), explorer.NEIGHBORS)
             kept = ids[0] >= 0
             near = self._items(ids[0, kept])
             lists.append(
@@ -170,8 +170,8 @@ class Service:
         return {**flat, "ids": names, "degree": explorer.packed(self._degree[rows])}
 
     @functools.cached_property
-    def _words(self) -> CatalogueSearch:
-        return CatalogueSearch(self._prepared)
+    def _words(self) -> CatalogSearch:
+        return CatalogSearch(self._prepared)
 
     def _check_k(self, k: int) -> None:
         most = self.config.serve.serve_most
@@ -181,7 +181,7 @@ class Service:
     def _row(self, item: str) -> int:
         row = self._row_of.get(item)
         if row is None:
-            raise RequestError(404, "There is no such item in the catalogue.")
+            raise RequestError(404, "There is no such item in the catalog.")
         return row
 
     def _items(self, rows: np.ndarray) -> list[dict[str, Any]]:
@@ -196,7 +196,7 @@ class Service:
         ]
 
     def _listed(self, ids: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
-        """Neighbours as requests get them: item_id, score, and the title if there are titles."""
+        """Neighbors as requests get them: item_id, score, and the title if there are titles."""
         kept = ids >= 0
         listed = []
         for item, score in zip(self._items(ids[kept]), scores[kept]):

@@ -1,16 +1,16 @@
-"""Whole-catalogue embedding on Apache Spark: the second executor of map_reduce.py.
+"""Whole-catalog embedding on Apache Spark: the second executor of map_reduce.py.
 
 Per layer one Spark job, from one Parquet table of nodes to the next:
 
   nodes --project--> what each sends --+
                                        join on the sender --(reduce within a partition)--+
-  lists --one row a neighbour----------+                                                 |
+  lists --one row a neighbor----------+                                                 |
   nodes --------------------------------------------- union, shuffle by receiver, sort --+
                                                       --finish--> nodes of the next layer
 
 The join, the shuffles and the sort are Spark's; project, reduce and finish run in Python
 workers on Arrow batches (layer_tasks.py).  Every step streams: no worker holds more than
-batches and a bounded table of sums, whatever a node's number of neighbours.
+batches and a bounded table of sums, whatever a node's number of neighbors.
 
 Shuffled in a layer with lists of T, in bytes: N M 4 (what is sent) + 16 N T (lists) +
 N 4 (in + D) (own rows) + 4 M (messages after reducing within partitions), the last of
@@ -33,7 +33,7 @@ from pinsage_jax.inference.tables import MOST_TABLE_BYTES
 from pinsage_jax.spark import layer_tasks, tables
 from pinsage_jax.spark.layer_tasks import MESSAGE, OWN, Model
 from pinsage_jax.spark.session import partitions, spark_session
-from pinsage_jax.spark.walks import neighbour_lists
+from pinsage_jax.spark.walks import neighbor_lists
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -126,7 +126,7 @@ def _walk(session: SparkSession, encoder: Encoder, folder: pathlib.Path, shards:
     source = lists.source
     tables.write_edges(folder / "edges", source.graph)
     tables.write_links(folder / "links", lists)
-    walked = neighbour_lists(
+    walked = neighbor_lists(
         _read(session, folder / "edges"),
         source.graph.num_items,
         source.num_nodes,
@@ -139,7 +139,7 @@ def _walk(session: SparkSession, encoder: Encoder, folder: pathlib.Path, shards:
 
 
 def messages_sent(width: int, shards: int) -> float:
-    """Messages shuffled for a node with `width` neighbours, as expected by chance.
+    """Messages shuffled for a node with `width` neighbors, as expected by chance.
 
     All of them, or one from each of `shards` partitions that has any where reducing within
     the partitions first saves enough.

@@ -1,4 +1,4 @@
-"""From edges to clean, pruned, numbered tables and neighbour lists, all on Apache Spark.
+"""From edges to clean, pruned, numbered tables and neighbor lists, all on Apache Spark.
 
 WORKDIR/graph_tables/
   items/            node (long, from 0 in the order of the ids), item_id (string)
@@ -6,7 +6,7 @@ WORKDIR/graph_tables/
   edges/            item and collection (long, numbers from 0 of each kind), item_id,
                     collection_id, and weight (float), time where there are such columns;
                     no edge twice, in the order of the items
-  neighbourhoods/   node (long), ids and counts (lists of int): top-T lists (walks.py)
+  neighborhoods/   node (long), ids and counts (lists of int): top-T lists (walks.py)
   manifest.json     counts and settings
 
 Every table is Parquet, so that `edges` is as good an --edges of --mode=prepare as any.
@@ -29,7 +29,7 @@ from pinsage_jax.config.spark import PruneConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.spark.session import partitions, spark_session
-from pinsage_jax.spark.walks import neighbour_lists
+from pinsage_jax.spark.walks import neighbor_lists
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -93,9 +93,9 @@ def _write(session: SparkSession, config: Config, folder: pathlib.Path) -> dict[
     numbered = numbered.select("item", "collection", "item_id", "collection_id", *extra)
     _save(numbered.orderBy("item", "collection"), folder / "edges")
 
-    everything = config.sampling.neighbourhood == "all"
+    everything = config.sampling.neighborhood == "all"
     names = ["item", "collection", *[name for name in extra if name == "weight"]]
-    lists = neighbour_lists(
+    lists = neighbor_lists(
         _read(session, folder / "edges").select(*names),
         counts["items"],
         nodes if everything else counts["items"],
@@ -103,8 +103,8 @@ def _write(session: SparkSession, config: Config, folder: pathlib.Path) -> dict[
         config.seed,
         shards,
     )
-    _save(lists, folder / "neighbourhoods")
-    counts["neighbourhoods"] = _read(session, folder / "neighbourhoods").count()
+    _save(lists, folder / "neighborhoods")
+    counts["neighborhoods"] = _read(session, folder / "neighborhoods").count()
     return {
         "format": 1,
         "counts": counts,

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from pinsage_jax.config.settings import ModelConfig
 from pinsage_jax.inference.map_reduce import Stages, padded, reduce_messages, regrouped
-from pinsage_jax.sampling.lists import NeighbourLists, joined_lists
+from pinsage_jax.sampling.lists import NeighborLists, joined_lists
 from pinsage_jax.sampling.neighborhoods import pooling_weights
 from pinsage_jax.spark.columns import from_column, to_column
 from pinsage_jax.training.leaf_paths import by_path, nested
@@ -187,12 +187,12 @@ def finish(model: Model, layer: int) -> Task:
     return run
 
 
-def blend_lists(lists: NeighbourLists) -> Task:
+def blend_lists(lists: NeighborLists) -> Task:
     """node, ids, weights (content links), edges, walked, counts -> node, ids, weights.
 
     What `lists` makes of walks that were made elsewhere (`walked`, null for none).
     """
-    size, pooling, kappa = lists.source.sampling.num_neighbours, lists.pooling, lists.kappa
+    size, pooling, kappa = lists.source.sampling.num_neighbors, lists.pooling, lists.kappa
 
     def run(batches: Batches) -> Iterator[pa.RecordBatch]:
         for batch in batches:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pinsage_jax.core import files
 from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.sampling.lists import ListColumn, NeighbourLists
+from pinsage_jax.sampling.lists import ListColumn, NeighborLists
 from pinsage_jax.spark.columns import from_column, to_column
 
 _FILE_BYTES = 1 << 26
@@ -79,7 +79,7 @@ def write_lists(
     _write(folder, len(ids), 8 * ids.shape[1] + 8, table)
 
 
-def write_links(folder: pathlib.Path, lists: NeighbourLists) -> None:
+def write_links(folder: pathlib.Path, lists: NeighborLists) -> None:
     """Content links and numbers of edges of all nodes."""
     degree = lists.source.graph.degree()
 

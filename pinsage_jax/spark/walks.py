@@ -1,17 +1,17 @@
-"""Importance neighbourhoods by joins: the sampler's own walks, without the graph in memory.
+"""Importance neighborhoods by joins: the sampler's own walks, without the graph in memory.
 
 Partitioned Monte-Carlo walks.  A walk is a row, a hop a join: from a node with d
-neighbours the walk draws a place below d and is joined, on node and place, with the table
+neighbors the walk draws a place below d and is joined, on node and place, with the table
 
   hops    at (a node), place in [0, d), next, next_edges (d of the next node)
 
 Its keys are distinct, so that a node with millions of edges is no heavier partition than
-any other, and the joined row says how many neighbours there are to draw from next.  With
+any other, and the joined row says how many neighbors there are to draw from next.  With
 weights a row holds a node's whole list instead, and the draw is searched for in its running
 sums: such graphs should be pruned of nodes with very many edges first.
 
 Random numbers are those of sampling/kernels.py, hashes of (seed, epoch 0, start, walk, draw)
-written as Spark expressions; places are ranks of neighbours in ascending order as in the
+written as Spark expressions; places are ranks of neighbors in ascending order as in the
 CSR; equal counts are ordered by the same hash.  The lists are therefore the in-memory
 sampler's, count for count, and not merely of the same distribution.
 
@@ -36,7 +36,7 @@ _MIX = ((30, int(kernels.MIX_1)), (27, int(kernels.MIX_2)), (31, None))
 _LOW_32 = 0xFFFFFFFF
 
 
-def neighbour_lists(
+def neighbor_lists(
     edges: DataFrame, num_items: int, nodes: int, sampling: SamplingConfig, seed: int, shards: int
 ) -> DataFrame:
     """Top-T lists of nodes 0 to `nodes` that have edges, most visited first.
@@ -54,7 +54,7 @@ def neighbour_lists(
     from pyspark.sql import functions as F
 
     weighted = "weight" in edges.columns
-    every = sampling.neighbourhood == "all"
+    every = sampling.neighborhood == "all"
     hops = _weighted_hops(edges, num_items) if weighted else _hops(edges, num_items)
     hops = hops.repartition(shards, *(["at"] if weighted else ["at", "place"])).persist()
     degree = _both_ways(edges, num_items).groupBy("node").agg(F.count("*").cast("int").alias("d"))
@@ -82,7 +82,7 @@ def neighbour_lists(
         if every:
             walks = _visited(walks)
         walks = _visited(_hop(_drawn(walks, seed, 2 * step + 1), hops, weighted, None))
-    return _top(walks.repartition(shards, "start"), seed, sampling.num_neighbours)
+    return _top(walks.repartition(shards, "start"), seed, sampling.num_neighbors)
 
 
 def _both_ways(edges: DataFrame, num_items: int) -> DataFrame:
@@ -98,7 +98,7 @@ def _both_ways(edges: DataFrame, num_items: int) -> DataFrame:
 
 
 def _hops(edges: DataFrame, num_items: int) -> DataFrame:
-    """at, place, next, next_edges: one row per node and neighbour."""
+    """at, place, next, next_edges: one row per node and neighbor."""
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
@@ -110,7 +110,7 @@ def _hops(edges: DataFrame, num_items: int) -> DataFrame:
 
 
 def _weighted_hops(edges: DataFrame, num_items: int) -> DataFrame:
-    """at, others: per node its neighbours in ascending order, as (next, reach)."""
+    """at, others: per node its neighbors in ascending order, as (next, reach)."""
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
@@ -123,7 +123,7 @@ def _weighted_hops(edges: DataFrame, num_items: int) -> DataFrame:
 
 
 def _hop(walks: DataFrame, hops: DataFrame, weighted: bool, moving: Column | None) -> DataFrame:
-    """Every walk at a random neighbour; where `moving` is false it stays."""
+    """Every walk at a random neighbor; where `moving` is false it stays."""
     from pyspark.sql import functions as F
 
     bits = F.shiftrightunsigned("draw", 32)

@@ -1,4 +1,4 @@
-"""Embedding the catalogue, or items it does not hold, with a trained checkpoint.
+"""Embedding the catalog, or items it does not hold, with a trained checkpoint.
 
 What the stages share lives here too: the validation split of a run, what its data is,
 and which checkpoint and cold offset its embeddings are made with.
@@ -34,12 +34,12 @@ from pinsage_jax.inference import tables as layer_tables
 from pinsage_jax.inference.encoder import Encoder, structure_bases
 from pinsage_jax.inference.layerwise import Adjust
 from pinsage_jax.inference.new_item_model import NewItemModel, Trained
-from pinsage_jax.inference.new_items import Catalogue
+from pinsage_jax.inference.new_items import Catalog
 from pinsage_jax.inference.tables import KeptTables, Tables
 from pinsage_jax.spark.embed import embed_on_spark
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
-from pinsage_jax.training.state import TrainState, initial_state, make_optimiser
+from pinsage_jax.training.state import TrainState, initial_state, make_optimizer
 
 
 def split_of(config: Config, prepared: Prepared) -> ValidationSplit:
@@ -84,7 +84,7 @@ def restored(config: Config, prepared: Prepared, input_dim: int, num_nodes: int)
 
     def new_state() -> TrainState:
         _, params = loop.init_model(config, input_dim, num_nodes)
-        return initial_state(params, make_optimiser(config.train, 1.0))
+        return initial_state(params, make_optimizer(config.train, 1.0))
 
     # Only its shapes are asked for: making one compiles for seconds.
     state = jax.eval_shape(new_state)
@@ -147,8 +147,8 @@ def kept_tables(
     )
 
 
-def embed_catalogue(config: Config) -> dict[str, Any]:
-    """Embeds the whole catalogue on the whole graph into WORKDIR/embeddings.
+def embed_catalog(config: Config) -> dict[str, Any]:
+    """Embeds the whole catalog on the whole graph into WORKDIR/embeddings.
 
     With --new_items: those items alone, into WORKDIR/new_embeddings.
     """
@@ -176,9 +176,9 @@ def embed_catalogue(config: Config) -> dict[str, Any]:
 def _export(
     config: Config, prepared: Prepared, vectors: np.ndarray, trained: Trained
 ) -> dict[str, Any]:
-    """Writes the vectors float32 [nodes, Z] of a catalogue in the form that is asked for."""
+    """Writes the vectors float32 [nodes, Z] of a catalog in the form that is asked for."""
     items = prepared.graph.num_items
-    everything = config.sampling.neighbourhood == "all"
+    everything = config.sampling.neighborhood == "all"
     form, quality = choose_form(
         vectors[:items],
         prepared.item_ids,
@@ -219,7 +219,7 @@ def about_run(config: Config, trained: Trained) -> dict[str, Any]:
         "step": trained.step,
         "parameters": trained.digest,
         "checkpoint": config.embed.checkpoint,
-        "normalised": config.model.normalize_output and not config.model.popularity,
+        "normalized": config.model.normalize_output and not config.model.popularity,
         "cold_offset": trained.offset,
         "seed": config.seed,
     }
@@ -233,11 +233,11 @@ def open_new_items(config: Config, prepared: Prepared) -> NewItemModel:
     """
     workdir = pathlib.Path(config.workdir)
     bases = structure_bases(config, prepared, split_of(config, prepared))
-    catalogue = Catalogue(config, prepared, bases)
-    trained = restored(config, prepared, catalogue.inputs.dim, catalogue.num_nodes)
+    catalog = Catalog(config, prepared, bases)
+    trained = restored(config, prepared, catalog.inputs.dim, catalog.num_nodes)
     trained, form = as_exported(config, trained)
     transform = FeatureTransform.load(workdir / "prepared" / "features")
-    return NewItemModel(catalogue, transform, trained, form)
+    return NewItemModel(catalog, transform, trained, form)
 
 
 def _embed_new(config: Config) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def _embed_new(config: Config) -> dict[str, Any]:
         vectors,
         {
             **about_run(config, model.trained),
-            "catalogue": prepared.item_ids.digest(),
+            "catalog": prepared.item_ids.digest(),
             "without_edges": int(edgeless.sum()),
         },
         folder_name=writer.NEW_FOLDER,

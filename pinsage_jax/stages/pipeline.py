@@ -49,7 +49,7 @@ from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.serving import server
 from pinsage_jax.spark.graph_tables import write_graph_tables
 from pinsage_jax.stages.embed import (
-    embed_catalogue,
+    embed_catalog,
     embed_over,
     embeddings_are_current,
     fixed_offset,
@@ -189,12 +189,12 @@ def _validator(
 
 
 def embed(config: Config) -> dict[str, Any]:
-    """Embeds the catalogue, items that it does not hold, or what changes of it affect."""
-    return update(config) if config.update.asked else embed_catalogue(config)
+    """Embeds the catalog, items that it does not hold, or what changes of it affect."""
+    return update(config) if config.update.asked else embed_catalog(config)
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Ranks the catalogue for every evaluation pair; WORKDIR/eval.json and a table."""
+    """Ranks the catalog for every evaluation pair; WORKDIR/eval.json and a table."""
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
     split, fingerprint = split_of(config, prepared), _eval_fingerprint(config)
@@ -240,7 +240,7 @@ def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Relat
     if items:
         return related.nearest(config, items, prepared, vectors, search)
     if config.evaluate.query:
-        return related.print_neighbours(config, prepared, vectors, search)
+        return related.print_neighbors(config, prepared, vectors, search)
     related.write_related(config, prepared, vectors, search)
     return {}
 
@@ -271,7 +271,7 @@ def recommend(config: Config) -> dict[str, Any] | None:
 
 
 def graph_tables(config: Config) -> dict[str, Any]:
-    """Clean, pruned, numbered edges and neighbour lists by Spark: WORKDIR/graph_tables."""
+    """Clean, pruned, numbered edges and neighbor lists by Spark: WORKDIR/graph_tables."""
     return write_graph_tables(config)
 
 
@@ -314,7 +314,7 @@ def compare(config: Config) -> dict[str, Any]:
 
 
 def report(config: Config) -> pathlib.Path:
-    """The run on one page, WORKDIR/report.html, and its catalogue, WORKDIR/explorer.html."""
+    """The run on one page, WORKDIR/report.html, and its catalog, WORKDIR/explorer.html."""
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
     path = write_report(config, prepared, vectors)
@@ -323,7 +323,7 @@ def report(config: Config) -> pathlib.Path:
 
 
 def serve(config: Config) -> None:
-    """Neighbours over HTTP, and the explorer, until a signal stops it."""
+    """Neighbors over HTTP, and the explorer, until a signal stops it."""
     server.require()
     # The framework takes a while to load, and is an extra.
     from pinsage_jax.serving.app import make_app

@@ -1,7 +1,7 @@
-"""Embedding a catalogue after a change, into WORKDIR/updated.
+"""Embedding a catalog after a change, into WORKDIR/updated.
 
-WORKDIR/updated/ has the form of a workdir: prepared/ and embeddings/ of the catalogue with
-every change so far, so that --workdir=WORKDIR/updated lists neighbours and builds indexes
+WORKDIR/updated/ has the form of a workdir: prepared/ and embeddings/ of the catalog with
+every change so far, so that --workdir=WORKDIR/updated lists neighbors and builds indexes
 of it.  Another change goes on from there.  WORKDIR/layers holds what the next one is
 computed from.
 """
@@ -20,7 +20,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.export import writer
 from pinsage_jax.export.quality import recall_of
-from pinsage_jax.inference.current_catalogue import CurrentCatalogue, fill_tables
+from pinsage_jax.inference.current_catalog import CurrentCatalog, fill_tables
 from pinsage_jax.inference.encoder import structure_bases
 from pinsage_jax.inference.tables import KeptTables
 from pinsage_jax.inference.updating import Update
@@ -54,8 +54,7 @@ def update(config: Config) -> dict[str, Any]:
     fingerprint = trained_on.manifest["fingerprint"]
     if before.manifest.get("base", fingerprint) != fingerprint:
         raise UserError(
-            f"{updated} is of another catalogue than {workdir / 'prepared'}; "
-            "delete it and run again."
+            f"{updated} is of another catalog than {workdir / 'prepared'}; delete it and run again."
         )
     key = _read_key(config)
     if source == updated:
@@ -66,23 +65,23 @@ def update(config: Config) -> dict[str, Any]:
         logging.info("update: on top of the changes that %s holds", updated)
     changes = read_changes(before, workdir / "prepared" / "features", config.data, config.update)
     bases = structure_bases(config, trained_on, split_of(config, trained_on))
-    first = CurrentCatalogue(config, trained_on, before, bases)
+    first = CurrentCatalog(config, trained_on, before, bases)
     nodes = trained_on.graph
-    everything = config.sampling.neighbourhood == "all"
+    everything = config.sampling.neighborhood == "all"
     trained = restored(
         config, trained_on, first.inputs.dim, nodes.num_nodes if everything else nodes.num_items
     )
     trained, form = as_exported(config, trained)
 
-    def tables(catalogue: CurrentCatalogue, fingerprint: str) -> KeptTables:
-        return kept_tables(config, catalogue.graph, trained, fingerprint, keep=True)
+    def tables(catalog: CurrentCatalog, fingerprint: str) -> KeptTables:
+        return kept_tables(config, catalog.graph, trained, fingerprint, keep=True)
 
     old = tables(first, before.manifest["fingerprint"])
     fill_tables(first, trained.params, old, cold_adjustment(first.graph, trained.offset))
     with files.atomic_folder(updated) as folder:
         write_changed(before, changes, source / "prepared", folder / "prepared")
         after = open_prepared(folder)
-        second = CurrentCatalogue(config, trained_on, after, bases)
+        second = CurrentCatalog(config, trained_on, after, bases)
         new = tables(second, after.manifest["fingerprint"])
         vectors, report = Update(
             first, second, changes, trained.params, old, new, trained.offset
@@ -107,12 +106,12 @@ def update(config: Config) -> dict[str, Any]:
         )
     new.remove_others()
     print(_said(report))
-    logging.info("update: the catalogue with its changes is in %s", updated)
+    logging.info("update: the catalog with its changes is in %s", updated)
     return manifest
 
 
 def _read_key(config: Config) -> str:
-    """What the files of the change hold, whatever catalogue they change."""
+    """What the files of the change hold, whatever catalog they change."""
     found = []
     for flag in ("changed_edges", "removed_edges", "changed_items"):
         path = config.data.path(value) if (value := getattr(config.update, flag)) else None

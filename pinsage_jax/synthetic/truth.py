@@ -31,7 +31,7 @@ _POPULARITY_TAIL = 1.3
 _BOARD_SIZE_TAIL = 1.4
 _TOPIC_SIZE_DECAY = 0.3
 _RELATED_TOPICS = 4
-_CATALOGUE_BLOCK = 1 << 18
+_CATALOG_BLOCK = 1 << 18
 
 # How strongly a feature vector shows a topic of the kind that it sees well, one
 # that it hardly sees, a style, and a look; noise of scale 1 has length 1 as well.
@@ -115,7 +115,7 @@ class WeightedGroups:
 
 
 @dataclasses.dataclass(frozen=True)
-class Catalogue:
+class Catalog:
     """The items' truth.
 
     Attributes:
@@ -198,7 +198,7 @@ def _styles(world: WorldConfig, chance: np.ndarray) -> np.ndarray:
     return (chance * world.world_styles).astype(np.int32)
 
 
-def draw_catalogue(world: WorldConfig) -> Catalogue:
+def draw_catalog(world: WorldConfig) -> Catalog:
     """Draws what is true of every item."""
     count, seed = world.world_items, world.world_seed
     # Every connected item gets at least one edge, so few edges leave more without.
@@ -208,8 +208,8 @@ def draw_catalogue(world: WorldConfig) -> Catalogue:
     looks = np.empty((count, LOOK_DIM), np.float32)
     popularity = np.empty(count, np.float32)
     lots = np.empty(count)
-    for first in range(0, count, _CATALOGUE_BLOCK):
-        rows = min(_CATALOGUE_BLOCK, count - first)
+    for first in range(0, count, _CATALOG_BLOCK):
+        rows = min(_CATALOG_BLOCK, count - first)
         block = slice(first, first + rows)
         draws = uniforms(seed, Stream.ITEMS, first, rows, 12)
         main = _draw_topics(world, draws[:, 0])
@@ -230,7 +230,7 @@ def draw_catalogue(world: WorldConfig) -> Catalogue:
         lots[block] = draws[:, 10]
         looks[block] = normals(seed, Stream.LOOKS, first, rows, LOOK_DIM)
     connected = lots >= np.partition(lots, count - kept)[count - kept]
-    return Catalogue(groups, shares, looks, popularity, connected)
+    return Catalog(groups, shares, looks, popularity, connected)
 
 
 def draw_boards(world: WorldConfig, edges: int) -> Boards:
@@ -290,14 +290,14 @@ class FeatureView:
         looks = axes[topics + groups :] * (seen * _LOOK * half**-0.5)[:, None]
         self._looks = looks.astype(np.float32)
 
-    def rows(self, catalogue: Catalogue, first: int, stop: int) -> np.ndarray:
+    def rows(self, catalog: Catalog, first: int, stop: int) -> np.ndarray:
         """Vectors of items [first, stop): [stop - first, dim] float32."""
         noise = normals(self._world.world_seed, self._stream, first, stop - first, self._dim)
         result = noise * np.float32(self._noise * self._dim**-0.5)
         # Sums part by part: a matrix product may round by the size of the block.
         for part in range(ITEM_PARTS):
-            share = catalogue.shares[first:stop, part, None]
-            result += share * self._groups[catalogue.groups[first:stop, part]]
+            share = catalog.shares[first:stop, part, None]
+            result += share * self._groups[catalog.groups[first:stop, part]]
         for axis in range(LOOK_DIM):
-            result += catalogue.looks[first:stop, axis, None] * self._looks[axis]
+            result += catalog.looks[first:stop, axis, None] * self._looks[axis]
         return result

@@ -74,15 +74,15 @@ def write_world(world: WorldConfig, folder: str | os.PathLike) -> dict[str, str]
     """
     world.validate()
     folder = pathlib.Path(folder)
-    catalogue = truth.draw_catalogue(world)
+    catalog = truth.draw_catalog(world)
     rows = world.world_edges + world.world_items + 2 * world.world_pairs
     with (
         Progress(total=rows, unit="row", name="generating the world") as progress,
         files.atomic_folder(folder) as temporary,
     ):
-        _write(temporary / "edges.parquet", _edge_batches(world, catalogue), progress)
-        _write(temporary / "items.parquet", _item_batches(world, catalogue), progress)
-        pairs = draw_pairs(world, catalogue)
+        _write(temporary / "edges.parquet", _edge_batches(world, catalog), progress)
+        _write(temporary / "items.parquet", _item_batches(world, catalog), progress)
+        pairs = draw_pairs(world, catalog)
         for name, (query, target, kind) in pairs.items():
             table = _pair_table(world, query, target, kind)
             _write(temporary / f"{name}.parquet", iter([table]), progress)
@@ -92,7 +92,7 @@ def write_world(world: WorldConfig, folder: str | os.PathLike) -> dict[str, str]
             "settings": dataclasses.asdict(world),
             "counts": {
                 "items": world.world_items,
-                "items_without_edges": int(np.count_nonzero(~catalogue.connected)),
+                "items_without_edges": int(np.count_nonzero(~catalog.connected)),
                 "collections": world.world_collections,
                 "edge_rows": world.world_edges,
                 "train_pairs": len(pairs["train_pairs"][0]),
@@ -140,7 +140,7 @@ def _item_ids(world: WorldConfig, numbers: np.ndarray) -> pa.StringArray:
 
 
 def edge_blocks(
-    world: WorldConfig, catalogue: truth.Catalogue, block: int = _EDGE_BLOCK
+    world: WorldConfig, catalog: truth.Catalog, block: int = _EDGE_BLOCK
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (boards, items) of at most `block` edges, each [n] int64.
 
@@ -149,20 +149,20 @@ def edge_blocks(
     edges; a board larger than it comes whole.
     """
     groups = truth.group_count(world)
-    connected = np.flatnonzero(catalogue.connected)
+    connected = np.flatnonzero(catalog.connected)
     boards = truth.draw_boards(world, world.world_edges - len(connected))
     by_group, overall = boards.by_group(groups), boards.overall()
     for first in range(0, len(connected), block):
         items = connected[first : first + block]
         draws = truth.uniforms(world.world_seed, Stream.FIRST_EDGES, first, len(items), 4)
-        part = _pick_part(np.cumsum(catalogue.shares[items], axis=1), draws[:, 0])
-        found = by_group.draw(catalogue.groups[items, part], draws[:, 1])
+        part = _pick_part(np.cumsum(catalog.shares[items], axis=1), draws[:, 0])
+        found = by_group.draw(catalog.groups[items, part], draws[:, 1])
         stray = (draws[:, 2] < _STRAY_EDGE) | (found < 0)
         anywhere = overall.draw(np.zeros(len(items), np.int64), draws[:, 3])
         yield np.where(stray, anywhere, found), items
     del by_group, overall
 
-    by_group, overall = catalogue.by_group(groups, 1.0), catalogue.overall(1.0)
+    by_group, overall = catalog.by_group(groups, 1.0), catalog.overall(1.0)
     low = 0
     while low < world.world_collections:
         # Whole boards, so that what a board holds twice is seen.
@@ -230,13 +230,13 @@ def _change_style(
     return np.where(chance < share, other, group)
 
 
-def _edge_batches(world: WorldConfig, catalogue: truth.Catalogue) -> Iterator[pa.RecordBatch]:
-    for boards, items in edge_blocks(world, catalogue):
+def _edge_batches(world: WorldConfig, catalog: truth.Catalog) -> Iterator[pa.RecordBatch]:
+    for boards, items in edge_blocks(world, catalog):
         collection = id_strings("board", boards, world.world_collections, 6)
         yield pa.record_batch({"collection_id": collection, "item_id": _item_ids(world, items)})
 
 
-def _item_batches(world: WorldConfig, catalogue: truth.Catalogue) -> Iterator[pa.RecordBatch]:
+def _item_batches(world: WorldConfig, catalog: truth.Catalog) -> Iterator[pa.RecordBatch]:
     views = {
         "visual": truth.FeatureView(world, text=False),
         "text_vector": truth.FeatureView(world, text=True),
@@ -244,7 +244,7 @@ def _item_batches(world: WorldConfig, catalogue: truth.Catalogue) -> Iterator[pa
     for first in range(0, world.world_items, _ITEM_BLOCK):
         stop = min(first + _ITEM_BLOCK, world.world_items)
         numbers = np.arange(first, stop)
-        main = catalogue.groups[first:stop, 0]
+        main = catalog.groups[first:stop, 0]
         columns = {
             "item_id": _item_ids(world, numbers),
             "name": pa.array(
@@ -253,13 +253,13 @@ def _item_batches(world: WorldConfig, catalogue: truth.Catalogue) -> Iterator[pa
             ),
         }
         for name, view in views.items():
-            vectors = view.rows(catalogue, first, stop)
+            vectors = view.rows(catalog, first, stop)
             columns[name] = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])
         yield pa.record_batch(columns)
 
 
 def draw_pairs(
-    world: WorldConfig, catalogue: truth.Catalogue, block: int = _PAIR_BLOCK
+    world: WorldConfig, catalog: truth.Catalog, block: int = _PAIR_BLOCK
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Draws engagement: (query, target, kind) for train_pairs and eval_pairs.
 
@@ -267,12 +267,12 @@ def draw_pairs(
     for `world_pairs` of them has fewer.  Items without edges are the target of cold
     evaluation pairs alone.  `block` does not change the pairs.
     """
-    has_cold = not catalogue.connected.all()
+    has_cold = not catalog.connected.all()
     cold = round(COLD_SHARE * world.world_pairs) if has_cold else 0
     warm = world.world_pairs - cold
-    cold_target, cold_query = _unique_pairs(world, catalogue, Stream.COLD_PAIRS, cold, block)
+    cold_target, cold_query = _unique_pairs(world, catalog, Stream.COLD_PAIRS, cold, block)
     query, target = _unique_pairs(
-        world, catalogue, Stream.WARM_PAIRS, warm + world.world_pairs, block
+        world, catalog, Stream.WARM_PAIRS, warm + world.world_pairs, block
     )
     warm = min(warm, (len(query) + 1) // 2)
     train = query[warm:], target[warm:], np.full(len(query) - warm, "warm")
@@ -287,22 +287,22 @@ def draw_pairs(
 
 
 def _unique_pairs(
-    world: WorldConfig, catalogue: truth.Catalogue, stream: Stream, wanted: int, block: int
+    world: WorldConfig, catalog: truth.Catalog, stream: Stream, wanted: int, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """At most `wanted` pairs (anchor, other), each [n] int64, in the order of drawing."""
     empty = np.empty(0, np.int64)
     if not wanted:
         return empty, empty
     count = world.world_items
-    by_group = catalogue.by_group(truth.group_count(world), _TILT)
+    by_group = catalog.by_group(truth.group_count(world), _TILT)
     if stream is Stream.COLD_PAIRS:
         # New items wait for their first engagement, so none is more popular.
-        members = np.flatnonzero(~catalogue.connected).astype(np.int32)
+        members = np.flatnonzero(~catalog.connected).astype(np.int32)
         anchors = truth.WeightedGroups(
             np.zeros(len(members), np.int8), members, np.ones(len(members)), 1
         )
     else:
-        anchors = catalogue.overall(_TILT)
+        anchors = catalog.overall(_TILT)
     anchor, other = empty, empty
     drawn = 0
     for _ in range(_PAIR_ROUNDS):
@@ -310,7 +310,7 @@ def _unique_pairs(
         parts = [(anchor, other)]
         for first in range(drawn, drawn + more, block):
             rows = min(block, drawn + more - first)
-            parts.append(_draw_pair_block(world, catalogue, anchors, by_group, stream, first, rows))
+            parts.append(_draw_pair_block(world, catalog, anchors, by_group, stream, first, rows))
         drawn += more
         anchor, other = (np.concatenate(side) for side in zip(*parts))
         key = np.minimum(anchor, other) * count + np.maximum(anchor, other)
@@ -323,7 +323,7 @@ def _unique_pairs(
 
 def _draw_pair_block(
     world: WorldConfig,
-    catalogue: truth.Catalogue,
+    catalog: truth.Catalog,
     anchors: truth.WeightedGroups,
     by_group: truth.WeightedGroups,
     stream: Stream,
@@ -333,17 +333,17 @@ def _draw_pair_block(
     """Draws an anchor and, among candidates of one of its groups, a similar item."""
     draws = truth.uniforms(world.world_seed, stream, first, rows, 4 + 2 * _CANDIDATES)
     anchor = anchors.draw(np.zeros(rows, np.int64), draws[:, 0])
-    part = _pick_part(np.cumsum(catalogue.shares[anchor], axis=1), draws[:, 1])
-    group = _change_style(world, catalogue.groups[anchor, part], draws[:, 2], _OTHER_STYLE)
+    part = _pick_part(np.cumsum(catalog.shares[anchor], axis=1), draws[:, 1])
+    group = _change_style(world, catalog.groups[anchor, part], draws[:, 2], _OTHER_STYLE)
     chance = draws[:, 4 : 4 + _CANDIDATES]
     candidates = by_group.draw(np.repeat(group[:, None], _CANDIDATES, axis=1), chance)
     shared = np.zeros(candidates.shape, np.float32)
     for mine in range(truth.ITEM_PARTS):
         for theirs in range(truth.ITEM_PARTS):
-            same = catalogue.groups[anchor, mine, None] == catalogue.groups[candidates, theirs]
-            weight = catalogue.shares[anchor, mine, None] * catalogue.shares[candidates, theirs]
+            same = catalog.groups[anchor, mine, None] == catalog.groups[candidates, theirs]
+            weight = catalog.shares[anchor, mine, None] * catalog.shares[candidates, theirs]
             shared += same * weight
-    apart = catalogue.looks[anchor, None] - catalogue.looks[candidates]
+    apart = catalog.looks[anchor, None] - catalog.looks[candidates]
     apart = np.square(apart).sum(axis=2) / truth.LOOK_DIM
     # Adding Gumbel noise and taking the best draws from the softmax of the scores.
     gumbel = -np.log(-np.log1p(-np.maximum(draws[:, 4 + _CANDIDATES :], 1e-12)))

@@ -16,7 +16,7 @@ a damaged step raises UserError.
 
 A checkpoint holds:
 
-* the state, a pytree of arrays (parameters, optimiser state, step), stored by
+* the state, a pytree of arrays (parameters, optimizer state, step), stored by
   path from host memory, so that it does not depend on the number of devices;
 * the meta, a dict of JSON values; ``check`` reads meta["data"] (the identity of
   the data) and meta["config"]["model"], the rest (say "sampler" with the queue's

@@ -15,7 +15,7 @@ _MOST_DIFFERENCES = 3
 _REMEDY = "choose another --workdir, or delete that folder to train anew"
 
 _DATA_SENTENCES = {
-    "num_items": "on a catalogue of {saved} items but the workdir holds {now}",
+    "num_items": "on a catalog of {saved} items but the workdir holds {now}",
     "num_collections": "on {saved} collections but the workdir holds {now}",
     "num_edges": "on {saved} edges but the workdir holds {now}",
     "feature_dim": "on features of {saved} dimensions but those in the workdir have {now}",

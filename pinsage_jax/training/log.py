@@ -176,7 +176,7 @@ class Window:
             # As many make batches as fast as the device takes them, if cores allow.
             "producers_needed": max(math.ceil(making / max(seconds - waited, 1e-3)), 1),
             "padding_share": 1.0 - used / (self._budget_rows * steps),
-            "neighbours_left_out": left_out,
+            "neighbors_left_out": left_out,
             "stripped_share": stripped / (steps * processes),
         }
         self._idle_before = idle

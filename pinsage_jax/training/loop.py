@@ -7,7 +7,7 @@ that a resumed run reaches too.  The loop blocks on the device only when it logs
 Of several processes each runs this loop on its part of every batch; process 0
 alone validates and writes, and the others wait for it.
 
-Validation embeds the whole catalogue, which is the business of a later stage, so
+Validation embeds the whole catalog, which is the business of a later stage, so
 the caller passes a function that does it.
 """
 
@@ -42,7 +42,7 @@ from pinsage_jax.training.device_clock import DeviceClock
 from pinsage_jax.training.divergence import keep_batch
 from pinsage_jax.training.events import Events
 from pinsage_jax.training.log import MetricsLog, Window
-from pinsage_jax.training.state import initial_state, learning_rate, make_optimiser
+from pinsage_jax.training.state import initial_state, learning_rate, make_optimizer
 from pinsage_jax.training.steps import make_train_step
 
 # Called with parameters; returns metrics, of which "score" picks the best checkpoint.
@@ -230,8 +230,8 @@ def train(
     devices = make_devices(config.train.devices)
     schedule = Schedule.of(config.train, pairs.per_epoch)
     model, params = init_model(config, inputs.dim, builder.num_nodes, builder.budgets.rows)
-    optimiser = make_optimiser(config.train, schedule.steps_per_epoch)
-    state = initial_state(params, optimiser)
+    optimizer = make_optimizer(config.train, schedule.steps_per_epoch)
+    state = initial_state(params, optimizer)
     workdir = pathlib.Path(config.workdir)
     stack = contextlib.ExitStack()
     # The writer first: it removes what a killed run left half-written.
@@ -261,7 +261,7 @@ def train(
     table = builder.table()
     constants = () if table is None else (replicate(table, devices),)
     step_function = compile_step(
-        make_train_step(model, config.train, optimiser), len(devices), constants=len(constants)
+        make_train_step(model, config.train, optimizer), len(devices), constants=len(constants)
     )
     state = replicate(state, devices)
     clock = stack.enter_context(DeviceClock())

@@ -1,4 +1,4 @@
-"""What a training step carries along, and the optimiser that moves it.
+"""What a training step carries along, and the optimizer that moves it.
 
 Learning rate: linear warm-up over the first epoch to a peak that is scaled
 linearly with the batch, then exponential decay (Ying et al. 2018, section 3.3,
@@ -47,7 +47,7 @@ def learning_rate(config: TrainConfig, steps_per_epoch: float) -> optax.Schedule
     return rate
 
 
-def make_optimiser(config: TrainConfig, steps_per_epoch: float) -> optax.GradientTransformation:
+def make_optimizer(config: TrainConfig, steps_per_epoch: float) -> optax.GradientTransformation:
     """AdamW under the schedule, with gradients clipped to `clip_norm` if it is set."""
     adam = optax.adamw(
         learning_rate(config, steps_per_epoch),
@@ -61,6 +61,6 @@ def make_optimiser(config: TrainConfig, steps_per_epoch: float) -> optax.Gradien
     return adam
 
 
-def initial_state(params: Any, optimiser: optax.GradientTransformation) -> TrainState:
+def initial_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimiser.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))

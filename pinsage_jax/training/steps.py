@@ -102,7 +102,7 @@ def loss_sum(
 ) -> tuple[jax.Array, jax.Array]:
     """(sum, count) of the loss over this device's pairs."""
     features = read_inputs(batch, table)
-    made = model.apply(params, features, batch.node_ids, batch.neighbours, batch.weights)
+    made = model.apply(params, features, batch.node_ids, batch.neighbors, batch.weights)
     embedded = cast(jax.Array, made)
     loss = LOSSES[config.loss]
     gathered = axis_name if config.gather_in_batch else None
@@ -132,7 +132,7 @@ def global_gradients(
 
 
 def make_train_step(
-    model: PinSage, config: TrainConfig, optimiser: optax.GradientTransformation
+    model: PinSage, config: TrainConfig, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[TrainState, dict]]:
     """The step for parallel.compile_step: (state, batch, [table,] axis_name) -> new ones."""
 
@@ -145,7 +145,7 @@ def make_train_step(
         gradients, total, count = global_gradients(
             state.params, batch, model, config, axis_name, table
         )
-        updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss_sum": total,

@@ -1,4 +1,4 @@
-// The explorer: search, an item's neighbours by each method, and a map of the catalogue.
+// The explorer: search, an item's neighbors by each method, and a map of the catalog.
 //
 // Text of users (titles, ids) only ever becomes the content of text nodes.  Where the data is
 // in the page itself (explorer.html) `embedded` reads it, else (--mode=serve) `served` does; both
@@ -57,7 +57,7 @@
       };
     }
 
-    function neighbours(method, row) {
+    function neighbors(method, row) {
       const found = [];
       for (let place = row * told.k; place < (row + 1) * told.k; place++) {
         if (method.rows[place] === method.none) break;
@@ -72,7 +72,7 @@
       item: (id) => {
         const row = rowOf.get(id);
         if (row === undefined) return null;
-        return { ...item(row), lists: methods.map((method) => neighbours(method, row)) };
+        return { ...item(row), lists: methods.map((method) => neighbors(method, row)) };
       },
       any: () => ids[Math.floor(Math.random() * ids.length)],
       map: () => ({ ...told.map, ids, degree: told.items.degree }),
@@ -267,7 +267,7 @@
   });
   byId("any").addEventListener("click", async () => go(await source.any()));
 
-  // The map: dots on a canvas, coloured by how many collections hold the item.
+  // The map: dots on a canvas, colored by how many collections hold the item.
   function drawnMap(data) {
     const canvas = byId("canvas");
     const context = canvas.getContext("2d");
@@ -277,7 +277,7 @@
     const y = unpacked(data.y);
     const degree = unpacked(data.degree);
     const placeOf = new Map(ids.map((id, place) => [id, place]));
-    const colours = Uint8Array.from(
+    const colors = Uint8Array.from(
       degree,
       (count) => told.buckets.filter((bucket) => count >= bucket.from).length - 1,
     );
@@ -308,14 +308,14 @@
       context.setTransform(dense, 0, 0, dense, 0, 0);
       const dot = Math.min(Math.max(250 / Math.sqrt(ids.length), 1.6), 5) + Math.log2(view.scale);
       context.globalAlpha = 0.8;
-      let colour = -1;
+      let color = -1;
       for (let at = 0; at < x.length; at++) {
         if (x[at] === none) continue;
         const [left, top] = place(at, box);
         if (left < -9 || top < -9 || left > box.width + 9 || top > box.height + 9) continue;
-        if (colours[at] !== colour) {
-          colour = colours[at];
-          context.fillStyle = told.buckets[colour].colour;
+        if (colors[at] !== color) {
+          color = colors[at];
+          context.fillStyle = told.buckets[color].color;
         }
         context.fillRect(left - dot / 2, top - dot / 2, dot, dot);
       }
@@ -369,11 +369,11 @@
 
     // Towards the item shown, if it is on the map.
     function zoom(factor) {
-      const centre =
+      const center =
         self !== null && x[self] !== none && view.scale === 1
           ? [x[self] / none, y[self] / none]
           : [view.x, view.y];
-      look(view.scale * factor, ...centre);
+      look(view.scale * factor, ...center);
     }
 
     let grip = null;
@@ -430,10 +430,10 @@
     new ResizeObserver(redraw).observe(canvas);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
-    for (const { label, colour } of told.buckets) {
+    for (const { label, color } of told.buckets) {
       const key = element("i");
       key.className = "key";
-      key.style.background = colour;
+      key.style.background = color;
       byId("legend").append(element("span", key, label));
     }
     byId("map-note").textContent = data.note;

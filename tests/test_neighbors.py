@@ -1,10 +1,10 @@
-"""neighbours.py: the printed table, related_items.parquet and unknown ids."""
+"""neighbors.py: the printed table, related_items.parquet and unknown ids."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_catalogue import make_config, make_prepared
+from small_catalog import make_config, make_prepared
 
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
@@ -16,7 +16,7 @@ def graph_of(items):
     return Graph.from_edges(np.array([0], np.int32), np.array([0], np.int32), items, 1)
 
 
-def naive_neighbours(embeddings, query, k):
+def naive_neighbors(embeddings, query, k):
     scores = embeddings @ embeddings[query]
     order = sorted(range(len(scores)), key=lambda item: (-scores[item], item))
     return [(item, scores[item]) for item in order if item != query][:k]
@@ -28,7 +28,7 @@ LINE = np.array([[1, 0], [3, 0], [2, 0], [0, 1], [-1, 0]], np.float32)
 def test_table_lists_id_score_and_title(tmp_path, capsys):
     titles = ["Zero", "One\nand a half", None, "Three" * 40, "Four"]
     prepared = make_prepared(graph_of(5), titles=titles)
-    neighbors.print_neighbours(make_config(tmp_path, query="item-0, item-3", k=3), prepared, LINE)
+    neighbors.print_neighbors(make_config(tmp_path, query="item-0, item-3", k=3), prepared, LINE)
     assert capsys.readouterr().out.splitlines() == [
         "query  item-0  Zero",
         "item_id   score  title",
@@ -48,7 +48,7 @@ def test_table_lists_id_score_and_title(tmp_path, capsys):
 def test_table_without_titles_and_with_few_items(tmp_path, capsys):
     prepared = make_prepared(graph_of(2))
     config = make_config(tmp_path, query="item-1", k=10)
-    neighbors.print_neighbours(config, prepared, LINE[:2])
+    neighbors.print_neighbors(config, prepared, LINE[:2])
     assert capsys.readouterr().out.splitlines() == [
         "query  item-1",
         "item_id   score",
@@ -61,16 +61,16 @@ def test_unknown_id_is_named_with_close_ones(tmp_path):
     prepared = make_prepared(graph_of(5))
     with pytest.raises(UserError) as error:
         config = make_config(tmp_path, query="item-2,itm-4")
-        neighbors.print_neighbours(config, prepared, LINE)
+        neighbors.print_neighbors(config, prepared, LINE)
     assert "no item itm-4" in str(error.value) and "item-4" in str(error.value)
     assert str(error.value).count("item-") == 3
     with pytest.raises(UserError, match=r"no item zzz\. Ids are those"):
-        neighbors.print_neighbours(make_config(tmp_path, query="zzz"), prepared, LINE)
+        neighbors.print_neighbors(make_config(tmp_path, query="zzz"), prepared, LINE)
     with pytest.raises(UserError, match="names no item"):
-        neighbors.print_neighbours(make_config(tmp_path, query=" , "), prepared, LINE)
+        neighbors.print_neighbors(make_config(tmp_path, query=" , "), prepared, LINE)
 
 
-def test_close_ids_in_a_large_catalogue(monkeypatch):
+def test_close_ids_in_a_large_catalog(monkeypatch):
     monkeypatch.setattr(neighbors, "_MOST_COMPARED", 50)
     names = [f"product-{number:05d}" for number in range(3000)] + ["other-00017"]
     table = IdTable(pa.array(names, pa.large_string()))
@@ -92,13 +92,13 @@ def test_related_items_equal_sorting(tmp_path, small_rng, monkeypatch, block):
     wanted = [
         {"item_id": f"item-{q}", "rank": rank, "neighbor_id": f"item-{item}", "score": score}
         for q in range(23)
-        for rank, (item, score) in enumerate(naive_neighbours(embeddings, q, 4), 1)
+        for rank, (item, score) in enumerate(naive_neighbors(embeddings, q, 4), 1)
     ]
     assert table.to_pylist() == wanted
     assert [entry.name for entry in tmp_path.iterdir()] == ["related_items.parquet"]
 
 
-def test_short_catalogues_give_short_lists(tmp_path):
+def test_short_catalogs_give_short_lists(tmp_path):
     path = neighbors.write_related(make_config(tmp_path, k=9), make_prepared(graph_of(3)), LINE[:3])
     assert pq.read_table(path)["rank"].to_pylist() == [1, 2] * 3
 

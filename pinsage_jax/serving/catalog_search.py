@@ -1,4 +1,4 @@
-"""Finds items by words of their title or id, in a catalogue of any size.
+"""Finds items by words of their title or id, in a catalog of any size.
 
 The order is that of the explorer's own search (reporting/web/explorer.js).
 """
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pinsage_jax.catalog.prepare import Prepared
 
 
-class CatalogueSearch:
+class CatalogSearch:
     """Titles and ids in lower case, searched from end to end."""
 
     def __init__(self, prepared: Prepared):

@@ -1,4 +1,4 @@
-"""A small catalogue from files, with a checkpoint of random parameters and its export."""
+"""A small catalog from files, with a checkpoint of random parameters and its export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pinsage_jax.config.settings import Config, DataConfig, EmbedConfig, ModelCo
 from pinsage_jax.stages import pipeline
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
-from pinsage_jax.training.state import initial_state, make_optimiser
+from pinsage_jax.training.state import initial_state, make_optimizer
 
 # Look, year, place, log-degree, edgeless.
 INPUTS = 5 + 1 + 6 + 1 + 1
@@ -26,7 +26,7 @@ def settings(workdir="unused", *, sampling=None, **model) -> Config:
         seed=5,
         threads=1,
         sampling=SamplingConfig(
-            **{"num_neighbours": 5, "num_walks": 9, "walk_length": 2, "content_neighbours": 3}
+            **{"num_neighbors": 5, "num_walks": 9, "walk_length": 2, "content_neighbors": 3}
             | (sampling or {})
         ),
         model=ModelConfig(
@@ -38,7 +38,7 @@ def settings(workdir="unused", *, sampling=None, **model) -> Config:
 
 
 def random_params(config: Config, input_dim: int, num_nodes: int):
-    """Parameters of the network, all of them random, without compiling its initialiser."""
+    """Parameters of the network, all of them random, without compiling its initializer."""
     shapes = jax.eval_shape(lambda: loop.init_model(config, input_dim, num_nodes)[1])
     rng = np.random.default_rng(0)
 
@@ -58,15 +58,15 @@ def vector_text(vector) -> str:
     return " ".join(f"{number:.6f}" for number in vector)
 
 
-def embedded_catalogue(root: pathlib.Path):
-    """(config, vectors, features, edges): a prepared, embedded catalogue, the network untrained.
+def embedded_catalog(root: pathlib.Path):
+    """(config, vectors, features, edges): a prepared, embedded catalog, the network untrained.
 
     Items i0 to i79, of which i70 and on have no edge; features follow the collections.
     """
     rng = np.random.default_rng(4)
     edges = [(f"c{c}", f"i{i}") for i in range(70) for c in {i // 10, i // 10, rng.integers(0, 7)}]
-    centres = rng.normal(size=(8, 5))
-    features = [centres[i // 10] + 0.3 * rng.normal(size=5) for i in range(80)]
+    centers = rng.normal(size=(8, 5))
+    features = [centers[i // 10] + 0.3 * rng.normal(size=5) for i in range(80)]
     data = DataConfig(
         edges=write_csv(root / "edges.csv", ["collection_id", "item_id"], edges),
         items=write_csv(
@@ -83,7 +83,7 @@ def embedded_catalogue(root: pathlib.Path):
     )
     prepared = pipeline.prepare(config)
     params = random_params(config, INPUTS, 80)
-    state = initial_state(params, make_optimiser(config.train, 1.0))
+    state = initial_state(params, make_optimizer(config.train, 1.0))
     meta = {"data": pipeline.identity_of(prepared), "config": dataclasses.asdict(config)}
     with Checkpoints(root / "work" / "checkpoints") as checkpoints:
         checkpoints.save(3, state, meta, {"score": 1.0, "cold_offset": 0.1})

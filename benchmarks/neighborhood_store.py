@@ -1,10 +1,10 @@
-"""Neighbourhood stores: walking when asked, a table in memory, shards on disk.
+"""Neighborhood stores: walking when asked, a table in memory, shards on disk.
 
 For each kind of walks: what sampling, making a store, opening one that is there (every
 checksum read) and looking lists up cost, and how many look-ups of every node pay for
 making it.  Minibatches ask for random nodes, inference for nodes in order.
 
-  python -m benchmarks.neighbourhood_store
+  python -m benchmarks.neighborhood_store
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 
 from pinsage_jax.config.settings import SamplingConfig
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.store import NeighborhoodSource
 
 _WALKS = {
     "T=10, 50 walks of 2": SamplingConfig(
-        num_neighbours=10, num_walks=50, walk_length=2, restart=0.5
+        num_neighbors=10, num_walks=50, walk_length=2, restart=0.5
     ),
     "T=50, 100 walks of 5": SamplingConfig(
-        num_neighbours=50, num_walks=100, walk_length=5, restart=0.0
+        num_neighbors=50, num_walks=100, walk_length=5, restart=0.0
     ),
 }
 _ASKED = 20_000
@@ -59,7 +59,7 @@ def run(options) -> list[dict]:
 
 
 def _one(graph: Graph, sampling: SamplingConfig, kind: str, folder: str, options) -> dict:
-    source = NeighbourhoodSource(graph, sampling, 0, options.threads, kind, folder)
+    source = NeighborhoodSource(graph, sampling, 0, options.threads, kind, folder)
     source.lookup(np.arange(300, dtype=np.int32))
     made = _seconds(source.keep_all)
     opened = 0.0
@@ -82,7 +82,7 @@ def _one(graph: Graph, sampling: SamplingConfig, kind: str, folder: str, options
         "open_s": round(opened, 2),
         "random_per_s": round(size / statistics.median(taken["random"])),
         "in_order_per_s": round(size / statistics.median(taken["in_order"])),
-        "bytes_per_node": 0 if kind == "none" else 8 * sampling.num_neighbours,
+        "bytes_per_node": 0 if kind == "none" else 8 * sampling.num_neighbors,
     }
 
 

@@ -1,10 +1,10 @@
-"""A catalogue as the trained network sees it, also after it has changed.
+"""A catalog as the trained network sees it, also after it has changed.
 
 What training fitted stays: parameters and id messages, the bases that places come from,
 the feature transform and the scale of its columns, and the items that content links lead
 to (those with edges when the network was trained).  New items have neither a base nor an
 id message, and a collection lies at the mean of its items that have a base.  Everything
-else is that of the catalogue as it is now: edges and so walks, degrees and places,
+else is that of the catalog as it is now: edges and so walks, degrees and places,
 features and so links.  Without a change it is just what encoder.Encoder sees.
 
 Shapes: N nodes with lists, C links of an item, W width of a list.
@@ -25,17 +25,17 @@ from pinsage_jax.inference.layerwise import Adjust, embed_all
 from pinsage_jax.inference.tables import Tables
 from pinsage_jax.sampling.content_links import MOST_CANDIDATES, ContentLinks, spread
 from pinsage_jax.sampling.link_spaces import space_of
-from pinsage_jax.sampling.lists import NeighbourLists
+from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.spectral import Structure
-from pinsage_jax.sampling.store import NeighbourhoodSource
+from pinsage_jax.sampling.store import NeighborhoodSource
 
 _LINK_ROWS = 1 << 11
 # Cosines of two products may differ by their rounding; a row too many is no harm.
 _COSINE_MARGIN = 1e-5
 
 
-class CurrentCatalogue:
-    """A catalogue, changed or not, as the trained network sees it.
+class CurrentCatalog:
+    """A catalog, changed or not, as the trained network sees it.
 
     Attributes:
       graph: its graph.
@@ -54,7 +54,7 @@ class CurrentCatalogue:
         self._degree = graph.degree()
         scale = feature_scale(trained.features, config.model.whiten)
         self.inputs = node_inputs(config, current.features, self._degree, structure, scale)
-        everything = sampling.neighbourhood == "all"
+        everything = sampling.neighborhood == "all"
         self.num_nodes = graph.num_nodes if everything else graph.num_items
         self._trained_items = trained.graph.num_items
         self._trained_collections = trained.graph.num_collections
@@ -62,10 +62,10 @@ class CurrentCatalogue:
         self._large = self._trained_items > sampling.content_limit
         if self._large:
             self.linked = spread(self.linked, MOST_CANDIDATES)
-        self.links = sampling.content_neighbours if current.features.shape[1] else 0
-        self.width = sampling.num_neighbours + self.links if config.model.num_layers else 0
+        self.links = sampling.content_neighbors if current.features.shape[1] else 0
+        self.width = sampling.num_neighbors + self.links if config.model.num_layers else 0
         walks = config.embed.embed_walks or sampling.num_walks
-        self._source = NeighbourhoodSource(
+        self._source = NeighborhoodSource(
             graph, dataclasses.replace(sampling, num_walks=walks), config.seed,
             threads_of(config), "none",
         )  # fmt: skip
@@ -89,7 +89,7 @@ class CurrentCatalogue:
             wanted = wanted[self.linking(wanted)]
             threads = threads_of(self.config)
             links = item_links(self._link_rows, items, wanted, self.linked, self.links, threads)
-        return NeighbourLists.made_of(self._source, links, self.config).of(nodes)
+        return NeighborLists.made_of(self._source, links, self.config).of(nodes)
 
     def params(self, params: Any) -> Any:
         """The parameters with id messages in the numbers of this graph."""
@@ -128,19 +128,17 @@ class CurrentCatalogue:
         return found
 
 
-def fill_tables(
-    catalogue: CurrentCatalogue, params: Any, tables: Tables, adjust: Adjust
-) -> np.ndarray:
+def fill_tables(catalog: CurrentCatalog, params: Any, tables: Tables, adjust: Adjust) -> np.ndarray:
     """Vectors of every node; lists, layers and vectors are in `tables` then."""
-    ids, weights = tabled_lists(tables, catalogue, catalogue.num_nodes)
+    ids, weights = tabled_lists(tables, catalog, catalog.num_nodes)
     return embed_all(
-        catalogue.config.model,
-        catalogue.params(params),
-        catalogue.inputs,
+        catalog.config.model,
+        catalog.params(params),
+        catalog.inputs,
         ids,
         weights,
-        block=catalogue.config.embed.embed_block,
-        threads=threads_of(catalogue.config),
+        block=catalog.config.embed.embed_block,
+        threads=threads_of(catalog.config),
         tables=tables,
         adjust=adjust,
     )
