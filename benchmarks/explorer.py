@@ -24,7 +24,7 @@ from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.reporting import explorer
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 
 _ITEMS, _COLLECTIONS, _EDGES = 25_975, 7_947, 134_860
 _FEATURES, _EMBEDDING = 300, 256

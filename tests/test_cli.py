@@ -182,7 +182,7 @@ def test_help_names_every_flag_with_its_range():
     "arguments, expected",
     [
         (["--sed=3"], "--sed is not a flag; did you mean --seed?"),
-        (["--num_neighbors=3"], "--num_neighbors is not a flag; did you mean --num_neighbors?"),
+        (["--num_neighbors=3"], "--num_neighbor is not a flag; did you mean --num_neighbors?"),
         (["--noworlds"], "--noworlds is not a flag; did you mean --noworld?"),
         (["--zzzzqqqq"], "--zzzzqqqq is not a flag; --helpfull lists them all."),
         (["--seed=3.5"], "--seed=3.5: a whole number is expected."),
@@ -374,7 +374,7 @@ def test_one_run_at_a_time(stage, tmp_path, capfd):
 
 
 def test_another_process_keeps_the_lock_until_it_ends(tmp_path):
-    script = "import sys; from pinsage_jax import workdir\nwith workdir.locked(sys.argv[1]): print('in', flush=True); sys.stdin.read()"  # noqa: E501
+    script = "import sys; from pinsage_jax.core import workdir\nwith workdir.locked(sys.argv[1]): print('in', flush=True); sys.stdin.read()"  # noqa: E501
     holder = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -462,25 +462,26 @@ def test_a_reader_that_leaves_is_no_error():
 
 SIGNALLED = """
 import sys, time, types
-from pinsage_jax import interrupts, main
+from pinsage_jax import main
+from pinsage_jax.core import signals
 stages = types.ModuleType("pinsage_jax.stages.pipeline")
 sys.modules["pinsage_jax.stages.pipeline"] = stages
 
 def polite(config):
     print("ready", flush=True)
-    while not interrupts.stop_requested():
+    while not signals.stop_requested():
         time.sleep(0.01)
     open(config.workdir + "/checkpoint", "w").close()
 
 def between(config):
     print("ready", flush=True)
     while True:
-        interrupts.raise_if_stopped()
+        signals.raise_if_stopped()
         time.sleep(0.01)
 
 def deaf(config):
     print("ready", flush=True)
-    while not interrupts.stop_requested():
+    while not signals.stop_requested():
         time.sleep(0.01)
     print("asked", flush=True)
     try:
@@ -547,7 +548,8 @@ def test_signals_go_back_to_whoever_had_them():
 SPEAKING = """
 import logging as standard, sys, types
 from absl import logging
-from pinsage_jax import logs, main
+from pinsage_jax import main
+from pinsage_jax.core import logging_setup
 stages = types.ModuleType("pinsage_jax.stages.pipeline")
 sys.modules["pinsage_jax.stages.pipeline"] = stages
 
@@ -557,7 +559,7 @@ def train(config):
     standard.getLogger("jax._src.xla_bridge").info("of another library")
     # As if it were a line of the package.
     for call in ("info('of ours')", "debug('of little use')"):
-        exec(compile(f"logging.{call}", logs.__file__, "exec"), {"logging": logging})
+        exec(compile(f"logging.{call}", logging_setup.__file__, "exec"), {"logging": logging})
 
 stages.train = train
 main.run()

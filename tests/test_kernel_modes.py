@@ -14,6 +14,8 @@ import pytest
 
 TESTS = pathlib.Path(__file__).parent
 
+KERNEL_TESTS = ("walks", "pairs", "bounded_memory", "link_spaces", "pooling_kernels", "topk")
+
 # Run before the tests, in the same process: the setting has taken effect.
 NOT_COMPILED = """
 from pinsage_jax.sampling import kernels
@@ -48,13 +50,7 @@ def test_kernels_in_another_mode(mode, tmp_path):
         [
             *(sys.executable, "-c", check + RUN),
             *("-m", "kernels", "-q", "-p", "no:cacheprovider"),
-            *(
-                str(TESTS / f"test_{name}.py")
-                for name in (
-                    *("walks", "pairs", "bounded_memory", "link_spaces", "pooling_kernels"),
-                    "topk",
-                )
-            ),
+            *(str(next(TESTS.rglob(f"test_{name}.py"))) for name in KERNEL_TESTS),
         ],
         cwd=TESTS.parent,
         env=os.environ | settings | {"NUMBA_CACHE_DIR": str(tmp_path)},

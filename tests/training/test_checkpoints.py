@@ -349,7 +349,7 @@ def test_kill_nine_in_the_middle_of_a_save(tmp_path, moment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=pathlib.Path(__file__).parent.parent,
+        cwd=pathlib.Path(__file__).parents[2],
     )
     if moment != "before the seal":
         for line in child.stdout:

@@ -33,7 +33,7 @@ from pinsage_jax.stages import pipeline
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 
-TESTS = pathlib.Path(__file__).parent
+TESTS = pathlib.Path(__file__).parents[1]
 WORLD = WorldConfig(
     world=True,
     world_items=600,
@@ -224,11 +224,12 @@ def test_a_killed_run_resumes_bit_for_bit(workdir, saved, whole):
     """SIGKILL after the checkpoint of step 6, between two steps or within one."""
     code = (
         "import conftest, time, test_training\n"
-        "from pinsage_jax import stages\n"
+        "from pinsage_jax.stages import pipeline as stages\n"
         "stages.stop_requested = lambda: bool(time.sleep(0.3))\n"
         f"stages.train(test_training.config_for({str(workdir)!r}))\n"
     )
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    here = pathlib.Path(__file__).parent
+    path = os.pathsep.join(map(str, [here, TESTS, TESTS / "helpers", TESTS.parent]))
     child = subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": path},

@@ -79,7 +79,7 @@ def test_additions_are_taken_away_one_at_a_time():
 def test_the_paper_group_switches_off_what_the_paper_flagfile_does():
     flag_values = flags.FlagValues()
     cli.define_flags(flag_values)
-    path = pathlib.Path(__file__).parent.parent / "experiments" / "paper.flags"
+    path = pathlib.Path(__file__).parents[2] / "experiments" / "paper.flags"
     cli.parse_flags(flag_values, ["program", f"--flagfile={path}"])
     paper = cli.config_from_flags(flag_values)
     wanted = {name: value_of(paper, name) for name in ablation.PAPER}

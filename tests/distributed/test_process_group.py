@@ -28,7 +28,7 @@ from pinsage_jax.training.leaf_paths import by_path, nested
 
 pytestmark = pytest.mark.timeout(240)
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 ABOUT = {"settings": {"train": {"epochs": 3}, "seed": 1}, "versions": {"jax": "0.10.2"}}
 
 

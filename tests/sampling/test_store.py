@@ -72,7 +72,7 @@ KILLED = """
 import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[2])
 from test_store import made
-from pinsage_jax import files
+from pinsage_jax.core import files
 from pinsage_jax.sampling.shards import ShardedTable
 
 folder = pathlib.Path(sys.argv[1])
