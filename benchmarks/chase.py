@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from benchmarks import machine
-from pinsage_jax.cpu.prefetch import ask_for
+from pinsage_jax.cpu.prefetch import prefetch
 
 
 @njit(nogil=True, cache=True)
@@ -28,7 +28,7 @@ def _chase(following, chains, reads):
     for _ in range(reads):
         for chain in range(chains.shape[0]):
             chains[chain] = following[chains[chain], 0]
-            ask_for(following, np.int64(chains[chain]) * following.shape[1])
+            prefetch(following, np.int64(chains[chain]) * following.shape[1])
 
 
 class Chase:

@@ -104,12 +104,12 @@ def settings(top: int, device_features: str = "auto") -> Config:
             hidden_dim=128,
             layer_dim=128,
             output_dim=128,
-            structure_dim=0,
+            spectral_dim=0,
             degree_feature=False,
             edgeless_feature=False,
             popularity=False,
             skip=False,
-            id_messages="off",
+            neighbor_embeddings="off",
             whiten=0.0,
         ),
         train=TrainConfig(
@@ -118,7 +118,7 @@ def settings(top: int, device_features: str = "auto") -> Config:
             batch_size=256,
             random_negatives=256,
             hard_start="none",
-            strip_share=0.0,
+            edge_dropout=0.0,
             device_features=device_features,
             weight_decay=0.0,
             clip_norm=0.0,
@@ -187,7 +187,7 @@ class Training:
         threads = len(os.sched_getaffinity(0))
         source = NeighborhoodSource(graph, sampling, config.seed, threads, store)
         if way == WAYS[2]:
-            source.keep_all()
+            source.materialize()
         self.inputs = inputs = NodeInputs(
             features,
             graph.degree(),
@@ -274,7 +274,7 @@ class Training:
 
     @functools.cached_property
     def _all_lists(self) -> tuple[Any, Any]:
-        return self.lists.of_all()
+        return self.lists.all_rows()
 
     def embed(self, block: int, threads: int) -> np.ndarray:
         """float32 [num_items, Z] of the network before the first step; lists are made once."""

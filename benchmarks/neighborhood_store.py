@@ -61,10 +61,10 @@ def run(options) -> list[dict]:
 def _one(graph: Graph, sampling: SamplingConfig, kind: str, folder: str, options) -> dict:
     source = NeighborhoodSource(graph, sampling, 0, options.threads, kind, folder)
     source.lookup(np.arange(300, dtype=np.int32))
-    made = _seconds(source.keep_all)
+    made = _seconds(source.materialize)
     opened = 0.0
     if kind == "disk":
-        opened = _seconds(source.like(sampling).keep_all)
+        opened = _seconds(source.like(sampling).materialize)
     rng = np.random.default_rng(1)
     size = min(_ASKED, graph.num_items)
     taken: dict[str, list[float]] = {"random": [], "in_order": []}

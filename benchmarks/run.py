@@ -130,7 +130,7 @@ def write(folder: pathlib.Path, name: str, contents: dict) -> pathlib.Path:
 
 def main(argv: list[str]) -> int:
     """Runs what the command line names; the exit status."""
-    allocator.one_heap()
+    allocator.single_heap()
     options = parse(argv)
     if options.list:
         for name in names():

@@ -85,9 +85,9 @@ def _one_size(edges: int, workdir: pathlib.Path, options) -> tuple[list[dict], d
         "--hard_start=none",
         # Costs of the same kind at every size: by default large catalogs have no id
         # messages, and content links for items without edges only.
-        "--id_messages=off",
+        "--neighbor_embeddings=off",
         "--content_limit=10000",
-        "--structure_dim=32",
+        "--spectral_dim=32",
         "--hidden_dim=128",
         "--layer_dim=128",
         "--output_dim=64",

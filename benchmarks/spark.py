@@ -234,7 +234,7 @@ def _encoder(items: int, folder: str, master: str, logs: pathlib.Path, partition
         seed=0,
         threads=1,
         sampling=SamplingConfig(content_neighbors=0),
-        model=ModelConfig(structure_dim=0, id_messages="off"),
+        model=ModelConfig(spectral_dim=0, neighbor_embeddings="off"),
         embed=EmbedConfig(embed_walks=0),
         cluster=ClusterConfig(
             engine="spark",

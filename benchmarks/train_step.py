@@ -30,7 +30,7 @@ def defaults() -> Config:
     """The package's own default settings, but hard negatives from the start."""
     base = settings(10)
     plain = Config(mode="train", workdir="-", seed=0, threads=0)
-    model = dataclasses.replace(plain.model, structure_dim=0)
+    model = dataclasses.replace(plain.model, spectral_dim=0)
     sampling = dataclasses.replace(plain.sampling, content_neighbors=0)
     train = dataclasses.replace(plain.train, hard_start="none")
     return dataclasses.replace(base, model=model, sampling=sampling, train=train)

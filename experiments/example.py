@@ -24,7 +24,7 @@ small = {
     "hidden_dim": 32,
     "layer_dim": 32,
     "output_dim": 32,
-    "structure_dim": 16,
+    "spectral_dim": 16,
     "batch_size": 64,
     "random_negatives": 64,
     "pairs_per_epoch": 640,

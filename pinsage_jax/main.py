@@ -38,8 +38,8 @@ def main(argv: list[str]) -> int:
         held = (
             contextlib.nullcontext() if config.hosts.process_id else workdir.locked(config.workdir)
         )
-        with held, process_group.joined(config.hosts, dataclasses.asdict(config)) as together:
-            return _run_stage(config, together)
+        with held, process_group.joined(config.hosts, dataclasses.asdict(config)) as group:
+            return _run_stage(config, group)
     except UserError as error:
         print(f"error: {on_one_line(error)}", file=sys.stderr)
         return 2
@@ -51,21 +51,21 @@ def main(argv: list[str]) -> int:
         return 141
 
 
-def _run_stage(config: Config, together: process_group.Together) -> int:
-    allocator.one_heap()
+def _run_stage(config: Config, group: process_group.ProcessGroup) -> int:
+    allocator.single_heap()
     signals.install()
     try:
         # JAX takes seconds to load: only now, so that wrong flags are told at once.
         from pinsage_jax.core import files
         from pinsage_jax.stages import pipeline
 
-        if process_group.is_writer():
+        if process_group.is_rank0():
             files.remove_leftovers(config.workdir)
         with contextlib.suppress(signals.Stopped):
             signals.raise_if_stopped()
             getattr(pipeline, config.mode)(config)
         sys.stdout.flush()
-        return together.leave(signals.exit_code())
+        return group.barrier_exit(signals.exit_code())
     finally:
         signals.restore()
 

@@ -14,6 +14,7 @@ import types
 import pytest
 from absl import flags
 
+import pinsage_jax.stages
 from benchmarks.run import parse as benchmark_options
 from pinsage_jax import cli, main
 from pinsage_jax.config.settings import Config
@@ -60,7 +61,7 @@ def stage(monkeypatch):
     for mode in cli.MODES:
         setattr(fake, mode, lambda config, mode=mode: fake.calls.append((mode, config)))
     monkeypatch.setitem(sys.modules, "pinsage_jax.stages.pipeline", fake)
-    monkeypatch.setattr("pinsage_jax.stages.pipeline", fake)
+    monkeypatch.setattr(pinsage_jax.stages, "pipeline", fake, raising=False)
     # The handlers of this process belong to pytest.
     monkeypatch.setattr(logging_setup, "set_up", lambda verbosity: None)
     return fake
@@ -182,7 +183,7 @@ def test_help_names_every_flag_with_its_range():
     "arguments, expected",
     [
         (["--sed=3"], "--sed is not a flag; did you mean --seed?"),
-        (["--num_neighbors=3"], "--num_neighbor is not a flag; did you mean --num_neighbors?"),
+        (["--num_neighbor=3"], "--num_neighbor is not a flag; did you mean --num_neighbors?"),
         (["--noworlds"], "--noworlds is not a flag; did you mean --noworld?"),
         (["--zzzzqqqq"], "--zzzzqqqq is not a flag; --helpfull lists them all."),
         (["--seed=3.5"], "--seed=3.5: a whole number is expected."),

@@ -280,8 +280,8 @@ class MinibatchBuilder:
     def _stripped(self, nodes: np.ndarray, step: int) -> np.ndarray:
         """bool [n]: nodes that this step trains as if they had no edges."""
         chosen = np.zeros(len(nodes), np.bool_)
-        if self._train.strip_share > 0:
-            below = np.uint64(round(self._train.strip_share * 2**32))
+        if self._train.edge_dropout > 0:
+            below = np.uint64(round(self._train.edge_dropout * 2**32))
             key = np.uint64(self._seed ^ _STRIP_STREAM)
             kernels.chosen_nodes(nodes, key, np.uint64(step), below, chosen)
         return chosen

@@ -1,7 +1,7 @@
 """Input vectors of nodes: stored features, place in the graph, log-degree, node type.
 
 The paper's input is visual features, text features and log-degree (section 4.1).
-The degree, and the place of --structure_dim (sampling.structure), belong to the graph
+The degree, and the place of --spectral_dim (sampling.structure), belong to the graph
 in use and to what a training pair may see, so they are made when a node is read and
 not stored with the features.  With collections
 as nodes of the model (--neighborhood=all) a type column is appended too, and a

@@ -213,7 +213,7 @@ def bootstrap_seconds() -> np.ndarray:
     return seconds / (queries * resamples * len(tables))
 
 
-def thinking_seconds() -> np.ndarray:
+def python_overhead_seconds() -> np.ndarray:
     """Seconds of a fixed piece of pure Python: what start-up, plots and tables are made of."""
 
     def think() -> None:

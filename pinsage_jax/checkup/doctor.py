@@ -72,8 +72,8 @@ def examine(config: Config) -> dict[str, Any]:
 def _check_machine(forecast: dict[str, Any], findings: Findings) -> None:
     machine = forecast["machine"]
     for what, need, there, advice in (
-        ("memory", "memory_bytes", "memory_available_bytes", "lower --structure_dim, --hidden_dim "
-         "or --text_dim, or set --id_messages=off"),
+        ("memory", "memory_bytes", "memory_available_bytes", "lower --spectral_dim, --hidden_dim "
+         "or --text_dim, or set --neighbor_embeddings=off"),
         ("disk", "disk_bytes", "disk_free_bytes", "choose another --workdir or fewer --keep"),
     ):  # fmt: skip
         if forecast[need] > _COMFORTABLE * machine[there]:

@@ -33,7 +33,7 @@ from pinsage_jax.sampling.spectral import MOST_PLACE_NUMBERS, POWER_ITERATIONS
 from pinsage_jax.sampling.store import AUTO_BYTES
 from pinsage_jax.training.curriculum import hard_negatives_in
 
-# Pieces of Python (probe.thinking_seconds) of what has no probe of its own.
+# Pieces of Python (probe.python_overhead_seconds) of what has no probe of its own.
 _START_UP, _SAVING, _REPORT = 20, 3, 40
 _TEXT_POWER = 5
 _TEXT_SAMPLE = 2000
@@ -68,7 +68,7 @@ class Sizes:
         if any(column["kind"] == "text" for column in columns):
             width += config.data.text_dim
         items = graph.num_items
-        places = min(config.model.structure_dim, MOST_PLACE_NUMBERS // max(items, 1))
+        places = min(config.model.spectral_dim, MOST_PLACE_NUMBERS // max(items, 1))
         places = min(places, max(min(items, graph.num_collections) - 1, 0))
         given, held = inputs.pairs.get("train_pairs"), inputs.pairs.get("eval_pairs")
         sizes = inputs.sizes.astype(np.int64)
@@ -170,7 +170,7 @@ def _rates(config: Config, inputs: Inputs, sizes: Sizes, threads: int) -> dict[s
         ),
         "bootstrap": clock.bootstrap_seconds(),
         "write": clock.write_seconds(config.workdir),
-        "thinking": clock.thinking_seconds(),
+        "thinking": clock.python_overhead_seconds(),
         "structure": np.zeros(2),
         "link": np.zeros(2),
         "content": np.zeros(2),
@@ -202,7 +202,7 @@ def _seconds(
         links = np.zeros(2)
     lists = sizes.nodes * rates["embed_walk"]
     embedding = sizes.nodes * trial.embed_seconds
-    chosen = config.model.popularity and config.embed.cold_offset < 0
+    chosen = config.model.popularity and config.embed.cold_start_bias < 0
     offsets = OFFSETS_TRIED if chosen and config.split.validation_cold_items > 0 else 1
     ranking = sizes.validation_pairs * sizes.items * rates["rank"]
     validation = (

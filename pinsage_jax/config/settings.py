@@ -118,7 +118,7 @@ class ModelConfig(Checked):
         "How neighbors are pooled: by visit count, equally, or elementwise maximum.",
         choices=("importance", "mean", "max"),
     )
-    structure_dim: int = option(
+    spectral_dim: int = option(
         256,
         "Dimensions of an item's place in a spectral map of the graph, found through its "
         "collections and appended to its features; 0: none (the paper). Fewer where items times "
@@ -134,7 +134,7 @@ class ModelConfig(Checked):
         "Make the last coordinate of an embedding 1 + b, with b learned: how likely an item is "
         "whatever the query (not in the paper).",
     )
-    id_messages: str = option(
+    neighbor_embeddings: str = option(
         "auto",
         "Add a learned vector of the neighbor's id to what it sends; with one layer an item's "
         "own id never enters its embedding. auto: when they have at most 50 million numbers.",
@@ -204,7 +204,7 @@ class TrainConfig(Checked):
     )
     weight_decay: float = option(1e-4, "Decoupled weight decay.", low=0.0)
     clip_norm: float = option(1.0, "Gradients longer than this are scaled down; 0: never.", low=0.0)
-    strip_share: float = option(
+    edge_dropout: float = option(
         0.25,
         "Share of nodes trained as if they had no edges in a step, so that cold items work.",
         low=0.0,
@@ -242,7 +242,7 @@ class EmbedConfig(Checked):
     embed_walks: int = option(
         1000, "Walks per node behind the lists that embeddings pool over; 0: --num_walks.", low=0
     )
-    cold_offset: float = option(
+    cold_start_bias: float = option(
         -1.0,
         "Added to the last coordinate of items without edges (needs --popularity); negative: "
         "chosen on validation pairs, so that warm and cold pairs both gain over plain rivals.",

@@ -21,7 +21,7 @@ _HEAP_BYTES = 1 << 33
 
 
 @functools.cache
-def one_heap() -> bool:
+def single_heap() -> bool:
     """Has all threads allocate from one heap; to be called before libraries make threads.
 
     A thread that allocated earlier has a heap of its own, which threads that come later
@@ -48,7 +48,7 @@ def keep_freed_memory() -> bool:
     """
     # Never mapped, never trimmed.
     wanted = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 2**26))
-    if not (one_heap() and all([_set(name, value) for name, value in wanted])):
+    if not (single_heap() and all([_set(name, value) for name, value in wanted])):
         return False
     _ask_for_huge_pages()
     return True

@@ -68,7 +68,7 @@ def _list_operands(frame, first_word, count, operands):
 
 
 @njit(nogil=True, cache=True)
-def _take_parts(job):
+def _run_chunks(job):
     """Does parts of a call as long as there are any, and lets go of it."""
     operands, parts = job.ctypes.data + 8 * _OPERANDS, job[_PARTS]
     part = intrinsics.add_to_word(job, _NEXT, 1)
@@ -79,7 +79,7 @@ def _take_parts(job):
 
 
 @njit(nogil=True, cache=True)
-def _let_go(job):
+def _release(job):
     """The last holder of a call frees its words."""
     if intrinsics.add_to_word(job, _HOLDERS, -1) == 1:
         intrinsics.free(job.ctypes.data)
@@ -115,7 +115,7 @@ def _answer(frame, work):
         return
     given, made = frame[_NUM_ARGS], frame[_NUM_RETS]
     size = _OPERANDS + OPERAND_WORDS * (given + made)
-    job = _words(intrinsics.allocate(8 * size), size)
+    job = _words(intrinsics.malloc(8 * size), size)
     job[_HOLDERS], job[_NEXT], job[_DONE] = 1, 0, 0
     _list_operands(frame, _ARGS, given, job[_OPERANDS:])
     _list_operands(frame, _RETS, made, job[_OPERANDS + OPERAND_WORDS * given :])
@@ -123,13 +123,13 @@ def _answer(frame, work):
     job[_PARTS], job[_WORK] = parts, _words(intrinsics.table_address(), work + 2)[1 + work]
     if parts > 1:
         _ask_for_help(frame, job)
-    _take_parts(job)
+    _run_chunks(job)
     while intrinsics.add_to_word(job, _DONE, 0) < parts:
-        intrinsics.give_way()
-    _let_go(job)
+        intrinsics.sched_yield()
+    _release(job)
 
 
-def handlers(works: dict[str, int]) -> dict[str, int]:
+def handlers(tasks: dict[str, int]) -> dict[str, int]:
     """C functions for XLA, compiled or from the cache; to be called once a process.
 
     Args:
@@ -142,14 +142,14 @@ def handlers(works: dict[str, int]) -> dict[str, int]:
     """
 
     @cfunc(_HANDLER, cache=True)
-    def help_out(address):
+    def worker_entry(address):
         job = carray(address, _OPERANDS, np.int64)
-        _take_parts(job)
-        _let_go(job)
+        _run_chunks(job)
+        _release(job)
         return intrinsics.pointer(0)
 
     # Compiled code finds addresses there, so that it can be cached; kept for good.
-    _tables.append(np.array([help_out.address, *works.values()], np.int64))
+    _tables.append(np.array([worker_entry.address, *tasks.values()], np.int64))
     llvmlite.binding.add_symbol(intrinsics.TABLE_SYMBOL, _tables[-1].ctypes.data)
 
     def handler(work: int) -> int:
@@ -160,4 +160,4 @@ def handlers(works: dict[str, int]) -> dict[str, int]:
 
         return answer.address
 
-    return {name: handler(work) for work, name in enumerate(works)}
+    return {name: handler(work) for work, name in enumerate(tasks)}

@@ -11,9 +11,9 @@ from numba import types
 from numba.extending import intrinsic
 
 # C functions of the system's library.
-allocate = types.ExternalFunction("malloc", types.intp(types.uintp))
+malloc = types.ExternalFunction("malloc", types.intp(types.uintp))
 free = types.ExternalFunction("free", types.void(types.intp))
-give_way = types.ExternalFunction("sched_yield", types.int32())
+sched_yield = types.ExternalFunction("sched_yield", types.int32())
 # A table of addresses, known by that name to LLVM before anything that reads it is linked.
 TABLE_SYMBOL = "pinsage_jax_work_addresses"
 

@@ -58,7 +58,7 @@ def callable_here() -> bool:
 @functools.cache
 def _register() -> None:
     """Makes the kernels known to XLA, once a process."""
-    for name, address in ffi_handlers.handlers(pooling_kernels.works()).items():
+    for name, address in ffi_handlers.handlers(pooling_kernels.tasks()).items():
         capsule = jax.ffi.pycapsule(ctypes.c_void_p(address))
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
 

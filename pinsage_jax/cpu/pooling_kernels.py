@@ -17,7 +17,7 @@ from numba import carray, cfunc, njit, types
 
 from pinsage_jax.cpu.ffi_handlers import OPERAND_WORDS
 from pinsage_jax.cpu.intrinsics import pointer
-from pinsage_jax.cpu.prefetch import LINE_BYTES, ask_for, copy_line, stream_line
+from pinsage_jax.cpu.prefetch import LINE_BYTES, copy_line, nontemporal_copy, prefetch
 from pinsage_jax.cpu.tiles import TILE_COLUMNS, TILE_ROWS, add_tile
 
 _WORK = types.int64(types.int64, types.int64, types.int64)
@@ -42,7 +42,7 @@ def _entry(neighbors, weights, row, place):
 @njit(nogil=True, cache=True)
 def _ask_for_row(table, row):
     for column in range(0, table.shape[1], _LINE):
-        ask_for(table, np.int64(row) * table.shape[1] + column)
+        prefetch(table, np.int64(row) * table.shape[1] + column)
 
 
 @njit(nogil=True, cache=True)
@@ -124,7 +124,7 @@ def max_rows(projected, neighbors, weights, out):
 
 
 @njit(nogil=True, cache=True)
-def turned_lists(neighbors, weights, starts, rows, masses):
+def transpose_neighbor_lists(neighbors, weights, starts, rows, masses):
     """Lists by the node that is named: a counting sort of all entries with a weight.
 
     Args:
@@ -153,7 +153,7 @@ def turned_lists(neighbors, weights, starts, rows, masses):
 
 @njit(nogil=True, cache=True)
 def _returned_row(projected, bias, cotangents, lists, node, total):
-    """One row of `returned_rows`, as float32 [M] into `total`."""
+    """One row of `weighted_sum_vjp`, as float32 [M] into `total`."""
     starts, rows, masses = lists
     nought = np.float32(0.0)
     for column in range(total.shape[0]):
@@ -176,7 +176,7 @@ def _returned_row(projected, bias, cotangents, lists, node, total):
 
 
 @njit(nogil=True, cache=True)
-def returned_rows(projected, bias, cotangents, lists, begin, out):
+def weighted_sum_vjp(projected, bias, cotangents, lists, begin, out):
     """The derivative of `weighted_rows` towards row begin + i of `projected`, as out[i].
 
     out[i] = the sum over the rows that name node begin + i of mass * cotangents[row], where
@@ -184,7 +184,7 @@ def returned_rows(projected, bias, cotangents, lists, begin, out):
 
     Args:
       projected: float32 [n, M]; bias: float32 [M]; cotangents: float32 [S, M].
-      lists: starts, rows and masses of `turned_lists`.
+      lists: starts, rows and masses of `transpose_neighbor_lists`.
       out: float32 [s, M] output.
     """
     for place in range(out.shape[0]):
@@ -203,8 +203,8 @@ def _pack(vector, packed, row):
 
 
 @njit(nogil=True, cache=True)
-def returned_products(inputs, projected, bias, cotangents, lists, begin, end, out):
-    """Derivatives towards Q and q from the rows [begin, end) of `returned_rows`.
+def projection_vjp(inputs, projected, bias, cotangents, lists, begin, end, out):
+    """Derivatives towards Q and q from the rows [begin, end) of `weighted_sum_vjp`.
 
     Those rows are multiplied while they are in the cache, and never written to memory.
 
@@ -257,7 +257,7 @@ def read_rows(table, rows, begin, out):
         for column in range(0, target.shape[0], _LINE if on_lines else 1):
             if on_lines:
                 # Nobody reads it soon: past the caches.
-                stream_line(target, column, source, column)
+                nontemporal_copy(target, column, source, column)
             else:
                 target[column] = source[column]
 
@@ -284,14 +284,14 @@ def _share(rows, part, parts):
 
 @njit(nogil=True, cache=True)
 def _of_returned(operands):
-    """What `returned_rows` and `returned_products` have alike: up to `lists`."""
+    """What `weighted_sum_vjp` and `projection_vjp` have alike: up to `lists`."""
     projected, bias = _matrix(operands, 1, np.float32), _vector(operands, 2, np.float32)
     starts, rows = _vector(operands, 4, np.int32), _vector(operands, 5, np.int32)
     lists = starts, rows, _vector(operands, 6, np.float32)
     return projected, bias, _matrix(operands, 3, np.float32), lists
 
 
-def works() -> dict[str, int]:
+def tasks() -> dict[str, int]:
     """What XLA's calls do, as C functions for xla_handlers: names and addresses.
 
     The first operand is the number of parts; the others are those of the kernel of the
@@ -316,10 +316,10 @@ def works() -> dict[str, int]:
         return 0
 
     @cfunc(_WORK, cache=True)
-    def turned(operands, part, parts):
+    def transpose(operands, part, parts):
         lists = _matrix(operands, 1, np.int32), _matrix(operands, 2, np.float32)
         starts, rows = _vector(operands, 3, np.int32), _vector(operands, 4, np.int32)
-        turned_lists(lists[0], lists[1], starts, rows, _vector(operands, 5, np.float32))
+        transpose_neighbor_lists(lists[0], lists[1], starts, rows, _vector(operands, 5, np.float32))
         return 0
 
     @cfunc(_WORK, cache=True)
@@ -327,7 +327,7 @@ def works() -> dict[str, int]:
         out = _matrix(operands, 7, np.float32)
         begin, end = _share(out.shape[0], part, parts)
         projected, bias, cotangents, lists = _of_returned(operands)
-        returned_rows(projected, bias, cotangents, lists, begin, out[begin:end])
+        weighted_sum_vjp(projected, bias, cotangents, lists, begin, out[begin:end])
         return 0
 
     @cfunc(_WORK, cache=True)
@@ -337,13 +337,13 @@ def works() -> dict[str, int]:
         inputs, all_out = _matrix(operands, 7, np.float32), _matrix(operands, 8, np.float32)
         size = inputs.shape[1] + 1
         out = all_out[part * size : (part + 1) * size]
-        returned_products(inputs, projected, bias, cotangents, lists, begin, end, out)
+        projection_vjp(inputs, projected, bias, cotangents, lists, begin, end, out)
         return 0
 
     return {
         "pinsage_read_rows": read.address,
         "pinsage_weighted_rows": weighted.address,
-        "pinsage_turned_lists": turned.address,
+        "pinsage_turned_lists": transpose.address,
         "pinsage_returned_rows": returned.address,
         "pinsage_returned_products": products.address,
     }

@@ -64,7 +64,7 @@ def _line_copier(past_caches: bool):
 
 if numba.config.DISABLE_JIT:
 
-    def ask_for(array, place):
+    def prefetch(array, place):
         """Does nothing: interpreted kernels have no use for it."""
 
     def copy_line(target, place, source, start):
@@ -72,10 +72,10 @@ if numba.config.DISABLE_JIT:
         entries = LINE_BYTES // 4
         target[place : place + entries] = source[start : start + entries]
 
-    stream_line = copy_line
+    nontemporal_copy = copy_line
 
 else:
-    ask_for = _ask
-    copy_line, stream_line = _line_copier(past_caches=False), _line_copier(past_caches=True)
+    prefetch = _ask
+    copy_line, nontemporal_copy = _line_copier(past_caches=False), _line_copier(past_caches=True)
 # copy_line(target, place, source, start) copies one line's worth of entries of float32
-# vectors; stream_line past the caches, to an address on a line's edge.
+# vectors; nontemporal_copy past the caches, to an address on a line's edge.

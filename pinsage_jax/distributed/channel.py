@@ -15,7 +15,7 @@ from typing import Any
 _LONGEST_MESSAGE = 1 << 24
 
 
-class Line:
+class Channel:
     """One connection: messages, each a JSON object on a line of its own."""
 
     def __init__(self, connection: socket.socket, silence: float):

@@ -65,21 +65,21 @@ def connect() -> None:
 
     Whoever dies is found out by our own lines; JAX's heartbeat is a last resort.
     """
-    together = process_group.current()
-    if together.count == 1 or jax.distributed.is_initialized():
+    group = process_group.current()
+    if group.count == 1 or jax.distributed.is_initialized():
         return
     keep_freed_memory()
-    host, port = together.service
+    host, port = group.service
     bind = f"{_bracketed(host)}:{port}"
-    if together.index:
+    if group.index:
         host, port = "127.0.0.1", channel.relay(host, port)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM away from core/signals.py.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         f"{_bracketed(host)}:{port}",
-        together.count,
-        together.index,
+        group.count,
+        group.index,
         coordinator_bind_address=bind,
         cluster_detection_method="deactivate",
         heartbeat_timeout_seconds=_JAX_HEARTBEAT_SECONDS,

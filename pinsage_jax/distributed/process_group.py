@@ -7,7 +7,7 @@ it is, also inside a collective operation: the run is started again and resumes.
 
 With one process everything here is for that one, and costs nothing.
 
-  prepared = hosts.after_writer(lambda: prepare(config))
+  prepared = hosts.rank0_first(lambda: prepare(config))
   best = max(hosts.exchange(score))
 """
 
@@ -52,7 +52,7 @@ def _end(sentence: str | None, code: int = 2) -> None:
     os._exit(code)
 
 
-class Together:
+class ProcessGroup:
     """The lines of one process to those that it talks to directly.
 
     Attributes:
@@ -70,13 +70,13 @@ class Together:
         self.index, self.count = hosts.process_id, hosts.num_processes
         self.service: tuple[str, int] = ("", 0)
         self._hosts = hosts
-        self._lines: dict[int, channel.Line] = {}
+        self._lines: dict[int, channel.Channel] = {}
         self._inbox: dict[int, queue.Queue] = {}
         self._leaving = False
         self._ending = threading.Lock()
         self._on_lost = on_lost or _end
 
-    def meet(self, about: dict[str, Any]) -> None:
+    def listen(self, about: dict[str, Any]) -> None:
         """Process 0: waits until all others have come.
 
         Args:
@@ -109,13 +109,13 @@ class Together:
                         f"--coordinator={self._hosts.coordinator} within "
                         f"{self._hosts.join_seconds} s; start all of them."
                     ) from None
-                self._welcome(channel.Line(connection, _HELLO_SECONDS), connection, about)
+                self._accept(channel.Channel(connection, _HELLO_SECONDS), connection, about)
         for line in self._lines.values():
             line.send({"service": self.service, "holder": os.getpid()})
         self._listen()
 
-    def _welcome(
-        self, line: channel.Line, connection: socket.socket, about: dict[str, Any]
+    def _accept(
+        self, line: channel.Channel, connection: socket.socket, about: dict[str, Any]
     ) -> None:
         try:
             # Where the other end is closed there is no number either.
@@ -158,19 +158,19 @@ class Together:
                     ) from None
                 time.sleep(0.2)
         # Others may come as late as they are allowed to.
-        line = channel.Line(connection, self._hosts.join_seconds + _HELLO_SECONDS)
+        line = channel.Channel(connection, self._hosts.join_seconds + _HELLO_SECONDS)
         try:
             line.send({"process": self.index, "about": about})
-            welcome = line.read()
+            accept = line.read()
         except (OSError, ValueError):
-            welcome = None
-        if welcome is None:
+            accept = None
+        if accept is None:
             raise UserError("Process 0 ended while the processes met; see what it says.")
-        if "failed" in welcome:
-            raise UserError(welcome["failed"])
-        workdir.refuse_unshared(folder, welcome["holder"])
+        if "failed" in accept:
+            raise UserError(accept["failed"])
+        workdir.refuse_unshared(folder, accept["holder"])
         connection.settimeout(self._hosts.lost_seconds)
-        self.service = tuple(welcome["service"])
+        self.service = tuple(accept["service"])
         self._lines[0] = line
         self._listen()
 
@@ -185,7 +185,7 @@ class Together:
     def _thread(target: Callable[..., None], *arguments: Any) -> None:
         threading.Thread(target=target, args=arguments, name="hosts", daemon=True).start()
 
-    def exchange(self, value: T, last: bool = False) -> list[T]:
+    def all_gather_object(self, value: T, last: bool = False) -> list[T]:
         """The values of all processes in their order; waits for all of them.
 
         Every process must call it as often and in the same order.
@@ -203,9 +203,9 @@ class Together:
         self._send({"value": values, "last": last})
         return values
 
-    def leave(self, code: int) -> int:
+    def barrier_exit(self, code: int) -> int:
         """Waits until all have come to their end; the largest of their exit codes."""
-        return max(self.exchange(code, last=True))
+        return max(self.all_gather_object(code, last=True))
 
     def fail(self, sentence: str) -> None:
         """Tells the others that this process ends, and why."""
@@ -222,7 +222,7 @@ class Together:
             with contextlib.suppress(OSError):
                 line.send(message)
 
-    def _read(self, index: int, line: channel.Line) -> None:
+    def _read(self, index: int, line: channel.Channel) -> None:
         how = "has ended without a word"
         try:
             while (message := line.read()) is not None:
@@ -254,38 +254,38 @@ class Together:
         self._on_lost(f"{sentence[:-1]}; {again}.")
 
 
-_alone = Together(HostsConfig())
+_alone = ProcessGroup(HostsConfig())
 _together = _alone
 
 
-def current() -> Together:
+def current() -> ProcessGroup:
     """The processes of this run; one process alone outside `joined`."""
     return _together
 
 
-def is_writer() -> bool:
+def is_rank0() -> bool:
     """Whether this process writes: process 0."""
     return _together.index == 0
 
 
-def exchange(value: T) -> list[T]:
+def all_gather_object(value: T) -> list[T]:
     """See Together.exchange."""
-    return _together.exchange(value)
+    return _together.all_gather_object(value)
 
 
-def from_writer(function: Callable[[], T]) -> T:
+def broadcast_from_rank0(function: Callable[[], T]) -> T:
     """What `function` (a value of JSON) gives in process 0, in every process."""
-    answers: list[Any] = exchange(function() if is_writer() else None)
+    answers: list[Any] = all_gather_object(function() if is_rank0() else None)
     return answers[0]
 
 
-def after_writer(function: Callable[[], T]) -> T:
+def rank0_first(function: Callable[[], T]) -> T:
     """`function` in process 0 first, then in the others, which find what it wrote."""
-    if is_writer():
+    if is_rank0():
         result = function()
-        exchange(None)
+        all_gather_object(None)
         return result
-    exchange(None)
+    all_gather_object(None)
     return function()
 
 
@@ -324,7 +324,7 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
 
 
 @contextlib.contextmanager
-def joined(hosts: HostsConfig, settings: dict[str, Any]) -> Iterator[Together]:
+def joined(hosts: HostsConfig, settings: dict[str, Any]) -> Iterator[ProcessGroup]:
     """Brings the processes of a run together for the block.
 
     Where there are several, an error ends this process within the block, after telling the
@@ -340,23 +340,23 @@ def joined(hosts: HostsConfig, settings: dict[str, Any]) -> Iterator[Together]:
     if hosts.num_processes == 1:
         yield _alone
         return
-    together = Together(hosts)
+    group = ProcessGroup(hosts)
     about = about_this_process(settings)
-    if together.index:
-        together.join(about, settings["workdir"])
+    if group.index:
+        group.join(about, settings["workdir"])
     else:
-        together.meet(about)
-    logging.info("%d processes have met; this is number %d", together.count, together.index)
-    _together = together
+        group.listen(about)
+    logging.info("%d processes have met; this is number %d", group.count, group.index)
+    _together = group
     try:
-        yield together
+        yield group
     except UserError as error:
-        together.fail(str(error))
+        group.fail(str(error))
         _end(str(error))
     except BaseException:
         # If a peer is gone the line's own thread says so, and the process ends here.
         time.sleep(_GRACE_SECONDS)
-        together.fail("an error of the program; see what it printed")
+        group.fail("an error of the program; see what it printed")
         traceback.print_exc()
         _end(None, 1)
     finally:

@@ -32,9 +32,9 @@ from pinsage_jax.evaluation import metrics
 from pinsage_jax.evaluation.ablation_table import ablation_tables
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.inference.encoder import structure_bases
+from pinsage_jax.inference.encoder import spectral_bases
 from pinsage_jax.retrieval.topk import target_ranks
-from pinsage_jax.training.loop import MAY_CHANGE
+from pinsage_jax.training.loop import RESUMABLE_OVERRIDES
 
 FOLDER = "ablate"
 RESULT_FILE = "ablate.json"
@@ -54,17 +54,17 @@ PAPER: Overrides = {
     "train.loss": "margin",
     "train.margin": 0.1,
     "train.symmetric": False,
-    "train.strip_share": 0.0,
+    "train.edge_dropout": 0.0,
     "train.weight_decay": 0.0,
     "train.hard_start": "none",
     "sampling.content_neighbors": 0,
     "sampling.pair_power": 1.0,
     "sampling.hide_positive": "edge",
     "model.pooling": "importance",
-    "model.structure_dim": 0,
+    "model.spectral_dim": 0,
     "model.edgeless_feature": False,
     "model.popularity": False,
-    "model.id_messages": "off",
+    "model.neighbor_embeddings": "off",
     "model.skip": False,
     "model.normalize_output": True,
     "model.whiten": 0.0,
@@ -85,10 +85,10 @@ VARIANTS: dict[str, dict[str, Overrides]] = {
     },
     "additions": {
         "no_popularity": {"model.popularity": False},
-        "no_structure": {"model.structure_dim": 0},
+        "no_structure": {"model.spectral_dim": 0},
         "no_content_links": {"sampling.content_neighbors": 0},
-        "no_id_messages": {"model.id_messages": "off"},
-        "no_strip": {"train.strip_share": 0.0},
+        "no_id_messages": {"model.neighbor_embeddings": "off"},
+        "no_strip": {"train.edge_dropout": 0.0},
         "no_skip": {"model.skip": False},
         "hide_edge": {"sampling.hide_positive": "edge"},
         "hide_none": {"sampling.hide_positive": "none"},
@@ -223,7 +223,7 @@ def ablate(
     base = base_settings(config)
     root = pathlib.Path(config.workdir) / FOLDER
     # Computed here once; the variants' folders point to it.
-    structure_bases(dataclasses.replace(base, workdir=str(root)), prepared, split)
+    spectral_bases(dataclasses.replace(base, workdir=str(root)), prepared, split)
     ranks: dict[str, np.ndarray] = {}
     described: dict[str, dict[str, Any]] = {}
     first_with: dict[str, str] = {}
@@ -274,12 +274,14 @@ def _fingerprint(variant: Config, prepared: Prepared, pairs: Pairs) -> str:
     train = dataclasses.asdict(variant.train)
     kept = {"epochs", "max_steps", "validate_every"}
     parts: dict[str, Any] = {
-        "train": {name: train[name] for name in train if name in kept or name not in MAY_CHANGE}
+        "train": {
+            name: train[name] for name in train if name in kept or name not in RESUMABLE_OVERRIDES
+        }
     }
     for section in ("split", "sampling", "model"):
         parts[section] = dataclasses.asdict(getattr(variant, section))
     embed = variant.embed
-    parts["embed"] = [embed.checkpoint, embed.embed_walks, embed.cold_offset]
+    parts["embed"] = [embed.checkpoint, embed.embed_walks, embed.cold_start_bias]
     parts["seed"], parts["pairs"] = variant.seed, [pairs.source, len(pairs.pairs)]
     return files.fingerprint([parts, prepared.manifest["fingerprint"]])
 
@@ -299,7 +301,7 @@ def _run(
         logging.info("ablate: %s holds the finished variant", folder)
         return saved, files.read_array(folder / _RANKS_FILE)
     _link(folder / "prepared", "../../prepared")
-    if variant.model.structure_dim and variant.model.structure_dim == base.model.structure_dim:
+    if variant.model.spectral_dim and variant.model.spectral_dim == base.model.spectral_dim:
         _link(folder / "structure", "../structure")
     start = time.monotonic()
     vectors, facts = embeddings(variant, pairs.graph)

@@ -1,4 +1,4 @@
-"""Rivals that need no training, and the ranking that every rival goes through.
+"""Baselines that need no training, and the ranking that every rival goes through.
 
 A baseline scores the whole catalog for each query; `rank_pairs` turns scores into
 ranks by the tie rule of metrics.py, the same for all.  So an item that a baseline

@@ -1,4 +1,4 @@
-"""Rivals made of rivals, and how any rival's setting is chosen.
+"""Baselines made of rivals, and how any rival's setting is chosen.
 
 A setting is chosen on validation pairs, which come from training edges alone, with
 the graph that those edges were withheld from; evaluation pairs are never looked at.

@@ -1,4 +1,4 @@
-"""Rivals that know the whole graph: item-kNN, personalized PageRank, ALS.
+"""Baselines that know the whole graph: item-kNN, personalized PageRank, ALS.
 
 The graph is cut into one sparse matrix of items by collections.
 

@@ -32,7 +32,7 @@ OFFSETS_TRIED = len(COARSE_OFFSETS) + 2 * len(_FINER_STEPS)  # at most
 
 
 @dataclasses.dataclass(frozen=True)
-class Rivals:
+class Baselines:
     """Hit-rates on the validation pairs of the plain rival of each kind.
 
     Attributes:
@@ -50,7 +50,7 @@ class Rivals:
         sampling: SamplingConfig,
         seed: int,
         threads: int,
-    ) -> Rivals:
+    ) -> Baselines:
         """Ranks the validation pairs by the walk over `graph` and by raw content."""
         rates: dict[tuple[str, int], float] = {}
         rivals: dict[str, Baseline] = {"warm": Walk(graph, sampling, seed, threads)}
@@ -75,7 +75,7 @@ def validate(
     vectors: np.ndarray,
     edgeless: np.ndarray,
     split: ValidationSplit,
-    rivals: Rivals,
+    rivals: Baselines,
     offset: float | None,
 ) -> dict[str, float]:
     """Scores embeddings on the validation pairs.
@@ -86,7 +86,7 @@ def validate(
       offset: the cold offset to use; None chooses it.
 
     Returns:
-      {"score", "cold_offset", "warm_hit@10", ...}.  The score is the geometric mean
+      {"score", "cold_start_bias", "warm_hit@10", ...}.  The score is the geometric mean
       of the hit-rates that have a rival, so that neither kind can be traded for
       nothing; empty without such pairs.
     """
@@ -116,7 +116,7 @@ def validate(
     counted = [rate for key, rate in rates.items() if key in rivals.rates]
     score = float(np.exp(np.mean([np.log(max(rate, floor)) for rate in counted])))
     named = {f"{kind}_hit@{k}": rate for (kind, k), rate in rates.items()}
-    return {"score": score, "cold_offset": chosen, **named}
+    return {"score": score, "cold_start_bias": chosen, **named}
 
 
 def _rates(vectors: np.ndarray, split: ValidationSplit) -> dict[tuple[str, int], float]:
@@ -129,7 +129,7 @@ def _rates(vectors: np.ndarray, split: ValidationSplit) -> dict[tuple[str, int],
     }
 
 
-def _least_lift(rates: dict[tuple[str, int], float], rivals: Rivals) -> float:
+def _least_lift(rates: dict[tuple[str, int], float], rivals: Baselines) -> float:
     lifts = [
         rate / rivals.rates[key] for key, rate in rates.items() if rivals.rates.get(key, 0.0) > 0
     ]

@@ -46,7 +46,7 @@ class CurrentCatalog:
     """
 
     def __init__(self, config: Config, trained: Prepared, current: Prepared, bases: np.ndarray):
-        """Takes what training saw, what there is now, and structure_bases of the former."""
+        """Takes what training saw, what there is now, and spectral_bases of the former."""
         self.config, self.graph, self._link_rows = config, current.graph, current.link_rows
         graph, sampling = current.graph, config.sampling
         structure = Structure(graph, bases, threads_of(config)) if bases.shape[1] else None
@@ -93,14 +93,14 @@ class CurrentCatalog:
 
     def params(self, params: Any) -> Any:
         """The parameters with id messages in the numbers of this graph."""
-        messages = params["params"].get("id_messages")
+        messages = params["params"].get("neighbor_embeddings")
         first, items = self._trained_items, self.graph.num_items
         if messages is None or len(messages) <= first or items == first:
             return params
         # With collections as nodes: their numbers moved behind the new items.
         moved = np.zeros((items + self._trained_collections, messages.shape[1]), np.float32)
         moved[:first], moved[items:] = messages[:first], messages[first:]
-        return {"params": params["params"] | {"id_messages": moved}}
+        return {"params": params["params"] | {"neighbor_embeddings": moved}}
 
     def relinked(self, changed: np.ndarray, links: np.ndarray) -> np.ndarray:
         """bool [N]: items whose links the features of some linked items may change.

@@ -62,7 +62,7 @@ class Encoder:
         """An encoder whose neighborhoods, degrees and places come from `graph`.
 
         Args:
-          bases: float32 [num_items, r] of the training graph (structure_bases).
+          bases: float32 [num_items, r] of the training graph (spectral_bases).
         """
         source = NeighborhoodSource(
             graph,
@@ -90,7 +90,7 @@ class Encoder:
     @functools.cached_property
     def final_lists(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
         """Lists of all nodes that embeddings pool over: ids and weights [N, T+C]."""
-        return self.final_source.of_all()
+        return self.final_source.all_rows()
 
     def embed(
         self,
@@ -183,18 +183,18 @@ def node_inputs(
     )
 
 
-def structure_bases(config: Config, prepared: Prepared, split: ValidationSplit) -> np.ndarray:
+def spectral_bases(config: Config, prepared: Prepared, split: ValidationSplit) -> np.ndarray:
     """Base vectors of the training graph's structure, [num_items, r]; r = 0 for none.
 
-    r is --structure_dim, or less where that would make more than MOST_PLACE_NUMBERS.
+    r is --spectral_dim, or less where that would make more than MOST_PLACE_NUMBERS.
     """
     items = prepared.graph.num_items
-    dim = min(config.model.structure_dim, MOST_PLACE_NUMBERS // max(items, 1))
+    dim = min(config.model.spectral_dim, MOST_PLACE_NUMBERS // max(items, 1))
     if not dim:
         return np.zeros((items, 0), np.float32)
-    if dim < config.model.structure_dim:
+    if dim < config.model.spectral_dim:
         logging.info("%d items: places have %d dimensions, to fit into memory", items, dim)
-    settings = [dataclasses.asdict(config.split), config.seed, config.model.structure_dim]
+    settings = [dataclasses.asdict(config.split), config.seed, config.model.spectral_dim]
     return saved_bases(
         config.workdir,
         split.train_graph,

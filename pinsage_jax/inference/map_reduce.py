@@ -60,7 +60,7 @@ class Stages:
     params: Any
 
     def _run(self, name: str, *args) -> jax.Array:
-        messages = self.params["params"].get("id_messages")
+        messages = self.params["params"].get("neighbor_embeddings")
         stages = _compiled(self.config, 0 if messages is None else len(messages))
         return stages[name](self.params, *args)
 

@@ -105,7 +105,7 @@ class Catalog:
     """
 
     def __init__(self, config: Config, prepared: Prepared, bases: np.ndarray):
-        """Takes bases float32 [num_items, r] of the training graph (structure_bases)."""
+        """Takes bases float32 [num_items, r] of the training graph (spectral_bases)."""
         self.config, self.prepared, graph = config, prepared, prepared.graph
         self.structure = Structure(graph, bases) if bases.shape[1] else None
         self.inputs = node_inputs(config, prepared.features, graph.degree(), self.structure)

@@ -53,7 +53,7 @@ def self_and_neighbors_init(self_width: int) -> nn.initializers.Initializer:
     return init
 
 
-class Sent(NamedTuple):
+class Messages(NamedTuple):
     """What nodes send before the ReLU, Q h + q (+ e), in parts for pooling to put together.
 
     Attributes:
@@ -79,11 +79,11 @@ class Project(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, messages: jax.Array | None = None) -> Sent:
+    def __call__(self, hidden: jax.Array, messages: jax.Array | None = None) -> Messages:
         """[n, in] (and [n, M] to add) -> what is sent, in parts."""
         kernel, bias = _Affine(self.width, self.dtype, name="Q")(hidden.shape[-1])
         messages = None if messages is None else messages.astype(self.dtype)
-        return Sent(hidden.astype(self.dtype), kernel, bias, messages)
+        return Messages(hidden.astype(self.dtype), kernel, bias, messages)
 
 
 class _Affine(nn.Module):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from pinsage_jax.config.settings import ModelConfig
-from pinsage_jax.model.layers import Combine, Project, Sent, l2_normalize, unit_input_init
+from pinsage_jax.model.layers import Combine, Messages, Project, l2_normalize, unit_input_init
 from pinsage_jax.model.pooling import pool_sent
 
 # Keeps a step of the optimizer small beside the other coordinates, which make unit vectors.
@@ -62,14 +62,16 @@ class PinSage(nn.Module):
             self.popularity = nn.Dense(1, use_bias=False, kernel_init=zeros)
             self.popularity_self = nn.Dense(1, use_bias=False, kernel_init=zeros)
         if self.num_ids and config.num_layers:
-            self.id_messages = self.param(
-                "id_messages", nn.initializers.normal(0.1), (self.num_ids, config.hidden_dim)
+            self.neighbor_embeddings = self.param(
+                "neighbor_embeddings",
+                nn.initializers.normal(0.1),
+                (self.num_ids, config.hidden_dim),
             )
 
     def _skip_init(self) -> nn.initializers.Initializer:
         """Flax keys initial values by a module's name; these keep theirs under any name."""
         init = nn.initializers.lecun_normal()
-        if not self.is_initializing():
+        if self.scope is None or not self.is_initializing():
             return init
         root = self.scope.rngs["params"].rng
         return lambda _, shape, dtype: init(jax.random.fold_in(root, _SKIP_STREAM), shape, dtype)
@@ -88,12 +90,12 @@ class PinSage(nn.Module):
         sent = self._before_relu(layer, hidden, node_ids)
         return nn.relu(sent.product() + sent.bias[None, :])
 
-    def _before_relu(self, layer, hidden, node_ids) -> Sent:
+    def _before_relu(self, layer, hidden, node_ids) -> Messages:
         """Q h + q (+ e) of `project`, in parts."""
         messages = None
         if layer == 1 and self.num_ids:
             known = (node_ids >= 0) & (node_ids < self.num_ids)
-            messages = self.id_messages[jnp.clip(node_ids, 0, self.num_ids - 1)]
+            messages = self.neighbor_embeddings[jnp.clip(node_ids, 0, self.num_ids - 1)]
             messages = jnp.where(known[:, None], messages, 0.0)
         return self.projections[layer - 1](hidden, messages)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pinsage_jax.cpu import ops
-from pinsage_jax.model.layers import Sent
+from pinsage_jax.model.layers import Messages
 
 # Shares of the rows whose products are summed apart: so many threads can take part, and
 # their number has no part in the result.  Fewer where a share would have few rows.
@@ -22,7 +22,7 @@ _SHARES, _ROWS_A_SHARE = 32, 2048
 
 
 def pool_sent(
-    sent: Sent, neighbors: jax.Array, weights: jax.Array, pooling: str, *, of_inputs: bool
+    sent: Messages, neighbors: jax.Array, weights: jax.Array, pooling: str, *, of_inputs: bool
 ) -> jax.Array:
     """Pools ReLU(Q h + q) of the neighbors, as `pool_neighbors` does.
 
@@ -93,7 +93,7 @@ def _weighted_sum_forward(projected, bias, neighbors, weights):
 
 
 def _turned(rows: int, neighbors, weights) -> list[jax.Array]:
-    """The lists by the row that is named: see pooling_kernels.turned_lists."""
+    """The lists by the row that is named: see pooling_kernels.transpose_neighbor_lists."""
     entries = neighbors.size
     shapes = (
         jax.ShapeDtypeStruct((rows + 1,), jnp.int32),
@@ -105,9 +105,9 @@ def _turned(rows: int, neighbors, weights) -> list[jax.Array]:
 
 def _weighted_sum_backward(saved, cotangent):
     projected, bias, neighbors, weights = saved
-    turned = _turned(len(projected), neighbors, weights)
+    transpose = _turned(len(projected), neighbors, weights)
     shape = jax.ShapeDtypeStruct(projected.shape, jnp.float32)
-    operands = (projected, bias, cotangent, *turned)
+    operands = (projected, bias, cotangent, *transpose)
     parts = ops.parts_of(neighbors.size)
     to_projected = ops.call("pinsage_returned_rows", shape, *operands, parts=parts)
 
@@ -143,10 +143,10 @@ def _product_sum_forward(inputs, kernel, bias, neighbors, weights):
 def _product_sum_backward(saved, cotangent):
     inputs, kernel, projected, bias, neighbors, weights = saved
     rows, depth = inputs.shape
-    turned = _turned(rows, neighbors, weights)
+    transpose = _turned(rows, neighbors, weights)
     shares = max(1, min(_SHARES, rows // _ROWS_A_SHARE))
     shape = jax.ShapeDtypeStruct((shares * (depth + 1), projected.shape[1]), jnp.float32)
-    operands = (projected, bias, cotangent, *turned, inputs)
+    operands = (projected, bias, cotangent, *transpose, inputs)
     made = ops.call("pinsage_returned_products", shape, *operands, parts=shares)
     to_both = made.reshape(shares, depth + 1, -1).sum(axis=0)
     # Inputs and weights are data in training: the rest is then left out by the compiler.

@@ -111,8 +111,8 @@ def _model(source: Source) -> Html:
     if "dimension" in about:
         kind = "of unit length" if about.get("normalized") else "of any length"
         rows.append(("embedding", f"{_count(about['dimension'])} numbers, {kind}"))
-    if about.get("cold_offset"):
-        rows.append(("offset of items without edges", f"{about['cold_offset']:.3g}"))
+    if about.get("cold_start_bias"):
+        rows.append(("offset of items without edges", f"{about['cold_start_bias']:.3g}"))
     rows.append(("seed", source.config.seed))
     return page.table("The model", ("what", "value"), rows)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from pinsage_jax.cpu.prefetch import ask_for
+from pinsage_jax.cpu.prefetch import prefetch
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -150,7 +150,7 @@ def _hop(graph, current, first, last, hidden, bits, spare_bits, where):
             where[walk] = _pick_weighted(cumulative, low, high, bits[walk])
         else:
             where[walk] = low + bounded(bits[walk], high - low) if low < high else _STUCK
-        ask_for(indices, where[walk])
+        prefetch(indices, where[walk])
     for walk in range(current.shape[0]):
         place = where[walk]
         if place < 0:
@@ -167,7 +167,7 @@ def _hop(graph, current, first, last, hidden, bits, spare_bits, where):
                 other = low + bounded(spare_bits[walk], high - low - 1)
                 other += np.int64(other >= place)
             reached = indices[other] if high - low > 1 else np.int32(-1)
-        ask_for(indptr, np.int64(reached))
+        prefetch(indptr, np.int64(reached))
         current[walk] = reached
 
 

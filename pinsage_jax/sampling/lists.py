@@ -57,13 +57,13 @@ class NeighborLists:
         other = source.like(dataclasses.replace(source.sampling, num_walks=num_walks))
         return NeighborLists(other, self.pooling, self._links, self.kappa)
 
-    def of_all(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
+    def all_rows(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
         """Lists of every node: ids int32 [N, T+C] and weights float32 [N, T+C].
 
         Arrays if the source keeps its neighborhoods in memory.  If it does not, because
         they are too many, columns that make rows when rows are read.
         """
-        self.source.keep_all()
+        self.source.materialize()
         if self.source.store != "memory":
             rows = _LastRows(self)
             return ListColumn(rows, 0), ListColumn(rows, 1)

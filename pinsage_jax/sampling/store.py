@@ -57,7 +57,7 @@ class NeighborhoodSource:
         """Nothing is sampled yet.
 
         Args:
-          store: memory, disk, none or auto: what `keep_all` does.
+          store: memory, disk, none or auto: what `materialize` does.
           folder: where stores on disk lie, each in a folder named by its key; without
             one auto stays in memory.
         """
@@ -85,7 +85,7 @@ class NeighborhoodSource:
             self.graph, sampling, self.seed, self.threads, self.store, self._folder
         )
 
-    def keep_all(self) -> Neighborhoods | ShardedTable | None:
+    def materialize(self) -> Neighborhoods | ShardedTable | None:
         """Walks from every node once and keeps the lists, as far as the store keeps any.
 
         Raises:

@@ -31,7 +31,7 @@ from pinsage_jax.export.reader import open_export
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
 from pinsage_jax.inference import tables as layer_tables
-from pinsage_jax.inference.encoder import Encoder, structure_bases
+from pinsage_jax.inference.encoder import Encoder, spectral_bases
 from pinsage_jax.inference.layerwise import Adjust
 from pinsage_jax.inference.new_item_model import NewItemModel, Trained
 from pinsage_jax.inference.new_items import Catalog
@@ -62,7 +62,7 @@ def fixed_offset(config: Config) -> float | None:
     """The cold offset that is not to be chosen; None: choose it."""
     if not config.model.popularity:
         return 0.0
-    return None if config.embed.cold_offset < 0 else config.embed.cold_offset
+    return None if config.embed.cold_start_bias < 0 else config.embed.cold_start_bias
 
 
 def _chosen_checkpoint(config: Config) -> tuple[Checkpoints, int]:
@@ -90,7 +90,7 @@ def restored(config: Config, prepared: Prepared, input_dim: int, num_nodes: int)
     state = jax.eval_shape(new_state)
     offset = fixed_offset(config)
     if offset is None:
-        offset = float(checkpoints.metrics(step).get("cold_offset") or 0.0)
+        offset = float(checkpoints.metrics(step).get("cold_start_bias") or 0.0)
     return Trained(checkpoints.restore(step, state)[0].params, step, offset)
 
 
@@ -107,7 +107,7 @@ def embed_over(
     Args:
       tables_for: where tables lie, by what was trained; None: nothing is kept.
     """
-    encoder = Encoder.over(config, prepared, graph, structure_bases(config, prepared, split))
+    encoder = Encoder.over(config, prepared, graph, spectral_bases(config, prepared, split))
     trained = restored(config, prepared, encoder.inputs.dim, encoder.lists.source.num_nodes)
     adjust = cold_adjustment(graph, trained.offset)
     if on_spark:
@@ -220,7 +220,7 @@ def about_run(config: Config, trained: Trained) -> dict[str, Any]:
         "parameters": trained.digest,
         "checkpoint": config.embed.checkpoint,
         "normalized": config.model.normalize_output and not config.model.popularity,
-        "cold_offset": trained.offset,
+        "cold_start_bias": trained.offset,
         "seed": config.seed,
     }
 
@@ -232,7 +232,7 @@ def open_new_items(config: Config, prepared: Prepared) -> NewItemModel:
       UserError: there is none.
     """
     workdir = pathlib.Path(config.workdir)
-    bases = structure_bases(config, prepared, split_of(config, prepared))
+    bases = spectral_bases(config, prepared, split_of(config, prepared))
     catalog = Catalog(config, prepared, bases)
     trained = restored(config, prepared, catalog.inputs.dim, catalog.num_nodes)
     trained, form = as_exported(config, trained)
@@ -291,7 +291,7 @@ def as_exported(config: Config, trained: Trained) -> tuple[Trained, ExportForm]:
         )  # fmt: skip
     elif fixed_offset(config) is None:
         # The export may have been given another one than the checkpoint's.
-        offset = float(about.get("cold_offset") or 0.0)
+        offset = float(about.get("cold_start_bias") or 0.0)
         trained = dataclasses.replace(trained, offset=offset)
     return trained, form
 
@@ -301,7 +301,7 @@ def _embed_fingerprint(config: Config, step: int) -> str:
     named = ("split", "sampling", "model", "train")
     parts = {name: dataclasses.asdict(getattr(config, name)) for name in named}
     # The same step of a run trained otherwise is another model.
-    parts["train"] = {k: v for k, v in parts["train"].items() if k not in loop.MAY_CHANGE}
+    parts["train"] = {k: v for k, v in parts["train"].items() if k not in loop.RESUMABLE_OVERRIDES}
     embed_settings = dataclasses.asdict(config.embed)
     return files.fingerprint([parts, embed_settings, config.seed, step, manifest["fingerprint"]])
 

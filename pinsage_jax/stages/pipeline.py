@@ -35,7 +35,7 @@ from pinsage_jax.export import writer
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.inference.encoder import Encoder, structure_bases, threads_of
+from pinsage_jax.inference.encoder import Encoder, spectral_bases, threads_of
 from pinsage_jax.recommend import recommend as recommending
 from pinsage_jax.recommend.choice import Validation, validation_users
 from pinsage_jax.reporting import comparison, figures
@@ -69,9 +69,9 @@ def load_graph(config: Config) -> Prepared:
     What is there already, of the same tables and settings, is only opened.  Of several
     processes only the writer reads the tables.
     """
-    if process_group.is_writer():
+    if process_group.is_rank0():
         prepare_tables(config)
-    process_group.exchange(None)
+    process_group.all_gather_object(None)
     return open_prepared(config.workdir)
 
 
@@ -89,18 +89,18 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     identity = identity_of(prepared)
     # Opening a checkpoint is a use of JAX already.
     connect()
-    if process_group.from_writer(lambda: loop.is_finished(config, identity)):
+    if process_group.broadcast_from_rank0(lambda: loop.is_finished(config, identity)):
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
         return Outcome(0, 0, {}, interrupted=False)
     split = split_of(config, prepared)
-    bases = process_group.after_writer(lambda: structure_bases(config, prepared, split))
+    bases = process_group.rank0_first(lambda: spectral_bases(config, prepared, split))
     encoder = Encoder.over(config, prepared, split.train_graph, bases)
     if not config.sampling.resample:
         source = encoder.lists.source
         if source.store == "disk":
-            process_group.after_writer(source.keep_all)
+            process_group.rank0_first(source.materialize)
         else:
-            source.keep_all()
+            source.materialize()
     pairs = PairSource(
         split.train_graph,
         config.seed,
@@ -114,7 +114,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
             *hard_band(config.sampling, prepared.graph.num_items),
         )
     own = len(make_devices(config.train.devices))
-    counts = process_group.exchange(own)
+    counts = process_group.all_gather_object(own)
     if len({*counts}) > 1:
         raise UserError(
             f"The processes have {counts} devices; set --devices to have as many in each."
@@ -141,7 +141,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
         own_devices=range(first, first + own),
     )
 
-    validate = _validator(config, prepared, encoder, split) if process_group.is_writer() else None
+    validate = _validator(config, prepared, encoder, split) if process_group.is_rank0() else None
     outcome = loop.train(
         config,
         builder,
@@ -165,7 +165,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
 
 def stop_requested() -> bool:
     """Whether a signal has asked this run, in whichever of its processes, to stop."""
-    return stop_everywhere(process_group.exchange)
+    return stop_everywhere(process_group.all_gather_object)
 
 
 def _validator(
@@ -174,7 +174,7 @@ def _validator(
     """Scores parameters on the validation pairs, over the training graph."""
     items = prepared.graph.num_items
     graph = split.train_graph
-    rivals = calibration.Rivals.of(
+    rivals = calibration.Baselines.of(
         graph, prepared.features, split, config.sampling, config.seed, threads_of(config)
     )
     for (kind, k), rate in rivals.rates.items():
@@ -292,7 +292,7 @@ def ablate(config: Config) -> dict[str, Any]:
         raise_if_stopped()
         vectors, trained = embed_over(variant, prepared, graph, held)
         items = vectors[: prepared.graph.num_items]
-        return items, {"checkpoint_step": trained.step, "cold_offset": trained.offset}
+        return items, {"checkpoint_step": trained.step, "cold_start_bias": trained.offset}
 
     return ablation.ablate(config, prepared, held, embeddings)
 
@@ -354,7 +354,7 @@ def pipeline(config: Config) -> dict[str, Any]:
         outcome = train(config)
     costs.pairs, costs.devices = outcome.pairs, outcome.devices
     costs.wait_share = outcome.wait_share
-    if outcome.interrupted or not process_group.is_writer():
+    if outcome.interrupted or not process_group.is_rank0():
         return {}
     raise_if_stopped()
     if embeddings_are_current(config):

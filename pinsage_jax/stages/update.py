@@ -21,7 +21,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.export import writer
 from pinsage_jax.export.quality import recall_of
 from pinsage_jax.inference.current_catalog import CurrentCatalog, fill_tables
-from pinsage_jax.inference.encoder import structure_bases
+from pinsage_jax.inference.encoder import spectral_bases
 from pinsage_jax.inference.tables import KeptTables
 from pinsage_jax.inference.updating import Update
 from pinsage_jax.stages.embed import (
@@ -64,7 +64,7 @@ def update(config: Config) -> dict[str, Any]:
             return done
         logging.info("update: on top of the changes that %s holds", updated)
     changes = read_changes(before, workdir / "prepared" / "features", config.data, config.update)
-    bases = structure_bases(config, trained_on, split_of(config, trained_on))
+    bases = spectral_bases(config, trained_on, split_of(config, trained_on))
     first = CurrentCatalog(config, trained_on, before, bases)
     nodes = trained_on.graph
     everything = config.sampling.neighborhood == "all"

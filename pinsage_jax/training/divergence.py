@@ -33,10 +33,10 @@ def keep_batch(
     often R as there are devices.
     """
     path = pathlib.Path(workdir) / f"not_finite_step_{step}.json"
-    if process_group.is_writer():
+    if process_group.is_rank0():
         _write_batch(path, builder, step, about)
     # The others would end, and process 0 with them, while it writes.
-    process_group.exchange(None)
+    process_group.all_gather_object(None)
     return path
 
 

@@ -31,7 +31,7 @@ class MetricsLog:
         """Opens `path` to go on after `resume_step`; `events` gets every line too."""
         self._path = path
         self._events = events
-        if not process_group.is_writer():
+        if not process_group.is_rank0():
             return
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -46,7 +46,7 @@ class MetricsLog:
 
     def write(self, values: dict[str, Any]) -> None:
         """Appends one line."""
-        if not process_group.is_writer():
+        if not process_group.is_rank0():
             return
         with reported_os_errors(self._path), open(self._path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(values) + "\n")
@@ -54,7 +54,7 @@ class MetricsLog:
             self._events.write(values)
 
 
-class Window:
+class MetricsWindow:
     """Sums over the steps since the last line, in wall-clock time less pauses.
 
     Attributes:
@@ -103,7 +103,7 @@ class Window:
         self._infos.append(info)
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """Time inside does not count as training time."""
         start = time.perf_counter()
         yield
@@ -152,7 +152,7 @@ class Window:
         seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
         steps = len(self._infos)
         idle = self._clock.idle_seconds()
-        everywhere = process_group.exchange(
+        everywhere = process_group.all_gather_object(
             [
                 sum(sum(info.used) for info in self._infos),
                 sum(info.left_out for info in self._infos),

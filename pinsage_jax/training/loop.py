@@ -41,7 +41,7 @@ from pinsage_jax.training.compatibility import check_same_devices
 from pinsage_jax.training.device_clock import DeviceClock
 from pinsage_jax.training.divergence import keep_batch
 from pinsage_jax.training.events import Events
-from pinsage_jax.training.log import MetricsLog, Window
+from pinsage_jax.training.log import MetricsLog, MetricsWindow
 from pinsage_jax.training.state import initial_state, learning_rate, make_optimizer
 from pinsage_jax.training.steps import make_train_step
 
@@ -50,11 +50,11 @@ Validate = Callable[[Any], dict[str, float]]
 
 
 # Up to here id messages are worth their memory and the time of their dense gradient.
-MOST_ID_NUMBERS = 50_000_000
+MOST_EMBEDDING_NUMBERS = 50_000_000
 
 # Settings that do not change which numbers a step computes.  Without gather_in_batch the
 # number of devices does, which check_same_devices is for.
-MAY_CHANGE = frozenset(
+RESUMABLE_OVERRIDES = frozenset(
     (
         "epochs",
         "max_steps",
@@ -103,7 +103,7 @@ def init_model(
     The parameters depend on the seed, the sizes of the model and the number of
     nodes alone.
     """
-    num_ids = id_messages(config.model, num_nodes)
+    num_ids = neighbor_embeddings(config.model, num_nodes)
     small = PinSage(config.model, (1,) * (config.model.num_layers + 1), num_ids)
     # Compiled whole: op by op it takes seconds.
     params = jax.jit(small.init)(
@@ -116,10 +116,10 @@ def init_model(
     return PinSage(config.model, rows, num_ids), params
 
 
-def id_messages(model: ModelConfig, num_nodes: int) -> int:
+def neighbor_embeddings(model: ModelConfig, num_nodes: int) -> int:
     """How many nodes have an id message: all or none."""
-    small = num_nodes * model.hidden_dim <= MOST_ID_NUMBERS
-    wanted = model.id_messages == "on" or (model.id_messages == "auto" and small)
+    small = num_nodes * model.hidden_dim <= MOST_EMBEDDING_NUMBERS
+    wanted = model.neighbor_embeddings == "on" or (model.neighbor_embeddings == "auto" and small)
     return num_nodes if wanted and model.num_layers else 0
 
 
@@ -161,7 +161,7 @@ class Schedule:
         return cls(epoch, total, validate, train.checkpoint_every or validate, train.log_every)
 
 
-def refuse_other_settings(config: Config, meta: dict[str, Any]) -> None:
+def check_resume_config(config: Config, meta: dict[str, Any]) -> None:
     """Refuses to go on with settings that would make a mixture of two runs.
 
     Raises:
@@ -170,7 +170,7 @@ def refuse_other_settings(config: Config, meta: dict[str, Any]) -> None:
     current, saved = dataclasses.asdict(config), meta["config"]
     for section in ("split", "sampling", "train"):
         for name, value in current[section].items():
-            if name not in MAY_CHANGE and saved[section].get(name) != value:
+            if name not in RESUMABLE_OVERRIDES and saved[section].get(name) != value:
                 raise UserError(
                     f"--{name}={value} differs from {saved[section].get(name)}, which the run in "
                     f"{config.workdir} was started with; choose another --workdir, or delete "
@@ -197,7 +197,7 @@ def is_finished(config: Config, identity: dict[str, Any]) -> bool:
             return False
         meta = checkpoints.meta(latest)
         checkpoints.check(meta, identity, dataclasses.asdict(config.model))
-    refuse_other_settings(config, meta)
+    check_resume_config(config, meta)
     lengths = ("epochs", "max_steps")
     same = all(meta["config"]["train"][name] == getattr(config.train, name) for name in lengths)
     return same and meta["queue"]["next_index"] >= meta["total"]
@@ -235,18 +235,18 @@ def train(
     workdir = pathlib.Path(config.workdir)
     stack = contextlib.ExitStack()
     # The writer first: it removes what a killed run left half-written.
-    checkpoints = process_group.after_writer(
+    checkpoints = process_group.rank0_first(
         lambda: stack.enter_context(
             Checkpoints(
-                workdir / "checkpoints", config.train.keep, read_only=not process_group.is_writer()
+                workdir / "checkpoints", config.train.keep, read_only=not process_group.is_rank0()
             )
         )
     )
     first, best = 0, {}
-    if (latest := process_group.from_writer(checkpoints.latest_step)) is not None:
+    if (latest := process_group.broadcast_from_rank0(checkpoints.latest_step)) is not None:
         meta = checkpoints.meta(latest)
         checkpoints.check(meta, identity, dataclasses.asdict(config.model))
-        refuse_other_settings(config, meta)
+        check_resume_config(config, meta)
         check_same_devices(
             checkpoints.folder, meta, dataclasses.asdict(config.train), builder.num_devices
         )
@@ -254,7 +254,7 @@ def train(
         first, best = meta["queue"]["next_index"], meta["best"]
         logging.info("continuing from the checkpoint of step %d", first)
     events = None
-    if config.train.tensorboard and process_group.is_writer():
+    if config.train.tensorboard and process_group.is_rank0():
         events = Events(workdir, first)
         stack.callback(events.close)
     log = MetricsLog(workdir / "metrics.jsonl", first, events)
@@ -272,7 +272,7 @@ def train(
 
     rate = learning_rate(config.train, schedule.steps_per_epoch)
     budget_rows = builder.budgets.rows[-1] * builder.num_devices
-    window = Window(config.train, budget_rows, clock, rate, kept)
+    window = MetricsWindow(config.train, budget_rows, clock, rate, kept)
     interrupted = False
 
     def due(step: int, every: int) -> bool:
@@ -300,14 +300,14 @@ def train(
                 window.check(done)
             scores: dict[str, float] = {}
             if due(done, schedule.validate_every) and not interrupted and validate:
-                with window.paused():
+                with window.pause():
                     scores = validate(jax.tree.map(np.asarray, state.params))
                 if scores and scores["score"] > best.get("score", -math.inf):
                     best = {**scores, "step": done}
                 log.write({"step": done, "epoch": done / schedule.steps_per_epoch, **scores})
                 readable = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
                 logging.info("step %d of %d: %s", done, schedule.total, readable)
-            if (due(done, schedule.save_every) or scores) and process_group.is_writer():
+            if (due(done, schedule.save_every) or scores) and process_group.is_rank0():
                 meta = {
                     "queue": queue.state(),
                     "total": schedule.total,
@@ -317,11 +317,11 @@ def train(
                     "data": identity,
                     "best": best,
                 }
-                with window.paused():
+                with window.pause():
                     checkpoints.save(done, jax.tree.map(np.asarray, state), meta, scores)
             if due(done, schedule.validate_every) or due(done, schedule.save_every):
                 # Not in the next step's sums: those do not wait for ever.
-                process_group.exchange(None)
+                process_group.all_gather_object(None)
             progress.update()
             if interrupted:
                 break

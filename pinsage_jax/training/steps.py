@@ -26,7 +26,7 @@ from pinsage_jax.training.state import TrainState
 
 
 def score(
-    embedded: jax.Array, batch: Minibatch, axis_name: str | None, *, turned: bool = False
+    embedded: jax.Array, batch: Minibatch, axis_name: str | None, *, transpose: bool = False
 ) -> Scored:
     """Inner products and masks of a minibatch from its seeds' embeddings [n_K, Z].
 
@@ -38,7 +38,7 @@ def score(
     """
     query, target = embedded[batch.queries], embedded[batch.targets]
     asked_ids, answer_ids, answer_logq = batch.query_ids, batch.target_ids, batch.target_logq
-    if turned:
+    if transpose:
         query, target = target, query
         asked_ids, answer_ids, answer_logq = answer_ids, asked_ids, batch.query_logq
     candidates, candidate_ids, candidate_logq, counted = all_gather_if(
@@ -53,7 +53,7 @@ def score(
         return (ids != asked_ids[:, None]) & (ids != answer_ids[:, None]) & (ids >= 0)
 
     not_own = jnp.arange(len(candidate_ids))[None, :] != own[:, None]
-    hard_ids = jnp.full_like(batch.hard_ids, -1) if turned else batch.hard_ids
+    hard_ids = jnp.full_like(batch.hard_ids, -1) if transpose else batch.hard_ids
     return Scored(
         positive=jnp.sum(query * target, axis=-1),
         positive_logq=answer_logq,
@@ -109,8 +109,8 @@ def loss_sum(
     total, count = loss(score(embedded, batch, gathered), config)
     if not config.symmetric:
         return total, count
-    turned, turned_count = loss(score(embedded, batch, gathered, turned=True), config)
-    return total + turned, count + turned_count
+    transpose, turned_count = loss(score(embedded, batch, gathered, transpose=True), config)
+    return total + transpose, count + turned_count
 
 
 def global_gradients(

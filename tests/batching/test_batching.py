@@ -25,7 +25,7 @@ STRIP = 0x7374726970
 
 def is_stripped(run, step, node):
     key = slow.stream(run.seed ^ STRIP, step, node)
-    return slow.high(slow.draw(key, 0, 0)) < round(run.train.strip_share * 2**32)
+    return slow.high(slow.draw(key, 0, 0)) < round(run.train.edge_dropout * 2**32)
 
 
 def edges_seen(run, instance, step):
@@ -203,10 +203,10 @@ def check_batch(run, builder, step):
         {},
         {"sampling": {"neighborhood": "all"}},
         {"links": 3},
-        {"links": 3, "kept": False, "train": {"strip_share": 0.4}},
-        {"model": {"pooling": "mean", "edgeless_feature": False}, "train": {"strip_share": 0.3}},
+        {"links": 3, "kept": False, "train": {"edge_dropout": 0.4}},
+        {"model": {"pooling": "mean", "edgeless_feature": False}, "train": {"edge_dropout": 0.3}},
         {"sampling": {"pair_power": 0.5}},
-        {"sampling": {"neighborhood": "all"}, "links": 2, "train": {"strip_share": 0.3}},
+        {"sampling": {"neighborhood": "all"}, "links": 2, "train": {"edge_dropout": 0.3}},
     ],
     ids=["items", "all", "links", "links-strip", "mean-strip", "power", "all-links-strip"],
 )
@@ -427,7 +427,7 @@ def test_same_batch_in_any_order_and_with_any_threads(kept, resample):
         "links": 2,
         "kept": kept,
         "sampling": {"resample": resample},
-        "train": {"strip_share": 0.3, "hard_start": "full", "pairs_per_epoch": 16},
+        "train": {"edge_dropout": 0.3, "hard_start": "full", "pairs_per_epoch": 16},
     }
     builder = make_run(**settings).builder()
     alone = {step: make_run(**settings).builder().make(step)[0] for step in set(STEPS)}
@@ -483,7 +483,7 @@ def test_resampling_changes_lists_from_epoch_to_epoch():
 
 @pytest.mark.parametrize("depth,threads", [(0, 1), (1, 1), (3, 1), (4, 3)])
 def test_same_batches_through_the_queue(depth, threads):
-    run = make_run(links=2, threads=2, train={"strip_share": 0.3, "hard_start": "full"})
+    run = make_run(links=2, threads=2, train={"edge_dropout": 0.3, "hard_start": "full"})
     builder = run.builder()
     with Prefetcher(builder.make, 2, 8, depth, threads) as batches:
         for step, (batch, info) in enumerate(batches, start=2):
@@ -497,7 +497,7 @@ def test_same_batches_through_the_queue(depth, threads):
 
 @pytest.mark.parametrize("devices", [2, 4])
 def test_devices_share_out_the_same_pairs_and_negatives(devices):
-    settings = {"train": {"hard_start": "full", "strip_share": 0.3}, "links": 2}
+    settings = {"train": {"hard_start": "full", "edge_dropout": 0.3}, "links": 2}
     run = make_run(**settings)
     whole_builder, builder = run.builder(1), run.builder(devices)
     for step in (0, 11):
@@ -539,7 +539,7 @@ def test_hard_negatives_follow_the_curriculum_and_the_reference():
 
 def test_a_stripped_node_is_bare_wherever_it_stands():
     run = make_run(
-        train={"strip_share": 0.5, "random_negatives": 30}, sampling={"hide_positive": "none"}
+        train={"edge_dropout": 0.5, "random_negatives": 30}, sampling={"hide_positive": "none"}
     )
     builder = run.builder()
     shares = []
@@ -564,7 +564,7 @@ def test_a_stripped_node_is_bare_wherever_it_stands():
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_strip_share_none_and_all(share):
-    run = make_run(train={"strip_share": share}, sampling={"hide_positive": "none"})
+    run = make_run(train={"edge_dropout": share}, sampling={"hide_positive": "none"})
     batch, info = run.builder().make(0)
     assert batch.weights.any() == (share == 0.0)
     assert batch.features[0, :, 1].any() == (share == 0.0)

@@ -31,7 +31,7 @@ def world(structure=True, features=True, **settings):
     """A run whose inputs have every kind of column, over the nasty graph."""
     graph = nasty_graph()
     made = unit_features(40) if features else np.zeros((40, 0), np.float32)
-    train = {"hard_start": "full", "strip_share": 0.3, **settings.pop("train", {})}
+    train = {"hard_start": "full", "edge_dropout": 0.3, **settings.pop("train", {})}
     run = make_run(graph, features=made, links=2, train=train, **settings)
     bases = np.random.default_rng(2).normal(size=(40, 5)).astype(np.float32)
     inputs = NodeInputs(

@@ -44,8 +44,8 @@ def test_memory_is_kept_in_huge_pages_and_only_what_was_used():
 
 _THREAD = r"""
 import ctypes, re, threading
-from pinsage_jax.cpu.allocator import one_heap
-assert not ONE or one_heap()
+from pinsage_jax.cpu.allocator import single_heap
+assert not ONE or single_heap()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 found = []

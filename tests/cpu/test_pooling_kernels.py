@@ -24,12 +24,14 @@ def problem(rng, senders, rows, width, columns):
     return projected, bias, np.where(weights > 0, neighbors, -1), weights
 
 
-def turned(neighbors, weights, senders):
-    """What turned_lists makes; masked entries name node 0 there."""
+def transpose(neighbors, weights, senders):
+    """What transpose_neighbor_lists makes; masked entries name node 0 there."""
     starts = np.empty(senders + 1, np.int32)
     rows = np.full(neighbors.size, -1, np.int32)
     masses = np.zeros(neighbors.size, np.float32)
-    pooling_kernels.turned_lists(np.maximum(neighbors, 0), weights, starts, rows, masses)
+    pooling_kernels.transpose_neighbor_lists(
+        np.maximum(neighbors, 0), weights, starts, rows, masses
+    )
     return starts, rows, masses
 
 
@@ -56,7 +58,7 @@ def test_any_range_of_rows_can_be_pooled_alone(senders, rows, width, columns, sm
 
 def test_turned_lists_name_every_entry_once(small_rng):
     _, _, neighbors, weights = problem(small_rng, 30, 50, 7, 1)
-    starts, rows, masses = turned(neighbors, weights, 30)
+    starts, rows, masses = transpose(neighbors, weights, 30)
     assert starts[0] == 0 and starts[-1] == (weights > 0).sum()
     for node in range(30):
         named = slice(starts[node], starts[node + 1])
@@ -71,16 +73,14 @@ def test_what_comes_back_and_its_product(senders, rows, width, columns, depth, s
     projected, bias, neighbors, weights = problem(small_rng, senders, rows, width, columns)
     inputs = small_rng.normal(size=(senders, depth)).astype(np.float32)
     cotangents = small_rng.normal(size=(rows, columns)).astype(np.float32)
-    lists = turned(neighbors, weights, senders)
+    lists = transpose(neighbors, weights, senders)
     expected = returned(projected, bias, neighbors, weights, cotangents)
     for begin, end in ((0, senders), (senders // 3, senders // 2)):
         out = np.full((end - begin, columns), np.nan, np.float32)
-        pooling_kernels.returned_rows(projected, bias, cotangents, lists, begin, out)
+        pooling_kernels.weighted_sum_vjp(projected, bias, cotangents, lists, begin, out)
         np.testing.assert_allclose(out, expected[begin:end], rtol=1e-4, atol=1e-4)
         both = np.full((depth + 1, columns), np.nan, np.float32)
-        pooling_kernels.returned_products(
-            inputs, projected, bias, cotangents, lists, begin, end, both
-        )
+        pooling_kernels.projection_vjp(inputs, projected, bias, cotangents, lists, begin, end, both)
         product = inputs[begin:end].astype(np.float64).T @ expected[begin:end]
         np.testing.assert_allclose(both[:-1], product, rtol=1e-4, atol=1e-3)
         np.testing.assert_allclose(both[-1], expected[begin:end].sum(0), rtol=1e-4, atol=1e-3)

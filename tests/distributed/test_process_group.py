@@ -58,11 +58,11 @@ def met(folder, count, lost, abouts=None):
     (folder / ".lock").write_text(f"{os.getpid()}\n")
 
     def come(process: int) -> None:
-        together = process_group.Together(settings(process, port, count), lost.append)
+        group = process_group.ProcessGroup(settings(process, port, count), lost.append)
         about = (abouts or {}).get(process, ABOUT)
         try:
-            together.join(about, str(folder)) if process else together.meet(about)
-            found[process] = together
+            group.join(about, str(folder)) if process else group.listen(about)
+            found[process] = group
         except UserError as error:
             found[process] = error
 
@@ -90,8 +90,11 @@ def in_all(processes, function):
 
 
 def test_alone_everything_is_for_the_one():
-    assert process_group.is_writer() and process_group.exchange(3) == [3]
-    assert process_group.from_writer(lambda: 4) == 4 and process_group.after_writer(lambda: 5) == 5
+    assert process_group.is_rank0() and process_group.all_gather_object(3) == [3]
+    assert (
+        process_group.broadcast_from_rank0(lambda: 4) == 4
+        and process_group.rank0_first(lambda: 5) == 5
+    )
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -99,7 +102,7 @@ def test_values_come_to_all_in_order_and_all_leave_with_the_worst_code(count, tm
     lost = []
     processes = met(tmp_path, count, lost)
     for turn in range(3):
-        answers = in_all(processes, lambda one: one.exchange([one.index, turn]))  # noqa: B023
+        answers = in_all(processes, lambda one: one.all_gather_object([one.index, turn]))  # noqa: B023
         assert answers == [[[index, turn] for index in range(count)]] * count
     # Longer than the silence that counts as death: they say that they are alive.
     time.sleep(2.5)
@@ -124,9 +127,9 @@ def test_processes_that_differ_do_not_begin(theirs, said, tmp_path):
 def test_one_that_does_not_come_is_named_and_so_is_nobody_there():
     port = free_port()
     with pytest.raises(UserError, match="Of 3 processes 1, 2 did not come to --coordinator"):
-        process_group.Together(settings(0, port, 3, join_seconds=1)).meet(ABOUT)
+        process_group.ProcessGroup(settings(0, port, 3, join_seconds=1)).listen(ABOUT)
     with pytest.raises(UserError, match="Process 0 does not answer at --coordinator"):
-        process_group.Together(settings(1, port, 2, join_seconds=1)).join(ABOUT, "nowhere")
+        process_group.ProcessGroup(settings(1, port, 2, join_seconds=1)).join(ABOUT, "nowhere")
 
 
 @pytest.mark.parametrize("gone", [0, 1])
@@ -153,7 +156,7 @@ def test_a_line_reads_objects_only(sent):
         theirs = socket.create_connection(server.getsockname())
         ours, _ = server.accept()
     theirs.sendall(sent)
-    line = channel.Line(ours, 2.0)
+    line = channel.Channel(ours, 2.0)
     if sent == b"{}\n":
         assert line.read() == {}
     else:
@@ -253,7 +256,7 @@ def assert_same_run(workdir, alone):
         # entry: 8e-7 at most, and 1e-5 of the vectors of ids.  Of those some have gradients
         # of next to nothing, and Adam, which divides by their size, makes whole steps of
         # their rounding; its moments of them are as close as all else.
-        most = 1e-4 if name.startswith("params") and "id_messages" in name else 1e-5
+        most = 1e-4 if name.startswith("params") and "neighbor_embeddings" in name else 1e-5
         difference = np.abs(value - theirs[name]).max() / np.abs(theirs[name]).max()
         assert difference < most, f"{name} differs by {difference:.1e}"
 

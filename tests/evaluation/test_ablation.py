@@ -171,13 +171,13 @@ class Bench:
         self.vectors = rng.integers(-2, 3, (6, 40, 3)).astype(np.float32)
         self.config = dataclasses.replace(
             make_config(tmp_path, bootstrap=40),
-            model=ModelConfig(structure_dim=0),
+            model=ModelConfig(spectral_dim=0),
             ablate=AblateConfig(ablate_variants=variants, ablate_pairs=source),
         )
 
     def embeddings(self, variant, graph):
         self.calls.append((pathlib.Path(variant.workdir).name, graph))
-        return self.vectors[variant.model.num_layers], {"cold_offset": 0.5}
+        return self.vectors[variant.model.num_layers], {"cold_start_bias": 0.5}
 
     def run(self):
         return ablation.ablate(self.config, self.prepared, self.split, self.embeddings)
@@ -219,7 +219,7 @@ def test_scores_and_differences_by_hand(tmp_path, small_rng, capsys):
     assert gap["low"] < gap["value"] < gap["high"]
     assert result["variants"]["K1"]["same_as"] == "base"
     assert result["variants"]["K0"]["settings"] == {"model.num_layers": 0}
-    assert result["variants"]["K0"]["cold_offset"] == 0.5
+    assert result["variants"]["K0"]["cold_start_bias"] == 0.5
 
     text = capsys.readouterr().out
     table = text[text.index("all pairs (36)") :].split("\n\n")[0].splitlines()
@@ -314,7 +314,7 @@ def test_two_variants_of_a_generated_world(tmp_path, capsys):
         sampling=SamplingConfig(
             num_neighbors=5, num_walks=20, content_neighbors=0
         ),
-        model=ModelConfig(hidden_dim=8, layer_dim=8, output_dim=8, structure_dim=4),
+        model=ModelConfig(hidden_dim=8, layer_dim=8, output_dim=8, spectral_dim=4),
         # One withheld collection repeats no pair, so that training scores the same ones.
         split=SplitConfig(validation_collections=0.02, validation_cold_items=0.2),
         train=TrainConfig(
@@ -342,7 +342,7 @@ def test_two_variants_of_a_generated_world(tmp_path, capsys):
         variant = files.read_json(part / "variant.json")
         best = [json.loads(line) for line in lines]
         best = [e for e in best if e["step"] == variant["checkpoint_step"] and "warm_hit@10" in e]
-        assert best[-1]["cold_offset"] == variant["cold_offset"]
+        assert best[-1]["cold_start_bias"] == variant["cold_start_bias"]
         warm = result["kinds"]["warm"]["variants"][name]["metrics"]["hit@10"]["value"]
         assert warm == pytest.approx(best[-1]["warm_hit@10"])
         assert re.search(rf"^  {name} ", text, re.M)

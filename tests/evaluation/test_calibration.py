@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from pinsage_jax.evaluation import calibration
-from pinsage_jax.evaluation.calibration import Rivals, validate, with_offset
+from pinsage_jax.evaluation.calibration import Baselines, validate, with_offset
 from pinsage_jax.graph.validation_split import ValidationSplit
 
-RIVALS = Rivals({("warm", 10): 0.2, ("warm", 100): 0.4, ("cold", 10): 0.1, ("cold", 100): 0.3})
+RIVALS = Baselines({("warm", 10): 0.2, ("warm", 100): 0.4, ("cold", 10): 0.1, ("cold", 100): 0.3})
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def test_validation_is_that_of_moved_copies_and_moves_nothing(offset, world):
     before = vectors.copy()
     found = validate(vectors, edgeless, split, RIVALS, offset)
     np.testing.assert_array_equal(vectors, before)
-    assert offset is None or found["cold_offset"] == offset
-    moved = with_offset(vectors, edgeless, found["cold_offset"])
+    assert offset is None or found["cold_start_bias"] == offset
+    moved = with_offset(vectors, edgeless, found["cold_start_bias"])
     rates = calibration._rates(moved, split)
     assert {key: found[f"{key[0]}_hit@{key[1]}"] for key in rates} == rates
 
@@ -51,7 +51,7 @@ def test_the_offset_is_found_between_those_of_the_coarse_grid(monkeypatch, cross
 
     monkeypatch.setattr(calibration, "_rates", rates)
     found = validate(vectors, edgeless, split, RIVALS, None)
-    assert found["cold_offset"] == pytest.approx(crossing, abs=0.0126)
+    assert found["cold_start_bias"] == pytest.approx(crossing, abs=0.0126)
     assert len(tried) <= calibration.OFFSETS_TRIED
 
 
@@ -65,4 +65,4 @@ def test_vectors_are_put_back_after_a_failure(world):
 
 
 def test_nothing_to_compare_with(world):
-    assert validate(*world, Rivals({}), None) == {}
+    assert validate(*world, Baselines({}), None) == {}

@@ -13,7 +13,7 @@ from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import explain as explaining
 from pinsage_jax.export.reader import load_embeddings
-from pinsage_jax.inference.encoder import Encoder, lists_of_some, structure_bases
+from pinsage_jax.inference.encoder import Encoder, lists_of_some, spectral_bases
 from pinsage_jax.sampling.neighborhoods import visit_scores
 from pinsage_jax.stages import pipeline
 from pinsage_jax.stages.embed import split_of
@@ -79,7 +79,7 @@ def test_every_part_against_a_reference(trained, pair, tmp_path, capsys):
 
 def test_weights_are_those_that_the_embedding_pools_over(trained, pair):
     prepared, _, query, target = pair
-    bases = structure_bases(trained, prepared, split_of(trained, prepared))
+    bases = spectral_bases(trained, prepared, split_of(trained, prepared))
     ids, weights = Encoder.over(trained, prepared, prepared.graph, bases).final_lists
     rows = np.array([target, query])
     some_ids, some_weights = lists_of_some(trained, prepared, rows).of(rows.astype(np.int32))

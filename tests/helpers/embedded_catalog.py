@@ -30,7 +30,7 @@ def settings(workdir="unused", *, sampling=None, **model) -> Config:
             | (sampling or {})
         ),
         model=ModelConfig(
-            **{"hidden_dim": 12, "layer_dim": 10, "output_dim": 8, "structure_dim": 4} | model
+            **{"hidden_dim": 12, "layer_dim": 10, "output_dim": 8, "spectral_dim": 4} | model
         ),
         # Blocks as small as the fewest rows have one shape, which is compiled once.
         embed=EmbedConfig(embed_block=4, embed_walks=20),
@@ -77,16 +77,16 @@ def embedded_catalog(root: pathlib.Path):
         dense_columns="look",
         numeric_columns="year",
     )
-    config = dataclasses.replace(settings(root / "work", structure_dim=6), data=data)
+    config = dataclasses.replace(settings(root / "work", spectral_dim=6), data=data)
     config = dataclasses.replace(
-        config, embed=EmbedConfig(embed_walks=500, cold_offset=0.25, shard_rows=50)
+        config, embed=EmbedConfig(embed_walks=500, cold_start_bias=0.25, shard_rows=50)
     )
     prepared = pipeline.prepare(config)
     params = random_params(config, INPUTS, 80)
     state = initial_state(params, make_optimizer(config.train, 1.0))
     meta = {"data": pipeline.identity_of(prepared), "config": dataclasses.asdict(config)}
     with Checkpoints(root / "work" / "checkpoints") as checkpoints:
-        checkpoints.save(3, state, meta, {"score": 1.0, "cold_offset": 0.1})
+        checkpoints.save(3, state, meta, {"score": 1.0, "cold_start_bias": 0.1})
     pipeline.embed(config)
     # Later runs take the offset of the export.
     config = dataclasses.replace(config, embed=EmbedConfig(embed_walks=500, shard_rows=50))

@@ -43,8 +43,12 @@ def pooled(vectors: list[np.ndarray], weights: list[float], width: int, pooling:
 def message(tree, layer, vector, name):
     """ReLU(Q h + q), in the first layer with a vector of the sender's id if it has one."""
     out = dense(tree[f"projections_{layer - 1}"]["Q"], vector)
-    if layer == 1 and "id_messages" in tree and 0 <= name < len(tree["id_messages"]):
-        out = out + np.asarray(tree["id_messages"][name], np.float64)
+    if (
+        layer == 1
+        and "neighbor_embeddings" in tree
+        and 0 <= name < len(tree["neighbor_embeddings"])
+    ):
+        out = out + np.asarray(tree["neighbor_embeddings"][name], np.float64)
     return rectified(out)
 
 

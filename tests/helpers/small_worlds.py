@@ -160,7 +160,7 @@ def make_run(
             "random_negatives": 6,
             "epochs": 4.0,
             "hard_max": 2,
-            "strip_share": 0.0,
+            "edge_dropout": 0.0,
             **(train or {}),
         }
     )
@@ -168,7 +168,7 @@ def make_run(
         features = (np.arange(graph.num_items, dtype=np.float32) + 1.0)[:, None]
     source = NeighborhoodSource(graph, sampling_config, seed, threads)
     if kept:
-        source.keep_all()
+        source.materialize()
     made = random_links(graph, links) if links else None
     lists = NeighborLists(source, model_config.pooling, made, sampling_config.content_kappa)
     inputs = NodeInputs(

@@ -35,7 +35,7 @@ def settings(workdir: str | pathlib.Path, **train) -> Config:
         threads=1,
         world=WORLD,
         sampling=SamplingConfig(num_neighbors=10, num_walks=40, hard_walks=60),
-        model=ModelConfig(hidden_dim=32, layer_dim=32, output_dim=16, structure_dim=16),
+        model=ModelConfig(hidden_dim=32, layer_dim=32, output_dim=16, spectral_dim=16),
         train=TrainConfig(
             **{
                 "batch_size": 64,

@@ -36,7 +36,7 @@ def embedded(run, params, **settings):
 def sampled(run, params, steps):
     """{node: vector} from minibatches that hide and strip nothing."""
     builder = run.builder()
-    num_ids = len(params["params"].get("id_messages", ()))
+    num_ids = len(params["params"].get("neighbor_embeddings", ()))
     model = PinSage(run.model, builder.budgets.rows, num_ids)
     found = {}
     for step in range(steps):

@@ -186,7 +186,7 @@ def test_inference_resumes_layer_by_layer(tmp_path, neighborhood):
 
     expected = embed(ScratchTables())
     plain = embed_all(
-        run.model, params, run.inputs, *run.lists.of_all(), block=5, quiet=True
+        run.model, params, run.inputs, *run.lists.all_rows(), block=5, quiet=True
     ) + np.arange(nodes)[:, None]  # fmt: skip
     np.testing.assert_allclose(expected, plain, atol=1e-5)
     first = Counted(tmp_path, SHARD, False)

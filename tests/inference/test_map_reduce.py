@@ -120,7 +120,9 @@ def test_parameters_travel_as_arrays():
     found = layer_tasks.unpacked(layer_tasks.packed(params))
     assert found["params"].keys() == params["params"].keys()
     np.testing.assert_array_equal(found["params"]["G1"]["kernel"], params["params"]["G1"]["kernel"])
-    np.testing.assert_array_equal(found["params"]["id_messages"], params["params"]["id_messages"])
+    np.testing.assert_array_equal(
+        found["params"]["neighbor_embeddings"], params["params"]["neighbor_embeddings"]
+    )
 
 
 def in_batches(table: pa.Table, size: int) -> list[pa.RecordBatch]:

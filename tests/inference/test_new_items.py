@@ -151,11 +151,11 @@ def full_path(config, prepared, additions, bases, params) -> np.ndarray:
         def gather(self, wanted):
             return inputs[wanted]
 
-    messages = params["params"].get("id_messages")
+    messages = params["params"].get("neighbor_embeddings")
     if messages is not None and everything:
         table = np.zeros((nodes, messages.shape[1]), np.float32)
         table[old_nodes] = messages
-        params = {"params": params["params"] | {"id_messages": table}}
+        params = {"params": params["params"] | {"neighbor_embeddings": table}}
     out = embed_all(config.model, params, Inputs(), ids, weights, block=4, quiet=True)
     return out[items:behind]
 
@@ -168,7 +168,7 @@ CASES = {
     "featureless": {"width": 0, "model": {"num_layers": 2}},
     "featureless without edges": {"width": 0, "edges": []},
     "weighted, max": {"weighted": True, "model": {"pooling": "max", "num_layers": 2}},
-    "no structure, no messages": {"model": {"structure_dim": 0, "id_messages": "off"}},
+    "no structure, no messages": {"model": {"spectral_dim": 0, "neighbor_embeddings": "off"}},
     "links for the edgeless": {"sampling": {"content_limit": 10}, "model": {"num_layers": 2}},
     "collections too": {"sampling": {"neighborhood": "all"}, "model": {"num_layers": 2}},
     "half features": {"dtype": np.float16},
@@ -190,7 +190,7 @@ def test_as_if_they_had_been_in_the_catalog(case, small_rng):
             prepared, features=texts.transform(rows), words=texts.words(rows)
         )
     added = additions_of(case.get("edges", NEW_EDGES), width, weighted, dtype, texts)
-    bases = small_rng.normal(size=(ITEMS, config.model.structure_dim)).astype(np.float32)
+    bases = small_rng.normal(size=(ITEMS, config.model.spectral_dim)).astype(np.float32)
     catalog = Catalog(config, prepared, bases)
     encoder = NewItemEncoder(catalog, added)
     params = random_params(config, catalog.inputs.dim, catalog.num_nodes)
@@ -255,7 +255,7 @@ def test_twins_of_catalog_items(catalog, tmp_path):
     assert table["item_id"].to_pylist() == ["twin3", "twin75", "twin41"]
     assert table.schema.field("embedding").type == pa.list_(pa.float32(), 8)
     assert saved == manifest
-    expected = {"count": 3, "dimension": 8, "step": 3, "cold_offset": 0.25, "without_edges": 1}
+    expected = {"count": 3, "dimension": 8, "step": 3, "cold_start_bias": 0.25, "without_edges": 1}
     assert expected.items() <= manifest.items()
     after = files.checksum(pathlib.Path(config.workdir) / "embeddings/part-00000.parquet")
     assert before == after

@@ -160,12 +160,12 @@ def whole(config, trained, after, bases, params):
         def gather(self, wanted):
             return inputs[wanted]
 
-    messages = params["params"].get("id_messages")
+    messages = params["params"].get("neighbor_embeddings")
     if messages is not None and everything:
         moved = np.zeros((nodes, messages.shape[1]), np.float32)
         moved[:known] = messages[:known]
         moved[items : items + COLLECTIONS] = messages[known:]
-        params = {"params": params["params"] | {"id_messages": moved}}
+        params = {"params": params["params"] | {"neighbor_embeddings": moved}}
     out = embed_all(config.model, params, Inputs(), ids, weights, block=4, quiet=True)
     out[np.flatnonzero(degree[:items] == 0), -1] += OFFSET
     return out
@@ -216,7 +216,7 @@ CASES = {
         "world": {"texts": text_transform(WIDTH, 5)}, "model": {"num_layers": 2},
     },
     "featureless, without places": {
-        "added": ADDED, "world": {"width": 0}, "model": {"structure_dim": 0},
+        "added": ADDED, "world": {"width": 0}, "model": {"spectral_dim": 0},
     },
 }  # fmt: skip
 
@@ -230,7 +230,7 @@ def test_equal_to_whole_inference(case, tmp_path, small_rng):
     added = world.some_edges(added) if isinstance(added, int) else added
     removed = world.some_edges(removed) if removed else ()
     changes, after = world.change(added, removed, case.get("items"))
-    bases = small_rng.normal(size=(ITEMS, config.model.structure_dim)).astype(np.float32)
+    bases = small_rng.normal(size=(ITEMS, config.model.spectral_dim)).astype(np.float32)
     first = CurrentCatalog(config, world.before, world.before, bases)
     params = random_params(config, first.inputs.dim, first.num_nodes)
     vectors, report, _ = updated(config, world, world.before, after, changes, bases, params)

@@ -47,7 +47,9 @@ def fast(gathered: bool, devices: int, **train):
     weights = batch.pair_weights * ~masked.reshape(batch.pair_weights.shape)
     batch = batch._replace(pair_weights=weights.astype(np.float32))
     params = random_params(run.model, run.inputs.dim, run.lists.source.num_nodes)
-    model = PinSage(run.model, builder.budgets.rows, len(params["params"].get("id_messages", ())))
+    model = PinSage(
+        run.model, builder.budgets.rows, len(params["params"].get("neighbor_embeddings", ()))
+    )
 
     def function(params, batch, axis_name=None):
         gradients, total, count = global_gradients(params, batch, model, run.train, axis_name)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pinsage_jax.cpu import ops
-from pinsage_jax.model.layers import Sent
+from pinsage_jax.model.layers import Messages
 from pinsage_jax.model.pooling import pool_neighbors, pool_sent
 
 
@@ -100,7 +100,7 @@ def test_the_product_fused_with_pooling_has_the_same_derivatives(
         for of_inputs in (False, True):
             out, back = jax.vjp(
                 lambda h, k, b, w, fused=of_inputs: pool_sent(
-                    Sent(h, k, b), neighbors, w, "importance", of_inputs=fused
+                    Messages(h, k, b), neighbors, w, "importance", of_inputs=fused
                 ),
                 *(hidden, kernel, bias, weights),
             )

@@ -85,10 +85,10 @@ def test_bases_are_the_singular_vectors_of_the_scaled_graph():
 def test_places_of_many_items_have_fewer_dimensions(most, dim, monkeypatch, tmp_path):
     monkeypatch.setattr(encoder, "MOST_PLACE_NUMBERS", most)
     graph = nasty_graph()
-    config = Config("train", str(tmp_path), 0, 1, model=ModelConfig(structure_dim=4))
+    config = Config("train", str(tmp_path), 0, 1, model=ModelConfig(spectral_dim=4))
     prepared = types.SimpleNamespace(graph=graph, manifest={"fingerprint": "x"})
     split = types.SimpleNamespace(train_graph=graph)
-    assert encoder.structure_bases(config, prepared, split).shape == (graph.num_items, dim)
+    assert encoder.spectral_bases(config, prepared, split).shape == (graph.num_items, dim)
 
 
 def test_digest_tells_graphs_apart():
@@ -125,7 +125,7 @@ def test_released_arrays_read_as_before(tmp_path):
 @pytest.mark.parametrize("layers", [0, 1, 2])
 def test_embeddings_through_tables_on_disk(layers, tmp_path, monkeypatch):
     run = make_run(model={"num_layers": layers})
-    ids, weights = run.lists.of_all()
+    ids, weights = run.lists.all_rows()
     params = random_params(run.model, run.inputs.dim)
     embed = functools.partial(
         embed_all, run.model, params, run.inputs, ids, weights, block=16, quiet=True

@@ -200,8 +200,8 @@ def test_same_lists_whichever_store_and_threads(neighborhood, small_shards, tmp_
         sources["none", 1].lookup(nodes, 3, None, dropped),
     ]
     for (kind, _), source in sources.items():
-        kept = source.keep_all()
-        assert (kept is None) == (kind == "none") and source.keep_all() is kept
+        kept = source.materialize()
+        assert (kept is None) == (kind == "none") and source.materialize() is kept
         found = [
             source.lookup(np.arange(count, dtype=np.int32)),
             source.lookup(nodes, 3, None, dropped),
@@ -262,7 +262,7 @@ def test_key_of_an_empty_graph():
 def test_other_settings_are_kept_apart(small_shards, tmp_path):
     one = NeighborhoodSource(nasty_graph(), SAMPLING, 8, 1, "disk", tmp_path)
     other = one.like(dataclasses.replace(SAMPLING, num_walks=40))
-    first, second = (source.keep_all().take(np.arange(40)) for source in (one, other))
+    first, second = (source.materialize().take(np.arange(40)) for source in (one, other))
     assert not np.array_equal(first[1], second[1])
     assert {path.name for path in tmp_path.iterdir()} == {one.key(), other.key()}
 
@@ -273,7 +273,7 @@ def test_lists_of_all_nodes(kind, small_shards, tmp_path, monkeypatch):
     run = make_run(links=3)
     source = NeighborhoodSource(run.graph, run.sampling, run.seed, 2, kind, tmp_path)
     lists = NeighborLists(source, "importance", run.links, 0.5)
-    ids, weights = lists.of_all()
+    ids, weights = lists.all_rows()
     everyone = np.arange(source.num_nodes, dtype=np.int32)
     wanted_ids, wanted_weights = run.lists.of(everyone)
     assert isinstance(ids, ListColumn) == (kind != "memory")

@@ -637,8 +637,8 @@ def test_kept_lists_equal_walked_ones(wide, neighborhood, resample, monkeypatch)
     walked = NeighborhoodSource(wide, sampling, seed=8, threads=1, store="none")
     kept = NeighborhoodSource(wide, sampling, seed=8, threads=2)
     assert kept.num_nodes == (wide.num_nodes if neighborhood == "all" else wide.num_items)
-    table = kept.keep_all()
-    assert table.ids.shape == (kept.num_nodes, 4) and kept.keep_all() is table
+    table = kept.materialize()
+    assert table.ids.shape == (kept.num_nodes, 4) and kept.materialize() is table
     before = table.ids.copy(), table.counts.copy()
     rng = np.random.default_rng(0)
     nodes = rng.integers(0, kept.num_nodes, 200).astype(np.int32)

@@ -58,7 +58,7 @@ def local_session(loopback):
 
 def make_config(workdir, cluster=None, **sections) -> Config:
     """Default settings of the model but for its widths."""
-    small = {"hidden_dim": 12, "layer_dim": 10, "output_dim": 8, "structure_dim": 5}
+    small = {"hidden_dim": 12, "layer_dim": 10, "output_dim": 8, "spectral_dim": 5}
     return Config(
         mode="embed",
         workdir=str(workdir),
@@ -90,8 +90,8 @@ def make_encoder(config: Config) -> Encoder:
     graph = nasty_graph()
     prepared = make_prepared(graph, unit_features(graph.num_items))
     bases = np.zeros((graph.num_items, 0), np.float32)
-    if config.model.structure_dim:
-        bases = item_bases(graph, config.model.structure_dim, config.seed)
+    if config.model.spectral_dim:
+        bases = item_bases(graph, config.model.spectral_dim, config.seed)
     return Encoder.over(config, prepared, graph, bases)
 
 

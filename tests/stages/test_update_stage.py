@@ -42,7 +42,7 @@ def test_layers_are_found_again_or_deleted(catalog, nothing_computed):  # noqa: 
     layers = pathlib.Path(config.workdir) / "layers"
     assert not layers.exists()
     config = dataclasses.replace(
-        config, embed=dataclasses.replace(config.embed, keep_layers=True, cold_offset=0.25)
+        config, embed=dataclasses.replace(config.embed, keep_layers=True, cold_start_bias=0.25)
     )
     pipeline.embed(config)
     assert {path.name.split(".")[0] for path in layers.glob("*/*")} == {"lists", "vectors"}

@@ -26,7 +26,7 @@ def run_for(loss="softmax", **train):
     return make_run(
         features=FEATURES,
         links=2,
-        train={"loss": loss, "hard_start": "full", "strip_share": 0.2, **train},
+        train={"loss": loss, "hard_start": "full", "edge_dropout": 0.2, **train},
     )
 
 
@@ -58,7 +58,7 @@ def loss_and_gradients(run, params, devices, step):
 
 
 def num_ids_of(params):
-    return len(params["params"].get("id_messages", ()))
+    return len(params["params"].get("neighbor_embeddings", ()))
 
 
 def assert_trees_close(left, right, **tolerance):
@@ -163,7 +163,7 @@ def test_a_batch_in_which_no_pair_counts_moves_nothing():
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_the_step_traces_once_and_learns(devices):
-    run = run_for(warmup_epochs=0.0, learning_rate=3.0, batch_size=8, strip_share=0.0)
+    run = run_for(warmup_epochs=0.0, learning_rate=3.0, batch_size=8, edge_dropout=0.0)
     builder = run.builder(devices)
     params = random_params(run.model, run.inputs.dim, run.lists.source.num_nodes)
     model = PinSage(run.model, builder.budgets.rows, num_ids_of(params))

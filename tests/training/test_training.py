@@ -64,7 +64,7 @@ def config_for(workdir, *, seed=0, sampling=None, model=None, train=None) -> Con
                 "hidden_dim": 32,
                 "layer_dim": 32,
                 "output_dim": 16,
-                "structure_dim": 16,
+                "spectral_dim": 16,
                 **(model or {}),
             }
         ),
@@ -457,7 +457,7 @@ def hit_rates(folder, seed=0):
         folder / "run",
         seed=seed,
         sampling={"content_neighbors": 0},
-        model={"num_layers": 1, "structure_dim": 0, "whiten": 0.0},
+        model={"num_layers": 1, "spectral_dim": 0, "whiten": 0.0},
         train={
             "epochs": 6.0,
             "pairs_per_epoch": 1920,
@@ -465,7 +465,7 @@ def hit_rates(folder, seed=0):
             "validate_every": 30,
             "checkpoint_every": 0,
             "learning_rate": 0.15,
-            "strip_share": 0.0,
+            "edge_dropout": 0.0,
             "decay": 0.8,
         },
     )
@@ -479,7 +479,7 @@ def hit_rates(folder, seed=0):
     prepared = pipeline.prepare(config)
     features = np.array(prepared.features, np.float32)
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
-    # Without --structure_dim there are no bases.
+    # Without --spectral_dim there are no bases.
     bases = np.zeros((len(features), 0), np.float32)
     encoder = Encoder.over(config, prepared, prepared.graph, bases)
     _, params = loop.init_model(config, encoder.inputs.dim, encoder.lists.source.num_nodes)
