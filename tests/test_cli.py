@@ -620,7 +620,7 @@ def test_the_documents_name_flags_that_exist(name):
     known = set(defined()) | {"flagfile", "flag"} | {f"no{flag}" for flag in defined()}
     known |= set(vars(benchmark_options([])))
     # Commands that start a Spark cluster have flags of their own, and so has the compiler.
-    others = re.compile(r".*(spark-class|cluster\.standalone).*|\bXLA_FLAGS=\S+")
+    others = re.compile(r".*(spark-class|spark\.standalone).*|\bXLA_FLAGS=\S+")
     mentioned = set(
         re.findall(r"(?<![\w-])--([a-z]\w*)", others.sub("", (ROOT / name).read_text()))
     )
