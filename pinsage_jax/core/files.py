@@ -11,6 +11,7 @@ itself.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
@@ -30,7 +31,9 @@ import numpy as np
 
 from pinsage_jax.core.errors import UserError
 
-_TEMPORARY_MARK = ".tmp-"
+_TEMPORARY_MARK, _OLD_MARK = ".tmp-", ".tmp-old-"
+# Of Linux's renameat2: paths are relative to the working folder; exchange the two.
+_WORKING_FOLDER, _RENAME_EXCHANGE = -100, 2
 _LEFTOVER = re.compile(r"\.tmp-(old-)?\d+$")
 _CHECKSUM_BLOCK = 1 << 22
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -81,9 +84,9 @@ def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            with open(temporary, "rb") as handle:
-                os.fsync(handle.fileno())
+            _sync(temporary)
             os.replace(temporary, path)
+            _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -92,7 +95,9 @@ def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields an empty temporary folder; swaps it in for `path` on success.
 
-    An older folder at `path` stays readable until the new one is complete.
+    An older folder at `path` stays readable until the new one is complete and on disk.
+    At every moment one of the two is whole: where the system cannot exchange two names in
+    one step, `remove_leftovers` puts the older one back after a kill between two renames.
     """
     path = pathlib.Path(path)
     temporary = _temporary_name(path)
@@ -102,19 +107,49 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         temporary.mkdir()
         try:
             yield temporary
-            if path.exists():
-                discarded = path.with_name(f"{path.name}{_TEMPORARY_MARK}old-{os.getpid()}")
-                os.replace(path, discarded)
-                os.replace(temporary, path)
+            for folder, _, names in os.walk(temporary):
+                for name in [*names, "."]:
+                    _sync(os.path.join(folder, name))
+            if not path.exists():
+                os.rename(temporary, path)
+            elif not _exchange(temporary, path):
+                discarded = path.with_name(f"{path.name}{_OLD_MARK}{os.getpid()}")
+                os.rename(path, discarded)
+                os.rename(temporary, path)
                 shutil.rmtree(discarded, ignore_errors=True)
-            else:
-                os.replace(temporary, path)
+            _sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _sync(path: str | os.PathLike) -> None:
+    """Has what was written to a file, or the names in a folder, reach the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exchange(first: pathlib.Path, second: pathlib.Path) -> bool:
+    """Exchanges two names in one step; False where the system or its disk cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    if renameat2(_WORKING_FOLDER, names[0], _WORKING_FOLDER, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), os.fspath(second))
+
+
 def remove_leftovers(folder: str | os.PathLike) -> int:
     """Deletes what killed processes left half-written directly in a workdir.
+
+    A folder that a process had moved aside, and not yet replaced, gets its name back.
 
     Only for the process that holds the workdir: another's files are in the making.
 
@@ -123,7 +158,10 @@ def remove_leftovers(folder: str | os.PathLike) -> int:
     """
     ours = [path for path in pathlib.Path(folder).iterdir() if _LEFTOVER.search(path.name)]
     for path in ours:
-        if path.is_dir():
+        name, aside, _ = path.name.partition(_OLD_MARK)
+        if aside and not path.with_name(name).exists():
+            os.rename(path, path.with_name(name))
+        elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
