@@ -675,10 +675,13 @@ def test_ci_finds_the_commands_of_the_readme(tmp_path):
 
 
 def test_leftovers_of_killed_runs_are_removed(tmp_path):
+    (tmp_path / "prepared").mkdir()
     for name in ("prepared.tmp-12", "prepared.tmp-old-12"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "part").write_text("half")
     for name in ("eval.json.tmp-7", "mine.tmp-x", "eval.json"):
         (tmp_path / name).write_text("{}")
     assert files.remove_leftovers(tmp_path) == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.json", "mine.tmp-x"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "eval.json", "mine.tmp-x", "prepared",
+    ]  # fmt: skip
