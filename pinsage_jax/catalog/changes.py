@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pinsage_jax.catalog.additions import (
     collection_rows,
@@ -32,10 +33,11 @@ from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.config.tools import UpdateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data import columns as column_values
 from pinsage_jax.data.columns import shown_id
 from pinsage_jax.data.features import FEATURES_FILE, WORDS_FILE, FeatureTransform
 from pinsage_jax.data.ids import IdTable, save_column
-from pinsage_jax.data.tables import open_table
+from pinsage_jax.data.tables import Table, iter_batches, open_table
 from pinsage_jax.graph import csr
 
 _COPIED_ROWS = 1 << 16
@@ -49,6 +51,7 @@ class Changes:
       item_ids, collection_ids: all ids, the new ones last.
       featured: int32 [f] items with features of their own here, known or new.
       features: [f, F] of these; words: int32 [f, 2K] likewise.
+      titles: large_string [N], or None where the catalog has none.
       kept: bool [E], edges that stay as they are, in the order of the items' rows.
       edges: int32 [a, 2] items and collections of edges that are added or weighed anew.
       weights: float32 [a], or None where edges have none.
@@ -61,6 +64,7 @@ class Changes:
     featured: np.ndarray
     features: np.ndarray
     words: np.ndarray
+    titles: pa.Array | None
     kept: np.ndarray
     edges: np.ndarray
     weights: np.ndarray | None
@@ -94,7 +98,7 @@ def read_changes(
         with a table.
     """
     graph = before.graph
-    item_ids, featured, features, words = _read_items(before, features_folder, data, update)
+    item_ids, featured, features, words, titles = _read_items(before, features_folder, data, update)
     weighted = graph.weights is not None
     changed = _read_pairs(update.changed_edges, "changed_edges", data, item_ids, before, weighted)
     removed = _read_pairs(update.removed_edges, "removed_edges", data, item_ids, before, False)
@@ -111,7 +115,10 @@ def read_changes(
         weights = np.zeros(len(wanted), np.float32)
         np.add.at(weights, inverse, changed.weights)
     gone = _keys(removed.pairs, collections)
-    if (row := first(~_within(gone, keys))) is not None:
+    # A collection that the catalog lacks is numbered behind the known ones, as are those
+    # of --changed_edges: its key may be that of another edge.
+    unknown = removed.pairs[:, 1] >= graph.num_collections
+    if (row := first(unknown | ~_within(gone, keys))) is not None:
         raise UserError(f"{removed.named(row)} is not in the catalog; leave it out.")
     if (row := first(np.isin(gone, wanted))) is not None:
         raise UserError(f"{removed.named(row)} is also in --changed_edges; keep one of the two.")
@@ -131,6 +138,7 @@ def read_changes(
         featured,
         features.astype(before.features.dtype),
         words,
+        titles,
         kept,
         _pairs(wanted[~same], collections),
         None if weights is None else weights[~same],
@@ -179,9 +187,8 @@ def write_changed(
             shutil.copyfile(path, folder / "features" / path.name)
     changes.item_ids.save(folder / "item_ids.arrow")
     changes.collection_ids.save(folder / "collection_ids.arrow")
-    if before.titles is not None:
-        absent = pa.nulls(items - graph.num_items, before.titles.type)
-        save_column(folder / "titles.arrow", pa.concat_arrays([before.titles, absent]), "title")
+    if changes.titles is not None:
+        save_column(folder / "titles.arrow", changes.titles, "title")
     for name in ("eval_pairs.npy", "eval_kinds.json", "train_pairs.npy"):
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
@@ -249,18 +256,39 @@ def _read_pairs(
 
 def _read_items(
     before: Prepared, features_folder: pathlib.Path, data: DataConfig, update: UpdateConfig
-) -> tuple[IdTable, np.ndarray, np.ndarray, np.ndarray]:
-    """All ids, and the items of --changed_items with their features and words."""
+) -> tuple[IdTable, np.ndarray, np.ndarray, np.ndarray, pa.Array | None]:
+    """All ids, the items of --changed_items with their features and words, and all titles."""
     if not update.changed_items:
         words = np.empty((0, 0), np.int32) if before.words is None else before.words[:0]
-        return before.item_ids, np.empty(0, np.int32), before.features[:0], words
+        unchanged = np.empty(0, np.int32), before.features[:0], words
+        return before.item_ids, *unchanged, before.titles
     table = open_table(data.path(update.changed_items), "changed_items")
     rows = read_item_rows(table, data, FeatureTransform.load(features_folder))
     known = before.item_ids.lookup(rows.ids.ids)
     fresh = rows.ids.ids.filter(pa.array(known < 0))
     places = np.where(known >= 0, known, len(before.item_ids) + np.cumsum(known < 0) - 1)
     ids = IdTable(pa.concat_arrays([before.item_ids.ids, fresh]))
-    return ids, places.astype(np.int32), rows.features, rows.words
+    titles = _titles(before, table, places, len(ids))
+    return ids, places.astype(np.int32), rows.features, rows.words, titles
+
+
+def _titles(before: Prepared, table: Table, places: np.ndarray, items: int) -> pa.Array | None:
+    """Titles large_string [items]: those of the table's rows at `places`, else as before."""
+    if before.titles is None:
+        return None
+    absent = pa.nulls(items - len(before.titles), before.titles.type)
+    titles = pa.concat_arrays([before.titles, absent])
+    column = before.manifest["title_column"]
+    if column not in table.columns:
+        return titles
+    parts = [
+        column_values.texts(batch.column(column), column, batch.where)
+        for batch in iter_batches(table, [column])
+    ]
+    row = np.full(items, -1, np.int64)
+    row[places] = np.arange(len(places))
+    given = pa.concat_arrays(parts).take(pa.array(np.maximum(row, 0)))
+    return pc.if_else(pa.array(row >= 0), given, titles)
 
 
 def _write_rows(

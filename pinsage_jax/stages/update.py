@@ -8,6 +8,7 @@ computed from.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -16,12 +17,15 @@ from absl import logging
 from pinsage_jax.catalog.changes import read_changes, write_changed
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config
+from pinsage_jax.config.tools import UpdateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data.tables import open_table
 from pinsage_jax.export import writer
 from pinsage_jax.export.quality import recall_of
 from pinsage_jax.inference.current_catalog import CurrentCatalog, fill_tables
 from pinsage_jax.inference.encoder import spectral_bases
+from pinsage_jax.inference.new_item_model import Trained
 from pinsage_jax.inference.tables import KeptTables
 from pinsage_jax.inference.updating import Update
 from pinsage_jax.stages.embed import (
@@ -56,14 +60,7 @@ def update(config: Config) -> dict[str, Any]:
         raise UserError(
             f"{updated} is of another catalog than {workdir / 'prepared'}; delete it and run again."
         )
-    key = _read_key(config)
-    if source == updated:
-        done = files.read_json(updated / writer.FOLDER / writer.MANIFEST)
-        if done.get("changes") == key:
-            logging.info("update: %s holds these changes already", updated)
-            return done
-        logging.info("update: on top of the changes that %s holds", updated)
-    changes = read_changes(before, workdir / "prepared" / "features", config.data, config.update)
+    key, changed = _changes_key(config), config.update
     bases = spectral_bases(config, trained_on, split_of(config, trained_on))
     first = CurrentCatalog(config, trained_on, before, bases)
     nodes = trained_on.graph
@@ -72,6 +69,18 @@ def update(config: Config) -> dict[str, Any]:
         config, trained_on, first.inputs.dim, nodes.num_nodes if everything else nodes.num_items
     )
     trained, form = as_exported(config, trained)
+    made_with = _settings_key(config, trained)
+    if source == updated:
+        done = files.read_json(updated / writer.FOLDER / writer.MANIFEST)
+        if done.get("changes") != key:
+            logging.info("update: on top of the changes that %s holds", updated)
+        elif done.get("made_with") == made_with:
+            logging.info("update: %s holds these changes already", updated)
+            return done
+        else:
+            logging.info("update: %s holds these changes; embedding it anew", updated)
+            changed = UpdateConfig()
+    changes = read_changes(before, workdir / "prepared" / "features", config.data, changed)
 
     def tables(catalog: CurrentCatalog, fingerprint: str) -> KeptTables:
         return kept_tables(config, catalog.graph, trained, fingerprint, keep=True)
@@ -98,6 +107,7 @@ def update(config: Config) -> dict[str, Any]:
                 "ids": after.item_ids.digest(),
                 "data": identity_of(after),
                 "changes": key,
+                "made_with": made_with,
                 "update": report,
             },
             after.collection_ids if everything else None,
@@ -110,14 +120,27 @@ def update(config: Config) -> dict[str, Any]:
     return manifest
 
 
-def _read_key(config: Config) -> str:
-    """What the files of the change hold, whatever catalog they change."""
-    found = []
+def _changes_key(config: Config) -> str:
+    """Hash of the rows that the tables of changes hold, whatever catalog they change.
+
+    Raises:
+      UserError: a table cannot be opened.
+    """
+    found: list[list[str]] = []
     for flag in ("changed_edges", "removed_edges", "changed_items"):
-        path = config.data.path(value) if (value := getattr(config.update, flag)) else None
-        parts = sorted(path.rglob("*")) if path is not None and path.is_dir() else [path]
-        found.append([files.checksum(part) for part in parts if part is not None])
+        value = getattr(config.update, flag)
+        parts = open_table(config.data.path(value), flag).files if value else ()
+        found.append([files.checksum(part) for part in parts])
     return files.fingerprint(found)
+
+
+def _settings_key(config: Config, trained: Trained) -> str:
+    """Hash of the model and of the settings that decide its exported vectors."""
+    embed = dataclasses.asdict(config.embed)
+    for name in ("embed_block", "keep_layers"):
+        del embed[name]
+    sampling = dataclasses.asdict(config.sampling)
+    return files.fingerprint([trained.digest, trained.offset, embed, sampling, config.seed])
 
 
 def _said(report: dict[str, Any]) -> str:

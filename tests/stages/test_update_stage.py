@@ -127,3 +127,34 @@ def test_an_update_of_another_catalog_is_refused(catalog, tmp_path):  # noqa: F8
             pipeline.embed(other)
     finally:
         files.write_sealed(path, saved)
+
+
+def test_the_same_changes_with_another_model_or_export_are_embedded_anew(catalog, tmp_path):  # noqa: F811
+    config, *_ = catalog
+    run = dataclasses.replace(
+        config,
+        update=UpdateConfig(
+            changed_edges=edges_table(tmp_path, "e.csv", [("c3", "i5")]),
+            removed_edges=edges_table(tmp_path, "g.csv", [("c0", "i71")]),
+        ),
+    )
+    first = pipeline.embed(run)
+    coarse = dataclasses.replace(run, embed=dataclasses.replace(run.embed, export_dtype="int8"))
+    second = pipeline.embed(coarse)
+    assert second["made_with"] != first["made_with"] and second["changes"] == first["changes"]
+    assert second["flags"]["export_dtype"] == "int8"
+    # Nothing is applied twice: a removed edge would be refused as unknown.
+    assert second["update"]["edges_added"] == second["update"]["edges_removed"] == 0
+    walked = dataclasses.replace(run.embed, embed_walks=700)
+    assert pipeline.embed(dataclasses.replace(run, embed=walked))["flags"]["embed_walks"] == 700
+
+
+def test_changes_that_are_not_there_are_told_in_a_sentence(catalog, tmp_path):  # noqa: F811
+    config, *_ = catalog
+    missing = UpdateConfig(changed_edges=str(tmp_path / "none.csv"))
+    with pytest.raises(UserError, match=r"--changed_edges=\S+none.csv does not exist"):
+        pipeline.embed(dataclasses.replace(config, update=missing))
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    empty = UpdateConfig(removed_edges=str(tmp_path / "outer"))
+    with pytest.raises(UserError, match=r"is a folder without any \.parquet file"):
+        pipeline.embed(dataclasses.replace(config, update=empty))
