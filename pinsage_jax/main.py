@@ -16,7 +16,7 @@ from absl import flags, logging
 from pinsage_jax import cli
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import logging_setup, signals, workdir
-from pinsage_jax.core.errors import UserError, on_one_line
+from pinsage_jax.core.errors import UserError, printable_message
 from pinsage_jax.cpu import allocator
 from pinsage_jax.distributed import process_group
 
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         with held, process_group.joined(config.hosts, dataclasses.asdict(config)) as group:
             return _run_stage(config, group)
     except UserError as error:
-        print(f"error: {on_one_line(error)}", file=sys.stderr)
+        print(f"error: {printable_message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -60,7 +60,7 @@ def _run_stage(config: Config, group: process_group.ProcessGroup) -> int:
         from pinsage_jax.stages import pipeline
 
         if process_group.is_rank0():
-            files.remove_leftovers(config.workdir)
+            files.remove_temporary_files(config.workdir)
         with contextlib.suppress(signals.Stopped):
             signals.raise_if_stopped()
             getattr(pipeline, config.mode)(config)

@@ -681,7 +681,7 @@ def test_leftovers_of_killed_runs_are_removed(tmp_path):
         (tmp_path / name / "part").write_text("half")
     for name in ("eval.json.tmp-7", "mine.tmp-x", "eval.json"):
         (tmp_path / name).write_text("{}")
-    assert files.remove_leftovers(tmp_path) == 3
+    assert files.remove_temporary_files(tmp_path) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "eval.json", "mine.tmp-x", "prepared",
     ]  # fmt: skip

@@ -1,9 +1,9 @@
-"""Full disks and damaged files: told, named, and nothing half-written or wrong is used.
+"""Full disks and damaged files raise errors that name the file; no incomplete file is used.
 
-A full disk is a limit on the size of files (RLIMIT_FSIZE), which needs no rights and holds
-for whatever library writes; benchmarks/full_disk.py does the same on a real, small disk.
-Checkpoints, stores and exports have tests of their own damage in test_checkpoints.py,
-test_store.py and test_embeddings_io.py.
+A limit on the file size (RLIMIT_FSIZE) stands in for a full disk: it needs no privileges
+and applies to whatever library writes.  benchmarks/full_disk.py does the same on a small
+real disk.  Damaged checkpoints, stores and exports are tested in test_checkpoints.py,
+test_store.py and test_reader.py.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ WORLD = WorldConfig(
 
 
 @contextlib.contextmanager
-def small_disk(most_bytes):
-    """No file of this process can grow beyond `most_bytes`."""
+def small_disk(max_bytes):
+    """Limits every file that this process writes to `max_bytes`."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, before[1]))
     try:
         yield
     finally:
@@ -72,13 +72,13 @@ def bytes_of(folder):
     }
 
 
-@pytest.mark.parametrize("most_bytes", [0, 100, 2_000, 6_000])
-def test_a_full_disk_during_prepare(most_bytes, tmp_path):
-    with small_disk(most_bytes), pytest.raises(UserError, match="No space left while writing"):
+@pytest.mark.parametrize("max_bytes", [0, 100, 2_000, 6_000])
+def test_a_full_disk_during_prepare(max_bytes, tmp_path):
+    with small_disk(max_bytes), pytest.raises(UserError, match="No space left while writing"):
         pipeline.prepare(config_for(tmp_path / "run"))
     left = {path.name for path in (tmp_path / "run").glob("*")}
     assert left <= {"inputs"}, left
-    # With room again the same command does all of it.
+    # With space on the disk the same command succeeds.
     assert pipeline.prepare(config_for(tmp_path / "run")).graph.num_items == 60
 
 
@@ -101,7 +101,7 @@ def test_the_program_ends_with_2_on_a_full_disk(tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_every_kind_of_full_disk_is_a_sentence(code, tmp_path):
+def test_every_kind_of_full_disk_is_a_user_error(code, tmp_path):
     with (
         pytest.raises(UserError, match=rf"No space left while writing {tmp_path} \(.+\); free"),
         files.reported_os_errors(tmp_path),
@@ -109,7 +109,7 @@ def test_every_kind_of_full_disk_is_a_sentence(code, tmp_path):
         raise OSError(code, "what the system says")
 
 
-def test_an_array_that_does_not_fit_is_a_sentence_and_leaves_the_old_one(tmp_path):
+def test_a_failed_write_of_an_array_keeps_the_old_file(tmp_path):
     files.write_array(tmp_path / "a.npy", np.arange(3))
     with small_disk(1000), pytest.raises(UserError, match=r"No space left while writing .*a\.npy"):
         files.write_array(tmp_path / "a.npy", np.zeros((1000, 3)))
@@ -125,30 +125,30 @@ def test_arrays_are_read_as_they_were_written(array, tmp_path):
     assert found.dtype == array.dtype and found.shape == array.shape
 
 
-def test_a_checkpoint_asks_for_its_room_first(tmp_path, monkeypatch):
+def test_a_checkpoint_checks_the_free_space_before_it_writes(tmp_path, monkeypatch):
     state = {"w": np.zeros(1 << 16, np.float32)}
-    with Checkpoints(tmp_path / "checkpoints") as kept:
-        kept.save(1, state, {})
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, state, {})
         usage = shutil.disk_usage(tmp_path)
         for free, fits in ((1 << 18, False), ((1 << 18) * 3, True)):
             monkeypatch.setattr(shutil, "disk_usage", lambda _, f=free: usage._replace(free=f))
             if fits:
-                kept.save(2, state, {})
+                checkpoints.save(2, state, {})
                 continue
             with pytest.raises(UserError, match=r"No space left while writing .*checkpoints"):
-                kept.save(2, state, {})
-            assert kept.latest_step() == 1
-    assert kept.steps() == [1, 2]
+                checkpoints.save(2, state, {})
+            assert checkpoints.latest_step() == 1
+    assert checkpoints.steps() == [1, 2]
 
 
-def test_a_mapped_file_takes_its_room_at_once(tmp_path):
+def test_new_array_allocates_its_disk_space_at_once(tmp_path):
     array = files.new_array(tmp_path / "a.npy", np.int64, (1000, 3))
     assert (tmp_path / "a.npy").stat().st_blocks * 512 >= array.nbytes
     assert array.shape == (1000, 3) and array.dtype == np.int64 and not array.any()
     array[5] = 7
     array.flush()
     assert files.read_array(tmp_path / "a.npy")[5].tolist() == [7, 7, 7]
-    # Otherwise the first write beyond the room would kill the process without a word.
+    # Otherwise the first write to an unallocated page would kill the process with SIGBUS.
     with small_disk(1000), pytest.raises(OSError) as caught:
         files.new_array(tmp_path / "b.npy", np.int64, (1000, 3))
     assert caught.value.errno == errno.EFBIG
@@ -177,21 +177,19 @@ def damage(path, way):
     elif way == "gone":
         path.unlink()
     else:
-        spoilt = bytearray(whole)
-        spoilt[len(whole) // 2] ^= 1
-        path.write_bytes(bytes(spoilt))
+        corrupted = bytearray(whole)
+        corrupted[len(whole) // 2] ^= 1
+        path.write_bytes(bytes(corrupted))
 
 
-def test_every_prepared_file_is_listed(world):
+def test_the_list_of_prepared_files_is_complete(world):
     found = set(bytes_of(world / "prepared"))
     assert set(PREPARED) == found
 
 
 @pytest.mark.parametrize("way", ["middle", "cut", "gone"])
 @pytest.mark.parametrize("name", PREPARED)
-def test_a_damaged_prepared_file_is_refused_by_name_and_made_again(
-    name, way, world, workdir, caplog
-):
+def test_a_damaged_prepared_file_is_named_and_written_again(name, way, world, workdir, caplog):
     path = workdir / "prepared" / name
     damage(path, way)
     with pytest.raises(UserError) as caught:
@@ -200,14 +198,14 @@ def test_a_damaged_prepared_file_is_refused_by_name_and_made_again(
     assert str(named) in str(caught.value) and "\n" not in str(caught.value)
     pipeline.prepare(config_for(workdir))
     again, before = bytes_of(workdir / "prepared"), bytes_of(world / "prepared")
-    # The manifest names the inputs, which lie in the workdir.
+    # The manifest holds the paths of the inputs, which are in the workdir.
     again.pop("manifest.json"), before.pop("manifest.json")
     assert again == before
     if name != "manifest.json":
         assert any(str(path) in record.getMessage() for record in caplog.records)
 
 
-def test_intact_files_are_read_once_and_changed_ones_again(tmp_path, monkeypatch):
+def test_verified_files_are_read_once_and_changed_files_again(tmp_path, monkeypatch):
     read = []
     checksum = files.checksum
     monkeypatch.setattr(files, "checksum", lambda path: read.append(path.name) or checksum(path))
@@ -223,7 +221,7 @@ def test_intact_files_are_read_once_and_changed_ones_again(tmp_path, monkeypatch
     (tmp_path / "b").write_text("c")
     with pytest.raises(UserError, match="b is damaged"):
         files.verify_checksums(tmp_path, wanted)
-    # A file that has only just been written is not trusted: it may change within one tick.
+    # A file written just now is read each time: it may change without a new mtime.
     (tmp_path / "b").write_text("b")
     files.verify_checksums(tmp_path, wanted)
     files.verify_checksums(tmp_path, wanted)
@@ -232,7 +230,7 @@ def test_intact_files_are_read_once_and_changed_ones_again(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", ["manifest.json", "bases.npy"])
 @pytest.mark.parametrize("way", ["middle", "cut", "gone"])
-def test_damaged_places_in_the_graph_are_computed_again(name, way, tmp_path, caplog):
+def test_damaged_spectral_features_are_computed_again(name, way, tmp_path, caplog):
     rng = np.random.default_rng(0)
     edges = rng.integers(0, 12, (2, 60)).astype(np.int32)
     graph = Graph.from_edges(edges[0], edges[1] % 6, 12, 6)
@@ -242,15 +240,15 @@ def test_damaged_places_in_the_graph_are_computed_again(name, way, tmp_path, cap
     with caplog.at_level(logging.WARNING):
         again = spectral.saved_bases(tmp_path, graph, 4, 0, "mark")
     np.testing.assert_array_equal(first, again)
-    # Without its manifest a folder is as good as none.
+    # A folder without a manifest counts as absent, so there is nothing to report.
     assert (str(path) in caplog.text) == ((name, way) != ("manifest.json", "gone"))
 
 
-def test_sealed_files(tmp_path):
+def test_json_with_a_checksum(tmp_path):
     value = {"a": [1, 2.5, None], "b": {"c": "é"}}
-    files.write_sealed(tmp_path / "m.json", value)
-    assert files.read_sealed(tmp_path / "m.json") == value
+    files.write_checked_json(tmp_path / "m.json", value)
+    assert files.read_checked_json(tmp_path / "m.json") == value
     for other in ([], {}, value, {**json.loads((tmp_path / "m.json").read_text()), "a": []}):
         files.write_json(tmp_path / "m.json", other)
-        with pytest.raises(UserError, match=r"m\.json is damaged \(its seal does not fit\)"):
-            files.read_sealed(tmp_path / "m.json")
+        with pytest.raises(UserError, match=r"m\.json is damaged \(its checksum does not match\)"):
+            files.read_checked_json(tmp_path / "m.json")

@@ -1,7 +1,7 @@
-"""The rules of the house, read from the syntax trees of the package.
+"""Rules for the source of the package, checked on its syntax trees.
 
-Each rule is a function from a module's name and tree to complaints, so that it can
-be tried on a bad example as well as on the package.
+Each rule is a function from a module's name and tree to complaints, so that the tests
+can run it on a bad example as well as on the package.
 """
 
 import ast
@@ -128,7 +128,7 @@ def own_imports(tree: ast.Module, modules: dict[str, ast.Module]) -> set[str]:
 def direction_complaints(name: str, tree: ast.Module, modules: dict[str, ast.Module]) -> list[str]:
     here = name.split(".")[0]
     if here not in RANK:
-        return [f"{here} has no place in ORDER"]
+        return [f"{here} is not listed in ORDER"]
     return [
         f"{name} imports {other}"
         for other in sorted(own_imports(tree, modules))
@@ -228,7 +228,7 @@ def test_every_module_that_must_do_without_jax_exists():
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_house_rules(name):
+def test_source_rules(name):
     tree = MODULES[name]
     assert device_complaints(name, tree) == []
     assert flag_complaints(name, tree) == []
@@ -285,7 +285,7 @@ def test_every_mode_is_a_stage():
         "from numba import njit, prange\n@njit(nogil=True)\ndef f():\n  for i in prange(3): pass",
     ],
 )
-def test_the_kernel_rule_bites(source):
+def test_the_kernel_rule_finds_bad_examples(source):
     assert kernel_complaints("x", ast.parse(source))
     assert not kernel_complaints("x", ast.parse("@njit(nogil=True)\ndef f(): pass"))
 
@@ -302,7 +302,7 @@ def test_the_kernel_rule_bites(source):
         "pd.read_pickle(p)",
     ],
 )
-def test_the_pickle_rule_bites(source):
+def test_the_pickle_rule_finds_bad_examples(source):
     assert pickle_complaints("x", ast.parse(source))
     assert not pickle_complaints("x", ast.parse("np.load(p, allow_pickle=False)"))
 
@@ -311,7 +311,7 @@ def test_the_pickle_rule_bites(source):
     "source",
     ["jax.pmap(f)", "from jax import pmap", "from jax.sharding import NamedSharding as N"],
 )
-def test_the_device_rule_bites(source):
+def test_the_device_rule_finds_bad_examples(source):
     assert device_complaints("training.loop", ast.parse(source))
     assert not device_complaints("distributed.devices", ast.parse(source))
 
@@ -319,12 +319,12 @@ def test_the_device_rule_bites(source):
 @pytest.mark.parametrize(
     "source", ["from absl import flags", "import absl.app", "from absl.flags import DEFINE_flag"]
 )
-def test_the_flag_rule_bites(source):
+def test_the_flag_rule_finds_bad_examples(source):
     assert flag_complaints("graph.csr", ast.parse(source))
     assert not flag_complaints("graph.csr", ast.parse("from absl import logging"))
 
 
-def test_the_import_rules_bite():
+def test_the_import_rules_find_bad_examples():
     sources = {
         "graph": '"""G."""',
         "graph.csr": "from pinsage_jax.sampling.walks import walk",
@@ -337,6 +337,6 @@ def test_the_import_rules_bite():
     complaints = {n: direction_complaints(n, tree, modules) for n, tree in modules.items()}
     assert complaints["graph.csr"] == ["graph.csr imports sampling.walks"]
     assert complaints["sampling.walks"] == ["sampling.walks imports training"]
-    assert complaints["odd"] == ["odd has no place in ORDER"]
+    assert complaints["odd"] == ["odd is not listed in ORDER"]
     assert jax_complaints("graph.csr", modules) == ["graph.csr reaches training, which imports jax"]
     assert jax_complaints("graph", modules) == []

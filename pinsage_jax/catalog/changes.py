@@ -215,7 +215,7 @@ def write_changed(
         "collection_digest": changes.collection_ids.digest(),
         "checksums": files.checksums(folder, names),
     }
-    files.write_sealed(folder / "manifest.json", manifest)
+    files.write_checked_json(folder / "manifest.json", manifest)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -116,7 +116,7 @@ def open_prepared(workdir: str | pathlib.Path) -> Prepared:
     folder = pathlib.Path(workdir) / _FOLDER
     if not (folder / "manifest.json").exists():
         raise UserError(f"{folder} holds no prepared data; run --mode=prepare first.")
-    manifest = files.read_sealed(folder / "manifest.json")
+    manifest = files.read_checked_json(folder / "manifest.json")
     if manifest.get("format") != _FORMAT:
         raise UserError(f"{folder} has another format; delete it and run --mode=prepare again.")
     titles = train_pairs = None
@@ -245,7 +245,7 @@ def _write(
         # The graph's own manifest has the checksums of its arrays.
         if path.is_file() and (path.parent != graph_folder or path.suffix == ".json")
     )
-    files.write_sealed(
+    files.write_checked_json(
         folder / "manifest.json",
         {
             "format": _FORMAT,

@@ -1,1 +1,1 @@
-"""What every other folder stands on: errors, files, workdirs, logging, signals."""
+"""Utilities that know nothing of PinSage: errors, files, workdirs, logging, signals, costs."""

@@ -1,9 +1,9 @@
-"""What a run cost: seconds by stage, device-seconds, items, pairs, waiting, memory.
+"""The costs of a run: seconds per stage, device-seconds, items, pairs, waiting, memory.
 
-A Costs is filled while stages run and told in one line at the end; `save` leaves the
-numbers in WORKDIR/costs.json, which `--mode=compare` reads.  Seconds are wall-clock
-time; device-seconds are those times the number of devices, whether they were busy or
-not, because that is what a machine is paid for.
+The stages fill in a Costs while they run; the program logs its `summary` at the end, and
+`save` writes the numbers to WORKDIR/costs.json, which `--mode=compare` reads.  Seconds
+are wall-clock time.  Device-seconds are wall-clock seconds times the number of devices,
+busy or idle, because a rented machine is paid for in both cases.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _GIB = 2**30
 
 
 def peak_memory() -> int:
-    """Most bytes that this process has held in memory so far (resident, host)."""
-    # Linux counts in KiB.
+    """Peak resident set size of this process on the host, in bytes."""
+    # Linux reports ru_maxrss in KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
@@ -33,12 +33,13 @@ class Costs:
     """The costs of one command so far.
 
     Attributes:
-      seconds: by stage, in the order in which they ran.
-      cpu_seconds: likewise, of all threads: about the same however busy the machine is.
-      devices: devices that training uses; 0 until it is known.
-      items: items embedded.
-      pairs: training pairs computed, repetitions counted.
-      wait_share: share of the time of training, validations left out, in which the
+      seconds: wall-clock seconds per stage, in the order in which the stages ran.
+      cpu_seconds: CPU seconds per stage, summed over all threads; unlike `seconds` they
+        hardly depend on how busy the machine is.
+      devices: number of devices that training uses; 0 until it is known.
+      items: number of items embedded.
+      pairs: number of training pairs processed; a repeated pair counts each time.
+      wait_share: fraction of the training time, validation excluded, in which the
         device waited for batches; None without training.
     """
 
@@ -51,7 +52,7 @@ class Costs:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the time inside to a stage."""
+        """Adds the time spent in the block to the stage `name`."""
         start, cpu = time.perf_counter(), time.process_time()
         try:
             yield
@@ -61,7 +62,7 @@ class Costs:
             self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + spent
 
     def values(self) -> dict[str, Any]:
-        """Everything as JSON."""
+        """The content of costs.json."""
         total = sum(self.seconds.values())
         return {
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
@@ -75,18 +76,18 @@ class Costs:
             "peak_memory_bytes": peak_memory(),
         }
 
-    def line(self) -> str:
-        """The run in one line."""
-        told = self.values()
+    def summary(self) -> str:
+        """The costs in one line of text."""
+        values = self.values()
         stages = ", ".join(f"{name} {value:.0f} s" for name, value in self.seconds.items())
-        parts = [f"{told['device_seconds']:.0f} device-seconds ({stages})"]
+        parts = [f"{values['device_seconds']:.0f} device-seconds ({stages})"]
         if self.pairs:
             parts.append(f"{self.pairs:,} pairs")
         if self.wait_share is not None:
             parts.append(f"device waited {self.wait_share:.0%} of training")
         if self.items:
             parts.append(f"{self.items:,} items embedded")
-        parts.append(f"peak memory {told['peak_memory_bytes'] / _GIB:.2f} GiB")
+        parts.append(f"peak memory {values['peak_memory_bytes'] / _GIB:.2f} GiB")
         return "; ".join(parts)
 
     def save(self, workdir: str | pathlib.Path) -> None:

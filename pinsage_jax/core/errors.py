@@ -1,20 +1,20 @@
-"""The one exception that a person can cause.
+"""UserError, the exception for bad input.
 
-Everything a user can get wrong (a missing file, a wrong column, a bad flag) is
-raised as :class:`UserError` with one sentence that names the file, row or flag
-and the fix.  ``main`` prints that sentence and exits with code 2; any other
-exception is a bug of ours and keeps its traceback.
+A missing file, a wrong column or a bad flag raises :class:`UserError` with one
+sentence that names the file, row or flag and the fix.  ``main`` prints that sentence
+and exits with code 2; any other exception is a bug in the program and keeps its
+traceback.
 """
 
 
 class UserError(Exception):
-    """One sentence for the person at the keyboard; never wraps a traceback."""
+    """Bad input: one sentence for the user, printed without a traceback."""
 
 
-def on_one_line(error: UserError) -> str:
-    """The sentence as a terminal may have it.
+def printable_message(error: UserError) -> str:
+    """The error's message with every non-printable character escaped.
 
-    Ids, columns and paths come from files: a newline or an escape sequence in one of them
-    is spelled out.
+    Messages quote ids, columns and paths that come from files; a newline or a terminal
+    escape sequence in one of them must not reach the terminal.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))

@@ -1,11 +1,10 @@
-"""Files that are whole or absent: write beside, then rename.
+"""Atomic writes, ``.npy`` arrays, JSON and checksums for the files of a workdir.
 
-Nothing under a workdir is ever half-written.  A file is written under a
-temporary name in the same folder and renamed; a folder likewise.  Arrays are
-plain ``.npy`` files (never pickles), JSON is sorted and indented, and every
-group of arrays has a manifest with a CRC-32 per file, so that a truncated or
-bit-flipped file is named instead of used; the manifest is sealed with a hash of
-itself.
+A file or folder is written under a temporary name in the same parent folder and then
+renamed, so that no file under its final name is ever incomplete.  Arrays are plain
+``.npy`` files (never pickles); JSON is sorted and indented.  Each group of arrays has a
+manifest with a CRC-32 per file, so that a truncated or bit-flipped file raises an error
+that names it; a manifest also holds a checksum of itself.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ import numpy as np
 from pinsage_jax.core.errors import UserError
 
 _TEMPORARY_MARK, _OLD_MARK = ".tmp-", ".tmp-old-"
-# Of Linux's renameat2: paths are relative to the working folder; exchange the two.
-_WORKING_FOLDER, _RENAME_EXCHANGE = -100, 2
+# AT_FDCWD and RENAME_EXCHANGE, arguments of Linux's renameat2.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _LEFTOVER = re.compile(r"\.tmp-(old-)?\d+$")
 _CHECKSUM_BLOCK = 1 << 22
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# A file changed again this soon may keep its time of change: clocks of files are coarse.
+# File timestamps are coarse: a file modified again within this time may keep its mtime.
 _RECENT_NS = 2 * 10**9
-# (size, time of change, inode, checksum) of files that this process has found intact.
-_intact: dict[pathlib.Path, tuple[int, int, int, str]] = {}
+# (size, mtime, inode, checksum) of the files that this process has already verified.
+_verified: dict[pathlib.Path, tuple[int, int, int, str]] = {}
 
 
 @contextlib.contextmanager
 def reported_os_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Turns a full disk or a read-only place into one sentence naming `path`."""
+    """Raises UserError naming `path` for a full disk or a path that cannot be written."""
     try:
         yield
     except OSError as error:
@@ -61,11 +60,14 @@ def reported_os_errors(path: str | os.PathLike) -> Iterator[None]:
         raise
 
 
-def require_room(folder: str | os.PathLike, size: int) -> None:
-    """Raises OSError (no space left) where `folder` has no room for arrays of `size` bytes.
+def require_free_space(folder: str | os.PathLike, size: int) -> None:
+    """Checks that the disk of `folder` can hold arrays of `size` bytes plus 5% and 64 KiB.
 
-    With a twentieth and 64 KiB for what is written beside them.  For writers that cope
-    badly with a disk that fills up under them.
+    The margin covers the metadata written beside the arrays.  It is for writers that do
+    not report a full disk themselves.
+
+    Raises:
+      OSError: ENOSPC, too little space is free.
     """
     if shutil.disk_usage(folder).free < size + size // 20 + (1 << 16):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -93,11 +95,12 @@ def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields an empty temporary folder; swaps it in for `path` on success.
+    """Yields an empty temporary folder; renames it to `path` when the block succeeds.
 
-    An older folder at `path` stays readable until the new one is complete and on disk.
-    At every moment one of the two is whole: where the system cannot exchange two names in
-    one step, `remove_leftovers` puts the older one back after a kill between two renames.
+    A folder that already exists at `path` stays readable until the new one is complete and
+    synced to disk; then the two are exchanged in one step.  On a file system without that
+    operation there are two renames, and after a kill between them `remove_temporary_files`
+    restores the old folder.
     """
     path = pathlib.Path(path)
     temporary = _temporary_name(path)
@@ -123,7 +126,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def _sync(path: str | os.PathLike) -> None:
-    """Has what was written to a file, or the names in a folder, reach the disk."""
+    """Flushes a file's content, or a folder's entries, to the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -132,13 +135,13 @@ def _sync(path: str | os.PathLike) -> None:
 
 
 def _exchange(first: pathlib.Path, second: pathlib.Path) -> bool:
-    """Exchanges two names in one step; False where the system or its disk cannot."""
+    """Atomically exchanges two paths; False if the system or file system does not support it."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:
         return False
     names = os.fsencode(first), os.fsencode(second)
-    if renameat2(_WORKING_FOLDER, names[0], _WORKING_FOLDER, names[1], _RENAME_EXCHANGE) == 0:
+    if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
         return True
     number = ctypes.get_errno()
     if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
@@ -146,26 +149,26 @@ def _exchange(first: pathlib.Path, second: pathlib.Path) -> bool:
     raise OSError(number, os.strerror(number), os.fspath(second))
 
 
-def remove_leftovers(folder: str | os.PathLike) -> int:
-    """Deletes what killed processes left half-written directly in a workdir.
+def remove_temporary_files(folder: str | os.PathLike) -> int:
+    """Deletes the temporary files and folders that killed processes left in `folder`.
 
-    A folder that a process had moved aside, and not yet replaced, gets its name back.
-
-    Only for the process that holds the workdir: another's files are in the making.
+    A folder that `atomic_folder` had renamed and not yet replaced gets its name back.  Only
+    direct children are looked at.  Only the process that holds the workdir's lock may call
+    it; otherwise it would delete files that another process is still writing.
 
     Returns:
-      How many files and folders were deleted.
+      The number of files and folders deleted or restored.
     """
-    ours = [path for path in pathlib.Path(folder).iterdir() if _LEFTOVER.search(path.name)]
-    for path in ours:
-        name, aside, _ = path.name.partition(_OLD_MARK)
-        if aside and not path.with_name(name).exists():
+    leftovers = [path for path in pathlib.Path(folder).iterdir() if _LEFTOVER.search(path.name)]
+    for path in leftovers:
+        name, was_renamed, _ = path.name.partition(_OLD_MARK)
+        if was_renamed and not path.with_name(name).exists():
             os.rename(path, path.with_name(name))
         elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    return len(ours)
+    return len(leftovers)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -176,7 +179,11 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file; a damaged one raises UserError naming it."""
+    """Reads a JSON file.
+
+    Raises:
+      UserError: the file does not exist or is not valid JSON.
+    """
     try:
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -185,26 +192,32 @@ def read_json(path: str | os.PathLike) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and run again.") from None
 
 
-def write_sealed(path: str | os.PathLike, value: dict[str, Any]) -> None:
-    """Writes a manifest: JSON with a hash of itself under "seal"."""
-    write_json(path, value | {"seal": fingerprint(value)})
+def write_checked_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
+    """Writes `value` as JSON together with its own hash under the key "checksum"."""
+    write_json(path, value | {"checksum": fingerprint(value)})
 
 
-def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads what write_sealed wrote, without the seal; UserError names a damaged file."""
+def read_checked_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads a file of write_checked_json and returns its value without the checksum.
+
+    Raises:
+      UserError: the file does not exist, is not valid JSON, or does not match its checksum.
+    """
     value = read_json(path)
-    seal = value.pop("seal", None) if isinstance(value, dict) else None
-    if seal != fingerprint(value):
-        raise UserError(f"{path} is damaged (its seal does not fit); delete it and run again.")
+    checksum = value.pop("checksum", None) if isinstance(value, dict) else None
+    if checksum != fingerprint(value):
+        raise UserError(
+            f"{path} is damaged (its checksum does not match); delete it and run again."
+        )
     return value
 
 
 def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
     """Writes one ``.npy`` file atomically."""
     with atomic_file(path) as temporary, open(temporary, "wb") as handle:
-        # Into a file NumPy writes by itself and does not say why it could not.
-        plain = types.SimpleNamespace(write=handle.write)
-        np.save(plain, array, allow_pickle=False)
+        # NumPy writes to a real file with tofile, whose errors lack the errno.
+        writer = types.SimpleNamespace(write=handle.write)
+        np.save(writer, array, allow_pickle=False)
 
 
 def read_array(path: str | os.PathLike, *, mmap: bool = True) -> np.ndarray:
@@ -219,7 +232,7 @@ def read_array(path: str | os.PathLike, *, mmap: bool = True) -> np.ndarray:
             array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
         except ValueError:
             array = np.load(path, allow_pickle=False)
-        # A zip archive opens as something else that would only fail later.
+        # np.load opens a zip archive as an NpzFile, which would fail later.
         if not isinstance(array, np.ndarray):
             array.close()
             raise ValueError("an archive and not one array")
@@ -231,25 +244,26 @@ def read_array(path: str | os.PathLike, *, mmap: bool = True) -> np.ndarray:
 
 
 def new_array(path: str | os.PathLike, dtype: type | np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    """A new ``.npy`` file of zeros, memory-mapped to be filled.
+    """Creates a ``.npy`` file of zeros and memory-maps it for writing.
 
     Raises:
-      OSError: the disk has no room for all of it (see reported_os_errors).
+      OSError: the disk has too little space for the array (see reported_os_errors).
     """
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
-    # So that a full disk is told here and not by a signal at the first write.
+    # Allocates the blocks now: on a full disk a write to the map would raise SIGBUS.
     with open(path, "r+b") as handle:
         os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
     return array
 
 
 def release(array: np.ndarray | None) -> None:
-    """Gives the memory of an array mapped from a file back until it is read again.
+    """Drops the resident pages of a memory-mapped array (MADV_DONTNEED).
 
-    What was written to it is in the file.  Does nothing to an array in memory.
+    The next read loads them from the file again; written values are kept in the file.
+    For an array in ordinary memory, or None, it does nothing.
     """
     mapped = getattr(array, "_mmap", None)
-    # A private copy ("c") would lose what was written.
+    # A copy-on-write map (mode "c") would lose the values written to it.
     if mapped is not None and getattr(array, "mode", None) != "c":
         mapped.madvise(mmap.MADV_DONTNEED)
 
@@ -257,21 +271,26 @@ def release(array: np.ndarray | None) -> None:
 def scratch_array(
     shape: tuple[int, ...],
     folder: str | os.PathLike | None,
-    most_bytes: int,
+    max_bytes: int,
     dtype: Any = np.float32,
 ) -> np.ndarray:
-    """An array to be filled: in memory, or in a nameless file if it is larger.
+    """An uninitialized array in memory, or in an unnamed temporary file if it is large.
 
     Args:
-      folder: where the file lies until nothing refers to the array any more; without
-        one the array is always in memory.
-      most_bytes: what may be in memory.
+      shape: shape of the array.
+      folder: folder of the temporary file, which exists as long as the array does; None
+        keeps the array in memory whatever its size.
+      max_bytes: largest size in bytes of an array in memory.
+      dtype: dtype of the array.
+
+    Raises:
+      UserError: the disk of `folder` is full, or the folder cannot be written.
     """
     size = np.dtype(dtype).itemsize * int(np.prod(shape))
-    if folder is None or size <= most_bytes:
+    if folder is None or size <= max_bytes:
         return np.empty(shape, dtype)
     with reported_os_errors(folder), tempfile.TemporaryFile(dir=os.fspath(folder)) as handle:
-        # So that a full disk is told here and not by a signal at the first write.
+        # Allocates the blocks now: on a full disk a write to the map would raise SIGBUS.
         os.posix_fallocate(handle.fileno(), 0, size)
         return np.memmap(handle, dtype, "r+", shape=shape)
 
@@ -286,35 +305,39 @@ def checksum(path: str | os.PathLike) -> str:
 
 
 def checksums(folder: str | os.PathLike, names: list[str]) -> dict[str, str]:
-    """Checksums of the named files of a folder, for its manifest."""
+    """CRC-32 of each named file of `folder`, for its manifest."""
     return {name: checksum(pathlib.Path(folder) / name) for name in names}
 
 
 def verify_checksums(folder: str | os.PathLike, expected: dict[str, str]) -> None:
-    """Raises UserError naming the first file that is missing or differs.
+    """Compares files with the checksums of their manifest.
 
-    A file is read once by a process: again only if its size or time has changed.
+    A process reads each file once; it reads it again only if its size, mtime or inode
+    has changed.
+
+    Raises:
+      UserError: names the first file that is missing or differs.
     """
-    for name, wanted in expected.items():
+    for name, expected_checksum in expected.items():
         path = pathlib.Path(folder) / name
         if not path.exists():
             raise UserError(
                 f"{path} is missing although its manifest lists it; delete {folder} and run again."
             )
-        about, real = path.stat(), path.resolve()
-        state = (about.st_size, about.st_mtime_ns, about.st_ino, wanted)
-        if _intact.get(real) == state:
+        stat, resolved = path.stat(), path.resolve()
+        state = (stat.st_size, stat.st_mtime_ns, stat.st_ino, expected_checksum)
+        if _verified.get(resolved) == state:
             continue
-        if (found := checksum(path)) != wanted:
+        if (actual := checksum(path)) != expected_checksum:
             raise UserError(
-                f"{path} is damaged (checksum {found}, manifest says {wanted}); "
+                f"{path} is damaged (checksum {actual}, manifest says {expected_checksum}); "
                 f"delete {folder} and run again."
             )
-        if time.time_ns() - about.st_mtime_ns > _RECENT_NS:
-            _intact[real] = state
+        if time.time_ns() - stat.st_mtime_ns > _RECENT_NS:
+            _verified[resolved] = state
 
 
 def fingerprint(value: Any) -> str:
-    """A short stable hash of a JSON-like value, to tell settings apart."""
+    """First 16 hexadecimal digits of the SHA-256 of `value` as sorted JSON."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

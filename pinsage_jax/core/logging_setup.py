@@ -1,4 +1,4 @@
-"""Messages on stderr: a time and a sentence; libraries are heard from warnings up."""
+"""Logging to stderr: time and message per line; other libraries log warnings and errors only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pathlib
 
 from absl import logging
 
-_HERE = str(pathlib.Path(__file__).resolve().parents[1]) + os.sep
-_CHATTY = ("numba", "jax", "matplotlib")
+_PACKAGE_FOLDER = str(pathlib.Path(__file__).resolve().parents[1]) + os.sep
+_VERBOSE_LIBRARIES = ("numba", "jax", "matplotlib")
 
 
-class _Line(standard.Formatter):
+class _Formatter(standard.Formatter):
     def format(self, record: standard.LogRecord) -> str:
         text = f"{self.formatTime(record, '%H:%M:%S')} "
         if record.levelno >= standard.WARNING:
@@ -24,19 +24,19 @@ class _Line(standard.Formatter):
 
 
 def _is_wanted(record: standard.LogRecord) -> bool:
-    # Libraries such as Orbax log through absl too, so the logger's name tells nothing.
-    return record.levelno >= standard.WARNING or record.pathname.startswith(_HERE)
+    # Orbax logs through absl too, so the path tells our records apart and the name does not.
+    return record.levelno >= standard.WARNING or record.pathname.startswith(_PACKAGE_FOLDER)
 
 
 def set_up(verbosity: str) -> None:
-    """Sends messages from `verbosity` (debug, info, warning, error) up to stderr."""
+    """Logs to stderr at level `verbosity` (debug, info, warning or error) and above."""
     logging.use_absl_handler()
     logging.set_verbosity(verbosity)
     handler = logging.get_absl_handler()
-    handler.setFormatter(_Line())
+    handler.setFormatter(_Formatter())
     handler.removeFilter(_is_wanted)
     handler.addFilter(_is_wanted)
-    for name in _CHATTY:
+    for name in _VERBOSE_LIBRARIES:
         standard.getLogger(name).setLevel(standard.WARNING)
-    # Read by XLA when it is loaded: its own messages from warnings up.
+    # XLA reads this variable when it is loaded; 1 hides its info messages.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")

@@ -1,4 +1,4 @@
-"""Progress with rate and time left: a bar on a terminal, rare lines in a log."""
+"""Progress with rate and remaining time: a bar on a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _SECONDS_BETWEEN_LINES = 20.0
 
 
 class Progress:
-    """Counts units of work of a long stage.
+    """Progress display of a long stage.
 
-    On a terminal it is a tqdm bar.  Elsewhere (a log file, CI) it is quiet: one
-    line at most every 20 seconds and one at the end of a stage that took longer.
+    On a terminal it is a tqdm bar.  Elsewhere (a log file, CI) it logs at most one line
+    every 20 seconds, and one at the end of a stage that took longer than that.
 
     Example:
       with Progress(total=rows, unit="row", name="reading edges") as progress:
@@ -23,6 +23,14 @@ class Progress:
     """
 
     def __init__(self, total: int | None, unit: str, name: str, *, quiet: bool = False):
+        """Starts the display.
+
+        Args:
+          total: number of units of work; None if it is not known.
+          unit: name of a unit, such as "row".
+          name: what the stage does, such as "reading edges".
+          quiet: shows and logs nothing.
+        """
         self._total = total
         self._unit = unit
         self._name = name
@@ -41,7 +49,7 @@ class Progress:
         self.close()
 
     def note(self, text: str) -> None:
-        """Shows `text` beside the rate from now on."""
+        """Sets the text shown next to the rate."""
         self._note = text
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
@@ -55,16 +63,16 @@ class Progress:
         now = time.monotonic()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            self._line(now)
+            self._log_line(now)
 
     def close(self) -> None:
-        """Ends the bar, or writes the last line of a stage that was slow."""
+        """Closes the bar, or logs the last line of a stage longer than 20 seconds."""
         if self._bar is not None:
             self._bar.close()
         elif time.monotonic() - self._start >= _SECONDS_BETWEEN_LINES:
-            self._line(time.monotonic())
+            self._log_line(time.monotonic())
 
-    def _line(self, now: float) -> None:
+    def _log_line(self, now: float) -> None:
         if self._quiet:
             return
         rate = self._done / max(now - self._start, 1e-9)

@@ -1,9 +1,8 @@
-"""Ctrl-C and SIGTERM: the first asks the run to stop, the second ends it at once.
+"""SIGINT (Ctrl-C) and SIGTERM: the first requests a stop, the second ends the process at once.
 
-A stage with something to save asks `stop_requested` after each step, writes its
-checkpoint and returns.  A stage that only needs to be run again calls
-`raise_if_stopped` between units of work.  Everything written under a workdir is
-whole or absent, so that ending at once is safe too.
+A stage with state to save checks `stop_requested` after each step, writes its checkpoint
+and returns.  A stage that can simply be run again calls `raise_if_stopped` between units
+of work.  All writes under a workdir are atomic, so ending at once is safe too.
 """
 
 from __future__ import annotations
@@ -16,66 +15,70 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _received: int | None = None
-_before: dict[int, Any] = {}
+_previous_handlers: dict[int, Any] = {}
 
 
 class Stopped(Exception):
-    """The run ends early because a signal asked for it."""
+    """A signal requested the end of the run."""
 
 
 def install() -> None:
-    """Takes over SIGINT and SIGTERM; only the main thread may call it."""
+    """Installs the handlers of SIGINT and SIGTERM; only the main thread may call it."""
     global _received
     _received = None
     for number in _SIGNALS:
         handler = signal.signal(number, _handle)
-        _before.setdefault(number, handler)
+        _previous_handlers.setdefault(number, handler)
 
 
 def restore() -> None:
-    """Gives the signals back to whoever handled them before, and forgets a request."""
+    """Restores the handlers from before `install` and clears a stop request."""
     global _received
     _received = None
-    while _before:
-        number, handler = _before.popitem()
+    while _previous_handlers:
+        number, handler = _previous_handlers.popitem()
         signal.signal(number, handler)
 
 
 def stop_requested() -> bool:
-    """Whether a signal has asked the run to stop."""
+    """Whether this process has received a signal to stop."""
     return _received is not None
 
 
-def stop_everywhere(agree: Callable[[int], list[int]]) -> bool:
-    """Whether a signal has asked any process of the run to stop; then it has asked all.
+def stop_requested_anywhere(all_gather: Callable[[int], list[int]]) -> bool:
+    """Whether any process of the run has received a signal to stop.
+
+    All processes must call it at the same point; if it is true, the stop request also
+    becomes this process's own.
 
     Args:
-      agree: gives the values of all processes for that of this one (hosts.exchange).
+      all_gather: maps this process's value to the values of all processes
+        (process_group.all_gather_object).
     """
     global _received
-    number = max(agree(_received or 0))
+    number = max(all_gather(_received or 0))
     if number:
         _received = number
-    # Not stop_requested(): a signal may have come here since, of which the others know nothing.
+    # Not stop_requested(): a signal that arrived here since is unknown to the other processes.
     return number > 0
 
 
 def raise_if_stopped() -> None:
-    """Raises Stopped if a signal has asked the run to stop."""
+    """Raises Stopped if this process has received a signal to stop."""
     if stop_requested():
         raise Stopped
 
 
 def exit_code() -> int:
-    """128 + the signal's number as shells have it (130, 143); 0 without a signal."""
+    """Exit code by the shell's convention, 128 + signal number (130, 143); 0 without a signal."""
     return 0 if _received is None else 128 + _received
 
 
 def _handle(number: int, _frame: object) -> None:
     global _received
     if _received is not None:
-        # Not sys.exit: no thread, lock or exception handler may hold up the end.
+        # Not sys.exit, which waits for threads and runs exception handlers.
         os._exit(128 + number)
     _received = number
-    # Not logging: the signal may have come in the middle of a line being logged.
+    # Not logging: the signal may have interrupted the logging of a line.
     os.write(2, b"\nstopping after the current step; once more to end at once\n")

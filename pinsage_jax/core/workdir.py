@@ -1,8 +1,9 @@
-"""The folder of a run: made, checked and locked, so that two runs never share one.
+"""Creates, checks and locks the workdir of a run, so that two runs never share one.
 
-The lock is WORKDIR/.lock, held with flock and holding the process id.  The system
-lets go of it when the process ends in whatever way, so it is never stale.  Where several
-processes are one run (distributed/process_group.py), process 0 holds it for all of them.
+The lock file is WORKDIR/.lock; the process holds an flock on it and writes its process
+id into it.  The kernel releases the flock when the process ends for any reason, so the
+lock is never stale.  In a run of several processes (distributed/process_group.py)
+process 0 holds the lock for all of them.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Makes the folder if need be and keeps other runs out of it for the block.
+    """Creates the folder if it does not exist and locks it during the block.
 
     Raises:
-      UserError: `path` is a file, cannot be written, or another process runs in it.
+      UserError: `path` is a file, cannot be written, or is locked by another process.
     """
     folder = pathlib.Path(path)
     try:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--workdir={path} is a file; name a folder.")
         folder.mkdir(parents=True, exist_ok=True)
-        # An older lock file may be open to us in a folder that is not.
+        # The lock file of an earlier run may be writable in a folder that is not.
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
             pass
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -49,29 +50,30 @@ def locked(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         try:
             yield folder
         finally:
-            # The file stays: were it removed, a run waiting for it would lock a file
-            # that the next run does not see.
+            # The file is not removed: a process that has it open would then lock a deleted
+            # file, which the next run does not see.
             os.ftruncate(handle, 0)
     finally:
         os.close(handle)
 
 
-def refuse_unshared(path: str | os.PathLike, holder: int) -> None:
-    """Refuses a folder that the process `holder`, on this host or another, does not hold.
+def check_shared(path: str | os.PathLike, holder: int) -> None:
+    """Checks that `path` is the folder that process `holder` has locked.
 
-    For the other processes of a run, which the lock of process 0 lets in.
+    The processes of a run other than process 0 call it; `holder` is the process id of
+    process 0, on this host or another.
 
     Raises:
-      UserError: it is another folder, say one of this host's own.
+      UserError: it is another folder, for instance one on this host's own disk.
     """
     try:
-        found = (pathlib.Path(path) / LOCK).read_text(encoding="utf-8").strip()
+        lock_owner = (pathlib.Path(path) / LOCK).read_text(encoding="utf-8").strip()
     except OSError:
-        found = ""
-    if found != str(holder):
+        lock_owner = ""
+    if lock_owner != str(holder):
         raise UserError(
-            f"--workdir={path} is not the folder that process 0 holds; "
-            "all processes of a run need one that their hosts share."
+            f"--workdir={path} is not the folder that process 0 has locked; "
+            "all processes of a run need one workdir that their hosts share."
         )
 
 

@@ -168,7 +168,7 @@ class ProcessGroup:
             raise UserError("Process 0 ended while the processes met; see what it says.")
         if "failed" in accept:
             raise UserError(accept["failed"])
-        workdir.refuse_unshared(folder, accept["holder"])
+        workdir.check_shared(folder, accept["holder"])
         connection.settimeout(self._hosts.lost_seconds)
         self.service = tuple(accept["service"])
         self._lines[0] = line

@@ -45,7 +45,7 @@ def evaluate(
     graph: Graph | None = None,
     fingerprint: str = "",
 ) -> dict[str, Any]:
-    """Scores the embeddings and --baselines; prints tables, writes WORKDIR/eval.json, sealed.
+    """Scores the embeddings and --baselines; prints tables, writes WORKDIR/eval.json.
 
     Without evaluation pairs the validation pairs are scored, and both the tables and
     eval.json say so.
@@ -58,7 +58,7 @@ def evaluate(
       fingerprint: kept in eval.json, to know later whether it is of the same run.
 
     Returns:
-      What eval.json holds beside its seal; {} when there is no pair at all.
+      What eval.json holds beside its checksum; {} when there is no pair at all.
 
     Raises:
       UserError: an unknown baseline, or an embedding that is not finite.
@@ -123,25 +123,25 @@ def evaluate(
     }
     print(evaluation_tables(result))
     path = pathlib.Path(config.workdir) / EVAL_FILE
-    files.write_sealed(path, result)
+    files.write_checked_json(path, result)
     logging.info("evaluation written to %s", path)
     return result
 
 
 def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:
-    """What WORKDIR/eval.json holds, without its seal.
+    """What WORKDIR/eval.json holds, without its checksum.
 
     Raises:
-      UserError: it is missing or damaged, or of an earlier version, which had no seal.
+      UserError: it is missing or damaged, or of an earlier version, which wrote no checksum.
     """
     path = pathlib.Path(workdir) / EVAL_FILE
     found = files.read_json(path)
-    if isinstance(found, dict) and "seal" not in found:
+    if isinstance(found, dict) and "checksum" not in found:
         raise UserError(
-            f"{path} has no seal, so it is damaged or of an earlier version; "
+            f"{path} has no checksum, so it is damaged or of an earlier version; "
             "run --mode=evaluate again."
         )
-    return files.read_sealed(path)
+    return files.read_checked_json(path)
 
 
 def _distinct(pairs: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

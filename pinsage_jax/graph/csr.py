@@ -129,7 +129,7 @@ class Graph:
             else:
                 files.write_array(path, array)
             names.append(path.name)
-        files.write_sealed(
+        files.write_checked_json(
             folder / _MANIFEST,
             {
                 "format": _FORMAT,
@@ -150,7 +150,7 @@ class Graph:
           UserError: a file is missing, damaged or does not fit the manifest.
         """
         folder = pathlib.Path(folder)
-        manifest = files.read_sealed(folder / _MANIFEST)
+        manifest = files.read_checked_json(folder / _MANIFEST)
         if manifest.get("format") != _FORMAT:
             raise UserError(
                 f"{folder / _MANIFEST} has another format than this program reads; "

@@ -53,7 +53,7 @@ class ShardedTable:
         """
         with files.reported_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        files.remove_leftovers(folder)
+        files.remove_temporary_files(folder)
         self._folder, self._width = folder, width
         self._shard_nodes = shard_nodes
         self._shards: list[np.ndarray] = []

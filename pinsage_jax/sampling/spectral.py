@@ -72,7 +72,7 @@ def saved_bases(
     manifest = folder / "manifest.json"
     if manifest.exists():
         try:
-            saved = files.read_sealed(manifest)
+            saved = files.read_checked_json(manifest)
             if saved["fingerprint"] == fingerprint:
                 files.verify_checksums(folder, saved["files"])
                 return files.read_array(folder / "bases.npy")
@@ -82,7 +82,8 @@ def saved_bases(
     with files.atomic_folder(folder) as temporary:
         files.write_array(temporary / "bases.npy", bases)
         sums = files.checksums(temporary, ["bases.npy"])
-        files.write_sealed(temporary / "manifest.json", {"fingerprint": fingerprint, "files": sums})
+        content = {"fingerprint": fingerprint, "files": sums}
+        files.write_checked_json(temporary / "manifest.json", content)
     return bases
 
 

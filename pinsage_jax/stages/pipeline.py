@@ -23,7 +23,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.costs import Costs
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.core.signals import raise_if_stopped, stop_everywhere
+from pinsage_jax.core.signals import raise_if_stopped, stop_requested_anywhere
 from pinsage_jax.data import split_tables
 from pinsage_jax.distributed import process_group
 from pinsage_jax.distributed.devices import connect, make_devices
@@ -159,13 +159,13 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
         pairs=outcome.pairs,
         wait_share=outcome.wait_share,
     )
-    logging.info("training cost %s", spent.line())
+    logging.info("training cost %s", spent.summary())
     return outcome
 
 
 def stop_requested() -> bool:
     """Whether a signal has asked this run, in whichever of its processes, to stop."""
-    return stop_everywhere(process_group.all_gather_object)
+    return stop_requested_anywhere(process_group.all_gather_object)
 
 
 def _validator(
@@ -379,5 +379,5 @@ def pipeline(config: Config) -> dict[str, Any]:
     if outcome.pairs:
         # A run that found everything done would overwrite what it had cost.
         costs.save(config.workdir)
-    logging.info("this run cost %s", costs.line())
+    logging.info("this run cost %s", costs.summary())
     return result

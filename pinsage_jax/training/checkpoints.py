@@ -146,7 +146,7 @@ class Checkpoints:
         path = self._path(step)
         with self._reported():
             # TensorStore prints tracebacks of its own when a disk fills up under it.
-            files.require_room(self.folder, sum(array.nbytes for array in arrays.values()))
+            files.require_free_space(self.folder, sum(array.nbytes for array in arrays.values()))
             try:
                 if path.exists():
                     os.replace(path, f"{path}{_REPLACED}")

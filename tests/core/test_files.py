@@ -1,4 +1,4 @@
-"""Folders that are replaced whole: killed anywhere, one of the two versions is there."""
+"""Replacing a folder: after a kill at any moment exactly one complete version is left."""
 
 import pathlib
 import subprocess
@@ -62,7 +62,7 @@ for after in (False, True):
             write("new", stop_at, after)
             os._exit(0)
         finished = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        files.remove_leftovers(root)
+        files.remove_temporary_files(root)
         assert [path.name for path in root.iterdir()] == ["data"], (stop_at, list(root.iterdir()))
         versions = {path.read_text() for path in (root / "data").rglob("*") if path.is_file()}
         names = sorted(path.name for path in (root / "data").rglob("*"))

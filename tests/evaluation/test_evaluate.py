@@ -114,7 +114,7 @@ def test_eval_json_holds_what_a_skeptic_asks_for(world, tmp_path, capsys):
     prepared = make_prepared(graph, None, repeated, kinds + kinds[:4])
     result = evaluate(make_config(tmp_path, bootstrap=10), prepared, embeddings)
     written = json.loads((tmp_path / "eval.json").read_text())
-    assert written.pop("seal") and written == json.loads(json.dumps(result))
+    assert written.pop("checksum") and written == json.loads(json.dumps(result))
     assert written["pairs_from"] == "eval_pairs"
     assert written["pairs"] == len(pairs) and written["queries"] == len(np.unique(pairs[:, 0]))
     assert written["catalog"] == 40 and written["sampled_candidates"] is False
@@ -159,16 +159,16 @@ def test_eval_json_is_read_only_while_it_is_what_was_written(world, tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match=re.escape(f"{path} is not valid JSON")):
             read_evaluation(tmp_path)
-    # Written anew by another program, or by a version before the seal.
+    # Written anew by another program, or by a version that wrote no checksum.
     files.write_json(path, result)
-    with pytest.raises(UserError, match=r"has no seal.*run --mode=evaluate again"):
+    with pytest.raises(UserError, match=r"has no checksum.*run --mode=evaluate again"):
         read_evaluation(tmp_path)
     path.unlink()
     with pytest.raises(UserError, match="does not exist"):
         read_evaluation(tmp_path)
 
 
-@pytest.mark.parametrize("how", ["digit", "cut", "unsealed"])
+@pytest.mark.parametrize("how", ["digit", "cut", "without checksum"])
 def test_the_pipeline_evaluates_again_what_is_not_intact(how, trained, tmp_path, caplog):
     shutil.copytree(trained.workdir, tmp_path / "run")
     path = tmp_path / "run" / "eval.json"
@@ -181,7 +181,7 @@ def test_the_pipeline_evaluates_again_what_is_not_intact(how, trained, tmp_path,
         path.write_text(whole[:-20])
     else:
         found = json.loads(whole)
-        del found["seal"]
+        del found["checksum"]
         files.write_json(path, found)
     assert path.read_text() != whole
     with caplog.at_level("WARNING", "absl"):

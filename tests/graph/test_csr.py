@@ -158,9 +158,10 @@ def test_load_names_what_is_wrong(saved):
         Graph.load(saved)
     manifest = (saved / "manifest.json").read_text()
     (saved / "manifest.json").write_text(manifest.replace('"num_items": 6', '"num_items": 7'))
-    with pytest.raises(UserError, match=r"manifest.json is damaged \(its seal does not fit\)"):
+    message = r"manifest.json is damaged \(its checksum does not match\)"
+    with pytest.raises(UserError, match=message):
         Graph.load(saved)
-    files.write_sealed(saved / "manifest.json", {"format": 99})
+    files.write_checked_json(saved / "manifest.json", {"format": 99})
     with pytest.raises(UserError, match="another format"):
         Graph.load(saved)
     (saved / "manifest.json").unlink()

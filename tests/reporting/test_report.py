@@ -327,8 +327,8 @@ def test_damaged_and_foreign_files_are_passed_over(tmp_path):
     for content in ("{", "[]", "{}"):
         (tmp_path / "eval.json").write_text(content)
         assert read_source(config, ITEMS).scores is None
-    del whole["seal"]
-    files.write_sealed(tmp_path / "eval.json", whole | {"catalog": ITEMS + 1})
+    del whole["checksum"]
+    files.write_checked_json(tmp_path / "eval.json", whole | {"catalog": ITEMS + 1})
     assert read_source(config, ITEMS).scores is None
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n{}\nnull\n")
     shown = written(tmp_path)
@@ -344,7 +344,7 @@ def test_scores_that_were_changed_are_named_and_not_shown(tmp_path, caplog):
     assert path.read_text() != whole
     with caplog.at_level("WARNING", "absl"):
         shown = Page(written(tmp_path)).section_texts["scores"]
-    sentence = f"{path} is damaged (its seal does not fit)"
+    sentence = f"{path} is damaged (its checksum does not match)"
     assert sentence in shown and sentence in caplog.text
     assert "hit@10" not in shown
     path.write_text(whole)

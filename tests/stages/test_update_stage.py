@@ -117,8 +117,8 @@ def test_an_update_of_another_catalog_is_refused(catalog, tmp_path):  # noqa: F8
     )
     pipeline.embed(run)
     path = pathlib.Path(config.workdir) / "updated" / "prepared" / "manifest.json"
-    saved = files.read_sealed(path)
-    files.write_sealed(path, saved | {"base": "another"})
+    saved = files.read_checked_json(path)
+    files.write_checked_json(path, saved | {"base": "another"})
     other = dataclasses.replace(
         run, update=UpdateConfig(changed_edges=edges_table(tmp_path, "d.csv", [("c2", "i4")]))
     )
@@ -126,7 +126,7 @@ def test_an_update_of_another_catalog_is_refused(catalog, tmp_path):  # noqa: F8
         with pytest.raises(UserError, match="is of another catalog than"):
             pipeline.embed(other)
     finally:
-        files.write_sealed(path, saved)
+        files.write_checked_json(path, saved)
 
 
 def test_the_same_changes_with_another_model_or_export_are_embedded_anew(catalog, tmp_path):  # noqa: F811

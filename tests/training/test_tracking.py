@@ -58,7 +58,7 @@ def test_costs_add_up_and_read_well(monkeypatch, tmp_path):
     for name in ("train", "embed", "train"):
         with costs.stage(name):
             pass
-    assert costs.line() == (
+    assert costs.summary() == (
         "24 device-seconds (train 3 s, embed 3 s); 5,000 pairs; device waited 25% of training; "
         "1,234 items embedded; peak memory 3.00 GiB"
     )
