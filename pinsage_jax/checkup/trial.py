@@ -96,7 +96,7 @@ def try_training(
         seed=config.seed,
         num_devices=len(devices),
         hard_in_epoch=lambda epoch: hard_negatives_in(epoch, config.train),
-        hard_slots=hard_slots(config.train),
+        hard_slots=hard_slots(config.train, pairs.per_epoch),
         negative_pool=np.arange(graph.num_items, dtype=np.int32),
         table_on_device=loop.keeps_table(config.train, inputs),
     )

@@ -34,6 +34,8 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference.encoder import spectral_bases
 from pinsage_jax.retrieval.topk import target_ranks
+from pinsage_jax.sampling.pairs import pairs_per_epoch
+from pinsage_jax.training.curriculum import total_epochs
 from pinsage_jax.training.loop import RESUMABLE_OVERRIDES
 
 FOLDER = "ablate"
@@ -180,16 +182,20 @@ def with_overrides(config: Config, overrides: Overrides) -> Config:
     return config
 
 
-def base_settings(config: Config) -> Config:
+def base_settings(config: Config, per_epoch: int) -> Config:
     """The settings that variants start from: those of the run, for --ablate_steps steps.
 
     Epochs shrink or grow with the steps, so that warm-up, decay and curriculum, which
     count in epochs, pass through all of their stages whatever the number of steps.
+
+    Args:
+      per_epoch: pairs in one epoch of the run.
     """
     steps = config.ablate.ablate_steps
     if not steps:
         return config
-    pairs = round(steps * config.train.batch_size / (config.train.epochs or 1.0))
+    epochs = total_epochs(config.train, per_epoch) or 1.0
+    pairs = round(steps * config.train.batch_size / epochs)
     length = {"train.max_steps": steps, "train.pairs_per_epoch": max(pairs, 1)}
     return with_overrides(config, length)
 
@@ -220,7 +226,8 @@ def ablate(
     """
     variants = chosen_variants(config.ablate.ablate_variants)
     pairs = Pairs.of(config, prepared, split)
-    base = base_settings(config)
+    per_epoch = pairs_per_epoch(split.train_graph, split.train_pairs, config.train.pairs_per_epoch)
+    base = base_settings(config, per_epoch)
     root = pathlib.Path(config.workdir) / FOLDER
     # Computed here once; the variants' folders point to it.
     spectral_bases(dataclasses.replace(base, workdir=str(root)), prepared, split)

@@ -45,6 +45,11 @@ class PairBatch:
     via: np.ndarray
 
 
+def pairs_per_epoch(graph: Graph, pairs: np.ndarray | None, wanted: int = 0) -> int:
+    """Pairs in one epoch: as many as `wanted` or, with 0, as there are pairs or edges."""
+    return wanted or (graph.num_edges if pairs is None else len(pairs))
+
+
 class PairSource:
     """Numbered positive pairs: pair g is the same whoever asks, in any order."""
 
@@ -71,7 +76,7 @@ class PairSource:
         self._seed = np.uint64(seed ^ _PAIR_STREAM)
         self._pairs = None if pairs is None else np.ascontiguousarray(pairs, np.int32)
         self._cumulative = None
-        self._available = graph.num_edges if pairs is None else len(pairs)
+        self._available = pairs_per_epoch(graph, pairs)
         if pairs is None and not self._collection_weights(power).any():
             raise UserError(
                 "No collection holds two items to train on; give more --edges or --train_pairs, "
@@ -81,7 +86,7 @@ class PairSource:
             raise UserError("There is no training pair; give --train_pairs with rows, or none.")
         if pairs is None and power != 1.0:
             self._cumulative = np.cumsum(self._collection_weights(power))
-        self.per_epoch = per_epoch or self._available
+        self.per_epoch = pairs_per_epoch(graph, pairs, per_epoch)
 
     def _collection_weights(self, power: float) -> np.ndarray:
         """float64 [collections]; 0 for those that hold no pair."""

@@ -108,7 +108,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
         config.train.pairs_per_epoch,
         config.sampling.pair_power,
     )
-    if hard_slots(config.train):
+    if hard_slots(config.train, pairs.per_epoch):
         logging.info(
             "hard negatives come from ranks %d to %d",
             *hard_band(config.sampling, prepared.graph.num_items),
@@ -135,7 +135,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
         seed=config.seed,
         num_devices=devices,
         hard_in_epoch=lambda epoch: hard_negatives_in(epoch, config.train),
-        hard_slots=hard_slots(config.train),
+        hard_slots=hard_slots(config.train, pairs.per_epoch),
         negative_pool=np.arange(prepared.graph.num_items, dtype=np.int32),
         table_on_device=loop.keeps_table(config.train, encoder.inputs),
         own_devices=range(first, first + own),

@@ -38,6 +38,7 @@ from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.compatibility import check_same_devices
+from pinsage_jax.training.curriculum import total_steps
 from pinsage_jax.training.device_clock import DeviceClock
 from pinsage_jax.training.divergence import keep_batch
 from pinsage_jax.training.events import Events
@@ -156,7 +157,7 @@ class Schedule:
     def of(cls, train: TrainConfig, pairs_per_epoch: int) -> Schedule:
         """The schedule of a run over `pairs_per_epoch` pairs an epoch."""
         epoch = pairs_per_epoch / train.batch_size
-        total = train.max_steps or max(math.ceil(train.epochs * epoch), 1)
+        total = total_steps(train, pairs_per_epoch)
         validate = train.validate_every or max(round(epoch), 1)
         return cls(epoch, total, validate, train.checkpoint_every or validate, train.log_every)
 

@@ -131,13 +131,24 @@ def test_fewer_steps_pass_through_the_whole_schedule(epochs):
     config = dataclasses.replace(
         DEFAULT, train=TrainConfig(epochs=epochs), ablate=AblateConfig(ablate_steps=50)
     )
-    train = ablation.base_settings(config).train
+    train = ablation.base_settings(config, 1_000_000).train
     schedule = Schedule.of(train, train.pairs_per_epoch)
     assert schedule.total == 50
     assert schedule.total / schedule.steps_per_epoch == pytest.approx(epochs, rel=1e-3)
     last = (schedule.total - 1) * train.batch_size // train.pairs_per_epoch
-    assert hard_negatives_in(last, train) == hard_slots(train) == (4 if epochs == 5.0 else 0)
-    assert ablation.base_settings(DEFAULT) == DEFAULT
+    assert (
+        hard_negatives_in(last, train)
+        == hard_slots(train, train.pairs_per_epoch)
+        == (4 if epochs == 5.0 else 0)
+    )
+    assert ablation.base_settings(DEFAULT, 1_000_000) == DEFAULT
+
+
+def test_fewer_steps_of_a_run_by_steps_pass_through_as_many_epochs():
+    train = TrainConfig(batch_size=100, max_steps=80)
+    config = dataclasses.replace(DEFAULT, train=train, ablate=AblateConfig(ablate_steps=40))
+    # 80 steps of 100 pairs are 8 epochs of 1000, whatever --epochs says.
+    assert ablation.base_settings(config, 1000).train.pairs_per_epoch == 500
 
 
 # Scores, with embeddings in place of a training.

@@ -115,7 +115,7 @@ class Run:
             seed=self.seed,
             num_devices=devices,
             hard_in_epoch=lambda epoch: hard_negatives_in(epoch, self.train),
-            hard_slots=hard_slots(self.train),
+            hard_slots=hard_slots(self.train, self.pairs.per_epoch),
             negative_pool=pool,
             budgets=budgets,
             own_devices=own,

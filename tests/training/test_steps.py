@@ -15,7 +15,13 @@ from pinsage_jax.distributed.devices import (
     replicate,
 )
 from pinsage_jax.model.pinsage import PinSage
-from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
+from pinsage_jax.training.curriculum import (
+    hard_negatives_in,
+    hard_slots,
+    total_epochs,
+    total_steps,
+)
+from pinsage_jax.training.loop import Schedule
 from pinsage_jax.training.state import initial_state, learning_rate, make_optimizer
 from pinsage_jax.training.steps import global_gradients, loss_sum, make_train_step
 
@@ -248,8 +254,26 @@ def test_curriculum(start, most, expected):
     train = TrainConfig(hard_start=start, hard_max=most)
     assert [hard_negatives_in(epoch, train) for epoch in range(9)] == expected
     for epochs, last in ((1.0, 0), (2.0, 1), (2.5, 2), (9.0, 8), (0.5, 0)):
-        slots = hard_slots(TrainConfig(hard_start=start, hard_max=most, epochs=epochs))
-        assert slots == expected[last]
+        train = TrainConfig(hard_start=start, hard_max=most, epochs=epochs, batch_size=100)
+        assert hard_slots(train, 1000) == expected[last]
+
+
+@pytest.mark.parametrize("start,most,expected", CURRICULA)
+def test_the_number_of_steps_takes_the_place_of_epochs_in_the_curriculum_too(start, most, expected):
+    for steps, last in ((1, 0), (10, 0), (11, 1), (15, 1), (81, 8)):
+        train = TrainConfig(
+            hard_start=start, hard_max=most, epochs=3.0, max_steps=steps, batch_size=100
+        )
+        assert Schedule.of(train, 1000).total == total_steps(train, 1000) == steps
+        assert total_epochs(train, 1000) == steps / 10
+        assert hard_slots(train, 1000) == expected[last]
+
+
+def test_more_steps_than_epochs_get_all_their_hard_negatives():
+    run = make_run(train={"hard_max": 3, "epochs": 1.0, "max_steps": 500, "batch_size": 4})
+    batch, _ = run.builder().make(499)
+    assert run.pairs.epoch_of(499 * 4) >= 3
+    assert batch.hard_ids.shape[-1] == 3
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])
