@@ -26,6 +26,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pinsage_jax.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pinsage_jax.api import settings
     from pinsage_jax.config.settings import Config
@@ -41,8 +43,6 @@ if TYPE_CHECKING:
         neighbors,
         train,
     )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Config",

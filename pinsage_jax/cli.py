@@ -29,6 +29,7 @@ from absl import flags
 from pinsage_jax.config.fields import from_values, option
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.version import __version__
 
 # Each mode is the function of that name in stages/pipeline.py.
 MODES = (
@@ -64,6 +65,7 @@ class _RunFlags:
     verbosity: str = option("info", "Least severe messages shown.", choices=VERBOSITIES)
     help: bool = option(False, "Show how to run the program and these flags.")
     helpfull: bool = option(False, "Show all flags.")
+    version: bool = option(False, "Show the version of the program.")
 
 
 class _WholeNumber(flags.IntegerParser):
@@ -187,6 +189,15 @@ def free_global_flags() -> None:
     """Lets libraries read the global flags, which are theirs, at their defaults."""
     flags.FLAGS.mark_as_parsed()
     flags.FLAGS["logtostderr"].value = True
+
+
+def answer(flag_values: flags.FlagValues) -> str:
+    """What --version, --help or --helpfull show; empty without one of them."""
+    if flag_values.version:
+        return f"pinsage_jax {__version__}"
+    if flag_values.help or flag_values.helpfull:
+        return help_text(flag_values, full=flag_values.helpfull)
+    return ""
 
 
 def help_text(flag_values: flags.FlagValues, full: bool) -> str:

@@ -27,8 +27,8 @@ def main(argv: list[str]) -> int:
         flag_values = flags.FlagValues()
         cli.define_flags(flag_values)
         overruled = cli.parse_flags(flag_values, argv)
-        if flag_values.help or flag_values.helpfull:
-            print(cli.help_text(flag_values, full=flag_values.helpfull))
+        if answer := cli.answer(flag_values):
+            print(answer)
             return 0
         config = cli.config_from_flags(flag_values)
         cli.free_global_flags()

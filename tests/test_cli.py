@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tomllib
 import types
 
 import pytest
@@ -413,6 +414,13 @@ def test_help_needs_nothing_else(stage, capfd):
     assert stage.calls == []
 
 
+def test_the_version_needs_nothing_else(stage, capfd):
+    assert run_main("--version") == 0
+    assert capfd.readouterr().out == f"pinsage_jax {pinsage_jax.__version__}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", pinsage_jax.__version__)
+    assert stage.calls == []
+
+
 # As a program of its own.
 
 
@@ -436,11 +444,35 @@ def test_the_program_ends_with_2_and_one_sentence(arguments):
     one_sentence(result.stderr)
 
 
+@pytest.mark.parametrize("module", ["pinsage_jax", "pinsage_jax.main"])
+def test_the_package_is_a_program_too(module):
+    command = [sys.executable, "-m", module]
+    shown = subprocess.run(
+        [*command, "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout == f"pinsage_jax {pinsage_jax.__version__}\n"
+    wrong = subprocess.run(
+        [*command, "--epoch=3"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert wrong.returncode == 2
+    one_sentence(wrong.stderr)
+
+
+def test_the_installed_command_is_the_same_program():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"pinsage-jax": "pinsage_jax.main:run"}
+    assert project["project"]["dynamic"] == ["version"]
+    source = project["tool"]["setuptools"]["dynamic"]["version"]["attr"]
+    assert source == "pinsage_jax.core.version.__version__"
+
+
 def test_wrong_flags_are_told_before_anything_heavy_is_loaded():
     script = textwrap.dedent("""
         import sys
         from pinsage_jax import main
-        for arguments in (["--sed=3"], ["--helpfull"], ["--world", "--workdir=README.md"]):
+        wrong = ["--world", "--workdir=README.md"]
+        for arguments in (["--sed=3"], ["--helpfull"], ["--version"], wrong):
             main.main(["program", *arguments])
         heavy = {"jax", "flax", "numba", "sklearn", "pyarrow", "numpy"} & set(sys.modules)
         sys.exit(f"loaded {heavy}" if heavy else 0)

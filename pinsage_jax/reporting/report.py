@@ -11,11 +11,11 @@ import pathlib
 import numpy as np
 from absl import logging
 
-import pinsage_jax
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.version import __version__
 from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.reporting import (
     example_section,
@@ -84,7 +84,7 @@ def write_report(config: Config, prepared: Prepared, embeddings: np.ndarray) -> 
     lead = page.join(
         (page.paragraph("Run ", page.foreign(name), "."), score_sections.in_short(source))
     )
-    footer = page.paragraph(f"Made by pinsage_jax {pinsage_jax.__version__}.")
+    footer = page.paragraph(f"Made by pinsage_jax {__version__}.")
     whole = page.document("PinSage report", lead, sections, footer)
     path = pathlib.Path(config.workdir) / REPORT_FILE
     with files.atomic_file(path) as temporary:

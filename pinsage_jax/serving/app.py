@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-import pinsage_jax
+from pinsage_jax.core.version import __version__
 from pinsage_jax.serving import measures
 from pinsage_jax.serving.measures import Measures
 from pinsage_jax.serving.middleware import BodyLimit, Measured
@@ -76,7 +76,7 @@ def make_app(service: Service, threads: int) -> FastAPI:
     # The documentation pages would fetch scripts from elsewhere.
     app = FastAPI(
         title="pinsage_jax",
-        version=pinsage_jax.__version__,
+        version=__version__,
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,

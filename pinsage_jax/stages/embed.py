@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from absl import logging
 
-from pinsage_jax import __version__
 from pinsage_jax.catalog.additions import read_additions
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.version import __version__
 from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.export import writer
