@@ -31,11 +31,12 @@ import numpy as np
 from absl import flags
 from scipy import stats
 
+import pinsage_jax
 from benchmarks import processes
 from pinsage_jax import cli
 from pinsage_jax.config.settings import Config, TrainConfig
 from pinsage_jax.core import logging_setup
-from pinsage_jax.stages import pipeline
+from pinsage_jax.stages.prepare import prepare
 
 _FLAGFILE = pathlib.Path(__file__).resolve().parent.parent / "experiments" / "pinterest_like.flags"
 _VALIDATE_EVERY = 500
@@ -225,14 +226,14 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     shutil.rmtree(folder, ignore_errors=True)
     config = settings(folder, options)
     logging_setup.set_up("warning")
-    pipeline.prepare(config)
+    prepare(config)
     seconds, between = 60 * options.minutes, options.sample_seconds
     if options.quick:
         seconds, between = 5.0, 0.5
     before = threading.active_count()
     with Compilations() as heard:
         record = Recorder(seconds, between, config.train, heard)
-        outcome = pipeline.train(config, record)
+        outcome = pinsage_jax.train(config, record)
     shutil.rmtree(folder)
     later = sorted({name for step, name in heard.found if step > 1})
     settled = sum(step > 2 * config.train.validate_every for step, _ in heard.found)

@@ -32,17 +32,12 @@ if TYPE_CHECKING:
     from pinsage_jax.api import settings
     from pinsage_jax.config.settings import Config
     from pinsage_jax.core.errors import UserError
-    from pinsage_jax.stages.pipeline import (
-        compare,
-        doctor,
-        embed,
-        embeddings,
-        evaluate,
-        explain,
-        load_graph,
-        neighbors,
-        train,
-    )
+    from pinsage_jax.stages.embed import embed
+    from pinsage_jax.stages.evaluate import compare, evaluate, explain
+    from pinsage_jax.stages.prepare import doctor, load_graph
+    from pinsage_jax.stages.runs import embeddings
+    from pinsage_jax.stages.search import neighbors
+    from pinsage_jax.stages.train import train
 
 __all__ = [
     "Config",
@@ -59,15 +54,24 @@ __all__ = [
     "train",
 ]
 
-_ELSEWHERE = {"Config": "config.settings", "settings": "api", "UserError": "core.errors"}
+# Beside the stages, which stages/modes.py lists.
+_MODULES = {
+    "Config": "config.settings",
+    "UserError": "core.errors",
+    "embeddings": "stages.runs",
+    "load_graph": "stages.prepare",
+    "settings": "api",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, from the module that has it; the stages for most."""
+    """A public name, from the module that has it."""
     if name not in __all__:
         raise AttributeError(f"module 'pinsage_jax' has no attribute '{name}'")
-    module = importlib.import_module(f"pinsage_jax.{_ELSEWHERE.get(name, 'stages.pipeline')}")
-    return getattr(module, name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"pinsage_jax.{_MODULES[name]}"), name)
+    modes = importlib.import_module("pinsage_jax.stages.modes")
+    return modes.stage(name)
 
 
 def __dir__() -> list[str]:

@@ -30,13 +30,9 @@ from pinsage_jax.config.fields import from_values, option
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.version import __version__
+from pinsage_jax.stages import modes
 
-# Each mode is the function of that name in stages/pipeline.py.
-MODES = (
-    "pipeline", "prepare", "train", "embed", "evaluate", "neighbors", "report",
-    "recommend", "index", "split", "ablate", "graph_tables", "serve",
-    "doctor", "explain", "compare",
-)  # fmt: skip
+MODES = tuple(modes.MODULES)
 VERBOSITIES = ("debug", "info", "warning", "error")
 
 _RUN_GROUP = "run: what to do and where"

@@ -19,6 +19,7 @@ from pinsage_jax.core import logging_setup, signals, workdir
 from pinsage_jax.core.errors import UserError, printable_message
 from pinsage_jax.cpu import allocator
 from pinsage_jax.distributed import process_group
+from pinsage_jax.stages import modes
 
 
 def main(argv: list[str]) -> int:
@@ -55,15 +56,14 @@ def _run_stage(config: Config, group: process_group.ProcessGroup) -> int:
     allocator.single_heap()
     signals.install()
     try:
-        # JAX takes seconds to load: only now, so that wrong flags are told at once.
+        # NumPy and JAX take seconds to load: only now, so that wrong flags are told at once.
         from pinsage_jax.core import files
-        from pinsage_jax.stages import pipeline
 
         if process_group.is_rank0():
             files.remove_temporary_files(config.workdir)
         with contextlib.suppress(signals.Stopped):
             signals.raise_if_stopped()
-            getattr(pipeline, config.mode)(config)
+            modes.stage(config.mode)(config)
         sys.stdout.flush()
         return group.barrier_exit(signals.exit_code())
     finally:

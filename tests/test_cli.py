@@ -15,12 +15,13 @@ import types
 import pytest
 from absl import flags
 
-import pinsage_jax.stages
+import pinsage_jax
 from benchmarks.run import parse as benchmark_options
 from pinsage_jax import cli, main
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files, logging_setup, signals, workdir
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.stages import modes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLAGFILES = sorted((ROOT / "experiments").glob("*.flags"))
@@ -56,13 +57,11 @@ def refusal(*arguments: str) -> str:
 
 @pytest.fixture
 def stage(monkeypatch):
-    """Stands in for stages/pipeline.py; `stage.calls` collects what was run."""
-    fake = types.ModuleType("pinsage_jax.stages.pipeline")
-    fake.calls = []
+    """Stands in for the stages, by the name of the mode; `stage.calls` collects what was run."""
+    fake = types.SimpleNamespace(calls=[])
     for mode in cli.MODES:
         setattr(fake, mode, lambda config, mode=mode: fake.calls.append((mode, config)))
-    monkeypatch.setitem(sys.modules, "pinsage_jax.stages.pipeline", fake)
-    monkeypatch.setattr(pinsage_jax.stages, "pipeline", fake, raising=False)
+    monkeypatch.setattr(modes, "stage", lambda mode: getattr(fake, mode))
     # The handlers of this process belong to pytest.
     monkeypatch.setattr(logging_setup, "set_up", lambda verbosity: None)
     return fake
@@ -494,11 +493,10 @@ def test_a_reader_that_leaves_is_no_error():
 
 
 SIGNALLED = """
-import sys, time, types
+import sys, time
 from pinsage_jax import main
 from pinsage_jax.core import signals
-stages = types.ModuleType("pinsage_jax.stages.pipeline")
-sys.modules["pinsage_jax.stages.pipeline"] = stages
+from pinsage_jax.stages import modes
 
 def polite(config):
     print("ready", flush=True)
@@ -522,7 +520,7 @@ def deaf(config):
     finally:
         open(config.workdir + "/unwound", "w").close()
 
-stages.train, stages.prepare, stages.embed = polite, between, deaf
+modes.stage = {"train": polite, "prepare": between, "embed": deaf}.__getitem__
 main.run()
 """
 
@@ -579,12 +577,11 @@ def test_signals_go_back_to_whoever_had_them():
 
 
 SPEAKING = """
-import logging as standard, sys, types
+import logging as standard
 from absl import logging
 from pinsage_jax import main
 from pinsage_jax.core import logging_setup
-stages = types.ModuleType("pinsage_jax.stages.pipeline")
-sys.modules["pinsage_jax.stages.pipeline"] = stages
+from pinsage_jax.stages import modes
 
 def train(config):
     logging.info("of a library")
@@ -594,7 +591,7 @@ def train(config):
     for call in ("info('of ours')", "debug('of little use')"):
         exec(compile(f"logging.{call}", logging_setup.__file__, "exec"), {"logging": logging})
 
-stages.train = train
+modes.stage = {"train": train}.__getitem__
 main.run()
 """
 

@@ -26,7 +26,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling import spectral
-from pinsage_jax.stages import pipeline
+from pinsage_jax.stages.prepare import prepare
 from pinsage_jax.training.checkpoints import Checkpoints
 
 WORLD = WorldConfig(
@@ -54,7 +54,7 @@ def config_for(workdir):
 def world(tmp_path_factory):
     """A prepared workdir."""
     folder = tmp_path_factory.mktemp("world") / "run"
-    pipeline.prepare(config_for(folder))
+    prepare(config_for(folder))
     return folder
 
 
@@ -75,11 +75,11 @@ def bytes_of(folder):
 @pytest.mark.parametrize("max_bytes", [0, 100, 2_000, 6_000])
 def test_a_full_disk_during_prepare(max_bytes, tmp_path):
     with small_disk(max_bytes), pytest.raises(UserError, match="No space left while writing"):
-        pipeline.prepare(config_for(tmp_path / "run"))
+        prepare(config_for(tmp_path / "run"))
     left = {path.name for path in (tmp_path / "run").glob("*")}
     assert left <= {"inputs"}, left
     # With space on the disk the same command succeeds.
-    assert pipeline.prepare(config_for(tmp_path / "run")).graph.num_items == 60
+    assert prepare(config_for(tmp_path / "run")).graph.num_items == 60
 
 
 def test_the_program_ends_with_2_on_a_full_disk(tmp_path):
@@ -196,7 +196,7 @@ def test_a_damaged_prepared_file_is_named_and_written_again(name, way, world, wo
         open_prepared(workdir)
     named = path.parent if name == "manifest.json" and way == "gone" else path
     assert str(named) in str(caught.value) and "\n" not in str(caught.value)
-    pipeline.prepare(config_for(workdir))
+    prepare(config_for(workdir))
     again, before = bytes_of(workdir / "prepared"), bytes_of(world / "prepared")
     # The manifest holds the paths of the inputs, which are in the workdir.
     again.pop("manifest.json"), before.pop("manifest.json")

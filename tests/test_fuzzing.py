@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 
 from pinsage_jax import cli, main
 from pinsage_jax.catalog.prepare import open_prepared
-from pinsage_jax.stages import pipeline
+from pinsage_jax.stages import modes
 
 PLAIN = {
     "kind": "csv", "quoting": 1, "line_end": "\n", "mark": False, "row_group": 5,
@@ -325,11 +325,10 @@ arguments = st.one_of(
 @cases(40, 500)
 def test_flags(count, monkeypatch):
     """Any command line: settings that hold, or a sentence; the stages are left out."""
-    for mode in cli.MODES:
-        monkeypatch.setattr(pipeline, mode, lambda config: config.validate())
+    monkeypatch.setattr(modes, "stage", lambda mode: lambda config: config.validate())
     # Any --verbosity would hold for the tests that follow. The one warning of this part,
     # which --verbosity=error leaves out, is for test_cli.py.
-    monkeypatch.setattr(main.logs, "set_up", lambda verbosity: None)
+    monkeypatch.setattr(main.logging_setup, "set_up", lambda verbosity: None)
     monkeypatch.setattr(main.logging, "warning", lambda *words: None)
 
     def body(typed, in_file, as_bytes):

@@ -269,14 +269,12 @@ def test_packages_hold_a_docstring_only():
 
 def test_every_mode_is_a_stage():
     from pinsage_jax import cli
+    from pinsage_jax.stages import modes
 
-    stages = {
-        node.name for node in MODULES["stages.pipeline"].body if isinstance(node, ast.FunctionDef)
-    }
-    for node in MODULES["stages.pipeline"].body:
-        if isinstance(node, ast.ImportFrom) and node.module == "pinsage_jax.stages.embed":
-            stages |= {alias.name for alias in node.names}
-    assert set(cli.MODES) <= stages
+    assert tuple(modes.MODULES) == cli.MODES
+    for mode, module in modes.MODULES.items():
+        body = MODULES[f"stages.{module}"].body
+        assert mode in {node.name for node in body if isinstance(node, ast.FunctionDef)}
 
 
 @pytest.mark.parametrize(

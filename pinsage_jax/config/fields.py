@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol, TypeVar
 
 from pinsage_jax.core.errors import UserError
@@ -114,3 +114,35 @@ def _typed(name: str, value: Any, default: Any) -> Any:
             f"{default!r} is."
         )
     return value
+
+
+def with_saved(
+    settings: Settings, saved: Mapping[str, Any], keep: Collection[str] = ()
+) -> Settings:
+    """`settings` with the values that a checkpoint remembers, except the fields in `keep`.
+
+    A saved value whose name is unknown, or whose type is another one now, is passed over.
+    """
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        if field.name in keep or field.name not in saved:
+            continue
+        current, value = getattr(settings, field.name), saved[field.name]
+        section = dataclasses.is_dataclass(current) and not isinstance(current, type)
+        if section and isinstance(value, Mapping):
+            names = [inner.name for inner in dataclasses.fields(current)]
+            known = {name: value[name] for name in names if name in value}
+            changed[field.name] = dataclasses.replace(
+                current,
+                **{n: entry for n, entry in known.items() if _fits(entry, getattr(current, n))},
+            )
+        elif _fits(value, current):
+            changed[field.name] = value
+    return dataclasses.replace(settings, **changed)  # type: ignore[type-var]
+
+
+def _fits(value: Any, current: Any) -> bool:
+    """Whether a saved value has the type of the current one; whole numbers are numbers."""
+    if isinstance(current, float) and type(value) is int:
+        return True
+    return type(value) is type(current)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from pinsage_jax.config.fields import with_saved
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
@@ -82,7 +83,7 @@ def read_source(config: Config, num_items: int) -> Source:
     saved = _saved_config(workdir, manifest.get("step"))
     lines = _lines(workdir / METRICS_FILE)
     return Source(
-        config=config if saved is None else with_saved(config, saved),
+        config=config if saved is None else with_saved(config, saved, _OF_NOW),
         trained=saved is not None,
         embeddings=manifest,
         training=[line for line in lines if "loss" in line],
@@ -93,51 +94,10 @@ def read_source(config: Config, num_items: int) -> Source:
     )
 
 
-def exported_source(config: Config, num_items: int) -> Source:
-    """read_source with the settings that embed another item as the export's were embedded."""
-    source = read_source(config, num_items)
-    which = source.embeddings.get("checkpoint")
-    if which not in ("best", "last"):
-        return source
-    embed = dataclasses.replace(source.config.embed, checkpoint=which)
-    return dataclasses.replace(source, config=dataclasses.replace(source.config, embed=embed))
-
-
 def directions_of(source: Source, embeddings: np.ndarray) -> np.ndarray:
     """Embeddings [N, Z] without the coordinate, if there is one, that tells popularity."""
     popularity = source.config.model.popularity and not source.embeddings.get("normalized")
     return embeddings[:, :-1] if popularity else embeddings
-
-
-def with_saved(config: Config, saved: Mapping[str, Any]) -> Config:
-    """`config` with the settings of a checkpoint, but for what is asked of the model now.
-
-    Settings that this program does not know, or that have another type now, stay as
-    they are.
-    """
-    changed: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        if field.name in _OF_NOW or field.name not in saved:
-            continue
-        current, value = getattr(config, field.name), saved[field.name]
-        settings = dataclasses.is_dataclass(current) and not isinstance(current, type)
-        if settings and isinstance(value, Mapping):
-            names = [inner.name for inner in dataclasses.fields(current)]
-            known = {name: value[name] for name in names if name in value}
-            fitting = {
-                name: entry for name, entry in known.items() if _fits(entry, getattr(current, name))
-            }
-            changed[field.name] = dataclasses.replace(current, **fitting)
-        elif _fits(value, current):
-            changed[field.name] = value
-    return dataclasses.replace(config, **changed)
-
-
-def _fits(value: Any, current: Any) -> bool:
-    """Whether a saved value has the type of the current one; whole numbers are numbers."""
-    if isinstance(current, float) and type(value) is int:
-        return True
-    return type(value) is type(current)
 
 
 def _saved_config(workdir: pathlib.Path, step: Any) -> Mapping[str, Any] | None:

@@ -1,1 +1,1 @@
-"""Where the folders meet: one function per --mode."""
+"""One function per --mode, in one module per family of modes; modes.py is their table."""

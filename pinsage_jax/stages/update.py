@@ -28,15 +28,14 @@ from pinsage_jax.inference.encoder import spectral_bases
 from pinsage_jax.inference.new_item_model import Trained
 from pinsage_jax.inference.tables import KeptTables
 from pinsage_jax.inference.updating import Update
-from pinsage_jax.stages.embed import (
+from pinsage_jax.stages.checkpoint import (
     about_run,
     as_exported,
     cold_adjustment,
-    identity_of,
     kept_tables,
     restored,
-    split_of,
 )
+from pinsage_jax.stages.runs import identity_of, split_of
 
 FOLDER = "updated"
 

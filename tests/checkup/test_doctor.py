@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from small_catalog import random_graph
 
+import pinsage_jax
 from pinsage_jax import main
 from pinsage_jax.checkup import clock, doctor, graph_checks
 from pinsage_jax.checkup.table_checks import spelled_alike
 from pinsage_jax.config.settings import Config, DataConfig
 from pinsage_jax.config.tools import DoctorConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.stages import pipeline
+from pinsage_jax.stages.prepare import split
 
 
 def write(path, header, rows):
@@ -51,7 +52,7 @@ def examined(folder, **data):
     pathlib.Path(config.workdir).mkdir()
     failed = False
     try:
-        pipeline.doctor(config)
+        pinsage_jax.doctor(config)
     except UserError as error:
         failed = "listed above" in str(error)
         if not failed:
@@ -180,7 +181,7 @@ def test_edges_of_another_split_are_a_leak(tmp_path):
     write(tmp_path / "all.csv", "collection_id,item_id", good_edges())
     made = Config("split", str(tmp_path / "made"), 0, 1,
                   data=DataConfig(data_dir=str(tmp_path), edges="all.csv"))  # fmt: skip
-    pipeline.split(made)
+    split(made)
     held = str(tmp_path / "made" / "split" / "eval_pairs.parquet")
     assert pathlib.Path(held).exists()
     _, failed, said = examined(tmp_path, edges="all.csv", eval_pairs=held)
@@ -264,7 +265,7 @@ def test_the_forecast_of_a_small_run_is_of_its_size(trained, tmp_path, capsys):
     import dataclasses
 
     config = dataclasses.replace(trained, mode="doctor", workdir=str(tmp_path))
-    result = pipeline.doctor(config)
+    result = pinsage_jax.doctor(config)
     told = result["forecast"]
     spent = json.loads((pathlib.Path(trained.workdir) / "costs.json").read_text())
     assert set(spent["seconds"]) <= set(told["seconds"])

@@ -11,6 +11,7 @@ from absl import flags
 from small_catalog import make_config, make_prepared, random_graph
 
 from pinsage_jax import cli
+from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import (
     Config,
     EmbedConfig,
@@ -27,7 +28,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import Stopped
 from pinsage_jax.evaluation import ablation
 from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
-from pinsage_jax.stages import pipeline
+from pinsage_jax.stages.ablate import ablate
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.loop import Schedule
 
@@ -119,7 +120,7 @@ def test_an_unknown_variant_is_told_with_the_list(tmp_path):
         DEFAULT, workdir=str(tmp_path), ablate=AblateConfig(ablate_variants="K0,max")
     )
     with pytest.raises(UserError) as caught:
-        pipeline.ablate(config)
+        ablate(config)
     said = str(caught.value)
     assert said.startswith("--ablate_variants=max is not a variant") and "\n" not in said
     assert all(name in said for name in (*ALL, *ablation.VARIANTS, "all"))
@@ -336,9 +337,9 @@ def test_two_variants_of_a_generated_world(tmp_path, capsys):
         evaluate=EvalConfig(bootstrap=20),
         ablate=AblateConfig(ablate_variants="no_structure", ablate_steps=3),
     )  # fmt: skip
-    result = pipeline.ablate(config)
+    result = ablate(config)
     folder = tmp_path / "run"
-    prepared = pipeline.open_prepared(folder)
+    prepared = open_prepared(folder)
     held = validation_split(prepared.graph, config.split, config.seed, prepared.train_pairs)
     assert result["pairs"] == len(held.pairs) == len(np.unique(held.pairs, axis=0))
     text = capsys.readouterr().out
@@ -361,5 +362,5 @@ def test_two_variants_of_a_generated_world(tmp_path, capsys):
     assert not np.array_equal(base, without)
 
     before = {path: path.stat().st_mtime_ns for path in (folder / "ablate").rglob("*.npy")}
-    assert pipeline.ablate(config) == result
+    assert ablate(config) == result
     assert {path: path.stat().st_mtime_ns for path in (folder / "ablate").rglob("*.npy")} == before

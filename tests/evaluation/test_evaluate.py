@@ -15,7 +15,7 @@ from pinsage_jax.evaluation import metrics
 from pinsage_jax.evaluation.evaluate import evaluate, read_evaluation
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.stages import pipeline
+from pinsage_jax.stages.pipeline import pipeline
 
 
 def slow_rank(scores, query, target):
@@ -185,7 +185,7 @@ def test_the_pipeline_evaluates_again_what_is_not_intact(how, trained, tmp_path,
         files.write_json(path, found)
     assert path.read_text() != whole
     with caplog.at_level("WARNING", "absl"):
-        pipeline.pipeline(config)
+        pipeline(config)
     assert path.read_text() == whole
     assert f"{path} " in caplog.text and "evaluating again" in caplog.text
 

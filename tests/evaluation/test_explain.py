@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small_catalog import make_config, make_prepared, random_graph
 
+import pinsage_jax
 from pinsage_jax import main
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.core.errors import UserError
@@ -15,8 +16,7 @@ from pinsage_jax.evaluation import explain as explaining
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.inference.encoder import Encoder, lists_of_some, spectral_bases
 from pinsage_jax.sampling.neighborhoods import visit_scores
-from pinsage_jax.stages import pipeline
-from pinsage_jax.stages.embed import split_of
+from pinsage_jax.stages.runs import split_of
 
 
 def explained(config, query, target, **evaluate):
@@ -110,7 +110,7 @@ def test_the_mode_prints_and_writes(trained, pair, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(explaining.files, "write_json", lambda path, value: written.update(
         {str(path): value}
     ))  # fmt: skip
-    pipeline.explain(config)
+    pinsage_jax.explain(config)
     ((path, value),) = written.items()
     assert pathlib.Path(path).parent == pathlib.Path(trained.workdir) / "explain"
     json.dumps(value, allow_nan=False)

@@ -9,8 +9,11 @@ import pathlib
 import jax
 import numpy as np
 
+import pinsage_jax
 from pinsage_jax.config.settings import Config, DataConfig, EmbedConfig, ModelConfig, SamplingConfig
-from pinsage_jax.stages import pipeline
+from pinsage_jax.export.reader import load_embeddings
+from pinsage_jax.stages.prepare import prepare
+from pinsage_jax.stages.runs import identity_of
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.state import initial_state, make_optimizer
@@ -81,13 +84,13 @@ def embedded_catalog(root: pathlib.Path):
     config = dataclasses.replace(
         config, embed=EmbedConfig(embed_walks=500, cold_start_bias=0.25, shard_rows=50)
     )
-    prepared = pipeline.prepare(config)
+    prepared = prepare(config)
     params = random_params(config, INPUTS, 80)
     state = initial_state(params, make_optimizer(config.train, 1.0))
-    meta = {"data": pipeline.identity_of(prepared), "config": dataclasses.asdict(config)}
+    meta = {"data": identity_of(prepared), "config": dataclasses.asdict(config)}
     with Checkpoints(root / "work" / "checkpoints") as checkpoints:
         checkpoints.save(3, state, meta, {"score": 1.0, "cold_start_bias": 0.1})
-    pipeline.embed(config)
+    pinsage_jax.embed(config)
     # Later runs take the offset of the export.
     config = dataclasses.replace(config, embed=EmbedConfig(embed_walks=500, shard_rows=50))
-    return config, pipeline.load_embeddings(config.workdir, prepared), features, edges
+    return config, load_embeddings(config.workdir, prepared), features, edges

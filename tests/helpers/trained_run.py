@@ -13,7 +13,7 @@ from pinsage_jax.config.settings import (
     TrainConfig,
     WorldConfig,
 )
-from pinsage_jax.stages import pipeline
+from pinsage_jax.stages.pipeline import pipeline
 
 WORLD = WorldConfig(
     world=True,
@@ -57,5 +57,5 @@ def settings(workdir: str | pathlib.Path, **train) -> Config:
 def small_run(workdir: str | pathlib.Path, **train) -> Config:
     """Runs the whole pipeline; returns its settings."""
     config = settings(workdir, **train)
-    pipeline.pipeline(config)
+    pipeline(config)
     return config

@@ -19,6 +19,7 @@ from small_catalog import make_prepared, random_graph
 from small_texts import link_vectors, random_texts, text_transform
 from small_worlds import unit_features
 
+import pinsage_jax
 from pinsage_jax.catalog.additions import Additions, extend, read_additions
 from pinsage_jax.config.settings import DataConfig
 from pinsage_jax.config.tools import NewItemsConfig
@@ -33,7 +34,7 @@ from pinsage_jax.inference.new_items import Catalog, NewItemEncoder
 from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.store import NeighborhoodSource
-from pinsage_jax.stages import pipeline
+from pinsage_jax.stages.prepare import prepare
 
 ITEMS, COLLECTIONS = 60, 14
 # New item 1 has no edge, 3 only a new collection, 4 and 5 share one; 0's edge is there twice.
@@ -250,7 +251,7 @@ def test_twins_of_catalog_items(catalog, tmp_path):
     more = [(c, i.replace("i", "twin")) for c, i in edges if i in ("i3", "i41")]
     run = with_new(catalog, tmp_path, rows, more)
     before = files.checksum(pathlib.Path(config.workdir) / "embeddings/part-00000.parquet")
-    manifest = pipeline.embed(run)
+    manifest = pinsage_jax.embed(run)
     table, found, saved = exported(run)
     assert table["item_id"].to_pylist() == ["twin3", "twin75", "twin41"]
     assert table.schema.field("embedding").type == pa.list_(pa.float32(), 8)
@@ -274,7 +275,7 @@ def test_a_second_export_replaces_the_first(catalog, tmp_path):
     row = ("alone", catalog[2][0], 2001)
     for name in ("a", "b"):
         run = with_new(catalog, tmp_path, [(name, *row[1:])], [("unheard of", name)])
-        pipeline.embed(run)
+        pinsage_jax.embed(run)
         table, vectors, manifest = exported(run)
         assert table["item_id"].to_pylist() == [name]
         assert manifest["without_edges"] == 0 and np.isfinite(vectors).all()
@@ -296,7 +297,7 @@ REFUSALS = {
 
 def refusal(config):
     with pytest.raises(UserError) as caught:
-        pipeline.embed(config)
+        pinsage_jax.embed(config)
     assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -318,7 +319,7 @@ def test_refusals_of_columns(catalog, tmp_path):
     data = dataclasses.replace(run.data, numeric_columns="year,size")
     assert "'size' is named as a feature, but" in refusal(dataclasses.replace(run, data=data))
     # Not asked for by name it is only left out.
-    pipeline.embed(run)
+    pinsage_jax.embed(run)
     run = with_new(catalog, tmp_path, GOOD, [("c1", "x")])
     data = dataclasses.replace(run.data, collection_column="board")
     assert "has no column 'board'" in refusal(dataclasses.replace(run, data=data))
@@ -349,7 +350,7 @@ def test_weights_are_needed_where_the_catalog_has_them(small_rng, tmp_path):
 def test_refusal_without_a_checkpoint_and_of_flags(catalog, tmp_path):
     run = with_new(catalog, tmp_path, GOOD)
     elsewhere = tmp_path / "untrained"
-    pipeline.prepare(dataclasses.replace(catalog[0], workdir=str(elsewhere)))
+    prepare(dataclasses.replace(catalog[0], workdir=str(elsewhere)))
     text = refusal(dataclasses.replace(run, workdir=str(elsewhere)))
     assert "holds no checkpoint; run --mode=train first" in text
     assert not (elsewhere / "new_embeddings").exists()

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from small_catalog import make_config, make_prepared, random_graph
 
+import pinsage_jax
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.tools import CompareConfig
 from pinsage_jax.core.errors import UserError
@@ -19,7 +20,6 @@ from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.reporting import comparison
 from pinsage_jax.reporting.comparison import Run
 from pinsage_jax.reporting.sources import Source
-from pinsage_jax.stages import pipeline
 
 
 def source_of(config):
@@ -170,7 +170,7 @@ def test_the_mode_end_to_end(trained, tmp_path, capsys):
         trained, workdir=str(first), compare=CompareConfig(compare_with=str(second))
     )
     before = sorted(path.name for path in second.iterdir())
-    result = pipeline.compare(config)
+    result = pinsage_jax.compare(config)
     text = capsys.readouterr().out
     assert "The settings are the same." in text and "% churn" in text and "costs" in text
     assert f"A: {first}" in text and "B - A" in text
@@ -190,4 +190,4 @@ def test_runs_that_cannot_be_compared(other, sentence, trained):
         trained, compare=CompareConfig(compare_with=f"{trained.workdir}/{other}")
     )
     with pytest.raises(UserError, match=sentence):
-        pipeline.compare(config)
+        pinsage_jax.compare(config)

@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 from hostile_world import HOSTILE, ITEMS, small_config, small_embeddings, small_world
 
+from pinsage_jax.config.fields import with_saved
 from pinsage_jax.config.settings import EvalConfig, ModelConfig, TrainConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import evaluate as evaluation
 from pinsage_jax.reporting import example_section, figures, page, run_sections, space
 from pinsage_jax.reporting.report import REPORT_FILE, write_report
-from pinsage_jax.reporting.sources import read_source, with_saved
+from pinsage_jax.reporting.sources import read_source
 from pinsage_jax.stages import pipeline
 from pinsage_jax.training.checkpoints import Checkpoints
+from pinsage_jax.training.loop import Outcome
 
 SECTIONS = {
     "scores": "Scoreboard",
@@ -430,7 +432,7 @@ def test_the_pipeline_ends_with_it_where_matplotlib_is(tmp_path, monkeypatch, in
             pipeline, name, lambda config, name=name: ran.append(name) or {"count": 1}
         )
     monkeypatch.setattr(pipeline, "embeddings_are_current", lambda config: False)
-    monkeypatch.setattr(pipeline, "train", lambda config: pipeline.Outcome(1, 1, {}, False))
+    monkeypatch.setattr(pipeline, "train", lambda config: Outcome(1, 1, {}, False))
     monkeypatch.setattr(pipeline, "evaluate", lambda config: ran.append("evaluate") or {"a": 1})
     monkeypatch.setattr(pipeline, "report", lambda config: ran.append("report"))
     monkeypatch.setattr(figures, "available", lambda: installed)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_catalog import make_config, make_prepared, random_graph
 
+import pinsage_jax
 from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.config.settings import EmbedConfig
 from pinsage_jax.config.tools import RecommendConfig
@@ -21,7 +22,7 @@ from pinsage_jax.recommend.scores import histories_of
 from pinsage_jax.retrieval import ann, index_table, neighbors
 from pinsage_jax.retrieval.ann import AnnSearch, Setting
 from pinsage_jax.retrieval.topk import top_k
-from pinsage_jax.stages import pipeline
+from pinsage_jax.stages import search
 
 ITEMS, WIDTH = 400, 12
 SETTINGS = "hnsw8:16,hnsw8:300,ivfpq12:99,ivfpq4:1"
@@ -221,8 +222,8 @@ def test_the_stage(tmp_path, monkeypatch):
     prepared = make_prepared(random_graph(np.random.default_rng(0)))
     vectors = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
     write_embeddings(tmp_path, EmbedConfig(), prepared.item_ids, vectors, {"step": 1})
-    monkeypatch.setattr(pipeline, "open_prepared", lambda workdir: prepared)
+    monkeypatch.setattr(search, "open_prepared", lambda workdir: prepared)
     config = dataclasses.replace(make_config(tmp_path), mode="index")
-    assert "hnsw16:32" in {line["setting"] for line in pipeline.index(config)["settings"]}
-    pipeline.neighbors(dataclasses.replace(searching(config, "hnsw16:32"), mode="neighbors"))
+    assert "hnsw16:32" in {line["setting"] for line in search.index(config)["settings"]}
+    pinsage_jax.neighbors(dataclasses.replace(searching(config, "hnsw16:32"), mode="neighbors"))
     assert (tmp_path / "related_items.parquet").exists()

@@ -15,21 +15,22 @@ from embedded_catalog import embedded_catalog, vector_text, write_csv
 from fastapi.testclient import TestClient
 from hostile_world import ITEMS, small_config, small_embeddings, small_world
 
+import pinsage_jax
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.serve import ServeConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.config.tools import NewItemsConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.reporting.sources import exported_source, read_source
+from pinsage_jax.reporting.sources import read_source
 from pinsage_jax.retrieval import ann
 from pinsage_jax.retrieval.online import ExactSearch
 from pinsage_jax.retrieval.topk import top_k
 from pinsage_jax.serving import measures, server
 from pinsage_jax.serving.app import make_app
 from pinsage_jax.serving.service import Service
-from pinsage_jax.stages import pipeline
-from pinsage_jax.stages.embed import open_new_items
+from pinsage_jax.stages import serve as serve_stage
+from pinsage_jax.stages.checkpoint import exported_source, open_new_items
 
 HOST = "http://127.0.0.1"
 
@@ -115,7 +116,7 @@ def test_for_new_items(client, catalog, tmp_path):
         ),
         new_edges=write_csv(tmp_path / "more.csv", ["collection_id", "item_id"], edges),
     )
-    pipeline.embed(config.__class__(**{**vars(config), "new": new}))
+    pinsage_jax.embed(config.__class__(**{**vars(config), "new": new}))
     embedded = files.read_json(f"{config.workdir}/new_embeddings/manifest.json")
     assert embedded["count"] == 2
     import pyarrow.parquet as pq
@@ -328,7 +329,7 @@ def test_an_index_answers_in_its_place(client, catalog):
 
 def test_the_stage_serves_until_it_is_stopped(catalog, monkeypatch, caplog):
     stop, failed = threading.Event(), []
-    monkeypatch.setattr(pipeline, "stop_requested", stop.is_set)
+    monkeypatch.setattr(serve_stage, "stop_requested", stop.is_set)
     config = Config(
         mode="serve", workdir=catalog[0].workdir, seed=0, threads=1,
         serve=ServeConfig(serve_port=0, serve_body_kib=1),
@@ -336,7 +337,7 @@ def test_the_stage_serves_until_it_is_stopped(catalog, monkeypatch, caplog):
 
     def serve() -> None:
         try:
-            pipeline.serve(config)
+            serve_stage.serve(config)
         except BaseException as error:
             failed.append(error)
 
@@ -383,7 +384,7 @@ def test_a_taken_port_is_told_before_anything_is_loaded(catalog):
             serve=ServeConfig(serve_port=port),
         )  # fmt: skip
         with pytest.raises(UserError, match=f"--serve_port={port} cannot be listened at"):
-            pipeline.serve(config)
+            serve_stage.serve(config)
     with pytest.raises(UserError, match=r"--serve_host=203\.0\.113\.7"):
         server.bound("203.0.113.7", 0)
 
@@ -391,4 +392,4 @@ def test_a_taken_port_is_told_before_anything_is_loaded(catalog):
 def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'pinsage-jax\[serve\]'"):
-        pipeline.serve(Config(mode="serve", workdir=str(tmp_path), seed=0, threads=1))
+        serve_stage.serve(Config(mode="serve", workdir=str(tmp_path), seed=0, threads=1))

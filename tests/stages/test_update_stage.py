@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_new_items import catalog, vector_text, write_csv  # noqa: F401
 
+import pinsage_jax
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.config.settings import EmbedConfig
@@ -16,7 +17,6 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.inference import layerwise, updating
-from pinsage_jax.stages import pipeline
 
 
 @pytest.fixture
@@ -44,18 +44,18 @@ def test_layers_are_found_again_or_deleted(catalog, nothing_computed):  # noqa: 
     config = dataclasses.replace(
         config, embed=dataclasses.replace(config.embed, keep_layers=True, cold_start_bias=0.25)
     )
-    pipeline.embed(config)
+    pinsage_jax.embed(config)
     assert {path.name.split(".")[0] for path in layers.glob("*/*")} == {"lists", "vectors"}
     nothing_computed()
     quantized = dataclasses.replace(
         config.embed, export_dtype="int8", export_format="npy", export_dim=6
     )
-    manifest = pipeline.embed(dataclasses.replace(config, embed=quantized))
+    manifest = pinsage_jax.embed(dataclasses.replace(config, embed=quantized))
     assert manifest["against_float32"]["recall@10"] < 1.0
     assert manifest["flags"]["export_dim"] == 6 and manifest["parameters"]
     folder = pathlib.Path(config.workdir) / "embeddings"
     assert np.load(folder / "vectors.npy").shape == (80, 6)
-    pipeline.embed(config)
+    pinsage_jax.embed(config)
     found = load_embeddings(config.workdir, open_prepared(config.workdir))
     np.testing.assert_allclose(found, vectors, atol=1e-5)
 
@@ -75,7 +75,7 @@ def test_changes_one_after_the_other(catalog, tmp_path, capsys, nothing_computed
             changed_items=items,
         ),
     )
-    manifest = pipeline.embed(first)
+    manifest = pinsage_jax.embed(first)
     said = capsys.readouterr().out
     assert "2 edges added, 0 weighed anew, 1 removed; 1 items added, 1 changed" in said
     assert "recomputed in layer 1: " in said and "walked again from " in said
@@ -95,16 +95,16 @@ def test_changes_one_after_the_other(catalog, tmp_path, capsys, nothing_computed
         config,
         update=UpdateConfig(changed_edges=edges_table(tmp_path, "b.csv", [("c1", "fresh")])),
     )
-    manifest = pipeline.embed(second)
+    manifest = pinsage_jax.embed(second)
     after = load_embeddings(updated, open_prepared(updated))
     assert np.abs(after[80] - found[80]).max() > 1e-5
     nothing_computed()
     # The very same change again is not applied twice.
-    assert pipeline.embed(second) == manifest
+    assert pinsage_jax.embed(second) == manifest
     listing = dataclasses.replace(
         config, workdir=str(updated), mode="neighbors", search=SearchConfig(min_degree=1)
     )
-    pipeline.neighbors(listing)
+    pinsage_jax.neighbors(listing)
     assert "fresh" in pq.read_table(updated / "related_items.parquet")["item_id"].to_pylist()
 
 
@@ -115,7 +115,7 @@ def test_an_update_of_another_catalog_is_refused(catalog, tmp_path):  # noqa: F8
         update=UpdateConfig(changed_edges=edges_table(tmp_path, "c.csv", [("c2", "i3")])),
         embed=EmbedConfig(embed_walks=500, shard_rows=50),
     )
-    pipeline.embed(run)
+    pinsage_jax.embed(run)
     path = pathlib.Path(config.workdir) / "updated" / "prepared" / "manifest.json"
     saved = files.read_checked_json(path)
     files.write_checked_json(path, saved | {"base": "another"})
@@ -124,7 +124,7 @@ def test_an_update_of_another_catalog_is_refused(catalog, tmp_path):  # noqa: F8
     )
     try:
         with pytest.raises(UserError, match="is of another catalog than"):
-            pipeline.embed(other)
+            pinsage_jax.embed(other)
     finally:
         files.write_checked_json(path, saved)
 
@@ -138,23 +138,23 @@ def test_the_same_changes_with_another_model_or_export_are_embedded_anew(catalog
             removed_edges=edges_table(tmp_path, "g.csv", [("c0", "i71")]),
         ),
     )
-    first = pipeline.embed(run)
+    first = pinsage_jax.embed(run)
     coarse = dataclasses.replace(run, embed=dataclasses.replace(run.embed, export_dtype="int8"))
-    second = pipeline.embed(coarse)
+    second = pinsage_jax.embed(coarse)
     assert second["made_with"] != first["made_with"] and second["changes"] == first["changes"]
     assert second["flags"]["export_dtype"] == "int8"
     # Nothing is applied twice: a removed edge would be refused as unknown.
     assert second["update"]["edges_added"] == second["update"]["edges_removed"] == 0
     walked = dataclasses.replace(run.embed, embed_walks=700)
-    assert pipeline.embed(dataclasses.replace(run, embed=walked))["flags"]["embed_walks"] == 700
+    assert pinsage_jax.embed(dataclasses.replace(run, embed=walked))["flags"]["embed_walks"] == 700
 
 
 def test_changes_that_are_not_there_are_told_in_a_sentence(catalog, tmp_path):  # noqa: F811
     config, *_ = catalog
     missing = UpdateConfig(changed_edges=str(tmp_path / "none.csv"))
     with pytest.raises(UserError, match=r"--changed_edges=\S+none.csv does not exist"):
-        pipeline.embed(dataclasses.replace(config, update=missing))
+        pinsage_jax.embed(dataclasses.replace(config, update=missing))
     (tmp_path / "outer" / "inner").mkdir(parents=True)
     empty = UpdateConfig(removed_edges=str(tmp_path / "outer"))
     with pytest.raises(UserError, match=r"is a folder without any \.parquet file"):
-        pipeline.embed(dataclasses.replace(config, update=empty))
+        pinsage_jax.embed(dataclasses.replace(config, update=empty))

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pinsage_jax
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.config.settings import (
     Config,
@@ -29,7 +30,8 @@ from pinsage_jax.config.settings import (
 )
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference.encoder import Encoder
-from pinsage_jax.stages import pipeline
+from pinsage_jax.stages import train as train_stage
+from pinsage_jax.stages.prepare import prepare
 from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 
@@ -91,7 +93,7 @@ def config_for(workdir, *, seed=0, sampling=None, model=None, train=None) -> Con
 def world(tmp_path_factory):
     """A workdir after `prepare`."""
     folder = tmp_path_factory.mktemp("world")
-    pipeline.prepare(config_for(folder))
+    prepare(config_for(folder))
     return folder
 
 
@@ -146,9 +148,9 @@ def whole(world, tmp_path_factory):
     folder = copy_of(world, tmp_path_factory.mktemp("whole") / "run")
     with pytest.MonkeyPatch.context() as patch:
         states = spy_on(patch)
-        outcome = pipeline.train(config_for(folder))
+        outcome = pinsage_jax.train(config_for(folder))
     assert (outcome.step, outcome.total, outcome.interrupted) == (TOTAL, TOTAL, False)
-    pipeline.embed(config_for(folder))
+    pinsage_jax.embed(config_for(folder))
     return states, exported(folder), lines_of(folder)
 
 
@@ -172,21 +174,21 @@ def test_what_a_run_leaves(whole):
 
 
 def test_a_second_run_is_bit_identical(workdir, saved, whole):
-    pipeline.train(config_for(workdir))
+    pinsage_jax.train(config_for(workdir))
     assert_same_bits(saved[TOTAL], whole[0][TOTAL])
-    pipeline.embed(config_for(workdir))
+    pinsage_jax.embed(config_for(workdir))
     np.testing.assert_array_equal(exported(workdir), whole[1])
 
 
 def test_another_seed_is_another_run(workdir, saved, whole):
-    pipeline.train(config_for(workdir, seed=1, train={"max_steps": 3}))
+    pinsage_jax.train(config_for(workdir, seed=1, train={"max_steps": 3}))
     leaves = zip(jax.tree.leaves(saved[3].params), jax.tree.leaves(whole[0][3].params))
     assert all(not np.array_equal(one, other) for one, other in leaves if one.ndim > 1)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
 def test_prefetch_depth_does_not_matter(depth, workdir, saved, whole):
-    pipeline.train(config_for(workdir, train={"prefetch": depth}))
+    pinsage_jax.train(config_for(workdir, train={"prefetch": depth}))
     assert_same_bits(saved[TOTAL], whole[0][TOTAL])
 
 
@@ -198,23 +200,23 @@ def test_stop_and_resume_equal_the_uninterrupted_run(stop_at, workdir, saved, wh
         asked.append(1)
         return len(asked) == stop_at
 
-    monkeypatch.setattr(pipeline, "stop_requested", stop)
-    outcome = pipeline.train(config_for(workdir))
+    monkeypatch.setattr(train_stage, "stop_requested", stop)
+    outcome = pinsage_jax.train(config_for(workdir))
     assert (outcome.step, outcome.interrupted) == (stop_at, True)
     assert max(saved) == stop_at
     saved.clear()
-    outcome = pipeline.train(config_for(workdir))
+    outcome = pinsage_jax.train(config_for(workdir))
     assert (outcome.step, outcome.interrupted) == (TOTAL, False)
     assert min(saved) > stop_at
     assert_same_bits(saved[TOTAL], whole[0][TOTAL])
-    pipeline.embed(config_for(workdir))
+    pinsage_jax.embed(config_for(workdir))
     np.testing.assert_array_equal(exported(workdir), whole[1])
 
 
 def test_a_longer_run_continues_a_shorter_one(workdir, saved, whole):
-    pipeline.train(config_for(workdir, train={"max_steps": 8}))
+    pinsage_jax.train(config_for(workdir, train={"max_steps": 8}))
     assert max(saved) == 8
-    pipeline.train(config_for(workdir))
+    pinsage_jax.train(config_for(workdir))
     assert_same_bits(saved[TOTAL], whole[0][TOTAL])
     steps = [line["step"] for line in lines_of(workdir) if "loss" in line]
     assert steps == sorted(set(steps)) and steps[-1] == TOTAL
@@ -224,9 +226,9 @@ def test_a_killed_run_resumes_bit_for_bit(workdir, saved, whole):
     """SIGKILL after the checkpoint of step 6, between two steps or within one."""
     code = (
         "import conftest, time, test_training\n"
-        "from pinsage_jax.stages import pipeline as stages\n"
-        "stages.stop_requested = lambda: bool(time.sleep(0.3))\n"
-        f"stages.train(test_training.config_for({str(workdir)!r}))\n"
+        "from pinsage_jax.stages import train as stage\n"
+        "stage.stop_requested = lambda: bool(time.sleep(0.3))\n"
+        f"stage.train(test_training.config_for({str(workdir)!r}))\n"
     )
     here = pathlib.Path(__file__).parent
     path = os.pathsep.join(map(str, [here, TESTS, TESTS / "helpers", TESTS.parent]))
@@ -245,7 +247,7 @@ def test_a_killed_run_resumes_bit_for_bit(workdir, saved, whole):
         child.kill()
     assert child.wait() == -signal.SIGKILL
     assert max(Checkpoints(workdir / "checkpoints", read_only=True).steps()) < TOTAL
-    pipeline.train(config_for(workdir))
+    pinsage_jax.train(config_for(workdir))
     assert min(saved) > 6
     assert_same_bits(saved[TOTAL], whole[0][TOTAL])
     steps = [line["step"] for line in lines_of(workdir) if "loss" in line]
@@ -256,7 +258,7 @@ def test_a_killed_run_resumes_bit_for_bit(workdir, saved, whole):
 
 
 def test_other_settings_are_refused_with_a_sentence(workdir, saved):
-    pipeline.train(config_for(workdir, train={"max_steps": 3}))
+    pinsage_jax.train(config_for(workdir, train={"max_steps": 3}))
     before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     refused = [
         ({"sampling": {"num_walks": 41}}, "--num_walks=41 differs from 40"),
@@ -267,7 +269,7 @@ def test_other_settings_are_refused_with_a_sentence(workdir, saved):
     ]
     for change, sentence in refused:
         with pytest.raises(UserError, match=sentence) as caught:
-            pipeline.train(config_for(workdir, **change))
+            pinsage_jax.train(config_for(workdir, **change))
         assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == before
 
@@ -275,7 +277,7 @@ def test_other_settings_are_refused_with_a_sentence(workdir, saved):
 def steps_on(workdir, devices, max_steps, **train):
     """Trains up to `max_steps` on `devices` faked devices."""
     train = {"checkpoint_every": 2, "devices": devices, "max_steps": max_steps, **train}
-    return pipeline.train(config_for(workdir, train=train))
+    return pinsage_jax.train(config_for(workdir, train=train))
 
 
 @pytest.mark.parametrize("here", [1, 2])
@@ -331,11 +333,11 @@ def test_devices_of_checkpoints_that_do_not_tell_them(workdir, saved, monkeypatc
 
 def test_a_checkpoint_of_other_data_is_refused(workdir, saved):
     config = config_for(workdir, train={"max_steps": 3})
-    pipeline.train(config)
+    pinsage_jax.train(config)
     other = dataclasses.replace(config, world=dataclasses.replace(WORLD, world_items=500))
-    pipeline.prepare(other)
+    prepare(other)
     with pytest.raises(UserError, match="catalog of 600 items but the workdir holds"):
-        pipeline.train(other)
+        pinsage_jax.train(other)
 
 
 @pytest.mark.parametrize("checkpoint_every,log_every", [(1, 100), (100, 1)])
@@ -358,7 +360,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(
 
     monkeypatch.setattr(MinibatchBuilder, "make", noting)
     with pytest.raises(UserError, match=r"The loss is .*--learning_rate") as caught:
-        pipeline.train(config_for(workdir, train=train))
+        pinsage_jax.train(config_for(workdir, train=train))
     assert "\n" not in str(caught.value)
     # The first step that went wrong is told, whenever it is found, and can be made again.
     (path,) = workdir.glob("not_finite_step_*.json")
@@ -389,12 +391,12 @@ def test_a_batch_that_cannot_be_made_ends_the_run_and_the_next_one_goes_on(
 
     monkeypatch.setattr(MinibatchBuilder, "make", failing)
     with pytest.raises(MemoryError, match="of our own making"):
-        pipeline.train(config_for(workdir, train={"prefetch": 4, "producers": 2}))
+        pinsage_jax.train(config_for(workdir, train={"prefetch": 4, "producers": 2}))
     assert max(saved) == 6 and not prefetch_threads()
     monkeypatch.undo()
     with pytest.MonkeyPatch.context() as patch:
         again = spy_on(patch)
-        pipeline.train(config_for(workdir))
+        pinsage_jax.train(config_for(workdir))
     assert_same_bits(again[TOTAL], whole[0][TOTAL])
 
 
@@ -476,7 +478,7 @@ def hit_rates(folder, seed=0):
         eval_pairs="pairs.parquet",
     )
     config = dataclasses.replace(config, data=data, world=WorldConfig())
-    prepared = pipeline.prepare(config)
+    prepared = prepare(config)
     features = np.array(prepared.features, np.float32)
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
     # Without --spectral_dim there are no bases.
@@ -484,8 +486,8 @@ def hit_rates(folder, seed=0):
     encoder = Encoder.over(config, prepared, prepared.graph, bases)
     _, params = loop.init_model(config, encoder.inputs.dim, encoder.lists.source.num_nodes)
     untrained = encoder.embed(params, quiet=True)
-    pipeline.train(config)
-    pipeline.embed(config)
+    pinsage_jax.train(config)
+    pinsage_jax.embed(config)
     found = (features, untrained, exported(config.workdir))
     return [hit_rate(vectors, prepared.eval_pairs, 10) for vectors in found]
 

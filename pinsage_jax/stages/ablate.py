@@ -1,0 +1,33 @@
+"""The stage that trains and compares variants of the settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pinsage_jax.config.settings import Config
+from pinsage_jax.core.signals import raise_if_stopped
+from pinsage_jax.evaluation import ablation
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.stages.embed import embed_over
+from pinsage_jax.stages.prepare import prepare
+from pinsage_jax.stages.runs import split_of
+from pinsage_jax.stages.train import train
+
+
+def ablate(config: Config) -> dict[str, Any]:
+    """Variants of the settings trained and compared: WORKDIR/ablate.json and tables."""
+    # A wrong name is told before the data is prepared.
+    ablation.chosen_variants(config.ablate.ablate_variants)
+    prepared = prepare(config)
+    held = split_of(config, prepared)
+
+    def embeddings(variant: Config, graph: Graph) -> tuple[np.ndarray, dict[str, Any]]:
+        train(variant)
+        raise_if_stopped()
+        vectors, trained = embed_over(variant, prepared, graph, held)
+        items = vectors[: prepared.graph.num_items]
+        return items, {"checkpoint_step": trained.step, "cold_start_bias": trained.offset}
+
+    return ablation.ablate(config, prepared, held, embeddings)

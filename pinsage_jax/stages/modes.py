@@ -1,0 +1,36 @@
+"""Which module of this folder holds the stage of each --mode.
+
+A stage is imported when it runs: listing neighbors does not load the training code.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+# The stage is the function of the mode's name in stages/MODULE.py.
+MODULES = {
+    "pipeline": "pipeline",
+    "prepare": "prepare",
+    "train": "train",
+    "embed": "embed",
+    "evaluate": "evaluate",
+    "neighbors": "search",
+    "report": "evaluate",
+    "recommend": "search",
+    "index": "search",
+    "split": "prepare",
+    "ablate": "ablate",
+    "graph_tables": "prepare",
+    "serve": "serve",
+    "doctor": "prepare",
+    "explain": "evaluate",
+    "compare": "evaluate",
+}
+
+
+def stage(mode: str) -> Callable[..., Any]:
+    """The function that runs --mode=`mode`; it takes the settings."""
+    module = importlib.import_module(f"pinsage_jax.stages.{MODULES[mode]}")
+    return getattr(module, mode)

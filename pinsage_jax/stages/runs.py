@@ -1,0 +1,41 @@
+"""What stages know of a run: its validation split, its data, its embeddings, its stop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pinsage_jax.catalog.prepare import Prepared, open_prepared
+from pinsage_jax.config.settings import Config
+from pinsage_jax.core.signals import stop_requested_anywhere
+from pinsage_jax.distributed import process_group
+from pinsage_jax.export.reader import load_embeddings
+from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
+
+
+def split_of(config: Config, prepared: Prepared) -> ValidationSplit:
+    """The validation split of this run; the same in every stage."""
+    return validation_split(prepared.graph, config.split, config.seed, prepared.train_pairs)
+
+
+def identity_of(prepared: Prepared) -> dict[str, Any]:
+    """What the data is, as checkpoints and exports remember it."""
+    return {
+        "ids": prepared.item_ids.digest(),
+        "num_items": prepared.graph.num_items,
+        "num_collections": prepared.graph.num_collections,
+        "num_edges": prepared.graph.num_edges,
+        "feature_dim": prepared.features.shape[1],
+    }
+
+
+def embeddings(config: Config) -> tuple[list[str], np.ndarray]:
+    """Ids of all items and their exported embeddings, float32 [num_items, Z]."""
+    prepared = open_prepared(config.workdir)
+    return prepared.item_ids.ids.to_pylist(), load_embeddings(config.workdir, prepared)
+
+
+def stop_requested() -> bool:
+    """Whether a signal has asked this run, in whichever of its processes, to stop."""
+    return stop_requested_anywhere(process_group.all_gather_object)

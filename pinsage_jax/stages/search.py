@@ -1,0 +1,64 @@
+"""The stages that search the embeddings: neighbors, index and recommend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from absl import logging
+
+from pinsage_jax.catalog.prepare import open_prepared
+from pinsage_jax.config.settings import Config
+from pinsage_jax.export.reader import load_embeddings
+from pinsage_jax.inference.encoder import threads_of
+from pinsage_jax.recommend import recommend as recommending
+from pinsage_jax.recommend.choice import Validation, validation_users
+from pinsage_jax.retrieval import neighbors as related
+from pinsage_jax.retrieval.index_table import build_indexes, open_search
+from pinsage_jax.retrieval.neighbors import Related
+from pinsage_jax.stages.runs import split_of
+
+
+def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Related]]:
+    """The --k nearest items of each of `items`, best first.
+
+    Without `items`: those of --query, which are printed; without that too, those of all
+    items go to WORKDIR/related_items.parquet, and nothing is returned.
+    """
+    prepared = open_prepared(config.workdir)
+    vectors = load_embeddings(config.workdir, prepared)
+    search = open_search(config, vectors, threads_of(config))
+    if items:
+        return related.nearest(config, items, prepared, vectors, search)
+    if config.evaluate.query:
+        return related.print_neighbors(config, prepared, vectors, search)
+    related.write_related(config, prepared, vectors, search)
+    return {}
+
+
+def index(config: Config) -> dict[str, Any]:
+    """Builds and measures approximate indexes of the embeddings: WORKDIR/index."""
+    vectors = load_embeddings(config.workdir, open_prepared(config.workdir))
+    return build_indexes(config, vectors, threads_of(config))
+
+
+def recommend(config: Config) -> dict[str, Any] | None:
+    """Shows, writes or scores items for collections; see recommend/recommend.py."""
+    prepared = open_prepared(config.workdir)
+    vectors = load_embeddings(config.workdir, prepared)
+
+    def validation() -> Validation | None:
+        # Only the choice of settings embeds anything; the rest needs no network.
+        from pinsage_jax.stages.embed import embed_over
+
+        held = split_of(config, prepared)
+        if len(held.collections) == 0:
+            return None
+        logging.info("recommend: embedding without the withheld collections, to choose settings")
+        clean, _ = embed_over(config, prepared, held.train_graph, held)
+        items = clean[: prepared.graph.num_items]
+        return validation_users(prepared.graph, held, items, config.seed)
+
+    threads = threads_of(config)
+    search = open_search(config, vectors, threads)
+    return recommending.recommend(config, prepared, vectors, threads, validation, search)

@@ -1,0 +1,36 @@
+"""The stage that answers over HTTP from a finished run."""
+
+from __future__ import annotations
+
+from threadpoolctl import threadpool_limits
+
+from pinsage_jax.catalog.prepare import open_prepared
+from pinsage_jax.config.settings import Config
+from pinsage_jax.export.reader import load_embeddings
+from pinsage_jax.inference.encoder import threads_of
+from pinsage_jax.retrieval.index_table import open_search
+from pinsage_jax.serving import server
+from pinsage_jax.stages.checkpoint import exported_source, open_new_items
+from pinsage_jax.stages.runs import stop_requested
+
+
+def serve(config: Config) -> None:
+    """Neighbors over HTTP, and the explorer, until a signal stops it."""
+    server.require()
+    # The framework takes a while to load, and is an extra.
+    from pinsage_jax.serving.app import make_app
+    from pinsage_jax.serving.service import Service
+
+    prepared = open_prepared(config.workdir)
+    vectors = load_embeddings(config.workdir, prepared)
+    index = open_search(config, vectors, threads=1)
+    # A taken port is told before the model is loaded.
+    listener = server.bound(config.serve.serve_host, config.serve.serve_port)
+    source = exported_source(config, prepared.graph.num_items)
+    new_items = open_new_items(source.config, prepared) if source.trained else None
+    if new_items is not None:
+        new_items.warm_up()
+    service = Service(source, prepared, vectors, index, new_items)
+    # Requests run beside each other; products of several threads each would be in their way.
+    with threadpool_limits(1, "blas"):
+        server.run(make_app(service, threads_of(config)), listener, stop_requested)

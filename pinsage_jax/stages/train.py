@@ -1,0 +1,129 @@
+"""The stage that trains the network, from the neighbor lists to the checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.catalog.prepare import Prepared, open_prepared
+from pinsage_jax.config.settings import Config
+from pinsage_jax.core.costs import Costs
+from pinsage_jax.core.errors import UserError
+from pinsage_jax.distributed import process_group
+from pinsage_jax.distributed.devices import connect, make_devices
+from pinsage_jax.evaluation import calibration
+from pinsage_jax.graph.validation_split import ValidationSplit
+from pinsage_jax.inference.encoder import Encoder, spectral_bases, threads_of
+from pinsage_jax.sampling.pairs import PairSource, hard_band
+from pinsage_jax.stages.checkpoint import fixed_offset
+from pinsage_jax.stages.runs import identity_of, split_of, stop_requested
+from pinsage_jax.training import loop
+from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
+from pinsage_jax.training.loop import Outcome
+
+
+def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outcome:
+    """Trains the network, or continues, into WORKDIR/checkpoints.
+
+    `should_stop` is asked after every step; without one a signal stops it.
+    """
+    prepared = open_prepared(config.workdir)
+    identity = identity_of(prepared)
+    # Opening a checkpoint is a use of JAX already.
+    connect()
+    if process_group.broadcast_from_rank0(lambda: loop.is_finished(config, identity)):
+        logging.info("train: %s/checkpoints holds the finished run", config.workdir)
+        return Outcome(0, 0, {}, interrupted=False)
+    split = split_of(config, prepared)
+    bases = process_group.rank0_first(lambda: spectral_bases(config, prepared, split))
+    encoder = Encoder.over(config, prepared, split.train_graph, bases)
+    if not config.sampling.resample:
+        source = encoder.lists.source
+        if source.store == "disk":
+            process_group.rank0_first(source.materialize)
+        else:
+            source.materialize()
+    pairs = PairSource(
+        split.train_graph,
+        config.seed,
+        split.train_pairs,
+        config.train.pairs_per_epoch,
+        config.sampling.pair_power,
+    )
+    if hard_slots(config.train, pairs.per_epoch):
+        logging.info(
+            "hard negatives come from ranks %d to %d",
+            *hard_band(config.sampling, prepared.graph.num_items),
+        )
+    own = len(make_devices(config.train.devices))
+    counts = process_group.all_gather_object(own)
+    if len({*counts}) > 1:
+        raise UserError(
+            f"The processes have {counts} devices; set --devices to have as many in each."
+        )
+    devices = sum(counts)
+    if config.train.batch_size % devices:
+        raise UserError(
+            f"--batch_size={config.train.batch_size} is not a multiple of the {devices} devices; "
+            "change it or set --devices."
+        )
+    first = own * process_group.current().index
+    builder = MinibatchBuilder(
+        encoder.lists,
+        encoder.inputs,
+        pairs,
+        config.train,
+        config.model,
+        seed=config.seed,
+        num_devices=devices,
+        hard_in_epoch=lambda epoch: hard_negatives_in(epoch, config.train),
+        hard_slots=hard_slots(config.train, pairs.per_epoch),
+        negative_pool=np.arange(prepared.graph.num_items, dtype=np.int32),
+        table_on_device=loop.keeps_table(config.train, encoder.inputs),
+        own_devices=range(first, first + own),
+    )
+
+    validate = _validator(config, prepared, encoder, split) if process_group.is_rank0() else None
+    outcome = loop.train(
+        config,
+        builder,
+        pairs,
+        encoder.inputs,
+        identity,
+        validate,
+        should_stop or stop_requested,
+    )
+    if not outcome.interrupted:
+        logging.info("trained %d steps; best validation: %s", outcome.step, outcome.best)
+    spent = Costs(
+        seconds={"train": outcome.seconds},
+        devices=outcome.devices,
+        pairs=outcome.pairs,
+        wait_share=outcome.wait_share,
+    )
+    logging.info("training cost %s", spent.summary())
+    return outcome
+
+
+def _validator(
+    config: Config, prepared: Prepared, encoder: Encoder, split: ValidationSplit
+) -> loop.Validate:
+    """Scores parameters on the validation pairs, over the training graph."""
+    items = prepared.graph.num_items
+    graph = split.train_graph
+    rivals = calibration.Baselines.of(
+        graph, prepared.features, split, config.sampling, config.seed, threads_of(config)
+    )
+    for (kind, k), rate in rivals.rates.items():
+        logging.info("validation, %s pairs: hit@%d of the plain rival is %.4f", kind, k, rate)
+    edgeless = graph.degree()[:items] == 0
+
+    def validate(params: Any) -> dict[str, float]:
+        vectors = encoder.embed(params, quiet=True)[:items]
+        return calibration.validate(vectors, edgeless, split, rivals, fixed_offset(config))
+
+    return validate
