@@ -39,7 +39,10 @@ from benchmarks import dgl
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
-from pinsage_jax.config.settings import Config, ModelConfig, SamplingConfig, TrainConfig
+from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.config.settings import Config
+from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.cpu import ops
 from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.distributed.devices import compile_step, make_devices, place_batch, replicate

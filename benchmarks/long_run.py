@@ -34,7 +34,8 @@ from scipy import stats
 import pinsage_jax
 from benchmarks import processes
 from pinsage_jax import cli
-from pinsage_jax.config.settings import Config, TrainConfig
+from pinsage_jax.config.settings import Config
+from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core import logging_setup
 from pinsage_jax.stages.prepare import prepare
 

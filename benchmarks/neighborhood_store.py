@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-from pinsage_jax.config.settings import SamplingConfig
+from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling.store import NeighborhoodSource
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks import dgl, graphs, machine
 from benchmarks.chase import Chase
-from pinsage_jax.config.settings import SamplingConfig
+from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.sampling.neighborhoods import WalkTables, seeds_in_flight, visit_counts
 
 # name: traversals, stop chance, walks, T, hops kept a seed, seeds a timing.

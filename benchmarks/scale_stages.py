@@ -26,7 +26,7 @@ _ROUNDS = 5
 
 def generate(config: Config) -> None:
     """Writes the world to WORKDIR/inputs."""
-    world.write_world(config.world, pathlib.Path(config.workdir) / "inputs")
+    world.write_world(config.synthetic, pathlib.Path(config.workdir) / "inputs")
 
 
 def sample(config: Config) -> None:

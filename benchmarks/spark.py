@@ -22,13 +22,11 @@ import time
 
 import numpy as np
 
-from pinsage_jax.config.settings import (
-    ClusterConfig,
-    Config,
-    EmbedConfig,
-    ModelConfig,
-    SamplingConfig,
-)
+from pinsage_jax.config.embed import EmbedConfig
+from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.config.settings import Config
+from pinsage_jax.config.spark import SparkConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.encoder import Encoder, node_inputs
 from pinsage_jax.sampling.content_links import ContentLinks
@@ -187,7 +185,7 @@ def _walked(items: int, options) -> dict:
         encoder = _encoder(items, folder, "local[2]", logs, _PARTITIONS[0])
         source = encoder.lists.with_walks(_WALKS).source
         cpu, begin = _tree_cpu(), time.perf_counter()
-        with spark_session(encoder.config.cluster, "walks") as session:
+        with spark_session(encoder.config.spark, "walks") as session:
             session.conf.set("spark.sql.shuffle.partitions", _PARTITIONS[0])
             tables.write_edges(pathlib.Path(folder) / "edges", source.graph)
             edges = session.read.parquet((pathlib.Path(folder) / "edges").as_uri())
@@ -236,7 +234,7 @@ def _encoder(items: int, folder: str, master: str, logs: pathlib.Path, partition
         sampling=SamplingConfig(content_neighbors=0),
         model=ModelConfig(spectral_dim=0, neighbor_embeddings="off"),
         embed=EmbedConfig(embed_walks=0),
-        cluster=ClusterConfig(
+        spark=SparkConfig(
             engine="spark",
             spark_master=master,
             spark_partitions=partitions,

@@ -36,10 +36,9 @@ def main(argv: list[str]) -> int:
         logging_setup.set_up(flag_values.verbosity)
         for name in overruled:
             logging.warning("--%s before --flagfile has no effect; put it after.", name)
-        held = (
-            contextlib.nullcontext() if config.hosts.process_id else workdir.locked(config.workdir)
-        )
-        with held, process_group.joined(config.hosts, dataclasses.asdict(config)) as group:
+        shared = config.distributed
+        held = contextlib.nullcontext() if shared.process_id else workdir.locked(config.workdir)
+        with held, process_group.joined(shared, dataclasses.asdict(config)) as group:
             return _run_stage(config, group)
     except UserError as error:
         print(f"error: {printable_message(error)}", file=sys.stderr)

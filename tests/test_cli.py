@@ -280,7 +280,7 @@ def test_comments_blank_lines_and_line_ends_are_understood(tmp_path):
     )
     (tmp_path / "a.flags").write_text(text, encoding="utf-8", newline="")
     config = parsed("--workdir=w", f"--flagfile={tmp_path / 'a.flags'}")
-    assert config.seed == 3 and config.world.world
+    assert config.seed == 3 and config.synthetic.world
 
 
 def test_a_file_included_twice_is_no_circle(tmp_path):

@@ -21,7 +21,8 @@ import pytest
 
 from pinsage_jax import main
 from pinsage_jax.catalog.prepare import open_prepared
-from pinsage_jax.config.settings import Config, WorldConfig
+from pinsage_jax.config.data import SyntheticConfig
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
@@ -29,7 +30,7 @@ from pinsage_jax.sampling import spectral
 from pinsage_jax.stages.prepare import prepare
 from pinsage_jax.training.checkpoints import Checkpoints
 
-WORLD = WorldConfig(
+WORLD = SyntheticConfig(
     world=True, world_items=60, world_collections=20, world_edges=300, world_topics=4,
     world_styles=2, world_pairs=20,
 )  # fmt: skip
@@ -47,7 +48,7 @@ def small_disk(max_bytes):
 
 
 def config_for(workdir):
-    return Config("prepare", str(workdir), 0, 1, world=WORLD)
+    return Config("prepare", str(workdir), 0, 1, synthetic=WORLD)
 
 
 @pytest.fixture(scope="module")

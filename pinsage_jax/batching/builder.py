@@ -19,7 +19,8 @@ from absl import logging
 from pinsage_jax.batching import block_kernels
 from pinsage_jax.batching.blocks import BatchInfo, Budgets, Minibatch, padded_size
 from pinsage_jax.batching.inputs import NodeInputs
-from pinsage_jax.config.settings import ModelConfig, TrainConfig
+from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.sampling import kernels
 from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.pairs import (
@@ -228,10 +229,8 @@ class MinibatchBuilder:
             lambda nodes, hidden, dropped: self._listed(nodes, hidden, dropped, epoch, step)
         )
         # Padding between frontiers reads as node 0; nothing points to it.
-        nodes, hidden = (
-            np.maximum(frontier.nodes[: frontier.end], 0),
-            frontier.hidden[: frontier.end],
-        )
+        nodes = np.maximum(frontier.nodes[: frontier.end], 0)
+        hidden = frontier.hidden[: frontier.end]
         # Rows of the last frontier have no list of their own but may be stripped too.
         leaves = self._stripped(nodes[len(stripped) :], step)
         stripped = np.concatenate([stripped, leaves])

@@ -29,8 +29,8 @@ from pinsage_jax.catalog.additions import (
     where,
 )
 from pinsage_jax.catalog.prepare import Prepared
-from pinsage_jax.config.settings import DataConfig
-from pinsage_jax.config.tools import UpdateConfig
+from pinsage_jax.config.data import DataConfig
+from pinsage_jax.config.embed import UpdateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import columns as column_values

@@ -27,7 +27,8 @@ import numpy as np
 import pyarrow as pa
 from absl import logging
 
-from pinsage_jax.config.settings import Config, DataConfig
+from pinsage_jax.config.data import DataConfig
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import edges_table, features, leaks, pairs_table, tables
@@ -98,8 +99,8 @@ def input_tables(config: Config) -> tuple[DataConfig, dict[str, pathlib.Path]]:
       UserError: there is no --edges.
     """
     data = config.data
-    if config.world.world:
-        paths = world.write_world(config.world, pathlib.Path(config.workdir) / _INPUTS)
+    if config.synthetic.world:
+        paths = world.write_world(config.synthetic, pathlib.Path(config.workdir) / _INPUTS)
         # The example's tables have the default column names.
         names = ("collection_column", "item_column", "item_id_column")
         changed: dict[str, Any] = {name: getattr(DataConfig(), name) for name in names}
@@ -290,8 +291,8 @@ def _fingerprint(config: Config) -> str:
     value: dict[str, Any] = {"format": _FORMAT, "data": dataclasses.asdict(config.data)}
     if config.prune.prunes:
         value["prune"] = [dataclasses.asdict(config.prune), config.seed]
-    if config.world.world:
-        value["world"] = dataclasses.asdict(config.world)
+    if config.synthetic.world:
+        value["world"] = dataclasses.asdict(config.synthetic)
         return files.fingerprint(value)
     found = []
     for flag, path in _input_paths(config.data).items():

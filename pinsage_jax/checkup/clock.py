@@ -19,7 +19,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
-from pinsage_jax.config.settings import SamplingConfig
+from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.core import files
 from pinsage_jax.data import text as text_vectors
 from pinsage_jax.evaluation import metrics

@@ -18,7 +18,8 @@ import pyarrow as pa
 from pinsage_jax.catalog.prepare import input_tables
 from pinsage_jax.checkup.clock import now
 from pinsage_jax.checkup.findings import Findings
-from pinsage_jax.config.settings import Config, DataConfig
+from pinsage_jax.config.data import DataConfig
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import edges_table, features, pairs_table, tables

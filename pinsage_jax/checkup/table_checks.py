@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from pinsage_jax.checkup.findings import Findings, examples, share
 from pinsage_jax.checkup.inputs import Inputs, PairTable
-from pinsage_jax.config.settings import DataConfig
+from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import columns as column_values
 from pinsage_jax.data import feature_blocks as blocks

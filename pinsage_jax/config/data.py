@@ -1,4 +1,4 @@
-"""Settings of the data: input tables, the generated world, the validation split."""
+"""Settings of the data: input tables, the synthetic catalog, the validation split, pruning."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 
 from pinsage_jax.config.fields import Checked, option
+from pinsage_jax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ class DataConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class WorldConfig(Checked):
+class SyntheticConfig(Checked):
     """The embedded example: a generated Pinterest-like world."""
 
     world: bool = option(
@@ -121,3 +122,42 @@ class SplitConfig(Checked):
         high=0.5,
     )
     validation_pairs: int = option(4000, "Most validation pairs drawn.", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneConfig(Checked):
+    """Edges left out of the graph (Pixie, WWW 2018); by default none."""
+
+    prune_power: float = option(
+        1.0,
+        "Items with more than --prune_from edges keep degree^this of them, the heaviest or a "
+        "random sample of equal ones; 1: all. Pixie: 0.91.",
+        low=0.0,
+        high=1.0,
+    )
+    prune_from: int = option(
+        100, "--prune_power never takes an item's edges below this number.", low=1
+    )
+    prune_collection_items: int = option(
+        0, "Collections with more items than this are dropped; 0: none.", low=0
+    )
+    prune_entropy: float = option(
+        0.0,
+        "Collections whose items' topics have an entropy above this many bits are dropped; 0: "
+        "none. Needs --prune_topic_column.",
+        low=0.0,
+    )
+    prune_topic_column: str = option("", "Column of --items that names an item's topic.")
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any edge may be left out."""
+        return bool(self.prune_power < 1.0 or self.prune_collection_items or self.prune_entropy)
+
+    def validate(self) -> None:
+        super().validate()
+        if self.prune_entropy and not self.prune_topic_column:
+            raise UserError(
+                f"--prune_entropy={self.prune_entropy} needs --prune_topic_column, the column of "
+                "--items with the topics."
+            )

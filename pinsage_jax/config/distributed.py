@@ -11,7 +11,7 @@ _EXAMPLE = "such as --coordinator=10.0.0.1:4321"
 
 
 @dataclasses.dataclass(frozen=True)
-class HostsConfig(Checked):
+class DistributedConfig(Checked):
     """Several processes, usually one a host, that train as one run."""
 
     coordinator: str = option(

@@ -1,4 +1,4 @@
-"""Settings of what runs on Apache Spark, and of pruning the graph."""
+"""Settings of what runs on Apache Spark."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pinsage_jax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterConfig(Checked):
+class SparkConfig(Checked):
     """Apache Spark, for catalogs that one machine is too small for."""
 
     engine: str = option(
@@ -58,42 +58,3 @@ class ClusterConfig(Checked):
                 raise UserError(f"--spark_conf: '{part}' is not spark.KEY=VALUE.")
             settings[key] = value
         return settings
-
-
-@dataclasses.dataclass(frozen=True)
-class PruneConfig(Checked):
-    """Edges left out of the graph (Pixie, WWW 2018); by default none."""
-
-    prune_power: float = option(
-        1.0,
-        "Items with more than --prune_from edges keep degree^this of them, the heaviest or a "
-        "random sample of equal ones; 1: all. Pixie: 0.91.",
-        low=0.0,
-        high=1.0,
-    )
-    prune_from: int = option(
-        100, "--prune_power never takes an item's edges below this number.", low=1
-    )
-    prune_collection_items: int = option(
-        0, "Collections with more items than this are dropped; 0: none.", low=0
-    )
-    prune_entropy: float = option(
-        0.0,
-        "Collections whose items' topics have an entropy above this many bits are dropped; 0: "
-        "none. Needs --prune_topic_column.",
-        low=0.0,
-    )
-    prune_topic_column: str = option("", "Column of --items that names an item's topic.")
-
-    @property
-    def prunes(self) -> bool:
-        """Whether any edge may be left out."""
-        return bool(self.prune_power < 1.0 or self.prune_collection_items or self.prune_entropy)
-
-    def validate(self) -> None:
-        super().validate()
-        if self.prune_entropy and not self.prune_topic_column:
-            raise UserError(
-                f"--prune_entropy={self.prune_entropy} needs --prune_topic_column, the column of "
-                "--items with the topics."
-            )

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from absl import logging
 
-from pinsage_jax.config.settings import DataConfig
+from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress

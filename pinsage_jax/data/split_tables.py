@@ -33,7 +33,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
 
-from pinsage_jax.config.settings import Config, SplitToolConfig
+from pinsage_jax.config.settings import Config
+from pinsage_jax.config.tools import SplitToolConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress
@@ -169,7 +170,7 @@ def split(config: Config) -> dict[str, Any]:
       UserError: a wrong input or flag, or a split without training edges or pairs.
     """
     data, tool = config.data, config.split_tool
-    if config.world.world or not data.edges:
+    if config.synthetic.world or not data.edges:
         raise UserError("--mode=split needs --edges, the table to split (and not --world).")
     if tool.split_by == "time" and not data.time_column:
         raise UserError("--split_by=time needs --time_column, the column of --edges with the time.")

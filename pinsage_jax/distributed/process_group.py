@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-from pinsage_jax.config.distributed import HostsConfig
+from pinsage_jax.config.distributed import DistributedConfig
 from pinsage_jax.core import workdir
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.distributed import channel
@@ -37,7 +37,7 @@ T = TypeVar("T")
 # What the numbers depend on: processes with different ones would not compute the same.
 _PACKAGES = ("pinsage-jax", "jax", "jaxlib", "numpy", "numba")
 # Settings that may differ from process to process; inputs are read by process 0 alone.
-_OWN_SECTIONS = ("hosts", "data")
+_OWN_SECTIONS = ("distributed", "data")
 _OWN_SETTINGS = ("threads", "producers", "prefetch")
 # When a peer dies a collective operation may fail before its line is known to be broken.
 _GRACE_SECONDS = 5.0
@@ -60,7 +60,7 @@ class ProcessGroup:
       service: host and port of JAX's own coordination service.
     """
 
-    def __init__(self, hosts: HostsConfig, on_lost: Callable[[str], None] | None = None):
+    def __init__(self, hosts: DistributedConfig, on_lost: Callable[[str], None] | None = None):
         """Alone; `meet` and `join` connect it.
 
         Args:
@@ -254,7 +254,7 @@ class ProcessGroup:
         self._on_lost(f"{sentence[:-1]}; {again}.")
 
 
-_alone = ProcessGroup(HostsConfig())
+_alone = ProcessGroup(DistributedConfig())
 _together = _alone
 
 
@@ -324,7 +324,7 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
 
 
 @contextlib.contextmanager
-def joined(hosts: HostsConfig, settings: dict[str, Any]) -> Iterator[ProcessGroup]:
+def joined(hosts: DistributedConfig, settings: dict[str, Any]) -> Iterator[ProcessGroup]:
     """Brings the processes of a run together for the block.
 
     Where there are several, an error ends this process within the block, after telling the

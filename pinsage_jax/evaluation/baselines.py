@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pinsage_jax.config.settings import SamplingConfig
+from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.evaluation.metrics import ranks_from_scores
 from pinsage_jax.graph.csr import Graph

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pinsage_jax.config.settings import SamplingConfig
+from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.evaluation.baselines import Baseline, Content, Walk, rank_pairs
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit

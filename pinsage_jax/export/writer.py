@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pinsage_jax.config.settings import EmbedConfig
+from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.core import files
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.export.codec import ExportForm

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pinsage_jax.config.spark import PruneConfig
+from pinsage_jax.config.data import PruneConfig
 from pinsage_jax.data import columns as column_values
 from pinsage_jax.data.tables import Table, iter_batches
 from pinsage_jax.graph.csr import Graph, build

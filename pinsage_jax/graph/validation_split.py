@@ -12,7 +12,7 @@ import dataclasses
 
 import numpy as np
 
-from pinsage_jax.config.settings import SplitConfig
+from pinsage_jax.config.data import SplitConfig
 from pinsage_jax.data.pairs_table import derived_kinds
 from pinsage_jax.graph.csr import Graph
 

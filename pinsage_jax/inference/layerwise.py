@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from pinsage_jax.config.settings import ModelConfig
+from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.inference.map_reduce import Stages, reduce_lists, with_padding

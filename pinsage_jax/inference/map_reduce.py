@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pinsage_jax.config.settings import ModelConfig
+from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.cpu import pooling_kernels
 from pinsage_jax.inference import reduce_kernels
 from pinsage_jax.model.pinsage import PinSage

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pinsage_jax.config.settings import ModelConfig
+from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.model.layers import Combine, Messages, Project, l2_normalize, unit_input_init
 from pinsage_jax.model.pooling import pool_sent
 

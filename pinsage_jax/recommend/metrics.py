@@ -19,7 +19,7 @@ import pyarrow as pa
 from absl import logging
 
 from pinsage_jax.catalog.prepare import Prepared
-from pinsage_jax.config.settings import DataConfig
+from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import edges_table, tables
 from pinsage_jax.data.columns import shown_id

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from pinsage_jax.config.settings import SamplingConfig
+from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.recommend.scores import Histories, Tile
 from pinsage_jax.sampling.neighborhoods import visit_scores

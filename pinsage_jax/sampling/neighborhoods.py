@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pinsage_jax.config.settings import SamplingConfig
+from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling import kernels
 

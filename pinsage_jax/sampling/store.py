@@ -27,7 +27,7 @@ import pathlib
 import numpy as np
 from absl import logging
 
-from pinsage_jax.config.settings import SamplingConfig
+from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph.csr import Graph

@@ -55,13 +55,13 @@ def embed_on_spark(encoder: Encoder, params: Any) -> np.ndarray:
     nodes, width = encoder.lists.source.num_nodes, config.model.output_dim
     out = files.scratch_array((nodes, width), config.workdir, MOST_TABLE_BYTES)
     with (
-        tables.scratch_folder(config.cluster.spark_folder or config.workdir) as folder,
-        spark_session(config.cluster, "embed") as session,
+        tables.scratch_folder(config.spark.spark_folder or config.workdir) as folder,
+        spark_session(config.spark, "embed") as session,
     ):
-        shards = partitions(session, config.cluster, nodes)
+        shards = partitions(session, config.spark, nodes)
         session.conf.set("spark.sql.shuffle.partitions", shards)
         tables.write_nodes(folder / "inputs", nodes, encoder.inputs.dim, encoder.inputs.gather)
-        if config.model.num_layers and config.cluster.spark_walks:
+        if config.model.num_layers and config.spark.spark_walks:
             _walk(session, encoder, folder, shards)
         elif config.model.num_layers:
             tables.write_lists(folder / "lists", *encoder.final_lists)

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
+from pinsage_jax.config.data import PruneConfig
 from pinsage_jax.config.settings import Config
-from pinsage_jax.config.spark import PruneConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.spark.session import partitions, spark_session
@@ -47,7 +47,7 @@ def write_graph_tables(config: Config) -> dict[str, Any]:
     """
     with (
         files.atomic_folder(pathlib.Path(config.workdir) / FOLDER) as folder,
-        spark_session(config.cluster, "graph tables") as session,
+        spark_session(config.spark, "graph tables") as session,
     ):
         manifest = _write(session, config, folder.resolve())
         files.write_json(folder / "manifest.json", manifest)
@@ -59,7 +59,7 @@ def _write(session: SparkSession, config: Config, folder: pathlib.Path) -> dict[
     from pyspark.sql import functions as F
 
     edges, rows = _clean_edges(session, config)
-    shards = partitions(session, config.cluster, rows)
+    shards = partitions(session, config.spark, rows)
     session.conf.set("spark.sql.shuffle.partitions", shards)
     edges = edges.persist()
     items = _item_table(session, config)

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pinsage_jax.config.settings import ModelConfig
+from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.inference.map_reduce import Stages, padded, reduce_messages, regrouped
 from pinsage_jax.sampling.lists import NeighborLists, joined_lists
 from pinsage_jax.sampling.neighborhoods import pooling_weights

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from absl import logging
 
 import pinsage_jax
-from pinsage_jax.config.spark import ClusterConfig
+from pinsage_jax.config.spark import SparkConfig
 from pinsage_jax.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _SECONDS_TO_ANSWER = 5.0
 _PARTITIONS_A_CORE = 4
 
 
-def _settings(config: ClusterConfig) -> dict[str, str]:
+def _settings(config: SparkConfig) -> dict[str, str]:
     """What Spark is told, before --spark_conf."""
     package = str(pathlib.Path(pinsage_jax.__file__).parent.parent)
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -53,7 +53,7 @@ def _settings(config: ClusterConfig) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def spark_session(config: ClusterConfig, name: str) -> Iterator[SparkSession]:
+def spark_session(config: SparkConfig, name: str) -> Iterator[SparkSession]:
     """A session with the settings of `config`, stopped at the end of the block.
 
     Where this process has a running session already, that one, which is left running; of
@@ -100,7 +100,7 @@ def spark_session(config: ClusterConfig, name: str) -> Iterator[SparkSession]:
         session.stop()
 
 
-def partitions(session: SparkSession, config: ClusterConfig, rows: int) -> int:
+def partitions(session: SparkSession, config: SparkConfig, rows: int) -> int:
     """Partitions of a shuffle of about `rows` rows: --spark_partitions, or four a core."""
     wanted = config.spark_partitions
     if not wanted:

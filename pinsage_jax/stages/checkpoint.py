@@ -147,7 +147,7 @@ def kept_tables(
 
 def about_run(config: Config, trained: Trained) -> dict[str, Any]:
     """Which run and which flags made an export."""
-    made_by = ("data", "world", "split", "sampling", "model", "train", "embed")
+    made_by = ("data", "synthetic", "split", "sampling", "model", "train", "embed")
     flags = {"seed": config.seed, "workdir": config.workdir}
     for name in made_by:
         flags |= dataclasses.asdict(getattr(config, name))

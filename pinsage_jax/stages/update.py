@@ -16,8 +16,8 @@ from absl import logging
 
 from pinsage_jax.catalog.changes import read_changes, write_changed
 from pinsage_jax.catalog.prepare import open_prepared
+from pinsage_jax.config.embed import UpdateConfig
 from pinsage_jax.config.settings import Config
-from pinsage_jax.config.tools import UpdateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import open_table

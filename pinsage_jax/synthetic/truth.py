@@ -20,7 +20,7 @@ import enum
 
 import numpy as np
 
-from pinsage_jax.config.settings import WorldConfig
+from pinsage_jax.config.data import SyntheticConfig
 
 ITEM_PARTS = 3
 BOARD_PARTS = 8
@@ -175,30 +175,30 @@ class Boards:
         return WeightedGroups(np.zeros(len(members), np.int8), members, weights, 1)
 
 
-def group_count(world: WorldConfig) -> int:
+def group_count(world: SyntheticConfig) -> int:
     """G, the number of (topic, style) couples."""
     return world.world_topics * world.world_styles
 
 
-def _draw_topics(world: WorldConfig, chance: np.ndarray) -> np.ndarray:
+def _draw_topics(world: SyntheticConfig, chance: np.ndarray) -> np.ndarray:
     """Topics by size, a mild power law: int32 of the shape of `chance`."""
     sizes = np.arange(1, world.world_topics + 1) ** -_TOPIC_SIZE_DECAY
     bounds = np.cumsum(sizes) / sizes.sum()
     return np.searchsorted(bounds[:-1], chance, side="right").astype(np.int32)
 
 
-def _related_topics(world: WorldConfig, topics: np.ndarray, chance: np.ndarray) -> np.ndarray:
+def _related_topics(world: SyntheticConfig, topics: np.ndarray, chance: np.ndarray) -> np.ndarray:
     """A topic that overlaps with each of `topics`; topics overlap along a ring."""
     step = 1 + (chance * 2 * _RELATED_TOPICS).astype(np.int32)
     step = np.where(step > _RELATED_TOPICS, _RELATED_TOPICS - step, step)
     return (topics + step) % world.world_topics
 
 
-def _styles(world: WorldConfig, chance: np.ndarray) -> np.ndarray:
+def _styles(world: SyntheticConfig, chance: np.ndarray) -> np.ndarray:
     return (chance * world.world_styles).astype(np.int32)
 
 
-def draw_catalog(world: WorldConfig) -> Catalog:
+def draw_catalog(world: SyntheticConfig) -> Catalog:
     """Draws what is true of every item."""
     count, seed = world.world_items, world.world_seed
     # Every connected item gets at least one edge, so few edges leave more without.
@@ -233,7 +233,7 @@ def draw_catalog(world: WorldConfig) -> Catalog:
     return Catalog(groups, shares, looks, popularity, connected)
 
 
-def draw_boards(world: WorldConfig, edges: int) -> Boards:
+def draw_boards(world: SyntheticConfig, edges: int) -> Boards:
     """Draws what is true of every board; their sizes sum to `edges`."""
     count = world.world_collections
     draws = uniforms(world.world_seed, Stream.BOARDS, 0, count, 4 + 3 * BOARD_PARTS)
@@ -272,7 +272,7 @@ class FeatureView:
       text: the text-like view instead of the visual-like one.
     """
 
-    def __init__(self, world: WorldConfig, *, text: bool):
+    def __init__(self, world: SyntheticConfig, *, text: bool):
         self._world = world
         self._dim = world.world_text_dim if text else world.world_visual_dim
         self._stream = Stream.TEXT_NOISE if text else Stream.VISUAL_NOISE

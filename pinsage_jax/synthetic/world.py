@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pinsage_jax.config.settings import WorldConfig
+from pinsage_jax.config.data import SyntheticConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.synthetic import truth as truth
@@ -60,7 +60,7 @@ _COLUMNS = {
 }
 
 
-def write_world(world: WorldConfig, folder: str | os.PathLike) -> dict[str, str]:
+def write_world(world: SyntheticConfig, folder: str | os.PathLike) -> dict[str, str]:
     """Writes the generated world to `folder`, replacing what is there.
 
     The same settings give the same rows, in the same order.
@@ -135,12 +135,12 @@ def id_strings(prefix: str, numbers: np.ndarray, count: int, least_width: int) -
     return pa.StringArray.from_buffers(len(numbers), pa.py_buffer(offsets), pa.py_buffer(text))
 
 
-def _item_ids(world: WorldConfig, numbers: np.ndarray) -> pa.StringArray:
+def _item_ids(world: SyntheticConfig, numbers: np.ndarray) -> pa.StringArray:
     return id_strings("pin", numbers, world.world_items, 7)
 
 
 def edge_blocks(
-    world: WorldConfig, catalog: truth.Catalog, block: int = _EDGE_BLOCK
+    world: SyntheticConfig, catalog: truth.Catalog, block: int = _EDGE_BLOCK
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (boards, items) of at most `block` edges, each [n] int64.
 
@@ -174,7 +174,7 @@ def edge_blocks(
 
 
 def _fill_boards(
-    world: WorldConfig,
+    world: SyntheticConfig,
     boards: truth.Boards,
     by_group: truth.WeightedGroups,
     overall: truth.WeightedGroups,
@@ -222,7 +222,7 @@ def _pick_part(cumulative: np.ndarray, chance: np.ndarray) -> np.ndarray:
 
 
 def _change_style(
-    world: WorldConfig, group: np.ndarray, chance: np.ndarray, share: float
+    world: SyntheticConfig, group: np.ndarray, chance: np.ndarray, share: float
 ) -> np.ndarray:
     """With probability `share` another group of the same topic."""
     style = (chance / share * world.world_styles).astype(np.int64)
@@ -230,13 +230,13 @@ def _change_style(
     return np.where(chance < share, other, group)
 
 
-def _edge_batches(world: WorldConfig, catalog: truth.Catalog) -> Iterator[pa.RecordBatch]:
+def _edge_batches(world: SyntheticConfig, catalog: truth.Catalog) -> Iterator[pa.RecordBatch]:
     for boards, items in edge_blocks(world, catalog):
         collection = id_strings("board", boards, world.world_collections, 6)
         yield pa.record_batch({"collection_id": collection, "item_id": _item_ids(world, items)})
 
 
-def _item_batches(world: WorldConfig, catalog: truth.Catalog) -> Iterator[pa.RecordBatch]:
+def _item_batches(world: SyntheticConfig, catalog: truth.Catalog) -> Iterator[pa.RecordBatch]:
     views = {
         "visual": truth.FeatureView(world, text=False),
         "text_vector": truth.FeatureView(world, text=True),
@@ -259,7 +259,7 @@ def _item_batches(world: WorldConfig, catalog: truth.Catalog) -> Iterator[pa.Rec
 
 
 def draw_pairs(
-    world: WorldConfig, catalog: truth.Catalog, block: int = _PAIR_BLOCK
+    world: SyntheticConfig, catalog: truth.Catalog, block: int = _PAIR_BLOCK
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Draws engagement: (query, target, kind) for train_pairs and eval_pairs.
 
@@ -287,7 +287,7 @@ def draw_pairs(
 
 
 def _unique_pairs(
-    world: WorldConfig, catalog: truth.Catalog, stream: Stream, wanted: int, block: int
+    world: SyntheticConfig, catalog: truth.Catalog, stream: Stream, wanted: int, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """At most `wanted` pairs (anchor, other), each [n] int64, in the order of drawing."""
     empty = np.empty(0, np.int64)
@@ -322,7 +322,7 @@ def _unique_pairs(
 
 
 def _draw_pair_block(
-    world: WorldConfig,
+    world: SyntheticConfig,
     catalog: truth.Catalog,
     anchors: truth.WeightedGroups,
     by_group: truth.WeightedGroups,
@@ -356,7 +356,7 @@ def _draw_pair_block(
 
 
 def _pair_table(
-    world: WorldConfig, query: np.ndarray, target: np.ndarray, kind: np.ndarray
+    world: SyntheticConfig, query: np.ndarray, target: np.ndarray, kind: np.ndarray
 ) -> pa.RecordBatch:
     return pa.record_batch(
         {

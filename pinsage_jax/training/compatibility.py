@@ -84,7 +84,7 @@ def check_same_devices(
     if saved is None:
         config = meta.get("config", {})
         each = config.get("train", {}).get("devices", 0)
-        saved = each * config.get("hosts", {}).get("num_processes", 1)
+        saved = each * config.get("distributed", {}).get("num_processes", 1)
     why = "the loss depends on it with --nogather_in_batch"
     if not saved and not train["devices"]:
         raise UserError(

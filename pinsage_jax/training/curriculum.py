@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from pinsage_jax.config.settings import TrainConfig
+from pinsage_jax.config.training import TrainConfig
 
 
 def total_steps(train: TrainConfig, pairs_per_epoch: int) -> int:

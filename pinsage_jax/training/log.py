@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from pinsage_jax.batching.blocks import BatchInfo
-from pinsage_jax.config.settings import TrainConfig
+from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.files import atomic_file, reported_os_errors
 from pinsage_jax.distributed import process_group

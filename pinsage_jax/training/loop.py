@@ -28,7 +28,9 @@ from absl import logging
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
-from pinsage_jax.config.settings import Config, ModelConfig, TrainConfig
+from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.settings import Config
+from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core.costs import peak_memory
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pinsage_jax.config.settings import TrainConfig
+from pinsage_jax.config.training import TrainConfig
 
 _REFERENCE_BATCH = 1024
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from pinsage_jax.batching.blocks import Minibatch
-from pinsage_jax.config.settings import TrainConfig
+from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.cpu.ops import read_rows
 from pinsage_jax.distributed.devices import all_gather_if, axis_index_or_zero, psum_if
 from pinsage_jax.model.losses import LOSSES, Scored

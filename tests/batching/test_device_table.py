@@ -9,7 +9,7 @@ from small_worlds import make_run, nasty_graph, random_params, unit_features
 
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
-from pinsage_jax.config.settings import TrainConfig
+from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.sampling.spectral import Structure

@@ -9,7 +9,7 @@ import pytest
 import pinsage_jax
 from pinsage_jax.catalog.changes import read_changes, write_changed
 from pinsage_jax.catalog.prepare import Prepared, open_prepared, prepare
-from pinsage_jax.config.tools import UpdateConfig
+from pinsage_jax.config.embed import UpdateConfig
 from pinsage_jax.core.errors import UserError
 
 EDGE_COLUMNS = ["collection_id", "item_id", "w"]

@@ -12,7 +12,8 @@ import pinsage_jax
 from pinsage_jax import main
 from pinsage_jax.checkup import clock, doctor, graph_checks
 from pinsage_jax.checkup.table_checks import spelled_alike
-from pinsage_jax.config.settings import Config, DataConfig
+from pinsage_jax.config.data import DataConfig
+from pinsage_jax.config.settings import Config
 from pinsage_jax.config.tools import DoctorConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.stages.prepare import split

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pinsage_jax.catalog import prepare
-from pinsage_jax.config.settings import Config, DataConfig
+from pinsage_jax.config.data import DataConfig
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import tables
 from pinsage_jax.data.ids import IdTable, UniqueIds

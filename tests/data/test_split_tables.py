@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pinsage_jax.catalog.prepare import prepare
-from pinsage_jax.config.settings import Config, DataConfig, SplitToolConfig
+from pinsage_jax.config.data import DataConfig
+from pinsage_jax.config.settings import Config
+from pinsage_jax.config.tools import SplitToolConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import leaks, split_tables

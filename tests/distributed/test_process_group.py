@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from small_worlds import make_run
 
-from pinsage_jax.config.distributed import HostsConfig
+from pinsage_jax.config.distributed import DistributedConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.distributed import channel, process_group
@@ -45,10 +45,10 @@ def wait_until(holds, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def settings(process: int, port: int, count: int = 2, **others) -> HostsConfig:
+def settings(process: int, port: int, count: int = 2, **others) -> DistributedConfig:
     address = f"127.0.0.1:{port}"
     given = {"join_seconds": 10, "lost_seconds": 2} | others
-    return HostsConfig(coordinator=address, num_processes=count, process_id=process, **given)
+    return DistributedConfig(coordinator=address, num_processes=count, process_id=process, **given)
 
 
 def met(folder, count, lost, abouts=None):
@@ -177,7 +177,7 @@ def test_a_line_reads_objects_only(sent):
 )
 def test_settings_that_cannot_work_name_their_flag(given, named):
     with pytest.raises(UserError, match=named):
-        HostsConfig(**given).validate()
+        DistributedConfig(**given).validate()
 
 
 # The program itself.

@@ -12,17 +12,14 @@ from small_catalog import make_config, make_prepared, random_graph
 
 from pinsage_jax import cli
 from pinsage_jax.catalog.prepare import open_prepared
-from pinsage_jax.config.settings import (
-    Config,
-    EmbedConfig,
-    EvalConfig,
-    ModelConfig,
-    SamplingConfig,
-    SplitConfig,
-    TrainConfig,
-    WorldConfig,
-)
+from pinsage_jax.config.data import SplitConfig, SyntheticConfig
+from pinsage_jax.config.embed import EmbedConfig
+from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.config.search import EvalConfig
+from pinsage_jax.config.settings import Config
 from pinsage_jax.config.tools import AblateConfig
+from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import Stopped
@@ -319,7 +316,7 @@ def test_two_variants_of_a_generated_world(tmp_path, capsys):
         workdir=str(tmp_path / "run"),
         seed=0,
         threads=1,
-        world=WorldConfig(
+        synthetic=SyntheticConfig(
             world=True, world_items=150, world_collections=40, world_edges=1200, world_topics=6,
             world_pairs=100, world_visual_dim=8, world_text_dim=4,
         ),

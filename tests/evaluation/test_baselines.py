@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_catalog import make_config, random_graph
 
-from pinsage_jax.config.settings import SamplingConfig
+from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import baselines, baselines_fusion, baselines_graph
 from pinsage_jax.evaluation.baseline_choice import DEFAULT, NAMES, Baselines, parse_baselines

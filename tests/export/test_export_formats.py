@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from small_catalog import make_prepared, random_graph
 
-from pinsage_jax.config.settings import Config, EmbedConfig, ModelConfig
+from pinsage_jax.config.embed import EmbedConfig
+from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.export import quality

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_catalog import make_prepared, random_graph
 
-from pinsage_jax.config.settings import EmbedConfig
+from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.export import reader
 from pinsage_jax.export.reader import load_embeddings

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pinsage_jax.catalog.prepare import prepare
-from pinsage_jax.config.settings import Config, DataConfig, PruneConfig
+from pinsage_jax.config.data import DataConfig, PruneConfig
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.pruning import edges_wanted, kept_edges, without_edges

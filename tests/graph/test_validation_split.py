@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pinsage_jax.config.settings import SplitConfig
+from pinsage_jax.config.data import SplitConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import _most_per_collection, validation_split
 

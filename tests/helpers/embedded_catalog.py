@@ -10,7 +10,11 @@ import jax
 import numpy as np
 
 import pinsage_jax
-from pinsage_jax.config.settings import Config, DataConfig, EmbedConfig, ModelConfig, SamplingConfig
+from pinsage_jax.config.data import DataConfig
+from pinsage_jax.config.embed import EmbedConfig
+from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.config.settings import Config
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.stages.prepare import prepare
 from pinsage_jax.stages.runs import identity_of

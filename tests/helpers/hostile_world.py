@@ -6,7 +6,11 @@ import numpy as np
 import pyarrow as pa
 
 from pinsage_jax.catalog.prepare import Prepared
-from pinsage_jax.config.settings import Config, EvalConfig, ModelConfig, SamplingConfig, TrainConfig
+from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.config.search import EvalConfig
+from pinsage_jax.config.settings import Config
+from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph.csr import Graph
 

@@ -14,7 +14,9 @@ import numpy as np
 from pinsage_jax.batching.blocks import Minibatch
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
-from pinsage_jax.config.settings import ModelConfig, SamplingConfig, TrainConfig
+from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.sampling.content_links import ContentLinks

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import pathlib
 
-from pinsage_jax.config.settings import (
-    Config,
-    EmbedConfig,
-    EvalConfig,
-    ModelConfig,
-    SamplingConfig,
-    TrainConfig,
-    WorldConfig,
-)
+from pinsage_jax.config.data import SyntheticConfig
+from pinsage_jax.config.embed import EmbedConfig
+from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.config.search import EvalConfig
+from pinsage_jax.config.settings import Config
+from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.stages.pipeline import pipeline
 
-WORLD = WorldConfig(
+WORLD = SyntheticConfig(
     world=True,
     world_items=300,
     world_collections=80,
@@ -33,7 +31,7 @@ def settings(workdir: str | pathlib.Path, **train) -> Config:
         workdir=str(workdir),
         seed=0,
         threads=1,
-        world=WORLD,
+        synthetic=WORLD,
         sampling=SamplingConfig(num_neighbors=10, num_walks=40, hard_walks=60),
         model=ModelConfig(hidden_dim=32, layer_dim=32, output_dim=16, spectral_dim=16),
         train=TrainConfig(

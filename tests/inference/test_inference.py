@@ -12,7 +12,7 @@ import pytest
 import reference_model as slow
 from small_worlds import embed_batch, make_run, nasty_graph, random_params, unit_features
 
-from pinsage_jax.config.settings import EmbedConfig
+from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.core import files
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.export import writer

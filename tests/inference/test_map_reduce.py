@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 from small_worlds import make_run, random_params, unit_features
 
-from pinsage_jax.config.settings import ClusterConfig
+from pinsage_jax.config.spark import SparkConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.inference.map_reduce import (
@@ -256,5 +256,5 @@ def test_messages_sent_are_what_chance_leaves(small_rng):
 @pytest.mark.parametrize("text", ["spark.a", "a=b", "=b"])
 def test_settings_of_spark_are_checked(text):
     with pytest.raises(UserError, match="--spark_conf"):
-        ClusterConfig(spark_conf=f"spark.x=1, {text}").validate()
-    assert ClusterConfig(spark_conf="spark.x=a=b,").spark_settings() == {"spark.x": "a=b"}
+        SparkConfig(spark_conf=f"spark.x=1, {text}").validate()
+    assert SparkConfig(spark_conf="spark.x=a=b,").spark_settings() == {"spark.x": "a=b"}

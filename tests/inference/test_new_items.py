@@ -21,8 +21,8 @@ from small_worlds import unit_features
 
 import pinsage_jax
 from pinsage_jax.catalog.additions import Additions, extend, read_additions
-from pinsage_jax.config.settings import DataConfig
-from pinsage_jax.config.tools import NewItemsConfig
+from pinsage_jax.config.data import DataConfig
+from pinsage_jax.config.embed import NewItemsConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.features import FeatureTransform

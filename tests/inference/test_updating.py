@@ -15,8 +15,8 @@ from test_new_items import random_params, settings, unit, vector_text
 from pinsage_jax.catalog import prepare
 from pinsage_jax.catalog.changes import read_changes, write_changed
 from pinsage_jax.catalog.prepare import open_prepared
-from pinsage_jax.config.settings import DataConfig
-from pinsage_jax.config.tools import UpdateConfig
+from pinsage_jax.config.data import DataConfig
+from pinsage_jax.config.embed import UpdateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.feature_blocks import DenseBlock

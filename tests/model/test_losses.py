@@ -9,7 +9,7 @@ import pytest
 import reference_model as slow
 
 from pinsage_jax.batching.blocks import Minibatch
-from pinsage_jax.config.settings import TrainConfig
+from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.model.losses import LOSSES
 from pinsage_jax.training.steps import score
 

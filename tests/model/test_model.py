@@ -9,7 +9,7 @@ import pytest
 import reference_model as slow
 from small_worlds import apply, embed_batch, make_run, random_params, unit_features
 
-from pinsage_jax.config.settings import ModelConfig
+from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.model.layers import l2_normalize
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.model.pooling import pool_neighbors

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from hostile_world import HOSTILE, ITEMS, small_config, small_embeddings, small_world
 
-from pinsage_jax.config.serve import ServeConfig
-from pinsage_jax.config.settings import ModelConfig
+from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.search import ServeConfig
 from pinsage_jax.core import files
 from pinsage_jax.evaluation.baselines import Walk
 from pinsage_jax.evaluation.side_by_side import METHODS, SideBySide

@@ -16,7 +16,9 @@ import pytest
 from hostile_world import HOSTILE, ITEMS, small_config, small_embeddings, small_world
 
 from pinsage_jax.config.fields import with_saved
-from pinsage_jax.config.settings import EvalConfig, ModelConfig, TrainConfig
+from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.search import EvalConfig
+from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import evaluate as evaluation

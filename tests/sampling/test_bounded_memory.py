@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from small_worlds import make_run, nasty_graph, random_params
 
-from pinsage_jax.config.settings import Config, ModelConfig
+from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference import encoder, tables

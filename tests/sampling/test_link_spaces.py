@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 from small_texts import TERMS, dense_words, random_texts, text_transform
 
-from pinsage_jax.config.settings import DataConfig
+from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core import files
 from pinsage_jax.data import features as item_features
 from pinsage_jax.data.features import FeatureTransform

@@ -16,7 +16,7 @@ import pytest
 
 from pinsage_jax import main
 from pinsage_jax.catalog.prepare import open_prepared
-from pinsage_jax.config.settings import SamplingConfig
+from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.sampling.store import NeighborhoodSource
 
 # (collection, item) by name of the shape.

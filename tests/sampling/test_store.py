@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from small_worlds import make_run, nasty_graph, random_params
 
-from pinsage_jax.config.settings import Config, DataConfig, SamplingConfig
-from pinsage_jax.config.tools import StoreConfig
+from pinsage_jax.config.data import DataConfig
+from pinsage_jax.config.sampling import SamplingConfig, StoreConfig
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core import signals
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph

@@ -7,7 +7,7 @@ import pytest
 import reference_sampling as reference
 from scipy import stats
 
-from pinsage_jax.config.settings import SamplingConfig
+from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling import kernels, neighborhoods
 from pinsage_jax.sampling.neighborhoods import (

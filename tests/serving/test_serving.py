@@ -17,9 +17,9 @@ from hostile_world import ITEMS, small_config, small_embeddings, small_world
 
 import pinsage_jax
 from pinsage_jax.catalog.prepare import open_prepared
-from pinsage_jax.config.serve import ServeConfig
+from pinsage_jax.config.embed import NewItemsConfig
+from pinsage_jax.config.search import ServeConfig
 from pinsage_jax.config.settings import Config
-from pinsage_jax.config.tools import NewItemsConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.reporting.sources import read_source

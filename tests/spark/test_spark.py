@@ -17,15 +17,12 @@ from small_worlds import nasty_graph, random_params, unit_features
 from test_pruning import SETTINGS, hub_graph
 
 from pinsage_jax.catalog.prepare import prepare
-from pinsage_jax.config.settings import (
-    ClusterConfig,
-    Config,
-    DataConfig,
-    EmbedConfig,
-    ModelConfig,
-    PruneConfig,
-    SamplingConfig,
-)
+from pinsage_jax.config.data import DataConfig, PruneConfig
+from pinsage_jax.config.embed import EmbedConfig
+from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.config.settings import Config
+from pinsage_jax.config.spark import SparkConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.encoder import Encoder
@@ -52,7 +49,7 @@ def loopback():
 @pytest.fixture(scope="module")
 def local_session(loopback):
     """One session for all tests on this machine: a Java process and its workers take long."""
-    with spark_session(make_config("unused").cluster, "tests") as session:
+    with spark_session(make_config("unused").spark, "tests") as session:
         yield session
 
 
@@ -74,7 +71,7 @@ def make_config(workdir, cluster=None, **sections) -> Config:
         ),
         model=ModelConfig(**{**small, **sections.get("model", {})}),
         embed=EmbedConfig(**{"embed_walks": 0, **sections.get("embed", {})}),
-        cluster=ClusterConfig(
+        spark=SparkConfig(
             **{
                 "engine": "spark",
                 "spark_master": "local[2]",
@@ -194,7 +191,7 @@ def test_walks_by_joins_are_the_samplers(local_session, neighborhood, weighted, 
         neighborhood=neighborhood, num_neighbors=6, num_walks=50, restart_ends=weighted
     )
     nodes = graph.num_nodes if neighborhood == "all" else graph.num_items
-    config = make_config(tmp_path).cluster
+    config = make_config(tmp_path).spark
     with spark_session(config, "test") as session:
         names = "item long, collection long" + (", weight float" if weighted else "")
         edges = session.createDataFrame(edge_rows(graph, weighted), names)
@@ -353,6 +350,6 @@ def test_a_cluster_embeds_as_this_machine(cluster_address, tmp_path):
 
 
 def test_a_master_that_is_not_there_is_told(cluster_address):
-    cluster = ClusterConfig(spark_master="spark://127.0.0.1:1")
+    cluster = SparkConfig(spark_master="spark://127.0.0.1:1")
     with pytest.raises(UserError, match="does not answer"), spark_session(cluster, "test"):
         pass

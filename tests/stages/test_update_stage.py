@@ -10,9 +10,8 @@ from test_new_items import catalog, vector_text, write_csv  # noqa: F401
 
 import pinsage_jax
 from pinsage_jax.catalog.prepare import open_prepared
+from pinsage_jax.config.embed import EmbedConfig, UpdateConfig
 from pinsage_jax.config.search import SearchConfig
-from pinsage_jax.config.settings import EmbedConfig
-from pinsage_jax.config.tools import UpdateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.export.reader import load_embeddings

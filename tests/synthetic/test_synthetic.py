@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pinsage_jax.config.settings import WorldConfig
+from pinsage_jax.config.data import SyntheticConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.synthetic import truth
 from pinsage_jax.synthetic import world as synthetic
 
-SMALL = WorldConfig(
+SMALL = SyntheticConfig(
     world_items=2000,
     world_collections=500,
     world_edges=20_000,
@@ -39,7 +39,7 @@ def vectors(column: pa.ChunkedArray) -> np.ndarray:
 class World:
     """A written world, read back the slow way."""
 
-    def __init__(self, config: WorldConfig, folder: pathlib.Path):
+    def __init__(self, config: SyntheticConfig, folder: pathlib.Path):
         self.config = config
         self.paths = synthetic.write_world(config, folder)
         self.tables = {name: pq.read_table(path) for name, path in self.paths.items()}
@@ -153,7 +153,7 @@ def test_replaces_an_older_world(tmp_path):
     folder = tmp_path / "world"
     folder.mkdir()
     (folder / "left_over").write_text("old")
-    config = WorldConfig(world_items=20, world_collections=4, world_edges=30, world_pairs=5)
+    config = SyntheticConfig(world_items=20, world_collections=4, world_edges=30, world_pairs=5)
     synthetic.write_world(config, folder)
     assert not (folder / "left_over").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
@@ -273,7 +273,7 @@ def test_noise_boards_disregard_topics(small):
 )
 def test_odd_sizes(tmp_path, changes, seed):
     base = {"world_items": 20, "world_collections": 9, "world_edges": 200, "world_pairs": 40}
-    config = WorldConfig(**{**base, "world_seed": seed, **changes})
+    config = SyntheticConfig(**{**base, "world_seed": seed, **changes})
     world = World(config, tmp_path / "world")
     assert len(world.pins) == config.world_edges
     assert world.tables["items"].num_rows == 20
@@ -287,7 +287,7 @@ def test_odd_sizes(tmp_path, changes, seed):
 
 
 def test_fewer_edges_than_items_leave_more_isolated(tmp_path):
-    config = WorldConfig(world_items=100, world_collections=10, world_edges=30, world_pairs=10)
+    config = SyntheticConfig(world_items=100, world_collections=10, world_edges=30, world_pairs=10)
     world = World(config, tmp_path / "world")
     assert (world.degrees() > 0).sum() == 30
     query, target, kind = world.pairs("eval_pairs")
@@ -297,10 +297,10 @@ def test_fewer_edges_than_items_leave_more_isolated(tmp_path):
 
 def test_bad_settings_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match="--world_items=5 must be at least 20"):
-        synthetic.write_world(WorldConfig(world_items=5), tmp_path / "world")
+        synthetic.write_world(SyntheticConfig(world_items=5), tmp_path / "world")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
-        synthetic.write_world(WorldConfig(world_items=20), tmp_path / "file" / "a" / "world")
+        synthetic.write_world(SyntheticConfig(world_items=20), tmp_path / "file" / "a" / "world")
 
 
 def hits(score: np.ndarray, query: np.ndarray, target: np.ndarray, k: int) -> np.ndarray:

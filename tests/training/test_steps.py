@@ -7,7 +7,7 @@ import pytest
 from small_worlds import make_run, random_params, unit_features
 
 from pinsage_jax.batching.blocks import Budgets
-from pinsage_jax.config.settings import TrainConfig
+from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.distributed.devices import (
     assert_is_replicated,
     compile_step,

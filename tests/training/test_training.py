@@ -19,15 +19,12 @@ import pytest
 
 import pinsage_jax
 from pinsage_jax.batching.builder import MinibatchBuilder
-from pinsage_jax.config.settings import (
-    Config,
-    DataConfig,
-    EmbedConfig,
-    ModelConfig,
-    SamplingConfig,
-    TrainConfig,
-    WorldConfig,
-)
+from pinsage_jax.config.data import DataConfig, SyntheticConfig
+from pinsage_jax.config.embed import EmbedConfig
+from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.config.settings import Config
+from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.stages import train as train_stage
@@ -36,7 +33,7 @@ from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 
 TESTS = pathlib.Path(__file__).parents[1]
-WORLD = WorldConfig(
+WORLD = SyntheticConfig(
     world=True,
     world_items=600,
     world_collections=150,
@@ -56,7 +53,7 @@ def config_for(workdir, *, seed=0, sampling=None, model=None, train=None) -> Con
         workdir=str(workdir),
         seed=seed,
         threads=1,
-        world=WORLD,
+        synthetic=WORLD,
         sampling=SamplingConfig(
             **{"num_neighbors": 10, "num_walks": 40, "hard_walks": 60, **(sampling or {})}
         ),
@@ -334,7 +331,7 @@ def test_devices_of_checkpoints_that_do_not_tell_them(workdir, saved, monkeypatc
 def test_a_checkpoint_of_other_data_is_refused(workdir, saved):
     config = config_for(workdir, train={"max_steps": 3})
     pinsage_jax.train(config)
-    other = dataclasses.replace(config, world=dataclasses.replace(WORLD, world_items=500))
+    other = dataclasses.replace(config, synthetic=dataclasses.replace(WORLD, world_items=500))
     prepare(other)
     with pytest.raises(UserError, match="catalog of 600 items but the workdir holds"):
         pinsage_jax.train(other)
@@ -477,7 +474,7 @@ def hit_rates(folder, seed=0):
         items="items.parquet",
         eval_pairs="pairs.parquet",
     )
-    config = dataclasses.replace(config, data=data, world=WorldConfig())
+    config = dataclasses.replace(config, data=data, synthetic=SyntheticConfig())
     prepared = prepare(config)
     features = np.array(prepared.features, np.float32)
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
