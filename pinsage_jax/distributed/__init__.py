@@ -1,1 +1,1 @@
-"""Several processes and several devices as one run."""
+"""One run on several processes (hosts) and several devices."""

@@ -1,7 +1,7 @@
-"""Lines between processes: JSON messages over TCP, and a relay that hides a broken one.
+"""Channels between processes: JSON messages over TCP, and a relay for JAX's own connection.
 
-Never pickles, and nothing here is trusted beyond a message's being JSON.  There is no
-secret either: like JAX's own service these are for a network that one trusts.
+Nothing is pickled, and a message is only trusted to be JSON.  There is no authentication:
+like JAX's coordination service, channels are for a trusted network.
 """
 
 from __future__ import annotations
@@ -12,39 +12,39 @@ import socket
 import threading
 from typing import Any
 
-_LONGEST_MESSAGE = 1 << 24
+_MAX_MESSAGE_BYTES = 1 << 24
 
 
 class Channel:
-    """One connection: messages, each a JSON object on a line of its own."""
+    """One TCP connection that carries JSON objects, one per line."""
 
-    def __init__(self, connection: socket.socket, silence: float):
-        """A peer that says nothing for `silence` seconds counts as gone."""
-        connection.settimeout(silence)
+    def __init__(self, connection: socket.socket, timeout: float):
+        """Wraps a connected socket; a peer that sends nothing for `timeout` seconds is lost."""
+        connection.settimeout(timeout)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection = connection
         self._reader = connection.makefile("rb")
-        self._sending = threading.Lock()
+        self._send_lock = threading.Lock()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Sends one message.
+        """Sends one message; may be called from several threads.
 
         Raises:
-          OSError: the peer is gone.
+          OSError: the connection is broken.
         """
         data = json.dumps(message).encode() + b"\n"
-        with self._sending:
+        with self._send_lock:
             self._connection.sendall(data)
 
     def read(self) -> dict[str, Any] | None:
-        """The next message; None where the peer has closed its end.
+        """Waits for the next message; None if the peer has closed the connection.
 
         Raises:
-          TimeoutError: the peer was silent for too long.
-          OSError: the connection broke.
-          ValueError: what came is no message.
+          TimeoutError: the peer sent nothing for the timeout.
+          OSError: the connection is broken.
+          ValueError: the received line is not a JSON object.
         """
-        data = self._reader.readline(_LONGEST_MESSAGE)
+        data = self._reader.readline(_MAX_MESSAGE_BYTES)
         if not data.endswith(b"\n"):
             return None
         message = json.loads(data)
@@ -53,51 +53,52 @@ class Channel:
         return message
 
     def close(self) -> None:
-        """Closes both directions; may be repeated."""
+        """Closes the connection in both directions; may be called repeatedly."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
 
 def free_port(host: str) -> int:
-    """A port of `host` (an address of this machine) that nobody listens at now."""
+    """A free TCP port of `host`, an address of this machine."""
     with socket.create_server((host, 0), family=family_of(host)) as server:
         return server.getsockname()[1]
 
 
 def family_of(host: str) -> socket.AddressFamily:
-    """IPv4 or IPv6, as the host's name or address resolves first."""
+    """The address family (IPv4 or IPv6) of the first address that `host` resolves to."""
     return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
 
 
 def relay(host: str, port: int) -> int:
-    """Passes one connection on to HOST:PORT; returns the local port to connect to.
+    """Forwards local connections to HOST:PORT; returns the local port to connect to.
 
-    Our end stays open when the other breaks.  JAX's coordination client aborts the
-    process, with a page of text, the moment its connection to process 0 breaks; behind
-    this relay it notices nothing, and we end the process with a sentence.
+    The local end of a connection stays open when the remote end breaks.  JAX's
+    coordination client aborts the process with a stack dump as soon as its connection to
+    process 0 breaks.  Behind the relay it notices nothing, so that the process group can
+    end the process with one sentence instead.
     """
     server = socket.create_server(("127.0.0.1", 0))
-    kept = []
+    # A socket without a reference is closed by the garbage collector.
+    connections = []
 
     def serve() -> None:
         while True:
-            near, _ = server.accept()
+            local, _ = server.accept()
             try:
-                far = socket.create_connection((host, port))
+                remote = socket.create_connection((host, port))
             except OSError:
-                near.close()
+                local.close()
                 continue
-            # A socket that nothing refers to is closed.
-            kept.append((near, far))
-            for source, target in ((near, far), (far, near)):
-                threading.Thread(target=_pump, args=(source, target), daemon=True).start()
+            connections.append((local, remote))
+            for source, target in ((local, remote), (remote, local)):
+                threading.Thread(target=_copy, args=(source, target), daemon=True).start()
 
     threading.Thread(target=serve, name="relay", daemon=True).start()
     return server.getsockname()[1]
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _copy(source: socket.socket, target: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
             target.sendall(data)

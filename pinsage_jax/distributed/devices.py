@@ -1,7 +1,7 @@
-"""One step on the devices of one or several hosts; the only file that spells pmap or sharding.
+"""Runs a training step on the devices of one or several hosts.
 
-A step is written once, for one device, and told the name of the axis over which
-its siblings run (None when it has none):
+This is the only module that uses pmap or sharding.  A step is written for one device
+and receives the name of the mapped axis, which is None on a single device:
 
   def step(state, batch, axis_name=None):
       loss, grads = jax.value_and_grad(local_sum_over_count)(state.params, batch)
@@ -9,33 +9,32 @@ its siblings run (None when it has none):
       ...
       return new_state, {"loss": psum_if(loss, axis_name)}
 
-Shapes: every leaf of a batch has a leading device axis [n, ...], also when n is
-1; a state has none, neither before nor after the step, so a checkpoint of it
-does not depend on the number of devices.
+Shapes: every leaf of a batch has a leading device axis [n, ...], also if n is 1.  A
+state has no device axis before or after the step, so that a checkpoint does not depend
+on the number of devices.
 
-What a step must do for the same numbers on any number of devices:
+Three rules make a step compute the same values on any number of devices:
 
-* Means are psum(sum) / psum(count), never a mean of the devices' means: masks
-  are uneven.  The count is psum-ed first and carries no gradient.
-* Differentiate the *local* sum (over the global count), then psum the gradient.
-  Inside pmap the transpose of psum is psum, so the gradient of a psum-ed loss
-  comes out n times too large.  The transpose of all_gather adds up what the
-  other devices' losses say about this device's rows, so in-batch negatives that
-  span devices need nothing more.
-* Everything in the returned state and metrics is the same on every device.
-  pmap does not check that (`out_axes=None` hands out the first device's copy
-  and keeps the others); ``assert_is_replicated`` does.
+* A mean is psum(sum) / psum(count) and never a mean of the devices' means, because the
+  devices have different numbers of unmasked rows.  The count is psum-ed first and
+  carries no gradient.
+* Differentiate the *local* sum divided by the global count, then psum the gradient.
+  Inside pmap the transpose of psum is psum, so the gradient of a psum-ed loss would be
+  n times too large.  The transpose of all_gather sums the gradients of all devices'
+  losses with respect to this device's rows, so in-batch negatives from other devices
+  need no further correction.
+* The returned state and metrics are the same on every device.  pmap does not check this
+  (`out_axes=None` returns the first device's copy); ``assert_is_replicated`` does.
 
-Several hosts: every process runs the same program on its own devices.  A batch has the
-rows of those alone, [local, ...]; the axis spans the devices of all processes, in order
-of process, so psum and all_gather do too.  A state is whole on every device of every
-process, and each process sees it as an array of its own.
+Several hosts: every process runs the same program on its own devices.  A batch holds the
+rows of the local devices, [local, ...].  The mapped axis spans the devices of all
+processes in order of process, and psum and all_gather run over all of them.  The state
+is replicated on every device of every process; each process holds it as its own array.
 
-Why the state is placed by ``replicate`` before the first step: pmap is jit of
-shard_map now, and the type of an argument includes the mesh it lives on.  A
-state from the host, or on a mesh with another axis name, is traced once, and the
-step's own output, which lives on pmap's mesh, a second time.  A weakly typed
-leaf (a Python number) has the same effect.
+``replicate`` places the state before the first step because pmap is a jit of shard_map,
+where the type of an argument includes its mesh.  A state from the host, or on a mesh with
+another axis name, would be traced once, and the step's own output, which is on pmap's
+mesh, a second time.  A weakly typed leaf (a Python number) has the same effect.
 """
 
 from __future__ import annotations
@@ -61,9 +60,11 @@ _JAX_HEARTBEAT_SECONDS = 3600
 
 
 def connect() -> None:
-    """Makes one system of the devices of all processes; before any other use of JAX.
+    """Initializes jax.distributed for the current process group.
 
-    Whoever dies is found out by our own lines; JAX's heartbeat is a last resort.
+    It must be called before any other use of JAX; in a single process it does nothing.
+    The channels of the process group detect a dead process, so JAX's heartbeat timeout is
+    set to an hour.
     """
     group = process_group.current()
     if group.count == 1 or jax.distributed.is_initialized():
@@ -74,7 +75,7 @@ def connect() -> None:
     if group.index:
         host, port = "127.0.0.1", channel.relay(host, port)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # It would take SIGTERM away from core/signals.py.
+    # The service would replace the SIGTERM handler of core/signals.py.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         f"{_bracketed(host)}:{port}",
@@ -84,8 +85,8 @@ def connect() -> None:
         cluster_detection_method="deactivate",
         heartbeat_timeout_seconds=_JAX_HEARTBEAT_SECONDS,
     )
-    # The processes tell each other of their devices now, in all of them: one that came to
-    # its first use of JAX alone would wait for the others.
+    # All processes exchange their devices in this call.  Without it, the first process that
+    # uses JAX would wait for the others.
     jax.devices()
 
 
@@ -93,25 +94,26 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def table_limit(devices: Sequence[jax.Device]) -> int:
-    """Bytes of constant tables that may live on each device: a quarter of its memory.
+def max_table_bytes(devices: Sequence[jax.Device]) -> int:
+    """Largest size in bytes of constant tables on each device: a quarter of its memory.
 
-    Where the device does not tell its memory (the CPU's is the host's), 2 GiB over all.
+    For devices that do not report their memory (CPU devices share the host's), the total
+    over all devices is 2 GiB.
     """
     stats = devices[0].memory_stats() or {}
     return stats.get("bytes_limit", 2**33 // len(devices)) // 4
 
 
 def device_count() -> int:
-    """Number of devices of this process."""
+    """Number of local devices, those of this process."""
     return jax.local_device_count()
 
 
 def make_devices(count: int = 0) -> tuple[jax.Device, ...]:
-    """The first `count` local devices; 0 takes all of them.
+    """The first `count` local devices; all of them if `count` is 0.
 
     Raises:
-      UserError: there are fewer.
+      UserError: there are fewer than `count`.
     """
     keep_freed_memory()
     devices = jax.local_devices()
@@ -124,27 +126,27 @@ def make_devices(count: int = 0) -> tuple[jax.Device, ...]:
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """A copy of every leaf, whole, on each of `devices`, ready for ``compile_step``.
+    """Copies every leaf to each of `devices`, as ``compile_step`` expects a state.
 
-    Always a copy, since the step gives the memory of its state away: the arrays
-    passed in (of NumPy or JAX) stay valid and unchanged.  Leaves keep their
-    shape and dtype; Python numbers become strongly typed arrays.
+    The result never shares memory with the argument, because a step donates the memory of
+    its state; the NumPy or JAX arrays passed in stay valid and unchanged.  Leaves keep
+    their shape and dtype; Python numbers become strongly typed arrays.
     """
     target = _sharding(devices, PartitionSpec())
 
     def place(leaf):
-        # A private host copy: device_put shares the memory of what it is given when
-        # it can (on CPU a NumPy array's too, even with may_alias=False).
+        # The host copy is needed: on CPU device_put shares the memory of its argument, also
+        # of a NumPy array and even with may_alias=False.
         return jax.device_put(np.array(jnp.asarray(leaf)), target)
 
     return jax.tree.map(place, tree)
 
 
 def place_batch(batch: Any, devices: Sequence[jax.Device]) -> Any:
-    """Sends row i of every leaf [n, ...] of a host batch to device i.
+    """Transfers row i of every leaf [n, ...] of a host batch to device i.
 
     Raises:
-      ValueError: a leaf whose first axis is not the number of devices.
+      ValueError: the first axis of a leaf differs from the number of devices.
     """
     _check_device_axis(batch, len(devices))
     return jax.device_put(batch, _sharding(devices, PartitionSpec(AXIS_NAME)))
@@ -160,21 +162,21 @@ def compile_step(
     """Compiles ``step(state, batch, *constant, axis_name=...)`` for `num_devices` devices.
 
     Args:
-      step: pure; returns (state, metrics), both equal on all devices.
-      num_devices: of this process.  A single one in a single process compiles with
-        jit and axis_name None; more with pmap over as many of every process, and
-        axis_name ``AXIS_NAME``.
-      donate: the old state's memory is reused for the new one, so the state
-        passed in must not be used again.
-      constants: how many more arguments it takes, each a pytree from ``replicate``
-        that is whole on every device and never given away.
+      step: a pure function that returns (state, metrics), both equal on all devices.
+      num_devices: number of devices of this process.  One device in a single process
+        compiles with jit and axis_name None; otherwise pmap maps over `num_devices`
+        devices of every process, with axis_name ``AXIS_NAME``.
+      donate: reuses the memory of the old state for the new one; the state passed in must
+        not be used again.
+      constants: number of further arguments, each a pytree from ``replicate`` whose memory
+        is never donated.
 
     Returns:
       A callable (state, batch, *constant) -> (state, metrics).  The state comes from
-      ``replicate`` or from the step itself and has no device axis; leaves of the
-      batch are [num_devices, ...], on the host or from ``place_batch``; metrics
-      have no device axis.  It traces once as long as shapes and dtypes stay.
-      It raises ValueError for a batch without the device axis.
+      ``replicate`` or from the step itself and has no device axis.  Leaves of the batch are
+      [num_devices, ...], on the host or from ``place_batch``.  Metrics have no device axis.
+      It traces once as long as shapes and dtypes stay the same, and raises ValueError for a
+      batch without the device axis.
     """
     donated = (0,) if donate else ()
     if num_devices == jax.process_count() == 1:
@@ -191,7 +193,7 @@ def compile_step(
             axis_name=AXIS_NAME,
             in_axes=(None, 0, *(None,) * constants),
             out_axes=(None, None),
-            devices=_everywhere(num_devices),
+            devices=_devices_of_all_processes(num_devices),
             donate_argnums=donated,
         )
 
@@ -203,25 +205,25 @@ def compile_step(
 
 
 def psum_if(tree: Any, axis_name: str | None) -> Any:
-    """Sum of every leaf over the devices; the tree itself without an axis."""
+    """Sum of every leaf over the devices; `tree` itself if `axis_name` is None."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
 def all_gather_if(tree: Any, axis_name: str | None) -> Any:
-    """Leaves [b, ...] of all devices joined to [n * b, ...], in the order of devices."""
+    """Concatenates the leaves [b, ...] of all devices to [n * b, ...], in device order."""
     return tree if axis_name is None else jax.lax.all_gather(tree, axis_name, tiled=True)
 
 
 def axis_index_or_zero(axis_name: str | None) -> jax.Array:
-    """Number of this device on the axis, [] int32; 0 without an axis."""
+    """Index of this device on the axis, int32 []; 0 if `axis_name` is None."""
     return jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
 
 
 def assert_is_replicated(tree: Any) -> None:
-    """Checks that every leaf is whole and bit for bit the same on all its devices.
+    """Checks that every leaf is fully replicated, with the same bits on all its devices.
 
     Raises:
-      AssertionError: naming the first leaf that is not.
+      AssertionError: names the first leaf that is not.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not isinstance(leaf, jax.Array):
@@ -230,14 +232,14 @@ def assert_is_replicated(tree: Any) -> None:
         if not leaf.is_fully_replicated:
             raise AssertionError(f"{name} is split over devices ({leaf.sharding})")
         copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
-        # Bytes, not values: NaN equals itself, and 0.0 and -0.0 differ.
+        # Bytes instead of values, so that NaN equals itself and 0.0 differs from -0.0.
         first = copies[0].tobytes()
         for number, copy in enumerate(copies):
             if copy.tobytes() != first:
                 raise AssertionError(f"{name} on device {number} differs from device 0")
 
 
-def _everywhere(count: int) -> list[jax.Device]:
+def _devices_of_all_processes(count: int) -> list[jax.Device]:
     """The first `count` devices of every process, in order of process."""
     make_devices(count)
     processes = range(jax.process_count())

@@ -1,14 +1,15 @@
-"""The processes of one run, usually one a host: who writes, and how they keep together.
+"""The processes of one run, usually one per host: collective operations and failure handling.
 
-Process 0 writes everything; the others compute with it and read.  Each of them holds one
-line to process 0, over which all exchange small values (`exchange`) and say that they are
-alive.  A line that breaks or falls silent ends every process with one sentence, wherever
-it is, also inside a collective operation: the run is started again and resumes.
+Process 0 writes all files; the other processes compute with it and read.  Each of them
+has one channel to process 0, which carries small values (`all_gather_object`) and
+heartbeats.  If a channel breaks or stays silent, every process ends with one sentence,
+even inside a collective operation of JAX; a run that is started again resumes from its
+last checkpoint.
 
-With one process everything here is for that one, and costs nothing.
+In a run of a single process every function here returns at once.
 
-  prepared = hosts.rank0_first(lambda: prepare(config))
-  best = max(hosts.exchange(score))
+  prepared = process_group.rank0_first(lambda: prepare(config))
+  best = max(process_group.all_gather_object(score))
 """
 
 from __future__ import annotations
@@ -34,167 +35,177 @@ from pinsage_jax.distributed import channel
 
 T = TypeVar("T")
 
-# What the numbers depend on: processes with different ones would not compute the same.
+# Packages whose versions must be the same in all processes: they affect the computed values.
 _PACKAGES = ("pinsage-jax", "jax", "jaxlib", "numpy", "numba")
-# Settings that may differ from process to process; inputs are read by process 0 alone.
-_OWN_SECTIONS = ("distributed", "data")
-_OWN_SETTINGS = ("threads", "producers", "prefetch")
-# When a peer dies a collective operation may fail before its line is known to be broken.
+# Settings that may differ between processes; only process 0 reads the input tables.
+_LOCAL_SECTIONS = ("distributed", "data")
+_LOCAL_SETTINGS = ("threads", "producers", "prefetch")
+# When a peer dies, a collective operation may fail before its channel is seen to be broken.
 _GRACE_SECONDS = 5.0
-_HELLO_SECONDS = 10.0
+_HANDSHAKE_SECONDS = 10.0
 
 
-def _end(sentence: str | None, code: int = 2) -> None:
-    if sentence:
-        print(f"error: {sentence}", file=sys.stderr)
+def _exit_process(message: str | None, code: int = 2) -> None:
+    if message:
+        print(f"error: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 class ProcessGroup:
-    """The lines of one process to those that it talks to directly.
+    """The processes of a run, as seen by one of them.
+
+    Process 0 has a channel to every other process; the others have one to process 0.
 
     Attributes:
-      index, count: number of this process, and of all.
-      service: host and port of JAX's own coordination service.
+      index: number of this process, from 0.
+      count: number of processes.
+      service: host and port of JAX's coordination service.
     """
 
-    def __init__(self, hosts: DistributedConfig, on_lost: Callable[[str], None] | None = None):
-        """Alone; `meet` and `join` connect it.
+    def __init__(self, config: DistributedConfig, on_lost: Callable[[str], None] | None = None):
+        """A group that is not connected yet; see `listen` and `join`.
 
         Args:
-          on_lost: called, once and from any thread, with the sentence about a peer that
-            is gone; without it the sentence is printed and the process ends with 2.
+          config: settings of the process group.
+          on_lost: called at most once, from any thread, with a sentence about a peer that
+            is lost.  The default prints the sentence and ends the process with code 2.
         """
-        self.index, self.count = hosts.process_id, hosts.num_processes
+        self.index, self.count = config.process_id, config.num_processes
         self.service: tuple[str, int] = ("", 0)
-        self._hosts = hosts
-        self._lines: dict[int, channel.Channel] = {}
+        self._config = config
+        self._channels: dict[int, channel.Channel] = {}
         self._inbox: dict[int, queue.Queue] = {}
-        self._leaving = False
-        self._ending = threading.Lock()
-        self._on_lost = on_lost or _end
+        self._closing = False
+        self._lost_lock = threading.Lock()
+        self._on_lost = on_lost or _exit_process
 
-    def listen(self, about: dict[str, Any]) -> None:
-        """Process 0: waits until all others have come.
+    def listen(self, identity: dict[str, Any]) -> None:
+        """Process 0: waits until all other processes have connected.
 
         Args:
-          about: what must be the same in all of them (`about_this_process`).
+          identity: what must be the same in all processes (`run_identity`).
 
         Raises:
-          UserError: the address cannot be listened at, a process does not come in time,
-            or it differs.
+          UserError: the address cannot be used, a process does not connect in time, or its
+            identity differs.
         """
-        host, port = self._hosts.address
+        host, port = self._config.address
         try:
             server = socket.create_server((host, port), family=channel.family_of(host))
         except OSError as error:
             raise UserError(
-                f"--coordinator={self._hosts.coordinator} cannot be listened at "
+                f"Process 0 cannot listen on --coordinator={self._config.coordinator} "
                 f"({error.strerror}); name an address of this host and a free port."
             ) from None
         self.service = (host, channel.free_port(host))
-        deadline = time.monotonic() + self._hosts.join_seconds
+        deadline = time.monotonic() + self._config.join_seconds
         with server:
-            while len(self._lines) < self.count - 1:
+            while len(self._channels) < self.count - 1:
                 server.settimeout(max(deadline - time.monotonic(), 0.01))
                 try:
                     connection, _ = server.accept()
                 except TimeoutError:
-                    missing = sorted({*range(1, self.count)} - {*self._lines})
-                    named = ", ".join(map(str, missing))
+                    missing = sorted({*range(1, self.count)} - {*self._channels})
                     raise UserError(
-                        f"Of {self.count} processes {named} did not come to "
-                        f"--coordinator={self._hosts.coordinator} within "
-                        f"{self._hosts.join_seconds} s; start all of them."
+                        f"Of {self.count} processes {', '.join(map(str, missing))} did not "
+                        f"connect to --coordinator={self._config.coordinator} within "
+                        f"{self._config.join_seconds} s; start all of them."
                     ) from None
-                self._accept(channel.Channel(connection, _HELLO_SECONDS), connection, about)
-        for line in self._lines.values():
-            line.send({"service": self.service, "holder": os.getpid()})
-        self._listen()
+                self._accept(channel.Channel(connection, _HANDSHAKE_SECONDS), connection, identity)
+        for peer in self._channels.values():
+            peer.send({"service": self.service, "lock_owner": os.getpid()})
+        self._start_threads()
 
     def _accept(
-        self, line: channel.Channel, connection: socket.socket, about: dict[str, Any]
+        self, peer: channel.Channel, connection: socket.socket, identity: dict[str, Any]
     ) -> None:
         try:
-            # Where the other end is closed there is no number either.
-            hello = line.read() or {}
-            index, theirs = int(hello["process"]), hello["about"]
+            # A peer that has closed the connection sends no handshake.
+            handshake = peer.read() or {}
+            index, theirs = int(handshake["process"]), handshake["identity"]
         except (OSError, ValueError, KeyError, TypeError):
-            # Somebody else, not a process of ours.
-            line.close()
+            # The peer is not a process of this program.
+            peer.close()
             return
-        differs = None
-        if not 0 < index < self.count or index in self._lines:
-            differs = f"there is another --process_id={index}"
-        elif told := difference(about, theirs):
-            differs = told
-        if differs:
-            sentence = f"Process {index} does not fit process 0: {differs}."
+        mismatch: str | None
+        if not 0 < index < self.count or index in self._channels:
+            mismatch = f"there is another --process_id={index}"
+        else:
+            mismatch = difference(identity, theirs)
+        if mismatch:
+            message = f"Process {index} does not match process 0: {mismatch}."
             with contextlib.suppress(OSError):
-                line.send({"failed": sentence})
-            raise UserError(sentence)
-        connection.settimeout(self._hosts.lost_seconds)
-        self._lines[index] = line
+                peer.send({"error": message})
+            raise UserError(message)
+        connection.settimeout(self._config.lost_seconds)
+        self._channels[index] = peer
 
-    def join(self, about: dict[str, Any], folder: str) -> None:
-        """Any other process: connects to process 0 and waits until all have come.
+    def join(self, identity: dict[str, Any], folder: str) -> None:
+        """Any other process: connects to process 0 and waits until all have connected.
+
+        Args:
+          identity: what must be the same in all processes (`run_identity`).
+          folder: the workdir, which must be the one that process 0 has locked.
 
         Raises:
-          UserError: process 0 cannot be reached, refuses, or has another workdir.
+          UserError: process 0 cannot be reached, rejects this process, or has another
+            workdir.
         """
-        deadline = time.monotonic() + self._hosts.join_seconds
+        deadline = time.monotonic() + self._config.join_seconds
         while True:
             try:
-                connection = socket.create_connection(self._hosts.address, timeout=_HELLO_SECONDS)
+                connection = socket.create_connection(
+                    self._config.address, timeout=_HANDSHAKE_SECONDS
+                )
                 break
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"Process 0 does not answer at --coordinator={self._hosts.coordinator} "
-                        f"({error.strerror or error}) after {self._hosts.join_seconds} s; "
-                        "see what it says, and start all processes."
+                        f"Process 0 does not answer at --coordinator={self._config.coordinator} "
+                        f"({error.strerror or error}) after {self._config.join_seconds} s; "
+                        "read its output, and start all processes."
                     ) from None
                 time.sleep(0.2)
-        # Others may come as late as they are allowed to.
-        line = channel.Channel(connection, self._hosts.join_seconds + _HELLO_SECONDS)
+        # Process 0 answers when the last process has connected.
+        peer = channel.Channel(connection, self._config.join_seconds + _HANDSHAKE_SECONDS)
         try:
-            line.send({"process": self.index, "about": about})
-            accept = line.read()
+            peer.send({"process": self.index, "identity": identity})
+            reply = peer.read()
         except (OSError, ValueError):
-            accept = None
-        if accept is None:
-            raise UserError("Process 0 ended while the processes met; see what it says.")
-        if "failed" in accept:
-            raise UserError(accept["failed"])
-        workdir.check_shared(folder, accept["holder"])
-        connection.settimeout(self._hosts.lost_seconds)
-        self.service = tuple(accept["service"])
-        self._lines[0] = line
-        self._listen()
+            reply = None
+        if reply is None:
+            raise UserError("Process 0 ended while the processes connected; read its output.")
+        if "error" in reply:
+            raise UserError(reply["error"])
+        workdir.check_shared(folder, reply["lock_owner"])
+        connection.settimeout(self._config.lost_seconds)
+        self.service = tuple(reply["service"])
+        self._channels[0] = peer
+        self._start_threads()
 
-    def _listen(self) -> None:
-        for index, line in self._lines.items():
+    def _start_threads(self) -> None:
+        for index, peer in self._channels.items():
             self._inbox[index] = queue.Queue()
-            self._thread(self._read, index, line)
-        if self._lines:
-            self._thread(self._say_alive)
+            self._start_thread(self._read, index, peer)
+        if self._channels:
+            self._start_thread(self._send_heartbeats)
 
     @staticmethod
-    def _thread(target: Callable[..., None], *arguments: Any) -> None:
-        threading.Thread(target=target, args=arguments, name="hosts", daemon=True).start()
+    def _start_thread(target: Callable[..., None], *arguments: Any) -> None:
+        threading.Thread(target=target, args=arguments, name="process_group", daemon=True).start()
 
     def all_gather_object(self, value: T, last: bool = False) -> list[T]:
-        """The values of all processes in their order; waits for all of them.
+        """The values of all processes, in order of process; waits for all of them.
 
-        Every process must call it as often and in the same order.
+        Every process must call it equally often and in the same order.
 
         Args:
-          value: of JSON.
-          last: nothing is said after it, and no line is missed any more.
+          value: a JSON value.
+          last: this is the last message; from now on a closed channel is no failure.
         """
-        if not self._lines:
+        if not self._channels:
             return [value]
         if self.index:
             self._send({"value": value, "last": last})
@@ -204,83 +215,83 @@ class ProcessGroup:
         return values
 
     def barrier_exit(self, code: int) -> int:
-        """Waits until all have come to their end; the largest of their exit codes."""
+        """Waits until all processes have called it; returns the largest of their exit codes."""
         return max(self.all_gather_object(code, last=True))
 
-    def fail(self, sentence: str) -> None:
-        """Tells the others that this process ends, and why."""
-        told = sentence.rstrip(".")
-        self._tell(f"Process {self.index} of {self.count} ended: {told}.")
+    def fail(self, reason: str) -> None:
+        """Sends the others the reason why this process ends; they end too."""
+        reason = reason.rstrip(".")
+        self._send_error(f"Process {self.index} of {self.count} ended: {reason}.")
 
-    def _tell(self, sentence: str) -> None:
-        self._leaving = True
-        self._send({"failed": sentence})
+    def _send_error(self, message: str) -> None:
+        self._closing = True
+        self._send({"error": message})
 
     def _send(self, message: dict[str, Any]) -> None:
-        for line in self._lines.values():
-            # Whether a peer is gone is for the thread to say that reads from it.
+        for peer in self._channels.values():
+            # The thread that reads from the peer reports a broken channel.
             with contextlib.suppress(OSError):
-                line.send(message)
+                peer.send(message)
 
-    def _read(self, index: int, line: channel.Channel) -> None:
-        how = "has ended without a word"
+    def _read(self, index: int, peer: channel.Channel) -> None:
+        reason = "has ended without an error message"
         try:
-            while (message := line.read()) is not None:
-                if "failed" in message:
-                    self._lost(index, message["failed"], whole=True)
+            while (message := peer.read()) is not None:
+                if "error" in message:
+                    self._report_lost(message["error"])
                     return
                 if "value" in message:
                     self._inbox[index].put(message["value"])
                     if message["last"]:
                         return
         except TimeoutError:
-            how = f"was silent for {self._hosts.lost_seconds} seconds"
+            reason = f"was silent for {self._config.lost_seconds} seconds"
         except (OSError, ValueError):
             pass
-        self._lost(index, how)
+        self._report_lost(f"Process {index} of {self.count} {reason}.")
 
-    def _say_alive(self) -> None:
-        while not self._leaving:
-            self._send({"alive": True})
-            time.sleep(self._hosts.lost_seconds / 4)
+    def _send_heartbeats(self) -> None:
+        while not self._closing:
+            self._send({"heartbeat": True})
+            time.sleep(self._config.lost_seconds / 4)
 
-    def _lost(self, index: int, how: str, whole: bool = False) -> None:
-        # Held for good: one sentence a process.
-        if self._leaving or not self._ending.acquire(blocking=False):
+    def _report_lost(self, message: str) -> None:
+        # The lock is never released, so that each process reports one lost peer only.
+        if self._closing or not self._lost_lock.acquire(blocking=False):
             return
-        sentence = how if whole else f"Process {index} of {self.count} {how}."
-        self._tell(sentence)
-        again = f"start all {self.count} again to go on from the last checkpoint"
-        self._on_lost(f"{sentence[:-1]}; {again}.")
+        self._send_error(message)
+        self._on_lost(
+            f"{message[:-1]}; start all {self.count} again to go on from the last checkpoint."
+        )
 
 
-_alone = ProcessGroup(DistributedConfig())
-_together = _alone
+_single = ProcessGroup(DistributedConfig())
+_current = _single
 
 
 def current() -> ProcessGroup:
-    """The processes of this run; one process alone outside `joined`."""
-    return _together
+    """The group of this run; outside `joined` a group of this process alone."""
+    return _current
 
 
 def is_rank0() -> bool:
-    """Whether this process writes: process 0."""
-    return _together.index == 0
+    """Whether this is process 0, the only one that writes files."""
+    return _current.index == 0
 
 
 def all_gather_object(value: T) -> list[T]:
-    """See Together.exchange."""
-    return _together.all_gather_object(value)
+    """See ProcessGroup.all_gather_object."""
+    return _current.all_gather_object(value)
 
 
 def broadcast_from_rank0(function: Callable[[], T]) -> T:
-    """What `function` (a value of JSON) gives in process 0, in every process."""
-    answers: list[Any] = all_gather_object(function() if is_rank0() else None)
-    return answers[0]
+    """Calls `function` in process 0 only; every process returns its result, a JSON value."""
+    values: list[Any] = all_gather_object(function() if is_rank0() else None)
+    return values[0]
 
 
 def rank0_first(function: Callable[[], T]) -> T:
-    """`function` in process 0 first, then in the others, which find what it wrote."""
+    """Calls `function` in process 0 and then in the others, which find the files it wrote."""
     if is_rank0():
         result = function()
         all_gather_object(None)
@@ -289,14 +300,18 @@ def rank0_first(function: Callable[[], T]) -> T:
     return function()
 
 
-def about_this_process(settings: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same in all processes: settings (sections of a Config) and versions."""
+def run_identity(settings: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same in all processes: settings and package versions.
+
+    Args:
+      settings: the fields of a Config by name; a section is a dictionary.
+    """
     sections = {}
     for name, value in settings.items():
-        if name in _OWN_SECTIONS or name in _OWN_SETTINGS:
+        if name in _LOCAL_SECTIONS or name in _LOCAL_SETTINGS:
             continue
         if isinstance(value, dict):
-            value = {key: each for key, each in value.items() if key not in _OWN_SETTINGS}
+            value = {key: each for key, each in value.items() if key not in _LOCAL_SETTINGS}
         sections[name] = value
     return {"settings": sections, "versions": {name: _version(name) for name in _PACKAGES}}
 
@@ -308,7 +323,7 @@ def _version(package: str) -> str | None:
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
-    """In words the first difference between two processes; None without one."""
+    """Describes the first difference between two run identities; None if they are equal."""
     for package, version in ours["versions"].items():
         if (other := theirs["versions"].get(package)) != version:
             return f"it has {package} {other}, not {version}"
@@ -317,47 +332,48 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
         if not isinstance(value, dict):
             value, other = {section: value}, {section: other}
         for name, setting in value.items():
-            # The workdir may be mounted elsewhere; that it is the same one is checked.
+            # Hosts may mount the workdir at different paths; `join` checks that it is shared.
             if name != "workdir" and other.get(name) != setting:
                 return f"it has --{name}={other.get(name)}, not {setting}"
     return None
 
 
 @contextlib.contextmanager
-def joined(hosts: DistributedConfig, settings: dict[str, Any]) -> Iterator[ProcessGroup]:
-    """Brings the processes of a run together for the block.
+def joined(config: DistributedConfig, settings: dict[str, Any]) -> Iterator[ProcessGroup]:
+    """Connects the processes of a run for the duration of the block.
 
-    Where there are several, an error ends this process within the block, after telling the
-    others: an orderly end of the interpreter would wait for them.
+    In a run of several processes an exception in the block ends this process at once, after
+    it has notified the others: a normal exit of the interpreter would wait for them.
 
     Args:
-      settings: of the run, name to value; sections are dictionaries.
+      config: settings of the process group.
+      settings: the fields of the run's Config by name; a section is a dictionary.
 
     Raises:
-      UserError: the processes do not find each other or do not fit.
+      UserError: the processes cannot connect or do not match.
     """
-    global _together
-    if hosts.num_processes == 1:
-        yield _alone
+    global _current
+    if config.num_processes == 1:
+        yield _single
         return
-    group = ProcessGroup(hosts)
-    about = about_this_process(settings)
+    group = ProcessGroup(config)
+    identity = run_identity(settings)
     if group.index:
-        group.join(about, settings["workdir"])
+        group.join(identity, settings["workdir"])
     else:
-        group.listen(about)
-    logging.info("%d processes have met; this is number %d", group.count, group.index)
-    _together = group
+        group.listen(identity)
+    logging.info("connected %d processes; this is process %d", group.count, group.index)
+    _current = group
     try:
         yield group
     except UserError as error:
         group.fail(str(error))
-        _end(str(error))
+        _exit_process(str(error))
     except BaseException:
-        # If a peer is gone the line's own thread says so, and the process ends here.
+        # If the cause is a lost peer, the thread of its channel ends the process meanwhile.
         time.sleep(_GRACE_SECONDS)
         group.fail("an error of the program; see what it printed")
         traceback.print_exc()
-        _end(None, 1)
+        _exit_process(None, 1)
     finally:
-        _together = _alone
+        _current = _single

@@ -208,7 +208,7 @@ class Checkpoints:
 
         Returns:
           (state, meta); the state has NumPy arrays, to be placed on devices by
-          ``parallel.replicate``.
+          ``devices.replicate``.
 
         Raises:
           UserError: no such checkpoint, a damaged file (named), or a state that

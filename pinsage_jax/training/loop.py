@@ -35,7 +35,7 @@ from pinsage_jax.core.costs import peak_memory
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.distributed import process_group
-from pinsage_jax.distributed.devices import compile_step, make_devices, replicate, table_limit
+from pinsage_jax.distributed.devices import compile_step, make_devices, max_table_bytes, replicate
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.training.checkpoints import Checkpoints
@@ -135,7 +135,7 @@ def keeps_table(train: TrainConfig, inputs: NodeInputs) -> bool:
     """
     if train.device_features != "auto":
         return train.device_features == "on" and any(inputs.table_columns)
-    fits = inputs.table_bytes <= table_limit(make_devices(train.devices))
+    fits = inputs.table_bytes <= max_table_bytes(make_devices(train.devices))
     return fits and any(inputs.table_columns)
 
 

@@ -134,7 +134,7 @@ def global_gradients(
 def make_train_step(
     model: PinSage, config: TrainConfig, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[TrainState, dict]]:
-    """The step for parallel.compile_step: (state, batch, [table,] axis_name) -> new ones."""
+    """The step for devices.compile_step: (state, batch, [table,] axis_name) -> new ones."""
 
     def train_step(
         state: TrainState,

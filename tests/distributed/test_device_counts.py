@@ -1,4 +1,4 @@
-"""The same run on 1, 2, 4 and 8 devices, and a run killed at random moments, by the benchmarks."""
+"""The benchmarks of device counts (1, 2, 4 and 8) and of runs killed at random moments."""
 
 import argparse
 import random
@@ -19,64 +19,64 @@ def test_parameters_after_50_steps_are_the_same_on_1_2_4_and_8_devices():
     gathered = [row for row in rows if row.get("in_batch") == "of all devices"]
     assert [row["devices"] for row in gathered] == [1, 2, 4, 8]
     assert all(row["steps"] >= 50 for row in gathered)
-    # float32 rounds to 6e-8, and sums over devices are added up in another order.
+    # float32 has a rounding error of 6e-8, and the order of sums over devices differs.
     assert all(float(row["difference"]) < 1e-5 for row in gathered)
-    [apart] = [row for row in rows if row.get("in_batch") == "of its own"]
-    assert float(apart["difference"]) > 1e-4
+    [local] = [row for row in rows if row.get("in_batch") == "of its own"]
+    assert float(local["difference"]) > 1e-4
 
 
-class Pretended:
-    """kill_within of a run whose parts begin one after the other and end after `truly` seconds."""
+class FakeKill:
+    """Replaces kill_within: every part of the simulated run lasts `duration` seconds."""
 
-    def __init__(self, truly: float, never: bool = False, missed: str = "later"):
-        self.truly, self.never, self.missed, self.asked = truly, never, missed, []
+    def __init__(self, duration: float, never: bool = False, missed: str = "later"):
+        self.duration, self.never, self.missed, self.calls = duration, never, missed, []
 
     def __call__(self, part, workdir, flags, seconds, draws, sent):
         delay = draws.random() * seconds
-        self.asked.append((seconds, delay, sent))
-        hit = self.missed if self.never or delay >= self.truly else part
+        self.calls.append((seconds, delay, sent))
+        hit = self.missed if self.never or delay >= self.duration else part
         return kill_and_resume.Moment(hit, 60, (), 1.0, -9, not self.never, delay)
 
 
-def test_a_kill_that_came_late_is_aimed_again_within_the_time_that_it_had(monkeypatch, tmp_path):
-    pretended = Pretended(truly=0.1)
-    monkeypatch.setattr(kill_and_resume, "kill_within", pretended)
+def test_a_kill_after_the_end_of_a_part_is_repeated_with_a_shorter_delay(monkeypatch, tmp_path):
+    fake = FakeKill(duration=0.1)
+    monkeypatch.setattr(kill_and_resume, "kill_within", fake)
     seconds, draws = {"train": 9.0, "embed": 20.0}, random.Random(1)
     for _ in range(6):
         aimed = kill_and_resume.aimed("embed", tmp_path, [], seconds, draws, signal.SIGTERM)
         assert aimed[0].part == "embed"
-    # Each late delay is the most of the next one, also of the next run.
-    bounds = [bound for bound, _, _ in pretended.asked]
+    # A delay that was too long bounds all later delays, also those of the next run.
+    bounds = [bound for bound, _, _ in fake.calls]
     assert bounds[0] == 20.0 and bounds == sorted(bounds, reverse=True)
-    late = [delay for _, delay, _ in pretended.asked if delay >= 0.1]
+    late = [delay for _, delay, _ in fake.calls if delay >= 0.1]
     assert late and seconds == {"train": 9.0, "embed": min(late)}
-    assert {sent for _, _, sent in pretended.asked} == {signal.SIGTERM}
-    assert len(pretended.asked) <= 14
+    assert {sent for _, _, sent in fake.calls} == {signal.SIGTERM}
+    assert len(fake.calls) <= 14
 
 
-def test_a_checkpoint_met_in_training_does_not_shorten_the_training(monkeypatch, tmp_path):
-    monkeypatch.setattr(kill_and_resume, "kill_within", Pretended(0.1, missed="checkpoint"))
+def test_a_kill_during_a_checkpoint_does_not_shorten_the_delay_in_training(monkeypatch, tmp_path):
+    monkeypatch.setattr(kill_and_resume, "kill_within", FakeKill(0.1, missed="checkpoint"))
     seconds = {"train": 9.0}
     kill_and_resume.aimed("train", tmp_path, [], seconds, random.Random(1))
     assert seconds == {"train": 9.0}
 
 
-def test_a_part_that_never_comes_is_given_up_and_told(monkeypatch, tmp_path):
-    pretended = Pretended(truly=0.1, never=True)
-    monkeypatch.setattr(kill_and_resume, "kill_within", pretended)
+def test_a_part_that_never_begins_is_reported_after_eight_tries(monkeypatch, tmp_path):
+    fake = FakeKill(duration=0.1, never=True)
+    monkeypatch.setattr(kill_and_resume, "kill_within", fake)
     seconds = {"embed": 20.0}
     moment, tries = kill_and_resume.aimed("embed", tmp_path, [], seconds, random.Random(1))
-    assert (moment.part, tries, len(pretended.asked)) == ("later", 8, 8)
-    # It says nothing about how long the part takes.
+    assert (moment.part, tries, len(fake.calls)) == ("later", 8, 8)
+    # The failed tries are no evidence of how long the part takes.
     assert seconds == {"embed": 20.0}
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_killed_runs_end_as_one_that_nobody_disturbed(tmp_path):
+def test_killed_and_resumed_runs_equal_an_uninterrupted_run(tmp_path):
     parser = argparse.ArgumentParser()
     kill_and_resume.add_options(parser)
-    asked = vars(parser.parse_args([])) | {"quick": False, "kills": 3, "out": str(tmp_path)}
-    rows = kill_and_resume.run(options(**asked))
+    given = vars(parser.parse_args([])) | {"quick": False, "kills": 3, "out": str(tmp_path)}
+    rows = kill_and_resume.run(options(**given))
     assert [row["equal"] for row in rows if "equal" in row] == ["all"] * 5
     assert all(row["hit"] == row["meant for"] for row in rows if "hit" in row)

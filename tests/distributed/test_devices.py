@@ -1,4 +1,4 @@
-"""parallel: one step, the same numbers on 1, 2 and 4 devices, traced once, nothing leaked."""
+"""devices: a step computes the same values on 1, 2 and 4 devices and is traced once."""
 
 import warnings
 
@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.distributed import devices as parallel
+from pinsage_jax.distributed import devices as device_lib
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -20,13 +20,13 @@ ROWS, WIDTH = 8, 5
 def initial_state(rng):
     return {
         "params": {"w": rng.normal(size=(WIDTH, 3)).astype(np.float32), "b": np.zeros(3)},
-        "step": 0,  # a Python number, which JAX would type weakly
+        "step": 0,  # a Python number is weakly typed in JAX
         "empty": optax.EmptyState(),
     }
 
 
 def uneven_batch(rng, devices):
-    """ROWS pairs over `devices`; almost all masked rows are on the first one."""
+    """ROWS pairs over `devices`; the devices have different numbers of masked rows."""
     mask = np.ones(ROWS, np.float32)
     mask[[0, 5]] = 0.0
     batch = {
@@ -43,27 +43,27 @@ def make_step(traces=None, forget_psum=False):
     def step(state, batch, axis_name=None):
         if traces is not None:
             traces.append(axis_name)
-        count = parallel.psum_if(batch["mask"].sum(), axis_name)
+        count = device_lib.psum_if(batch["mask"].sum(), axis_name)
 
         def local_loss(params):
             out = batch["x"] @ params["w"] + params["b"][None, :]
             error = ((out - batch["y"]) ** 2).sum(axis=1)
-            everyone = parallel.all_gather_if(out, axis_name)  # [ROWS, 3] on every device
-            coupled = jax.nn.logsumexp(out @ everyone.T, axis=1)
+            gathered = device_lib.all_gather_if(out, axis_name)  # [ROWS, 3] on every device
+            coupled = jax.nn.logsumexp(out @ gathered.T, axis=1)
             return (batch["mask"] * (error + coupled)).sum() / count
 
         loss, grads = jax.value_and_grad(local_loss)(state["params"])
         if not forget_psum:
-            grads = parallel.psum_if(grads, axis_name)
+            grads = device_lib.psum_if(grads, axis_name)
         params = jax.tree.map(lambda p, g: p - 0.05 * g, state["params"], grads)
         new = {"params": params, "step": state["step"] + 1, "empty": state["empty"]}
-        return new, {"loss": parallel.psum_if(loss, axis_name), "count": count}
+        return new, {"loss": device_lib.psum_if(loss, axis_name), "count": count}
 
     return step
 
 
 def reference(state, batches):
-    """The same in float64 NumPy on the whole batch, the gradient by hand."""
+    """The same steps in float64 NumPy on the whole batch, with the gradient derived by hand."""
     w, b = (np.asarray(state["params"][name], np.float64) for name in ("w", "b"))
     losses = []
     for batch in batches:
@@ -84,27 +84,27 @@ def reference(state, batches):
 @pytest.mark.parametrize("place", [False, True])
 @pytest.mark.parametrize("donate", [False, True])
 @pytest.mark.parametrize("count", DEVICES)
-def test_same_numbers_on_any_number_of_devices_and_one_trace(small_rng, count, donate, place):
+def test_a_step_equals_the_reference_on_any_number_of_devices(small_rng, count, donate, place):
     traces = []
-    devices = parallel.make_devices(count)
+    devices = device_lib.make_devices(count)
     host_state = initial_state(small_rng)
     batches = [uneven_batch(small_rng, count) for _ in range(4)]
     w, b, losses = reference(host_state, batches)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # such as "donated buffers were not usable"
-        state = parallel.replicate(host_state, devices)
-        step = parallel.compile_step(make_step(traces), count, donate=donate)
+        state = device_lib.replicate(host_state, devices)
+        step = device_lib.compile_step(make_step(traces), count, donate=donate)
         for number, batch in enumerate(batches):
             old = state
-            state, metrics = step(state, parallel.place_batch(batch, devices) if place else batch)
+            state, metrics = step(state, device_lib.place_batch(batch, devices) if place else batch)
             assert old["params"]["w"].is_deleted() == donate
             assert metrics["loss"].shape == ()
             np.testing.assert_allclose(metrics["loss"], losses[number], rtol=1e-5)
             assert metrics["count"] == ROWS - 2
-            parallel.assert_is_replicated((state, metrics))
+            device_lib.assert_is_replicated((state, metrics))
 
-    assert traces == [None if count == 1 else parallel.AXIS_NAME]
+    assert traces == [None if count == 1 else device_lib.AXIS_NAME]
     np.testing.assert_allclose(state["params"]["w"], w, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(state["params"]["b"], b, rtol=1e-5, atol=1e-5)
     assert state["params"]["w"].shape == (WIDTH, 3)
@@ -115,15 +115,15 @@ def test_same_numbers_on_any_number_of_devices_and_one_trace(small_rng, count, d
 @pytest.mark.parametrize("count", DEVICES)
 def test_a_restored_host_state_continues_bit_for_bit_without_a_new_trace(small_rng, count):
     traces = []
-    devices = parallel.make_devices(count)
+    devices = device_lib.make_devices(count)
     batches = [uneven_batch(small_rng, count) for _ in range(4)]
-    step = parallel.compile_step(make_step(traces), count)
-    state = parallel.replicate(initial_state(small_rng), devices)
+    step = device_lib.compile_step(make_step(traces), count)
+    state = device_lib.replicate(initial_state(small_rng), devices)
     for number, batch in enumerate(batches):
         if number == 2:
             saved = jax.device_get(state)
         state, _ = step(state, batch)
-    again = parallel.replicate(saved, devices)
+    again = device_lib.replicate(saved, devices)
     for batch in batches[2:]:
         again, _ = step(again, batch)
     assert len(traces) == 1
@@ -132,17 +132,17 @@ def test_a_restored_host_state_continues_bit_for_bit_without_a_new_trace(small_r
 
 
 @pytest.mark.parametrize("count", DEVICES)
-def test_replicate_copies_so_that_donation_spares_the_original(count):
-    devices = parallel.make_devices(count)
-    # Large and fresh, so that JAX would share the memory where it can.
+def test_donation_leaves_the_arguments_of_replicate_unchanged(count):
+    devices = device_lib.make_devices(count)
+    # Large arrays, whose memory device_put would share.
     host = np.arange(1 << 16, dtype=np.float32)
     on_device = jax.device_put(np.arange(1 << 16, dtype=np.float32), devices[0])
 
     def double(state, batch, axis_name=None):
         return jax.tree.map(lambda leaf: leaf * 2, state), {}
 
-    step = parallel.compile_step(double, count)
-    state = parallel.replicate({"host": host, "device": on_device, "twice": on_device}, devices)
+    step = device_lib.compile_step(double, count)
+    state = device_lib.replicate({"host": host, "device": on_device, "twice": on_device}, devices)
     for name in ("device", "twice"):
         for shard in state[name].addressable_shards:
             assert shard.data.unsafe_buffer_pointer() != on_device.unsafe_buffer_pointer()
@@ -156,10 +156,10 @@ def test_replicate_copies_so_that_donation_spares_the_original(count):
     np.testing.assert_array_equal(state["twice"], expected * 4)
 
 
-def test_replicate_keeps_dtypes_and_types_strongly():
+def test_replicate_keeps_dtypes_and_makes_weak_types_strong():
     tree = {"bf": jnp.ones(3, jnp.bfloat16), "f": 1.5, "i": 2, "weak": jnp.asarray(1.0)}
     for count in DEVICES:
-        placed = parallel.replicate(tree, parallel.make_devices(count))
+        placed = device_lib.replicate(tree, device_lib.make_devices(count))
         assert {name: str(leaf.dtype) for name, leaf in placed.items()} == {
             "bf": "bfloat16",
             "f": "float32",
@@ -172,52 +172,54 @@ def test_replicate_keeps_dtypes_and_types_strongly():
 @pytest.mark.parametrize("count", DEVICES)
 def test_rows_reach_their_device_in_order(count):
     def step(state, batch, axis_name=None):
-        mine = batch["row"] * 10 + parallel.axis_index_or_zero(axis_name)
+        local = batch["row"] * 10 + device_lib.axis_index_or_zero(axis_name)
         return state, {
-            "all": parallel.all_gather_if(mine, axis_name),
-            "sum": parallel.psum_if({"rows": batch["row"]}, axis_name),
+            "all": device_lib.all_gather_if(local, axis_name),
+            "sum": device_lib.psum_if({"rows": batch["row"]}, axis_name),
         }
 
-    state = parallel.replicate({"s": 0}, parallel.make_devices(count))
+    state = device_lib.replicate({"s": 0}, device_lib.make_devices(count))
     rows = np.arange(2 * count, dtype=np.int32).reshape(count, 2)
-    _, metrics = parallel.compile_step(step, count)(state, {"row": rows})
+    _, metrics = device_lib.compile_step(step, count)(state, {"row": rows})
     expected = [int(row) * 10 + device for device in range(count) for row in rows[device]]
     assert metrics["all"].tolist() == expected
     assert metrics["sum"]["rows"].tolist() == rows.sum(axis=0).tolist()
 
 
-def test_a_forgotten_psum_is_found():
+def test_assert_is_replicated_finds_a_missing_psum():
     rng = np.random.default_rng(0)
-    step = parallel.compile_step(make_step(forget_psum=True), 4)
-    state = parallel.replicate(initial_state(rng), parallel.make_devices(4))
-    parallel.assert_is_replicated(state)
+    step = device_lib.compile_step(make_step(forget_psum=True), 4)
+    state = device_lib.replicate(initial_state(rng), device_lib.make_devices(4))
+    device_lib.assert_is_replicated(state)
     state, _ = step(state, uneven_batch(rng, 4))
     with pytest.raises(AssertionError, match=r"\['params'\]\['b'\] on device 1 differs"):
-        parallel.assert_is_replicated(state)
+        device_lib.assert_is_replicated(state)
 
 
-def test_split_arrays_are_not_replicated_and_nan_equals_itself():
-    devices = parallel.make_devices(2)
-    parallel.assert_is_replicated(parallel.replicate({"nan": np.array([np.nan, -0.0])}, devices))
-    split = parallel.place_batch({"rows": np.zeros((2, 3))}, devices)
+def test_assert_is_replicated_rejects_split_arrays_and_accepts_nan():
+    devices = device_lib.make_devices(2)
+    device_lib.assert_is_replicated(
+        device_lib.replicate({"nan": np.array([np.nan, -0.0])}, devices)
+    )
+    split = device_lib.place_batch({"rows": np.zeros((2, 3))}, devices)
     with pytest.raises(AssertionError, match=r"\['rows'\] is split over devices"):
-        parallel.assert_is_replicated(split)
+        device_lib.assert_is_replicated(split)
 
 
-def test_device_numbers():
-    assert parallel.device_count() == 4
-    assert len(parallel.make_devices()) == 4
-    assert parallel.make_devices(2) == tuple(jax.local_devices()[:2])
+def test_make_devices_returns_the_first_local_devices():
+    assert device_lib.device_count() == 4
+    assert len(device_lib.make_devices()) == 4
+    assert device_lib.make_devices(2) == tuple(jax.local_devices()[:2])
     with pytest.raises(UserError, match="--devices=5 is more than the 4"):
-        parallel.make_devices(5)
+        device_lib.make_devices(5)
 
 
 @pytest.mark.parametrize("count", DEVICES)
 @pytest.mark.parametrize("leaf", [np.zeros((3, 2)), np.float32(1.0)])
-def test_a_batch_without_the_device_axis_is_refused(count, leaf):
-    step = parallel.compile_step(make_step(), count)
+def test_a_batch_without_the_device_axis_raises(count, leaf):
+    step = device_lib.compile_step(make_step(), count)
     message = rf"batch\['x'\] has shape .* must be the {count} devices"
     with pytest.raises(ValueError, match=message):
         step({}, {"x": leaf})
     with pytest.raises(ValueError, match=message):
-        parallel.place_batch({"x": leaf}, parallel.make_devices(count))
+        device_lib.place_batch({"x": leaf}, device_lib.make_devices(count))

@@ -1,5 +1,6 @@
-"""hosts: the processes of one run meet, exchange, and end together; as threads and for real.
+"""process_group: the processes of a run connect, gather values and end together.
 
+The first tests run the processes as threads of one process, the later ones as programs.
 Tests that wait until a silent process counts as lost are in the long suite (-m long).
 """
 
@@ -29,7 +30,7 @@ from pinsage_jax.training.leaf_paths import by_path, nested
 pytestmark = pytest.mark.timeout(240)
 
 ROOT = pathlib.Path(__file__).parents[2]
-ABOUT = {"settings": {"train": {"epochs": 3}, "seed": 1}, "versions": {"jax": "0.10.2"}}
+IDENTITY = {"settings": {"train": {"epochs": 3}, "seed": 1}, "versions": {"jax": "0.10.2"}}
 
 
 def free_port() -> int:
@@ -37,10 +38,10 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def wait_until(holds, seconds: float) -> None:
-    """Waits until holds() is true, which it must be within `seconds`."""
+def wait_until(condition, seconds: float) -> None:
+    """Waits until condition() is true and fails after `seconds`."""
     deadline = time.monotonic() + seconds
-    while not holds():
+    while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} seconds"
         time.sleep(0.02)
 
@@ -51,45 +52,45 @@ def settings(process: int, port: int, count: int = 2, **others) -> DistributedCo
     return DistributedConfig(coordinator=address, num_processes=count, process_id=process, **given)
 
 
-def met(folder, count, lost, abouts=None):
-    """`count` processes that have met, as threads of this one; or the errors they met with."""
-    port, found = free_port(), {}
-    # process 0 holds the lock of the workdir, as main does.
+def connected(folder, count, lost, identities=None):
+    """`count` connected groups, each from a thread; an entry is a UserError if it failed."""
+    port, results = free_port(), {}
+    # Process 0 holds the lock of the workdir, as in main.
     (folder / ".lock").write_text(f"{os.getpid()}\n")
 
-    def come(process: int) -> None:
+    def connect(process: int) -> None:
         group = process_group.ProcessGroup(settings(process, port, count), lost.append)
-        about = (abouts or {}).get(process, ABOUT)
+        identity = (identities or {}).get(process, IDENTITY)
         try:
-            group.join(about, str(folder)) if process else group.listen(about)
-            found[process] = group
+            group.join(identity, str(folder)) if process else group.listen(identity)
+            results[process] = group
         except UserError as error:
-            found[process] = error
+            results[process] = error
 
-    threads = [threading.Thread(target=come, args=(process,)) for process in range(count)]
+    threads = [threading.Thread(target=connect, args=(process,)) for process in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    return [found[process] for process in range(count)]
+    return [results[process] for process in range(count)]
 
 
-def in_all(processes, function):
-    """function(process) of all at once, in their order."""
+def call_in_all(groups, function):
+    """The results of function(group), called for all groups concurrently."""
     results = {}
 
-    def call(process) -> None:
-        results[process.index] = function(process)
+    def call(group) -> None:
+        results[group.index] = function(group)
 
-    threads = [threading.Thread(target=call, args=(process,)) for process in processes]
+    threads = [threading.Thread(target=call, args=(group,)) for group in groups]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    return [results[process.index] for process in processes]
+    return [results[group.index] for group in groups]
 
 
-def test_alone_everything_is_for_the_one():
+def test_a_single_process_gets_its_own_values():
     assert process_group.is_rank0() and process_group.all_gather_object(3) == [3]
     assert (
         process_group.broadcast_from_rank0(lambda: 4) == 4
@@ -98,73 +99,74 @@ def test_alone_everything_is_for_the_one():
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_values_come_to_all_in_order_and_all_leave_with_the_worst_code(count, tmp_path):
+def test_all_processes_gather_values_and_exit_with_the_largest_code(count, tmp_path):
     lost = []
-    processes = met(tmp_path, count, lost)
-    for turn in range(3):
-        answers = in_all(processes, lambda one: one.all_gather_object([one.index, turn]))  # noqa: B023
-        assert answers == [[[index, turn] for index in range(count)]] * count
-    # Longer than the silence that counts as death: they say that they are alive.
+    groups = connected(tmp_path, count, lost)
+    for number in range(3):
+        values = call_in_all(groups, lambda group: group.all_gather_object([group.index, number]))  # noqa: B023
+        assert values == [[[index, number] for index in range(count)]] * count
+    # Longer than --lost_seconds: heartbeats keep the channels open.
     time.sleep(2.5)
-    assert in_all(processes, lambda one: one.leave(7 * one.index)) == [7 * (count - 1)] * count
+    codes = call_in_all(groups, lambda group: group.barrier_exit(7 * group.index))
+    assert codes == [7 * (count - 1)] * count
     assert lost == []
 
 
 @pytest.mark.parametrize(
-    "theirs,said",
+    "theirs,message",
     [
-        (ABOUT | {"versions": {"jax": "0.11.0"}}, "it has jax 0.11.0, not 0.10.2"),
-        (ABOUT | {"settings": {"train": {"epochs": 4}, "seed": 1}}, "--epochs=4, not 3"),
-        (ABOUT | {"settings": {"train": {"epochs": 3}, "seed": 2}}, "--seed=2, not 1"),
+        (IDENTITY | {"versions": {"jax": "0.11.0"}}, "it has jax 0.11.0, not 0.10.2"),
+        (IDENTITY | {"settings": {"train": {"epochs": 4}, "seed": 1}}, "--epochs=4, not 3"),
+        (IDENTITY | {"settings": {"train": {"epochs": 3}, "seed": 2}}, "--seed=2, not 1"),
     ],
 )
-def test_processes_that_differ_do_not_begin(theirs, said, tmp_path):
-    errors = met(tmp_path, 2, [], {1: theirs})
-    assert all(isinstance(error, UserError) and said in str(error) for error in errors)
-    assert "Process 1 does not fit" in str(errors[0])
+def test_processes_with_different_settings_or_versions_do_not_start(theirs, message, tmp_path):
+    errors = connected(tmp_path, 2, [], {1: theirs})
+    assert all(isinstance(error, UserError) and message in str(error) for error in errors)
+    assert "Process 1 does not match process 0" in str(errors[0])
 
 
-def test_one_that_does_not_come_is_named_and_so_is_nobody_there():
+def test_the_error_names_the_processes_that_do_not_connect():
     port = free_port()
-    with pytest.raises(UserError, match="Of 3 processes 1, 2 did not come to --coordinator"):
-        process_group.ProcessGroup(settings(0, port, 3, join_seconds=1)).listen(ABOUT)
+    with pytest.raises(UserError, match="Of 3 processes 1, 2 did not connect to --coordinator"):
+        process_group.ProcessGroup(settings(0, port, 3, join_seconds=1)).listen(IDENTITY)
     with pytest.raises(UserError, match="Process 0 does not answer at --coordinator"):
-        process_group.ProcessGroup(settings(1, port, 2, join_seconds=1)).join(ABOUT, "nowhere")
+        process_group.ProcessGroup(settings(1, port, 2, join_seconds=1)).join(IDENTITY, "nowhere")
 
 
-@pytest.mark.parametrize("gone", [0, 1])
-def test_a_broken_line_is_told_once_in_every_process_left(gone, tmp_path):
+@pytest.mark.parametrize("closed", [0, 1])
+def test_every_remaining_process_reports_a_broken_channel_once(closed, tmp_path):
     lost = []
-    processes = met(tmp_path, 3, lost)
-    for line in processes[gone]._lines.values():
-        line.close()
+    groups = connected(tmp_path, 3, lost)
+    for peer in groups[closed]._channels.values():
+        peer.close()
     wait_until(lambda: len(lost) >= 2, 20)
     assert all("start all 3 again to go on from the last checkpoint" in each for each in lost)
 
 
-def test_an_error_of_one_is_the_sentence_of_all(tmp_path):
+def test_an_error_of_one_process_is_reported_by_the_others(tmp_path):
     lost = []
-    processes = met(tmp_path, 2, lost)
-    processes[1].fail("--edges=x does not exist; name a file.")
+    groups = connected(tmp_path, 2, lost)
+    groups[1].fail("--edges=x does not exist; name a file.")
     wait_until(lambda: lost, 20)
     assert lost[0].startswith("Process 1 of 2 ended: --edges=x does not exist; name a file")
 
 
 @pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\n", b"[]\n", b"{}\n", b"\n"])
-def test_a_line_reads_objects_only(sent):
+def test_a_channel_reads_json_objects_only(sent):
     with socket.create_server(("127.0.0.1", 0)) as server:
         theirs = socket.create_connection(server.getsockname())
         ours, _ = server.accept()
     theirs.sendall(sent)
-    line = channel.Channel(ours, 2.0)
+    peer = channel.Channel(ours, 2.0)
     if sent == b"{}\n":
-        assert line.read() == {}
+        assert peer.read() == {}
     else:
         with pytest.raises(ValueError):
-            line.read()
+            peer.read()
     theirs.close()
-    assert line.read() is None
-    line.close()
+    assert peer.read() is None
+    peer.close()
 
 
 @pytest.mark.parametrize(
@@ -175,14 +177,14 @@ def test_a_line_reads_objects_only(sent):
         ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "--process_id"),
     ],
 )
-def test_settings_that_cannot_work_name_their_flag(given, named):
+def test_the_error_about_an_invalid_setting_names_its_flag(given, named):
     with pytest.raises(UserError, match=named):
         DistributedConfig(**given).validate()
 
 
 # The program itself.
 
-# Enough that a run which is stopped when its first checkpoint is seen has not ended by then.
+# Enough steps that a run is still training when its first checkpoint has been written.
 STEPS = 24
 LOST_SECONDS = 8
 FLAGS = (
@@ -197,8 +199,8 @@ _started: list[subprocess.Popen] = []
 
 
 @pytest.fixture(autouse=True)
-def _nothing_goes_on_behind():
-    """A test that fails half-way leaves no process."""
+def _kill_started_processes():
+    """Kills the processes of a test that failed before they ended."""
     yield
     while _started:
         process = _started.pop()
@@ -207,7 +209,7 @@ def _nothing_goes_on_behind():
 
 
 def start(workdir, devices, *more):
-    """The program in a process of its own that sees `devices` CPU devices."""
+    """Starts the program in a process with `devices` CPU devices."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     command = [sys.executable, "-m", "pinsage_jax.main", *FLAGS, f"--workdir={workdir}", *more]
@@ -232,146 +234,146 @@ def parameters(workdir):
     """The parameters of the last checkpoint, by path."""
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         arrays = files.read_json(workdir / f"checkpoints/{STEPS}/checksums.json")["arrays"]
-        like = {path: jax.ShapeDtypeStruct(shape, kind) for path, (kind, shape) in arrays.items()}
-        state, _ = checkpoints.restore(STEPS, nested(like))
+        shapes = {path: jax.ShapeDtypeStruct(shape, kind) for path, (kind, shape) in arrays.items()}
+        state, _ = checkpoints.restore(STEPS, nested(shapes))
     return {name: value for name, value in by_path(state).items() if "params" in name}
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A finished run of one process with four devices."""
-    workdir = tmp_path_factory.mktemp("hosts") / "alone"
+def single_process_run(tmp_path_factory):
+    """The workdir of a finished run of one process with four devices."""
+    workdir = tmp_path_factory.mktemp("single_process") / "run"
     process = start(workdir, 4)
-    said, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, said
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
     return workdir
 
 
-def assert_same_run(workdir, alone):
-    """Parameters and Adam's moments, up to the rounding of float32 in sums of another order."""
-    ours, theirs = parameters(workdir), parameters(alone)
+def assert_same_run(workdir, single_process_run):
+    """Compares parameters and Adam's moments up to the rounding of reordered float32 sums."""
+    ours, theirs = parameters(workdir), parameters(single_process_run)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        # About ten times what was measured after 24 steps, in shares of an array's largest
-        # entry: 8e-7 at most, and 1e-5 of the vectors of ids.  Of those some have gradients
-        # of next to nothing, and Adam, which divides by their size, makes whole steps of
-        # their rounding; its moments of them are as close as all else.
-        most = 1e-4 if name.startswith("params") and "neighbor_embeddings" in name else 1e-5
+        # The bounds are about ten times the difference measured after 24 steps, relative to
+        # the array's largest entry: at most 8e-7, and 1e-5 for neighbor_embeddings.  Some of
+        # the latter have gradients near zero, and Adam, which divides by their size, turns
+        # their rounding errors into whole steps; its moments are as close as the rest.
+        bound = 1e-4 if name.startswith("params") and "neighbor_embeddings" in name else 1e-5
         difference = np.abs(value - theirs[name]).max() / np.abs(theirs[name]).max()
-        assert difference < most, f"{name} differs by {difference:.1e}"
+        assert difference < bound, f"{name} differs by {difference:.1e}"
 
 
-def test_two_processes_of_two_devices_train_as_one_of_four(alone, tmp_path):
+def test_two_processes_of_two_devices_train_as_one_of_four(single_process_run, tmp_path):
     processes = start_two(tmp_path / "two")
     for process in processes:
-        said, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, said
-    assert_same_run(tmp_path / "two", alone)
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+    assert_same_run(tmp_path / "two", single_process_run)
     assert (tmp_path / "two" / "eval.json").exists()
 
 
-def test_a_killed_process_ends_the_other_and_both_go_on_when_started_again(tmp_path):
+def test_a_killed_process_ends_the_other_and_both_resume_when_started_again(tmp_path):
     workdir = tmp_path / "killed"
     first, second = start_two(workdir, "--max_steps=100000")
     wait_until((workdir / "checkpoints" / "4").exists, 150)
     second.send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    said, _ = first.communicate(timeout=60)
+    output, _ = first.communicate(timeout=60)
     second.communicate(timeout=60)
     assert time.monotonic() - killed < 40
-    assert first.returncode == 2, said
-    assert "error: Process 1 of 2" in said and "start all 2 again" in said
-    assert "Traceback" not in said
+    assert first.returncode == 2, output
+    assert "error: Process 1 of 2" in output and "start all 2 again" in output
+    assert "Traceback" not in output
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         latest = checkpoints.latest_step()
     for process in start_two(workdir, f"--max_steps={latest + 4}"):
-        said, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, said
-        assert f"continuing from the checkpoint of step {latest}" in said
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+        assert f"continuing from the checkpoint of step {latest}" in output
 
 
-def ended(process, within: float) -> tuple[int, str]:
-    """Exit code and output of a process that ends by itself within `within` seconds."""
-    said, _ = process.communicate(timeout=within)
-    return process.returncode, said
+def wait_for_exit(process, within: float) -> tuple[int, str]:
+    """Exit code and output of a process that must end within `within` seconds."""
+    output, _ = process.communicate(timeout=within)
+    return process.returncode, output
 
 
 @pytest.mark.long
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize("silent", [0, 1])
-def test_a_silent_process_ends_the_other_and_comes_back_without_harm(silent, alone, tmp_path):
+def test_a_silent_process_ends_the_other_and_itself_later(silent, single_process_run, tmp_path):
     workdir = tmp_path / "silent"
     processes = start_two(workdir)
-    # Without its seal it would not count yet.
+    # A checkpoint counts from the moment that its checksums are written.
     wait_until((workdir / "checkpoints" / "4" / "checksums.json").exists, 150)
     processes[silent].send_signal(signal.SIGSTOP)
-    begun = time.monotonic()
-    code, said = ended(processes[1 - silent], 60)
-    assert LOST_SECONDS - 1 < time.monotonic() - begun < LOST_SECONDS + 30
-    sentence = f"error: Process {silent} of 2 was silent for {LOST_SECONDS} seconds; start all 2"
-    assert code == 2 and said.count(sentence) == 1, said
-    assert "Traceback" not in said
+    stopped = time.monotonic()
+    code, output = wait_for_exit(processes[1 - silent], 60)
+    assert LOST_SECONDS - 1 < time.monotonic() - stopped < LOST_SECONDS + 30
+    message = f"error: Process {silent} of 2 was silent for {LOST_SECONDS} seconds; start all 2"
+    assert code == 2 and output.count(message) == 1, output
+    assert "Traceback" not in output
     assert processes[silent].poll() is None
 
     if silent == 0:
-        # It holds the workdir, so that nobody goes on beside it.
+        # The stopped process still holds the lock of the workdir.
         other = start(workdir, 4)
-        code, said = ended(other, 100)
-        assert code == 2 and f"in use by process {processes[0].pid}" in said
+        code, output = wait_for_exit(other, 100)
+        assert code == 2 and f"in use by process {processes[0].pid}" in output
         processes[0].send_signal(signal.SIGCONT)
-        code, said = ended(processes[0], 60)
-        assert code == 2 and sentence in said, said
-        again = start_two(workdir)
+        code, output = wait_for_exit(processes[0], 60)
+        assert code == 2 and message in output, output
+        restarted = start_two(workdir)
     else:
-        # It comes back while both go on, and finds nobody of its own.
-        again = start_two(workdir)
+        # The stopped process continues during the new run and has lost its own group.
+        restarted = start_two(workdir)
         wait_until((workdir / "checkpoints" / "8").exists, 150)
         processes[1].send_signal(signal.SIGCONT)
-        code, said = ended(processes[1], 60)
-        assert code == 2 and sentence in said, said
-    for process in again:
-        code, said = ended(process, 200)
-        assert code == 0, said
-        assert "continuing from the checkpoint of step" in said
-    assert_same_run(workdir, alone)
+        code, output = wait_for_exit(processes[1], 60)
+        assert code == 2 and message in output, output
+    for process in restarted:
+        code, output = wait_for_exit(process, 200)
+        assert code == 0, output
+        assert "continuing from the checkpoint of step" in output
+    assert_same_run(workdir, single_process_run)
     assert not list(workdir.glob("*.tmp-*"))
 
 
-def test_a_batch_that_is_not_finite_is_kept_whole_and_named_by_both(tmp_path):
+def test_both_processes_name_the_file_with_the_whole_non_finite_batch(tmp_path):
     for process in start_two(tmp_path, "--learning_rate=1e30", "--warmup_epochs=0"):
-        code, said = ended(process, 200)
+        code, output = wait_for_exit(process, 200)
         (path,) = tmp_path.glob("not_finite_step_*.json")
-        assert code == 2 and "The loss is" in said and f"its batch is in {path}" in said, said
-        assert "Traceback" not in said
-    kept = files.read_json(path)
-    # --batch_size, of which each process makes half.
-    assert len(kept["query_ids"]) == len(kept["target_ids"]) == len(kept["hard_ids"]) == 64
+        assert code == 2 and "The loss is" in output and f"its batch is in {path}" in output, output
+        assert "Traceback" not in output
+    dumped = files.read_json(path)
+    # --batch_size rows, of which each process samples half.
+    assert len(dumped["query_ids"]) == len(dumped["target_ids"]) == len(dumped["hard_ids"]) == 64
     assert not list(tmp_path.glob("*.tmp-*"))
 
 
-def test_any_process_can_write_the_batch_of_all(tmp_path):
+def test_any_process_can_dump_the_batch_of_all_processes(tmp_path):
     run = make_run(train={"hard_start": "full"})
-    whole, own = run.builder(4), run.builder(4, own=range(2, 3))
-    assert own.make(5)[0].query_ids.shape == (1, 2)
+    whole, local = run.builder(4), run.builder(4, own=range(2, 3))
+    assert local.make(5)[0].query_ids.shape == (1, 2)
     batch, _ = whole.make(5)
-    kept = files.read_json(keep_batch(tmp_path, own, 6, {"epoch": 1}))
-    assert (kept["step"], kept["epoch"]) == (6, 1)
+    dumped = files.read_json(keep_batch(tmp_path, local, 6, {"epoch": 1}))
+    assert (dumped["step"], dumped["epoch"]) == (6, 1)
     for name in ("query_ids", "target_ids", "negative_ids"):
-        assert kept[name] == getattr(batch, name).reshape(-1).tolist()
-    assert kept["hard_ids"] == batch.hard_ids.reshape(8, -1).tolist()
+        assert dumped[name] == getattr(batch, name).reshape(-1).tolist()
+    assert dumped["hard_ids"] == batch.hard_ids.reshape(8, -1).tolist()
 
 
-def test_another_run_is_kept_out_of_the_workdir_of_two(tmp_path):
+def test_a_run_of_two_processes_locks_its_workdir_and_stops_by_one_signal(tmp_path):
     first, second = start_two(tmp_path, "--max_steps=100000")
     wait_until((tmp_path / "checkpoints" / "4").exists, 150)
     other = start(tmp_path, 1)
-    said, _ = other.communicate(timeout=100)
-    assert other.returncode == 2 and f"in use by process {first.pid}" in said
-    # One signal to one of them stops both after a step, with a checkpoint of it.
+    output, _ = other.communicate(timeout=100)
+    assert other.returncode == 2 and f"in use by process {first.pid}" in output
+    # A signal to one process stops both after the current step, which is checkpointed.
     second.send_signal(signal.SIGTERM)
     for process in (first, second):
-        said, _ = process.communicate(timeout=100)
-        assert process.returncode == 143, said
+        output, _ = process.communicate(timeout=100)
+        assert process.returncode == 143, output
     logged = (tmp_path / "metrics.jsonl").read_text().splitlines()
     last = max(line["step"] for line in map(json.loads, logged) if "loss" in line)
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
