@@ -25,6 +25,11 @@ _LABELS = {
     "fusion": "fusion (kNN)",
     "fusion_pagerank": "fusion (PR)",
 }
+# What the fusions that ran are made of.
+_FUSIONS = {
+    "fusion": "fusion (kNN) adds the cosines of content and of item-kNN",
+    "fusion_pagerank": "fusion (PR) adds the reciprocal ranks of content and of PageRank",
+}
 
 
 def label(method: str) -> str:
@@ -118,8 +123,8 @@ def scoreboard(source: Source) -> Html:
             page.text(scores.get("interval", "no intervals")),
             ". Differences are paired: both methods are scored on the same resamples. "
             "hit@K is the share of pairs whose target ranks K or better; recall@100 and ndcg@10 "
-            "are averaged over queries; mrr is the mean of 1 / rank. The fusions join content with "
-            "item-kNN, and with PageRank (PR).",
+            "are averaged over queries; mrr is the mean of 1 / rank.",
+            page.text(_fusions(methods)),
         )
     )
     return page.join(parts)
@@ -257,6 +262,12 @@ def _table(
 def _scored(methods: Mapping[str, Any], group: str, name: str) -> list[str]:
     """Methods with numbers for this slice."""
     return [method for method in methods if _metrics(methods[method], group, name)]
+
+
+def _fusions(methods: Mapping[str, Any]) -> str:
+    """What each fusion among the methods combines, as a sentence; empty if none ran."""
+    found = [what for name, what in _FUSIONS.items() if name in methods]
+    return f" Baselines in combination: {'; '.join(found)}." if found else ""
 
 
 def _metrics(method: Mapping[str, Any], group: str, name: str) -> Mapping[str, Any]:

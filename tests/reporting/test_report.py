@@ -219,6 +219,29 @@ def test_numbers_are_those_of_eval_json(full):
         assert f"Pairs of kind {text}" in shown["scores"]
 
 
+@pytest.mark.parametrize(
+    "baselines, named",
+    [
+        ("default,item_knn", []),
+        ("fusion", ["fusion (kNN)"]),
+        ("popularity,fusion_pagerank", ["fusion (PR)"]),
+        ("fusion,fusion_pagerank", ["fusion (kNN)", "fusion (PR)"]),
+    ],
+)
+def test_only_fusions_that_ran_are_explained(tmp_path, baselines, named):
+    config = small_config(tmp_path, baselines=baselines)
+    evaluation.evaluate(config, small_world(), small_embeddings())
+    scores = Page(written(tmp_path, config=config)).section_texts["scores"]
+    explained = [
+        name
+        for name in ("fusion (kNN)", "fusion (PR)")
+        if re.search(rf"{re.escape(name)} adds", scores)
+    ]
+    assert explained == named
+    assert ("in combination" in scores) == bool(named)
+    assert named or "usion" not in scores
+
+
 def test_learning_curves_and_settings(full):
     shown = Page(full[1])
     labels = " ".join(shown.values("aria-label"))
