@@ -1,17 +1,33 @@
-"""Prints docs/flags.md, every flag by topic, from the settings themselves.
+"""Writes what the settings say into the documents.
 
-python docs/flags.py > docs/flags.md
+  python docs/flags.py > docs/flags.md     every flag by topic
+  python docs/flags.py --notes             the columns "default" and "paper" of BUILD_NOTES.md
+
+In BUILD_NOTES.md a table with a column "setting" names flags (`--margin`), fields of the
+configuration without a flag (`train.logq`) or constants (`sampling.pairs.LIMIT`); the
+columns "default" and "paper" of that table are filled in from them.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import pathlib
+import re
+import sys
+from typing import Any
+
 from absl import flags
 
 from pinsage_jax import cli
+from pinsage_jax.config.settings import Config
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+NOTES = ROOT / "BUILD_NOTES.md"
 
 
 def text() -> str:
-    """The document: one table a topic, in the order of --helpfull."""
+    """docs/flags.md: one table a topic, in the order of --helpfull."""
     values = flags.FlagValues()
     cli.define_flags(values)
     lines = [
@@ -30,9 +46,72 @@ def text() -> str:
     return "\n".join(lines) + "\n"
 
 
+def notes(document: str) -> str:
+    """The document with the values of every table that has a column "setting".
+
+    Raises:
+      ValueError: a cell of that column names no setting.
+    """
+    default, paper = _config(), _config("--flagfile=experiments/paper.flags")
+    lines, head = [], list[str]()
+    for line in document.splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not line.startswith("|"):
+            head = []
+        elif not head:
+            head = cells
+        elif "setting" in head and set(line) - set("|-: "):
+            names = re.findall(r"`([^`]+)`", cells[head.index("setting")])
+            if not names:
+                raise ValueError(f"no setting is named in: {line}")
+            for column, config in (("default", default), ("paper", paper)):
+                if column in head:
+                    shown = [_shown(_value(name, config)) for name in names]
+                    cells[head.index(column)] = ", ".join(shown)
+            line = f"| {' | '.join(cells)} |"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _config(*arguments: str) -> Config:
+    values = flags.FlagValues()
+    cli.define_flags(values)
+    cli.parse_flags(values, ["flags.py", "--world", "--workdir=notes", *_from_root(arguments)])
+    return cli.config_from_flags(values)
+
+
+def _from_root(arguments: tuple[str, ...]) -> list[str]:
+    return [argument.replace("=experiments/", f"={ROOT}/experiments/") for argument in arguments]
+
+
+def _value(name: str, config: Config) -> Any:
+    """The value of `--flag`, `section.field` or `folder.module.CONSTANT`."""
+    sections = {part.name: getattr(config, part.name) for part in dataclasses.fields(config)}
+    if name.startswith("--"):
+        for section in sections.values():
+            if dataclasses.is_dataclass(section) and hasattr(section, name[2:]):
+                return getattr(section, name[2:])
+        if name[2:] in sections:
+            return sections[name[2:]]
+        raise ValueError(f"there is no setting {name}")
+    place, _, last = name.rpartition(".")
+    if place in sections:
+        return getattr(sections[place], last)
+    return getattr(importlib.import_module(f"pinsage_jax.{place}"), last)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def _cell(help: str) -> str:
     return " ".join(help.replace("|", "\\|").split())
 
 
 if __name__ == "__main__":
-    print(text(), end="")
+    if sys.argv[1:] == ["--notes"]:
+        NOTES.write_text(notes(NOTES.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print(text(), end="")
