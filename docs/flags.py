@@ -1,11 +1,11 @@
 """Writes what the settings say into the documents.
 
-  python docs/flags.py > docs/flags.md     every flag by topic
-  python docs/flags.py --notes             the columns "default" and "paper" of BUILD_NOTES.md
+  python docs/flags.py > docs/flags.md    every flag by topic
+  python docs/flags.py BUILD_NOTES.md     fills in the values of its tables
 
-In BUILD_NOTES.md a table with a column "setting" names flags (`--margin`), fields of the
+In BUILD_NOTES.md the column "setting" of a table names flags (`--margin`), fields of the
 configuration without a flag (`train.logq`) or constants (`sampling.pairs.LIMIT`); the
-columns "default" and "paper" of that table are filled in from them.
+columns "default" and "paper" of that table are their values.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from pinsage_jax import cli
 from pinsage_jax.config.settings import Config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-NOTES = ROOT / "BUILD_NOTES.md"
 
 
 def text() -> str:
@@ -111,7 +110,8 @@ def _cell(help: str) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--notes"]:
-        NOTES.write_text(notes(NOTES.read_text(encoding="utf-8")), encoding="utf-8")
-    else:
+    if len(sys.argv) == 1:
         print(text(), end="")
+    for name in sys.argv[1:]:
+        page = pathlib.Path(name)
+        page.write_text(notes(page.read_text(encoding="utf-8")), encoding="utf-8")

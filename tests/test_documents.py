@@ -26,7 +26,7 @@ def text_of(name: str) -> str:
 
 def test_the_values_in_the_notes_are_those_of_the_settings():
     notes = text_of("BUILD_NOTES.md")
-    assert flags_script().notes(notes) == notes, "run python docs/flags.py --notes"
+    assert flags_script().notes(notes) == notes, "run python docs/flags.py BUILD_NOTES.md"
 
 
 def test_values_are_filled_in_by_column():
