@@ -48,11 +48,12 @@ from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.distributed.devices import compile_step, make_devices, place_batch, replicate
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.model.init import init_model
 from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.store import NeighborhoodSource
-from pinsage_jax.training import loop
 from pinsage_jax.training.device_clock import DeviceClock
+from pinsage_jax.training.device_inputs import keeps_table
 from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step
 
@@ -213,10 +214,10 @@ class Training:
             hard_in_epoch=lambda epoch: hard,
             hard_slots=hard,
             negative_pool=np.arange(graph.num_items, dtype=np.int32),
-            table_on_device=loop.keeps_table(config.train, inputs),
+            table_on_device=keeps_table(config.train, inputs),
         )
         self.rows = self._builder.budgets.rows
-        model, params = loop.init_model(config, inputs.dim, graph.num_items, self.rows)
+        model, params = init_model(config, inputs.dim, graph.num_items, self.rows)
         self.params = params
         optimizer = make_optimizer(config.train, pairs.per_epoch / config.train.batch_size)
         devices = make_devices(num_devices)

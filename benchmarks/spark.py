@@ -22,13 +22,15 @@ import time
 
 import numpy as np
 
+from pinsage_jax.batching.graph_view import node_inputs
 from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.config.spark import SparkConfig
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.inference.encoder import Encoder, node_inputs
+from pinsage_jax.inference.encoder import Encoder
+from pinsage_jax.model.init import init_model
 from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.store import NeighborhoodSource
@@ -37,7 +39,6 @@ from pinsage_jax.spark.embed import embed_on_spark, messages_sent
 from pinsage_jax.spark.session import spark_session
 from pinsage_jax.spark.standalone import standalone_cluster
 from pinsage_jax.spark.walks import neighbor_lists
-from pinsage_jax.training import loop
 
 _EDGES_PER_ITEM, _ITEMS_PER_COLLECTION, _FEATURES = 10, 5, 256
 _PARTITIONS = (8, 40)
@@ -155,7 +156,7 @@ def _measured(name: str, master: str, items: int, partitions: int) -> dict:
         logs = pathlib.Path(folder) / "events"
         logs.mkdir()
         encoder = _encoder(items, folder, master, logs, partitions)
-        params = loop.init_model(encoder.config, encoder.inputs.dim, items)[1]
+        params = init_model(encoder.config, encoder.inputs.dim, items)[1]
         _ = encoder.final_lists  # Walked here, so that what is timed is Spark's.
         cpu, begin = _tree_cpu(), time.perf_counter()
         vectors = embed_on_spark(encoder, params)

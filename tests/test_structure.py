@@ -72,6 +72,7 @@ WITHOUT_JAX = (
     "sampling",
     "batching.blocks",
     "batching.block_kernels",
+    "batching.graph_view",
     "batching.inputs",
     "batching.builder",
     "batching.prefetch",

@@ -26,7 +26,6 @@ from pinsage_jax.data.text import MAX_FITTED_ROWS
 from pinsage_jax.evaluation.baseline_choice import parse_baselines
 from pinsage_jax.evaluation.baselines import Content, Popularity, Walk
 from pinsage_jax.evaluation.calibration import OFFSETS_TRIED
-from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.sampling.content_links import MOST_CANDIDATES
 from pinsage_jax.sampling.pairs import hard_band
 from pinsage_jax.sampling.spectral import MOST_PLACE_NUMBERS, POWER_ITERATIONS
@@ -107,7 +106,7 @@ def forecast(
     Raises:
       UserError: what training would refuse.
     """
-    sizes, threads = Sizes.of(config, inputs, columns), threads_of(config)
+    sizes, threads = Sizes.of(config, inputs, columns), config.host_threads
     given = inputs.pairs.get("train_pairs")
     assert inputs.graph is not None
     trial = try_training(

@@ -21,12 +21,14 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.model.init import init_model
 from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
+from pinsage_jax.training.device_inputs import keeps_table
 from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step
 
@@ -98,12 +100,12 @@ def try_training(
         hard_in_epoch=lambda epoch: hard_negatives_in(epoch, config.train),
         hard_slots=hard_slots(config.train, pairs.per_epoch),
         negative_pool=np.arange(graph.num_items, dtype=np.int32),
-        table_on_device=loop.keeps_table(config.train, inputs),
+        table_on_device=keeps_table(config.train, inputs),
     )
     budget_seconds = now() - start
     schedule = loop.Schedule.of(config.train, pairs.per_epoch)
     start = now()
-    model, params = loop.init_model(config, inputs.dim, builder.num_nodes, builder.budgets.rows)
+    model, params = init_model(config, inputs.dim, builder.num_nodes, builder.budgets.rows)
     optimizer = make_optimizer(config.train, schedule.steps_per_epoch)
     state = initial_state(params, optimizer)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

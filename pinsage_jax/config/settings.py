@@ -17,6 +17,7 @@ Axis letters, used in every docstring of this package:
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from pinsage_jax.config.data import DataConfig, PruneConfig, SplitConfig, SyntheticConfig
 from pinsage_jax.config.distributed import DistributedConfig
@@ -61,6 +62,11 @@ class Config:
     distributed: DistributedConfig = DistributedConfig()
     doctor: DoctorConfig = DoctorConfig()
     compare: CompareConfig = CompareConfig()
+
+    @property
+    def host_threads(self) -> int:
+        """Host threads to use: --threads, or one for each core that the process may run on."""
+        return self.threads or len(os.sched_getaffinity(0))
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from pinsage_jax.batching.graph_view import spectral_bases
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
@@ -32,11 +33,10 @@ from pinsage_jax.evaluation import metrics
 from pinsage_jax.evaluation.ablation_table import ablation_tables
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.inference.encoder import spectral_bases
 from pinsage_jax.retrieval.topk import target_ranks
 from pinsage_jax.sampling.pairs import pairs_per_epoch
+from pinsage_jax.training.compatibility import RESUMABLE_OVERRIDES
 from pinsage_jax.training.curriculum import total_epochs
-from pinsage_jax.training.loop import RESUMABLE_OVERRIDES
 
 FOLDER = "ablate"
 RESULT_FILE = "ablate.json"

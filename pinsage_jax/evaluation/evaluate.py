@@ -26,7 +26,6 @@ from pinsage_jax.evaluation.baselines import rank_pairs
 from pinsage_jax.evaluation.tables import evaluation_tables
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.retrieval.topk import target_ranks
 
 EVAL_FILE = "eval.json"
@@ -82,7 +81,7 @@ def evaluate(
 
     ranks = {MAIN: target_ranks(embeddings[query], embeddings, query, target)}
     settings: dict[str, Any] = {MAIN: {"dimensions": int(embeddings.shape[1])}}
-    rivals = Baselines(config, graph, prepared.features, validation, threads_of(config))
+    rivals = Baselines(config, graph, prepared.features, validation, config.host_threads)
     for baseline in rivals.each(names):
         ranks[baseline.name] = rank_pairs(baseline, pairs, graph.num_items)
         settings[baseline.name] = baseline.settings

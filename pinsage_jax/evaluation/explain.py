@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pinsage_jax.batching.graph_view import lists_of_some
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
@@ -24,7 +25,6 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation.baselines import Content
 from pinsage_jax.evaluation.metrics import ranks_from_scores
 from pinsage_jax.evaluation.tables import aligned
-from pinsage_jax.inference.encoder import lists_of_some, threads_of
 from pinsage_jax.retrieval.neighbors import described, rows_of
 from pinsage_jax.retrieval.topk import target_ranks
 from pinsage_jax.sampling.neighborhoods import visit_scores
@@ -101,7 +101,7 @@ def _walks(config: Config, prepared: Prepared, rows: np.ndarray) -> dict[str, An
     """Visits of either item by walks from the other, and its place among those visited."""
     walks = config.embed.embed_walks or config.sampling.num_walks
     ids, counts = visit_scores(
-        prepared.graph, rows, config.sampling, config.seed, walks, threads_of(config)
+        prepared.graph, rows, config.sampling, config.seed, walks, config.host_threads
     )
     found: dict[str, Any] = {"walks": walks, "steps": config.sampling.walk_length}
     for place, name in enumerate(("query_to_target", "target_to_query")):

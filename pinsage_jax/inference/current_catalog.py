@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from pinsage_jax.batching.graph_view import item_links, node_inputs
 from pinsage_jax.batching.inputs import feature_scale
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
-from pinsage_jax.inference.encoder import item_links, node_inputs, tabled_lists, threads_of
+from pinsage_jax.inference.encoder import tabled_lists
 from pinsage_jax.inference.layerwise import Adjust, embed_all
 from pinsage_jax.inference.tables import Tables
 from pinsage_jax.sampling.content_links import MOST_CANDIDATES, ContentLinks, spread
@@ -49,7 +50,7 @@ class CurrentCatalog:
         """Takes what training saw, what there is now, and spectral_bases of the former."""
         self.config, self.graph, self._link_rows = config, current.graph, current.link_rows
         graph, sampling = current.graph, config.sampling
-        structure = Structure(graph, bases, threads_of(config)) if bases.shape[1] else None
+        structure = Structure(graph, bases, config.host_threads) if bases.shape[1] else None
         self.based = len(bases) if structure is not None else 0
         self._degree = graph.degree()
         scale = feature_scale(trained.features, config.model.whiten)
@@ -67,7 +68,7 @@ class CurrentCatalog:
         walks = config.embed.embed_walks or sampling.num_walks
         self._source = NeighborhoodSource(
             graph, dataclasses.replace(sampling, num_walks=walks), config.seed,
-            threads_of(config), "none",
+            config.host_threads, "none",
         )  # fmt: skip
 
     def edgeless(self, nodes: np.ndarray) -> np.ndarray:
@@ -87,7 +88,7 @@ class CurrentCatalog:
         if self.links:
             wanted = nodes[nodes < items]
             wanted = wanted[self.linking(wanted)]
-            threads = threads_of(self.config)
+            threads = self.config.host_threads
             links = item_links(self._link_rows, items, wanted, self.linked, self.links, threads)
         return NeighborLists.made_of(self._source, links, self.config).of(nodes)
 
@@ -138,7 +139,7 @@ def fill_tables(catalog: CurrentCatalog, params: Any, tables: Tables, adjust: Ad
         ids,
         weights,
         block=catalog.config.embed.embed_block,
-        threads=threads_of(catalog.config),
+        threads=catalog.config.host_threads,
         tables=tables,
         adjust=adjust,
     )

@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from pinsage_jax.batching.graph_view import item_links, node_inputs
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.catalog.additions import Additions, extend
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.inference.encoder import item_links, node_inputs, threads_of
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.sampling.content_links import MOST_CANDIDATES, ContentLinks, spread
 from pinsage_jax.sampling.lists import NeighborLists
@@ -168,7 +168,7 @@ class NewItemEncoder:
             row_of[ids],
             weights,
             block=config.embed.embed_block,
-            threads=threads_of(config),
+            threads=config.host_threads,
             quiet=True,
             node_ids=nodes,
             sizes=tuple(reversed(sizes)),
@@ -204,7 +204,7 @@ class NewItemEncoder:
 
     def _made_of(self, graph: Graph, links: ContentLinks) -> NeighborLists:
         config = self._config
-        source = NeighborhoodSource(graph, config.sampling, config.seed, threads_of(config))
+        source = NeighborhoodSource(graph, config.sampling, config.seed, config.host_threads)
         lists = NeighborLists.made_of(source, links, config)
         return lists.with_walks(config.embed.embed_walks or config.sampling.num_walks)
 

@@ -27,7 +27,6 @@ from pinsage_jax.core import files
 from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS
 from pinsage_jax.evaluation.metrics import keyed_generator
 from pinsage_jax.evaluation.side_by_side import METHODS, SideBySide
-from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.reporting import figures, page, space
 from pinsage_jax.reporting.sources import directions_of, read_source
 
@@ -60,7 +59,7 @@ def write_explorer(
         )  # fmt: skip
         return None
     source = read_source(config, count)
-    methods = SideBySide(source.config, prepared, embeddings, threads_of(config))
+    methods = SideBySide(source.config, prepared, embeddings, config.host_threads)
     told = frame(config, prepared, methods)
     k, items = told["k"], np.arange(count)
     for method in told["methods"]:

@@ -16,7 +16,6 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.version import __version__
-from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.reporting import (
     example_section,
     figures,
@@ -76,7 +75,7 @@ def write_report(config: Config, prepared: Prepared, embeddings: np.ndarray) -> 
         (
             "examples",
             "Example queries",
-            example_section.examples(used, prepared, embeddings, threads_of(config)),
+            example_section.examples(used, prepared, embeddings, config.host_threads),
         ),
         ("run", "What was run", run_sections.what_was_run(source, prepared)),
     ]

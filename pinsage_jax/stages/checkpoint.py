@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from pinsage_jax.batching.graph_view import spectral_bases
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
@@ -21,14 +22,13 @@ from pinsage_jax.export.codec import ExportForm
 from pinsage_jax.export.reader import open_export
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference import tables as layer_tables
-from pinsage_jax.inference.encoder import spectral_bases
 from pinsage_jax.inference.layerwise import Adjust
 from pinsage_jax.inference.new_item_model import NewItemModel, Trained
 from pinsage_jax.inference.new_items import Catalog
 from pinsage_jax.inference.tables import KeptTables
+from pinsage_jax.model.init import init_model
 from pinsage_jax.reporting.sources import Source, read_source
 from pinsage_jax.stages.runs import identity_of, split_of
-from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.state import TrainState, initial_state, make_optimizer
 
@@ -58,7 +58,7 @@ def restored(config: Config, prepared: Prepared, input_dim: int, num_nodes: int)
     checkpoints.check(meta, identity_of(prepared), dataclasses.asdict(config.model))
 
     def new_state() -> TrainState:
-        _, params = loop.init_model(config, input_dim, num_nodes)
+        _, params = init_model(config, input_dim, num_nodes)
         return initial_state(params, make_optimizer(config.train, 1.0))
 
     # Only its shapes are asked for: making one compiles for seconds.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from pinsage_jax.batching.graph_view import spectral_bases
 from pinsage_jax.catalog.additions import read_additions
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
@@ -21,7 +22,7 @@ from pinsage_jax.export.quality import choose_form
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference import tables as layer_tables
-from pinsage_jax.inference.encoder import Encoder, spectral_bases
+from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.new_item_model import Trained
 from pinsage_jax.inference.tables import KeptTables, Tables
 from pinsage_jax.spark.embed import embed_on_spark
@@ -35,7 +36,7 @@ from pinsage_jax.stages.checkpoint import (
 )
 from pinsage_jax.stages.runs import identity_of, split_of
 from pinsage_jax.stages.update import update
-from pinsage_jax.training import loop
+from pinsage_jax.training.compatibility import RESUMABLE_OVERRIDES
 
 
 def embed(config: Config) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def _embed_fingerprint(config: Config, step: int) -> str:
     named = ("split", "sampling", "model", "train")
     parts = {name: dataclasses.asdict(getattr(config, name)) for name in named}
     # The same step of a run trained otherwise is another model.
-    parts["train"] = {k: v for k, v in parts["train"].items() if k not in loop.RESUMABLE_OVERRIDES}
+    parts["train"] = {k: v for k, v in parts["train"].items() if k not in RESUMABLE_OVERRIDES}
     embed_settings = dataclasses.asdict(config.embed)
     return files.fingerprint([parts, embed_settings, config.seed, step, manifest["fingerprint"]])
 

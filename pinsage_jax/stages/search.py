@@ -10,7 +10,6 @@ from absl import logging
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.export.reader import load_embeddings
-from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.recommend import recommend as recommending
 from pinsage_jax.recommend.choice import Validation, validation_users
 from pinsage_jax.retrieval import neighbors as related
@@ -27,7 +26,7 @@ def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Relat
     """
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
-    search = open_search(config, vectors, threads_of(config))
+    search = open_search(config, vectors, config.host_threads)
     if items:
         return related.nearest(config, items, prepared, vectors, search)
     if config.evaluate.query:
@@ -39,7 +38,7 @@ def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Relat
 def index(config: Config) -> dict[str, Any]:
     """Builds and measures approximate indexes of the embeddings: WORKDIR/index."""
     vectors = load_embeddings(config.workdir, open_prepared(config.workdir))
-    return build_indexes(config, vectors, threads_of(config))
+    return build_indexes(config, vectors, config.host_threads)
 
 
 def recommend(config: Config) -> dict[str, Any] | None:
@@ -59,6 +58,6 @@ def recommend(config: Config) -> dict[str, Any] | None:
         items = clean[: prepared.graph.num_items]
         return validation_users(prepared.graph, held, items, config.seed)
 
-    threads = threads_of(config)
+    threads = config.host_threads
     search = open_search(config, vectors, threads)
     return recommending.recommend(config, prepared, vectors, threads, validation, search)

@@ -7,7 +7,6 @@ from threadpoolctl import threadpool_limits
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.export.reader import load_embeddings
-from pinsage_jax.inference.encoder import threads_of
 from pinsage_jax.retrieval.index_table import open_search
 from pinsage_jax.serving import server
 from pinsage_jax.stages.checkpoint import exported_source, open_new_items
@@ -33,4 +32,4 @@ def serve(config: Config) -> None:
     service = Service(source, prepared, vectors, index, new_items)
     # Requests run beside each other; products of several threads each would be in their way.
     with threadpool_limits(1, "blas"):
-        server.run(make_app(service, threads_of(config)), listener, stop_requested)
+        server.run(make_app(service, config.host_threads), listener, stop_requested)

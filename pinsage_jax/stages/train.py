@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 
 from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.batching.graph_view import spectral_bases
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.costs import Costs
@@ -17,12 +18,13 @@ from pinsage_jax.distributed import process_group
 from pinsage_jax.distributed.devices import connect, make_devices
 from pinsage_jax.evaluation import calibration
 from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.inference.encoder import Encoder, spectral_bases, threads_of
+from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.stages.checkpoint import fixed_offset
 from pinsage_jax.stages.runs import identity_of, split_of, stop_requested
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
+from pinsage_jax.training.device_inputs import keeps_table
 from pinsage_jax.training.loop import Outcome
 
 
@@ -83,7 +85,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
         hard_in_epoch=lambda epoch: hard_negatives_in(epoch, config.train),
         hard_slots=hard_slots(config.train, pairs.per_epoch),
         negative_pool=np.arange(prepared.graph.num_items, dtype=np.int32),
-        table_on_device=loop.keeps_table(config.train, encoder.inputs),
+        table_on_device=keeps_table(config.train, encoder.inputs),
         own_devices=range(first, first + own),
     )
 
@@ -116,7 +118,7 @@ def _validator(
     items = prepared.graph.num_items
     graph = split.train_graph
     rivals = calibration.Baselines.of(
-        graph, prepared.features, split, config.sampling, config.seed, threads_of(config)
+        graph, prepared.features, split, config.sampling, config.seed, config.host_threads
     )
     for (kind, k), rate in rivals.rates.items():
         logging.info("validation, %s pairs: hit@%d of the plain rival is %.4f", kind, k, rate)

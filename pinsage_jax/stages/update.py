@@ -14,6 +14,7 @@ from typing import Any
 
 from absl import logging
 
+from pinsage_jax.batching.graph_view import spectral_bases
 from pinsage_jax.catalog.changes import read_changes, write_changed
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.embed import UpdateConfig
@@ -24,7 +25,6 @@ from pinsage_jax.data.tables import open_table
 from pinsage_jax.export import writer
 from pinsage_jax.export.quality import recall_of
 from pinsage_jax.inference.current_catalog import CurrentCatalog, fill_tables
-from pinsage_jax.inference.encoder import spectral_bases
 from pinsage_jax.inference.new_item_model import Trained
 from pinsage_jax.inference.tables import KeptTables
 from pinsage_jax.inference.updating import Update

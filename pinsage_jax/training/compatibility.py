@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -9,8 +10,26 @@ from typing import Any
 
 import numpy as np
 
+from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 
+# Settings of TrainConfig that do not change which numbers a step computes.  Without
+# gather_in_batch the number of devices does, which check_same_devices is for.
+RESUMABLE_OVERRIDES = frozenset(
+    (
+        "epochs",
+        "max_steps",
+        "prefetch",
+        "producers",
+        "devices",
+        "device_features",
+        "validate_every",
+        "checkpoint_every",
+        "keep",
+        "log_every",
+        "tensorboard",
+    )
+)
 _MOST_DIFFERENCES = 3
 _REMEDY = "choose another --workdir, or delete that folder to train anew"
 
@@ -50,6 +69,28 @@ def check_same_training(
         told.append(f"with {name}={saved} but this run asks for {now}")
     if told:
         raise UserError(f"The checkpoint in {folder} was trained {_joined(told)}; {_REMEDY}.")
+
+
+def check_resume_config(config: Config, meta: dict[str, Any]) -> None:
+    """Refuses to go on with settings that would make a mixture of two runs.
+
+    Raises:
+      UserError: naming the first flag that differs.
+    """
+    current, saved = dataclasses.asdict(config), meta["config"]
+    for section in ("split", "sampling", "train"):
+        for name, value in current[section].items():
+            if name not in RESUMABLE_OVERRIDES and saved[section].get(name) != value:
+                raise UserError(
+                    f"--{name}={value} differs from {saved[section].get(name)}, which the run in "
+                    f"{config.workdir} was started with; choose another --workdir, or delete "
+                    f"{config.workdir}/checkpoints to train anew."
+                )
+    if saved["seed"] != config.seed:
+        raise UserError(
+            f"--seed={config.seed} differs from {saved['seed']}, which the run in "
+            f"{config.workdir} was started with; choose another --workdir."
+        )
 
 
 def loss_depends_on_devices(train: Mapping[str, Any]) -> bool:

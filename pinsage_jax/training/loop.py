@@ -28,18 +28,16 @@ from absl import logging
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
-from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core.costs import peak_memory
-from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.distributed import process_group
-from pinsage_jax.distributed.devices import compile_step, make_devices, max_table_bytes, replicate
-from pinsage_jax.model.pinsage import PinSage
+from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
+from pinsage_jax.model.init import init_model
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.training.checkpoints import Checkpoints
-from pinsage_jax.training.compatibility import check_same_devices
+from pinsage_jax.training.compatibility import check_resume_config, check_same_devices
 from pinsage_jax.training.curriculum import total_steps
 from pinsage_jax.training.device_clock import DeviceClock
 from pinsage_jax.training.divergence import keep_batch
@@ -50,28 +48,6 @@ from pinsage_jax.training.steps import make_train_step
 
 # Called with parameters; returns metrics, of which "score" picks the best checkpoint.
 Validate = Callable[[Any], dict[str, float]]
-
-
-# Up to here id messages are worth their memory and the time of their dense gradient.
-MOST_EMBEDDING_NUMBERS = 50_000_000
-
-# Settings that do not change which numbers a step computes.  Without gather_in_batch the
-# number of devices does, which check_same_devices is for.
-RESUMABLE_OVERRIDES = frozenset(
-    (
-        "epochs",
-        "max_steps",
-        "prefetch",
-        "producers",
-        "devices",
-        "device_features",
-        "validate_every",
-        "checkpoint_every",
-        "keep",
-        "log_every",
-        "tensorboard",
-    )
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,47 +74,6 @@ class Outcome:
     wait_share: float | None = None
 
 
-def init_model(
-    config: Config, input_dim: int, num_nodes: int, rows: tuple[int, ...] = ()
-) -> tuple[PinSage, Any]:
-    """The network for frontiers of `rows` rows, and its initial parameters.
-
-    The parameters depend on the seed, the sizes of the model and the number of
-    nodes alone.
-    """
-    num_ids = neighbor_embeddings(config.model, num_nodes)
-    small = PinSage(config.model, (1,) * (config.model.num_layers + 1), num_ids)
-    # Compiled whole: op by op it takes seconds.
-    params = jax.jit(small.init)(
-        jax.random.key(config.seed),
-        np.zeros((1, input_dim), np.float32),
-        np.zeros(1, np.int32),
-        np.zeros((1, 1), np.int32),
-        np.zeros((1, 1), np.float32),
-    )
-    return PinSage(config.model, rows, num_ids), params
-
-
-def neighbor_embeddings(model: ModelConfig, num_nodes: int) -> int:
-    """How many nodes have an id message: all or none."""
-    small = num_nodes * model.hidden_dim <= MOST_EMBEDDING_NUMBERS
-    wanted = model.neighbor_embeddings == "on" or (model.neighbor_embeddings == "auto" and small)
-    return num_nodes if wanted and model.num_layers else 0
-
-
-def keeps_table(train: TrainConfig, inputs: NodeInputs) -> bool:
-    """Whether input vectors live on the devices (--device_features).
-
-    Gathering there is never slower: an accelerator is spared the transfer, and a CPU's
-    XLA gathers straight into the step's own memory on all its threads, where the host
-    writes a copy first.  So only the memory decides, that of a whole second table.
-    """
-    if train.device_features != "auto":
-        return train.device_features == "on" and any(inputs.table_columns)
-    fits = inputs.table_bytes <= max_table_bytes(make_devices(train.devices))
-    return fits and any(inputs.table_columns)
-
-
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """At which steps something happens; the same after a resume.
@@ -162,28 +97,6 @@ class Schedule:
         total = total_steps(train, pairs_per_epoch)
         validate = train.validate_every or max(round(epoch), 1)
         return cls(epoch, total, validate, train.checkpoint_every or validate, train.log_every)
-
-
-def check_resume_config(config: Config, meta: dict[str, Any]) -> None:
-    """Refuses to go on with settings that would make a mixture of two runs.
-
-    Raises:
-      UserError: naming the first flag that differs.
-    """
-    current, saved = dataclasses.asdict(config), meta["config"]
-    for section in ("split", "sampling", "train"):
-        for name, value in current[section].items():
-            if name not in RESUMABLE_OVERRIDES and saved[section].get(name) != value:
-                raise UserError(
-                    f"--{name}={value} differs from {saved[section].get(name)}, which the run in "
-                    f"{config.workdir} was started with; choose another --workdir, or delete "
-                    f"{config.workdir}/checkpoints to train anew."
-                )
-    if saved["seed"] != config.seed:
-        raise UserError(
-            f"--seed={config.seed} differs from {saved['seed']}, which the run in "
-            f"{config.workdir} was started with; choose another --workdir."
-        )
 
 
 def is_finished(config: Config, identity: dict[str, Any]) -> bool:

@@ -18,10 +18,10 @@ import optax
 
 from pinsage_jax.batching.blocks import Minibatch
 from pinsage_jax.config.training import TrainConfig
-from pinsage_jax.cpu.ops import read_rows
 from pinsage_jax.distributed.devices import all_gather_if, axis_index_or_zero, psum_if
 from pinsage_jax.model.losses import LOSSES, Scored
 from pinsage_jax.model.pinsage import PinSage
+from pinsage_jax.training.device_inputs import read_inputs
 from pinsage_jax.training.state import TrainState
 
 
@@ -68,28 +68,6 @@ def score(
         in_batch_logq=candidate_logq,
         weights=batch.pair_weights,
     )
-
-
-def read_inputs(batch: Minibatch, table: jax.Array | None) -> jax.Array:
-    """Input vectors float32 [n_0, D] of a minibatch, the same bits either way.
-
-    Args:
-      table: float32 [N, D] of NodeInputs.table, or None: the batch brings them.
-    """
-    if table is None:
-        return batch.features
-    width = batch.places.shape[1]
-    extra = batch.features.shape[1]
-    start = table.shape[1] - extra - width
-    # Padding reads node 0: nothing points to it.
-    rows = read_rows(table, batch.node_ids)
-    if width:
-        unplaced = (jnp.arange(table.shape[1]) >= start)[None, :] & ~batch.placed[:, None]
-        rows = jnp.where(unplaced, 0.0, rows)
-        rows = jax.lax.dynamic_update_slice(rows, batch.places, (0, start))
-    if extra:
-        rows = jax.lax.dynamic_update_slice(rows, batch.features, (0, start + width))
-    return rows
 
 
 def loss_sum(

@@ -13,9 +13,9 @@ from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.sampling.spectral import Structure
-from pinsage_jax.training.loop import keeps_table
+from pinsage_jax.training.device_inputs import keeps_table, read_inputs
 from pinsage_jax.training.state import initial_state, make_optimizer
-from pinsage_jax.training.steps import make_train_step, read_inputs
+from pinsage_jax.training.steps import make_train_step
 
 CASES = {
     "everything": {},

@@ -10,11 +10,12 @@ from small_catalog import make_config, make_prepared, random_graph
 
 import pinsage_jax
 from pinsage_jax import main
+from pinsage_jax.batching.graph_view import lists_of_some, spectral_bases
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import explain as explaining
 from pinsage_jax.export.reader import load_embeddings
-from pinsage_jax.inference.encoder import Encoder, lists_of_some, spectral_bases
+from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.sampling.neighborhoods import visit_scores
 from pinsage_jax.stages.runs import split_of
 

@@ -16,9 +16,9 @@ from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.export.reader import load_embeddings
+from pinsage_jax.model.init import init_model
 from pinsage_jax.stages.prepare import prepare
 from pinsage_jax.stages.runs import identity_of
-from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.state import initial_state, make_optimizer
 
@@ -46,7 +46,7 @@ def settings(workdir="unused", *, sampling=None, **model) -> Config:
 
 def random_params(config: Config, input_dim: int, num_nodes: int):
     """Parameters of the network, all of them random, without compiling its initializer."""
-    shapes = jax.eval_shape(lambda: loop.init_model(config, input_dim, num_nodes)[1])
+    shapes = jax.eval_shape(lambda: init_model(config, input_dim, num_nodes)[1])
     rng = np.random.default_rng(0)
 
     def drawn(leaf):

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from small_worlds import make_run, nasty_graph, random_params
 
+from pinsage_jax.batching import graph_view
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.inference import encoder, tables
+from pinsage_jax.inference import tables
 from pinsage_jax.inference.layerwise import embed_all
 from pinsage_jax.inference.tables import ScratchTables
 from pinsage_jax.sampling import content_links as content
@@ -84,12 +85,12 @@ def test_bases_are_the_singular_vectors_of_the_scaled_graph():
 
 @pytest.mark.parametrize(("most", "dim"), [(160, 4), (159, 3), (40, 1), (39, 0)])
 def test_places_of_many_items_have_fewer_dimensions(most, dim, monkeypatch, tmp_path):
-    monkeypatch.setattr(encoder, "MOST_PLACE_NUMBERS", most)
+    monkeypatch.setattr(graph_view, "MOST_PLACE_NUMBERS", most)
     graph = nasty_graph()
     config = Config("train", str(tmp_path), 0, 1, model=ModelConfig(spectral_dim=4))
     prepared = types.SimpleNamespace(graph=graph, manifest={"fingerprint": "x"})
     split = types.SimpleNamespace(train_graph=graph)
-    assert encoder.spectral_bases(config, prepared, split).shape == (graph.num_items, dim)
+    assert graph_view.spectral_bases(config, prepared, split).shape == (graph.num_items, dim)
 
 
 def test_digest_tells_graphs_apart():
@@ -191,7 +192,7 @@ def test_links_of_some_items(threads, monkeypatch):
     monkeypatch.setattr(content, "_ROUND_ROWS", 2)
     features = np.random.default_rng(4).normal(size=(30, 6)).astype(np.float32)
     wanted, linked = np.array([0, 7, 8, 29]), np.arange(1, 30, 2)
-    links = encoder.item_links(features, 30, wanted, linked, 5, threads)
+    links = graph_view.item_links(features, 30, wanted, linked, 5, threads)
     ids, shares = links.of(np.arange(30))
     assert links.num_items == 30 and links.ids.shape == (5, 5)
     wanted_ids, wanted_shares = content.content_links(features, wanted, linked, 5)

@@ -27,9 +27,9 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference.encoder import Encoder
+from pinsage_jax.model.init import init_model
 from pinsage_jax.stages import train as train_stage
 from pinsage_jax.stages.prepare import prepare
-from pinsage_jax.training import loop
 from pinsage_jax.training.checkpoints import Checkpoints
 
 TESTS = pathlib.Path(__file__).parents[1]
@@ -481,7 +481,7 @@ def hit_rates(folder, seed=0):
     # Without --spectral_dim there are no bases.
     bases = np.zeros((len(features), 0), np.float32)
     encoder = Encoder.over(config, prepared, prepared.graph, bases)
-    _, params = loop.init_model(config, encoder.inputs.dim, encoder.lists.source.num_nodes)
+    _, params = init_model(config, encoder.inputs.dim, encoder.lists.source.num_nodes)
     untrained = encoder.embed(params, quiet=True)
     pinsage_jax.train(config)
     pinsage_jax.embed(config)

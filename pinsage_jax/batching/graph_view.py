@@ -1,0 +1,156 @@
+"""What training and inference read of a catalog over one graph: neighbor lists and inputs.
+
+A run makes two such views: one over the training graph, to fit and to validate, and one
+over the whole graph, to embed.  The network is inductive, so neighbors and degrees may
+come from edges that training withheld.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import numpy as np
+from absl import logging
+
+from pinsage_jax.batching.inputs import NodeInputs
+from pinsage_jax.catalog.prepare import Prepared
+from pinsage_jax.config.settings import Config
+from pinsage_jax.core import files
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.validation_split import ValidationSplit
+from pinsage_jax.sampling import store
+from pinsage_jax.sampling.content_links import (
+    MOST_CANDIDATES,
+    ContentLinks,
+    content_links,
+    spread,
+)
+from pinsage_jax.sampling.lists import NeighborLists
+from pinsage_jax.sampling.spectral import MOST_PLACE_NUMBERS, Structure, saved_bases
+from pinsage_jax.sampling.store import NeighborhoodSource
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphView:
+    """The neighbor lists and the input vectors of all nodes of one graph."""
+
+    lists: NeighborLists
+    inputs: NodeInputs
+
+    @classmethod
+    def over(cls, config: Config, prepared: Prepared, graph: Graph, bases: np.ndarray) -> GraphView:
+        """Neighborhoods, degrees and spectral features of `graph`.
+
+        Args:
+          bases: float32 [num_items, r] of the training graph (spectral_bases).
+        """
+        source = NeighborhoodSource(
+            graph,
+            config.sampling,
+            config.seed,
+            config.host_threads,
+            config.store.neighborhood_store,
+            pathlib.Path(config.workdir) / store.FOLDER,
+        )
+        structure = Structure(graph, bases, config.host_threads) if bases.shape[1] else None
+        inputs = node_inputs(config, prepared.features, graph.degree(), structure)
+        links = content_links_over(config, prepared, graph)
+        return cls(NeighborLists.made_of(source, links, config), inputs)
+
+
+def node_inputs(
+    config: Config,
+    features: np.ndarray,
+    degree: np.ndarray,
+    structure: Structure | None,
+    scale: np.ndarray | None = None,
+) -> NodeInputs:
+    """Input vectors with the columns that `config` asks for; see NodeInputs."""
+    return NodeInputs(
+        features,
+        degree,
+        degree_feature=config.model.degree_feature,
+        edgeless_feature=config.model.edgeless_feature,
+        node_type=config.sampling.neighborhood == "all",
+        whiten=config.model.whiten,
+        structure=structure,
+        scale=scale,
+    )
+
+
+def spectral_bases(config: Config, prepared: Prepared, split: ValidationSplit) -> np.ndarray:
+    """Base vectors of the training graph's structure, [num_items, r]; r = 0 for none.
+
+    r is --spectral_dim, or less where that would make more than MOST_PLACE_NUMBERS.
+    """
+    items = prepared.graph.num_items
+    dim = min(config.model.spectral_dim, MOST_PLACE_NUMBERS // max(items, 1))
+    if not dim:
+        return np.zeros((items, 0), np.float32)
+    if dim < config.model.spectral_dim:
+        logging.info("%d items: places have %d dimensions, to fit into memory", items, dim)
+    settings = [dataclasses.asdict(config.split), config.seed, config.model.spectral_dim]
+    return saved_bases(
+        config.workdir,
+        split.train_graph,
+        dim,
+        config.seed,
+        files.fingerprint([prepared.manifest["fingerprint"], *settings]),
+    )
+
+
+def lists_of_some(config: Config, prepared: Prepared, items: np.ndarray) -> NeighborLists:
+    """The lists that embeddings of `items` (int [n]) pool over; of no other node.
+
+    The same as Encoder.final_lists over the whole graph, without the work for all.
+    """
+    walks = config.embed.embed_walks or config.sampling.num_walks
+    sampling = dataclasses.replace(config.sampling, num_walks=walks)
+    source = NeighborhoodSource(prepared.graph, sampling, config.seed, config.host_threads, "none")
+    links = content_links_over(config, prepared, prepared.graph, np.unique(items))
+    return NeighborLists.made_of(source, links, config)
+
+
+def content_links_over(
+    config: Config, prepared: Prepared, graph: Graph, only: np.ndarray | None = None
+) -> ContentLinks:
+    """Content links over `graph`, of the items `only` (int [n], ascending) or of all.
+
+    None where there is no content or none are asked for.
+    """
+    size, items = config.sampling.content_neighbors, graph.num_items
+    if not size or not prepared.features.shape[1]:
+        return ContentLinks.none(items)
+    degree = graph.degree()[:items]
+    linked = np.flatnonzero(degree > 0)
+    wanted = np.arange(items) if only is None else only
+    if items > config.sampling.content_limit:
+        wanted = wanted[degree[wanted] == 0]
+        linked = spread(linked, MOST_CANDIDATES)
+        logging.info(
+            "content links for the %d items without edges only, to %d others",
+            len(wanted), len(linked),
+        )  # fmt: skip
+    return item_links(prepared.link_rows, items, wanted, linked, size, config.host_threads)
+
+
+def item_links(
+    link_rows: np.ndarray,
+    items: int,
+    wanted: np.ndarray,
+    linked: np.ndarray,
+    size: int,
+    threads: int = 1,
+) -> ContentLinks:
+    """Links of the items `wanted` to the items `linked`; the others of `items` have none.
+
+    Args:
+      link_rows: as in content_links.
+    """
+    ids = np.full((len(wanted) + 1, size), -1, np.int32)
+    shares = np.zeros((len(wanted) + 1, size), np.float32)
+    ids[:-1], shares[:-1] = content_links(link_rows, wanted, linked, size, threads)
+    row_of = np.full(items, len(wanted), np.int32)
+    row_of[wanted] = np.arange(len(wanted), dtype=np.int32)
+    return ContentLinks(ids, shares, row_of)
