@@ -2,7 +2,7 @@
 
 Two layers, 256 pairs and 256 random negatives a step (shared by the pairs, so that 768
 seeds are embedded as there, and more is compared), 256 random features, width 128,
-margin loss, nothing hidden or stripped.  T=10 from 50 walks of 2 steps, T=50 from 100
+margin loss, no masks and no edge dropout.  T=10 from 50 walks of 2 steps, T=50 from 100
 walks of 5 steps; neighborhoods walked anew for every batch ("on the fly"), once an epoch,
 when first asked for ("once an epoch"; the rate is that of a whole epoch with its expensive
 beginning, worked out from that beginning and what follows it), or once before ("kept").
@@ -36,7 +36,9 @@ import jax
 import numpy as np
 
 from benchmarks import dgl
+from pinsage_jax.batching.blocks import BatchSpec
 from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.batching.graph_view import GraphView
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
 from pinsage_jax.config.model import ModelConfig
@@ -204,17 +206,18 @@ class Training:
         self.config = config
         self.lists = NeighborLists(source, config.model.pooling)
         self._builder = MinibatchBuilder(
-            self.lists,
-            inputs,
+            GraphView(self.lists, inputs),
             pairs,
-            config.train,
-            config.model,
-            seed=config.seed,
-            num_devices=num_devices,
-            hard_in_epoch=lambda epoch: hard,
-            hard_slots=hard,
+            BatchSpec(
+                config.train,
+                config.model.num_layers,
+                config.seed,
+                hard_in_epoch=lambda epoch: hard,
+                hard_slots=hard,
+                num_devices=num_devices,
+                table_on_device=keeps_table(config.train, inputs),
+            ),
             negative_pool=np.arange(graph.num_items, dtype=np.int32),
-            table_on_device=keeps_table(config.train, inputs),
         )
         self.rows = self._builder.budgets.rows
         model, params = init_model(config, inputs.dim, graph.num_items, self.rows)

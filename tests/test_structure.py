@@ -75,6 +75,7 @@ WITHOUT_JAX = (
     "batching.graph_view",
     "batching.inputs",
     "batching.builder",
+    "batching.frontier",
     "batching.prefetch",
     "evaluation.metrics",
 )

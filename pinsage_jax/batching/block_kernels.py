@@ -1,9 +1,12 @@
 """Numba kernels of a minibatch: unique frontiers and re-indexing (the paper's G').
 
-A row of a frontier is an *instance*: a node together with the collection hidden
-from it (-1 for none).  The two ends of a training pair are computed with a
-neighborhood that must not see the collection the pair came from, so the same
-node can stand in a batch twice, once hidden and once not.
+A row of a frontier is an *instance*: a node together with its masks, the collection and
+the neighbor that its neighborhood must not hold (-1 for none).  The two ends of a training
+pair must not see the collection that the pair was drawn from (or each other), so the same
+node can have two rows in a batch, one with a mask and one without.
+
+Axis letters: S seeds, n rows of a frontier, T neighbors, N nodes of the model, F features,
+D input features.
 """
 
 from __future__ import annotations
@@ -20,20 +23,24 @@ _U27 = np.uint64(27)
 
 
 @njit(nogil=True, cache=True)
-def _slot_of(node, hidden, dropped, nodes, hiddens, droppeds, table):
+def _slot_of(node, collection, neighbor, nodes, masked_collection, masked_neighbor, table):
     """Slot that holds this instance's row number, or the empty slot for it."""
     mask = table.shape[0] - 1
     value = (
         (np.uint64(node) << _U32)
-        ^ np.uint64(hidden + 1)
-        ^ (np.uint64(dropped + 1) << np.uint64(13))
+        ^ np.uint64(collection + 1)
+        ^ (np.uint64(neighbor + 1) << np.uint64(13))
     )
     value = (value ^ (value >> _U30)) * _MIX_1
     value = (value ^ (value >> _U27)) * _MIX_2
     slot = np.int64((value ^ (value >> _U31)) & np.uint64(mask))
     while table[slot] >= 0:
         row = table[slot]
-        if nodes[row] == node and hiddens[row] == hidden and droppeds[row] == dropped:
+        if (
+            nodes[row] == node
+            and masked_collection[row] == collection
+            and masked_neighbor[row] == neighbor
+        ):
             break
         slot = (slot + 1) & mask
     return slot
@@ -41,56 +48,70 @@ def _slot_of(node, hidden, dropped, nodes, hiddens, droppeds, table):
 
 @njit(nogil=True, cache=True)
 def insert_seeds(
-    wanted, hidden, dropped, limit, nodes, hiddens, droppeds, plain, table, used, rows
+    wanted,
+    wanted_collection,
+    wanted_neighbor,
+    limit,
+    nodes,
+    masked_collection,
+    masked_neighbor,
+    unmasked_row,
+    table,
+    used,
+    rows,
 ):
     """Adds instances to a frontier; rows[i] is the row of wanted[i].
 
     Args:
-      wanted, hidden, dropped: int32 [S]; a wanted node of -1 gets row -1.
+      wanted: int32 [S] nodes; a node of -1 gets row -1.
+      wanted_collection, wanted_neighbor: int32 [S], the masks of `wanted`.
       limit: rows that the frontier may use; a new instance beyond it gets row -1.
-      nodes, hiddens, droppeds: int32 [n] frontier, filled up to `used`.
-      plain: int32 [num_nodes], one more than the row of a node from which nothing is
-        hidden; 0: it has none yet.
-      table: int32 [capacity], rows of the other instances, hashed: a power of two at
-        least twice as many; -1 is empty.
+      nodes, masked_collection, masked_neighbor: int32 [n], instances of the frontier,
+        filled up to `used`.
+      unmasked_row: int32 [N], one more than the row of a node without masks; 0: that
+        node has none yet.
+      table: int32 [capacity], rows of the instances with masks, hashed: a power of two
+        at least twice as many; -1 is empty.
       rows: int32 [S] output.
 
     Returns:
       (rows in use, wanted instances left out).
     """
     left_out = 0
-    for place in range(wanted.shape[0]):
-        node = wanted[place]
+    for seed in range(wanted.shape[0]):
+        node, collection, neighbor = wanted[seed], wanted_collection[seed], wanted_neighbor[seed]
         if node < 0:
-            rows[place] = -1
+            rows[seed] = -1
             continue
-        is_plain = hidden[place] < 0 and dropped[place] < 0
+        unmasked = collection < 0 and neighbor < 0
         slot = np.int64(node)
-        if is_plain:
-            row = plain[node] - 1
+        if unmasked:
+            row = unmasked_row[node] - 1
         else:
-            slot = _slot_of(node, hidden[place], dropped[place], nodes, hiddens, droppeds, table)
+            slot = _slot_of(
+                node, collection, neighbor, nodes, masked_collection, masked_neighbor, table
+            )
             row = table[slot]
         if row < 0:
             if used >= limit:
                 left_out += 1
-                rows[place] = -1
+                rows[seed] = -1
                 continue
             row = used
-            if is_plain:
-                plain[node] = row + 1
+            if unmasked:
+                unmasked_row[node] = row + 1
             else:
                 table[slot] = row
             nodes[row] = node
-            hiddens[row] = hidden[place]
-            droppeds[row] = dropped[place]
+            masked_collection[row] = collection
+            masked_neighbor[row] = neighbor
             used += 1
-        rows[place] = row
+        rows[seed] = row
     return used, left_out
 
 
 @njit(nogil=True, cache=True)
-def insert_neighbors(ids, first_row, last_row, limit, nodes, plain, used, neighbors):
+def insert_neighbors(ids, first_row, last_row, limit, nodes, unmasked_row, used, neighbors):
     """Adds the neighbors of rows [first_row, last_row) and re-indexes their lists.
 
     Goes column by column, most important neighbors first, so that when the budget
@@ -99,7 +120,7 @@ def insert_neighbors(ids, first_row, last_row, limit, nodes, plain, used, neighb
     Args:
       ids: int32 [rows, T] node ids, -1 for none, of rows first_row onwards.
       limit: rows that the frontier may use.
-      nodes, plain: as in `insert_seeds`; nothing is hidden from neighbors.
+      nodes, unmasked_row: as in `insert_seeds`; neighbors have no masks.
       neighbors: int32 [n, T] output, rows as indices into the frontier, -1 for
         none or left out.
 
@@ -113,7 +134,7 @@ def insert_neighbors(ids, first_row, last_row, limit, nodes, plain, used, neighb
             if node < 0:
                 neighbors[row, column] = -1
                 continue
-            found = plain[node]
+            found = unmasked_row[node]
             if found == 0:
                 if used >= limit:
                     left_out += 1
@@ -121,17 +142,17 @@ def insert_neighbors(ids, first_row, last_row, limit, nodes, plain, used, neighb
                     nodes[used] = node
                     used += 1
                     found = used
-                    plain[node] = used
+                    unmasked_row[node] = used
             neighbors[row, column] = found - 1
     return used, left_out
 
 
 @njit(nogil=True, cache=True)
-def forget(nodes, used, plain):
-    """Makes `plain` all zeros again after a frontier of `used` rows."""
+def clear(nodes, used, unmasked_row):
+    """Makes `unmasked_row` all zeros again after a frontier of `used` rows."""
     for row in range(used):
         if nodes[row] >= 0:
-            plain[nodes[row]] = 0
+            unmasked_row[nodes[row]] = 0
 
 
 @njit(nogil=True, cache=True)

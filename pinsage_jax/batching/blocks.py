@@ -6,18 +6,21 @@ beginning of S(k-1); one neighbor table then serves every layer, and "self" is a
 prefix instead of a gather.
 
 Axis letters: n_k rows of S(k) with padding, T neighbors, D input features,
-B pairs, R random negatives, H hard negatives per query.  With the table of inputs
-on the device: E columns that every batch brings, P first rows whose place in the
-graph (r columns) it brings too.
+B pairs, R random negatives, H hard negatives per query.  Where the devices hold a table
+of inputs: E columns that every batch brings, P first rows whose spectral features
+(r columns) it brings too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-# Of NumPy on the host and of JAX in a step, which this room does not know.
+from pinsage_jax.config.training import TrainConfig
+
+# A numpy.ndarray on the host and a jax.Array in a step; this module imports no JAX.
 Array = Any
 
 
@@ -28,8 +31,8 @@ class Minibatch(NamedTuple):
     """
 
     features: Array  # float32 [n_0, D]; [n_0, E] where the rest is on the device
-    places: Array  # float32 [P, r] of the first rows; [0, 0] where nothing is on the device
-    placed: Array  # bool [n_0] rows with a place in the graph; [0] likewise
+    spectral_features: Array  # float32 [P, r] of the first rows; [0, 0] without a device table
+    has_spectral: Array  # bool [n_0] rows with spectral features; [0] without a device table
     node_ids: Array  # int32 [n_0] node of each row; -1 where padded
     neighbors: Array  # int32 [n_1, T] rows of the next frontier; 0 where masked
     weights: Array  # float32 [n_1, T] pooling weights; 0 where masked
@@ -42,10 +45,51 @@ class Minibatch(NamedTuple):
     target_ids: Array  # int32 [B]
     negative_ids: Array  # int32 [R]
     hard_ids: Array  # int32 [B, H]; -1 where masked
-    query_logq: Array  # float32 [B] log chance of being drawn as a candidate
+    query_logq: Array  # float32 [B] log probability of being drawn as a candidate
     target_logq: Array  # float32 [B] likewise
     negative_logq: Array  # float32 [R]
     hard_logq: Array  # float32 [B, H]
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSpec:
+    """What the minibatches of a run hold, beside the graph and the pairs.
+
+    Attributes:
+      train: settings of the pairs, the negatives and the edge dropout.
+      num_layers: K.
+      seed: key of all random draws.
+      hard_in_epoch: hard negatives per query in an epoch (from 0).
+      hard_slots: H, the most that hard_in_epoch ever gives.
+      num_devices: shards that a step is cut into, over all processes.
+      local_devices: the shards that this process makes; all of them when not given.
+      table_on_device: batches name rows of a table on the devices and bring only what
+        it lacks (training/device_inputs.py).
+
+    Raises:
+      ValueError: the batch size is not a multiple of the devices.
+    """
+
+    train: TrainConfig
+    num_layers: int
+    seed: int
+    hard_in_epoch: Callable[[int], int]
+    hard_slots: int
+    num_devices: int = 1
+    local_devices: range | None = None
+    table_on_device: bool = False
+
+    def __post_init__(self):
+        if self.train.batch_size % self.num_devices:
+            raise ValueError(
+                f"batch_size={self.train.batch_size} is not a multiple of "
+                f"{self.num_devices} devices"
+            )
+
+    @property
+    def pairs_per_device(self) -> int:
+        """Pairs of a step that one device gets."""
+        return self.train.batch_size // self.num_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +111,13 @@ class BatchInfo:
       used: rows in use of every frontier, seeds first.
       left_out: neighbors masked because a frontier was full.
       hard_per_query: mean number of hard negatives that a query got.
-      stripped: share of rows trained as if they had no edges.
+      edge_dropout_share: share of rows trained as if they had no edges.
     """
 
     used: tuple[int, ...]
     left_out: int
     hard_per_query: float
-    stripped: float
+    edge_dropout_share: float
 
 
 def padded_size(rows: int, most: int) -> int:

@@ -53,8 +53,8 @@ class GraphView:
             config.store.neighborhood_store,
             pathlib.Path(config.workdir) / store.FOLDER,
         )
-        structure = Structure(graph, bases, config.host_threads) if bases.shape[1] else None
-        inputs = node_inputs(config, prepared.features, graph.degree(), structure)
+        spectral = Structure(graph, bases, config.host_threads) if bases.shape[1] else None
+        inputs = node_inputs(config, prepared.features, graph.degree(), spectral)
         links = content_links_over(config, prepared, graph)
         return cls(NeighborLists.made_of(source, links, config), inputs)
 
@@ -63,7 +63,7 @@ def node_inputs(
     config: Config,
     features: np.ndarray,
     degree: np.ndarray,
-    structure: Structure | None,
+    spectral: Structure | None,
     scale: np.ndarray | None = None,
 ) -> NodeInputs:
     """Input vectors with the columns that `config` asks for; see NodeInputs."""
@@ -74,7 +74,7 @@ def node_inputs(
         edgeless_feature=config.model.edgeless_feature,
         node_type=config.sampling.neighborhood == "all",
         whiten=config.model.whiten,
-        structure=structure,
+        spectral=spectral,
         scale=scale,
     )
 

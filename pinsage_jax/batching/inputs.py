@@ -1,11 +1,15 @@
-"""Input vectors of nodes: stored features, place in the graph, log-degree, node type.
+"""Input vectors of nodes: stored features, spectral features, log-degree, node type.
 
-The paper's input is visual features, text features and log-degree (section 4.1).
-The degree, and the place of --spectral_dim (sampling.structure), belong to the graph
-in use and to what a training pair may see, so they are made when a node is read and
-not stored with the features.  With collections
-as nodes of the model (--neighborhood=all) a type column is appended too, and a
-collection's features are zeros: only items have content.
+The paper's input is visual features, text features and log-degree (Ying et al. 2018,
+section 4.1).  The degree, and the spectral features of --spectral_dim (sampling/spectral.py),
+depend on the graph in use and on what a training pair may see, so they are computed when a
+node is read and not stored with the features.  With collections as nodes of the model
+(--neighborhood=all) a type column is appended too, and a collection's features are zeros:
+only items have content.
+
+Axis letters: N nodes of the model, n rows read, D input features, F stored feature
+columns, r spectral dimensions, E columns that a device table lacks (degree, isolation
+and type).
 """
 
 from __future__ import annotations
@@ -41,8 +45,8 @@ def feature_scale(features: np.ndarray, whiten: float) -> np.ndarray:
 class NodeInputs:
     """Reads rows of the input matrix [N, D].
 
-    The columns are: stored features, structure, log-degree, edgeless, node type, as
-    far as each is used.
+    The columns are: stored features, spectral features, log-degree, isolated, node type,
+    as far as each is used.
 
     Attributes:
       dim: D, the width of an input vector.
@@ -58,7 +62,7 @@ class NodeInputs:
         edgeless_feature: bool = False,
         node_type: bool = False,
         whiten: float = 0.0,
-        structure: Structure | None = None,
+        spectral: Structure | None = None,
         scale: np.ndarray | None = None,
     ):
         """Takes stored features [num_items, F] and degrees int32 [N].
@@ -69,11 +73,11 @@ class NodeInputs:
         self.scale = feature_scale(features, whiten) if scale is None else scale
         self._features = features
         self._degree = degree
-        self._structure = structure
+        self._spectral = spectral
         self._degree_feature = degree_feature
         self._edgeless_feature = edgeless_feature
         self._node_type = node_type
-        self._first_extra = features.shape[1] + (structure.dim if structure else 0)
+        self._first_extra = features.shape[1] + (spectral.dim if spectral else 0)
         extra = int(degree_feature) + int(edgeless_feature) + int(node_type)
         # A model needs some input even where nothing is known about a node.
         self.dim = max(self._first_extra + extra, 1)
@@ -90,9 +94,9 @@ class NodeInputs:
         return 4 * len(self._degree if self._node_type else self._features) * self.dim
 
     def table(self) -> np.ndarray:
-        """float32 [nodes, D] of all nodes, as `gather` reads them with all their edges.
+        """float32 [N, D] of all nodes, as `gather` reads them with all their edges.
 
-        The columns after structure are zeros: a batch brings its own (`gather_own`).
+        The last E columns are zeros: a batch brings its own (`gather_for_table`).
         """
         nodes = self.table_bytes // (4 * self.dim)
         every = np.arange(nodes, dtype=np.int32)
@@ -105,60 +109,66 @@ class NodeInputs:
         nodes: np.ndarray,
         rows: int | None = None,
         *,
-        hidden: np.ndarray | None = None,
-        edgeless: np.ndarray | None = None,
+        masked_collection: np.ndarray | None = None,
+        isolated: np.ndarray | None = None,
     ) -> np.ndarray:
         """Input vectors of `nodes` (int32 [n]) as float32 [rows, D], zero-padded.
 
         Args:
-          hidden: int32 [n] collection (node id) that a node must not know of, or -1.
-          edgeless: bool [n], nodes read as if they had no edges.
+          masked_collection: int32 [n], the collection (a node id) that a node is read
+            without, or -1.
+          isolated: bool [n], nodes read as if they had no edges.
         """
         used = len(nodes)
         out = np.zeros((used if rows is None else rows, self.dim), np.float32)
-        hidden = np.full(used, -1, np.int32) if hidden is None else hidden
-        degree = self._seen_degree(nodes, hidden, edgeless)
-        self._gather_stored(nodes, degree, hidden, out)
+        if masked_collection is None:
+            masked_collection = np.full(used, -1, np.int32)
+        degree = self._visible_degree(nodes, masked_collection, isolated)
+        self._gather_stored(nodes, degree, masked_collection, out)
         self._write_extras(nodes, degree, out[:used, self._first_extra :])
         return out
 
-    def gather_own(
+    def gather_for_table(
         self,
         nodes: np.ndarray,
         rows: int,
         *,
-        hidden: np.ndarray,
-        edgeless: np.ndarray,
+        masked_collection: np.ndarray,
+        isolated: np.ndarray,
         first: int,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What `gather` reads and `table` does not hold.
 
         Args:
-          nodes, rows, hidden, edgeless: as in `gather`; only the first `first` rows may
-            have something hidden.
+          nodes, rows, masked_collection, isolated: as in `gather`; only the first `first`
+            rows may have a masked collection.
 
         Returns:
-          extras float32 [rows, E], places float32 [first, r] and placed bool [rows]:
-          whether a row after the first ones has its table's place rather than zeros.
+          extras float32 [rows, E], spectral features float32 [first, r] of the first rows,
+          and bool [rows]: whether a row after them has the spectral features of the
+          table, rather than zeros.
         """
         used = len(nodes)
-        degree = self._seen_degree(nodes, hidden, edgeless)
+        degree = self._visible_degree(nodes, masked_collection, isolated)
         extras = np.zeros((rows, self.dim - self._first_extra), np.float32)
         self._write_extras(nodes, degree, extras[:used])
-        placed = np.zeros(rows, np.bool_)
-        placed[:used] = degree > 0
-        places = np.zeros((first, self.table_columns[1]), np.float32)
-        if self._structure is not None:
-            own = min(first, used)
-            self._structure.gather(nodes[:own], degree[:own], hidden[:own], places[:own])
-        return extras, places, placed
+        has_spectral = np.zeros(rows, np.bool_)
+        has_spectral[:used] = degree > 0
+        spectral_features = np.zeros((first, self.table_columns[1]), np.float32)
+        if self._spectral is not None:
+            head = slice(min(first, used))
+            self._spectral.gather(
+                nodes[head], degree[head], masked_collection[head], spectral_features[head]
+            )
+        return extras, spectral_features, has_spectral
 
-    def _seen_degree(self, nodes, hidden, edgeless) -> np.ndarray:
-        """Edges int32 [n] that the rows may know of."""
-        degree = self._degree[nodes] - (hidden >= 0)
-        return degree if edgeless is None else np.where(edgeless, 0, degree)
+    def _visible_degree(self, nodes, masked_collection, isolated) -> np.ndarray:
+        """Edges int32 [n] that are neither masked nor dropped."""
+        degree = self._degree[nodes] - (masked_collection >= 0)
+        return degree if isolated is None else np.where(isolated, 0, degree)
 
     def _write_extras(self, nodes, degree, out) -> None:
+        """The last E columns, after the stored and the spectral features."""
         column = 0
         if self._degree_feature:
             out[:, column] = _DEGREE_SCALE * np.log1p(degree)
@@ -169,14 +179,14 @@ class NodeInputs:
         if self._node_type:
             out[:, column] = nodes >= self._features.shape[0]
 
-    def _gather_stored(self, nodes, degree, hidden, out) -> None:
-        """Features and places of `nodes` into the first columns and rows of `out`."""
+    def _gather_stored(self, nodes, degree, masked_collection, out) -> None:
+        """Stored and spectral features of `nodes` into the first columns and rows of `out`."""
         width = self._features.shape[1]
         if width:
             self._gather_features(nodes, out)
-        if self._structure is not None:
-            place = out[: len(nodes), width : self._first_extra]
-            self._structure.gather(nodes, degree, hidden, place)
+        if self._spectral is not None:
+            columns = out[: len(nodes), width : self._first_extra]
+            self._spectral.gather(nodes, degree, masked_collection, columns)
 
     def _gather_features(self, nodes: np.ndarray, out: np.ndarray) -> None:
         """Scaled features of `nodes` into the first columns of `out`."""

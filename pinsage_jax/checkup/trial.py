@@ -12,8 +12,9 @@ import dataclasses
 import jax
 import numpy as np
 
-from pinsage_jax.batching.blocks import BatchInfo, Minibatch
+from pinsage_jax.batching.blocks import BatchInfo, BatchSpec, Minibatch
 from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.batching.graph_view import GraphView
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
 from pinsage_jax.checkup.clock import now, timed
@@ -90,17 +91,18 @@ def try_training(
     )
     start = now()
     builder = MinibatchBuilder(
-        lists,
-        inputs,
+        GraphView(lists, inputs),
         pairs,
-        config.train,
-        config.model,
-        seed=config.seed,
-        num_devices=len(devices),
-        hard_in_epoch=lambda epoch: hard_negatives_in(epoch, config.train),
-        hard_slots=hard_slots(config.train, pairs.per_epoch),
+        BatchSpec(
+            config.train,
+            config.model.num_layers,
+            config.seed,
+            hard_in_epoch=lambda epoch: hard_negatives_in(epoch, config.train),
+            hard_slots=hard_slots(config.train, pairs.per_epoch),
+            num_devices=len(devices),
+            table_on_device=keeps_table(config.train, inputs),
+        ),
         negative_pool=np.arange(graph.num_items, dtype=np.int32),
-        table_on_device=keeps_table(config.train, inputs),
     )
     budget_seconds = now() - start
     schedule = loop.Schedule.of(config.train, pairs.per_epoch)

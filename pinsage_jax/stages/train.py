@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from pinsage_jax.batching.blocks import BatchSpec
 from pinsage_jax.batching.builder import MinibatchBuilder
-from pinsage_jax.batching.graph_view import spectral_bases
+from pinsage_jax.batching.graph_view import GraphView, spectral_bases
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.costs import Costs
@@ -75,18 +76,19 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
         )
     first = own * process_group.current().index
     builder = MinibatchBuilder(
-        encoder.lists,
-        encoder.inputs,
+        GraphView(encoder.lists, encoder.inputs),
         pairs,
-        config.train,
-        config.model,
-        seed=config.seed,
-        num_devices=devices,
-        hard_in_epoch=lambda epoch: hard_negatives_in(epoch, config.train),
-        hard_slots=hard_slots(config.train, pairs.per_epoch),
+        BatchSpec(
+            config.train,
+            config.model.num_layers,
+            config.seed,
+            hard_in_epoch=lambda epoch: hard_negatives_in(epoch, config.train),
+            hard_slots=hard_slots(config.train, pairs.per_epoch),
+            num_devices=devices,
+            local_devices=range(first, first + own),
+            table_on_device=keeps_table(config.train, encoder.inputs),
+        ),
         negative_pool=np.arange(prepared.graph.num_items, dtype=np.int32),
-        table_on_device=keeps_table(config.train, encoder.inputs),
-        own_devices=range(first, first + own),
     )
 
     validate = _validator(config, prepared, encoder, split) if process_group.is_rank0() else None

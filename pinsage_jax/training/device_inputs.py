@@ -1,7 +1,7 @@
 """Input vectors that live on the devices: whether to keep them there, and how a step reads them.
 
 With --device_features the devices hold NodeInputs.table, one row per node, and a batch
-brings node ids and only what the table lacks (NodeInputs.gather_own).
+brings node ids and only what the table lacks (NodeInputs.gather_for_table).
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def read_inputs(batch: Minibatch, table: jax.Array | None) -> jax.Array:
     """
     if table is None:
         return batch.features
-    width = batch.places.shape[1]
+    width = batch.spectral_features.shape[1]
     extra = batch.features.shape[1]
     start = table.shape[1] - extra - width
     # Padding reads node 0: nothing points to it.
     rows = read_rows(table, batch.node_ids)
     if width:
-        unplaced = (jnp.arange(table.shape[1]) >= start)[None, :] & ~batch.placed[:, None]
-        rows = jnp.where(unplaced, 0.0, rows)
-        rows = jax.lax.dynamic_update_slice(rows, batch.places, (0, start))
+        spectral_columns = (jnp.arange(table.shape[1]) >= start)[None, :]
+        rows = jnp.where(spectral_columns & ~batch.has_spectral[:, None], 0.0, rows)
+        rows = jax.lax.dynamic_update_slice(rows, batch.spectral_features, (0, start))
     if extra:
         rows = jax.lax.dynamic_update_slice(rows, batch.features, (0, start + width))
     return rows

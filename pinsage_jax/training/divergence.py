@@ -43,7 +43,7 @@ def keep_batch(
 def _write_batch(
     path: pathlib.Path, builder: MinibatchBuilder, step: int, about: dict[str, Any]
 ) -> None:
-    batch, _ = builder.make(step - 1, range(builder.num_devices))
+    batch, _ = builder.make(step - 1, range(builder.spec.num_devices))
     ids = {}
     for name in _IDS:
         array = np.asarray(getattr(batch, name))

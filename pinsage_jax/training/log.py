@@ -157,13 +157,13 @@ class MetricsWindow:
                 sum(sum(info.used) for info in self._infos),
                 sum(info.left_out for info in self._infos),
                 sum(info.hard_per_query for info in self._infos),
-                sum(info.stripped for info in self._infos),
+                sum(info.edge_dropout_share for info in self._infos),
                 min(idle - self._idle_before, seconds),
                 make_seconds - self._make_before,
             ]
         )
         processes = len(everywhere)
-        used, left_out, hard, stripped, idle_there, made = map(sum, zip(*everywhere))
+        used, left_out, hard, dropout, idle_there, made = map(sum, zip(*everywhere))
         waited, making = idle_there / processes, made / processes
         line = {
             "step": step,
@@ -177,7 +177,7 @@ class MetricsWindow:
             "producers_needed": max(math.ceil(making / max(seconds - waited, 1e-3)), 1),
             "padding_share": 1.0 - used / (self._budget_rows * steps),
             "neighbors_left_out": left_out,
-            "stripped_share": stripped / (steps * processes),
+            "edge_dropout_share": dropout / (steps * processes),
         }
         self._idle_before = idle
         self._make_before = make_seconds

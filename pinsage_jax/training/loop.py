@@ -164,7 +164,7 @@ def train(
         checkpoints.check(meta, identity, dataclasses.asdict(config.model))
         check_resume_config(config, meta)
         check_same_devices(
-            checkpoints.folder, meta, dataclasses.asdict(config.train), builder.num_devices
+            checkpoints.folder, meta, dataclasses.asdict(config.train), builder.spec.num_devices
         )
         state, _ = checkpoints.restore(latest, state)
         first, best = meta["queue"]["next_index"], meta["best"]
@@ -187,7 +187,7 @@ def train(
         return keep_batch(workdir, builder, step, {"epoch": epoch, "seed": config.seed, **about})
 
     rate = learning_rate(config.train, schedule.steps_per_epoch)
-    budget_rows = builder.budgets.rows[-1] * builder.num_devices
+    budget_rows = builder.budgets.rows[-1] * builder.spec.num_devices
     window = MetricsWindow(config.train, budget_rows, clock, rate, kept)
     interrupted = False
 
@@ -227,7 +227,7 @@ def train(
                 meta = {
                     "queue": queue.state(),
                     "total": schedule.total,
-                    "devices": builder.num_devices,
+                    "devices": builder.spec.num_devices,
                     "curriculum": {"epoch": pairs.epoch_of(done * config.train.batch_size)},
                     "config": dataclasses.asdict(config),
                     "data": identity,
@@ -248,7 +248,7 @@ def train(
             interrupted,
             seconds=time.perf_counter() - start,
             pairs=queue.items * config.train.batch_size,
-            devices=builder.num_devices,
+            devices=builder.spec.num_devices,
             wait_share=window.waited / max(window.seconds, 1e-9),
         )
         log.write(_summary(outcome))

@@ -17,20 +17,20 @@ from pinsage_jax.sampling import content_links as content
 from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighborLists
 
-STRIP = 0x7374726970
+EDGE_DROPOUT = 0x7374726970
 
 
 # The reference: an instance is (node, hidden collection, dropped node), -1 for none.
 
 
-def is_stripped(run, step, node):
-    key = slow.stream(run.seed ^ STRIP, step, node)
+def has_dropped_edges(run, step, node):
+    key = slow.stream(run.seed ^ EDGE_DROPOUT, step, node)
     return slow.high(slow.draw(key, 0, 0)) < round(run.train.edge_dropout * 2**32)
 
 
 def edges_seen(run, instance, step):
     node, hidden, _ = instance
-    if is_stripped(run, step, node):
+    if has_dropped_edges(run, step, node):
         return 0
     return sum(1 for other in run.graph.neighbors(node) if other != hidden)
 
@@ -48,7 +48,7 @@ def slow_list(run, instance, step, pooling="importance"):
         dropped=[dropped],
     )
     walked = [(int(i), int(c)) for i, c in zip(ids[0], counts[0]) if i >= 0]
-    if is_stripped(run, step, node):
+    if has_dropped_edges(run, step, node):
         walked = []
     if pooling != "importance":
         walked = [(other, 1) for other, _ in walked]
@@ -179,8 +179,8 @@ def check_batch(run, builder, step):
                 np.testing.assert_allclose(vector[1], degree_value(seen), rtol=1e-6)
             if run.model.edgeless_feature:
                 place = 1 + int(run.model.degree_feature)
-                bare = edges_seen(run, instance, step) == 0
-                assert vector[place] == np.float32(DEGREE_SCALE * bare)
+                isolated = edges_seen(run, instance, step) == 0
+                assert vector[place] == np.float32(DEGREE_SCALE * isolated)
             assert batch.node_ids[device, row] == node
             if run.sampling.neighborhood == "all":
                 assert vector[-1] == (node >= run.graph.num_items)
@@ -537,7 +537,7 @@ def test_hard_negatives_follow_the_curriculum_and_the_reference():
         assert info.hard_per_query == (expected >= 0).sum() / 8
 
 
-def test_a_stripped_node_is_bare_wherever_it_stands():
+def test_a_node_with_dropped_edges_is_isolated_in_every_row():
     run = make_run(
         train={"edge_dropout": 0.5, "random_negatives": 30}, sampling={"hide_positive": "none"}
     )
@@ -549,16 +549,16 @@ def test_a_stripped_node_is_bare_wherever_it_stands():
         for layer, used in enumerate(info.used):
             rows = np.arange(begin, begin + used)
             nodes = np.array([node_of(run, batch.features[0, row]) for row in rows], int)
-            bare = np.array([is_stripped(run, step, int(node)) for node in nodes], bool)
+            isolated = np.array([has_dropped_edges(run, step, int(node)) for node in nodes], bool)
             degree = run.graph.degree()[nodes]
-            expected = np.where(bare, 0.0, degree_value(degree))
+            expected = np.where(isolated, 0.0, degree_value(degree))
             np.testing.assert_allclose(batch.features[0, rows, 1], expected, rtol=1e-6)
             if layer < run.model.num_layers:
-                assert not batch.weights[0, rows[bare]].any()
-                assert (batch.weights[0, rows[~bare & (degree > 0)]].sum(axis=1) > 0.5).all()
+                assert not batch.weights[0, rows[isolated]].any()
+                assert (batch.weights[0, rows[~isolated & (degree > 0)]].sum(axis=1) > 0.5).all()
             begin = builder.budgets.rows[layer]
-            shares += bare.tolist()
-        assert info.stripped == np.mean(shares[-sum(info.used) :])
+            shares += isolated.tolist()
+        assert info.edge_dropout_share == np.mean(shares[-sum(info.used) :])
     assert 0.4 < np.mean(shares) < 0.6
 
 
@@ -568,7 +568,7 @@ def test_strip_share_none_and_all(share):
     batch, info = run.builder().make(0)
     assert batch.weights.any() == (share == 0.0)
     assert batch.features[0, :, 1].any() == (share == 0.0)
-    assert (info.stripped == 0.0) == (share == 0.0)
+    assert (info.edge_dropout_share == 0.0) == (share == 0.0)
 
 
 @pytest.mark.parametrize("in_batch", [True, False])
@@ -717,14 +717,14 @@ def test_input_vectors(degree_feature, edgeless_feature, node_type, width, dtype
     )
     scale = feature_scale(features, 0.0)
     nodes = np.array([0, 5, 41, 5, 39], np.int32)
-    hidden = np.array([-1, 42, -1, -1, 43], np.int32)
-    bare = np.array([False, False, False, True, False])
-    out = inputs.gather(nodes, 7, hidden=hidden, edgeless=bare)
+    masked = np.array([-1, 42, -1, -1, 43], np.int32)
+    isolated = np.array([False, False, False, True, False])
+    out = inputs.gather(nodes, 7, masked_collection=masked, isolated=isolated)
     assert out.shape == (7, inputs.dim) and out.dtype == np.float32
     assert not out[5:].any()
     for row, node in enumerate(nodes):
         expected = list(features[node] * scale) if node < graph.num_items else [0.0] * width
-        seen = 0 if bare[row] else len(graph.neighbors(node)) - (hidden[row] >= 0)
+        seen = 0 if isolated[row] else len(graph.neighbors(node)) - (masked[row] >= 0)
         if degree_feature:
             expected.append(degree_value(seen))
         if edgeless_feature:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from small_worlds import make_run, nasty_graph, random_params, unit_features
 
-from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
@@ -27,7 +26,7 @@ CASES = {
 }
 
 
-def world(structure=True, features=True, **settings):
+def world(spectral=True, features=True, **settings):
     """A run whose inputs have every kind of column, over the nasty graph."""
     graph = nasty_graph()
     made = unit_features(40) if features else np.zeros((40, 0), np.float32)
@@ -41,26 +40,21 @@ def world(structure=True, features=True, **settings):
         edgeless_feature=run.model.edgeless_feature,
         node_type=run.sampling.neighborhood == "all",
         whiten=0.5,
-        structure=Structure(graph, bases) if structure else None,
+        spectral=Structure(graph, bases) if spectral else None,
     )
     return dataclasses.replace(run, inputs=inputs)
 
 
-def with_table(builder: MinibatchBuilder) -> MinibatchBuilder:
-    builder._table_on_device = True
-    return builder
-
-
-@pytest.mark.parametrize("structure,features", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("spectral,features", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("case", CASES)
-def test_rows_have_the_bits_of_the_hosts_gather(case, structure, features):
-    run = world(structure, features, **CASES[case])
+def test_rows_have_the_bits_of_the_hosts_gather(case, spectral, features):
+    run = world(spectral, features, **CASES[case])
     host = run.builder()
-    device = with_table(run.builder(budgets=host.budgets))
+    device = run.builder(budgets=host.budgets, table=True)
     table = device.table()
     assert table.nbytes == run.inputs.table_bytes
     read = jax.jit(read_inputs)
-    stripped = hidden = 0
+    dropout = masked = 0
     for step in range(6):
         whole, info = host.make(step)
         parts, _ = device.make(step)
@@ -69,20 +63,18 @@ def test_rows_have_the_bits_of_the_hosts_gather(case, structure, features):
         np.testing.assert_array_equal(
             rows[real].view(np.int32), whole.features[0][real].view(np.int32)
         )
-        for name in set(whole._fields) - {"features", "places", "placed"}:
+        for name in set(whole._fields) - {"features", "spectral_features", "has_spectral"}:
             np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
-        stripped += info.stripped
-        if structure:
-            plain = table[np.maximum(whole.node_ids[0], 0)][real]
-            hidden += np.any(plain != rows[real])
-    assert stripped > 0
-    assert hidden or not structure
+        dropout += info.edge_dropout_share
+        if spectral:
+            unmasked = table[np.maximum(whole.node_ids[0], 0)][real]
+            masked += np.any(unmasked != rows[real])
+    assert dropout > 0
+    assert masked or not spectral
 
 
 def trained(run, devices, table, steps=4):
-    builder = run.builder(devices)
-    if table:
-        builder = with_table(builder)
+    builder = run.builder(devices, table=table)
     model = PinSage(run.model, builder.budgets.rows)
     params = random_params(run.model, run.inputs.dim)
     optimizer = make_optimizer(run.train, 4.0)

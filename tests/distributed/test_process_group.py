@@ -353,7 +353,7 @@ def test_both_processes_name_the_file_with_the_whole_non_finite_batch(tmp_path):
 
 def test_any_process_can_dump_the_batch_of_all_processes(tmp_path):
     run = make_run(train={"hard_start": "full"})
-    whole, local = run.builder(4), run.builder(4, own=range(2, 3))
+    whole, local = run.builder(4), run.builder(4, local=range(2, 3))
     assert local.make(5)[0].query_ids.shape == (1, 2)
     batch, _ = whole.make(5)
     dumped = files.read_json(keep_batch(tmp_path, local, 6, {"epoch": 1}))

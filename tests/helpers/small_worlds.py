@@ -11,8 +11,9 @@ import dataclasses
 import jax
 import numpy as np
 
-from pinsage_jax.batching.blocks import Minibatch
+from pinsage_jax.batching.blocks import BatchSpec, Minibatch
 from pinsage_jax.batching.builder import MinibatchBuilder
+from pinsage_jax.batching.graph_view import GraphView
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.sampling import SamplingConfig
@@ -105,22 +106,26 @@ class Run:
         """Factor that the stored features are scaled by (item 0 has the feature 1)."""
         return float(self.inputs.gather(np.zeros(1, np.int32))[0, 0])
 
-    def builder(self, devices: int = 1, budgets=None, pool=None, own=None) -> MinibatchBuilder:
+    def builder(
+        self, devices: int = 1, budgets=None, pool=None, local=None, table: bool = False
+    ) -> MinibatchBuilder:
         if pool is None:
             pool = np.arange(self.graph.num_items, dtype=np.int32)
         return MinibatchBuilder(
-            self.lists,
-            self.inputs,
+            GraphView(self.lists, self.inputs),
             self.pairs,
-            self.train,
-            self.model,
-            seed=self.seed,
-            num_devices=devices,
-            hard_in_epoch=lambda epoch: hard_negatives_in(epoch, self.train),
-            hard_slots=hard_slots(self.train, self.pairs.per_epoch),
+            BatchSpec(
+                self.train,
+                self.model.num_layers,
+                self.seed,
+                hard_in_epoch=lambda epoch: hard_negatives_in(epoch, self.train),
+                hard_slots=hard_slots(self.train, self.pairs.per_epoch),
+                num_devices=devices,
+                local_devices=local,
+                table_on_device=table,
+            ),
             negative_pool=pool,
             budgets=budgets,
-            own_devices=own,
         )
 
 
