@@ -10,9 +10,9 @@ from __future__ import annotations
 import concurrent.futures
 
 import numpy as np
-from numba import njit
 
 from benchmarks import machine
+from pinsage_jax.cpu.kernel_cache import njit
 from pinsage_jax.cpu.prefetch import prefetch
 
 

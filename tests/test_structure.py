@@ -53,6 +53,7 @@ UPWARD: frozenset[tuple[str, str]] = frozenset({
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # Host code: it runs in threads beside the device and is tested without it.
 WITHOUT_JAX = (
+    "cpu.kernel_cache",
     "cpu.prefetch",
     "cli",
     "config",
@@ -202,6 +203,17 @@ def kernel_complaints(name: str, tree: ast.Module) -> list[str]:
     return complaints
 
 
+def compiler_complaints(name: str, tree: ast.Module) -> list[str]:
+    """Numba's own decorators, whose cache does not notice a change of another file."""
+    if name == "cpu.kernel_cache":
+        return []
+    decorators = {f"numba.{word}" for word in ("njit", "jit", "cfunc", "vectorize", "guvectorize")}
+    spelled = imports(tree) | {
+        ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+    }
+    return [f"{name} uses {word}" for word in sorted(spelled & decorators)]
+
+
 def test_the_package_was_found():
     assert {"", "config.settings", "graph", "graph.csr", "sampling.kernels", "main"} <= set(MODULES)
     assert len(MODULES) > 25
@@ -231,6 +243,7 @@ def test_source_rules(name):
     assert flag_complaints(name, tree) == []
     assert pickle_complaints(name, tree) == []
     assert kernel_complaints(name, tree) == []
+    assert compiler_complaints(name, tree) == []
     assert ast.get_docstring(tree), f"{name or 'the package'} has no docstring"
 
 
@@ -288,6 +301,20 @@ def test_every_mode_is_a_stage():
 def test_the_kernel_rule_finds_bad_examples(source):
     assert kernel_complaints("x", ast.parse(source))
     assert not kernel_complaints("x", ast.parse("@njit(nogil=True)\ndef f(): pass"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from numba import njit",
+        "from numba import carray, cfunc",
+        "import numba\n@numba.njit(nogil=True)\ndef f(): pass",
+    ],
+)
+def test_the_compiler_rule_bites(source):
+    assert compiler_complaints("x", ast.parse(source))
+    assert not compiler_complaints("cpu.kernel_cache", ast.parse(source))
+    assert not compiler_complaints("x", ast.parse("import numba\nnumba.config.DISABLE_JIT"))
 
 
 @pytest.mark.parametrize(

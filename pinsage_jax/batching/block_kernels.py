@@ -12,7 +12,8 @@ D input features.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from pinsage_jax.cpu.kernel_cache import njit
 
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)

@@ -9,17 +9,16 @@ of this package are in pooling_kernels.py.
 A call asks XLA's thread pool for help: whoever is free takes the next part, the caller
 first, and nobody waits for help that has not come.  What a part writes does not depend on
 who writes it.
-
-Compiled code is cached, so nothing here calls a kernel of another file.
 """
 
 from __future__ import annotations
 
 import llvmlite.binding
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, types
 
 from pinsage_jax.cpu import intrinsics
+from pinsage_jax.cpu.kernel_cache import cfunc, njit
 
 # Places of 64-bit words in XLA's structures.
 _FRAME_WORDS, _EXTENSION, _API, _CONTEXT = 15, 1, 2, 3
@@ -141,7 +140,7 @@ def handlers(tasks: dict[str, int]) -> dict[str, int]:
       Addresses to call, by name.
     """
 
-    @cfunc(_HANDLER, cache=True)
+    @cfunc(_HANDLER)
     def worker_entry(address):
         job = carray(address, _OPERANDS, np.int64)
         _run_chunks(job)
@@ -153,7 +152,7 @@ def handlers(tasks: dict[str, int]) -> dict[str, int]:
     llvmlite.binding.add_symbol(intrinsics.TABLE_SYMBOL, _tables[-1].ctypes.data)
 
     def handler(work: int) -> int:
-        @cfunc(_HANDLER, cache=True)
+        @cfunc(_HANDLER)
         def answer(address):
             _answer(carray(address, _FRAME_WORDS, np.int64), work)
             return intrinsics.pointer(0)

@@ -1,7 +1,6 @@
 """What Numba lacks for C functions that XLA calls: pointers, atomic words, calls by address.
 
-Used by xla_handlers.py and pooling_kernels.py, and inlined there.  Compiled kernels are cached
-on disk by their own file, so a change here takes effect once that cache goes.
+Used by ffi_handlers.py and pooling_kernels.py, and inlined there.
 """
 
 from __future__ import annotations

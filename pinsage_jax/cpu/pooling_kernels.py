@@ -7,16 +7,16 @@ round first (who names this node?), so that every output row is written once, in
 Whole-catalog inference calls the same kernels from the host.
 
 `works` has what a call of XLA does, cut into parts; xla_handlers.py calls it.
-Everything that calls another kernel is in this file, as compiled code is cached.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, types
 
 from pinsage_jax.cpu.ffi_handlers import OPERAND_WORDS
 from pinsage_jax.cpu.intrinsics import pointer
+from pinsage_jax.cpu.kernel_cache import cfunc, njit
 from pinsage_jax.cpu.prefetch import LINE_BYTES, copy_line, nontemporal_copy, prefetch
 from pinsage_jax.cpu.tiles import TILE_COLUMNS, TILE_ROWS, add_tile
 
@@ -298,7 +298,7 @@ def tasks() -> dict[str, int]:
     name, as it has them, and then come the results.
     """
 
-    @cfunc(_WORK, cache=True)
+    @cfunc(_WORK)
     def read(operands, part, parts):
         out = _matrix(operands, 3, np.float32)
         begin, end = _share(out.shape[0], part, parts)
@@ -306,7 +306,7 @@ def tasks() -> dict[str, int]:
         read_rows(table, rows, begin, out[begin:end])
         return 0
 
-    @cfunc(_WORK, cache=True)
+    @cfunc(_WORK)
     def weighted(operands, part, parts):
         out = _matrix(operands, 5, np.float32)
         begin, end = _share(out.shape[0], part, parts)
@@ -315,14 +315,14 @@ def tasks() -> dict[str, int]:
         weighted_rows(projected, bias, lists[0], lists[1], begin, out[begin:end])
         return 0
 
-    @cfunc(_WORK, cache=True)
+    @cfunc(_WORK)
     def transpose(operands, part, parts):
         lists = _matrix(operands, 1, np.int32), _matrix(operands, 2, np.float32)
         starts, rows = _vector(operands, 3, np.int32), _vector(operands, 4, np.int32)
         transpose_neighbor_lists(lists[0], lists[1], starts, rows, _vector(operands, 5, np.float32))
         return 0
 
-    @cfunc(_WORK, cache=True)
+    @cfunc(_WORK)
     def returned(operands, part, parts):
         out = _matrix(operands, 7, np.float32)
         begin, end = _share(out.shape[0], part, parts)
@@ -330,7 +330,7 @@ def tasks() -> dict[str, int]:
         weighted_sum_vjp(projected, bias, cotangents, lists, begin, out[begin:end])
         return 0
 
-    @cfunc(_WORK, cache=True)
+    @cfunc(_WORK)
     def products(operands, part, parts):
         projected, bias, cotangents, lists = _of_returned(operands)
         begin, end = _share(projected.shape[0], part, parts)

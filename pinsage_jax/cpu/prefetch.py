@@ -5,8 +5,7 @@ only so many reads at a time that go to its first-level cache (24 lines on a Zen
 which are 7 GB/s from memory); requests for the second-level cache are kept in longer
 queues (24 GB/s).  So kernels ask for what they will read a few hundred lines later.
 
-Only speed depends on it: nothing is read, and any address is allowed.  Compiled kernels
-are cached on disk by their own file, so a change here takes effect once that cache goes.
+Only speed depends on it: nothing is read, and any address is allowed.
 """
 
 from __future__ import annotations

@@ -3,9 +3,6 @@
 The derivative towards a projection's weights is a product of two tall matrices, rows of
 inputs and rows that come back.  The rows that come back need not be written to memory
 when the product takes them a block at a time; the block's product is made here.
-
-Compiled kernels are cached on disk by their own file, so a change here takes effect once
-that cache goes.
 """
 
 from __future__ import annotations

@@ -11,10 +11,11 @@ more transposition leaves the items of every collection ascending.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from pinsage_jax.cpu.kernel_cache import njit
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def count_keys(keys, counts):
     """Adds to counts[k] the number of times k occurs; returns the first bad position or -1.
 
@@ -29,7 +30,7 @@ def count_keys(keys, counts):
     return -1
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def first_bad_weight(weights):
     """Position of the first weight that is not finite and above 0, or -1; weights float32 [E]."""
     for edge in range(weights.shape[0]):
@@ -39,7 +40,7 @@ def first_bad_weight(weights):
     return -1
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def scatter_edges(keys, values, weights, times, cursor, out_values, out_weights, out_times):
     """Moves edge lists into rows by key, keeping input order inside a row.
 
@@ -57,7 +58,7 @@ def scatter_edges(keys, values, weights, times, cursor, out_values, out_weights,
             out_times[position] = times[edge]
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def transpose_rows(indptr, ids, weights, times, cursor, out_ids, out_weights, out_times):
     """Transposes rows: the source rows come out ascending in every target row.
 
@@ -76,7 +77,7 @@ def transpose_rows(indptr, ids, weights, times, cursor, out_ids, out_weights, ou
                 out_times[position] = times[edge]
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def merge_duplicates(indptr, ids, weights, times):
     """Merges equal neighbors of sorted rows in place and returns the edges left.
 
@@ -111,7 +112,7 @@ def merge_duplicates(indptr, ids, weights, times):
     return written
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def count_kept(indptr, indices, dropped, out_indptr):
     """Fills out_indptr int64 [N+1] for the graph without edges at dropped bool [N] nodes."""
     out_indptr[0] = 0
@@ -124,7 +125,7 @@ def count_kept(indptr, indices, dropped, out_indptr):
         out_indptr[row + 1] = out_indptr[row] + kept
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def copy_kept(indptr, indices, weights, dropped, out_indices, out_weights):
     """Copies the edges that count_kept counted, in order; weights float32 [2E or 0]."""
     written = 0

@@ -8,7 +8,7 @@ making messages, by cpu/pooling_kernels.py.
 
 from __future__ import annotations
 
-from numba import njit
+from pinsage_jax.cpu.kernel_cache import njit
 
 
 @njit(nogil=True, cache=True)

@@ -9,10 +9,11 @@ Serial and nogil; callers give each thread rows of its own.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from pinsage_jax.cpu.kernel_cache import njit
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def sharpen(block, power):
     """Replaces float32 [R, C] by max(0, value) ** power, in place."""
     whole = int(power)
@@ -37,7 +38,7 @@ def sharpen(block, power):
             line[column] = result
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def fold(
     block, first, indptr, rows, weights, scales, seen_indptr, seen, begin, end, scores, ids, total
 ):

@@ -15,7 +15,8 @@ of k is never among the k best.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from pinsage_jax.cpu.kernel_cache import njit
 
 # Scores compared before any is looked at alone, in two steps.
 _CHUNK, _PART = 64, 16

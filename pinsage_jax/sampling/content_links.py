@@ -19,10 +19,10 @@ import dataclasses
 import functools
 
 import numpy as np
-from numba import njit
 from threadpoolctl import threadpool_limits
 
 from pinsage_jax.core.progress import Progress
+from pinsage_jax.cpu.kernel_cache import njit
 from pinsage_jax.sampling.link_spaces import space_of
 from pinsage_jax.sampling.neighborhoods import run_blocks
 

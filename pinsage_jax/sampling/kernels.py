@@ -12,15 +12,14 @@ in a batch, and a reference can recompute any single draw.
 All walks of several seeds move one hop at a time, each hop in two passes (where to
 read, then read), each of which asks for what the next one reads (cpu/prefetch.py).
 
-Compiled code is cached on disk, which is sound only while every kernel calls none
-outside this file; compiling takes about ten seconds a process otherwise.
+Compiling takes about ten seconds, so compiled code is kept on disk (cpu/kernel_cache.py).
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from pinsage_jax.cpu.kernel_cache import njit
 from pinsage_jax.cpu.prefetch import prefetch
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)

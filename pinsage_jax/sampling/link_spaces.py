@@ -16,8 +16,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numba import njit
 from scipy import sparse
+
+from pinsage_jax.cpu.kernel_cache import njit
 
 
 class Space(Protocol):

@@ -1,19 +1,18 @@
 """Numba kernels that draw numbered pairs and hard negatives.
 
 Every draw is keyed by the pair's number, so a pair is the same in whatever batch or
-order it is asked for.  Nothing here is cached on disk: the random numbers live in
-another file, and a cache does not notice when that file changes.
+order it is asked for.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from pinsage_jax.cpu.kernel_cache import njit
 from pinsage_jax.sampling.kernels import GOLDEN, U1, U32, bounded, draw, mix, stream
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def permuted(key, index, size):
     """Place of `index` in a random permutation of [0, size), in constant memory.
 
@@ -36,7 +35,7 @@ def permuted(key, index, size):
             return np.int64(value)
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def collection_pairs(
     indptr, indices, num_items, edge_item_rows, seed, first, queries, targets, via
 ):
@@ -77,7 +76,7 @@ def collection_pairs(
         targets[row] = indices[other]
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def unranked(nodes, ranked, table, found, rows):
     """Lists each node that `ranked` does not hold yet, once.
 
@@ -108,7 +107,7 @@ def unranked(nodes, ranked, table, found, rows):
     return count
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def draw_from_band(rankings, rows, low, high, targets, seed, first, drawn):
     """Draws from ranks [low, high) of each query's ranking; -1 where nothing is to be had.
 
@@ -142,7 +141,7 @@ def draw_from_band(rankings, rows, low, high, targets, seed, first, drawn):
                     drawn[row, column] = item
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def listed_pairs(pairs, seed, first, queries, targets):
     """Pairs of a given list, each once an epoch in a permuted order.
 
@@ -159,7 +158,7 @@ def listed_pairs(pairs, seed, first, queries, targets):
         targets[row] = pairs[place, 1]
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def weighted_collection_pairs(
     indptr, indices, num_items, cumulative, seed, first, queries, targets, via
 ):

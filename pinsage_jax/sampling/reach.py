@@ -10,8 +10,8 @@ distance in either graph bounds it.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from pinsage_jax.cpu.kernel_cache import njit
 from pinsage_jax.graph.csr import Graph
 
 

@@ -24,12 +24,12 @@ import pathlib
 
 import numpy as np
 from absl import logging
-from numba import njit
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.cpu.kernel_cache import njit
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling.neighborhoods import run_blocks
 

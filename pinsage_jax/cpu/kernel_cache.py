@@ -1,0 +1,125 @@
+"""Numba's decorators with an on-disk cache that notices changes in every source file.
+
+Numba keeps compiled code beside a function's file, or in the folder that NUMBA_CACHE_DIR
+names, and drops it when that file changes.  The code also holds what the function calls
+and reads from other files: functions, intrinsics, constants.  Here the names of the cache's
+files end with a digest of the function's file and of all files of the same package that it
+imports, directly or not.  A change of any of them names other files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import inspect
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numba
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
+
+# The package's folder.
+_ROOT = pathlib.Path(__file__).parents[1]
+_DIGEST_LETTERS = 16
+# Imports of the package's modules: `from MODULE import NAMES` or `import MODULE`.  A parser of
+# Python would need twenty times as long, in every process.
+_MODULE = rf"({_ROOT.name}(?:\.\w+)*)"
+_IMPORT = re.compile(
+    rf"^[ \t]*(?:from {_MODULE} import (\([^)]*\)|.*)|import {_MODULE})".encode(), re.MULTILINE
+)
+
+
+class _Files(CompileResultCacheImpl):
+    """Numba's choice of a folder, and its names of files with the digest added."""
+
+    def get_filename_base(self, fullname: str, abiflags: str) -> str:
+        return f"{super().get_filename_base(fullname, abiflags)}-{self.digest}"
+
+    def __init__(self, function: Callable):
+        self.digest = source_digest(inspect.getfile(function))
+        super().__init__(function)
+
+
+class _Cache(FunctionCache):
+    _impl_class = _Files
+
+
+def njit(*, nogil: Literal[True], cache: Literal[True]) -> Callable[[Callable], Any]:
+    """numba.njit(nogil=True) with the cache that this module describes.
+
+    Where neither the package's folder nor the user's can be written to, every process
+    compiles anew.
+    """
+
+    def decorate(function: Callable) -> Any:
+        compiled = numba.njit(nogil=True)(function)
+        # With NUMBA_DISABLE_JIT it is the function itself.
+        if compiled is not function:
+            _enable(compiled, function)
+        return compiled
+
+    return decorate
+
+
+def cfunc(signature: Any) -> Callable[[Callable], Any]:
+    """numba.cfunc with the same cache: a C function, whose address is its `address`."""
+
+    def decorate(function: Callable) -> Any:
+        compiled = CFunc(function, normalize_signature(signature), locals={}, options={})
+        _enable(compiled, function)
+        compiled.compile()
+        return compiled
+
+    return decorate
+
+
+def _enable(compiled: Any, function: Callable) -> None:
+    # No file to read (a zip archive, a notebook), or no folder that Numba can write to.
+    with contextlib.suppress(OSError, RuntimeError):
+        compiled._cache = _Cache(function)
+
+
+@functools.cache
+def source_digest(path: str) -> str:
+    """Digest of a source file and of the files of this package that it imports.
+
+    Args:
+      path: of a file, inside the package or outside.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    files: dict[str, bytes] = {}
+    waiting = [path]
+    while waiting:
+        if (current := waiting.pop()) not in files:
+            files[current], imported = _read(current)
+            waiting += imported
+    digest = hashlib.sha256(files.pop(path))
+    for name in sorted(files):
+        digest.update(os.path.relpath(name, _ROOT).encode() + files[name])
+    return digest.hexdigest()[:_DIGEST_LETTERS]
+
+
+@functools.cache
+def _read(path: str) -> tuple[bytes, list[str]]:
+    """The digest of one file, and the paths of the package's files that it imports."""
+    source = pathlib.Path(path).read_bytes()
+    return hashlib.sha256(source).digest(), list(_imported_files(source))
+
+
+def _imported_files(source: bytes) -> Iterator[str]:
+    for module, names, plain in _IMPORT.findall(source):
+        # What is imported from a module may be a name in it or a module of its own.
+        inner = [module + b"." + name for name in re.findall(rb"\w+", names)]
+        for name in (plain or module, *inner):
+            # Found without importing it, which would run its code.
+            stem = _ROOT.parent.joinpath(*name.decode().split("."))
+            files = (stem.with_suffix(".py"), stem / "__init__.py")
+            yield from (str(file) for file in files if file.is_file())
