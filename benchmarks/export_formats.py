@@ -16,8 +16,8 @@ import pathlib
 import numpy as np
 
 from pinsage_jax.export.codec import ExportForm, principal_directions
-from pinsage_jax.export.quality import NEIGHBORS, recall_of, spread_rows
 from pinsage_jax.export.reader import open_export
+from pinsage_jax.retrieval.export_quality import NEIGHBORS, recall_of, spread_rows
 from pinsage_jax.retrieval.topk import top_k
 
 TYPES = ("float32", "float16", "int8")

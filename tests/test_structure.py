@@ -39,17 +39,6 @@ ORDER = (
     ("main",),
     ("__main__",),
 )
-# Imports that still point up the list: the carvings end them.
-UPWARD: frozenset[tuple[str, str]] = frozenset({
-    # begin
-    ("data.split_tables", "graph.csr"),
-    ("export.quality", "retrieval.topk"),
-    ("inference.new_item_model", "export.codec"),
-    ("retrieval.index_table", "evaluation.tables"),
-    ("retrieval.neighbors", "evaluation.tables"),
-    ("retrieval.topk", "evaluation.metrics"),
-    # end
-})  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # Host code: it runs in threads beside the device and is tested without it.
 WITHOUT_JAX = (
@@ -79,6 +68,8 @@ WITHOUT_JAX = (
     "batching.frontier",
     "batching.prefetch",
     "evaluation.metrics",
+    "retrieval.ranks",
+    "core.text_table",
 )
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 UNPICKLING = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
@@ -130,8 +121,7 @@ def direction_complaints(name: str, tree: ast.Module, modules: dict[str, ast.Mod
     return [
         f"{name} imports {other}"
         for other in sorted(own_imports(tree, modules))
-        if (name, other) not in UPWARD
-        and (other.split(".")[0] not in RANK or RANK[other.split(".")[0]] > RANK[here])
+        if other.split(".")[0] not in RANK or RANK[other.split(".")[0]] > RANK[here]
     ]
 
 

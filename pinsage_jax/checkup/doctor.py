@@ -21,7 +21,7 @@ from pinsage_jax.checkup.findings import PROBLEM, WARNING, Finding, Findings
 from pinsage_jax.checkup.inputs import read_inputs
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
-from pinsage_jax.evaluation.tables import aligned
+from pinsage_jax.core.text_table import aligned
 
 DOCTOR_FILE = "doctor.json"
 _WIDTH = 100

@@ -33,6 +33,7 @@ from pinsage_jax.evaluation import metrics
 from pinsage_jax.evaluation.ablation_table import ablation_tables
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
+from pinsage_jax.retrieval.ranks import TIE_RULE
 from pinsage_jax.retrieval.topk import target_ranks
 from pinsage_jax.sampling.pairs import pairs_per_epoch
 from pinsage_jax.training.compatibility import RESUMABLE_OVERRIDES
@@ -256,7 +257,7 @@ def ablate(
         "pairs_from": pairs.source,
         "pairs": len(pairs.pairs),
         "catalog": prepared.graph.num_items,
-        "tie_rule": metrics.TIE_RULE,
+        "tie_rule": TIE_RULE,
         "interval": f"95%, {config.evaluate.bootstrap} bootstrap resamples of queries",
         "seed": config.seed,
         "notes": _notes(pairs),

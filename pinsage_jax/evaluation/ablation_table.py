@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from pinsage_jax.evaluation.tables import aligned
+from pinsage_jax.core.text_table import aligned
 
 _WIDTH = 100
 _GAPS = ("hit@10", "hit@100")

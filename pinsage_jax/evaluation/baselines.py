@@ -15,8 +15,8 @@ import numpy as np
 
 from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.evaluation.metrics import ranks_from_scores
 from pinsage_jax.graph.csr import Graph
+from pinsage_jax.retrieval.ranks import ranks_from_scores
 from pinsage_jax.sampling.neighborhoods import visit_scores
 
 # Scores held at once: 128 MiB of float32.

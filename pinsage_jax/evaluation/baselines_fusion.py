@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from pinsage_jax.evaluation.baselines import Baseline, query_blocks
-from pinsage_jax.evaluation.metrics import keyed_generator, ranks_from_scores
+from pinsage_jax.evaluation.metrics import keyed_generator
+from pinsage_jax.retrieval.ranks import ranks_from_scores
 
 # Weights of content beside item-kNN; the first is the default.
 WEIGHTS = (0.5, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -66,7 +67,7 @@ class RankFusion:
 
 
 def row_ranks(scores: np.ndarray) -> np.ndarray:
-    """Rank of every column in its row under metrics.TIE_RULE, float32 [Q, N]."""
+    """Rank of every column in its row under TIE_RULE, float32 [Q, N]."""
     ranks = np.empty(scores.shape, np.float32)
     places = np.arange(scores.shape[1])
     for row, line in enumerate(scores):

@@ -26,6 +26,7 @@ from pinsage_jax.evaluation.baselines import rank_pairs
 from pinsage_jax.evaluation.tables import evaluation_tables
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
+from pinsage_jax.retrieval.ranks import TIE_RULE
 from pinsage_jax.retrieval.topk import target_ranks
 
 EVAL_FILE = "eval.json"
@@ -111,7 +112,7 @@ def evaluate(
         },
         "catalog": graph.num_items,
         "sampled_candidates": False,
-        "tie_rule": metrics.TIE_RULE,
+        "tie_rule": TIE_RULE,
         "score": "inner product of embeddings",
         "interval": f"95%, {config.evaluate.bootstrap} bootstrap resamples of queries",
         "seed": config.seed,

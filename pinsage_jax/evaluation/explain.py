@@ -22,10 +22,10 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.text_table import aligned
 from pinsage_jax.evaluation.baselines import Content
-from pinsage_jax.evaluation.metrics import ranks_from_scores
-from pinsage_jax.evaluation.tables import aligned
 from pinsage_jax.retrieval.neighbors import described, rows_of
+from pinsage_jax.retrieval.ranks import ranks_from_scores
 from pinsage_jax.retrieval.topk import target_ranks
 from pinsage_jax.sampling.neighborhoods import visit_scores
 

@@ -34,57 +34,8 @@ METRICS = (
     "scaled_mrr",
 )
 
-TIE_RULE = (
-    "rank = 1 + candidates with a strictly greater score + half, rounded up, of the other "
-    "candidates with an equal score; the query itself is never a candidate"
-)
-
 # Resampled queries held at once: bounds the memory of the bootstrap.
 _DRAWS_AT_ONCE = 1 << 22
-
-
-def tie_rank(greater: np.ndarray, equal: np.ndarray) -> np.ndarray:
-    """Rank under TIE_RULE, int64, shape of the arguments.
-
-    Args:
-      greater: candidates with a strictly greater score than the target.
-      equal: other candidates with the target's score.
-    """
-    return 1 + np.asarray(greater, np.int64) + (np.asarray(equal, np.int64) + 1) // 2
-
-
-def ranks_from_scores(
-    scores: np.ndarray, rows: np.ndarray, query_ids: np.ndarray, target_ids: np.ndarray
-) -> np.ndarray:
-    """Ranks of targets in rows of scores over the whole catalog.
-
-    Args:
-      scores: float [Q, N], finite or -inf; row r scores every item.
-      rows: int [P], the row of `scores` that belongs to each pair.
-      query_ids: int [P], the query's own item, left out of the ranking; -1: none.
-      target_ids: int [P], other than the query.
-
-    Returns:
-      int64 [P], from 1.
-
-    Raises:
-      ValueError: a score is NaN, or a pair's target is its query.
-    """
-    if np.isnan(scores).any():
-        raise ValueError("a score is NaN")
-    if np.any(query_ids == target_ids):
-        raise ValueError("a target is its own query")
-    greater = np.empty(len(rows), np.int64)
-    equal = np.empty(len(rows), np.int64)
-    for pair, (row, query, target) in enumerate(zip(rows, query_ids, target_ids)):
-        line = scores[row]
-        wanted = line[target]
-        greater[pair] = np.count_nonzero(line > wanted)
-        equal[pair] = np.count_nonzero(line == wanted) - 1
-        if query >= 0:
-            greater[pair] -= line[query] > wanted
-            equal[pair] -= line[query] == wanted
-    return tie_rank(greater, equal)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pinsage_jax.core.text_table import aligned
 from pinsage_jax.evaluation.baseline_choice import NAMES
-from pinsage_jax.evaluation.metrics import NDCG_DEPTH, TIE_RULE
+from pinsage_jax.evaluation.metrics import NDCG_DEPTH
+from pinsage_jax.retrieval.ranks import TIE_RULE
 
 _WITH_INTERVAL = ("hit@10", "hit@100")
 _PLAIN = ("hit@500", "recall@100", f"ndcg@{NDCG_DEPTH}", "mrr", "scaled_mrr")
@@ -36,17 +38,6 @@ def evaluation_tables(result: dict[str, Any]) -> str:
             lines += ["", *_metric_table(f"kind {kind}", "by_kind", kind, methods)]
     lines += ["", *_degree_table(methods)]
     return "\n".join(lines)
-
-
-def aligned(rows: list[list[str]]) -> list[str]:
-    """Rows of cells as lines: the first column to the left, the others to the right."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def _metric_table(title: str, group: str, name: str, methods: dict[str, Any]) -> list[str]:

@@ -1,1 +1,1 @@
-"""Embeddings on disk: their writer, number formats, reader and measured quality."""
+"""Embeddings on disk: their writer, number formats and reader."""

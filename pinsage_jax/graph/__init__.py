@@ -1,1 +1,1 @@
-"""Graph: tables, ids, features, the bipartite CSR graph and its splits; imports no JAX."""
+"""Graph: the bipartite graph in CSR form, its pruning and what is withheld of it; no JAX."""

@@ -18,7 +18,6 @@ from pinsage_jax.catalog.additions import Additions, additions_of
 from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.data.tables import Table
-from pinsage_jax.export.codec import ExportForm
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.new_items import Catalog, NewItemEncoder
 
@@ -52,13 +51,11 @@ class NewItemModel:
 
     Attributes:
       transform: of the catalog's features.
-      form: how vectors are exported.
     """
 
     catalog: Catalog
     transform: FeatureTransform
     trained: Trained
-    form: ExportForm
 
     def read(self, items: Table, edges: Table | None) -> Additions:
         """What two tables hold; UserError for whatever is wrong with them."""
@@ -66,7 +63,7 @@ class NewItemModel:
         return additions_of(known.prepared, self.transform, known.config.data, items, edges)
 
     def embed(self, additions: Additions) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [n, Z], not yet in the form of the export, and bool [n]: no edge."""
+        """Vectors float32 [n, Z], not encoded for an export, and bool [n]: without edges."""
         encoder = NewItemEncoder(self.catalog, additions)
         vectors = encoder.embed(self.trained.params)
         vectors[encoder.edgeless, -1] += np.float32(self.trained.offset)

@@ -26,8 +26,7 @@ from pinsage_jax.config.recommend import RecommendConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.evaluation.tables import aligned
-from pinsage_jax.export.quality import shared_share, spread_rows
+from pinsage_jax.core.text_table import aligned
 from pinsage_jax.recommend import metrics, multi_interest
 from pinsage_jax.recommend.ann import best_among
 from pinsage_jax.recommend.choice import Choice, Validation, choose, needs_validation
@@ -45,6 +44,7 @@ from pinsage_jax.recommend.scores import (
 )
 from pinsage_jax.recommend.walks import HistoryWalk
 from pinsage_jax.retrieval.ann import AnnSearch
+from pinsage_jax.retrieval.export_quality import shared_share, spread_rows
 from pinsage_jax.retrieval.filters import Filters
 from pinsage_jax.retrieval.neighbors import close_ids
 

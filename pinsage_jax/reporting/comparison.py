@@ -25,6 +25,7 @@ from pinsage_jax.evaluation import metrics
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.reporting.comparison_text import comparison_text
 from pinsage_jax.reporting.sources import Source, read_source
+from pinsage_jax.retrieval.ranks import TIE_RULE
 from pinsage_jax.retrieval.topk import target_ranks, top_k
 
 COMPARE_FILE = "compare.json"
@@ -153,7 +154,7 @@ def compare_metrics(first: Run, second: Run, resamples: int, seed: int) -> dict[
         "of": offered,
         "same_pairs": len(ours) == max(offered),
         "same_catalog": same_items,
-        "tie_rule": metrics.TIE_RULE,
+        "tie_rule": TIE_RULE,
         "interval": f"95%, {resamples} bootstrap resamples of queries",
         "kinds": {},
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pinsage_jax.evaluation.tables import aligned
+from pinsage_jax.core.text_table import aligned
 
 _SHOWN = ("hit@10", "hit@100", "ndcg@10", "mrr")
 _GIB = 2**30

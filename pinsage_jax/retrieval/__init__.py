@@ -1,1 +1,1 @@
-"""Retrieval: exact top-k, metrics, baselines, evaluation and related items."""
+"""Retrieval: exact and approximate nearest neighbors, ranks, and related items."""

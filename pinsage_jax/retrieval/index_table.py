@@ -23,11 +23,11 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import raise_if_stopped
-from pinsage_jax.evaluation.tables import aligned
+from pinsage_jax.core.text_table import aligned
 from pinsage_jax.export import writer
-from pinsage_jax.export.quality import NEIGHBORS, shared_share, spread_rows
 from pinsage_jax.retrieval import ann
 from pinsage_jax.retrieval.ann import AnnSearch, Setting
+from pinsage_jax.retrieval.export_quality import NEIGHBORS, shared_share, spread_rows
 from pinsage_jax.retrieval.topk import top_k
 
 FOLDER, TABLE = "index", "index.json"

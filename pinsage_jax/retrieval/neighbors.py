@@ -21,8 +21,8 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress
+from pinsage_jax.core.text_table import aligned
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.evaluation.tables import aligned
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.filters import Filters
 from pinsage_jax.retrieval.topk import top_k

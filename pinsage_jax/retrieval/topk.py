@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.evaluation.metrics import tie_rank
 from pinsage_jax.retrieval import kernels
+from pinsage_jax.retrieval.ranks import tie_rank
 from pinsage_jax.sampling.neighborhoods import run_blocks
 
 # Few queries against many rows: the cost of top_k beside the product falls with the
@@ -268,7 +268,7 @@ def target_ranks(
     query_block: int = _RANK_QUERIES,
     catalog_block: int | None = None,
 ) -> np.ndarray:
-    """Exact rank of each pair's target in the whole catalog, by metrics.TIE_RULE.
+    """Exact rank of each pair's target in the whole catalog, by ranks.TIE_RULE.
 
     The target's score comes out of the very program, on the very block, that its
     rivals are scored with, so that equal vectors have equal scores.  That costs one

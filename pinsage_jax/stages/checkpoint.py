@@ -91,8 +91,8 @@ def as_exported(config: Config, trained: Trained) -> tuple[Trained, ExportForm]:
     return trained, form
 
 
-def open_new_items(config: Config, prepared: Prepared) -> NewItemModel:
-    """What embeds new items with the checkpoint that --checkpoint names.
+def open_new_items(config: Config, prepared: Prepared) -> tuple[NewItemModel, ExportForm]:
+    """The checkpoint that --checkpoint names, for new items, and the form of their vectors.
 
     Raises:
       UserError: there is none.
@@ -103,7 +103,7 @@ def open_new_items(config: Config, prepared: Prepared) -> NewItemModel:
     trained = restored(config, prepared, catalog.inputs.dim, catalog.num_nodes)
     trained, form = as_exported(config, trained)
     transform = FeatureTransform.load(workdir / "prepared" / "features")
-    return NewItemModel(catalog, transform, trained, form)
+    return NewItemModel(catalog, transform, trained), form
 
 
 def exported_source(config: Config, num_items: int) -> Source:

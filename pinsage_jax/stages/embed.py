@@ -18,13 +18,13 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.export import writer
-from pinsage_jax.export.quality import choose_form
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference import tables as layer_tables
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.new_item_model import Trained
 from pinsage_jax.inference.tables import KeptTables, Tables
+from pinsage_jax.retrieval.export_quality import choose_form
 from pinsage_jax.spark.embed import embed_on_spark
 from pinsage_jax.stages.checkpoint import (
     about_run,
@@ -140,7 +140,7 @@ def _embed_new(config: Config) -> dict[str, Any]:
         config.new.new_items,
         config.new.new_edges,
     )
-    model = open_new_items(config, prepared)
+    model, form = open_new_items(config, prepared)
     vectors, edgeless = model.embed(additions)
     manifest = writer.write_embeddings(
         workdir,
@@ -153,7 +153,7 @@ def _embed_new(config: Config) -> dict[str, Any]:
             "without_edges": int(edgeless.sum()),
         },
         folder_name=writer.NEW_FOLDER,
-        form=model.form,
+        form=form,
     )
     logging.info(
         "embedded %d new items, %d of them without edges, into %s",

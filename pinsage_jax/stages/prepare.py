@@ -7,8 +7,8 @@ from typing import Any
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.catalog.prepare import prepare as prepare_tables
 from pinsage_jax.config.settings import Config
-from pinsage_jax.data import split_tables
 from pinsage_jax.distributed import process_group
+from pinsage_jax.graph import split_tables
 from pinsage_jax.spark.graph_tables import write_graph_tables
 
 

@@ -28,7 +28,7 @@ def serve(config: Config) -> None:
     source = exported_source(config, prepared.graph.num_items)
     new_items = open_new_items(source.config, prepared) if source.trained else None
     if new_items is not None:
-        new_items.warm_up()
+        new_items[0].warm_up()
     service = Service(source, prepared, vectors, index, new_items)
     # Requests run beside each other; products of several threads each would be in their way.
     with threadpool_limits(1, "blas"):

@@ -23,11 +23,11 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import open_table
 from pinsage_jax.export import writer
-from pinsage_jax.export.quality import recall_of
 from pinsage_jax.inference.current_catalog import CurrentCatalog, fill_tables
 from pinsage_jax.inference.new_item_model import Trained
 from pinsage_jax.inference.tables import KeptTables
 from pinsage_jax.inference.updating import Update
+from pinsage_jax.retrieval.export_quality import recall_of
 from pinsage_jax.stages.checkpoint import (
     about_run,
     as_exported,

@@ -15,6 +15,7 @@ from pinsage_jax.evaluation import metrics
 from pinsage_jax.evaluation.evaluate import evaluate, read_evaluation
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
+from pinsage_jax.retrieval.ranks import TIE_RULE
 from pinsage_jax.stages.pipeline import pipeline
 
 
@@ -118,7 +119,7 @@ def test_eval_json_holds_what_a_skeptic_asks_for(world, tmp_path, capsys):
     assert written["pairs_from"] == "eval_pairs"
     assert written["pairs"] == len(pairs) and written["queries"] == len(np.unique(pairs[:, 0]))
     assert written["catalog"] == 40 and written["sampled_candidates"] is False
-    assert written["tie_rule"] == metrics.TIE_RULE
+    assert written["tie_rule"] == TIE_RULE
     assert written["dropped"] == {
         "unknown_query": 2, "unknown_target": 1, "self_pairs": 0, "repeated_pairs": 4,
     }  # fmt: skip

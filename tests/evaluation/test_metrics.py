@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pinsage_jax.evaluation import metrics
+from pinsage_jax.retrieval.ranks import ranks_from_scores, tie_rank
 
 
 def slow_rank(scores, query, target):
@@ -85,7 +86,7 @@ def test_ranks_from_one_only():
 
 @pytest.mark.parametrize("equal,rank", [(0, 5), (1, 6), (2, 6), (3, 7), (4, 7)])
 def test_tie_rule_rounds_half_up(equal, rank):
-    assert metrics.tie_rank(np.array([4]), np.array([equal])).tolist() == [rank]
+    assert tie_rank(np.array([4]), np.array([equal])).tolist() == [rank]
 
 
 def test_ranks_equal_the_slow_reference_with_many_ties(small_rng):
@@ -95,16 +96,14 @@ def test_ranks_equal_the_slow_reference_with_many_ties(small_rng):
     query = rows + 2
     target = np.concatenate([np.delete(np.arange(17), row + 2) for row in range(6)])
     wanted = [slow_rank(scores[r], q, t) for r, q, t in zip(rows, query, target)]
-    assert metrics.ranks_from_scores(scores, rows, query, target).tolist() == wanted
-    outside = metrics.ranks_from_scores(scores, rows, np.full(96, -1), target)
+    assert ranks_from_scores(scores, rows, query, target).tolist() == wanted
+    outside = ranks_from_scores(scores, rows, np.full(96, -1), target)
     wanted = [slow_rank(scores[r], -1, t) for r, t in zip(rows, target)]
     assert outside.tolist() == wanted
 
 
 def test_scores_that_know_nothing_put_the_target_in_the_middle():
-    ranks = metrics.ranks_from_scores(
-        np.zeros((1, 101)), np.array([0]), np.array([0]), np.array([50])
-    )
+    ranks = ranks_from_scores(np.zeros((1, 101)), np.array([0]), np.array([0]), np.array([50]))
     # 99 other candidates tie: 1 + ceil(99 / 2).
     assert ranks.tolist() == [51]
 
@@ -112,10 +111,10 @@ def test_scores_that_know_nothing_put_the_target_in_the_middle():
 def test_nan_and_a_target_that_is_its_query_are_refused():
     scores = np.zeros((1, 3), np.float32)
     with pytest.raises(ValueError, match="own query"):
-        metrics.ranks_from_scores(scores, np.array([0]), np.array([1]), np.array([1]))
+        ranks_from_scores(scores, np.array([0]), np.array([1]), np.array([1]))
     scores[0, 2] = np.nan
     with pytest.raises(ValueError, match="NaN"):
-        metrics.ranks_from_scores(scores, np.array([0]), np.array([0]), np.array([1]))
+        ranks_from_scores(scores, np.array([0]), np.array([0]), np.array([1]))
 
 
 def slow_bootstrap(table, resamples, generator):

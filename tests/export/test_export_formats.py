@@ -14,11 +14,11 @@ from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.export import quality
 from pinsage_jax.export.codec import ExportForm, StoredVectors, principal_directions
-from pinsage_jax.export.quality import choose_form, recall_of
 from pinsage_jax.export.reader import load_embeddings, open_export
 from pinsage_jax.export.writer import write_embeddings
+from pinsage_jax.retrieval import export_quality
+from pinsage_jax.retrieval.export_quality import choose_form, recall_of
 
 WIDTH = 8
 
@@ -169,7 +169,7 @@ def overlap(found, expected):
 
 def test_the_loss_is_the_measured_one(small_rng):
     vectors = like_embeddings(small_rng, 300)
-    rows = quality.spread_rows(300)
+    rows = export_quality.spread_rows(300)
     for form in (
         ExportForm("int8", False),
         ExportForm("float16", True, principal_directions(vectors, 3, True)),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.evaluation.metrics import ranks_from_scores
 from pinsage_jax.retrieval import kernels, topk
+from pinsage_jax.retrieval.ranks import ranks_from_scores
 
 
 def naive_top_k(queries, catalog, k, own=None):

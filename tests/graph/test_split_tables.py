@@ -13,8 +13,9 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.config.tools import SplitToolConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.data import leaks, split_tables
+from pinsage_jax.data import leaks
 from pinsage_jax.data.ids import IdTable
+from pinsage_jax.graph import split_tables
 
 
 def edge_rows(seed=0, rows=400, items=60, collections=25):
