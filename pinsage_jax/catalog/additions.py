@@ -21,7 +21,7 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import columns as column_values
-from pinsage_jax.data.columns import Where, shown_id
+from pinsage_jax.data.columns import Where, format_id
 from pinsage_jax.data.features import FeatureTransform, choose_columns
 from pinsage_jax.data.ids import IdTable, UniqueIds
 from pinsage_jax.data.tables import Batch, Table, iter_batches, open_table
@@ -162,7 +162,7 @@ def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) 
     for column in transform.columns:
         if column not in table.columns:
             raise UserError(
-                f"{table.named} has no column '{column}', which the catalog's "
+                f"{table.label} has no column '{column}', which the catalog's "
                 f"features were made from; its columns are: {', '.join(table.columns)}."
             )
     chosen = choose_columns(table, data)
@@ -172,7 +172,7 @@ def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) 
             "without it; leave it out, or run --mode=prepare and --mode=train with it."
         )
     if unused := [column for column in chosen.all() if column not in transform.columns]:
-        logging.info("%s: not among the catalog's features: %s", table.named, ", ".join(unused))
+        logging.info("%s: not among the catalog's features: %s", table.label, ", ".join(unused))
     batches: list[Batch] = []
     values = [np.empty((0, transform.width), np.float32)]
     words = [np.empty((0, 2 * transform.link_words), np.int32)]
@@ -194,7 +194,7 @@ def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) 
         again[np.unique(distinct.lookup(ids), return_index=True)[1]] = False
         row = int(np.argmax(again))
         raise UserError(
-            f"Item {shown_id(ids[row].as_py())} is in {table.named} more than once, again in "
+            f"Item {format_id(ids[row].as_py())} is in {table.label} more than once, again in "
             f"{where(batches, row)}; keep one row per item."
         )
     return ItemRows(distinct, np.concatenate(values), np.concatenate(words), batches)
@@ -207,7 +207,7 @@ def _read_items(
     rows = read_item_rows(table, data, transform)
     if (row := first(known.lookup(rows.ids.ids) >= 0)) is not None:
         raise UserError(
-            f"Item {shown_id(rows.ids.ids[row].as_py())} in {where(rows.batches, row)} is in the "
+            f"Item {format_id(rows.ids.ids[row].as_py())} in {where(rows.batches, row)} is in the "
             "catalog already; leave it out of the new items."
         )
     return rows
@@ -242,7 +242,7 @@ def read_edge_rows(table: Table, data: DataConfig, weighted: bool) -> EdgeRows:
     if weighted:
         if not data.weight_column:
             raise UserError(
-                f"The catalog's edges have weights; name the column of {table.named} that holds "
+                f"The catalog's edges have weights; name the column of {table.label} that holds "
                 "them with --weight_column."
             )
         table.require(data.weight_column, "weight_column")
@@ -274,7 +274,7 @@ def _read_edges(table: Table, data: DataConfig, item_ids: IdTable, prepared: Pre
         known = prepared.item_ids.lookup(rows.items[row : row + 1])[0] >= 0
         why = "is in the catalog already" if known else "is not among the new items"
         raise UserError(
-            f"Item {shown_id(rows.items[row].as_py())} in {where(rows.batches, row)} {why}; "
+            f"Item {format_id(rows.items[row].as_py())} in {where(rows.batches, row)} {why}; "
             "new edges may only be those of new items."
         )
     collections, fresh = collection_rows(rows.collections, prepared.collection_ids)
@@ -306,6 +306,6 @@ def _item_where(batch: Batch, name: str, start: int) -> Where:
     ids = batch.column(name)
 
     def named(index: int) -> str:
-        return f"{batch.where(start + index)} (item {shown_id(ids[start + index].as_py())})"
+        return f"{batch.where(start + index)} (item {format_id(ids[start + index].as_py())})"
 
     return named

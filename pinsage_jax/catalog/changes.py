@@ -34,7 +34,7 @@ from pinsage_jax.config.embed import UpdateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import columns as column_values
-from pinsage_jax.data.columns import shown_id
+from pinsage_jax.data.columns import format_id
 from pinsage_jax.data.features import FEATURES_FILE, WORDS_FILE, FeatureTransform
 from pinsage_jax.data.ids import IdTable, save_column
 from pinsage_jax.data.tables import Table, iter_batches, open_table
@@ -232,7 +232,7 @@ class _Pairs:
         """The edge of a row, for messages."""
         item, collection = self.rows.items[row].as_py(), self.rows.collections[row].as_py()
         return (
-            f"The edge of item {shown_id(item)} and collection {shown_id(collection)} in "
+            f"The edge of item {format_id(item)} and collection {format_id(collection)} in "
             f"{where(self.rows.batches, row)}"
         )
 
@@ -247,8 +247,8 @@ def _read_pairs(
     items = item_ids.lookup(rows.items)
     if (row := first(items < 0)) is not None:
         raise UserError(
-            f"Item {shown_id(rows.items[row].as_py())} in {where(rows.batches, row)} is neither in "
-            "the catalog nor in --changed_items."
+            f"Item {format_id(rows.items[row].as_py())} in {where(rows.batches, row)} is neither "
+            "in the catalog nor in --changed_items."
         )
     collections, fresh = collection_rows(rows.collections, before.collection_ids)
     return _Pairs(np.stack([items, collections], axis=1), rows.weights, fresh, rows)

@@ -175,7 +175,7 @@ def _write(
         features.choose_columns(items, data)
     ids = edges_table.collect_ids(edges, items, data, title_column)
     codes_folder, graph_folder = folder / "codes", folder / "graph"
-    codes = edges_table.write_codes(edges, ids, data, codes_folder)
+    codes = edges_table.write_edge_indices(edges, ids, data, codes_folder)
     graph_folder.mkdir()
     graph, times = csr.build(
         codes.items, codes.collections, len(ids.items), len(ids.collections),
@@ -217,7 +217,7 @@ def _write(
                 files.write_array(folder / "train_pairs.npy", train_pairs)
             else:
                 pairs, kinds = found.pairs, found.kinds
-    leaks.refuse_shared_pairs(train_pairs, pairs, ids.items)
+    leaks.check_disjoint_pairs(train_pairs, pairs, ids.items)
     leak_checks = ["pairs"]
     if "eval_pairs" in inputs:
         leak_checks += leaks.check_against_split(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.data.columns import shown_id
+from pinsage_jax.data.columns import format_id
 
 PROBLEM, WARNING = "problem", "warning"
 # Examples that a sentence names.
@@ -67,7 +67,7 @@ class _Caught:
 
 def examples(names: list[str]) -> str:
     """Up to EXAMPLES ids for a sentence: " (such as 'a', 'b')"; empty for none."""
-    shown = ", ".join(shown_id(name) for name in names[:EXAMPLES])
+    shown = ", ".join(format_id(name) for name in names[:EXAMPLES])
     return f" (such as {shown})" if shown else ""
 
 

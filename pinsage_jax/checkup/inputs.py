@@ -132,7 +132,7 @@ def _graph(inputs: Inputs, workdir: pathlib.Path) -> Graph:
     ids = inputs.ids
     assert ids is not None
     with files.reported_os_errors(workdir), tempfile.TemporaryDirectory(dir=workdir) as folder:
-        codes = edges_table.write_codes(
+        codes = edges_table.write_edge_indices(
             inputs.tables["edges"], ids, inputs.data, pathlib.Path(folder)
         )
         graph, _ = csr.build(
@@ -173,7 +173,9 @@ def unknown_ids(table: Table, columns: list[str], ids: Ids) -> list[str]:
     for name in columns:
         table.require(name)
     found: dict[str, None] = {}
-    for group in edges_table.grouped(tables.iter_batches(table, columns, ids=columns), 1 << 20):
+    for group in edges_table.group_batches(
+        tables.iter_batches(table, columns, ids=columns), 1 << 20
+    ):
         for name in columns:
             column = pa.chunked_array([batch.column(name) for batch in group])
             missing = pa.array(ids.items.lookup(column) < 0)

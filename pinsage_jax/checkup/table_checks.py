@@ -15,7 +15,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import columns as column_values
 from pinsage_jax.data import feature_blocks as blocks
 from pinsage_jax.data import features, leaks
-from pinsage_jax.data.columns import shown_id
+from pinsage_jax.data.columns import format_id
 from pinsage_jax.data.tables import Table, iter_batches
 
 _FEW, _MANY, _HALF, _NEARLY_ALL = 0.01, 0.1, 0.5, 0.95
@@ -46,7 +46,7 @@ def _spelling(alike: list[tuple[str, str]], others: str) -> str:
         return ""
     one, other = alike[0]
     return (
-        f" {len(alike):,} of them differ in spelling only: {shown_id(one)} is {shown_id(other)} "
+        f" {len(alike):,} of them differ in spelling only: {format_id(one)} is {format_id(other)} "
         f"in {others}."
     )
 
@@ -203,7 +203,7 @@ def check_leaks(inputs: Inputs, findings: Findings) -> dict[str, Any]:
     train, held = inputs.pairs.get("train_pairs"), inputs.pairs.get("eval_pairs")
     if train is not None and held is not None:
         with findings.caught("leaks"):
-            leaks.refuse_shared_pairs(train.pairs, held.pairs, ids.items)
+            leaks.check_disjoint_pairs(train.pairs, held.pairs, ids.items)
     if held is None:
         return counts
     with findings.caught("leaks"):
@@ -218,7 +218,7 @@ def check_leaks(inputs: Inputs, findings: Findings) -> dict[str, Any]:
     together, looked_at, example = together_already(held, inputs)
     counts["warm_eval_pairs_together_in_edges"] = together / max(looked_at, 1)
     if together > _NEARLY_ALL * looked_at:
-        query, target = (shown_id(name.as_py()) for name in ids.items.names(np.array(example)))
+        query, target = (format_id(name.as_py()) for name in ids.items.names(np.array(example)))
         findings.warn(
             "leaks",
             f"{share(together, looked_at)} pairs of --eval_pairs whose two items have edges are in "

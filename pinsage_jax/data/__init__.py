@@ -1,1 +1,1 @@
-"""Input tables: reading, checking, ids, and features made from columns."""
+"""Input tables: reading and checking them, ids, pairs, and features from columns."""

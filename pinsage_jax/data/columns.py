@@ -1,8 +1,8 @@
-"""Columns of input tables as ids, numbers, vectors and times.
+"""Converts columns of input tables to ids, numbers, vectors, text and times.
 
-Each function takes one Arrow column of one batch, typed (Parquet) or as text
-(CSV), and says in one sentence which row is wrong: `where(index)` is
-`tables.Batch.where`.
+Each function takes an Arrow column of one batch, typed (from Parquet) or as text (from
+CSV), the column's name, and `where`, which is `tables.Batch.where`: it names a row in
+the message of a UserError.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pinsage_jax.core.errors import UserError
 
 Where = Callable[[int], str]
 
-# Spellings of a missing number in a text column; 'nan' is not one: it is refused.
+# Spellings of a missing number in a text column.  'nan' is none of them: it is an error.
 MISSING_NUMBERS = ("", "NA", "N/A", "#N/A", "n/a", "null", "NULL", "Null", "None")
-_SHOWN = 40
+_MAX_ID_LENGTH = 40
 
 
-def shown_id(value: str) -> str:
-    """An id or cell for a message: quoted, on one line and not too long."""
-    return repr(value if len(value) <= _SHOWN else value[:_SHOWN] + "...")
+def format_id(value: str) -> str:
+    """Formats an id or cell for a message: quoted, escaped and at most 40 characters."""
+    return repr(value if len(value) <= _MAX_ID_LENGTH else value[:_MAX_ID_LENGTH] + "...")
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -49,16 +49,15 @@ def is_vector(kind: pa.DataType) -> bool:
 
 
 def ids(column: pa.Array, name: str, where: Where) -> pa.LargeStringArray:
-    """Ids as text, without nulls or empty strings.
+    """Ids as text without nulls or empty strings.
 
     Raises:
-      UserError: a null or empty id, text that is not UTF-8, or a column that holds
-        neither text nor integers.
+      UserError: an id is null or empty or not UTF-8, or the column holds neither text nor
+        integers.
     """
     kind = column.type
-    bytes_like = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    known = is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind) or bytes_like
-    if not known:
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind) or binary):
         raise UserError(
             f"Column '{name}' holds {kind} values ({where(0)}); ids must be text or integers."
         )
@@ -73,8 +72,12 @@ def ids(column: pa.Array, name: str, where: Where) -> pa.LargeStringArray:
     return column
 
 
-def whole_ids(column: pa.Array, name: str, where: Where) -> pa.Int64Array:
-    """Ids of an integer column as int64, without nulls, else UserError with the row."""
+def integer_ids(column: pa.Array, name: str, where: Where) -> pa.Int64Array:
+    """Ids of an integer column as int64.
+
+    Raises:
+      UserError: an id is null.
+    """
     if column.null_count:
         row = pc.index(column.is_null(), True).as_py()
         raise UserError(f"Column '{name}' is empty in {where(row)}; every row needs an id.")
@@ -82,10 +85,10 @@ def whole_ids(column: pa.Array, name: str, where: Where) -> pa.Int64Array:
 
 
 def numbers(column: pa.Array, name: str, where: Where) -> pa.DoubleArray:
-    """Numbers as float64; missing values are null, NaN and infinity are kept.
+    """Numbers as float64; missing values become null, NaN and infinity are kept.
 
     Raises:
-      UserError: a text value that is not a number.
+      UserError: a text value is not a number, or the column holds neither numbers nor text.
     """
     kind = column.type
     if pa.types.is_boolean(kind):
@@ -104,16 +107,20 @@ def numbers(column: pa.Array, name: str, where: Where) -> pa.DoubleArray:
 
 
 def weights(column: pa.Array, name: str, where: Where) -> np.ndarray:
-    """Edge weights float32 [rows], each finite and above 0, else UserError with the row."""
+    """Edge weights, float32 [rows].
+
+    Raises:
+      UserError: a weight is missing, not finite, or not above 0.
+    """
     values = numbers(column, name, where)
     if values.null_count:
         row = pc.index(values.is_null(), True).as_py()
         raise UserError(f"Column '{name}' is empty in {where(row)}; every edge needs a weight.")
     with np.errstate(over="ignore", under="ignore"):
         weights = values.to_numpy(zero_copy_only=False).astype(np.float32)
-    good = np.isfinite(weights) & (weights > 0)
-    if not good.all():
-        row = int(np.argmin(good))
+    valid = np.isfinite(weights) & (weights > 0)
+    if not valid.all():
+        row = int(np.argmin(valid))
         raise UserError(
             f"Column '{name}' is {values[row].as_py()} in {where(row)}; "
             "weights must be finite and above 0."
@@ -122,17 +129,18 @@ def weights(column: pa.Array, name: str, where: Where) -> np.ndarray:
 
 
 def vectors(column: pa.Array, name: str, where: Where) -> tuple[np.ndarray, np.ndarray, int]:
-    """Vectors as one float64 matrix.
+    """Vectors as a float64 matrix.
 
-    Typed lists, or text of numbers separated by spaces or commas, in brackets or
-    not.  A null or empty vector is missing.
+    The column holds lists of numbers, or text of numbers separated by spaces, commas or
+    semicolons with or without brackets.  A null or empty vector counts as missing.
 
     Returns:
-      (values [present, width], rows int64 [present], width); width 0 if none is present.
+      (values, rows, width): values float64 [present, width], the row of each int64
+      [present], and the vectors' length; width is 0 if all vectors are missing.
 
     Raises:
-      UserError: unequal lengths in the batch, a missing or unreadable number inside a
-        vector, or a column of another type.
+      UserError: vectors of the batch differ in length, a number inside a vector is missing
+        or unreadable, or the column has another type.
     """
     kind = column.type
     if is_text(kind):
@@ -167,7 +175,11 @@ def vectors(column: pa.Array, name: str, where: Where) -> tuple[np.ndarray, np.n
 
 
 def texts(column: pa.Array, name: str, where: Where) -> pa.LargeStringArray:
-    """Text with missing values as empty strings; numbers and booleans are spelled out."""
+    """Text, with missing values as empty strings; numbers and booleans become text.
+
+    Raises:
+      UserError: the column holds nested values or text that is not UTF-8.
+    """
     if pa.types.is_nested(column.type):
         raise UserError(f"Column '{name}' holds {column.type} values ({where(0)}), not text.")
     try:
@@ -179,16 +191,19 @@ def texts(column: pa.Array, name: str, where: Where) -> pa.LargeStringArray:
 
 
 def times(column: pa.Array, name: str, where: Where, kind: str | None) -> tuple[np.ndarray, str]:
-    """Times as int64 [rows], and their kind.
+    """Times as int64 [rows], and their kind, 'number' or 'timestamp'.
 
-    Numbers keep their unit and lose their fraction (kind 'number'); dates and
-    timestamps become microseconds since 1970 in UTC (kind 'timestamp').
+    Numbers keep their unit and are rounded down.  Dates and timestamps become
+    microseconds since 1970-01-01 in UTC.
 
     Args:
-      kind: the kind found in earlier batches, or None.
+      column: the column.
+      name: its name.
+      where: names a row in messages.
+      kind: the kind of earlier batches; None for the first batch.
 
     Raises:
-      UserError: a value that is missing or is neither.
+      UserError: a value is missing, or is neither a number nor a date.
     """
     if column.null_count:
         row = pc.index(column.is_null(), True).as_py()
@@ -204,34 +219,31 @@ def times(column: pa.Array, name: str, where: Where, kind: str | None) -> tuple[
         return column.cast(pa.int64()).to_numpy(), "number"
     if is_text(column.type):
         if kind is None:
-            kind = "number" if _casts(column.slice(0, 1), pa.float64()) else "timestamp"
+            kind = "number" if _can_cast(column.slice(0, 1), pa.float64()) else "timestamp"
         if kind == "timestamp":
             return _text_times(column, name, where), kind
-        if _casts(column, pa.int64()):
+        if _can_cast(column, pa.int64()):
             return column.cast(pa.int64()).to_numpy(), kind
         column = _cast(column, pa.float64(), name, where, "neither a number nor a date")
     if not is_number(column.type):
         raise UserError(f"Column '{name}' holds {column.type} values ({where(0)}), not times.")
     values = numbers(column, name, where).to_numpy(zero_copy_only=False)
-    good = np.abs(values) < 2.0**63
-    if not good.all():
-        row = int(np.argmin(good))
+    valid = np.abs(values) < 2.0**63
+    if not valid.all():
+        row = int(np.argmin(valid))
         raise UserError(f"Column '{name}' is {values[row]} in {where(row)}, which is not a time.")
     return np.floor(values).astype(np.int64), "number"
 
 
 def _text_times(column: pa.Array, name: str, where: Where) -> np.ndarray:
-    for stamp in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
-        if _casts(column, stamp):
+    zoned = pa.timestamp("us", "UTC")
+    for stamp in (pa.timestamp("us"), zoned):
+        if _can_cast(column, stamp):
             return column.cast(stamp).cast(pa.int64()).to_numpy()
-    zoned = (
-        pa.timestamp("us", "UTC") if _casts(column.slice(0, 1), pa.timestamp("us", "UTC")) else None
-    )
-    stamp = zoned or pa.timestamp("us")
-    found = _cast(
-        column, stamp, name, where, "neither a number nor a date like 2024-05-31 12:00:00"
-    )
-    return found.cast(pa.int64()).to_numpy()
+    # Some row cannot be parsed; the first row tells whether times have a zone.
+    stamp = zoned if _can_cast(column.slice(0, 1), zoned) else pa.timestamp("us")
+    problem = "neither a number nor a date like 2024-05-31 12:00:00"
+    return _cast(column, stamp, name, where, problem).cast(pa.int64()).to_numpy()
 
 
 def _without_missing(column: pa.Array) -> pa.LargeStringArray:
@@ -240,7 +252,7 @@ def _without_missing(column: pa.Array) -> pa.LargeStringArray:
     return pc.if_else(missing, pa.scalar(None, pa.large_string()), text)
 
 
-def _casts(column: pa.Array, kind: pa.DataType) -> bool:
+def _can_cast(column: pa.Array, kind: pa.DataType) -> bool:
     try:
         column.cast(kind)
     except pa.ArrowInvalid:
@@ -248,17 +260,20 @@ def _casts(column: pa.Array, kind: pa.DataType) -> bool:
     return True
 
 
-def _cast(column: pa.Array, kind: pa.DataType, name: str, where: Where, fault: str) -> pa.Array:
-    """Casts text, or names the first row that cannot be."""
+def _cast(column: pa.Array, kind: pa.DataType, name: str, where: Where, problem: str) -> pa.Array:
+    """Casts a text column; UserError names the first row that cannot be cast."""
     try:
         return column.cast(kind)
     except pa.ArrowInvalid:
+        # Arrow does not name the row, so a binary search finds it.
         low, high = 0, len(column)
         while high - low > 1:
             middle = (low + high) // 2
-            if _casts(column.slice(low, middle - low), kind):
+            if _can_cast(column.slice(low, middle - low), kind):
                 low = middle
             else:
                 high = middle
-        shown = shown_id(column[low].as_py())
-        raise UserError(f"Column '{name}' is {shown} in {where(low)}, which is {fault}.") from None
+        value = format_id(column[low].as_py())
+        raise UserError(
+            f"Column '{name}' is {value} in {where(low)}, which is {problem}."
+        ) from None

@@ -1,9 +1,9 @@
-"""The edge and item tables as ids and edge codes, in two streaming passes.
+"""Reads the edge and item tables into ids and edge indices, in two streaming passes.
 
-Pass 1 collects the distinct ids: items in the order of the item table, then those
-that only edges name; collections in order of first appearance.  Pass 2 turns each
-edge into two int32 codes in memory-mapped files, with its weight and time, from
-which `csr.build` makes the graph.
+Pass 1 collects the distinct ids: the items of the item table in its order, then the items
+that only the edge table has, and the collections in the order of their first appearance.
+Pass 2 writes the int32 indices of each edge's item and collection to memory-mapped files,
+with its weight and time; `csr.build` builds the graph from them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.data import columns as column_values
-from pinsage_jax.data.columns import shown_id
+from pinsage_jax.data.columns import format_id
 from pinsage_jax.data.ids import IdTable, UniqueIds
 from pinsage_jax.data.tables import Batch, Table, holds_integers, iter_batches
 
@@ -31,34 +31,58 @@ _GROUP_BYTES = 1 << 28
 
 @dataclasses.dataclass(frozen=True)
 class Ids:
-    """What pass 1 finds."""
+    """The result of pass 1.
+
+    Attributes:
+      items: ids of all items.
+      collections: ids of all collections.
+      item_rows: number of rows of the item table; row r is item r.
+      edge_rows: number of rows of the edge table.
+      titles: large_string [len(items)], null for an item without a title; None without a
+        title column.
+      integer_columns: id columns of the edge table that are integers in every table.
+    """
 
     items: IdTable
     collections: IdTable
-    item_rows: int  # rows of the item table; they are items [0, item_rows)
+    item_rows: int
     edge_rows: int
-    titles: pa.Array | None  # large_string [len(items)], null where there is none
-    whole: tuple[str, ...] = ()  # id columns that are integers in every table
+    titles: pa.Array | None
+    integer_columns: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class EdgeCodes:
-    """What pass 2 writes: one entry per row of the edge table, memory-mapped."""
+class EdgeIndices:
+    """The result of pass 2: memory-mapped arrays with one entry per row of the edge table.
 
-    items: np.ndarray  # int32 [rows]
-    collections: np.ndarray  # int32 [rows]
-    weights: np.ndarray | None  # float32 [rows]
-    times: np.ndarray | None  # int64 [rows]
-    time_kind: str | None  # number or timestamp
+    Attributes:
+      items: index of the edge's item, int32 [rows].
+      collections: index of the edge's collection, int32 [rows].
+      weights: float32 [rows]; None without a weight column.
+      times: int64 [rows], see `columns.times`; None without a time column.
+      time_kind: 'number' or 'timestamp'; None without a time column.
+    """
+
+    items: np.ndarray
+    collections: np.ndarray
+    weights: np.ndarray | None
+    times: np.ndarray | None
+    time_kind: str | None
 
 
 def collect_ids(
     edges: Table, items: Table | None, config: DataConfig, title_column: str | None
 ) -> Ids:
-    """Pass 1 over both tables.
+    """Pass 1: collects the ids of both tables.
+
+    Args:
+      edges: the edge table.
+      items: the item table, or None.
+      config: names of the columns.
+      title_column: column of `items` with the titles, or None.
 
     Raises:
-      UserError: a missing column, a null id, or an item id that is twice in --items.
+      UserError: a column is missing, an id is null, or --items holds an item id twice.
     """
     edges.require(config.item_column, "item_column")
     edges.require(config.collection_column, "collection_column")
@@ -70,15 +94,15 @@ def collect_ids(
     for flag in ("weight_column", "time_column"):
         if getattr(config, flag):
             edges.require(getattr(config, flag), flag)
-    whole = _whole_columns(edges, items, config)
-    item_kind = pa.int64() if config.item_column in whole else None
+    integer_columns = _integer_columns(edges, items, config)
+    item_kind = pa.int64() if config.item_column in integer_columns else None
     item_ids, item_rows, titles = UniqueIds(item_kind), 0, []
     if items is not None:
         id_column = config.item_id_column
-        wanted = [id_column] + ([title_column] if title_column else [])
-        as_numbers = [id_column] if item_kind else []
+        names = [id_column] + ([title_column] if title_column else [])
+        as_integers = [id_column] if item_kind else []
         with Progress(items.num_rows, "row", "reading item ids") as progress:
-            for batch in iter_batches(items, wanted, ids=[id_column], whole=as_numbers):
+            for batch in iter_batches(items, names, ids=[id_column], integer_ids=as_integers):
                 item_ids.add(batch.column(config.item_id_column))
                 if title_column:
                     column = batch.column(title_column)
@@ -87,46 +111,55 @@ def collect_ids(
                 progress.update(len(batch))
         known = item_ids.finish("items")
         if len(known) != item_rows:
-            _name_duplicate(items, config.item_id_column, known)
-    collection_kind = pa.int64() if config.collection_column in whole else None
+            _raise_duplicate(items, config.item_id_column, known)
+    collection_kind = pa.int64() if config.collection_column in integer_columns else None
     collection_ids, edge_rows = UniqueIds(collection_kind), 0
     names = [config.item_column, config.collection_column]
     with Progress(edges.num_rows, "row", "reading edge ids") as progress:
-        for batch in iter_batches(edges, names, ids=names, whole=whole):
+        for batch in iter_batches(edges, names, ids=names, integer_ids=integer_columns):
             item_ids.add(batch.column(config.item_column))
             collection_ids.add(batch.column(config.collection_column))
             edge_rows += len(batch)
             progress.update(len(batch))
-    found = item_ids.finish("items")
-    aligned = None
+    all_items = item_ids.finish("items")
+    aligned_titles = None
     if title_column:
-        absent = pa.nulls(len(found) - item_rows, pa.large_string())
-        aligned = pa.concat_arrays([*titles, absent])
+        untitled = pa.nulls(len(all_items) - item_rows, pa.large_string())
+        aligned_titles = pa.concat_arrays([*titles, untitled])
     collections = collection_ids.finish("collections")
-    return Ids(found, collections, item_rows, edge_rows, aligned, whole)
+    return Ids(all_items, collections, item_rows, edge_rows, aligned_titles, integer_columns)
 
 
-def write_codes(edges: Table, ids: Ids, config: DataConfig, folder: pathlib.Path) -> EdgeCodes:
-    """Pass 2: codes, weights and times of every edge row, as .npy files in `folder`.
+def write_edge_indices(
+    edges: Table, ids: Ids, config: DataConfig, folder: pathlib.Path
+) -> EdgeIndices:
+    """Pass 2: writes indices, weights and times of every edge row as .npy files.
+
+    Args:
+      edges: the edge table.
+      ids: the result of pass 1.
+      config: names of the columns.
+      folder: where the files are written; created if it does not exist.
 
     Raises:
-      UserError: a weight that is not finite and above 0, or a time that is none.
+      UserError: a weight is not finite and above 0, a time is missing or unreadable, or
+        the table has changed since pass 1.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
-    def mapped(name: str, dtype: type) -> np.ndarray:
+    def new_column(name: str, dtype: type) -> np.ndarray:
         return files.new_array(folder / f"{name}.npy", dtype, (ids.edge_rows,))
 
     names = [config.item_column, config.collection_column]
     extras = [name for name in (config.weight_column, config.time_column) if name]
-    items, collections = mapped("items", np.int32), mapped("collections", np.int32)
-    weights = mapped("weights", np.float32) if config.weight_column else None
-    times = mapped("times", np.int64) if config.time_column else None
+    items, collections = new_column("items", np.int32), new_column("collections", np.int32)
+    weights = new_column("weights", np.float32) if config.weight_column else None
+    times = new_column("times", np.int64) if config.time_column else None
     time_kind, start = None, 0
-    rows_at_once = 4 * max(len(ids.items), len(ids.collections))
+    group_rows = 4 * max(len(ids.items), len(ids.collections))
     with Progress(ids.edge_rows, "row", "reading edges") as progress:
-        batches = iter_batches(edges, [*names, *extras], ids=names, whole=ids.whole)
-        for group in grouped(batches, rows_at_once):
+        batches = iter_batches(edges, [*names, *extras], ids=names, integer_ids=ids.integer_columns)
+        for group in group_batches(batches, group_rows):
             end = start + sum(len(batch) for batch in group)
             items[start:end] = ids.items.lookup(_chunks(group, names[0]))
             collections[start:end] = ids.collections.lookup(_chunks(group, names[1]))
@@ -144,24 +177,24 @@ def write_codes(edges: Table, ids: Ids, config: DataConfig, folder: pathlib.Path
             progress.update(sum(len(batch) for batch in group))
     if start != ids.edge_rows or (start and min(items.min(), collections.min()) < 0):
         raise UserError(f"--{edges.flag}={edges.path} changed while it was read; run again.")
-    return EdgeCodes(items, collections, weights, times, time_kind)
+    return EdgeIndices(items, collections, weights, times, time_kind)
 
 
-def _whole_columns(edges: Table, items: Table | None, config: DataConfig) -> tuple[str, ...]:
-    """Id columns of --edges that are integers there and, for items, in --items too."""
-    whole = [name for name in (config.collection_column,) if holds_integers(edges, name)]
+def _integer_columns(edges: Table, items: Table | None, config: DataConfig) -> tuple[str, ...]:
+    """Id columns of --edges that hold integers there and, for items, also in --items."""
+    columns = [name for name in (config.collection_column,) if holds_integers(edges, name)]
     if items is not None:
         items.require(config.item_id_column, "item_id_column")
-    of_items = items is None or holds_integers(items, config.item_id_column)
-    if of_items and holds_integers(edges, config.item_column):
-        whole.append(config.item_column)
-    return tuple(whole)
+    integer_items = items is None or holds_integers(items, config.item_id_column)
+    if integer_items and holds_integers(edges, config.item_column):
+        columns.append(config.item_column)
+    return tuple(columns)
 
 
-def grouped(batches: Iterator[Batch], rows: int) -> Iterator[list[Batch]]:
-    """Batches in lists of about `rows` rows, because a look-up hashes all ids each time.
+def group_batches(batches: Iterator[Batch], rows: int) -> Iterator[list[Batch]]:
+    """Groups batches to lists of about `rows` rows, at most 16 million rows or 256 MiB.
 
-    A list is cut short at 16 million rows or 256 MiB.
+    Fewer, larger look-ups are faster because IdTable.lookup hashes all ids on each call.
     """
     group: list[Batch] = []
     count = size = 0
@@ -180,21 +213,21 @@ def _chunks(group: list[Batch], name: str) -> pa.ChunkedArray:
     return pa.chunked_array([batch.column(name) for batch in group])
 
 
-def _name_duplicate(items: Table, column: str, known: IdTable) -> None:
-    """Raises UserError for the first item id that an earlier row holds too."""
-    # Ids are in order of first appearance: until a duplicate, row r holds id r.
+def _raise_duplicate(items: Table, column: str, known: IdTable) -> None:
+    """Raises UserError for the first row whose item id an earlier row has."""
+    # Ids are in the order of first appearance, so row r holds id r up to the duplicate.
     row = 0
     for batch in iter_batches(items, [column], ids=[column]):
         ids = batch.column(column)
         expected = known.ids.slice(row, len(batch))
         equal = pc.equal(ids.slice(0, len(expected)), expected)
-        place = pc.index(equal, False).as_py()
-        if place < 0 and len(expected) < len(batch):
-            place = len(expected)
-        if place >= 0:
+        position = pc.index(equal, False).as_py()
+        if position < 0 and len(expected) < len(batch):
+            position = len(expected)
+        if position >= 0:
             raise UserError(
-                f"Item {shown_id(ids[place].as_py())} is in --{items.flag} more than once, "
-                f"again in {batch.where(place)}; keep one row per item."
+                f"Item {format_id(ids[position].as_py())} is in --{items.flag} more than once, "
+                f"again in {batch.where(position)}; keep one row per item."
             )
         row += len(batch)
     raise UserError(f"--{items.flag}={items.path} changed while it was read; run again.")

@@ -1,12 +1,14 @@
-"""Blocks of the feature matrix, one per kind of column: fitted once, then applied.
+"""Blocks of the feature matrix, one class per kind of column.
 
-  dense        vectors, each row scaled to unit length; missing -> zeros
-  numeric      standardized; missing -> 0, and a column that says so if any was missing
-  categorical  one-hot of the most frequent values, then one slot for all others
-  text         TF-IDF and SVD of the joined text columns, unit length; empty -> zeros
+  dense        vectors, each row scaled to unit length; a missing vector is zeros
+  numeric      standardized numbers; a missing number is 0, and a second column indicates
+               it if any was missing in the fitted table
+  categorical  one-hot encoding of the most frequent values, and a slot for all others
+  text         TF-IDF and SVD of the joined text columns, unit length; no text is zeros
 
-A fitter sees the table batch by batch (`add`), then `finish` gives the block.  A
-block turns a batch into float32 [rows, width] and its settings into JSON.
+A fitter (DenseFit, ...) reads the table batch by batch with `add`; `finish` returns the
+fitted block.  A block transforms a batch to float32 [rows, width].  In both, `column`
+returns a column of the batch by its name, and `where` names a row in messages.
 """
 
 from __future__ import annotations
@@ -36,10 +38,14 @@ class DenseBlock:
     kind = "dense"
 
     def transform(self, column: Column, rows: int, where: Where) -> np.ndarray:
-        """Unit rows float32 [rows, width]; UserError for another length or a non-number."""
+        """Rows of unit length, float32 [rows, width].
+
+        Raises:
+          UserError: a vector has another length or holds something else than finite numbers.
+        """
         out = np.zeros((rows, self.width), np.float32)
         values, present, width = _finite_vectors(column(self.column), self.column, where)
-        _same_width(self.column, width, self.width, present, where)
+        _check_width(self.column, width, self.width, present, where)
         if len(present):
             out[present] = unit_rows(values)
         return out
@@ -47,7 +53,7 @@ class DenseBlock:
 
 @dataclasses.dataclass(frozen=True)
 class NumericBlock:
-    """One column of numbers, and whether it is missing if `indicator`."""
+    """One column of numbers, with a column that marks missing ones if `indicator`."""
 
     column: str
     mean: float
@@ -61,7 +67,11 @@ class NumericBlock:
         return 2 if self.indicator else 1
 
     def transform(self, column: Column, rows: int, where: Where) -> np.ndarray:
-        """Standardized numbers float32 [rows, width]; UserError for NaN or infinity."""
+        """Standardized numbers, float32 [rows, width].
+
+        Raises:
+          UserError: a value is NaN, infinity or not a number.
+        """
         out = np.zeros((rows, self.width), np.float32)
         values, present = _finite_numbers(column(self.column), self.column, where)
         out[present, 0] = (values - self.mean) / self.deviation
@@ -72,7 +82,7 @@ class NumericBlock:
 
 @dataclasses.dataclass(frozen=True)
 class CategoricalBlock:
-    """One-hot of `values`; the last slot is for any other value."""
+    """One-hot encoding of `values`; the last slot stands for every other value."""
 
     column: str
     values: tuple[str, ...]
@@ -80,23 +90,23 @@ class CategoricalBlock:
 
     @property
     def width(self) -> int:
-        """One per value, and one for the rest."""
+        """Number of values plus 1."""
         return len(self.values) + 1
 
     def transform(self, column: Column, rows: int, where: Where) -> np.ndarray:
-        """One-hot rows float32 [rows, width]; a missing value is a zero row."""
+        """One-hot rows, float32 [rows, width]; the row of a missing value is zero."""
         out = np.zeros((rows, self.width), np.float32)
-        found = _categories(column(self.column), self.column, where)
+        values = _categories(column(self.column), self.column, where)
         known = pa.array(self.values, pa.large_string())
-        slots = pc.fill_null(pc.index_in(found, value_set=known), len(self.values))
-        present = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+        slots = pc.fill_null(pc.index_in(values, value_set=known), len(self.values))
+        present = np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False))
         out[present, slots.to_numpy(zero_copy_only=False)[present]] = 1.0
         return out
 
 
 @dataclasses.dataclass(frozen=True)
 class TextBlock:
-    """One or more text columns, joined."""
+    """One or more text columns, joined and transformed by TF-IDF and SVD."""
 
     columns: tuple[str, ...]
     fitted: text_vectors.TextTransform
@@ -104,15 +114,15 @@ class TextBlock:
 
     @property
     def width(self) -> int:
-        """Dimensions left by the SVD."""
+        """Number of dimensions after the SVD."""
         return self.fitted.width
 
     def transform(self, column: Column, rows: int, where: Where) -> np.ndarray:
-        """Unit rows float32 [rows, width]."""
+        """Rows of unit length, float32 [rows, width]."""
         return self.fitted.transform(joined_text(self.columns, column, where).to_pylist())
 
     def words(self, column: Column, where: Where, size: int) -> np.ndarray:
-        """Words int32 [rows, 2 * size]; see text.heaviest_words."""
+        """The `size` words of largest weight, int32 [rows, 2 * size]; see text.top_words."""
         return self.fitted.words(joined_text(self.columns, column, where).to_pylist(), size)
 
 
@@ -120,15 +130,19 @@ Block = DenseBlock | NumericBlock | CategoricalBlock | TextBlock
 
 
 class DenseFit:
-    """Finds the length of a column's vectors."""
+    """Determines the length of a column's vectors; `missing` counts rows without one."""
 
     def __init__(self, column: str):
         self._column, self._width, self.missing = column, 0, 0
 
     def add(self, column: Column, rows: int, where: Where) -> None:
-        """Checks one batch; UserError for unequal lengths, NaN or infinity."""
+        """Checks one batch.
+
+        Raises:
+          UserError: vectors differ in length, or one holds NaN or infinity.
+        """
         _, present, width = _finite_vectors(column(self._column), self._column, where)
-        _same_width(self._column, width, self._width or width, present, where)
+        _check_width(self._column, width, self._width or width, present, where)
         self._width = self._width or width
         self.missing += rows - len(present)
 
@@ -138,19 +152,23 @@ class DenseFit:
 
 
 class NumericFit:
-    """Mean and standard deviation of a column, merged batch by batch (Chan et al.)."""
+    """Mean and standard deviation of a column, updated batch by batch (Chan et al. 1979)."""
 
     def __init__(self, column: str):
         self._column, self.missing = column, 0
         self._count, self._mean, self._squares = 0, 0.0, 0.0
 
     def add(self, column: Column, rows: int, where: Where) -> None:
-        """Adds one batch; UserError for NaN, infinity or text that is no number."""
+        """Adds one batch.
+
+        Raises:
+          UserError: a value is NaN, infinity or not a number.
+        """
         values, present = _finite_numbers(column(self._column), self._column, where)
         self.missing += int(rows - present.sum())
         if len(values) == 0:
             return
-        # Numbers near the largest float64 overflow here; finish() says so.
+        # Numbers near the largest float64 overflow here; finish() raises an error then.
         with np.errstate(over="ignore", invalid="ignore"):
             count = self._count + len(values)
             mean = values.mean()
@@ -161,7 +179,11 @@ class NumericFit:
         self._count = count
 
     def finish(self) -> NumericBlock | None:
-        """The block, or None if no row has a number."""
+        """The block, or None if no row has a number.
+
+        Raises:
+          UserError: the standard deviation overflows.
+        """
         if self._count == 0:
             return None
         deviation = float(np.sqrt(self._squares / self._count))
@@ -169,7 +191,8 @@ class NumericFit:
             raise UserError(
                 f"Column '{self._column}' holds numbers too large to standardize; scale them down."
             )
-        # Equal numbers leave rounding noise as their deviation, which must not be blown up.
+        # For equal numbers the deviation is rounding noise, and dividing by it would amplify
+        # the noise.
         if deviation <= 1e-12 * max(abs(self._mean), 1e-300):
             deviation = 1.0
         return NumericBlock(self._column, float(self._mean), deviation, self.missing > 0)
@@ -184,9 +207,9 @@ class CategoricalFit:
 
     def add(self, column: Column, rows: int, where: Where) -> None:
         """Adds one batch."""
-        found = _categories(column(self._column), self._column, where)
-        self.missing += found.null_count
-        counted = pc.value_counts(found.drop_null())
+        values = _categories(column(self._column), self._column, where)
+        self.missing += values.null_count
+        counted = pc.value_counts(values.drop_null())
         self._counts.update(
             dict(
                 zip(
@@ -198,19 +221,19 @@ class CategoricalFit:
         )
 
     def finish(self) -> CategoricalBlock | None:
-        """The block (values by count, then by name), or None if no row has a value."""
+        """The block with the most frequent values (ties by name); None without any value."""
         ordered = sorted(self._counts.items(), key=lambda pair: (-pair[1], pair[0]))
         values = tuple(value for value, _ in ordered[: self._limit])
         return CategoricalBlock(self._column, values) if values else None
 
 
 class TextFit:
-    """Collects the text of the rows chosen for fitting."""
+    """Collects the text of a sample of the rows and fits the transform to it."""
 
     def __init__(self, columns: tuple[str, ...], chosen: np.ndarray, settings: dict[str, int]):
-        """Takes the columns, sorted row numbers int64 [*] and fit_text's settings."""
+        """Takes the columns, the sample's rows (sorted int64 [*]) and arguments of fit_text."""
         self._columns, self._chosen, self._settings = columns, chosen, settings
-        self._seen, self.missing = 0, 0
+        self._rows_seen, self.missing = 0, 0
         self._documents: list[str] = []
 
     def add(self, column: Column, rows: int, where: Where) -> None:
@@ -218,21 +241,21 @@ class TextFit:
         joined = joined_text(self._columns, column, where)
         empty = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(joined)), 0)
         self.missing += pc.sum(empty).as_py() or 0
-        low, high = np.searchsorted(self._chosen, [self._seen, self._seen + rows])
-        wanted = self._chosen[low:high] - self._seen
-        self._documents.extend(joined.take(pa.array(wanted)).to_pylist())
-        self._seen += rows
+        low, high = np.searchsorted(self._chosen, [self._rows_seen, self._rows_seen + rows])
+        sampled = self._chosen[low:high] - self._rows_seen
+        self._documents.extend(joined.take(pa.array(sampled)).to_pylist())
+        self._rows_seen += rows
 
     def finish(self) -> TextBlock | None:
-        """The block, or None if there are no words."""
+        """The block, or None if the sample has no words."""
         name = f"The text of {', '.join(self._columns)}"
         fitted = text_vectors.fit_text(self._documents, name=name, **self._settings)
         return TextBlock(self._columns, fitted) if fitted.width else None
 
 
 def unit_rows(values: np.ndarray) -> np.ndarray:
-    """Rows scaled to unit length, float32; zero rows stay zero; values float64 [n, width]."""
-    # Dividing by the largest number first keeps the squares from overflowing.
+    """Scales the rows of float64 [n, width] to unit length, as float32; zero rows stay zero."""
+    # Dividing by the largest absolute value first keeps the squares from overflowing.
     largest = np.abs(values).max(axis=1, keepdims=True, initial=0.0)
     scaled = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0)
     norms = np.linalg.norm(scaled, axis=1, keepdims=True)
@@ -251,16 +274,16 @@ def _categories(column: pa.Array, name: str, where: Where) -> pa.LargeStringArra
 
 
 def _finite_numbers(column: pa.Array, name: str, where: Where) -> tuple[np.ndarray, np.ndarray]:
-    """Present values float64 [present] and the mask bool [rows] of present rows."""
+    """The values that are present, float64 [present], and the mask bool [rows] of their rows."""
     values = column_values.numbers(column, name, where)
     present = values.is_valid().to_numpy(zero_copy_only=False)
     numbers = values.drop_null().to_numpy(zero_copy_only=False)
     finite = np.isfinite(numbers)
     if not finite.all():
-        place = int(np.argmin(finite))
-        row = int(np.flatnonzero(present)[place])
+        index = int(np.argmin(finite))
+        row = int(np.flatnonzero(present)[index])
         raise UserError(
-            f"Column '{name}' is {numbers[place]} in {where(row)}; "
+            f"Column '{name}' is {numbers[index]} in {where(row)}; "
             "features must be finite (leave a missing value empty)."
         )
     return numbers, present
@@ -272,17 +295,17 @@ def _finite_vectors(
     values, rows, width = column_values.vectors(column, name, where)
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
-        place = int(np.argmin(finite))
+        row = int(rows[np.argmin(finite)])
         raise UserError(
-            f"Column '{name}' holds NaN or infinity in {where(int(rows[place]))}; "
+            f"Column '{name}' holds NaN or infinity in {where(row)}; "
             "features must be finite (leave a missing vector empty)."
         )
     return values, rows, width
 
 
-def _same_width(name: str, found: int, wanted: int, rows: np.ndarray, where: Where) -> None:
-    if len(rows) and found != wanted:
+def _check_width(name: str, width: int, expected: int, rows: np.ndarray, where: Where) -> None:
+    if len(rows) and width != expected:
         raise UserError(
-            f"Column '{name}' holds {found} numbers in {where(int(rows[0]))} "
-            f"but {wanted} elsewhere; all vectors need one length."
+            f"Column '{name}' holds {width} numbers in {where(int(rows[0]))} "
+            f"but {expected} elsewhere; all vectors need one length."
         )

@@ -1,18 +1,17 @@
-"""Item features: a table's columns as one matrix [num_items, D].
+"""Converts columns of the item table to a feature matrix [num_items, D].
 
-The item table is read twice, batch by batch: once to fit the blocks of
-`feature_blocks.py`, once to write their rows into a memory-mapped ``.npy`` file of
-float32 or float16.  Row i is item i; items without a row in the table get zeros.
-log(1 + degree), which the paper appends, depends on the graph in use and is
-added later.  Folder:
+The item table is read twice, batch by batch: first to fit the blocks of
+`feature_blocks.py`, then to write the matrix as a memory-mapped ``.npy`` file of float32
+or float16.  Row i is item i; items that the table does not have get zeros.  The log
+degree that Ying et al. 2018 append depends on the graph in use and is added by
+`batching/inputs.py`.  The folder holds:
 
   features.npy    [num_items, D]
-  words.npy       int32 [num_items, 2K], the K words of most weight (text.heaviest_words)
-                  where items are text alone; else it is not there
+  words.npy       int32 [num_items, 2K], the K words of largest weight (text.top_words);
+                  only written if the only features are text
   transform.json  the fitted blocks in order (and text_* files, see text.py)
 
-so that `FeatureTransform.load(folder).transform(rows)` gives new items the same
-features.
+`FeatureTransform.load(folder).transform(rows)` computes the same features for new items.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from pinsage_jax.core.progress import Progress
 from pinsage_jax.data import columns as column_values
 from pinsage_jax.data import feature_blocks as blocks
 from pinsage_jax.data import text as text_vectors
-from pinsage_jax.data.columns import Where, shown_id
+from pinsage_jax.data.columns import Where, format_id
 from pinsage_jax.data.tables import Batch, Table, iter_batches
 
 FEATURES_FILE, WORDS_FILE = "features.npy", "words.npy"
@@ -47,7 +46,12 @@ _SAMPLE_SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class ChosenColumns:
-    """Feature columns by kind; `named` are those that a flag asked for by name."""
+    """Feature columns by kind.
+
+    Attributes:
+      dense, numeric, categorical, text: names of the columns.
+      named: those that a flag names; the others were found by their types.
+    """
 
     dense: tuple[str, ...]
     numeric: tuple[str, ...]
@@ -56,7 +60,7 @@ class ChosenColumns:
     named: frozenset[str]
 
     def all(self) -> list[str]:
-        """Every column once."""
+        """All feature columns, each once."""
         return list(dict.fromkeys((*self.dense, *self.numeric, *self.categorical, *self.text)))
 
 
@@ -65,38 +69,39 @@ def _columns_of(block: blocks.Block) -> tuple[str, ...]:
 
 
 class FeatureTransform:
-    """Fitted blocks, applied side by side."""
+    """Fitted blocks whose outputs are concatenated to the features of an item."""
 
     def __init__(self, fitted: list[blocks.Block], link_words: int = 0):
-        """Takes the blocks, and how many words to keep of items that are text alone."""
+        """Takes the blocks, and the number of words to keep if the only block is text."""
         self._blocks = fitted
-        # Where no dimension was left out the features say what the words do.
+        # Without a reduction of dimensions the features hold the same information as words.
         only = fitted[0] if len(fitted) == 1 else None
         shortened = isinstance(only, blocks.TextBlock) and only.width < only.fitted.terms
         self.link_words = link_words if shortened else 0
 
     @property
     def width(self) -> int:
-        """D: numbers per item."""
+        """D, the number of features per item."""
         return sum(block.width for block in self._blocks)
 
     @property
     def columns(self) -> list[str]:
-        """Columns that a batch must have."""
+        """Names of the columns that a batch must have."""
         names: list[str] = []
         for block in self._blocks:
             names.extend(_columns_of(block))
         return list(dict.fromkeys(names))
 
     def transform(self, rows: pa.RecordBatch | pa.Table, where: Where | None = None) -> np.ndarray:
-        """Features float32 [rows, D] of a batch that has `columns`, typed or as text.
+        """Features of a batch, float32 [rows, D].
 
         Args:
-          where: names a row in messages, as `tables.Batch.where` does.
+          rows: has the columns `columns`, typed or as text.
+          where: names a row in messages (`tables.Batch.where`).
 
         Raises:
           UserError: a column is missing, a value is not a finite number, or a vector
-            has another length than those fitted.
+            differs in length from the fitted ones.
         """
         where, column = where or _row, functools.partial(_column, rows)
         out = np.empty((rows.num_rows, self.width), np.float32)
@@ -107,7 +112,7 @@ class FeatureTransform:
         return out
 
     def words(self, rows: pa.RecordBatch | pa.Table, where: Where | None = None) -> np.ndarray:
-        """Words int32 [rows, 2 * link_words] of a batch; arguments and errors of `transform`."""
+        """Words of a batch, int32 [rows, 2 * link_words]; arguments and errors of `transform`."""
         if not self.link_words:
             return np.empty((rows.num_rows, 0), np.int32)
         (block,) = self._blocks
@@ -144,7 +149,11 @@ class FeatureTransform:
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> FeatureTransform:
-        """Opens a saved transform; UserError if a file is missing or damaged."""
+        """Opens a saved transform.
+
+        Raises:
+          UserError: a file is missing, damaged or of another format.
+        """
         path = pathlib.Path(folder) / _TRANSFORM_FILE
         saved = files.read_json(path)
         if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
@@ -159,8 +168,8 @@ class FeatureTransform:
                 values = tuple(fields["values"])
                 fitted.append(blocks.CategoricalBlock(fields["column"], values))
             else:
-                made = {"dense": blocks.DenseBlock, "numeric": blocks.NumericBlock}[kind]
-                fitted.append(made(**fields))
+                block_type = {"dense": blocks.DenseBlock, "numeric": blocks.NumericBlock}[kind]
+                fitted.append(block_type(**fields))
         return cls(fitted, saved.get("link_words", 0))
 
 
@@ -171,19 +180,19 @@ def _row(index: int) -> str:
 def _column(rows: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
     if name not in rows.schema.names:
         raise UserError(f"The items have no column '{name}', which the features need.")
-    found = rows.column(name)
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    column = rows.column(name)
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def choose_columns(table: Table, config: DataConfig) -> ChosenColumns:
-    """Feature columns that the flags name or, for 'auto', that the types suggest.
+    """The feature columns that the flags name or, for 'auto', that have a suitable type.
 
     Raises:
       UserError: a column named in a flag does not exist.
     """
     named: set[str] = set()
 
-    def listed(flag: str) -> tuple[str, ...]:
+    def named_by(flag: str) -> tuple[str, ...]:
         names = [name.strip() for name in getattr(config, flag).split(",") if name.strip()]
         for name in names:
             table.require(name, flag)
@@ -191,23 +200,27 @@ def choose_columns(table: Table, config: DataConfig) -> ChosenColumns:
         return tuple(dict.fromkeys(names))
 
     chosen = {
-        flag: None if getattr(config, flag).strip() == "auto" else listed(flag)
+        flag: None if getattr(config, flag).strip() == "auto" else named_by(flag)
         for flag in ("dense_columns", "numeric_columns", "categorical_columns", "text_columns")
     }
-    taken = named | {config.item_id_column}
+    unavailable = named | {config.item_id_column}
 
-    def suggested(flag: str, fits) -> tuple[str, ...]:
-        if (given := chosen[flag]) is not None:
-            return given
+    def named_or_suitable(flag: str, is_suitable) -> tuple[str, ...]:
+        if (columns := chosen[flag]) is not None:
+            return columns
         return tuple(
-            name for name, kind in table.columns.items() if name not in taken and fits(name, kind)
+            name
+            for name, kind in table.columns.items()
+            if name not in unavailable and is_suitable(name, kind)
         )
 
     return ChosenColumns(
-        dense=suggested("dense_columns", lambda name, kind: column_values.is_vector(kind)),
-        numeric=suggested("numeric_columns", lambda name, kind: column_values.is_number(kind)),
-        categorical=suggested("categorical_columns", lambda name, kind: False),
-        text=suggested(
+        dense=named_or_suitable("dense_columns", lambda name, kind: column_values.is_vector(kind)),
+        numeric=named_or_suitable(
+            "numeric_columns", lambda name, kind: column_values.is_number(kind)
+        ),
+        categorical=named_or_suitable("categorical_columns", lambda name, kind: False),
+        text=named_or_suitable(
             "text_columns",
             lambda name, kind: name in _TEXT_NAMES and column_values.is_text(kind),
         ),
@@ -216,7 +229,11 @@ def choose_columns(table: Table, config: DataConfig) -> ChosenColumns:
 
 
 def choose_title(table: Table, config: DataConfig) -> str | None:
-    """The column shown beside ids, or None; UserError if --title_column does not exist."""
+    """The column with the items' titles, or None.
+
+    Raises:
+      UserError: the column that --title_column names does not exist.
+    """
     if config.title_column:
         table.require(config.title_column, "title_column")
         return config.title_column
@@ -230,20 +247,23 @@ def write_features(
     num_items: int,
     folder: str | pathlib.Path,
 ) -> dict[str, Any]:
-    """Fits the transform, writes it and the matrix, and reports what was missing.
+    """Fits the transform; writes it and the feature matrix; reports missing values.
 
     Args:
-      table: the item table; its row r is item r.  None: no features (D = 0).
-      num_rows: its rows.
-      num_items: rows of the matrix, at least num_rows.
-      folder: existing folder to write to.
+      table: the item table, whose row r is item r; None means no features (D = 0).
+      config: the feature columns, and how to transform them.
+      num_rows: number of rows of the table.
+      num_items: number of rows of the matrix, at least num_rows.
+      folder: an existing folder for the files.
 
     Returns:
-      {width, dtype, blocks, missing: {column: rows}, rows_without_item_row, zero_rows}.
+      {"width": D, "dtype": ..., "blocks": see FeatureTransform.describe,
+      "missing": {column: rows without a value}, "items_without_row": items that the table
+      does not have, "items_all_zero": items whose features are all zero}.
 
     Raises:
-      UserError: see FeatureTransform.transform and choose_columns; or a named column
-        without a single value.
+      UserError: see FeatureTransform.transform and choose_columns; or a column that a flag
+        names holds no value.
     """
     folder = pathlib.Path(folder)
     missing: dict[str, int] = {}
@@ -257,7 +277,7 @@ def write_features(
         files.write_array(folder / FEATURES_FILE, np.zeros(shape, dtype))
         logging.info("The items have no features: only the graph will be used.")
     else:
-        # A new file is all zeros, so items without a row need no writing.
+        # A new file is all zeros, as are the features of items without a row.
         matrix = files.new_array(folder / FEATURES_FILE, dtype, shape)
         words = None
         if transform.link_words:
@@ -286,7 +306,7 @@ def write_features(
     for name, count in missing.items():
         if count:
             logging.info(
-                "%s: missing in %d of %d items; zeros stand for it.", name, count, num_rows
+                "%s: missing in %d of %d items and replaced by zeros.", name, count, num_rows
             )
     if table is not None and without_row:
         logging.info("%d items are only in --edges and have zero features.", without_row)
@@ -303,9 +323,10 @@ def write_features(
 def _fit(
     table: Table, config: DataConfig, num_rows: int
 ) -> tuple[FeatureTransform, dict[str, int]]:
-    """The fitted transform and the number of rows where each column is missing."""
+    """The fitted transform, and the number of rows without a value by column."""
     chosen = choose_columns(table, config)
-    fitters: list[tuple[str, Any]] = []  # a column may be in blocks of two kinds
+    # A list and not a dictionary, since a column may be in blocks of two kinds.
+    fitters: list[tuple[str, Any]] = []
     fitters += [(name, blocks.DenseFit(name)) for name in chosen.dense]
     fitters += [(name, blocks.NumericFit(name)) for name in chosen.numeric]
     fitters += [
@@ -341,20 +362,20 @@ def _fit(
             fitted.append(block)
         elif name in chosen.named:
             raise UserError(
-                f"Column '{name}' of --{table.flag}={table.path} holds no value at all; "
+                f"Column '{name}' of --{table.flag}={table.path} holds no value; "
                 "leave it out of the feature columns."
             )
         else:
-            logging.warning("Column '%s' holds no value; it gives no features.", name)
+            logging.warning("Column '%s' holds no value, so it is no feature.", name)
     transform = FeatureTransform(fitted, config.link_words)
     return transform, {name: fitter.missing for name, fitter in fitters}
 
 
 def _item_where(batch: Batch, config: DataConfig, start: int) -> Where:
-    """Names the item beside the row, for messages."""
+    """A function that names a row and its item in messages."""
     ids = batch.column(config.item_id_column)
 
     def where(index: int) -> str:
-        return f"{batch.where(start + index)} (item {shown_id(ids[start + index].as_py())})"
+        return f"{batch.where(start + index)} (item {format_id(ids[start + index].as_py())})"
 
     return where

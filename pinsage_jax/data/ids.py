@@ -1,8 +1,8 @@
-"""Ids of one kind: text to index and back, without Python objects per edge.
+"""Tables that map the ids of items, or of collections, to indices and back.
 
-Index i of an IdTable is item i (or collection i) everywhere else.  The ids are
-one Arrow large_string array, saved as an uncompressed Arrow IPC file that is
-memory-mapped when loaded.
+Index i of an IdTable is item i (or collection i) in all other modules.  The ids are one
+Arrow large_string array, so that no Python object per id or edge is needed; they are
+saved as an uncompressed Arrow IPC file that is memory-mapped when loaded.
 """
 
 from __future__ import annotations
@@ -24,41 +24,42 @@ _DIGEST_ROWS = 1 << 20
 
 
 class IdTable:
-    """Distinct ids in a fixed order; position is the index."""
+    """Distinct ids; the index of an id is its position."""
 
     def __init__(self, ids: pa.Array):
         """Takes an array of text or int64 without nulls or duplicates."""
         self._ids = ids.cast(pa.large_string())
-        # Numbers are hashed much faster than their text; kept while tables are read.
-        self._numbers = ids if ids.type == pa.int64() else None
+        # Integers are hashed much faster than their text, which matters for edge tables.
+        self._integers = ids if ids.type == pa.int64() else None
 
     def __len__(self) -> int:
         return len(self._ids)
 
     @property
     def ids(self) -> pa.LargeStringArray:
-        """All ids in order."""
+        """All ids in the order of their indices."""
         return self._ids
 
     def lookup(self, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """Indices int32 [n] of text or int64 ids, -1 where unknown.
+        """Indices int32 [n] of n ids (text or int64); -1 for an unknown id.
 
-        Every call hashes the whole table once, so pass many ids at a time.
+        Every call hashes the whole table, so look up many ids at a time.
         """
-        if self._numbers is not None and ids.type == pa.int64():
-            found = pc.index_in(ids, value_set=self._numbers)
+        if self._integers is not None and ids.type == pa.int64():
+            indices = pc.index_in(ids, value_set=self._integers)
         else:
-            found = pc.index_in(ids.cast(pa.large_string()), value_set=self._ids)
-        if isinstance(found, pa.ChunkedArray):
-            found = found.combine_chunks()
-        return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+            indices = pc.index_in(ids.cast(pa.large_string()), value_set=self._ids)
+        if isinstance(indices, pa.ChunkedArray):
+            indices = indices.combine_chunks()
+        filled = pc.fill_null(indices, -1).to_numpy(zero_copy_only=False)
+        return filled.astype(np.int32, copy=False)
 
     def names(self, indices: np.ndarray) -> pa.LargeStringArray:
-        """Ids large_string [n] of indices int [n]."""
+        """The ids, large_string [n], of integer indices [n]."""
         return self._ids.take(pa.array(np.asarray(indices, np.int64)))
 
     def digest(self) -> str:
-        """Hash of the ids and their order, 16 hexadecimal digits."""
+        """First 16 hexadecimal digits of a SHA-256 over the ids in order."""
         total = hashlib.sha256(str(len(self)).encode())
         for start in range(0, len(self), _DIGEST_ROWS):
             part = self._ids.slice(start, _DIGEST_ROWS)
@@ -75,15 +76,19 @@ class IdTable:
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> IdTable:
-        """Opens a saved table, memory-mapped; UserError if it is missing or damaged."""
+        """Opens a saved table, memory-mapped.
+
+        Raises:
+          UserError: the file is missing or damaged.
+        """
         return cls(load_column(path))
 
 
 class UniqueIds:
-    """Collects the distinct ids of a stream, text or int64, in order of first appearance."""
+    """Collects the distinct ids of a stream in the order of their first appearance."""
 
     def __init__(self, kind: pa.DataType | None = None):
-        """`kind`: pa.int64() for ids that come as numbers; None: text."""
+        """Takes the type of the ids: pa.int64(), or None for text."""
         self._known = pa.array([], kind or pa.large_string())
         self._pending: list[pa.Array] = []
         self._pending_rows = self._pending_bytes = 0
@@ -94,13 +99,21 @@ class UniqueIds:
         self._pending.append(unique)
         self._pending_rows += len(unique)
         self._pending_bytes += unique.nbytes
-        # Merging hashes all known ids, so it waits until as many new ones have come.
+        # A merge hashes all known ids, so it waits for as many new ones; the total cost
+        # then stays linear in the number of ids.
         enough = self._pending_rows > max(_PENDING_ROWS, len(self._known))
         if enough or self._pending_bytes > max(_PENDING_BYTES, self._known.nbytes):
             self._merge()
 
     def finish(self, kind: str) -> IdTable:
-        """The distinct ids; `kind` ('items') names them if there are too many."""
+        """The table of all distinct ids.
+
+        Args:
+          kind: 'items' or 'collections', for the message.
+
+        Raises:
+          UserError: there are more ids than int32 can number.
+        """
         self._merge()
         if len(self._known) > _MAX_IDS:
             raise UserError(
@@ -136,6 +149,6 @@ def load_column(path: str | pathlib.Path) -> pa.Array:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run --mode=prepare again.") from None
     except (pa.ArrowException, OSError, IndexError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is damaged ({said}); delete it and run again.") from None
+        message = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged ({message}); delete it and run again.") from None
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

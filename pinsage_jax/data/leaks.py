@@ -1,11 +1,12 @@
-"""Refusals of splits that would let evaluation see what training saw.
+"""Checks for data leakage: evaluation pairs and training data must be disjoint.
 
-`--mode=split` checks its own tables with these functions.  The prepare stage checks
-whatever it is given: train pairs against eval pairs always, and the edges against
-what was withheld if the folder of --eval_pairs says what that was:
+`--mode=split` checks its own tables with these functions.  The prepare stage always checks
+train pairs against eval pairs.  It checks the edges against what a split withheld if the
+folder of --eval_pairs holds the files of `--mode=split`:
 
-  manifest.json     made_by, by (collections, items or time), and the cut
-  withheld.parquet  collection_id or item_id: what lost every edge; not for time
+  manifest.json     created_by, by (collections, items or time), and the cut
+  withheld.parquet  collection_id or item_id of everything whose edges are all withheld;
+                    not written for a split by time
 """
 
 from __future__ import annotations
@@ -21,72 +22,85 @@ from absl import logging
 
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import columns as column_values
-from pinsage_jax.data.columns import shown_id
+from pinsage_jax.data.columns import format_id
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.data.tables import Table, iter_batches
 
-MADE_BY = "pinsage_jax --mode=split"
+CREATED_BY = "pinsage_jax --mode=split"
 MANIFEST, WITHHELD = "manifest.json", "withheld.parquet"
 
 
-def refuse_shared_pairs(train: np.ndarray, held_out: np.ndarray, item_ids: IdTable) -> None:
-    """Raises UserError if a pair is in both tables, whichever of its items is the query.
+def check_disjoint_pairs(train: np.ndarray, held_out: np.ndarray, item_ids: IdTable) -> None:
+    """Checks that no pair is in both tables; (a, b) and (b, a) count as the same pair.
 
     Args:
-      train, held_out: int32 [P, 2], item indices.
+      train, held_out: item indices, int32 [P, 2] each.
+      item_ids: ids for the message.
+
+    Raises:
+      UserError: a pair is in both.
     """
     shared = np.flatnonzero(np.isin(_keys(held_out), _keys(train)))
     if len(shared):
-        first, second = (shown_id(name.as_py()) for name in item_ids.names(held_out[shared[0]]))
+        first, second = (format_id(name.as_py()) for name in item_ids.names(held_out[shared[0]]))
         raise UserError(
             f"--train_pairs and --eval_pairs both pair {first} with {second} "
             f"({len(shared):,} such pairs in all); remove them from one of the two."
         )
 
 
-def refuse_known(
+def check_withheld(
     withheld: pa.Array, ids: IdTable, degree: np.ndarray, kind: str, edges: str
 ) -> None:
-    """Raises UserError if something that was withheld has a training edge.
+    """Checks that no withheld item or collection has a training edge.
 
     Args:
-      withheld: ids as text.
-      ids: all items, or all collections.
-      degree: int [len(ids)], training edges of each.
-      kind: item or collection.
-      edges: what to call the training edges.
+      withheld: ids of what the split withheld, text.
+      ids: ids of all items, or of all collections.
+      degree: number of training edges of each, int [len(ids)].
+      kind: 'item' or 'collection'.
+      edges: name of the training edges, for the message.
+
+    Raises:
+      UserError: one of them has a training edge.
     """
-    codes = ids.lookup(withheld)
-    known = np.flatnonzero(codes >= 0)
-    known = known[degree[codes[known]] > 0]
-    if len(known):
+    indices = ids.lookup(withheld)
+    leaked = np.flatnonzero(indices >= 0)
+    leaked = leaked[degree[indices[leaked]] > 0]
+    if len(leaked):
         raise UserError(
-            f"{edges} holds {len(known):,} of the {len(withheld):,} {kind}s that --eval_pairs "
-            f"withhold, the first being {shown_id(withheld[int(known[0])].as_py())}; "
-            "give the training edges of the same split."
+            f"{edges} holds {len(leaked):,} of the {len(withheld):,} {kind}s that --eval_pairs "
+            f"withhold, the first being {format_id(withheld[int(leaked[0])].as_py())}; "
+            "pass the training edges of the same split."
         )
 
 
-def refuse_later_edges(edges: Table, column: str, cut: int, kind: str, shown: str) -> None:
-    """Raises UserError naming the first edge later than the cut; streams one column.
+def check_edge_times(edges: Table, column: str, cut: int, kind: str, cut_text: str) -> None:
+    """Checks that no training edge is later than the cut of a split by time.
 
     Args:
-      cut, kind: the last time that trains, and its kind, as `columns.times` has them.
-      shown: the cut as a person wrote it.
+      edges: the training edges, of which one column is streamed.
+      column: the column with the times.
+      cut: the latest time of a training edge, see `columns.times`.
+      kind: its kind, 'number' or 'timestamp'.
+      cut_text: the cut as text, for the message.
+
+    Raises:
+      UserError: an edge is later, or its time is of the other kind.
     """
     for batch in iter_batches(edges, [column]):
-        times, found = column_values.times(batch.column(column), column, batch.where, kind)
-        if found != kind:
+        times, batch_kind = column_values.times(batch.column(column), column, batch.where, kind)
+        if batch_kind != kind:
             raise UserError(
-                f"Column '{column}' holds a {found} in {batch.where(0)} but --eval_pairs were cut "
-                f"at the {kind} {shown}; give the training edges of the same split."
+                f"Column '{column}' holds a {batch_kind} in {batch.where(0)} but --eval_pairs were "
+                f"cut at the {kind} {cut_text}; pass the training edges of the same split."
             )
         late = times > cut
         if late.any():
             raise UserError(
-                f"--{edges.flag}={edges.path} holds an edge later than {shown}, where --eval_pairs "
-                f"begin ({batch.where(int(np.argmax(late)))}); give the training edges of the "
-                "same split."
+                f"--{edges.flag}={edges.path} holds an edge later than {cut_text}, where "
+                f"--eval_pairs begin ({batch.where(int(np.argmax(late)))}); pass the training "
+                "edges of the same split."
             )
 
 
@@ -96,35 +110,36 @@ def check_against_split(
     items: tuple[IdTable, np.ndarray],
     collections: tuple[IdTable, np.ndarray],
 ) -> list[str]:
-    """Checks training edges against the split that made a table of eval pairs.
+    """Checks training edges against the split that created a table of eval pairs.
 
     Args:
-      eval_pairs: path of the pairs; without a split's manifest beside them nothing is
-        known and nothing is checked.
+      eval_pairs: path of the pairs; without the manifest of a split in its folder there is
+        nothing to check.
       edges: the training edges.
-      items, collections: all of them, and how many training edges each has.
+      items: ids of all items, and the number of training edges of each.
+      collections: likewise for collections.
 
     Returns:
-      What was checked: collections, items or time.
+      What was checked: ["collections"], ["items"], ["time"] or [].
 
     Raises:
-      UserError: training edges hold what the split withheld.
+      UserError: the training edges hold what the split withheld.
     """
     folder = pathlib.Path(eval_pairs).parent
     manifest = _manifest(folder)
     if manifest is None:
         return []
-    by, named = manifest["by"], f"--{edges.flag}={edges.path}"
+    by, edges_label = manifest["by"], f"--{edges.flag}={edges.path}"
     if by == "time":
         column = manifest["time_column"]
         if column not in edges.columns:
             logging.warning(
-                "%s was cut by time but %s has no column '%s': whether its edges are all from "
-                "before the cut is not checked.", eval_pairs, named, column,
+                "%s was split by time but %s has no column '%s': its edges are not checked to be "
+                "from before the cut.", eval_pairs, edges_label, column,
             )  # fmt: skip
             return []
-        refuse_later_edges(
-            edges, column, manifest["cut"], manifest["time_kind"], manifest["cut_shown"]
+        check_edge_times(
+            edges, column, manifest["cut"], manifest["time_kind"], manifest["cut_text"]
         )
     else:
         path = folder / WITHHELD
@@ -136,19 +151,19 @@ def check_against_split(
                 "run --mode=split again."
             ) from None
         known = collections if by == "collections" else items
-        refuse_known(withheld, *known, by[:-1], named)
+        check_withheld(withheld, *known, by[:-1], edges_label)
     return [by]
 
 
 def _keys(pairs: np.ndarray) -> np.ndarray:
-    """One int64 per pair, the same for (a, b) and (b, a)."""
+    """One int64 per pair, equal for (a, b) and (b, a)."""
     pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
     return pairs.min(axis=1, initial=2**31) << 32 | pairs.max(axis=1, initial=0)
 
 
 def _manifest(folder: pathlib.Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        saved = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("made_by") == MADE_BY else None
+    return saved if isinstance(saved, dict) and saved.get("created_by") == CREATED_BY else None

@@ -1,10 +1,10 @@
 """Input tables as streams of Arrow record batches.
 
-A table is a Parquet file, a folder of Parquet files, a CSV or a gzipped CSV; the
-kind is told by the first bytes, not by the name.  CSV columns are always read as
-text, so that leading zeros survive and numbers are parsed in one place
-(`columns.py`); the types in `Table.columns` are then those of the first block.
-Rows are counted from 1, a CSV's header not included.
+A table is a Parquet file, a folder of Parquet files, a CSV file or a gzipped CSV file;
+the first bytes of a file decide its kind.  CSV columns are read as text, so that ids keep
+their leading zeros and only `columns.py` parses numbers; `Table.columns` holds the types
+that Arrow infers from the first block of a CSV.  Rows are counted from 1 without the
+header of a CSV.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import columns as column_values
 
 BATCH_ROWS = 1 << 20
-# One CSV row must fit into one block.
+# In bytes; a CSV row must fit into one block.
 _CSV_BLOCK = 1 << 24
 _PARQUET_MAGIC = b"PAR1"
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -32,34 +32,52 @@ _PARQUET_SUFFIXES = (".parquet", ".pq")
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """An input table that has been opened once: what it is and which columns it has."""
+    """The schema and files of an input table.
+
+    Attributes:
+      path: file or folder of the table, or a name for rows in memory.
+      flag: the flag that holds the path; "" for rows in memory.
+      kind: parquet, csv, csv.gz or memory.
+      files: the files in the order in which they are read.
+      columns: type by column name.
+      num_rows: number of rows; None for a CSV.
+      rows: the rows of a table of kind memory, else None.
+    """
 
     path: pathlib.Path
-    flag: str  # the flag that named it, for messages; "" for rows in memory
-    kind: str  # parquet, csv, csv.gz or memory
+    flag: str
+    kind: str
     files: tuple[pathlib.Path, ...]
     columns: dict[str, pa.DataType]
-    num_rows: int | None  # unknown for CSV
-    rows: pa.Table | None = None  # of kind memory
+    num_rows: int | None
+    rows: pa.Table | None = None
 
     @property
-    def named(self) -> str:
-        """What messages call it."""
+    def label(self) -> str:
+        """Name of the table in messages: --flag=path."""
         return f"--{self.flag}={self.path}" if self.flag else str(self.path)
 
     def require(self, column: str, flag: str = "") -> None:
-        """Raises UserError unless the column exists; `flag` is the one that named it."""
+        """Checks that the table has a column.
+
+        Args:
+          column: name of the column.
+          flag: the flag that names the column, for the message.
+
+        Raises:
+          UserError: there is no such column.
+        """
         if column not in self.columns:
-            named = f" (named by --{flag})" if flag else ""
+            source = f" (named by --{flag})" if flag else ""
             raise UserError(
-                f"{self.named} has no column '{column}'{named}; "
+                f"{self.label} has no column '{column}'{source}; "
                 f"its columns are: {', '.join(self.columns)}."
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Consecutive rows of one file."""
+    """Consecutive rows of one file; `first_row` is the number of the first, from 1."""
 
     rows: pa.RecordBatch
     file: pathlib.Path
@@ -69,10 +87,11 @@ class Batch:
         return self.rows.num_rows
 
     def column(self, name: str) -> pa.Array:
+        """The column `name`."""
         return self.rows.column(self.rows.schema.get_field_index(name))
 
     def where(self, index: int) -> str:
-        """'row 12 of edges.csv' for one row of this batch."""
+        """Names row `index` of this batch in messages, such as 'row 12 of edges.csv'."""
         return f"row {self.first_row + index:,} of {self.file}"
 
 
@@ -80,12 +99,12 @@ def open_table(path: str | pathlib.Path, flag: str) -> Table:
     """Opens a table and reads its schema.
 
     Args:
-      path: file, or folder of Parquet files.
-      flag: the flag that the path came from, for messages.
+      path: a file, or a folder of Parquet files.
+      flag: the flag that holds the path, for messages.
 
     Raises:
-      UserError: no such file, an empty folder, an unreadable or empty file, or two
-        columns of one name.
+      UserError: the path does not exist, a folder holds no Parquet file, a file is
+        unreadable or empty, or two columns have the same name.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -94,7 +113,7 @@ def open_table(path: str | pathlib.Path, flag: str) -> Table:
         parts = sorted(
             part
             for part in path.rglob("*")
-            # Writers keep their markers and unfinished parts under such names.
+            # Spark and Hadoop name their markers and unfinished files _... and .hidden.
             if part.suffix in _PARQUET_SUFFIXES and part.is_file() and part.name[0] not in "._"
         )
         if not parts:
@@ -115,7 +134,7 @@ def open_table(path: str | pathlib.Path, flag: str) -> Table:
                 with _open_csv(part, kind) as reader:
                     schema, names = reader.schema, list(reader.schema.names)
                     first = next(iter(reader), None)
-                # Arrow infers bytes where it finds no text.
+                # Arrow infers binary for text that is not UTF-8.
                 if any(pa.types.is_binary(field.type) for field in schema):
                     raise _not_utf8(part, flag)
                 if first is None or first.num_rows == 0:
@@ -129,26 +148,26 @@ def open_table(path: str | pathlib.Path, flag: str) -> Table:
             raise UserError(
                 f"--{flag}={part} has no column '{missing[0]}' although {parts[0]} has it."
             )
-        types = types or {name: _plain(schema.field(name).type) for name in names}
+        types = types or {name: _value_type(schema.field(name).type) for name in names}
     if num_rows == 0:
         raise UserError(f"--{flag}={path} has no rows.")
     return Table(path, flag, kind, tuple(parts), types, num_rows)
 
 
 def table_in_memory(rows: pa.Table, name: str) -> Table:
-    """Rows that no file holds; `name` is what messages call them ("the request's items")."""
-    types = {field.name: _plain(field.type) for field in rows.schema}
-    place = pathlib.Path(name)
-    return Table(place, "", "memory", (place,), types, rows.num_rows, rows)
+    """A table of rows in memory; messages call it `name` ("the request's items")."""
+    types = {field.name: _value_type(field.type) for field in rows.schema}
+    path = pathlib.Path(name)
+    return Table(path, "", "memory", (path,), types, rows.num_rows, rows)
 
 
 def holds_integers(table: Table, column: str) -> bool:
-    """Whether every file of a Parquet table stores the column as integers of 63 bits at most."""
+    """Whether every file of a Parquet table stores the column as integers that fit int64."""
     if table.kind != "parquet":
         return False
     for part in table.files:
         with _readable(part, table.flag):
-            kind = _plain(pa_parquet.read_schema(part).field(column).type)
+            kind = _value_type(pa_parquet.read_schema(part).field(column).type)
         if not pa.types.is_integer(kind) or kind == pa.uint64():
             return False
     return True
@@ -159,20 +178,22 @@ def iter_batches(
     columns: Sequence[str],
     ids: Sequence[str] = (),
     batch_rows: int | None = None,
-    whole: Sequence[str] = (),
+    integer_ids: Sequence[str] = (),
 ) -> Iterator[Batch]:
-    """Streams the named columns in order of rows.
+    """Streams columns of a table, batch by batch in the order of its rows.
 
     Args:
-      columns: columns to read, each once.
-      ids: those of them that hold ids: they arrive as large_string without nulls or
-        empty strings.  Other columns of a CSV arrive as large_string too.
-      batch_rows: most rows of a batch of a Parquet table; None: BATCH_ROWS.
-      whole: those of `ids` that arrive as int64 instead (see holds_integers).
+      table: the table.
+      columns: names of the columns to read.
+      ids: those of the columns that hold ids; they become large_string without nulls or
+        empty strings.  The other columns of a CSV are large_string too.
+      batch_rows: maximum number of rows in a batch of a Parquet table; None means
+        BATCH_ROWS.
+      integer_ids: those of `ids` that become int64 instead (see holds_integers).
 
     Raises:
-      UserError: a column is missing, an id is null or empty or of a type that is not
-        text or integer, or the file is damaged, not UTF-8 or ragged.
+      UserError: a column is missing; an id is null, empty, or neither text nor integer;
+        a file is damaged or not UTF-8; or rows of a CSV differ in their number of fields.
     """
     names = list(dict.fromkeys(columns))
     for name in names:
@@ -183,7 +204,8 @@ def iter_batches(
             for rows in _raw_batches(part, table, names, batch_rows or BATCH_ROWS):
                 batch = Batch(rows, part, first_row)
                 for name in ids:
-                    convert = column_values.whole_ids if name in whole else column_values.ids
+                    as_integers = name in integer_ids
+                    convert = column_values.integer_ids if as_integers else column_values.ids
                     converted = convert(batch.column(name), name, batch.where)
                     position = rows.schema.get_field_index(name)
                     rows = rows.set_column(position, name, converted)
@@ -197,13 +219,13 @@ def _raw_batches(
 ) -> Iterator[pa.RecordBatch]:
     if table.rows is not None:
         for rows in table.rows.select(names).combine_chunks().to_batches(batch_rows):
-            yield _decoded(rows)
+            yield _decode_dictionaries(rows)
         return
     if table.kind == "parquet":
         with pa_parquet.ParquetFile(part) as handle:
             for rows in handle.iter_batches(batch_size=batch_rows, columns=names):
                 if rows.num_rows:
-                    yield _decoded(rows.select(names))
+                    yield _decode_dictionaries(rows.select(names))
         return
     convert = pa_csv.ConvertOptions(
         include_columns=names, column_types={name: pa.large_string() for name in names}
@@ -248,35 +270,35 @@ def _kind(path: pathlib.Path, flag: str) -> str:
 
 @contextlib.contextmanager
 def _readable(path: pathlib.Path, flag: str) -> Iterator[None]:
-    """Turns what Arrow says about an unreadable file into one sentence."""
+    """Raises UserError for Arrow's errors about an unreadable file."""
     try:
         yield
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        said = " ".join(str(error).split())[:200].rstrip(".")
-        if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in said:
+        message = " ".join(str(error).split())[:200].rstrip(".")
+        if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in message:
             raise _not_utf8(path, flag) from error
-        if "Empty CSV file" in said:
+        if "Empty CSV file" in message:
             raise UserError(f"--{flag}={path} has no rows.") from error
-        if "straddling" in said:
+        if "straddling" in message:
             raise UserError(
                 f"--{flag}={path} has a row longer than {_CSV_BLOCK >> 20} MiB or a quotation mark "
                 "that is never closed."
             ) from error
-        raise UserError(f"--{flag}={path} cannot be read ({said}); is it damaged?") from error
+        raise UserError(f"--{flag}={path} cannot be read ({message}); is it damaged?") from error
 
 
 def _not_utf8(path: pathlib.Path, flag: str) -> UserError:
     return UserError(f"--{flag}={path} is not UTF-8 text; save it as UTF-8 or as Parquet.")
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
+def _value_type(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _decoded(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """Dictionary-encoded columns as plain ones."""
+def _decode_dictionaries(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with its dictionary-encoded columns decoded."""
     for position, field in enumerate(rows.schema):
         if pa.types.is_dictionary(field.type):
-            plain = rows.column(position).cast(field.type.value_type)
-            rows = rows.set_column(position, field.name, plain)
+            decoded = rows.column(position).cast(field.type.value_type)
+            rows = rows.set_column(position, field.name, decoded)
     return rows

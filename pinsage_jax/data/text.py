@@ -1,6 +1,6 @@
-"""Text to vectors: TF-IDF, then a truncated SVD (latent semantic analysis).
+"""Converts text to vectors by TF-IDF and a truncated SVD (latent semantic analysis).
 
-The fitted transform is kept as plain JSON and ``.npy`` files, never a pickle:
+The fitted transform is saved as JSON and ``.npy`` files, never as a pickle:
 
   text_terms.json      the terms in order of their index
   text_idf.npy         float32 [terms]
@@ -42,20 +42,20 @@ class TextTransform:
 
     @property
     def width(self) -> int:
-        """Numbers per document."""
+        """Number of dimensions of a vector."""
         return self._components.shape[0]
 
     @property
     def terms(self) -> int:
-        """Words that it knows."""
+        """Number of terms in the vocabulary."""
         return len(self._terms)
 
     def transform(self, documents: Sequence[str]) -> np.ndarray:
-        """Unit vectors float32 [documents, width]; a document without a known term is zero."""
+        """Unit vectors, float32 [documents, width]; zeros for a document without a known term."""
         out = np.zeros((len(documents), self.width), np.float32)
         if self.width == 0:
             return out
-        assert self._vectorizer is not None, "there are terms where there is a width"
+        assert self._vectorizer is not None, "a transform with a width has terms"
         for start in range(0, len(documents), _ROWS_AT_ONCE):
             block = documents[start : start + _ROWS_AT_ONCE]
             out[start : start + len(block)] = self._vectorizer.transform(block) @ self._projection
@@ -63,17 +63,17 @@ class TextTransform:
         return np.divide(out, norms, out=out, where=norms > 0)
 
     def words(self, documents: Sequence[str], size: int) -> np.ndarray:
-        """The `size` words of most weight of every document, as `heaviest_words`."""
+        """The `size` words of largest weight of each document, int32; see `top_words`."""
         assert self._vectorizer is not None, "a transform without terms has no words"
         out = np.zeros((len(documents), 2 * size), np.int32)
         for start in range(0, len(documents), _ROWS_AT_ONCE):
             block = self._vectorizer.transform(documents[start : start + _ROWS_AT_ONCE])
-            packed = heaviest_words(block.indptr, block.indices, block.data, size)
+            packed = top_words(block.indptr, block.indices, block.data, size)
             out[start : start + len(packed)] = packed
         return out
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes the three files of the module docstring."""
+        """Writes the three files that the module docstring lists."""
         folder = pathlib.Path(folder)
         files.write_json(folder / FILE_NAMES[0], self._terms)
         files.write_array(folder / FILE_NAMES[1], self._idf)
@@ -81,7 +81,11 @@ class TextTransform:
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> TextTransform:
-        """Opens a saved transform; UserError if a file is missing or damaged."""
+        """Opens a saved transform.
+
+        Raises:
+          UserError: a file is missing or damaged.
+        """
         folder = pathlib.Path(folder)
         return cls(
             files.read_json(folder / FILE_NAMES[0]),
@@ -90,63 +94,63 @@ class TextTransform:
         )
 
 
-def heaviest_words(
-    indptr: np.ndarray, terms: np.ndarray, weights: np.ndarray, size: int
-) -> np.ndarray:
-    """The heaviest words of every row of a sparse matrix.
+def top_words(indptr: np.ndarray, terms: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
+    """The words of largest weight in each row of a sparse matrix.
 
     Args:
-      indptr, terms, weights: rows compressed as in scipy.sparse.csr_matrix.
-      size: K words a row; of equal ones those of lower number.
+      indptr, terms, weights: the matrix as in scipy.sparse.csr_matrix; a column is a term.
+      size: K, the number of words per row; of words with equal weights those with a lower
+        index are preferred.
 
     Returns:
-      int32 [n, 2K]: K words by number, and the bits of their float32 weights; 0 for none.
+      int32 [n, 2K]: the indices of K words in ascending order, then the bits of their
+      float32 weights.  Rows with fewer words are padded with weight 0.
     """
     counts = np.diff(indptr)
     row = np.repeat(np.arange(len(counts)), counts)
     order = np.lexsort((terms, -weights, row))
-    place = np.arange(len(order)) - np.repeat(indptr[:-1], counts)
-    kept = order[place < size]
-    kept = kept[np.lexsort((terms[kept], row[kept]))]
+    rank = np.arange(len(order)) - np.repeat(indptr[:-1], counts)
+    top = order[rank < size]
+    top = top[np.lexsort((terms[top], row[top]))]
     first = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(np.minimum(counts, size), out=first[1:])
-    column = np.arange(len(kept)) - first[row[kept]]
+    column = np.arange(len(top)) - first[row[top]]
     out = np.zeros((len(counts), 2 * size), np.int32)
-    out[row[kept], column] = terms[kept]
-    out[row[kept], size + column] = weights[kept].astype(np.float32).view(np.int32)
+    out[row[top], column] = terms[top]
+    out[row[top], size + column] = weights[top].astype(np.float32).view(np.int32)
     return out
 
 
 def fit_text(
     documents: Sequence[str], width: int, vocabulary: int, min_df: int, name: str
 ) -> TextTransform:
-    """Fits the transform on documents; those that are empty are left out.
+    """Fits the transform to documents without the empty ones.
 
-    A vocabulary or a set of documents too small for `width` gives fewer dimensions,
-    which is logged.
+    If the vocabulary or the number of documents is too small for `width`, the transform has
+    fewer dimensions and a warning is logged.
 
     Args:
-      documents: at most MAX_FITTED_ROWS of them.
-      width: wanted dimensions.
-      vocabulary: most frequent terms kept.
-      min_df: a term must occur in this many documents.
-      name: what the text is called in log lines.
+      documents: at most MAX_FITTED_ROWS documents.
+      width: requested number of dimensions.
+      vocabulary: maximum number of terms; the most frequent ones are used.
+      min_df: minimum number of documents that a term must occur in.
+      name: name of the text in log messages.
     """
     documents = [document for document in documents if document.strip()]
     matrix = None
-    for least in sorted({min(min_df, max(len(documents), 1)), 1}, reverse=True):
-        vectorizer = _vectorizer(max_features=vocabulary, min_df=least)
+    for threshold in sorted({min(min_df, max(len(documents), 1)), 1}, reverse=True):
+        vectorizer = _vectorizer(max_features=vocabulary, min_df=threshold)
         try:
             matrix = vectorizer.fit_transform(documents) if documents else None
             break
         except ValueError as error:
-            # scikit-learn has no other way to say that no term is left.
+            # scikit-learn reports an empty vocabulary only by the text of its ValueError.
             if "vocabulary" not in str(error) and "no terms remain" not in str(error):
                 raise
     if matrix is None:
-        logging.warning("%s holds no words; it gives no features.", name)
+        logging.warning("%s holds no words, so it is no feature.", name)
         return TextTransform([], np.empty(0, np.float32), np.empty((0, 0), np.float32))
-    if least < min_df:
+    if threshold < min_df:
         logging.warning("%s: --text_min_df=%d leaves no term, so 1 is used.", name, min_df)
     terms = vectorizer.get_feature_names_out().tolist()
     fitted = len(terms) if len(terms) <= width else min(width, matrix.shape[0])
@@ -156,7 +160,7 @@ def fit_text(
             name, len(terms), matrix.shape[0], fitted, width,
         )  # fmt: skip
     if fitted == len(terms):
-        # Nothing to reduce: rotating the terms would change no inner product.
+        # Without a reduction the SVD is a rotation, which changes no inner product.
         components = np.eye(len(terms), dtype=np.float32)
     else:
         svd = TruncatedSVD(fitted, random_state=_SEED).fit(matrix)

@@ -179,7 +179,7 @@ def split(config: Config) -> dict[str, Any]:
     with files.atomic_folder(folder) as temporary:
         scratch = temporary / "scratch"
         ids = edges_table.collect_ids(edges, None, data, None)
-        codes = edges_table.write_codes(edges, ids, data, scratch)
+        codes = edges_table.write_edge_indices(edges, ids, data, scratch)
         graph, times = csr.build(
             codes.items, codes.collections, len(ids.items), len(ids.collections),
             times=codes.times, folder=scratch,
@@ -190,7 +190,7 @@ def split(config: Config) -> dict[str, Any]:
             assert times is not None, "there is a --time_column"
             cut = _cut(tool, codes)
             held = withhold_later(graph, times, cut)
-            how |= {"cut": cut, "cut_shown": _shown_time(cut, codes.time_kind)}
+            how |= {"cut": cut, "cut_text": _shown_time(cut, codes.time_kind)}
             how |= {"time_kind": codes.time_kind, "time_column": data.time_column}
         elif tool.split_by == "items":
             held = withhold_items(graph, tool.split_share, config.seed)
@@ -211,7 +211,7 @@ def split(config: Config) -> dict[str, Any]:
                 names.append(leaks.WITHHELD)
         manifest = {
             "format": 1,
-            "made_by": leaks.MADE_BY,
+            "created_by": leaks.CREATED_BY,
             "edges": str(edges.path),
             **how,
             "counts": {
@@ -243,7 +243,7 @@ def split(config: Config) -> dict[str, Any]:
 
 
 def _keeps(
-    codes: edges_table.EdgeCodes, held: Held, cut: int | None
+    codes: edges_table.EdgeIndices, held: Held, cut: int | None
 ) -> Callable[[slice], np.ndarray]:
     """Which rows of the edge table train: a mask bool [rows] of a slice of rows."""
 
@@ -310,7 +310,7 @@ def _refuse_empty(held: Held, pairs: np.ndarray, tool: SplitToolConfig) -> None:
         )
 
 
-def _cut(tool: SplitToolConfig, codes: edges_table.EdgeCodes) -> int:
+def _cut(tool: SplitToolConfig, codes: edges_table.EdgeIndices) -> int:
     """The last time that trains."""
     if not tool.split_cut:
         assert codes.times is not None, "there is a --time_column"

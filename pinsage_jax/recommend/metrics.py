@@ -22,7 +22,7 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import edges_table, tables
-from pinsage_jax.data.columns import shown_id
+from pinsage_jax.data.columns import format_id
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.recommend.scores import Histories, histories_of
@@ -92,7 +92,7 @@ def read_test_edges(path: pathlib.Path, data: DataConfig, prepared: Prepared) ->
     users, num_users = _codes(ids.collections, prepared.collection_ids)
     found_users, found_items = [], []
     names = [data.collection_column, data.item_column]
-    for group in edges_table.grouped(
+    for group in edges_table.group_batches(
         tables.iter_batches(table, names, ids=names), 4 * max(len(ids.items), len(ids.collections))
     ):
         chunks = [pa.chunked_array([batch.column(name) for batch in group]) for name in names]
@@ -150,5 +150,6 @@ def _refuse_trained(
         item = prepared.item_ids.names(targets.items[[place]])[0].as_py()
         raise UserError(
             f"--test_edges={path} holds {int(both.sum()):,} edges that are training edges too, the "
-            f"first being {shown_id(user)} with {shown_id(item)}; remove them from one of the two."
+            f"first being {format_id(user)} with {format_id(item)}; remove them from one of the "
+            "two."
         )

@@ -85,7 +85,7 @@ class WordSpace:
     """Cosines of the words of items."""
 
     def __init__(self, words: np.ndarray):
-        """Takes int32 [N, 2K], of graph.text.heaviest_words; may be memory-mapped."""
+        """Takes int32 [N, 2K], of graph.text.top_words; may be memory-mapped."""
         self._words = words
 
     def side(self, rows: np.ndarray) -> Words:

@@ -11,7 +11,7 @@ from small_worlds import DEGREE_SCALE, make_run, nasty_graph, random_links
 from pinsage_jax.batching.blocks import Budgets, padded_size
 from pinsage_jax.batching.inputs import NodeInputs, feature_scale
 from pinsage_jax.batching.prefetch import Prefetcher
-from pinsage_jax.data.text import heaviest_words
+from pinsage_jax.data.text import top_words
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling import content_links as content
 from pinsage_jax.sampling.content_links import ContentLinks
@@ -644,7 +644,7 @@ def test_content_links_equal_brute_force(blocks, kind, monkeypatch, small_rng):
     rows = features
     if kind == "words":
         words = sparse.csr_matrix(features)
-        rows = heaviest_words(words.indptr, words.indices, words.data, 8)
+        rows = top_words(words.indptr, words.indices, words.data, 8)
     ids, shares = content.content_links(rows, queries, candidates, 6)
     expected_ids, expected_shares = brute_links(features, queries, candidates, 6)
     np.testing.assert_array_equal(ids, expected_ids)

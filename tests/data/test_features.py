@@ -1,4 +1,4 @@
-"""Item features against a row-by-row reference, the saved transform, and bad input."""
+"""Item features equal a row-by-row reference; the saved transform; invalid input."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ WORDS = ["board", "kitchen", "oak", "lamp", "garden", "paint", "fern", "shelf", 
 
 
 def reference_dense(rows):
-    """Unit vectors, one row at a time; missing and zero rows are zero."""
+    """Rows scaled to unit length one by one; missing rows become zeros."""
     width = next(len(row) for row in rows if row)
     out = []
     for row in rows:
@@ -49,16 +49,16 @@ def reference_categorical(values, limit):
     for value in values:
         if value:
             counts[value] = counts.get(value, 0) + 1
-    kept = sorted(counts, key=lambda value: (-counts[value], value))[:limit]
-    out = np.zeros((len(values), len(kept) + 1))
+    frequent = sorted(counts, key=lambda value: (-counts[value], value))[:limit]
+    out = np.zeros((len(values), len(frequent) + 1))
     for row, value in enumerate(values):
         if value:
-            out[row, kept.index(value) if value in kept else len(kept)] = 1.0
+            out[row, frequent.index(value) if value in frequent else len(frequent)] = 1.0
     return out
 
 
 def reference_tfidf(documents, min_df):
-    """Unit rows of (1 + log count) * idf, by dictionaries."""
+    """Rows of (1 + log count) * idf scaled to unit length, computed with dictionaries."""
     counts = [{w: d.split().count(w) for w in d.split()} for d in documents]
     filled = [c for c in counts if c]
     df = {w: sum(w in c for c in filled) for w in WORDS}
@@ -71,18 +71,18 @@ def reference_tfidf(documents, min_df):
 def random_items(rows, seed=0):
     rng = np.random.default_rng(seed)
 
-    def sometimes(value, share=0.2):
+    def maybe_missing(value, share=0.2):
         return None if rng.random() < share else value
 
     return {
         "item_id": [f"i{n}" for n in range(rows)],
-        "visual": [sometimes(rng.normal(size=5).tolist()) for _ in range(rows)],
-        "price": [sometimes(float(rng.normal(100, 7))) for _ in range(rows)],
+        "visual": [maybe_missing(rng.normal(size=5).tolist()) for _ in range(rows)],
+        "price": [maybe_missing(float(rng.normal(100, 7))) for _ in range(rows)],
         "likes": [int(n) for n in rng.integers(0, 9, rows)],
         "sponsored": [bool(n) for n in rng.integers(0, 2, rows)],
-        "color": [sometimes(f"c{min(rng.geometric(0.3), 9)}") for _ in range(rows)],
+        "color": [maybe_missing(f"c{min(rng.geometric(0.3), 9)}") for _ in range(rows)],
         "title": [" ".join(rng.choice(WORDS, rng.integers(0, 8))) for _ in range(rows)],
-        "description": [sometimes(" ".join(rng.choice(WORDS, 3))) for _ in range(rows)],
+        "description": [maybe_missing(" ".join(rng.choice(WORDS, 3))) for _ in range(rows)],
     }
 
 
@@ -131,11 +131,13 @@ def test_matrix_matches_reference(dtype, batch_rows, tmp_path, monkeypatch):
         write(items, tmp_path / "i.parquet"), tmp_path, 120, 125,
         categorical_columns="color", category_limit=4, feature_dtype=dtype,
     )  # fmt: skip
-    wanted = expected(items, 4, 2)
-    assert matrix.dtype == np.dtype(dtype) and matrix.shape == (125, wanted.shape[1])
-    np.testing.assert_allclose(matrix[:120], wanted, atol=2e-3 if dtype == "float16" else 2e-6)
+    reference = expected(items, 4, 2)
+    assert matrix.dtype == np.dtype(dtype) and matrix.shape == (125, reference.shape[1])
+    np.testing.assert_allclose(matrix[:120], reference, atol=2e-3 if dtype == "float16" else 2e-6)
     assert not matrix[120:].any()
-    assert report["width"] == wanted.shape[1] == sum(block["width"] for block in report["blocks"])
+    assert (
+        report["width"] == reference.shape[1] == sum(block["width"] for block in report["blocks"])
+    )
     assert [block["kind"] for block in report["blocks"]] == [
         "dense", "numeric", "numeric", "numeric", "categorical", "text",
     ]  # fmt: skip
@@ -143,7 +145,7 @@ def test_matrix_matches_reference(dtype, batch_rows, tmp_path, monkeypatch):
     assert report["missing"]["visual"] == items["visual"].count(None)
     assert report["missing"]["color"] == items["color"].count(None)
     assert report["items_without_row"] == 5
-    assert report["items_all_zero"] == 5 + int((~wanted.any(axis=1)).sum())
+    assert report["items_all_zero"] == 5 + int((~reference.any(axis=1)).sum())
 
 
 def test_saved_transform_equals_stored_rows(tmp_path):
@@ -180,7 +182,7 @@ def test_nothing_is_pickled(tmp_path):
             np.load(path, allow_pickle=False)
 
 
-def test_csv_gives_the_same_matrix(tmp_path):
+def test_csv_and_parquet_give_the_same_matrix(tmp_path):
     items = random_items(60, seed=7)
     _, typed, _ = run(write(items, tmp_path / "i.parquet"), tmp_path, 60)
     items["visual"] = [
@@ -192,7 +194,7 @@ def test_csv_gives_the_same_matrix(tmp_path):
     np.testing.assert_allclose(read, typed, atol=1e-6)
 
 
-def test_svd_keeps_what_it_can(tmp_path):
+def test_svd_separates_two_topics(tmp_path):
     rng = np.random.default_rng(2)
     topics = rng.integers(0, 2, 80)
     documents = [" ".join(rng.choice(WORDS[:5] if t else WORDS[5:], 6)) for t in topics]
@@ -220,7 +222,7 @@ def test_svd_keeps_what_it_can(tmp_path):
         ([], 256, 100, 2, 0),
     ],
 )
-def test_small_vocabulary_shrinks_text_and_says_so(
+def test_a_small_vocabulary_reduces_the_width_and_logs_it(
     documents, width, vocabulary, min_df, found, tmp_path, caplog
 ):
     with caplog.at_level("WARNING"):
@@ -240,7 +242,7 @@ def test_no_item_table_gives_no_columns(tmp_path):
     assert FeatureTransform.load(tmp_path / "features").width == 0
 
 
-def test_which_columns_are_chosen(tmp_path):
+def test_choose_columns_by_flag_and_by_type(tmp_path):
     table = pa.table(
         {
             "item_id": [1],
@@ -322,9 +324,9 @@ NAN, INF = float("nan"), float("inf")
         ([[1.0], [None], [2.0]], {}, r"missing number inside the vector of row 2 of .*'id1'"),
         (["1", "2", "many"], {"numeric_columns": "c"}, r"is 'many' in row 3 .*is not a number"),
         (["a", "b", "c"], {"numeric_columns": "c"}, r"is 'a' in row 1 .*is not a number"),
-        (["", None, "NA"], {"numeric_columns": "c"}, r"'c' of --items=.* holds no value at all"),
+        (["", None, "NA"], {"numeric_columns": "c"}, r"'c' of --items=.* holds no value; leave"),
         ([None, None, ""], {"categorical_columns": "c"}, r"'c' of --items=.* holds no value"),
-        (["", None, "[]"], {"dense_columns": "c"}, r"'c' of --items=.* holds no value at all"),
+        (["", None, "[]"], {"dense_columns": "c"}, r"'c' of --items=.* holds no value; leave"),
         ([1, 2, 3], {"dense_columns": "c"}, r"holds int64 values .*, not vectors of numbers"),
         ([[1], [2], [3]], {"text_columns": "c"}, r"holds list.* values .*, not text"),
         ([[1], [2], [3]], {"numeric_columns": "c"}, r"holds list.* values .*, not numbers"),

@@ -1,4 +1,4 @@
-"""Ids stored as integers take a shorter way, and come out as their text would."""
+"""Integer ids are read without conversion to text, with the same result as text ids."""
 
 import json
 
@@ -14,7 +14,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import tables
 from pinsage_jax.data.ids import IdTable, UniqueIds
 
-HOSTILE = [0, -1, 7, 2**62, -(2**62), 10, 100]
+UNUSUAL_IDS = [0, -1, 7, 2**62, -(2**62), 10, 100]
 
 
 def write(path, **columns):
@@ -23,11 +23,13 @@ def write(path, **columns):
 
 
 def world(folder, kind, rng_seed=0, items_kind=None):
-    """Tables with ids of an Arrow type, and pairs named by text."""
+    """Writes tables with ids of an Arrow type, and pairs with text ids."""
     rng = np.random.default_rng(rng_seed)
-    items = [*HOSTILE, *range(1000, 1030)] if kind in (pa.int64(), pa.string()) else range(1, 38)
+    items = (
+        [*UNUSUAL_IDS, *range(1000, 1030)] if kind in (pa.int64(), pa.string()) else range(1, 38)
+    )
     items = list(items)
-    picked = [items[i] for i in rng.integers(0, len(items), 300)]
+    edge_items = [items[i] for i in rng.integers(0, len(items), 300)]
     boards = rng.integers(-5 if kind != pa.uint32() else 0, 20, 300).tolist()
 
     def column(values, as_kind):
@@ -35,7 +37,7 @@ def world(folder, kind, rng_seed=0, items_kind=None):
         return pa.array([str(value) for value in values] if text else values, as_kind)
 
     write(
-        folder / "e.parquet", item_id=column(picked, kind), collection_id=column(boards, kind),
+        folder / "e.parquet", item_id=column(edge_items, kind), collection_id=column(boards, kind),
         w=rng.uniform(1, 2, 300),
     )  # fmt: skip
     some = items[::-2]
@@ -62,21 +64,21 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("batch_rows", [7, 1 << 20])
-def test_numbers_and_their_text_are_prepared_alike(batch_rows, tmp_path, monkeypatch):
+def test_integer_and_text_ids_prepare_the_same_catalog(batch_rows, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "BATCH_ROWS", batch_rows)
     for name, kind, items_kind in (
         ("text", pa.string(), None),
-        ("whole", pa.int64(), None),
+        ("integer", pa.int64(), None),
         ("mixed", pa.int64(), pa.string()),
     ):
         world(tmp_path / name, kind, items_kind=items_kind)
     text = run(tmp_path / "text")
-    assert_same(run(tmp_path / "whole"), text)
+    assert_same(run(tmp_path / "integer"), text)
     assert_same(run(tmp_path / "mixed"), text)
 
 
 @pytest.mark.parametrize("kind", [pa.int16(), pa.uint32(), pa.uint64(), pa.int32()])
-def test_other_widths(kind, tmp_path):
+def test_other_integer_types(kind, tmp_path):
     rows = {"item_id": [3, 1, 3, 2], "collection_id": [9, 9, 8, 8]}
     for name, some in (("number", kind), ("text", pa.string())):
         columns = {
@@ -97,7 +99,7 @@ def test_largest_unsigned_id(tmp_path):
     assert run(tmp_path).item_ids.ids.to_pylist() == [str(2**64 - 1), "1"]
 
 
-def test_a_folder_of_which_one_file_holds_text(tmp_path):
+def test_a_folder_with_integer_ids_in_one_file_and_text_in_another(tmp_path):
     write(tmp_path / "e.parquet" / "a.parquet", item_id=[7, 8], collection_id=[1, 1], w=[1.0, 1.0])
     write(
         tmp_path / "e.parquet" / "b.parquet", item_id=["007", "8"], collection_id=[1, 2],
@@ -122,14 +124,14 @@ def test_a_folder_of_which_one_file_holds_text(tmp_path):
         ),
     ],
 )
-def test_mistakes_are_named_as_for_text(table, columns, sentence, tmp_path):
+def test_errors_are_those_of_text_ids(table, columns, sentence, tmp_path):
     world(tmp_path, pa.int64())
     write(tmp_path / f"{table}.parquet", **columns)
     with pytest.raises(UserError, match=sentence):
         run(tmp_path)
 
 
-def test_tables_of_numbers():
+def test_an_id_table_of_integers():
     unique = UniqueIds(pa.int64())
     unique.add(pa.array([5, 3, 5], pa.int64()))
     unique.add(pa.array([3, -2], pa.int64()))

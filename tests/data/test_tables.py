@@ -1,4 +1,4 @@
-"""Streaming readers, column parsing and id tables, with every sentence they can say."""
+"""Streaming readers, column parsing and id tables, with every error message."""
 
 import gzip
 
@@ -12,7 +12,7 @@ from pinsage_jax.data import columns, ids, tables
 from pinsage_jax.data.ids import IdTable, UniqueIds
 from pinsage_jax.data.tables import iter_batches, open_table
 
-HOSTILE = [
+UNUSUAL_IDS = [
     "a,b",
     'say "x"',
     "two\nlines",
@@ -42,22 +42,22 @@ def read_all(path, names, id_names=(), **options):
 
 
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet", "folder", "dictionary"])
-def test_ids_come_back_unchanged(kind, tmp_path):
+def test_ids_are_read_unchanged(kind, tmp_path):
     path = tmp_path / f"t.{kind}"
     if kind.startswith("csv"):
-        write_csv(path, ["id", "n"], [(name, 1) for name in HOSTILE], kind == "csv.gz")
+        write_csv(path, ["id", "n"], [(name, 1) for name in UNUSUAL_IDS], kind == "csv.gz")
     elif kind == "folder":
         path.mkdir()
-        pq.write_table(pa.table({"id": HOSTILE[:4]}), path / "part-0.parquet")
-        pq.write_table(pa.table({"id": HOSTILE[4:]}), path / "part-1.parquet")
+        pq.write_table(pa.table({"id": UNUSUAL_IDS[:4]}), path / "part-0.parquet")
+        pq.write_table(pa.table({"id": UNUSUAL_IDS[4:]}), path / "part-1.parquet")
         (path / "_SUCCESS").write_text("")
         (path / "_unfinished.parquet").write_text("not Parquet")
     else:
-        column = pa.array(HOSTILE)
+        column = pa.array(UNUSUAL_IDS)
         column = column.dictionary_encode() if kind == "dictionary" else column
         pq.write_table(pa.table({"id": column}), path)
-    assert read_all(path, ["id"], ["id"])["id"] == HOSTILE
-    assert read_all(path, ["id"], ["id"], batch_rows=2)["id"] == HOSTILE
+    assert read_all(path, ["id"], ["id"])["id"] == UNUSUAL_IDS
+    assert read_all(path, ["id"], ["id"], batch_rows=2)["id"] == UNUSUAL_IDS
 
 
 @pytest.mark.parametrize("block", [64, 97, 1000])
@@ -68,7 +68,7 @@ def test_quoted_newlines_across_csv_blocks(block, tmp_path, monkeypatch):
     assert read_all(path, ["id"], ["id"])["id"] == names
 
 
-def test_kind_is_told_by_content_and_gz_suffix_is_not_needed(tmp_path):
+def test_the_kind_of_a_file_depends_on_its_content_only(tmp_path):
     path = write_csv(tmp_path / "plain.txt", ["id"], [("1",)], compress=True)
     assert open_table(path, "edges").kind == "csv.gz"
     pq.write_table(pa.table({"id": ["1"]}), tmp_path / "x.data")
@@ -85,16 +85,16 @@ def test_integer_ids_become_text_and_rows_are_counted_per_file(tmp_path):
     assert batches[1].where(0) == f"row 2 of {tmp_path / 'a.parquet'}"
 
 
-def fails(path, sentence, names=("id",), id_names=("id",), flag="edges"):
+def assert_fails(path, sentence, names=("id",), id_names=("id",), flag="edges"):
     with pytest.raises(UserError, match=sentence) as caught:
         list(iter_batches(open_table(path, flag), names, ids=id_names))
     text = str(caught.value)
     assert "\n" not in text and text.endswith((".", "?"))
 
 
-def test_no_such_file_and_empty_folder(tmp_path):
-    fails(tmp_path / "none.csv", r"^--items=.*none\.csv does not exist", flag="items")
-    fails(tmp_path, r"^--edges=.* is a folder without any \.parquet file")
+def test_missing_file_and_empty_folder(tmp_path):
+    assert_fails(tmp_path / "none.csv", r"^--items=.*none\.csv does not exist", flag="items")
+    assert_fails(tmp_path, r"^--edges=.* is a folder without any \.parquet file")
 
 
 @pytest.mark.parametrize(
@@ -118,28 +118,28 @@ def test_bad_csv(content, sentence, tmp_path):
     for name, data in (("t.csv", content), ("t.csv.gz", gzip.compress(content))):
         path = tmp_path / name
         if sentence == "is not UTF-8 text" and content[:1] in b"\xff\xfe" and name.endswith("gz"):
-            continue  # inside gzip a UTF-16 mark is found as a broken header instead
+            continue  # inside gzip a UTF-16 byte-order mark is reported as a bad header
         path.write_bytes(data)
-        fails(path, sentence)
+        assert_fails(path, sentence)
 
 
-def test_late_bad_bytes_and_damaged_files(tmp_path):
+def test_invalid_bytes_late_in_a_file_and_truncated_files(tmp_path):
     path = tmp_path / "late.csv"
     path.write_bytes(b"id\n" + b"0123456789\n" * 1_700_000 + b"\xff\n")
-    fails(path, "is not UTF-8 text")
+    assert_fails(path, "is not UTF-8 text")
     whole = gzip.compress(b"id\n" + np.random.default_rng(0).bytes(9000).hex().encode() + b"\n")
     path = tmp_path / "cut.csv.gz"
     path.write_bytes(whole[:-100])
-    fails(path, r"cut\.csv\.gz cannot be read")
+    assert_fails(path, r"cut\.csv\.gz cannot be read")
     path = tmp_path / "cut.parquet"
     pq.write_table(pa.table({"id": [str(n) for n in range(5000)]}), path)
     path.write_bytes(path.read_bytes()[:-50])
-    fails(path, r"cut\.parquet cannot be read")
+    assert_fails(path, r"cut\.parquet cannot be read")
     path.write_text("id\n1\n")
-    fails(path, r"cut\.parquet cannot be read")
+    assert_fails(path, r"cut\.parquet cannot be read")
     path = tmp_path / "long.csv"
     path.write_bytes(b'id,x\n1,2\n"' + b"y" * (40 << 20) + b"\n")
-    fails(path, "row longer than 16 MiB or a quotation mark")
+    assert_fails(path, "row longer than 16 MiB or a quotation mark")
 
 
 @pytest.mark.parametrize(
@@ -157,16 +157,16 @@ def test_late_bad_bytes_and_damaged_files(tmp_path):
 )
 def test_bad_parquet_ids(column, sentence, tmp_path):
     pq.write_table(pa.table({"id": column}), tmp_path / "t.parquet")
-    fails(tmp_path / "t.parquet", sentence)
+    assert_fails(tmp_path / "t.parquet", sentence)
 
 
-def test_parts_must_agree_and_names_be_unique(tmp_path):
+def test_files_of_a_table_must_have_the_same_unique_columns(tmp_path):
     pq.write_table(pa.table({"id": ["a"], "x": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "b.parquet")
-    fails(tmp_path, r"b\.parquet has no column 'x' although .*a\.parquet has it")
+    assert_fails(tmp_path, r"b\.parquet has no column 'x' although .*a\.parquet has it")
     twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["id", "id"])
     pq.write_table(twice, tmp_path / "b.parquet")
-    fails(tmp_path / "b.parquet", "more than one column 'id'")
+    assert_fails(tmp_path / "b.parquet", "more than one column 'id'")
 
 
 def where(index):
@@ -271,7 +271,7 @@ def test_bad_times(column, sentence):
 
 
 def test_unique_ids_and_lookup_match_a_dictionary(monkeypatch):
-    # Tiny limits make every batch merge.
+    # With this limit every batch triggers a merge.
     monkeypatch.setattr(ids, "_PENDING_ROWS", 3)
     rng = np.random.default_rng(1)
     stream = [[str(n) for n in rng.integers(0, 50, size)] for size in (0, 1, 30, 200, 7)]
@@ -282,27 +282,32 @@ def test_unique_ids_and_lookup_match_a_dictionary(monkeypatch):
             reference.setdefault(name, len(reference))
     table = unique.finish("items")
     assert table.ids.to_pylist() == list(reference)
-    asked = [*stream[3], "unknown", "", "50"]
-    found = table.lookup(pa.array(asked))
+    queries = [*stream[3], "unknown", "", "50"]
+    found = table.lookup(pa.array(queries))
     assert found.dtype == np.int32
-    assert found.tolist() == [reference.get(name, -1) for name in asked]
-    chunks = pa.chunked_array([pa.array(asked[:5]), pa.array(asked[5:])])
+    assert found.tolist() == [reference.get(name, -1) for name in queries]
+    chunks = pa.chunked_array([pa.array(queries[:5]), pa.array(queries[5:])])
     assert table.lookup(chunks).tolist() == found.tolist()
     order = rng.permutation(len(table))
     assert table.lookup(table.names(order)).tolist() == order.tolist()
 
 
 def test_id_table_round_trip_and_digest(tmp_path, monkeypatch):
-    table = IdTable(pa.array(HOSTILE))
+    table = IdTable(pa.array(UNUSUAL_IDS))
     table.save(tmp_path / "ids.arrow")
     loaded = IdTable.load(tmp_path / "ids.arrow")
-    assert loaded.ids.to_pylist() == HOSTILE and len(loaded) == len(HOSTILE)
+    assert loaded.ids.to_pylist() == UNUSUAL_IDS and len(loaded) == len(UNUSUAL_IDS)
     digest = table.digest()
     assert loaded.digest() == digest
-    sliced = IdTable(pa.array(["first", *HOSTILE]).slice(1))
+    sliced = IdTable(pa.array(["first", *UNUSUAL_IDS]).slice(1))
     assert sliced.digest() == digest
-    monkeypatch.setattr(ids, "_DIGEST_ROWS", len(HOSTILE) // 2 * 2)
-    others = [HOSTILE[::-1], HOSTILE[:-1], ["a,bsay", *HOSTILE[2:]], ["a", ",b", *HOSTILE[2:]]]
+    monkeypatch.setattr(ids, "_DIGEST_ROWS", len(UNUSUAL_IDS) // 2 * 2)
+    others = [
+        UNUSUAL_IDS[::-1],
+        UNUSUAL_IDS[:-1],
+        ["a,bsay", *UNUSUAL_IDS[2:]],
+        ["a", ",b", *UNUSUAL_IDS[2:]],
+    ]
     digests = {digest, *(IdTable(pa.array(other)).digest() for other in others)}
     assert len(digests) == 5
     empty = IdTable(pa.array([], pa.string()))
@@ -314,7 +319,7 @@ def test_id_table_round_trip_and_digest(tmp_path, monkeypatch):
 def test_damaged_id_file(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         IdTable.load(tmp_path / "ids.arrow")
-    IdTable(pa.array(HOSTILE)).save(tmp_path / "ids.arrow")
+    IdTable(pa.array(UNUSUAL_IDS)).save(tmp_path / "ids.arrow")
     whole = (tmp_path / "ids.arrow").read_bytes()
     (tmp_path / "ids.arrow").write_bytes(whole[:-20])
     with pytest.raises(UserError, match="is damaged"):
@@ -324,11 +329,11 @@ def test_damaged_id_file(tmp_path):
         IdTable.load(tmp_path / "ids.arrow")
 
 
-def test_grouping_of_batches_is_only_a_matter_of_speed(tmp_path):
-    from pinsage_jax.data.edges_table import grouped
+def test_group_batches_keeps_all_rows_in_order(tmp_path):
+    from pinsage_jax.data.edges_table import group_batches
 
     pq.write_table(pa.table({"id": [str(n) for n in range(10)]}), tmp_path / "t.parquet")
     table = tables.open_table(tmp_path / "t.parquet", "edges")
     for rows, sizes in ((1, [3, 3, 3, 1]), (4, [6, 4]), (100, [10])):
-        groups = list(grouped(iter_batches(table, ["id"], batch_rows=3), rows))
+        groups = list(group_batches(iter_batches(table, ["id"], batch_rows=3), rows))
         assert [sum(len(batch) for batch in group) for group in groups] == sizes

@@ -152,7 +152,7 @@ def test_a_given_cut_and_dates(tmp_path):
     manifest, train, pairs, _ = run_split(
         tmp_path, rows, data={"time_column": "at"}, split_by="time", split_cut="2024-01-03"
     )
-    assert manifest["cut_shown"] == "2024-01-03 00:00:00"
+    assert manifest["cut_text"] == "2024-01-03 00:00:00"
     assert [(row["collection_id"], row["item_id"]) for row in train] == [
         ("a", "x"), ("a", "y"), ("c", "z"),
     ]  # fmt: skip
@@ -237,11 +237,11 @@ def test_a_single_leaking_edge_is_found(tmp_path):
 def test_shared_pairs_are_refused_in_either_order(tmp_path):
     ids = IdTable(pa.array(["a", "b", "c"], pa.large_string()))
     some = np.array([[0, 1], [1, 2]], np.int32)
-    leaks.refuse_shared_pairs(some, np.array([[0, 2]], np.int32), ids)
-    leaks.refuse_shared_pairs(np.empty((0, 2), np.int32), some, ids)
-    leaks.refuse_shared_pairs(some, np.empty((0, 2), np.int32), ids)
+    leaks.check_disjoint_pairs(some, np.array([[0, 2]], np.int32), ids)
+    leaks.check_disjoint_pairs(np.empty((0, 2), np.int32), some, ids)
+    leaks.check_disjoint_pairs(some, np.empty((0, 2), np.int32), ids)
     with pytest.raises(UserError, match=r"both pair 'c' with 'b' \(1 such"):
-        leaks.refuse_shared_pairs(some, np.array([[0, 2], [2, 1]], np.int32), ids)
+        leaks.check_disjoint_pairs(some, np.array([[0, 2], [2, 1]], np.int32), ids)
     *_, folder = run_split(tmp_path)
     pair = pq.read_table(folder / "eval_pairs.parquet").to_pylist()[0]
     path = tmp_path / "train_pairs.parquet"

@@ -12,7 +12,7 @@ from pinsage_jax.core import files
 from pinsage_jax.data import features as item_features
 from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.data.tables import open_table
-from pinsage_jax.data.text import heaviest_words
+from pinsage_jax.data.text import top_words
 from pinsage_jax.sampling import content_links as content
 from pinsage_jax.sampling.link_spaces import VectorSpace, WordSpace, space_of
 
@@ -33,7 +33,7 @@ def random_rows(rng, count=40, terms=17, ties=False):
 @pytest.mark.parametrize("size", [1, 4, 17, 30])
 def test_heaviest_words_are_those_of_a_sort_by_row(size, ties, small_rng):
     indptr, terms, weights = random_rows(small_rng, ties=ties)
-    packed = heaviest_words(indptr, terms, weights, size)
+    packed = top_words(indptr, terms, weights, size)
     assert packed.shape == (40, 2 * size) and packed.dtype == np.int32
     for row in range(40):
         span = slice(indptr[row], indptr[row + 1])
@@ -46,7 +46,7 @@ def test_heaviest_words_are_those_of_a_sort_by_row(size, ties, small_rng):
 
 
 def test_cosines_of_words_are_those_of_vectors(small_rng):
-    words = heaviest_words(*random_rows(small_rng), 6)
+    words = top_words(*random_rows(small_rng), 6)
     dense, space = VectorSpace(dense_words(words, 17)), WordSpace(words)
     rows, others = np.arange(40), np.array([0, 1, 2, 7, 8, 30])
     found = space.cosines(space.side(rows), space.block(others))
@@ -64,7 +64,7 @@ def test_cosines_of_words_are_those_of_vectors(small_rng):
 
 
 def test_a_score_depends_on_its_two_rows_alone(monkeypatch, small_rng):
-    words = heaviest_words(*random_rows(small_rng, 90, 40), 12)
+    words = top_words(*random_rows(small_rng, 90, 40), 12)
     candidates = np.flatnonzero(small_rng.random(90) < 0.7)
     whole = content.content_links(words, np.arange(90), candidates, 5)
     for rows, columns, threads in ((7, 11, 1), (64, 5, 3), (1, 1000, 2)):
@@ -87,7 +87,7 @@ def test_words_of_a_text_are_the_heaviest_of_its_tfidf():
     idf = transform._blocks[0].fitted._idf
     tfidf = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * idf
     tfidf /= np.maximum(np.linalg.norm(tfidf, axis=1, keepdims=True), 1e-12)
-    expected = heaviest_words(*csr(tfidf), 5)
+    expected = top_words(*csr(tfidf), 5)
     np.testing.assert_array_equal(words[:, :5], expected[:, :5])
     np.testing.assert_allclose(
         words[:, 5:].view(np.float32), expected[:, 5:].view(np.float32), rtol=1e-5
