@@ -492,7 +492,7 @@ def test_a_reader_that_leaves_is_no_error():
     assert result.returncode == 141 and result.stderr == b""
 
 
-SIGNALLED = """
+SIGNALED = """
 import sys, time
 from pinsage_jax import main
 from pinsage_jax.core import signals
@@ -525,8 +525,8 @@ main.run()
 """
 
 
-def signalled(workdir: pathlib.Path, mode: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", SIGNALLED, "--world", f"--workdir={workdir}", f"--mode={mode}"]
+def signaled(workdir: pathlib.Path, mode: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", SIGNALED, "--world", f"--workdir={workdir}", f"--mode={mode}"]
     process = subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -537,7 +537,7 @@ def signalled(workdir: pathlib.Path, mode: str) -> subprocess.Popen:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("mode", ["train", "prepare"])
 def test_the_first_signal_lets_the_step_end(tmp_path, mode, number):
-    with signalled(tmp_path, mode) as process:
+    with signaled(tmp_path, mode) as process:
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number
@@ -547,7 +547,7 @@ def test_the_first_signal_lets_the_step_end(tmp_path, mode, number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_second_signal_ends_at_once(tmp_path, number):
-    with signalled(tmp_path, "embed") as process:
+    with signaled(tmp_path, "embed") as process:
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "asked\n"
         process.send_signal(number)

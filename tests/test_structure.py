@@ -6,6 +6,7 @@ can run it on a bad example as well as on the package.
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -74,6 +75,24 @@ WITHOUT_JAX = (
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 UNPICKLING = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 LONGEST = 400
+MOST_MODULES = 12
+MOST_TOP_MODULES = 5
+_OUR = "neighb col behavi fav hon lab flav hum rum harb vap endeav rig".split()
+_RE = "cent met lit theat fib calib".split()
+_LL = "labe mode trave cance signa tunne leve marve fue chane".split()
+_IS = (
+    "normal optim initial real organ recogn serial summar minim maxim quant token parallel vector "
+    "regular character synchron util general standard priorit special random material custom "
+    "emphas visual final categor discret penal factor linear memor local harmon symmetr author "
+    "capital equal stabil virtual ideal modern formal external internal neutral popular"
+).split()
+BRITISH = re.compile(
+    rf"({'|'.join(_OUR)})our|({'|'.join(_RE)})res?\b|({'|'.join(_LL)})ll(ed(?!by)|ing|er)|"
+    rf"({'|'.join(_IS)})is(e[drs]?|ers|ing|ations?)(?![a-z])|"
+    r"catalogue|analys(e[dr]?|ing)\b|licence|defence|offence|artefact|judgement|whilst|amongst|"
+    r"programme\b|fulfil\b|skilful|grey|ageing|learnt|cheque|sceptic|manoeuvre|practise",
+    re.IGNORECASE,
+)
 
 
 def package_modules() -> dict[str, ast.Module]:
@@ -258,6 +277,54 @@ def test_modules_are_short():
 def test_the_top_holds_the_program_and_the_library_alone():
     names = {path.name for path in ROOT.glob("*.py")}
     assert names == {"__init__.py", "__main__.py", "api.py", "cli.py", "main.py"}
+
+
+def test_folders_are_small():
+    counts = {
+        str(folder.relative_to(ROOT)): len([p for p in folder.glob("*.py") if p.stem != "__init__"])
+        for folder in [ROOT, *(path for path in ROOT.rglob("*") if path.is_dir())]
+    }
+    assert counts.pop(".") <= MOST_TOP_MODULES - 1, "__init__.py is one of the five"
+    assert {name: count for name, count in counts.items() if count > MOST_MODULES} == {}
+
+
+def british_words(text: str) -> list[str]:
+    return sorted({found[0].lower() for found in BRITISH.finditer(text)})
+
+
+def test_spelling_is_american():
+    top = ROOT.parent
+    paths = [
+        path
+        for name in ("pinsage_jax", "docs", "experiments")
+        for path in top.rglob(f"{name}/**/*")
+    ]
+    paths = [
+        path for path in paths if path.suffix in (".py", ".md", ".flags", ".html", ".js", ".css")
+    ]
+    assert len(paths) > 150
+    paths += [top / "README.md", top / "BUILD_NOTES.md", top / "CHANGELOG.md"]
+    found = {str(p.relative_to(top)): british_words(p.read_text(encoding="utf-8")) for p in paths}
+    assert {name: words for name, words in found.items() if words} == {}
+
+
+@pytest.mark.parametrize(
+    "word",
+    "neighbours catalogue normalised optimiser colour behaviour initialise labelled centre analysed "
+    "metres modelling quantisation grey".split(),
+)
+def test_the_spelling_rule_bites(word):
+    assert british_words(f"the {word} of it") != []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["neighbors catalogs normalized optimizer color labeled center analyses metrics parameters",
+     "characteristics precise rise optimistic organism aria-labelledby four hours your journal",
+     "minimal spelled canceled fiber greater theory synchronous equal cancellation"],
+)  # fmt: skip
+def test_american_words_pass(text):
+    assert british_words(text) == []
 
 
 def test_packages_hold_a_docstring_only():

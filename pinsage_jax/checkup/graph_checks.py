@@ -44,7 +44,7 @@ def row_hashes(graph: Graph, first: int, last: int) -> np.ndarray:
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """The splitmix64 finaliser, uint64 [n]."""
+    """The splitmix64 finalizer, uint64 [n]."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -36,7 +36,7 @@ _FEW = 32  # so many nodes are sorted by insertion alone
 
 @njit(nogil=True, cache=True)
 def mix(value):
-    """The splitmix64 finaliser: a bijection of uint64 whose bits look random."""
+    """The splitmix64 finalizer: a bijection of uint64 whose bits look random."""
     value = np.uint64(value)
     value = (value ^ (value >> _U30)) * MIX_1
     value = (value ^ (value >> _U27)) * MIX_2
