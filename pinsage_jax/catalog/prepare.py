@@ -159,6 +159,35 @@ def open_prepared(workdir: str | pathlib.Path) -> Prepared:
     return prepared
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _BuiltGraph:
+    """The graph of the edge table, pruned if --prune_* says so.
+
+    Attributes:
+      times: int64 [E] in the order of the items' rows; None without --time_column.
+      time_kind: type of the time column, None without one.
+      distinct_edges: edges before pruning.
+    """
+
+    graph: Graph
+    times: np.ndarray | None
+    time_kind: str | None
+    distinct_edges: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pairs:
+    """The pair tables that are given, by flag, and the checks against leaks that they passed."""
+
+    tables: dict[str, pairs_table.Pairs]
+    leak_checks: list[str]
+
+    @property
+    def num_eval(self) -> int:
+        found = self.tables.get("eval_pairs")
+        return 0 if found is None else len(found.pairs)
+
+
 def _write(
     inputs: dict[str, tables.Table],
     config: Config,
@@ -167,15 +196,61 @@ def _write(
     fingerprint: str,
 ) -> None:
     """Fills the (temporary) folder; `data` are the settings of the tables that are read."""
-    edges, items = inputs["edges"], inputs.get("items")
-    title_column = features.choose_title(items, data) if items is not None else None
+    items = inputs.get("items")
+    title_column = None
     if items is not None:
+        title_column = features.choose_title(items, data)
         # A wrong column name should be said before minutes of reading.
         items.require(data.item_id_column, "item_id_column")
         features.choose_columns(items, data)
-    ids = edges_table.collect_ids(edges, items, data, title_column)
+    ids = edges_table.collect_ids(inputs["edges"], items, data, title_column)
+    built = _write_graph(inputs, ids, config, data, folder)
+    _write_ids(ids, folder)
+    if built.times is not None:
+        files.write_array(folder / "times.npy", built.times)
+    (folder / "features").mkdir()
+    feature_report = features.write_features(
+        items, data, ids.item_rows, len(ids.items), folder / "features"
+    )
+    pairs = _write_pairs(inputs, ids, built.graph.degree(), folder)
+    counts = _counts(ids, built, pairs)
+    about = {
+        "format": _FORMAT,
+        "fingerprint": fingerprint,
+        "inputs": {flag: str(table.path) for flag, table in inputs.items()},
+        "counts": counts,
+        "features": feature_report,
+        "pairs": {flag: found.report for flag, found in pairs.tables.items()},
+        "leak_checks": pairs.leak_checks,
+        "title_column": title_column,
+        "has_titles": ids.titles is not None,
+        "has_train_pairs": "train_pairs" in inputs,
+        "weighted": built.graph.weights is not None,
+        "time_kind": built.time_kind,
+        "item_digest": ids.items.digest(),
+        "collection_digest": ids.collections.digest(),
+        "checksums": files.checksums(folder, _files_to_check(folder)),
+    }
+    files.write_checked_json(folder / "manifest.json", about)
+    logging.info(
+        "prepare: %d items (%d without edges), %d collections, %d edges "
+        "(%d duplicate rows merged, %d edges pruned), %d features per item, %d evaluation pairs.",
+        counts["items"], counts["items_without_edges"], counts["collections"], counts["edges"],
+        counts["duplicate_edges"], counts["pruned_edges"], feature_report["width"],
+        counts["eval_pairs"],
+    )  # fmt: skip
+
+
+def _write_graph(
+    inputs: dict[str, tables.Table],
+    ids: edges_table.Ids,
+    config: Config,
+    data: DataConfig,
+    folder: pathlib.Path,
+) -> _BuiltGraph:
+    """Reads the edges once more, as indices, and writes the graph that they make."""
     codes_folder, graph_folder = folder / "codes", folder / "graph"
-    codes = edges_table.write_edge_indices(edges, ids, data, codes_folder)
+    codes = edges_table.write_edge_indices(inputs["edges"], ids, data, codes_folder)
     graph_folder.mkdir()
     graph, times = csr.build(
         codes.items, codes.collections, len(ids.items), len(ids.collections),
@@ -185,94 +260,76 @@ def _write(
     if config.prune.prunes:
         topics = None
         if config.prune.prune_entropy:
-            if items is None:
+            if "items" not in inputs:
                 raise UserError(f"--prune_entropy={config.prune.prune_entropy} needs --items.")
-            topics = read_topics(items, config.prune.prune_topic_column, graph.num_items)
+            topics = read_topics(inputs["items"], config.prune.prune_topic_column, graph.num_items)
         kept = kept_edges(graph, config.prune, config.seed, topics)
         graph, times = without_edges(graph, times, kept, graph_folder)
     graph.save(graph_folder)
     del codes
     shutil.rmtree(codes_folder)
+    return _BuiltGraph(graph, times, time_kind, distinct_edges)
 
+
+def _write_ids(ids: edges_table.Ids, folder: pathlib.Path) -> None:
     ids.items.save(folder / "item_ids.arrow")
     ids.collections.save(folder / "collection_ids.arrow")
     if ids.titles is not None:
         save_column(folder / "titles.arrow", ids.titles, "title")
-    if times is not None:
-        files.write_array(folder / "times.npy", times)
-    (folder / "features").mkdir()
-    feature_report = features.write_features(
-        items, data, ids.item_rows, len(ids.items), folder / "features"
-    )
-    degree = graph.degree()
-    pair_reports = {}
-    train_pairs = pairs = np.empty((0, 2), np.int32)
-    kinds = np.empty(0, np.str_)
-    for flag in ("train_pairs", "eval_pairs"):
-        if flag in inputs:
-            found = pairs_table.read_pairs(inputs[flag], ids.items, degree)
-            pair_reports[flag] = found.report
-            if flag == "train_pairs":
-                train_pairs = found.pairs
-                files.write_array(folder / "train_pairs.npy", train_pairs)
-            else:
-                pairs, kinds = found.pairs, found.kinds
-    leaks.check_disjoint_pairs(train_pairs, pairs, ids.items)
+
+
+def _write_pairs(
+    inputs: dict[str, tables.Table], ids: edges_table.Ids, degree: np.ndarray, folder: pathlib.Path
+) -> _Pairs:
+    """Reads the pair tables, refuses what leaks, and writes what is there.
+
+    Args:
+      degree: int32 [N] of every node of the graph.
+    """
+    given: list[str] = [flag for flag in ("train_pairs", "eval_pairs") if flag in inputs]
+    found = {flag: pairs_table.read_pairs(inputs[flag], ids.items, degree) for flag in given}
+    if "train_pairs" in found:
+        files.write_array(folder / "train_pairs.npy", found["train_pairs"].pairs)
+    none = pairs_table.Pairs(np.empty((0, 2), np.int32), np.empty(0, np.str_), {})
+    train, evaluation = found.get("train_pairs", none), found.get("eval_pairs", none)
+    leaks.check_disjoint_pairs(train.pairs, evaluation.pairs, ids.items)
     leak_checks = ["pairs"]
     if "eval_pairs" in inputs:
+        items = len(ids.items)
         leak_checks += leaks.check_against_split(
             inputs["eval_pairs"].path,
-            edges,
-            (ids.items, degree[: graph.num_items]),
-            (ids.collections, degree[graph.num_items :]),
+            inputs["edges"],
+            (ids.items, degree[:items]),
+            (ids.collections, degree[items:]),
         )
-    files.write_array(folder / "eval_pairs.npy", pairs)
-    files.write_json(folder / "eval_kinds.json", kinds.tolist())
+    files.write_array(folder / "eval_pairs.npy", evaluation.pairs)
+    files.write_json(folder / "eval_kinds.json", evaluation.kinds.tolist())
+    return _Pairs(found, leak_checks)
 
-    counts = {
+
+def _counts(ids: edges_table.Ids, built: _BuiltGraph, pairs: _Pairs) -> dict[str, int]:
+    """Sizes for the manifest."""
+    graph = built.graph
+    return {
         "items": graph.num_items,
         "collections": graph.num_collections,
         "edges": graph.num_edges,
         "edge_rows": ids.edge_rows,
-        "duplicate_edges": ids.edge_rows - distinct_edges,
-        "pruned_edges": distinct_edges - graph.num_edges,
+        "duplicate_edges": ids.edge_rows - built.distinct_edges,
+        "pruned_edges": built.distinct_edges - graph.num_edges,
         "item_rows": ids.item_rows,
-        "items_without_edges": int((degree[: graph.num_items] == 0).sum()),
-        "eval_pairs": len(pairs),
+        "items_without_edges": int((graph.degree()[: graph.num_items] == 0).sum()),
+        "eval_pairs": pairs.num_eval,
     }
-    names = sorted(
+
+
+def _files_to_check(folder: pathlib.Path) -> list[str]:
+    """Files whose checksums the manifest holds; the graph's own has those of its arrays."""
+    return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        # The graph's own manifest has the checksums of its arrays.
-        if path.is_file() and (path.parent != graph_folder or path.suffix == ".json")
+        if path.is_file() and (path.parent != folder / "graph" or path.suffix == ".json")
     )
-    files.write_checked_json(
-        folder / "manifest.json",
-        {
-            "format": _FORMAT,
-            "fingerprint": fingerprint,
-            "inputs": {flag: str(table.path) for flag, table in inputs.items()},
-            "counts": counts,
-            "features": feature_report,
-            "pairs": pair_reports,
-            "leak_checks": leak_checks,
-            "title_column": title_column,
-            "has_titles": ids.titles is not None,
-            "has_train_pairs": "train_pairs" in inputs,
-            "weighted": graph.weights is not None,
-            "time_kind": time_kind,
-            "item_digest": ids.items.digest(),
-            "collection_digest": ids.collections.digest(),
-            "checksums": files.checksums(folder, names),
-        },
-    )
-    logging.info(
-        "prepare: %d items (%d without edges), %d collections, %d edges "
-        "(%d duplicate rows merged, %d edges pruned), %d features per item, %d evaluation pairs.",
-        counts["items"], counts["items_without_edges"], counts["collections"], counts["edges"],
-        counts["duplicate_edges"], counts["pruned_edges"], feature_report["width"],
-        counts["eval_pairs"],
-    )  # fmt: skip
 
 
 def _input_paths(data: DataConfig) -> dict[str, pathlib.Path]:

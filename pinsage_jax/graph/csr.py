@@ -213,9 +213,31 @@ def build(
             f"The graph has {num_nodes:,} items and collections, more than the "
             f"{_MAX_NODES:,} that 32-bit ids can name; split the data."
         )
-    total = len(items)
+    items, collections, optional = _checked_edges(items, collections, weights, times)
+    space = _Space(folder)
+    rows = _item_rows(items, collections, (num_items, num_collections), optional, space)
+    indptr = space.array("indptr", num_nodes + 1, np.int64)
+    indices = space.array("indices", 2 * rows.count, np.int32)
+    out_weights = None
+    if weights is not None:
+        out_weights = space.array("weights", 2 * rows.count, np.float32)
+    rows.store(indptr, indices, out_weights)
+    out_times = None if times is None else np.array(rows.times)
+    # The arrays of the rows lie in files that are deleted now.
+    del rows
+    space.discard("by_item")
+    return Graph(indptr, indices, out_weights, num_items, num_collections), out_times
+
+
+def _checked_edges(
+    items: np.ndarray,
+    collections: np.ndarray,
+    weights: np.ndarray | None,
+    times: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Edge lists in the dtypes of `build`; weights and times by name, empty where not given."""
     for array in (collections, weights, times):
-        if array is not None and len(array) != total:
+        if array is not None and len(array) != len(items):
             raise ValueError("edge arrays have unequal lengths")
     items, collections = _as(items, np.int32), _as(collections, np.int32)
     if weights is not None:
@@ -225,53 +247,85 @@ def build(
                 f"Edge {bad + 1:,} has the weight {weights[bad]}; "
                 "weights must be finite and above 0."
             )
-    optional = {
+    return items, collections, {
         "weights": _empty(np.float32) if weights is None else weights,
         "times": _empty(np.int64) if times is None else _as(times, np.int64),
-    }
-    space = _Space(folder)
+    }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ItemRows:
+    """Distinct edges as rows of items, from which the rows of collections follow.
+
+    Attributes:
+      offsets: int64 [num_items + 1], row starts.
+      collections: int32 [E], ascending inside a row.
+      weights, times: float32 and int64 [E], or empty.
+    """
+
+    offsets: np.ndarray
+    collections: np.ndarray
+    weights: np.ndarray
+    times: np.ndarray
+    num_collections: int
+
+    @property
+    def count(self) -> int:
+        """E."""
+        return len(self.collections)
+
+    def store(self, indptr: np.ndarray, indices: np.ndarray, weights: np.ndarray | None) -> None:
+        """Fills the arrays of the graph: these rows, then those of the collections."""
+        num_items, count = len(self.offsets) - 1, self.count
+        by_collection = _offsets(self.collections, self.num_collections)
+        indptr[: num_items + 1] = self.offsets
+        indptr[num_items:] = by_collection + count
+        indices[:count] = self.collections
+        if weights is not None:
+            weights[:count] = self.weights
+        kernels.transpose_rows(
+            self.offsets,
+            self.collections,
+            self.weights,
+            _empty(np.int64),
+            by_collection[:-1].copy(),
+            indices[count:],
+            _empty(np.float32) if weights is None else weights[count:],
+            _empty(np.int64),
+        )
+        # Item rows hold collection indices until here; as nodes, collections follow the items.
+        for start in range(0, count, 1 << 24):
+            indices[start : min(start + (1 << 24), count)] += np.int32(num_items)
+
+
+def _item_rows(
+    items: np.ndarray,
+    collections: np.ndarray,
+    sizes: tuple[int, int],
+    optional: dict[str, np.ndarray],
+    space: _Space,
+) -> _ItemRows:
+    """Sorts edges into rows of items, by collection inside a row, and merges duplicates.
+
+    Two passes of a counting sort: into rows of collections, then by items; the second
+    keeps the order of the first.
+    """
+    num_items, num_collections = sizes
     by_collection = _offsets(collections, num_collections)
-    middle = space.edge_arrays("by_collection", total, optional)
+    middle = space.edge_arrays("by_collection", len(items), optional)
     kernels.scatter_edges(
         collections, items, *optional.values(), by_collection[:-1].copy(), *middle
     )
     by_item = _offsets(items, num_items)
-    rows = space.edge_arrays("by_item", total, optional)
+    rows = space.edge_arrays("by_item", len(items), optional)
     kernels.transpose_rows(by_collection, *middle, by_item[:-1].copy(), *rows)
     space.discard("by_collection")
     kept = kernels.merge_duplicates(by_item, *rows)
-    item_ids, item_weights, item_times = (array[:kept] if len(array) else array for array in rows)
+    ids, weights, times = (array[:kept] if len(array) else array for array in rows)
     # A sum of finite weights can still overflow.
-    if (bad := kernels.first_bad_weight(item_weights)) >= 0:
+    if kernels.first_bad_weight(weights) >= 0:
         raise UserError("The weights of one edge's duplicates add up to infinity; scale them down.")
-
-    by_collection = _offsets(item_ids, num_collections)
-    indptr = space.array("indptr", num_nodes + 1, np.int64)
-    indptr[: num_items + 1] = by_item
-    indptr[num_items:] = by_collection + kept
-    indices = space.array("indices", 2 * kept, np.int32)
-    indices[:kept] = item_ids
-    out_weights = None
-    if weights is not None:
-        out_weights = space.array("weights", 2 * kept, np.float32)
-        out_weights[:kept] = item_weights
-    kernels.transpose_rows(
-        by_item,
-        item_ids,
-        item_weights,
-        _empty(np.int64),
-        by_collection[:-1].copy(),
-        indices[kept:],
-        _empty(np.float32) if out_weights is None else out_weights[kept:],
-        _empty(np.int64),
-    )
-    # Item rows hold collection indices until here; as nodes, collections follow the items.
-    for start in range(0, kept, 1 << 24):
-        indices[start : min(start + (1 << 24), kept)] += np.int32(num_items)
-    out_times = None if times is None else np.array(item_times)
-    del rows, item_ids, item_weights, item_times
-    space.discard("by_item")
-    return Graph(indptr, indices, out_weights, num_items, num_collections), out_times
+    return _ItemRows(by_item, ids, weights, times, num_collections)
 
 
 class _Space:
