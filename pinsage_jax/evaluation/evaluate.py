@@ -10,6 +10,7 @@ paired difference to PinSage.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -65,20 +66,12 @@ def evaluate(
     """
     names = parse_baselines(config.evaluate.baselines)
     graph = prepared.graph if graph is None else graph
-    pairs, kinds, source = prepared.eval_pairs, prepared.eval_kinds, "eval_pairs"
-    notes = []
-    if len(pairs) == 0:
-        if validation is None or len(validation.pairs) == 0:
-            print("There are no evaluation pairs (--eval_pairs) and no validation pairs.")
-            return {}
-        pairs, kinds, source = validation.pairs, validation.kinds, "validation"
-        notes.append("no --eval_pairs: these are validation pairs, which training has selected on")
-        if graph.num_edges > validation.train_graph.num_edges:
-            notes.append("their collections are part of the graph, so every number is too high")
-    offered = len(pairs)
-    pairs, kinds = _distinct(np.asarray(pairs), np.asarray(kinds))
+    scored = _pairs_to_score(prepared, validation, graph)
+    if scored is None:
+        print("There are no evaluation pairs (--eval_pairs) and no validation pairs.")
+        return {}
+    pairs = scored.pairs
     query, target = pairs.T
-    degree = graph.degree()[: graph.num_items]
 
     ranks = {MAIN: target_ranks(embeddings[query], embeddings, query, target)}
     settings: dict[str, Any] = {MAIN: {"dimensions": int(embeddings.shape[1])}}
@@ -87,28 +80,26 @@ def evaluate(
         ranks[baseline.name] = rank_pairs(baseline, pairs, graph.num_items)
         settings[baseline.name] = baseline.settings
 
-    slices = {("overall", "all"): np.ones(len(pairs), np.bool_)}
-    slices |= {("by_kind", str(kind)): kinds == kind for kind in np.unique(kinds)}
-    slices |= {("by_degree", name): mask for name, mask in _buckets(degree[target])}
     methods: dict[str, dict[str, Any]] = {
         name: {"settings": settings[name], "hit_curve": _curve(ranks[name])} for name in ranks
     }
-    for (group, name), mask in slices.items():
+    degree = graph.degree()[: graph.num_items]
+    for (group, name), mask in _slices(scored.kinds, degree[target]).items():
         label = f"bootstrap {group} {name}"
-        scored = _score(ranks, query, mask, config.evaluate.bootstrap, config.seed, label)
-        for method, values in scored.items():
+        found = _score(ranks, query, mask, config.evaluate.bootstrap, config.seed, label)
+        for method, values in found.items():
             methods[method].setdefault(group, {})[name] = values
 
     report = prepared.manifest.get("pairs", {}).get("eval_pairs", {})
     result = {
-        "pairs_from": source,
+        "pairs_from": scored.source,
         "pairs": len(pairs),
         "queries": len(np.unique(query)),
         "dropped": {
             "unknown_query": int(report.get("unknown_query", 0)),
             "unknown_target": int(report.get("unknown_target", 0)),
             "self_pairs": int(report.get("self_pairs", 0)),
-            "repeated_pairs": offered - len(pairs),
+            "repeated_pairs": scored.repeated,
         },
         "catalog": graph.num_items,
         "sampled_candidates": False,
@@ -117,7 +108,7 @@ def evaluate(
         "interval": f"95%, {config.evaluate.bootstrap} bootstrap resamples of queries",
         "seed": config.seed,
         "fingerprint": fingerprint,
-        "notes": notes,
+        "notes": scored.notes,
         "methods": methods,
         "left_out": rivals.left_out,
     }
@@ -144,11 +135,54 @@ def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:
     return files.read_checked_json(path)
 
 
-def _distinct(pairs: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each pair once, where it first occurs, in order."""
-    _, first = np.unique(pairs, axis=0, return_index=True)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ScoredPairs:
+    """Distinct pairs to score.
+
+    Attributes:
+      pairs: int32 [P, 2], query and target.
+      kinds: str [P].
+      source: eval_pairs or validation.
+      repeated: pairs that occur again in the table.
+      notes: sentences about the pairs for the reader of the scores.
+    """
+
+    pairs: np.ndarray
+    kinds: np.ndarray
+    source: str
+    repeated: int
+    notes: list[str]
+
+
+def _pairs_to_score(
+    prepared: Prepared, validation: ValidationSplit | None, graph: Graph
+) -> _ScoredPairs | None:
+    """The evaluation pairs or, without any, the validation pairs; None without either."""
+    pairs, kinds, source = prepared.eval_pairs, prepared.eval_kinds, "eval_pairs"
+    notes = []
+    if len(pairs) == 0:
+        if validation is None or len(validation.pairs) == 0:
+            return None
+        pairs, kinds, source = validation.pairs, validation.kinds, "validation"
+        notes.append("no --eval_pairs: these are validation pairs, which training has selected on")
+        if graph.num_edges > validation.train_graph.num_edges:
+            notes.append("their collections are part of the graph, so every number is too high")
+    # Each pair once, where it first occurs, in order.
+    _, first = np.unique(np.asarray(pairs), axis=0, return_index=True)
     first = np.sort(first)
-    return pairs[first], kinds[first]
+    repeated = len(pairs) - len(first)
+    return _ScoredPairs(np.asarray(pairs)[first], np.asarray(kinds)[first], source, repeated, notes)
+
+
+def _slices(kinds: np.ndarray, degree: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+    """Members bool [P] of every slice of the pairs, by group and name.
+
+    Args:
+      degree: int [P], of the targets.
+    """
+    slices = {("overall", "all"): np.ones(len(kinds), np.bool_)}
+    slices |= {("by_kind", str(kind)): kinds == kind for kind in np.unique(kinds)}
+    return slices | {("by_degree", name): mask for name, mask in _buckets(degree)}
 
 
 def _buckets(degree: np.ndarray) -> list[tuple[str, np.ndarray]]:

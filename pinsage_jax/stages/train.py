@@ -32,7 +32,12 @@ from pinsage_jax.training.loop import Outcome
 def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outcome:
     """Trains the network, or continues, into WORKDIR/checkpoints.
 
-    `should_stop` is asked after every step; without one a signal stops it.
+    Args:
+      should_stop: called after every step; True ends training with a checkpoint.  By
+        default a signal does.
+
+    Raises:
+      UserError: settings do not fit the data, the devices or an existing checkpoint.
     """
     prepared = open_prepared(config.workdir)
     identity = identity_of(prepared)
@@ -62,35 +67,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
             "hard negatives come from ranks %d to %d",
             *hard_band(config.sampling, prepared.graph.num_items),
         )
-    own = len(make_devices(config.train.devices))
-    counts = process_group.all_gather_object(own)
-    if len({*counts}) > 1:
-        raise UserError(
-            f"The processes have {counts} devices; set --devices to have as many in each."
-        )
-    devices = sum(counts)
-    if config.train.batch_size % devices:
-        raise UserError(
-            f"--batch_size={config.train.batch_size} is not a multiple of the {devices} devices; "
-            "change it or set --devices."
-        )
-    first = own * process_group.current().index
-    builder = MinibatchBuilder(
-        GraphView(encoder.lists, encoder.inputs),
-        pairs,
-        BatchSpec(
-            config.train,
-            config.model.num_layers,
-            config.seed,
-            hard_in_epoch=lambda epoch: hard_negatives_in(epoch, config.train),
-            hard_slots=hard_slots(config.train, pairs.per_epoch),
-            num_devices=devices,
-            local_devices=range(first, first + own),
-            table_on_device=keeps_table(config.train, encoder.inputs),
-        ),
-        negative_pool=np.arange(prepared.graph.num_items, dtype=np.int32),
-    )
-
+    builder = _builder(config, encoder, pairs, prepared.graph.num_items)
     validate = _validator(config, prepared, encoder, split) if process_group.is_rank0() else None
     outcome = loop.train(
         config,
@@ -111,6 +88,48 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     )
     logging.info("training cost %s", spent.summary())
     return outcome
+
+
+def _builder(
+    config: Config, encoder: Encoder, pairs: PairSource, num_items: int
+) -> MinibatchBuilder:
+    """Makes the minibatches of this process's devices; random negatives are of all items."""
+    num_devices, local_devices = _devices(config)
+    spec = BatchSpec(
+        config.train,
+        config.model.num_layers,
+        config.seed,
+        hard_in_epoch=lambda epoch: hard_negatives_in(epoch, config.train),
+        hard_slots=hard_slots(config.train, pairs.per_epoch),
+        num_devices=num_devices,
+        local_devices=local_devices,
+        table_on_device=keeps_table(config.train, encoder.inputs),
+    )
+    view = GraphView(encoder.lists, encoder.inputs)
+    return MinibatchBuilder(view, pairs, spec, np.arange(num_items, dtype=np.int32))
+
+
+def _devices(config: Config) -> tuple[int, range]:
+    """Devices of all processes, and which of them are this process's.
+
+    Raises:
+      UserError: the processes have unequal numbers of devices, or the batch cannot be cut
+        into as many equal parts.
+    """
+    own = len(make_devices(config.train.devices))
+    counts = process_group.all_gather_object(own)
+    if len({*counts}) > 1:
+        raise UserError(
+            f"The processes have {counts} devices; set --devices to have as many in each."
+        )
+    devices = sum(counts)
+    if config.train.batch_size % devices:
+        raise UserError(
+            f"--batch_size={config.train.batch_size} is not a multiple of the {devices} devices; "
+            "change it or set --devices."
+        )
+    first = own * process_group.current().index
+    return devices, range(first, first + own)
 
 
 def _validator(
