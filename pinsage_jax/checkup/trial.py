@@ -8,6 +8,8 @@ of what a step costs.  Nothing is written.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -75,23 +77,14 @@ def try_training(
       UserError: what training would refuse.
     """
     devices = make_devices(config.train.devices)
-    source = NeighborhoodSource(graph, config.sampling, config.seed, threads, "none")
-    lists = NeighborLists.made_of(source, _links(config, graph, width), config)
-    # Zero pages take no memory until they are written; places stand for as many features.
-    features = np.zeros((graph.num_items, width + places), np.float32)
-    inputs = NodeInputs(
-        features,
-        graph.degree(),
-        degree_feature=config.model.degree_feature,
-        edgeless_feature=config.model.edgeless_feature,
-        node_type=config.sampling.neighborhood == "all",
-    )
+    view = _made_up_view(config, graph, width, places, threads)
+    inputs = view.inputs
     pairs = PairSource(
         graph, config.seed, given, config.train.pairs_per_epoch, config.sampling.pair_power
     )
     start = now()
     builder = MinibatchBuilder(
-        GraphView(lists, inputs),
+        view,
         pairs,
         BatchSpec(
             config.train,
@@ -121,22 +114,11 @@ def try_training(
     state, told = run(state, builder.make(0)[0], *constants)
     jax.block_until_ready((state, told))
     compile_seconds = now() - start
-
-    def make(index: int) -> tuple[Minibatch, BatchInfo]:
-        # The first epoch has no hard negatives; their cost is counted by query.
-        return builder.make(index % max(int(schedule.steps_per_epoch), 1))
-
-    train = config.train
-    with Prefetcher(make, 1, 2 + _STEPS, train.prefetch, train.producers) as queue:
-        batch, _ = next(queue)
-        state, told = run(state, batch, *constants)
-        jax.block_until_ready(told)
-        start = now()
-        for batch, _ in queue:
-            state, told = run(state, batch, *constants)
-        jax.block_until_ready((state, told))
-        step_seconds = (now() - start) / _STEPS
-    first, each = _embedding(config, params, inputs, lists.width, builder.num_nodes)
+    epoch = max(int(schedule.steps_per_epoch), 1)
+    step_seconds = _seconds_a_step(
+        config, builder, epoch, state, lambda s, b: run(s, b, *constants)
+    )
+    first, each = _embedding(config, params, inputs, view.lists.width, builder.num_nodes)
     return Trial(
         total_steps=schedule.total,
         validations=-(-schedule.total // schedule.validate_every),
@@ -148,6 +130,51 @@ def try_training(
         parameter_bytes=parameters,
         pairs_per_epoch=pairs.per_epoch,
     )
+
+
+def _made_up_view(config: Config, graph: Graph, width: int, places: int, threads: int) -> GraphView:
+    """The graph with features of zeros and random content links."""
+    source = NeighborhoodSource(graph, config.sampling, config.seed, threads, "none")
+    lists = NeighborLists.made_of(source, _links(config, graph, width), config)
+    # Zero pages take no memory until they are written; places stand for as many features.
+    features = np.zeros((graph.num_items, width + places), np.float32)
+    inputs = NodeInputs(
+        features,
+        graph.degree(),
+        degree_feature=config.model.degree_feature,
+        edgeless_feature=config.model.edgeless_feature,
+        node_type=config.sampling.neighborhood == "all",
+    )
+    return GraphView(lists, inputs)
+
+
+def _seconds_a_step(
+    config: Config,
+    builder: MinibatchBuilder,
+    epoch: int,
+    state: Any,
+    run: Callable[[Any, Minibatch], tuple[Any, Any]],
+) -> np.ndarray:
+    """Mean seconds of _STEPS steps after one more, batches being made beside them.
+
+    Args:
+      epoch: steps of the first epoch.  It has no hard negatives; their cost is counted by
+        query.
+    """
+
+    def make(index: int) -> tuple[Minibatch, BatchInfo]:
+        return builder.make(index % epoch)
+
+    train = config.train
+    with Prefetcher(make, 1, 2 + _STEPS, train.prefetch, train.producers) as queue:
+        batch, _ = next(queue)
+        state, told = run(state, batch)
+        jax.block_until_ready(told)
+        start = now()
+        for batch, _ in queue:
+            state, told = run(state, batch)
+        jax.block_until_ready((state, told))
+        return (now() - start) / _STEPS
 
 
 def _links(config: Config, graph: Graph, width: int) -> ContentLinks:
