@@ -68,9 +68,23 @@ class MinibatchBuilder:
         self.budgets = budgets or self._measure_budgets()
 
     @property
+    def pairs_per_epoch(self) -> int:
+        """Training pairs in one epoch."""
+        return self._pairs.per_epoch
+
+    @property
+    def input_dim(self) -> int:
+        """D, the width of an input vector."""
+        return self._inputs.dim
+
+    @property
     def num_nodes(self) -> int:
         """Nodes that can stand in a minibatch."""
         return self._source.num_nodes
+
+    def epoch_of(self, step: int) -> int:
+        """Epoch (from 0) in which the pairs of `step` (from 0) begin."""
+        return self._pairs.epoch_of(step * self.spec.train.batch_size)
 
     def table(self) -> np.ndarray | None:
         """float32 [N, D] for the devices to read inputs from; None: batches bring them."""
@@ -135,7 +149,7 @@ class MinibatchBuilder:
         self, step: int, device: int, negatives: np.ndarray, frontier: Frontier
     ) -> tuple[Minibatch, BatchInfo]:
         """One device's shard of a step, without the device axis."""
-        epoch = self._pairs.epoch_of(step * self.spec.train.batch_size)
+        epoch = self.epoch_of(step)
         first = step * self.spec.train.batch_size + device * self.spec.pairs_per_device
         pairs = self._pairs.batch(first, self.spec.pairs_per_device)
         hard = self._hard_negatives(pairs, epoch, first)

@@ -29,8 +29,7 @@ from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.store import NeighborhoodSource
-from pinsage_jax.training import loop
-from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
+from pinsage_jax.training.curriculum import Schedule, hard_negatives_in, hard_slots
 from pinsage_jax.training.device_inputs import keeps_table
 from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step
@@ -98,7 +97,7 @@ def try_training(
         negative_pool=np.arange(graph.num_items, dtype=np.int32),
     )
     budget_seconds = now() - start
-    schedule = loop.Schedule.of(config.train, pairs.per_epoch)
+    schedule = Schedule.from_config(config.train, pairs.per_epoch)
     start = now()
     model, params = init_model(config, inputs.dim, builder.num_nodes, builder.budgets.rows)
     optimizer = make_optimizer(config.train, schedule.steps_per_epoch)

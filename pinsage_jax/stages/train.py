@@ -27,6 +27,7 @@ from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.device_inputs import keeps_table
 from pinsage_jax.training.loop import Outcome
+from pinsage_jax.training.resume import is_finished
 
 
 def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outcome:
@@ -43,7 +44,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     identity = identity_of(prepared)
     # Opening a checkpoint is a use of JAX already.
     connect()
-    if process_group.broadcast_from_rank0(lambda: loop.is_finished(config, identity)):
+    if process_group.broadcast_from_rank0(lambda: is_finished(config, identity)):
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
         return Outcome(0, 0, {}, interrupted=False)
     split = split_of(config, prepared)
@@ -72,8 +73,6 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     outcome = loop.train(
         config,
         builder,
-        pairs,
-        encoder.inputs,
         identity,
         validate,
         should_stop or stop_requested,

@@ -1,11 +1,13 @@
-"""The length of a run and its curriculum of hard negatives (Ying et al. 2018, section 3.3).
+"""What happens at which step: the length of a run, its hard negatives, validations, saves.
 
-No hard negative in the first epoch, n-1 per query in epoch n, up to a limit.  A
-pure function of the epoch, so a resumed run continues where it was.
+The curriculum of Ying et al. 2018, section 3.3: no hard negative in the first epoch, n-1
+per query in epoch n, up to a limit.  Everything here is a pure function of the step or the
+epoch, so a resumed run continues where it was.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from pinsage_jax.config.training import TrainConfig
@@ -36,3 +38,28 @@ def hard_slots(train: TrainConfig, pairs_per_epoch: int) -> int:
     """H: the most hard negatives per query in any step of the run."""
     first_pair = (total_steps(train, pairs_per_epoch) - 1) * train.batch_size
     return hard_negatives_in(first_pair // pairs_per_epoch, train)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """At which steps something happens; the same after a resume.
+
+    Attributes:
+      steps_per_epoch: may be fractional, batches run across the end of an epoch.
+      total: steps of the run.
+      validate_every, save_every, log_every: in steps; all happen at the last too.
+    """
+
+    steps_per_epoch: float
+    total: int
+    validate_every: int
+    save_every: int
+    log_every: int
+
+    @classmethod
+    def from_config(cls, train: TrainConfig, pairs_per_epoch: int) -> Schedule:
+        """The schedule of a run over `pairs_per_epoch` pairs an epoch."""
+        epoch = pairs_per_epoch / train.batch_size
+        total = total_steps(train, pairs_per_epoch)
+        validate = train.validate_every or max(round(epoch), 1)
+        return cls(epoch, total, validate, train.checkpoint_every or validate, train.log_every)

@@ -1,4 +1,4 @@
-"""What is kept of a step whose loss is not finite, so that it can be looked at again.
+"""The batch of a step whose loss is not finite, written down for debugging.
 
 WORKDIR/not_finite_step_STEP.json holds the node ids of the batch, which are positions in
 prepared/item_ids.arrow, with the settings that the batch is a function of: the step
@@ -23,7 +23,7 @@ from pinsage_jax.distributed import process_group
 _IDS = ("query_ids", "target_ids", "negative_ids", "hard_ids")
 
 
-def keep_batch(
+def dump_batch(
     workdir: str | pathlib.Path, builder: MinibatchBuilder, step: int, about: dict[str, Any]
 ) -> pathlib.Path:
     """Writes the ids of the batch of `step` (counted from 1) and `about`; returns the path.

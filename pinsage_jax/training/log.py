@@ -1,4 +1,4 @@
-"""metrics.jsonl: what training measured, one JSON object a line."""
+"""metrics.jsonl, one JSON object a line: what training measured; and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,44 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.files import atomic_file, reported_os_errors
 from pinsage_jax.distributed import process_group
 from pinsage_jax.training.device_clock import DeviceClock
-from pinsage_jax.training.events import Events
+
+EVENTS_FOLDER = "tensorboard"
+
+
+class Events:
+    """TensorBoard event files (--tensorboard): the numbers of metrics.jsonl as scalars.
+
+    Lines with a loss are under training/, those with a score under validation/.  After
+    a resume TensorBoard drops what undone steps had written.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, resume_step: int):
+        """Opens WORKDIR/tensorboard to go on after `resume_step`.
+
+        Raises:
+          UserError: the extra is not installed.
+        """
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "--tensorboard needs tensorboardX; install it with "
+                "pip install 'pinsage-jax[tensorboard]' or drop the flag."
+            ) from None
+        self._writer = SummaryWriter(
+            str(pathlib.Path(workdir) / EVENTS_FOLDER), purge_step=resume_step + 1
+        )
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Adds one line of metrics.jsonl."""
+        group = "training" if "loss" in values else "validation" if "score" in values else "run"
+        for name, value in values.items():
+            if name != "step" and isinstance(value, (int, float)):
+                self._writer.add_scalar(f"{group}/{name}", value, values["step"])
+
+    def close(self) -> None:
+        """Writes what is left and ends the writer's thread."""
+        self._writer.close()
 
 
 class MetricsLog:
@@ -66,23 +103,23 @@ class MetricsWindow:
         train: TrainConfig,
         budget_rows: int,
         clock: DeviceClock,
-        rate: Callable[[int], Any],
-        keep_batch: Callable[[int, dict[str, Any]], pathlib.Path],
+        learning_rate_fn: Callable[[int], Any],
+        dump_batch: Callable[[int, dict[str, Any]], pathlib.Path],
     ):
         """Begins the first line.
 
         Args:
           budget_rows: rows that a step's frontier has on all devices together.
           clock: of the devices; the window tells it of steps and pauses.
-          rate: the learning rate of a step counted from 0.
-          keep_batch: writes down the batch of a step counted from 1, with what else is
+          learning_rate_fn: the learning rate of a step counted from 0.
+          dump_batch: writes down the batch of a step counted from 1, with what else is
             known of it, and returns where.
         """
         self._train = train
         self._budget_rows = budget_rows
         self._clock = clock
-        self._rate = rate
-        self._keep_batch = keep_batch
+        self._learning_rate_fn = learning_rate_fn
+        self._dump_batch = dump_batch
         self._idle_before = 0.0
         self._make_before = 0.0
         self.seconds = self.waited = 0.0
@@ -127,9 +164,9 @@ class MetricsWindow:
         return sum(part for part, _ in sums) / max(sum(count for _, count in sums), 1.0)
 
     def _not_finite(self, step: int, loss: float, norm: float) -> UserError:
-        rate = float(self._rate(step - 1))
+        rate = float(self._learning_rate_fn(step - 1))
         about = {"loss": str(loss), "gradient_norm": str(norm), "learning_rate": rate}
-        path = self._keep_batch(step, about)
+        path = self._dump_batch(step, about)
         return UserError(
             f"The loss is {loss:.3g} and its gradient {norm:.3g} at step {step} (learning rate "
             f"{rate:.3g}; its batch is in {path}); train again in another --workdir with a lower "
@@ -168,7 +205,7 @@ class MetricsWindow:
         line = {
             "step": step,
             "loss": loss,
-            "learning_rate": float(self._rate(step - 1)),
+            "learning_rate": float(self._learning_rate_fn(step - 1)),
             "hard_per_query": hard / (steps * processes),
             "pairs_per_second": steps * self._train.batch_size / seconds,
             "wait_share": waited / seconds,

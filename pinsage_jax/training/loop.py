@@ -1,8 +1,8 @@
 """The training loop: prepared data in, checkpoints and metrics.jsonl out.
 
-One pass is `for step, batch in queue: state, metrics = step(state, batch)`; what
-happens around it (logging, validation, checkpoints) are functions called at steps
-that a resumed run reaches too.  The loop blocks on the device only when it logs.
+One pass over the minibatches, and hooks that run at steps which a resumed run reaches
+too: logging, validation and checkpoints.  The loop blocks on the device only when it
+logs, validates or saves.
 
 Of several processes each runs this loop on its part of every batch; process 0
 alone validates and writes, and the others wait for it.
@@ -25,25 +25,26 @@ import jax
 import numpy as np
 from absl import logging
 
+from pinsage_jax.batching.blocks import BatchInfo, Minibatch
 from pinsage_jax.batching.builder import MinibatchBuilder
-from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
 from pinsage_jax.config.settings import Config
-from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core.costs import peak_memory
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.distributed import process_group
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.model.init import init_model
-from pinsage_jax.sampling.pairs import PairSource
-from pinsage_jax.training.checkpoints import Checkpoints
-from pinsage_jax.training.compatibility import check_resume_config, check_same_devices
-from pinsage_jax.training.curriculum import total_steps
+from pinsage_jax.training.curriculum import Schedule
 from pinsage_jax.training.device_clock import DeviceClock
-from pinsage_jax.training.divergence import keep_batch
-from pinsage_jax.training.events import Events
-from pinsage_jax.training.log import MetricsLog, MetricsWindow
-from pinsage_jax.training.state import initial_state, learning_rate, make_optimizer
+from pinsage_jax.training.divergence import dump_batch
+from pinsage_jax.training.log import Events, MetricsLog, MetricsWindow
+from pinsage_jax.training.resume import open_checkpoints, restore_latest
+from pinsage_jax.training.state import (
+    TrainState,
+    initial_state,
+    learning_rate_schedule,
+    make_optimizer,
+)
 from pinsage_jax.training.steps import make_train_step
 
 # Called with parameters; returns metrics, of which "score" picks the best checkpoint.
@@ -74,56 +75,9 @@ class Outcome:
     wait_share: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """At which steps something happens; the same after a resume.
-
-    Attributes:
-      steps_per_epoch: may be fractional, batches run across the end of an epoch.
-      total: steps of the run.
-      validate_every, save_every, log_every: in steps; all happen at the last too.
-    """
-
-    steps_per_epoch: float
-    total: int
-    validate_every: int
-    save_every: int
-    log_every: int
-
-    @classmethod
-    def of(cls, train: TrainConfig, pairs_per_epoch: int) -> Schedule:
-        """The schedule of a run over `pairs_per_epoch` pairs an epoch."""
-        epoch = pairs_per_epoch / train.batch_size
-        total = total_steps(train, pairs_per_epoch)
-        validate = train.validate_every or max(round(epoch), 1)
-        return cls(epoch, total, validate, train.checkpoint_every or validate, train.log_every)
-
-
-def is_finished(config: Config, identity: dict[str, Any]) -> bool:
-    """Whether the workdir holds the last step of just this run, of just this data.
-
-    Raises:
-      UserError: it holds a run of other data or settings.
-    """
-    folder = pathlib.Path(config.workdir) / "checkpoints"
-    if not folder.exists():
-        return False
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        if (latest := checkpoints.latest_step()) is None:
-            return False
-        meta = checkpoints.meta(latest)
-        checkpoints.check(meta, identity, dataclasses.asdict(config.model))
-    check_resume_config(config, meta)
-    lengths = ("epochs", "max_steps")
-    same = all(meta["config"]["train"][name] == getattr(config.train, name) for name in lengths)
-    return same and meta["queue"]["next_index"] >= meta["total"]
-
-
 def train(
     config: Config,
     builder: MinibatchBuilder,
-    pairs: PairSource,
-    inputs: NodeInputs,
     identity: dict[str, Any],
     validate: Validate | None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -134,134 +88,212 @@ def train(
       builder: makes the minibatch of any step.
       identity: what the data is (counts, id digest, width of the input); a
         checkpoint of other data is refused.
-      validate: scores parameters; called once an epoch unless told otherwise.  None in
-        processes that do not write.
+      validate: scores parameters; called once an epoch unless --validate_every says
+        otherwise.  None in processes that do not write.
       should_stop: asked after every step, and answers the same in every process; True
         writes a checkpoint and returns.
 
     Raises:
       UserError: a checkpoint that does not fit, or a loss that is not finite.
     """
-    start = time.perf_counter()
-    devices = make_devices(config.train.devices)
-    schedule = Schedule.of(config.train, pairs.per_epoch)
-    model, params = init_model(config, inputs.dim, builder.num_nodes, builder.budgets.rows)
+    with contextlib.ExitStack() as stack:
+        run = Run(config, builder, identity, validate, should_stop, stack)
+        for batch, info in run.batches:
+            run.take_step(batch, info)
+            run.log_if_due()
+            run.validate_if_due()
+            run.save_if_due()
+            if run.interrupted:
+                break
+        return run.finish()
+
+
+class Run:
+    """One session of a training run: its state, and the hooks of the loop.
+
+    Attributes:
+      batches: minibatches of the steps that are left, made ahead by host threads.
+      done: steps taken over all sessions.
+      interrupted: whether `should_stop` asked to end the session before the last step.
+    """
+
+    batches: Prefetcher[tuple[Minibatch, BatchInfo]]
+
+    def __init__(
+        self,
+        config: Config,
+        builder: MinibatchBuilder,
+        identity: dict[str, Any],
+        validate: Validate | None,
+        should_stop: Callable[[], bool],
+        stack: contextlib.ExitStack,
+    ):
+        """Compiles the step and restores the latest checkpoint, if there is one.
+
+        Args:
+          stack: closes what is opened here; the other arguments are those of `train`.
+        """
+        self._start = time.perf_counter()
+        self._config, self._builder, self._identity = config, builder, identity
+        self._validate, self._should_stop = validate, should_stop
+        self._schedule = schedule = Schedule.from_config(config.train, builder.pairs_per_epoch)
+        self._workdir = pathlib.Path(config.workdir)
+        devices = make_devices(config.train.devices)
+        state, self._step_function = _compiled_step(config, builder, schedule, devices)
+        self._checkpoints = open_checkpoints(config, stack)
+        restored = restore_latest(
+            self._checkpoints, config, identity, builder.spec.num_devices, state
+        )
+        self.done, self._best, state = restored
+        self._state = replicate(state, devices)
+        self.interrupted = False
+        self._scores: dict[str, float] = {}
+        self._open_logs(stack)
+        train, total = config.train, schedule.total
+        self.batches = stack.enter_context(
+            Prefetcher(builder.make, self.done, total, train.prefetch, train.producers)
+        )
+        self._progress = stack.enter_context(Progress(total - self.done, "step", "training"))
+
+    def _open_logs(self, stack: contextlib.ExitStack) -> None:
+        train, builder = self._config.train, self._builder
+        events = None
+        if train.tensorboard and process_group.is_rank0():
+            events = Events(self._workdir, self.done)
+            stack.callback(events.close)
+        self._log = MetricsLog(self._workdir / "metrics.jsonl", self.done, events)
+        self._window = MetricsWindow(
+            train,
+            budget_rows=builder.budgets.rows[-1] * builder.spec.num_devices,
+            clock=stack.enter_context(DeviceClock()),
+            learning_rate_fn=learning_rate_schedule(train, self._schedule.steps_per_epoch),
+            dump_batch=self._dump_batch,
+        )
+
+    def _dump_batch(self, step: int, about: dict[str, Any]) -> pathlib.Path:
+        """Writes the batch of `step` (counted from 1) and what else is known of it."""
+        epoch = self._builder.epoch_of(step - 1) + 1
+        about = {"epoch": epoch, "seed": self._config.seed, **about}
+        return dump_batch(self._workdir, self._builder, step, about)
+
+    def _due(self, every: int) -> bool:
+        """Whether what happens every so many steps happens after the last one taken."""
+        last = self.done == self._schedule.total or self.interrupted
+        return last or self.done % every == 0
+
+    def take_step(self, batch: Minibatch, info: BatchInfo) -> None:
+        """Hands one step to the devices; does not wait for them."""
+        self._state, metrics = self._step_function(self._state, batch)
+        self._window.add(metrics, info)
+        self.done += 1
+        self.interrupted = self.done < self._schedule.total and self._should_stop()
+        self._progress.update()
+
+    def log_if_due(self) -> None:
+        """Every --log_every steps: a line of metrics.jsonl; waits for the devices.
+
+        Raises:
+          UserError: the loss or the gradient of a step is not finite.
+        """
+        if not self._due(self._schedule.log_every):
+            return
+        line = self._window.close(self.done, self.batches.make_seconds)
+        self._log.write({"epoch": self._builder.epoch_of(self.done - 1) + 1, **line})
+        self._progress.note(
+            f"loss {line['loss']:.3f}, device waits {line['wait_share']:.0%} "
+            f"(would not with --producers={line['producers_needed']}), "
+            f"padding {line['padding_share']:.0%}"
+        )
+
+    def validate_if_due(self) -> None:
+        """Every --validate_every steps: scores the parameters and remembers the best.
+
+        Raises:
+          UserError: the loss or the gradient of a step is not finite.
+        """
+        self._scores = {}
+        if not self._due(self._schedule.validate_every):
+            return
+        self._window.check(self.done)
+        if self.interrupted or self._validate is None:
+            return
+        with self._window.pause():
+            scores = self._validate(jax.tree.map(np.asarray, self._state.params))
+        if scores and scores["score"] > self._best.get("score", -math.inf):
+            self._best = {**scores, "step": self.done}
+        epoch = self.done / self._schedule.steps_per_epoch
+        self._log.write({"step": self.done, "epoch": epoch, **scores})
+        readable = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        logging.info("step %d of %d: %s", self.done, self._schedule.total, readable)
+        self._scores = scores
+
+    def save_if_due(self) -> None:
+        """Every --checkpoint_every steps, and after a validation: writes a checkpoint.
+
+        Raises:
+          UserError: the loss or the gradient of a step is not finite, or the disk is full.
+        """
+        saving = self._due(self._schedule.save_every)
+        if not (saving or self._due(self._schedule.validate_every)):
+            return
+        # A checkpoint with a loss that is not finite would be continued from for ever.
+        self._window.check(self.done)
+        if (saving or self._scores) and process_group.is_rank0():
+            with self._window.pause():
+                state = jax.tree.map(np.asarray, self._state)
+                self._checkpoints.save(self.done, state, self._meta(), self._scores)
+        # The other processes wait here rather than in the next step's sums, which time out.
+        process_group.all_gather_object(None)
+
+    def _meta(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the state, as JSON."""
+        return {
+            "queue": self.batches.state(),
+            "total": self._schedule.total,
+            "devices": self._builder.spec.num_devices,
+            "curriculum": {"epoch": self._builder.epoch_of(self.done)},
+            "config": dataclasses.asdict(self._config),
+            "data": self._identity,
+            "best": self._best,
+        }
+
+    def finish(self) -> Outcome:
+        """Writes the last line of metrics.jsonl; says how the run ended."""
+        outcome = Outcome(
+            int(self._state.step),
+            self._schedule.total,
+            self._best,
+            self.interrupted,
+            seconds=time.perf_counter() - self._start,
+            pairs=self.batches.items * self._config.train.batch_size,
+            devices=self._builder.spec.num_devices,
+            wait_share=self._window.waited / max(self._window.seconds, 1e-9),
+        )
+        self._log.write(
+            {
+                "step": outcome.step,
+                "session_seconds": outcome.seconds,
+                "device_seconds": outcome.seconds * outcome.devices,
+                "pairs": outcome.pairs,
+                "wait_share": outcome.wait_share,
+                "peak_memory_bytes": peak_memory(),
+            }
+        )
+        return outcome
+
+
+def _compiled_step(
+    config: Config,
+    builder: MinibatchBuilder,
+    schedule: Schedule,
+    devices: tuple[jax.Device, ...],
+) -> tuple[TrainState, Callable[[TrainState, Minibatch], tuple[TrainState, dict]]]:
+    """The state before the first step, on the host, and the step of `devices`."""
+    model, params = init_model(config, builder.input_dim, builder.num_nodes, builder.budgets.rows)
     optimizer = make_optimizer(config.train, schedule.steps_per_epoch)
-    state = initial_state(params, optimizer)
-    workdir = pathlib.Path(config.workdir)
-    stack = contextlib.ExitStack()
-    # The writer first: it removes what a killed run left half-written.
-    checkpoints = process_group.rank0_first(
-        lambda: stack.enter_context(
-            Checkpoints(
-                workdir / "checkpoints", config.train.keep, read_only=not process_group.is_rank0()
-            )
-        )
-    )
-    first, best = 0, {}
-    if (latest := process_group.broadcast_from_rank0(checkpoints.latest_step)) is not None:
-        meta = checkpoints.meta(latest)
-        checkpoints.check(meta, identity, dataclasses.asdict(config.model))
-        check_resume_config(config, meta)
-        check_same_devices(
-            checkpoints.folder, meta, dataclasses.asdict(config.train), builder.spec.num_devices
-        )
-        state, _ = checkpoints.restore(latest, state)
-        first, best = meta["queue"]["next_index"], meta["best"]
-        logging.info("continuing from the checkpoint of step %d", first)
-    events = None
-    if config.train.tensorboard and process_group.is_rank0():
-        events = Events(workdir, first)
-        stack.callback(events.close)
-    log = MetricsLog(workdir / "metrics.jsonl", first, events)
     table = builder.table()
     constants = () if table is None else (replicate(table, devices),)
-    step_function = compile_step(
+    step = compile_step(
         make_train_step(model, config.train, optimizer), len(devices), constants=len(constants)
     )
-    state = replicate(state, devices)
-    clock = stack.enter_context(DeviceClock())
-
-    def kept(step: int, about: dict[str, Any]) -> pathlib.Path:
-        epoch = pairs.epoch_of((step - 1) * config.train.batch_size) + 1
-        return keep_batch(workdir, builder, step, {"epoch": epoch, "seed": config.seed, **about})
-
-    rate = learning_rate(config.train, schedule.steps_per_epoch)
-    budget_rows = builder.budgets.rows[-1] * builder.spec.num_devices
-    window = MetricsWindow(config.train, budget_rows, clock, rate, kept)
-    interrupted = False
-
-    def due(step: int, every: int) -> bool:
-        return step % every == 0 or step == schedule.total or interrupted
-
-    ahead, threads = config.train.prefetch, config.train.producers
-    queue = Prefetcher(builder.make, first, schedule.total, ahead, threads)
-    progress = Progress(schedule.total - first, "step", "training")
-    with stack, queue, progress:
-        for done, (batch, info) in enumerate(queue, start=first + 1):
-            state, metrics = step_function(state, batch, *constants)
-            window.add(metrics, info)
-            interrupted = done < schedule.total and should_stop()
-            if due(done, schedule.log_every):
-                # The only place where the host waits for the device.
-                line = window.close(done, queue.make_seconds)
-                epoch = pairs.epoch_of((done - 1) * config.train.batch_size) + 1
-                log.write({"epoch": epoch, **line})
-                progress.note(
-                    f"loss {line['loss']:.3f}, device waits {line['wait_share']:.0%} "
-                    f"(would not with --producers={line['producers_needed']}), "
-                    f"padding {line['padding_share']:.0%}"
-                )
-            if due(done, schedule.validate_every) or due(done, schedule.save_every):
-                window.check(done)
-            scores: dict[str, float] = {}
-            if due(done, schedule.validate_every) and not interrupted and validate:
-                with window.pause():
-                    scores = validate(jax.tree.map(np.asarray, state.params))
-                if scores and scores["score"] > best.get("score", -math.inf):
-                    best = {**scores, "step": done}
-                log.write({"step": done, "epoch": done / schedule.steps_per_epoch, **scores})
-                readable = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-                logging.info("step %d of %d: %s", done, schedule.total, readable)
-            if (due(done, schedule.save_every) or scores) and process_group.is_rank0():
-                meta = {
-                    "queue": queue.state(),
-                    "total": schedule.total,
-                    "devices": builder.spec.num_devices,
-                    "curriculum": {"epoch": pairs.epoch_of(done * config.train.batch_size)},
-                    "config": dataclasses.asdict(config),
-                    "data": identity,
-                    "best": best,
-                }
-                with window.pause():
-                    checkpoints.save(done, jax.tree.map(np.asarray, state), meta, scores)
-            if due(done, schedule.validate_every) or due(done, schedule.save_every):
-                # Not in the next step's sums: those do not wait for ever.
-                process_group.all_gather_object(None)
-            progress.update()
-            if interrupted:
-                break
-        outcome = Outcome(
-            int(state.step),
-            schedule.total,
-            best,
-            interrupted,
-            seconds=time.perf_counter() - start,
-            pairs=queue.items * config.train.batch_size,
-            devices=builder.spec.num_devices,
-            wait_share=window.waited / max(window.seconds, 1e-9),
-        )
-        log.write(_summary(outcome))
-    return outcome
-
-
-def _summary(outcome: Outcome) -> dict[str, Any]:
-    """The last line of a session in metrics.jsonl: what it cost."""
-    return {
-        "step": outcome.step,
-        "session_seconds": outcome.seconds,
-        "device_seconds": outcome.seconds * outcome.devices,
-        "pairs": outcome.pairs,
-        "wait_share": outcome.wait_share,
-        "peak_memory_bytes": peak_memory(),
-    }
+    return initial_state(params, optimizer), lambda state, batch: step(state, batch, *constants)

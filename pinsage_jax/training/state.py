@@ -32,7 +32,7 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def learning_rate(config: TrainConfig, steps_per_epoch: float) -> optax.Schedule:
+def learning_rate_schedule(config: TrainConfig, steps_per_epoch: float) -> optax.Schedule:
     """Rate as a function of the step: warm-up, then decay by `decay` per epoch."""
     peak = config.learning_rate * config.batch_size / _REFERENCE_BATCH
     warmup = max(round(config.warmup_epochs * steps_per_epoch), 1)
@@ -50,7 +50,7 @@ def learning_rate(config: TrainConfig, steps_per_epoch: float) -> optax.Schedule
 def make_optimizer(config: TrainConfig, steps_per_epoch: float) -> optax.GradientTransformation:
     """AdamW under the schedule, with gradients clipped to `clip_norm` if it is set."""
     adam = optax.adamw(
-        learning_rate(config, steps_per_epoch),
+        learning_rate_schedule(config, steps_per_epoch),
         b2=config.adam_b2,
         weight_decay=config.weight_decay,
         # Biases and other vectors are not shrunk towards zero.

@@ -24,7 +24,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.distributed import channel, process_group
 from pinsage_jax.training.checkpoints import Checkpoints
-from pinsage_jax.training.divergence import keep_batch
+from pinsage_jax.training.divergence import dump_batch
 from pinsage_jax.training.leaf_paths import by_path, nested
 
 pytestmark = pytest.mark.timeout(240)
@@ -356,7 +356,7 @@ def test_any_process_can_dump_the_batch_of_all_processes(tmp_path):
     whole, local = run.builder(4), run.builder(4, local=range(2, 3))
     assert local.make(5)[0].query_ids.shape == (1, 2)
     batch, _ = whole.make(5)
-    dumped = files.read_json(keep_batch(tmp_path, local, 6, {"epoch": 1}))
+    dumped = files.read_json(dump_batch(tmp_path, local, 6, {"epoch": 1}))
     assert (dumped["step"], dumped["epoch"]) == (6, 1)
     for name in ("query_ids", "target_ids", "negative_ids"):
         assert dumped[name] == getattr(batch, name).reshape(-1).tolist()

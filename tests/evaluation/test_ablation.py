@@ -26,8 +26,7 @@ from pinsage_jax.core.signals import Stopped
 from pinsage_jax.evaluation import ablation
 from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
 from pinsage_jax.stages.ablate import ablate
-from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
-from pinsage_jax.training.loop import Schedule
+from pinsage_jax.training.curriculum import Schedule, hard_negatives_in, hard_slots
 
 DEFAULT = Config(mode="ablate", workdir="w", seed=0, threads=1)
 ALL = {name: overrides for group in ablation.VARIANTS.values() for name, overrides in group.items()}
@@ -130,7 +129,7 @@ def test_fewer_steps_pass_through_the_whole_schedule(epochs):
         DEFAULT, train=TrainConfig(epochs=epochs), ablate=AblateConfig(ablate_steps=50)
     )
     train = ablation.base_settings(config, 1_000_000).train
-    schedule = Schedule.of(train, train.pairs_per_epoch)
+    schedule = Schedule.from_config(train, train.pairs_per_epoch)
     assert schedule.total == 50
     assert schedule.total / schedule.steps_per_epoch == pytest.approx(epochs, rel=1e-3)
     last = (schedule.total - 1) * train.batch_size // train.pairs_per_epoch

@@ -16,13 +16,13 @@ from pinsage_jax.distributed.devices import (
 )
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.training.curriculum import (
+    Schedule,
     hard_negatives_in,
     hard_slots,
     total_epochs,
     total_steps,
 )
-from pinsage_jax.training.loop import Schedule
-from pinsage_jax.training.state import initial_state, learning_rate, make_optimizer
+from pinsage_jax.training.state import initial_state, learning_rate_schedule, make_optimizer
 from pinsage_jax.training.steps import global_gradients, loss_sum, make_train_step
 
 FEATURES = unit_features(40)
@@ -220,7 +220,7 @@ def test_steps_on_1_2_and_4_devices_stay_together():
 @pytest.mark.parametrize("warmup,steps", [(1.0, 50), (0.5, 40), (2.0, 12.5), (0.0, 10)])
 def test_learning_rate(batch_size, warmup, steps):
     train = TrainConfig(batch_size=batch_size, warmup_epochs=warmup, learning_rate=1e-3, decay=0.5)
-    rate = learning_rate(train, steps)
+    rate = learning_rate_schedule(train, steps)
     peak = 1e-3 * batch_size / 1024
     last = max(round(warmup * steps), 1)
     for step in range(last):
@@ -235,7 +235,7 @@ def test_learning_rate(batch_size, warmup, steps):
 
 
 def test_without_decay_the_rate_stays():
-    rate = learning_rate(TrainConfig(decay=1.0, batch_size=1024, learning_rate=2e-3), 10)
+    rate = learning_rate_schedule(TrainConfig(decay=1.0, batch_size=1024, learning_rate=2e-3), 10)
     np.testing.assert_allclose([rate(9), rate(50), rate(5000)], 2e-3, rtol=1e-6)
 
 
@@ -264,7 +264,7 @@ def test_the_number_of_steps_takes_the_place_of_epochs_in_the_curriculum_too(sta
         train = TrainConfig(
             hard_start=start, hard_max=most, epochs=3.0, max_steps=steps, batch_size=100
         )
-        assert Schedule.of(train, 1000).total == total_steps(train, 1000) == steps
+        assert Schedule.from_config(train, 1000).total == total_steps(train, 1000) == steps
         assert total_epochs(train, 1000) == steps / 10
         assert hard_slots(train, 1000) == expected[last]
 

@@ -11,8 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 from pinsage_jax.core import costs as costing
 from pinsage_jax.core.costs import COSTS_FILE, Costs
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.training.events import FOLDER, Events
-from pinsage_jax.training.log import MetricsLog
+from pinsage_jax.training.log import EVENTS_FOLDER, Events, MetricsLog
 
 
 def scalars(folder):
@@ -76,7 +75,7 @@ def test_a_failed_stage_counts_too():
 
 
 def test_events_hold_what_metrics_hold(trained):
-    found = scalars(pathlib.Path(trained.workdir) / FOLDER)
+    found = scalars(pathlib.Path(trained.workdir) / EVENTS_FOLDER)
     lines = lines_of(trained.workdir)
     losses = [line for line in lines if "loss" in line]
     assert len(losses) == 6
@@ -92,11 +91,11 @@ def test_a_log_passes_its_lines_on(tmp_path):
     events = Events(tmp_path, 0)
     MetricsLog(tmp_path / "metrics.jsonl", 0, events).write({"step": 3, "loss": 0.5, "name": "x"})
     events.close()
-    assert scalars(tmp_path / FOLDER) == {("training/loss", 3): 0.5}
+    assert scalars(tmp_path / EVENTS_FOLDER) == {("training/loss", 3): 0.5}
 
 
 def test_without_the_extra_one_sentence_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UserError, match=r"pip install 'pinsage-jax\[tensorboard\]'"):
         Events(tmp_path, 0)
-    assert not (tmp_path / FOLDER).exists()
+    assert not (tmp_path / EVENTS_FOLDER).exists()

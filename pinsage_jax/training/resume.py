@@ -1,0 +1,97 @@
+"""Going on with a run: whether it is finished, and what its latest checkpoint holds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from pinsage_jax.config.settings import Config
+from pinsage_jax.distributed import process_group
+from pinsage_jax.training.checkpoints import Checkpoints
+from pinsage_jax.training.compatibility import check_resume_config, check_same_devices
+from pinsage_jax.training.state import TrainState
+
+_FOLDER = "checkpoints"
+
+
+def is_finished(config: Config, identity: dict[str, Any]) -> bool:
+    """Whether the workdir holds the last step of just this run, of just this data.
+
+    Args:
+      identity: what the data is; see Checkpoints.check.
+
+    Raises:
+      UserError: it holds a run of other data or settings.
+    """
+    folder = pathlib.Path(config.workdir) / _FOLDER
+    if not folder.exists():
+        return False
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        if (latest := checkpoints.latest_step()) is None:
+            return False
+        meta = checkpoints.meta(latest)
+        checkpoints.check(meta, identity, dataclasses.asdict(config.model))
+    check_resume_config(config, meta)
+    lengths = ("epochs", "max_steps")
+    same = all(meta["config"]["train"][name] == getattr(config.train, name) for name in lengths)
+    return same and meta["queue"]["next_index"] >= meta["total"]
+
+
+def open_checkpoints(config: Config, stack: contextlib.ExitStack) -> Checkpoints:
+    """The checkpoints of the workdir, closed by `stack`; only process 0 writes to them."""
+
+    def opened() -> Checkpoints:
+        folder = pathlib.Path(config.workdir) / _FOLDER
+        read_only = not process_group.is_rank0()
+        return stack.enter_context(Checkpoints(folder, config.train.keep, read_only=read_only))
+
+    # Process 0 first: it removes what a killed run left half-written.
+    return process_group.rank0_first(opened)
+
+
+class Restored(NamedTuple):
+    """Where a run goes on.
+
+    Attributes:
+      step: steps taken so far; 0 for a new run.
+      best: validation metrics of the best checkpoint, with its "step"; or {}.
+      state: arrays of the host.
+    """
+
+    step: int
+    best: dict[str, float]
+    state: TrainState
+
+
+def restore_latest(
+    checkpoints: Checkpoints,
+    config: Config,
+    identity: dict[str, Any],
+    num_devices: int,
+    state: TrainState,
+) -> Restored:
+    """The latest checkpoint, or `state` where there is none.
+
+    Args:
+      identity: what the data is; see Checkpoints.check.
+      num_devices: of this run, over all processes.
+      state: before the first step; gives the shapes.
+
+    Raises:
+      UserError: a checkpoint of other data, settings or shapes, or a damaged one.
+    """
+    latest = process_group.broadcast_from_rank0(checkpoints.latest_step)
+    if latest is None:
+        return Restored(0, {}, state)
+    meta = checkpoints.meta(latest)
+    checkpoints.check(meta, identity, dataclasses.asdict(config.model))
+    check_resume_config(config, meta)
+    check_same_devices(checkpoints.folder, meta, dataclasses.asdict(config.train), num_devices)
+    state, _ = checkpoints.restore(latest, state)
+    first = meta["queue"]["next_index"]
+    logging.info("continuing from the checkpoint of step %d", first)
+    return Restored(first, meta["best"], state)
