@@ -35,9 +35,15 @@ def hard_negatives_in(epoch: int, train: TrainConfig) -> int:
 
 
 def hard_slots(train: TrainConfig, pairs_per_epoch: int) -> int:
-    """H: the most hard negatives per query in any step of the run."""
-    first_pair = (total_steps(train, pairs_per_epoch) - 1) * train.batch_size
-    return hard_negatives_in(first_pair // pairs_per_epoch, train)
+    """H: the most hard negatives per query in any step of the run.
+
+    Of a run that --max_steps ends before --epochs, as many as without that limit: H is the
+    width of an array, and sums over another width round differently, so that the run could
+    not be continued to its end bit for bit.
+    """
+    without_limit = total_steps(dataclasses.replace(train, max_steps=0), pairs_per_epoch)
+    last_step = max(total_steps(train, pairs_per_epoch), without_limit) - 1
+    return hard_negatives_in(last_step * train.batch_size // pairs_per_epoch, train)
 
 
 @dataclasses.dataclass(frozen=True)
