@@ -33,18 +33,23 @@ class TrainState(NamedTuple):
 
 
 def learning_rate_schedule(config: TrainConfig, steps_per_epoch: float) -> optax.Schedule:
-    """Rate as a function of the step: warm-up, then decay by `decay` per epoch."""
+    """The learning rate of a step (from 0): warm-up, then decay by `decay` per epoch.
+
+    The same as optax.schedules.warmup_exponential_decay_schedule, save for rounding: that
+    one adds its warm-up from differences, which loses digits in long warm-ups, and runs
+    trained with this one would no longer repeat bit for bit.
+    """
     peak = config.learning_rate * config.batch_size / _REFERENCE_BATCH
     warmup = max(round(config.warmup_epochs * steps_per_epoch), 1)
 
-    def rate(step: jax.Array) -> jax.Array:
+    def learning_rate_fn(step: jax.Array) -> jax.Array:
         """float32 learning rate of a step (counted from 0)."""
         step = jnp.asarray(step, jnp.float32)
         rising = (step + 1.0) / warmup
         passed = jnp.maximum(step + 1.0 - warmup, 0.0) / steps_per_epoch
         return peak * jnp.minimum(rising, 1.0) * jnp.float32(config.decay) ** passed
 
-    return rate
+    return learning_rate_fn
 
 
 def make_optimizer(config: TrainConfig, steps_per_epoch: float) -> optax.GradientTransformation:

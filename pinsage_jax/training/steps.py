@@ -128,7 +128,7 @@ def make_train_step(
         metrics = {
             "loss_sum": total,
             "loss_count": count,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
