@@ -71,8 +71,8 @@ def read_additions(
         that is not new, or whatever else is wrong with a table.
     """
     transform = FeatureTransform.load(features_folder)
-    items = open_table(data.path(new_items), "new_items")
-    edges = open_table(data.path(new_edges), "new_edges") if new_edges else None
+    items = open_table(data.path(new_items), "new_items", data)
+    edges = open_table(data.path(new_edges), "new_edges", data) if new_edges else None
     return additions_of(prepared, transform, data, items, edges)
 
 

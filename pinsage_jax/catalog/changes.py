@@ -243,7 +243,7 @@ def _read_pairs(
     if not value:
         none = np.empty(0, np.float32) if weighted else None
         return _Pairs(np.empty((0, 2), np.int32), none, IdTable(pa.array([], pa.large_string())))
-    rows = read_edge_rows(open_table(data.path(value), flag), data, weighted)
+    rows = read_edge_rows(open_table(data.path(value), flag, data), data, weighted)
     items = item_ids.lookup(rows.items)
     if (row := first(items < 0)) is not None:
         raise UserError(
@@ -262,7 +262,7 @@ def _read_items(
         words = np.empty((0, 0), np.int32) if before.words is None else before.words[:0]
         unchanged = np.empty(0, np.int32), before.features[:0], words
         return before.item_ids, *unchanged, before.titles
-    table = open_table(data.path(update.changed_items), "changed_items")
+    table = open_table(data.path(update.changed_items), "changed_items", data)
     rows = read_item_rows(table, data, FeatureTransform.load(features_folder))
     known = before.item_ids.lookup(rows.ids.ids)
     fresh = rows.ids.ids.filter(pa.array(known < 0))

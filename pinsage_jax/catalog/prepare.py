@@ -84,7 +84,7 @@ def prepare(config: Config) -> Prepared:
             logging.info("prepare: %s is up to date.", folder)
             return prepared
     data, paths = input_tables(config)
-    inputs = {flag: tables.open_table(path, flag) for flag, path in paths.items()}
+    inputs = {flag: tables.open_table(path, flag, data) for flag, path in paths.items()}
     with files.atomic_folder(folder) as temporary:
         _write(inputs, config, data, temporary, wanted)
     return open_prepared(workdir)

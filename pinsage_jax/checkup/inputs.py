@@ -97,7 +97,7 @@ def read_inputs(config: Config, findings: Findings) -> Inputs:
     inputs = Inputs(data, {})
     for flag, path in paths.items():
         with findings.caught(flag):
-            inputs.tables[flag] = tables.open_table(path, flag)
+            inputs.tables[flag] = tables.open_table(path, flag, data)
     if "edges" not in inputs.tables:
         return inputs
     start = now()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 
 from pinsage_jax.config.fields import Checked, option
 from pinsage_jax.core.errors import UserError
@@ -15,7 +16,8 @@ class DataConfig(Checked):
 
     data_dir: str = option("", "Folder that relative input paths are looked up in.")
     edges: str = option(
-        "", "Edge table (Parquet file or folder, CSV or CSV.gz): one row per item in a collection."
+        "",
+        "Edge table (Parquet, CSV or Feather; a file or a folder): one row per item in a collection.",
     )
     items: str = option(
         "", "Item table: item_id and feature columns; may hold items without edges."
@@ -50,6 +52,17 @@ class DataConfig(Checked):
     categorical_columns: str = option(
         "", "Comma-separated categorical columns (one-hot, rare values together)."
     )
+    csv_delimiter: str = option(
+        "auto",
+        "What separates the cells of CSV files; auto: by the first line.",
+        choices=("auto", "comma", "tab", "semicolon", "bar"),
+    )
+    csv_header: str = option(
+        "on",
+        "off: CSV files have no header; their columns are f0, f1, ... (pairs: query_id, "
+        "target_id, kind).",
+        choices=("on", "off"),
+    )
     text_dim: int = option(512, "Dimensions of the vectors made from text.", low=1, high=4096)
     link_words: int = option(
         64,
@@ -68,7 +81,17 @@ class DataConfig(Checked):
     )
 
     def path(self, value: str) -> pathlib.Path:
-        """An input path as given; relative ones are looked up in --data_dir."""
+        """An input path as given; relative ones are looked up in --data_dir.
+
+        Raises:
+          UserError: it is the address of a remote store.
+        """
+        for given in (value, self.data_dir):
+            if re.match("[A-Za-z][A-Za-z0-9+.-]*://", given):
+                raise UserError(
+                    f"{given} is a remote address, and only files of this machine are read; copy "
+                    "it to a folder here first."
+                )
         return pathlib.Path(self.data_dir).expanduser() / pathlib.Path(value).expanduser()
 
 

@@ -203,8 +203,19 @@ def times(column: pa.Array, name: str, where: Where, kind: str | None) -> tuple[
       kind: the kind of earlier batches; None for the first batch.
 
     Raises:
-      UserError: a value is missing, or is neither a number nor a date.
+      UserError: a value is missing, or is neither a number nor a date, or is of another
+        kind than earlier ones.
     """
+    values, found = _times(column, name, where, kind)
+    if kind is not None and found != kind:
+        raise UserError(
+            f"Column '{name}' holds a {found} in {where(0)} but a {kind} before; all times of a "
+            "table need one kind and one unit."
+        )
+    return values, found
+
+
+def _times(column: pa.Array, name: str, where: Where, kind: str | None) -> tuple[np.ndarray, str]:
     if column.null_count:
         row = pc.index(column.is_null(), True).as_py()
         raise UserError(f"Column '{name}' is empty in {where(row)}; every edge needs a time.")

@@ -174,7 +174,7 @@ def split(config: Config) -> dict[str, Any]:
         raise UserError("--mode=split needs --edges, the table to split (and not --world).")
     if tool.split_by == "time" and not data.time_column:
         raise UserError("--split_by=time needs --time_column, the column of --edges with the time.")
-    edges = tables.open_table(data.path(data.edges), "edges")
+    edges = tables.open_table(data.path(data.edges), "edges", data)
     folder = pathlib.Path(config.workdir) / FOLDER
     with files.atomic_folder(folder) as temporary:
         scratch = temporary / "scratch"

@@ -84,7 +84,7 @@ def read_test_edges(path: pathlib.Path, data: DataConfig, prepared: Prepared) ->
       UserError: the file cannot be used, a test edge is a training edge too, or no
         user is known.
     """
-    table = tables.open_table(path, "test_edges")
+    table = tables.open_table(path, "test_edges", data)
     bare = dataclasses.replace(data, weight_column="", time_column="")
     ids = edges_table.collect_ids(table, None, bare, None)
     # Unknown ids have places of their own, behind the known.

@@ -128,7 +128,7 @@ def _changes_key(config: Config) -> str:
     found: list[list[str]] = []
     for flag in ("changed_edges", "removed_edges", "changed_items"):
         value = getattr(config.update, flag)
-        parts = open_table(config.data.path(value), flag).files if value else ()
+        parts = open_table(config.data.path(value), flag, config.data).files if value else ()
         found.append([files.checksum(part) for part in parts])
     return files.fingerprint(found)
 
