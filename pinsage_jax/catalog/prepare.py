@@ -32,7 +32,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import edges_table, features, leaks, pairs_table, tables
-from pinsage_jax.data.ids import IdTable, load_column, save_column
+from pinsage_jax.data.ids import IdTable, load_column, save_column, unmet_ids
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.pruning import kept_edges, read_topics, without_edges
@@ -257,6 +257,8 @@ def _write_graph(
         codes.weights, codes.times, codes_folder if config.prune.prunes else graph_folder,
     )  # fmt: skip
     distinct_edges, time_kind = graph.num_edges, codes.time_kind
+    if ids.item_rows:
+        _check_ids_meet(ids, graph)
     if config.prune.prunes:
         topics = None
         if config.prune.prune_entropy:
@@ -330,6 +332,19 @@ def _files_to_check(folder: pathlib.Path) -> list[str]:
         for path in folder.rglob("*")
         if path.is_file() and (path.parent != folder / "graph" or path.suffix == ".json")
     )
+
+
+def _check_ids_meet(ids: edges_table.Ids, graph: Graph) -> None:
+    """Warns of ids of --edges that --items lacks.
+
+    Raises:
+      UserError: no id is in both tables.
+    """
+    found = unmet_ids(ids.items, ids.item_rows, graph.degree()[: graph.num_items])
+    if found is not None and found.none_met:
+        raise UserError(f"{found.sentence} Write the ids of both tables alike.")
+    if found is not None:
+        logging.warning("%s", found.sentence)
 
 
 def _input_paths(data: DataConfig) -> dict[str, pathlib.Path]:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.data.columns import format_id
 
 PROBLEM, WARNING = "problem", "warning"
-# Examples that a sentence names.
-EXAMPLES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +60,3 @@ class _Caught:
         if isinstance(error, UserError):
             self.findings.problem(self.topic, str(error))
         return isinstance(error, UserError)
-
-
-def examples(names: list[str]) -> str:
-    """Up to EXAMPLES ids for a sentence: " (such as 'a', 'b')"; empty for none."""
-    shown = ", ".join(format_id(name) for name in names[:EXAMPLES])
-    return f" (such as {shown})" if shown else ""
-
-
-def share(part: int, whole: int) -> str:
-    """'12 of 340 (3.5%)'."""
-    return f"{part:,} of {whole:,} ({part / max(whole, 1):.1%})"

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax.checkup.findings import Findings, examples, share
+from pinsage_jax.checkup.findings import Findings
 from pinsage_jax.checkup.inputs import Inputs
+from pinsage_jax.data.columns import examples, share
 from pinsage_jax.graph.csr import Graph
 
 # A collection is huge if it holds this share of all items with edges, and this many.

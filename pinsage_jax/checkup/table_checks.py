@@ -8,47 +8,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pinsage_jax.checkup.findings import Findings, examples, share
+from pinsage_jax.checkup.findings import Findings
 from pinsage_jax.checkup.inputs import Inputs, PairTable
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import columns as column_values
 from pinsage_jax.data import feature_blocks as blocks
 from pinsage_jax.data import features, leaks
-from pinsage_jax.data.columns import format_id
+from pinsage_jax.data.columns import examples, format_id, share
+from pinsage_jax.data.ids import COMPARED_IDS, spelled_alike, spelling, unmet_ids
 from pinsage_jax.data.tables import Table, iter_batches
 
 _FEW, _MANY, _HALF, _NEARLY_ALL = 0.01, 0.1, 0.5, 0.95
-# Ids on either side that are compared as spellings of one another.
-_COMPARED = 100_000
 _BATCH_ROWS = 8192
 # Rows whose features are compared for repetition.
 _COMPARED_ROWS = 20_000
 _LOOKED_AT = 5_000
-
-
-def spelled_alike(ids: list[str], others: list[str]) -> list[tuple[str, str]]:
-    """Ids that are one of the others but for case, blanks, zeros before or '.0' after."""
-
-    def plain(name: str) -> str:
-        name = name.strip().lower()
-        if name.endswith(".0") and name[:-2].isdigit():
-            name = name[:-2]
-        return name.lstrip("0") or name
-
-    known = {plain(name): name for name in others}
-    return [(name, known[plain(name)]) for name in ids if known.get(plain(name), name) != name]
-
-
-def _spelling(alike: list[tuple[str, str]], others: str) -> str:
-    """' 3 differ in spelling only: ...' where there are any."""
-    if not alike:
-        return ""
-    one, other = alike[0]
-    return (
-        f" {len(alike):,} of them differ in spelling only: {format_id(one)} is {format_id(other)} "
-        f"in {others}."
-    )
 
 
 def check_ids(inputs: Inputs, findings: Findings) -> dict[str, Any]:
@@ -58,28 +33,12 @@ def check_ids(inputs: Inputs, findings: Findings) -> dict[str, Any]:
     counts: dict[str, Any] = {}
     degree = inputs.degree
     if ids.item_rows:
-        without_row = np.arange(ids.item_rows, graph.num_items)
-        without_edge = np.flatnonzero(degree[: ids.item_rows] == 0)
-        counts["items_without_row"] = len(without_row)
-        both = ids.item_rows - len(without_edge)
-        names = ids.items.names(without_row[:_COMPARED]).to_pylist()
-        others = ids.items.names(without_edge[:_COMPARED]).to_pylist()
-        alike = spelled_alike(names, others)
-        spelling = _spelling(alike, "--items")
-        if both == 0:
-            findings.problem(
-                "ids",
-                f"No id of --edges{examples(names)} is one of --items{examples(others)}.{spelling}",
-            )
-        elif len(without_row) > _FEW * graph.num_items or alike:
-            say = findings.problem if len(alike) > _MANY * len(names) else findings.warn
-            say(
-                "ids",
-                f"{share(len(without_row), graph.num_items)} items are in --edges but not in "
-                f"--items{examples(names)}: they have no features.{spelling}",
-            )
+        counts["items_without_row"] = graph.num_items - ids.item_rows
+        if found := unmet_ids(ids.items, ids.item_rows, degree):
+            say = findings.problem if found.problem else findings.warn
+            say("ids", found.sentence)
     for flag, table in inputs.pairs.items():
-        known = ids.items.names(np.arange(min(graph.num_items, _COMPARED))).to_pylist()
+        known = ids.items.names(np.arange(min(graph.num_items, COMPARED_IDS))).to_pylist()
         alike = spelled_alike(table.unknown_ids, known)
         if table.unknown:
             say = findings.problem if len(alike) > _MANY * len(table.unknown_ids) else findings.warn
@@ -87,7 +46,7 @@ def check_ids(inputs: Inputs, findings: Findings) -> dict[str, Any]:
                 "ids",
                 f"{share(table.unknown, table.rows)} pairs of --{flag} name an item that is in "
                 f"neither --edges nor --items{examples(table.unknown_ids)}; they are left out."
-                f"{_spelling(alike, '--edges or --items')}",
+                f"{spelling(alike, '--edges or --items')}",
             )
         if table.self_pairs + table.repeated > _FEW * table.rows:
             findings.warn(

@@ -17,7 +17,7 @@ class DataConfig(Checked):
     data_dir: str = option("", "Folder that relative input paths are looked up in.")
     edges: str = option(
         "",
-        "Edge table (Parquet, CSV or Feather; a file or a folder): one row per item in a collection.",
+        "Edge table (Parquet, CSV or Feather, file or folder): one row per item in a collection.",
     )
     items: str = option(
         "", "Item table: item_id and feature columns; may hold items without edges."

@@ -20,11 +20,24 @@ Where = Callable[[int], str]
 # Spellings of a missing number in a text column.  'nan' is none of them: it is an error.
 MISSING_NUMBERS = ("", "NA", "N/A", "#N/A", "n/a", "null", "NULL", "Null", "None")
 _MAX_ID_LENGTH = 40
+# Ids that a sentence names.
+_EXAMPLES = 3
 
 
 def format_id(value: str) -> str:
     """Formats an id or cell for a message: quoted, escaped and at most 40 characters."""
     return repr(value if len(value) <= _MAX_ID_LENGTH else value[:_MAX_ID_LENGTH] + "...")
+
+
+def examples(names: list[str]) -> str:
+    """Up to _EXAMPLES ids for a sentence: " (such as 'a', 'b')"; empty for none."""
+    shown = ", ".join(format_id(name) for name in names[:_EXAMPLES])
+    return f" (such as {shown})" if shown else ""
+
+
+def share(part: int, whole: int) -> str:
+    """'12 of 340 (3.5%)'."""
+    return f"{part:,} of {whole:,} ({part / max(whole, 1):.1%})"
 
 
 def is_text(kind: pa.DataType) -> bool:

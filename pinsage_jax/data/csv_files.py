@@ -198,7 +198,8 @@ class _QuoteScanner:
         self, marks: np.ndarray, starts: np.ndarray, closes: np.ndarray
     ) -> tuple[np.ndarray, int | None]:
         """Indices int64 of the marks that open or close a cell, up to one that is wrong."""
-        inside, turns, last = self._inside, [], -2
+        turns: list[int] = []
+        inside, last = self._inside, -2
         for index, (mark, start, close) in enumerate(
             zip(marks.tolist(), starts.tolist(), closes.tolist())
         ):

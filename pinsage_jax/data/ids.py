@@ -7,6 +7,7 @@ saved as an uncompressed Arrow IPC file that is memory-mapped when loaded.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import pathlib
 
@@ -16,11 +17,15 @@ import pyarrow.compute as pc
 
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data.columns import examples, format_id, share
 
 _MAX_IDS = 2**31 - 1
 _PENDING_ROWS = 1 << 22
 _PENDING_BYTES = 1 << 28
 _DIGEST_ROWS = 1 << 20
+# Ids on either side that are compared as spellings of one another.
+COMPARED_IDS = 100_000
+_FEW, _MANY = 0.01, 0.1
 
 
 class IdTable:
@@ -127,6 +132,76 @@ class UniqueIds:
             self._known = pc.unique(pa.chunked_array([self._known, *self._pending]))
             self._pending = []
             self._pending_rows = self._pending_bytes = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Unmet:
+    """Ids of --edges that are not in --items.
+
+    Attributes:
+      none_met: whether no id is in both tables.
+      problem: whether the run would be of no use: no id is in both, or many ids differ in
+        spelling only.
+      sentence: for a person.
+    """
+
+    none_met: bool
+    problem: bool
+    sentence: str
+
+
+def unmet_ids(items: IdTable, item_rows: int, degree: np.ndarray) -> Unmet | None:
+    """Whether ids of --edges are missing in --items, or spelled in another way there.
+
+    Args:
+      items: ids of all items, those of the item table first.
+      item_rows: how many those are.
+      degree: edges of every item, int32 [num_items].
+    """
+    without_row = np.arange(item_rows, len(items))
+    without_edge = np.flatnonzero(degree[:item_rows] == 0)
+    names = items.names(without_row[:COMPARED_IDS]).to_pylist()
+    others = items.names(without_edge[:COMPARED_IDS]).to_pylist()
+    alike = spelled_alike(names, others)
+    if len(without_edge) == item_rows:
+        return Unmet(
+            True,
+            True,
+            f"No id of --edges{examples(names)} is one of --items{examples(others)}."
+            f"{spelling(alike, '--items')}",
+        )
+    if len(without_row) > _FEW * len(items) or alike:
+        return Unmet(
+            False,
+            len(alike) > _MANY * len(names),
+            f"{share(len(without_row), len(items))} items are in --edges but not in "
+            f"--items{examples(names)}: they have no features.{spelling(alike, '--items')}",
+        )
+    return None
+
+
+def spelled_alike(ids: list[str], others: list[str]) -> list[tuple[str, str]]:
+    """Ids that are one of the others but for case, blanks, zeros before or '.0' after."""
+
+    def plain(name: str) -> str:
+        name = name.strip().lower()
+        if name.endswith(".0") and name[:-2].isdigit():
+            name = name[:-2]
+        return name.lstrip("0") or name[-1:]
+
+    known = {plain(name): name for name in others}
+    return [(name, known[plain(name)]) for name in ids if known.get(plain(name), name) != name]
+
+
+def spelling(alike: list[tuple[str, str]], others: str) -> str:
+    """' 3 of them differ in spelling only: ...' where there are any."""
+    if not alike:
+        return ""
+    one, other = alike[0]
+    return (
+        f" {len(alike):,} of them differ in spelling only: {format_id(one)} is {format_id(other)} "
+        f"in {others}."
+    )
 
 
 def save_column(path: str | pathlib.Path, column: pa.Array, name: str) -> None:

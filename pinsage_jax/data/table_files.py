@@ -83,7 +83,8 @@ def files_of(folder: pathlib.Path, flag: str) -> tuple[list[pathlib.Path], str]:
     Raises:
       UserError: the folder holds no table.
     """
-    files, hidden = [], []
+    files: list[pathlib.Path] = []
+    hidden: list[pathlib.Path] = []
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             names = path.relative_to(folder).parts

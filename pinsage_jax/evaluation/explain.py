@@ -16,6 +16,7 @@ import re
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pinsage_jax.batching.graph_view import lists_of_some
 from pinsage_jax.catalog.prepare import Prepared
@@ -46,7 +47,10 @@ def explain(config: Config, prepared: Prepared, embeddings: np.ndarray) -> dict[
     Raises:
       UserError: an id is unknown, or both are the same.
     """
-    names = (config.evaluate.query.strip(), config.evaluate.target.strip())
+    given = pa.array([config.evaluate.query, config.evaluate.target], pa.large_string())
+    known = prepared.item_ids.lookup(given) >= 0
+    # Ids may begin or end with blanks.
+    names = [name if there else name.strip() for name, there in zip(given.to_pylist(), known)]
     rows = np.concatenate(
         [rows_of([name], prepared, flag) for name, flag in zip(names, ("query", "target"))]
     )

@@ -5,6 +5,7 @@ N items, Z embedding dimensions, k neighbors
 
 from __future__ import annotations
 
+import csv
 import difflib
 import pathlib
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ _ROWS_AT_ONCE = 1 << 21
 _TITLE_WIDTH = 70
 # Comparing texts is slow, so a close id is looked for among this many at most.
 _MOST_COMPARED = 20_000
+# An id of --query without quotation marks may hold fewer commas than this.
+_MOST_COMMAS = 8
 
 RELATED_SCHEMA = pa.schema(
     [
@@ -91,7 +94,7 @@ def print_neighbors(
     Raises:
       UserError: an id is unknown (close ones are named).
     """
-    wanted = [part.strip() for part in config.evaluate.query.split(",") if part.strip()]
+    wanted = query_ids(config.evaluate.query, prepared.item_ids)
     if not wanted:
         raise UserError(f"--query={config.evaluate.query} names no item.")
     found = nearest(config, wanted, prepared, embeddings, search)
@@ -105,6 +108,39 @@ def print_neighbors(
         heading = "  ".join(["query", *described(prepared, np.array([row]))[0]]).rstrip()
         print("\n".join([heading, *lines, ""]))
     return found
+
+
+def query_ids(text: str, known: IdTable) -> list[str]:
+    """The ids that a comma-separated text names; ids may hold commas and outer blanks.
+
+    The whole text is tried first, then the longest runs of its parts, each as it is and
+    without outer blanks.  Parts that no run makes an id of are returned without blanks.
+    Quotation marks around an id keep its commas, as in a CSV file.
+    """
+    parts = text.split(",")
+    if '"' in text and known.lookup(pa.array([text], pa.large_string()))[0] < 0:
+        try:
+            parts = next(csv.reader([text], skipinitialspace=True))
+        except csv.Error:
+            raise UserError(f"--query={text} cannot be read; close its quotation marks.") from None
+    spans = [
+        (start, end)
+        for start in range(len(parts))
+        for end in range(start + 1, min(start + _MOST_COMMAS, len(parts)) + 1)
+    ]
+    if len(parts) > _MOST_COMMAS:
+        spans.append((0, len(parts)))
+    joined = [",".join(parts[start:end]) for start, end in spans]
+    names: dict[tuple[int, int], str] = {}
+    for tried in ([name.strip() for name in joined], joined):
+        found = known.lookup(pa.array(tried, pa.large_string())) >= 0
+        names |= {span: name for span, name, there in zip(spans, tried, found) if there}
+    wanted, start = [], 0
+    while start < len(parts):
+        end = max((end for begin, end in names if begin == start), default=start + 1)
+        wanted.append(names.get((start, end), parts[start].strip()))
+        start = end
+    return [name for name in wanted if name]
 
 
 def nearest(

@@ -378,3 +378,19 @@ def test_open_prepared_names_what_is_wrong(inputs):
         open_prepared(work)
     # A damaged manifest counts as absent: the stage simply runs again.
     assert run(inputs, edges="e.csv", items="i.csv").graph.num_edges == 3
+
+
+def test_ids_that_never_meet_are_refused(tmp_path, caplog):
+    write_csv(
+        tmp_path / "e.csv",
+        ["collection_id", "item_id"],
+        [(f"c{i % 9}", f"{i:05d}") for i in range(60)],
+    )
+    items = pa.table({"item_id": list(range(60)), "price": [float(i % 7) for i in range(60)]})
+    pq.write_table(items, tmp_path / "i.parquet")
+    with pytest.raises(UserError, match="60 of them differ in spelling only: '00000' is '0'"):
+        run(tmp_path, edges="e.csv", items="i.parquet")
+    ids = [f"{i:05d}" if i % 5 else str(i) for i in range(60)]
+    pq.write_table(items.set_column(0, "item_id", [ids]), tmp_path / "i.parquet")
+    run(tmp_path, edges="e.csv", items="i.parquet")
+    assert "12 of 72 (16.7%) items are in --edges but not in --items" in caplog.text

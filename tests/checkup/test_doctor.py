@@ -11,11 +11,11 @@ from small_catalog import random_graph
 import pinsage_jax
 from pinsage_jax import main
 from pinsage_jax.checkup import clock, doctor, graph_checks
-from pinsage_jax.checkup.table_checks import spelled_alike
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.config.tools import DoctorConfig
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data import ids
 from pinsage_jax.stages.prepare import split
 
 
@@ -250,10 +250,11 @@ def test_tails_are_sizes_that_occur():
 
 
 def test_spelled_alike():
-    assert spelled_alike(["A", "x", "12.0", "007"], ["a", "7", "12", "y"]) == [
+    assert ids.spelled_alike(["A", "x", "12.0", "007"], ["a", "7", "12", "y"]) == [
         ("A", "a"), ("12.0", "12"), ("007", "7"),
     ]  # fmt: skip
-    assert spelled_alike(["a", "0"], ["a", "0"]) == []
+    assert ids.spelled_alike(["00000", "1.0"], ["0", "1"]) == [("00000", "0"), ("1.0", "1")]
+    assert ids.spelled_alike(["a", "0"], ["a", "0"]) == []
 
 
 def test_operations_of_the_decomposition_grow_as_its_parts_do():

@@ -122,7 +122,7 @@ def test_other_formats_are_told(content, sentence, tmp_path):
 
 
 def test_remote_addresses_are_told():
-    with pytest.raises(UserError, match="s3://b/e.csv is a remote address"):
+    with pytest.raises(UserError, match=r"s3://b/e\.csv is a remote address"):
         DataConfig().path("s3://b/e.csv")
 
 

@@ -70,6 +70,24 @@ def test_unknown_id_is_named_with_close_ones(tmp_path):
         neighbors.print_neighbors(make_config(tmp_path, query=" , "), prepared, LINE)
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("Film 3, The", ["Film 3, The"]),
+        ("Film 3, The,Film 4, The, x", ["Film 3, The", "Film 4, The", "x"]),
+        ('"Film 3, The", x', ["Film 3, The", "x"]),
+        (" pad ", [" pad "]),
+        ("x, pad ,y", ["x", " pad ", "y"]),
+        ("x,nowhere, the", ["x", "nowhere", "the"]),
+        ('say "x"', ['say "x"']),
+        (" , ", []),
+    ],
+)
+def test_ids_of_a_query_may_hold_commas_and_blanks(text, wanted):
+    names = ["Film 3, The", "Film 4, The", " pad ", "x", "y", "The", 'say "x"']
+    assert neighbors.query_ids(text, IdTable(pa.array(names, pa.large_string()))) == wanted
+
+
 def test_close_ids_in_a_large_catalog(monkeypatch):
     monkeypatch.setattr(neighbors, "_MOST_COMPARED", 50)
     names = [f"product-{number:05d}" for number in range(3000)] + ["other-00017"]
