@@ -94,7 +94,7 @@ def settings(top: int, device_features: str = "auto") -> Config:
         mode="train",
         workdir="-",
         seed=0,
-        threads=0,
+        threads=None,
         sampling=SamplingConfig(
             num_neighbors=top,
             num_walks=walks,
@@ -112,8 +112,8 @@ def settings(top: int, device_features: str = "auto") -> Config:
             output_dim=128,
             spectral_dim=0,
             degree_feature=False,
-            edgeless_feature=False,
-            popularity=False,
+            isolated_feature=False,
+            popularity_bias=False,
             skip=False,
             neighbor_embeddings="off",
             whiten=0.0,
@@ -198,7 +198,7 @@ class Training:
             features,
             graph.degree(),
             degree_feature=config.model.degree_feature,
-            edgeless_feature=config.model.edgeless_feature,
+            isolated_feature=config.model.isolated_feature,
             whiten=config.model.whiten,
         )
         pairs = PairSource(graph, config.seed, joined_pairs(graph, PAIRS_PER_EPOCH))

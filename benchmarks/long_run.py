@@ -18,6 +18,7 @@ tenth, in which the curriculum of hard negatives rises and everything is compile
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -67,17 +68,17 @@ def settings(workdir: pathlib.Path, options: argparse.Namespace) -> Config:
         f"--workdir={workdir}",
         f"--threads={options.threads}",
         "--epochs=1000000",
-        "--prefetch=4",
         # A rate that decays to nothing would leave the parameters where they are.
         "--decay=1",
         "--learning_rate=0.001",
         f"--validate_every={10 if options.quick else _VALIDATE_EVERY}",
     ]
     if options.quick:
-        arguments += ["--world_items=600", "--world_collections=150", "--world_edges=5000"]
-        arguments += ["--batch_size=64", "--hard_walks=50", "--embed_walks=0", "--hidden_dim=16"]
+        arguments += ["--synthetic_size=600x5000"]
+        arguments += ["--batch_size=64", "--hard_walks=50", "--embed_walks=auto", "--hidden_dim=16"]
     cli.parse_flags(values, ["long_run", *arguments])
-    return cli.config_from_flags(values)
+    config = cli.config_from_flags(values)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, prefetch=4))
 
 
 class Compilations:

@@ -20,8 +20,8 @@ import time
 
 from benchmarks import processes
 
-_EDGES_PER_ITEM, _EDGES_PER_COLLECTION = 20, 80
-_PAIRS = 1000
+_EDGES_PER_ITEM = 20
+_STAGES = ("prepare", "sample", "train", "embed", "evaluate")
 
 
 def add_options(parser) -> None:
@@ -57,15 +57,7 @@ def run(options) -> list[dict]:
 
 def _one_size(edges: int, workdir: pathlib.Path, options) -> tuple[list[dict], dict]:
     items = edges // _EDGES_PER_ITEM
-    world = [
-        "--world",
-        f"--world_items={items}",
-        f"--world_collections={edges // _EDGES_PER_COLLECTION}",
-        f"--world_edges={edges}",
-        # Ranking a pair in the whole catalog costs as much as the catalog is large.
-        f"--world_pairs={_PAIRS}",
-        "--world_topics=256",
-    ]
+    size = [f"--synthetic_size={items}x{edges}", f"--workdir={workdir}", "--synthetic"]
     inputs = workdir / "inputs"
     tables = [f"--{name}={inputs / name}.parquet" for name in ("edges", "items", "eval_pairs")]
     settings = [
@@ -77,16 +69,12 @@ def _one_size(edges: int, workdir: pathlib.Path, options) -> tuple[list[dict], d
         "--num_walks=50",
         "--walk_length=2",
         "--restart=0.5",
-        "--embed_walks=0",
-        "--validation_pairs=200",
+        "--embed_walks=auto",
         f"--max_steps={options.scale_steps}",
-        "--log_every=5",
         "--validate_every=1000000",
-        "--hard_start=none",
-        # Costs of the same kind at every size: by default large catalogs have no id
-        # messages, and content links for items without edges only.
+        "--hard_max=0",
+        # Costs of the same kind at every size: by default large catalogs have none.
         "--neighbor_embeddings=off",
-        "--content_limit=10000",
         "--spectral_dim=32",
         "--hidden_dim=128",
         "--layer_dim=128",
@@ -95,14 +83,10 @@ def _one_size(edges: int, workdir: pathlib.Path, options) -> tuple[list[dict], d
         "--bootstrap=0",
         *options.scale_flags.split(),
     ]
-    program = ["-m", "pinsage_jax.main"]
+    program = ["-m", "benchmarks.scale_stages"]
     stages = {
-        "generate": ["-m", "benchmarks.scale_stages", "generate", *world, f"--workdir={workdir}"],
-        "prepare": [*program, "--mode=prepare", *settings],
-        "sample": ["-m", "benchmarks.scale_stages", "sample", *settings],
-        "train": [*program, "--mode=train", *settings],
-        "embed": [*program, "--mode=embed", *settings],
-        "evaluate": [*program, "--mode=evaluate", *settings],
+        "generate": [*program, "generate", *size],
+        **{name: [*program, name, *settings] for name in _STAGES},
     }
     rows, found = [], {}
     for name, arguments in stages.items():

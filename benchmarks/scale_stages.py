@@ -1,10 +1,11 @@
-"""Stages of scale.py that are no mode of the program: generate and sample.
+"""Stages of scale.py: those of the program with fixed settings, generate and sample.
 
-python -m benchmarks.scale_stages generate|sample FLAGS
+python -m benchmarks.scale_stages STAGE FLAGS
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -17,7 +18,9 @@ from pinsage_jax import cli
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import logging_setup
+from pinsage_jax.cpu import allocator
 from pinsage_jax.sampling.store import NeighborhoodSource
+from pinsage_jax.stages import modes
 from pinsage_jax.synthetic import world
 
 _SAMPLED = 100_000
@@ -25,8 +28,10 @@ _ROUNDS = 5
 
 
 def generate(config: Config) -> None:
-    """Writes the world to WORKDIR/inputs."""
-    world.write_world(config.synthetic, pathlib.Path(config.workdir) / "inputs")
+    """Writes the catalog to WORKDIR/inputs."""
+    # Ranking a pair in the whole catalog costs as much as the catalog is large.
+    settings = dataclasses.replace(config.synthetic.chosen, topics=256, pairs=1000)
+    world.write_world(settings, pathlib.Path(config.workdir) / "inputs")
 
 
 def sample(config: Config) -> None:
@@ -51,7 +56,25 @@ def main(argv: list[str]) -> None:
     cli.define_flags(values)
     cli.parse_flags(values, ["scale_stages", *argv[2:]])
     logging_setup.set_up("info")
-    {"generate": generate, "sample": sample}[argv[1]](cli.config_from_flags(values))
+    config = fixed(cli.config_from_flags(values))
+    allocator.single_heap()
+    run = {"generate": generate, "sample": sample}.get(argv[1]) or modes.stage(argv[1])
+    run(config)
+
+
+def fixed(config: Config) -> Config:
+    """The settings with what has no flag: the same kind and number of everything at every size."""
+    changed = {
+        # Large catalogs have content links for items without edges only.
+        "sampling": {"content_limit": 10_000},
+        "split": {"validation_pairs": 200},
+        "train": {"log_every": 5},
+    }
+    parts = {
+        name: dataclasses.replace(getattr(config, name), **values)
+        for name, values in changed.items()
+    }
+    return dataclasses.replace(config, **parts)
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ def _encoder(items: int, folder: str, master: str, logs: pathlib.Path, partition
         threads=1,
         sampling=SamplingConfig(content_neighbors=0),
         model=ModelConfig(spectral_dim=0, neighbor_embeddings="off"),
-        embed=EmbedConfig(embed_walks=0),
+        embed=EmbedConfig(embed_walks=None),
         spark=SparkConfig(
             engine="spark",
             spark_master=master,

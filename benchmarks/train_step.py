@@ -29,7 +29,7 @@ from pinsage_jax.cpu.allocator import keep_freed_memory
 def defaults() -> Config:
     """The package's own default settings, but hard negatives from the start."""
     base = settings(10)
-    plain = Config(mode="train", workdir="-", seed=0, threads=0)
+    plain = Config(mode="train", workdir="-", seed=0, threads=None)
     model = dataclasses.replace(plain.model, spectral_dim=0)
     sampling = dataclasses.replace(plain.sampling, content_neighbors=0)
     train = dataclasses.replace(plain.train, hard_start="none")

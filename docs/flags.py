@@ -33,15 +33,19 @@ def text() -> str:
         "# Flags by topic",
         "",
         "Made by `python docs/flags.py` from the settings; not to be edited by hand. A flagfile",
-        "holds one `--flag=value` a line, and the last mention of a flag wins.",
+        "holds one `--flag=value` a line, and the last mention of a flag wins; every flag that is",
+        "given overrides `--preset`. `auto` lets the program decide. `--help` shows the flags of",
+        "the level basic, `--helpfull` all. Settings without a flag are fields of the dataclasses",
+        "in `pinsage_jax/config`, which `pinsage_jax.settings` takes too.",
     ]
     for group, found in values.flags_by_module_dict().items():
         title, _, summary = group.partition(": ")
         lines += ["", f"## {title}", "", f"{summary[:1].upper()}{summary[1:]}.", ""]
-        lines += ["| flag | default | |", "|---|---|---|"]
+        lines += ["| flag | level | default | |", "|---|---|---|---|"]
         for flag in found:
             default = "" if flag.default in (None, "") else f"`{flag.default}`"
-            lines.append(f"| `--{flag.name}` | {default} | {_cell(flag.help)} |")
+            level = cli.level_of(flag.name)
+            lines.append(f"| `--{flag.name}` | {level} | {default} | {_cell(flag.help)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -75,7 +79,7 @@ def notes(document: str) -> str:
 def _config(*arguments: str) -> Config:
     values = flags.FlagValues()
     cli.define_flags(values)
-    cli.parse_flags(values, ["flags.py", "--world", "--workdir=notes", *_from_root(arguments)])
+    cli.parse_flags(values, ["flags.py", "--synthetic", "--workdir=notes", *_from_root(arguments)])
     return cli.config_from_flags(values)
 
 
@@ -100,6 +104,8 @@ def _value(name: str, config: Config) -> Any:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "auto"
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:,}" if isinstance(value, int) else str(value)

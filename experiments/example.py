@@ -15,12 +15,8 @@ import pinsage_jax
 
 workdir = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="pinsage-example-")
 small = {
-    "world": True,
-    "world_items": 400,
-    "world_collections": 100,
-    "world_edges": 3000,
-    "world_topics": 8,
-    "world_pairs": 300,
+    "synthetic": True,
+    "synthetic_size": "400x3000",
     "hidden_dim": 32,
     "layer_dim": 32,
     "output_dim": 32,

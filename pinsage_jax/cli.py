@@ -1,17 +1,16 @@
 """The command line: absl flags derived from the dataclasses of config/settings.py, and back.
 
-Every field of every section of Config is one flag, so a new setting needs no
-change here.  Flags end up in a FlagValues of their own, never in absl's global
+Every field of every section of Config is one flag, constants aside, so a new setting
+needs no change here.  Flags end up in a FlagValues of their own, never in absl's global
 one: libraries imported later cannot clash with ours.
 
-Flagfiles hold one --flag=value a line, and comments on lines of their own.  A
-flagfile may include others with --flagfile=PATH; PATH is looked up from the
-current folder and, failing that, from the folder of the file that includes it.
-As everywhere in absl the last mention of a flag wins, so overrides come last:
+Flagfiles (core/flagfiles.py) stand for the flags that they hold.  As everywhere in
+absl the last mention of a flag wins, so overrides come last:
 
   python -m pinsage_jax.main --flagfile=experiments/tiny.flags --epochs=3
 
-A few settings may come from the environment instead (`option(environment=...)`).
+A preset gives way to every flag that is mentioned, wherever.  A few settings may come
+from the environment instead (`option(environment=...)`).
 """
 
 from __future__ import annotations
@@ -20,19 +19,22 @@ import dataclasses
 import difflib
 import math
 import os
-import pathlib
 import re
 from typing import Any
 
 from absl import flags
 
-from pinsage_jax.config.fields import from_values, option
+from pinsage_jax.config.fields import AUTO, from_values, option
+from pinsage_jax.config.presets import NO_PRESET, PRESETS, with_preset
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.flagfiles import Argument, expand_flagfiles
 from pinsage_jax.core.version import __version__
 from pinsage_jax.stages import modes
 
 MODES = tuple(modes.MODULES)
+# --help shows the flags of the first level, --helpfull all.
+LEVELS = ("basic", "full")
 VERBOSITIES = ("debug", "info", "warning", "error")
 
 _RUN_GROUP = "run: what to do and where"
@@ -43,7 +45,7 @@ of items and collections.
   python -m pinsage_jax.main --edges=edges.parquet --items=items.parquet --workdir=runs/mine
 
 --flagfile=PATH reads flags from a file, one a line.  The last mention of a flag
-wins: overrides come after --flagfile.
+wins: overrides come after --flagfile.  `auto` lets the program decide.
 """
 
 
@@ -53,15 +55,20 @@ class _RunFlags:
 
     mode: str = option(
         "pipeline", "pipeline: every stage that the workdir does not hold yet; or one stage.",
-        choices=MODES,
+        choices=MODES, basic=True,
     )  # fmt: skip
-    workdir: str = option("", "Folder that everything is written to.")
-    seed: int = option(0, "Seed of walks, batches, splits and initial parameters.", low=0)
-    threads: int = option(0, "Host threads; 0: one per core available.", low=0)
+    workdir: str = option("", "Folder that everything is written to.", basic=True)
+    preset: str = option(
+        NO_PRESET,
+        "Settings that belong together; paper: those of Ying et al. 2018, too large for a CPU. "
+        "Every flag that is given overrides the preset, before or after it.",
+        choices=(NO_PRESET, *PRESETS),
+        basic=True,
+    )
     verbosity: str = option("info", "Least severe messages shown.", choices=VERBOSITIES)
-    help: bool = option(False, "Show how to run the program and these flags.")
-    helpfull: bool = option(False, "Show all flags.")
-    version: bool = option(False, "Show the version of the program.")
+    help: bool = option(False, "Show how to run the program and its basic flags.", basic=True)
+    helpfull: bool = option(False, "Show all flags.", basic=True)
+    version: bool = option(False, "Show the version of the program.", basic=True)
 
 
 class _WholeNumber(flags.IntegerParser):
@@ -103,15 +110,44 @@ class _Choice(flags.EnumParser):
         return argument
 
 
-def define_flags(flag_values: flags.FlagValues) -> None:
-    """Defines one flag per setting, grouped by section."""
-    for field in _run_fields():
-        _define(flag_values, field, _RUN_GROUP)
+class _OrAuto(flags.ArgumentParser):
+    """Takes `auto` beside what another parser takes."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+
+    def parse(self, argument: Any) -> Any:
+        if argument == AUTO:
+            return AUTO
+        try:
+            return self._parser.parse(argument)
+        except ValueError as error:
+            raise ValueError(
+                f"{str(error).removesuffix(' is expected')} or auto is expected"
+            ) from None
+
+
+def define_flags(flag_values: flags.FlagValues, levels: tuple[str, ...] = LEVELS) -> None:
+    """Defines one flag per setting of these levels, grouped by section."""
+    groups = [(_RUN_GROUP, _run_fields())]
     for section in _sections():
         summary = (type(section.default).__doc__ or "").strip().splitlines()[0].rstrip(".")
         group = f"{section.name}: {summary[:1].lower()}{summary[1:]}"
-        for field in _settings_of(section):
-            _define(flag_values, field, group)
+        groups.append((group, list(_settings_of(section))))
+    for group, fields in groups:
+        for field in fields:
+            if field.metadata["level"] in levels:
+                _define(flag_values, field, group)
+
+
+def level_of(name: str) -> str:
+    """The level of a flag: basic or full.
+
+    Raises:
+      KeyError: there is no such flag.
+    """
+    fields = [*_run_fields(), *(field for part in _sections() for field in _settings_of(part))]
+    return {field.name: field.metadata["level"] for field in fields}[name]
 
 
 def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
@@ -125,7 +161,11 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
         flag, or a flagfile that is missing, unreadable or includes itself.
     """
     typed = ["--help" if text in ("-h", "-?") else text for text in argv[1:]]
-    arguments = _of_environment() + expand_flagfiles(typed, flag_values)
+
+    def takes_value(name: str) -> bool:
+        return name in flag_values and not flag_values[name].boolean
+
+    arguments = _of_environment() + expand_flagfiles(typed, takes_value)
     flag_values.set_gnu_getopt(True)
     try:
         rest = flag_values([argv[0], *(argument.text for argument in arguments)])
@@ -171,14 +211,15 @@ def config_from_flags(flag_values: flags.FlagValues) -> Config:
     Raises:
       UserError: a value is out of range or settings do not fit together.
     """
-    values = {name: _expand_user(flag_values[name].value) for name in flag_values}
-    for field in _run_fields():
-        low = field.metadata["low"]
-        if low is not None and values[field.name] < low:
-            raise UserError(f"--{field.name}={values[field.name]} must be at least {low}.")
-    known = {field.name for field in dataclasses.fields(Config)}
-    known |= {field.name for part in _sections() for field in _settings_of(part)}
-    return from_values(Config, {name: value for name, value in values.items() if name in known})
+    given = {
+        name: _expand_user(flag_values[name].value)
+        for name in flag_values
+        if not flag_values[name].using_default_value
+    }
+    given = {"mode": flag_values.mode, "workdir": flag_values.workdir, **given}
+    own = {field.name for field in dataclasses.fields(_RunFlags)} - {"mode", "workdir"}
+    settings = {name: value for name, value in given.items() if name not in own}
+    return from_values(Config, with_preset(flag_values.preset, settings))
 
 
 def free_global_flags() -> None:
@@ -198,89 +239,13 @@ def answer(flag_values: flags.FlagValues) -> str:
 
 def help_text(flag_values: flags.FlagValues, full: bool) -> str:
     """The answer to --help and, with `full`, to --helpfull."""
-    groups = [_RUN_GROUP]
-    if full:
-        groups = list(flag_values.flags_by_module_dict())
-    text = _USAGE + "\n".join(flag_values.module_help(group) for group in groups)
-    return text + ("" if full else "\n\n--helpfull shows the flags of every stage.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Argument:
-    """One argument and, when a flagfile holds it, where."""
-
-    text: str
-    where: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.text.lstrip("-").split("=", 1)[0]
-
-
-def expand_flagfiles(argv: list[str], flag_values: flags.FlagValues) -> list[Argument]:
-    """Replaces every --flagfile by the lines of the file, and so on for files included.
-
-    Raises:
-      UserError: a file is missing, unreadable or includes itself, or a line is not
-        one --flag or --flag=value.
-    """
-    arguments: list[Argument] = []
-    rest = list(argv)
-    while rest:
-        text = rest.pop(0)
-        name, _, value = text.partition("=")
-        if name not in ("--flagfile", "-flagfile"):
-            arguments.append(Argument(text))
-            takes_next = name.startswith("-") and "=" not in text
-            known = name.lstrip("-") in flag_values
-            # The value of "--name value" must not be taken for a flagfile.
-            if takes_next and known and not flag_values[name.lstrip("-")].boolean and rest:
-                arguments.append(Argument(rest.pop(0)))
-            continue
-        if "=" not in text:
-            value = rest.pop(0) if rest else ""
-        if not value:
-            raise UserError("--flagfile names no file; write --flagfile=PATH.")
-        arguments += _read_flagfile(pathlib.Path(value).expanduser(), [], "--flagfile")
-    return arguments
-
-
-def _read_flagfile(path: pathlib.Path, within: list[pathlib.Path], where: str) -> list[Argument]:
-    """Arguments of a flagfile; `within` are the files that include it, outermost first."""
-    if within and not path.exists() and (within[-1].parent / path).exists():
-        path = within[-1].parent / path
-    named = f"{where}={path}" if not within else f"{where} includes {path}, which"
-    if any(path.exists() and path.samefile(outer) for outer in within):
-        raise UserError(f"{named} includes itself.")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{named} does not exist.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"{named} cannot be read ({reason}).") from None
-    arguments: list[Argument] = []
-    for number, line in enumerate(lines, start=1):
-        text, here = line.strip(), f"{path}, line {number}"
-        if not text or text.startswith(("#", "//")):
-            continue
-        if not re.match(r"--?\w", text):
-            raise UserError(
-                f"{here}: '{text}' is not a flag; write it as --flag=value or begin it with #."
-            )
-        name, equals, value = text.partition("=")
-        if re.search(r"\s", name) or re.search(r"\s#", value):
-            raise UserError(
-                f"{here}: '{text}' is not one --flag=value; comments need a line of their own."
-            )
-        if name.lstrip("-") == "flagfile":
-            included = pathlib.Path(value.strip()).expanduser()
-            if not equals or not value.strip():
-                raise UserError(f"{here}: --flagfile names no file; write --flagfile=PATH.")
-            arguments += _read_flagfile(included, [*within, path], here)
-        else:
-            arguments.append(Argument(text, here))
-    return arguments
+    shown = flag_values
+    if not full:
+        shown = flags.FlagValues()
+        define_flags(shown, LEVELS[:1])
+    groups = list(shown.flags_by_module_dict())
+    text = _USAGE + "\n".join(shown.module_help(group) for group in groups)
+    return text + ("" if full else "\n\n--helpfull shows every flag.")
 
 
 def _overruled(arguments: list[Argument]) -> list[str]:
@@ -313,6 +278,9 @@ def _run_fields() -> list[dataclasses.Field]:
 
 def _define(flag_values: flags.FlagValues, field: dataclasses.Field, group: str) -> None:
     meta, default = field.metadata, field.default
+    kind = meta.get("auto") or type(default)
+    if meta.get("auto") and default is None:
+        default = AUTO
     low, high, choices = meta.get("low"), meta.get("high"), meta.get("choices")
     text = meta.get("help", "")
     if low is not None or high is not None:
@@ -327,12 +295,14 @@ def _define(flag_values: flags.FlagValues, field: dataclasses.Field, group: str)
     else:
         if choices:
             parser: flags.ArgumentParser = _Choice(list(choices))
-        elif isinstance(default, int):
+        elif kind is int:
             parser = _WholeNumber()
-        elif isinstance(default, float):
+        elif kind is float:
             parser = _Number()
         else:
             parser = flags.ArgumentParser()
+        if meta.get("auto"):
+            parser = _OrAuto(parser)
         flag = flags.Flag(parser, flags.ArgumentSerializer(), field.name, default, text)
     flags.DEFINE_flag(flag, flag_values, module_name=group)
 

@@ -69,7 +69,13 @@ def test_listing_neighbors_brings_in_no_training_code():
 
 def test_settings_are_those_of_the_flags(tmp_path):
     made = pinsage_jax.settings(
-        tmp_path, edges=tmp_path / "e.csv", epochs=2, num_layers=2, world=False, seed=7, threads=3
+        tmp_path,
+        edges=tmp_path / "e.csv",
+        epochs=2,
+        num_layers=2,
+        synthetic=False,
+        seed=7,
+        threads=3,
     )
     assert (made.workdir, made.seed, made.threads) == (str(tmp_path), 7, 3)
     assert made.data.edges == str(tmp_path / "e.csv")
@@ -82,7 +88,7 @@ def test_settings_are_those_of_the_flags(tmp_path):
     [
         ({"epoch": 2}, "There is no setting --epoch;"),
         ({"epochs": "2"}, "--epochs='2' must be of type float, as its default 3.0 is."),
-        ({"world": 1}, "--world=1 must be of type bool"),
+        ({"synthetic": 1}, "--synthetic=1 must be of type bool"),
         ({"k": True}, "--k=True must be of type int"),
         ({"k": 0}, "--k=0 must be at least 1."),
         ({"hard_low": 9, "hard_high": 3}, "--hard_low=9 must be below --hard_high=3."),

@@ -30,6 +30,7 @@ SECTIONS = {
     for field in dataclasses.fields(Config)
     if dataclasses.is_dataclass(field.default)
 }
+FIELDS = [field for settings in SECTIONS.values() for field in dataclasses.fields(settings)]
 SETTINGS = [
     (section, field.name, field.default)
     for section, settings in SECTIONS.items()
@@ -80,19 +81,20 @@ def one_sentence(text: str) -> str:
 # Flags and settings.
 
 
-def test_every_setting_is_a_flag_and_comes_back():
+def test_every_setting_but_constants_is_a_flag_and_comes_back():
     names = [name for _, name, _ in SETTINGS]
     assert len(names) == len(set(names))
-    assert set(names) <= set(defined())
+    constants = {field.name for field in FIELDS if field.metadata["level"] == "constant"}
+    assert set(names) - constants <= set(defined()) and not constants & set(defined())
     assert {"mode", "workdir", "seed", "threads"} <= set(defined())
 
 
 def test_without_flags_the_defaults_of_the_dataclasses_hold():
-    config = parsed("--workdir=w", "--world")
-    assert (config.mode, config.workdir, config.seed, config.threads) == ("pipeline", "w", 0, 0)
+    config = parsed("--workdir=w", "--synthetic")
+    assert (config.mode, config.workdir, config.seed, config.threads) == ("pipeline", "w", 0, None)
     for section, name, default in SETTINGS:
         value = getattr(getattr(config, section), name)
-        assert value == (True if name == "world" else default)
+        assert value == (True if name == "synthetic" else default)
         assert type(value) is type(default)
 
 
@@ -105,6 +107,10 @@ def other_value(field: dataclasses.Field):
         return not default
     if isinstance(default, str):
         return f"other_{field.name}"
+    if meta["auto"] is str:
+        return f"other_{field.name}"
+    if meta["auto"]:
+        return meta["auto"](meta["low"] or 1)
     candidates = (default + 1, default - 1, default / 2, default + 0.01)
     for value in map(type(default), candidates):
         low = meta["low"] is None or value >= meta["low"]
@@ -117,21 +123,24 @@ def other_value(field: dataclasses.Field):
 @pytest.mark.parametrize("section", SECTIONS)
 def test_each_flag_sets_its_own_field_and_no_other(section):
     for field in dataclasses.fields(SECTIONS[section]):
+        if field.metadata["level"] == "constant":
+            continue
         flag_values, value = defined(), other_value(field)
         cli.parse_flags(flag_values, ["program", f"--{field.name}={value}"])
         changed = {n for n in flag_values if flag_values[n].value != flag_values[n].default}
         assert changed == {field.name}
         assert flag_values[field.name].value == value
-        assert type(flag_values[field.name].value) is type(field.default)
+        assert type(flag_values[field.name].value) is type(value)
 
 
 def test_flags_reach_their_sections():
     config = parsed(
-        "--workdir=w", "--world", "--seed=7", "--threads=2", "--num_neighbors=9", "--margin=0.25",
-        "--noresample", "--pooling", "max", "--edges=a b.csv", "--mode=train", "--k=3",
+        "--workdir=w", "--synthetic", "--seed=7", "--threads=2", "--num_neighbors=9",
+        "--margin=0.25", "--notensorboard", "--pooling", "max", "--edges=a b.csv",
+        "--mode=train", "--k=3",
     )  # fmt: skip
     assert (config.seed, config.threads, config.mode) == (7, 2, "train")
-    assert config.sampling.num_neighbors == 9 and config.sampling.resample is False
+    assert config.sampling.num_neighbors == 9 and config.train.tensorboard is False
     assert config.train.margin == 0.25 and config.model.pooling == "max"
     assert config.data.edges == "a b.csv" and config.evaluate.k == 3
 
@@ -149,20 +158,20 @@ def test_a_new_setting_and_a_new_section_need_no_change_here(monkeypatch):
         plain: int = cli.option(3, "A setting outside the sections.", low=1)
 
     monkeypatch.setattr(cli, "Config", Larger)
-    config = parsed("--workdir=w", "--world", "--fresh_rate=0.75", "--plain=4")
+    config = parsed("--workdir=w", "--synthetic", "--fresh_rate=0.75", "--plain=4")
     assert config.fresh.fresh_rate == 0.75 and config.plain == 4
     assert "fresh: a section that did not exist" in cli.help_text(defined(), full=True)
-    assert refusal("--workdir=w", "--world", "--plain=0") == "--plain=0 must be at least 1."
+    assert refusal("--workdir=w", "--synthetic", "--plain=0") == "--plain=0 must be at least 1."
 
 
 def test_home_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
-    assert parsed("--workdir=~/runs", "--world").workdir == "/somewhere/runs"
+    assert parsed("--workdir=~/runs", "--synthetic").workdir == "/somewhere/runs"
 
 
 def test_parsing_leaves_the_global_flags_alone():
     before = set(flags.FLAGS)
-    parsed("--workdir=w", "--world")
+    parsed("--workdir=w", "--synthetic")
     assert set(flags.FLAGS) == before
 
 
@@ -184,20 +193,20 @@ def test_help_names_every_flag_with_its_range():
     [
         (["--sed=3"], "--sed is not a flag; did you mean --seed?"),
         (["--num_neighbor=3"], "--num_neighbor is not a flag; did you mean --num_neighbors?"),
-        (["--noworlds"], "--noworlds is not a flag; did you mean --noworld?"),
+        (["--nosynthetics"], "--nosynthetics is not a flag; did you mean --nosynthetic?"),
         (["--zzzzqqqq"], "--zzzzqqqq is not a flag; --helpfull lists them all."),
         (["--seed=3.5"], "--seed=3.5: a whole number is expected."),
         (["--seed="], "--seed=: a whole number is expected."),
         (["--margin=wide"], "--margin=wide: a number is expected."),
         (["--margin=nan"], "--margin=nan: a number is expected."),
         (["--margin=inf"], "--margin=inf: a number is expected."),
-        (["--world=maybe"], "--world=maybe: true or false is expected."),
-        (["--noworld=1"], "--noworld=1 does not take an argument."),
+        (["--synthetic=maybe"], "--synthetic=maybe: true or false is expected."),
+        (["--nosynthetic=1"], "--nosynthetic=1 does not take an argument."),
         (["--seed"], "Missing value for flag --seed."),
-        (["--edges", "--world"], "--edges has no value of its own; write --edges=VALUE."),
+        (["--edges", "--synthetic"], "--edges has no value of its own; write --edges=VALUE."),
         (["--pooling=sum"], "--pooling=sum: one of importance, mean, max is expected."),
         (["--seed=-1"], "--seed=-1 must be at least 0."),
-        (["--threads=-2"], "--threads=-2 must be at least 0."),
+        (["--threads=-2"], "--threads=-2 must be at least 1."),
         (["--epochs=-1"], "--epochs=-1.0 must be at least 0.0."),
         (
             ["edges.csv"],
@@ -211,11 +220,11 @@ def test_help_names_every_flag_with_its_range():
     ],
 )
 def test_a_wrong_flag_is_told_in_one_sentence(arguments, expected):
-    assert refusal("--workdir=w", "--world", *arguments) == expected
+    assert refusal("--workdir=w", "--synthetic", *arguments) == expected
 
 
 def test_what_is_missing_is_named():
-    assert refusal("--world").startswith("--workdir is required")
+    assert refusal("--synthetic").startswith("--workdir is required")
     assert refusal("--workdir=w").startswith("--edges is required")
     assert "--mode=evaluat: one of pipeline," in refusal("--mode=evaluat")
 
@@ -267,26 +276,27 @@ def test_included_flagfiles_are_found_from_here_then_from_the_including_file(tmp
     (away / "top.flags").write_text("--flagfile=sub/base.flags\n--k=3\n")
     (away / "sub" / "base.flags").write_text("--flagfile=leaf.flags\n--seed=4\n--k=2\n")
     (away / "sub" / "leaf.flags").write_text("--threads=6\n--seed=1\n")
-    config = parsed("--workdir=w", "--world", f"--flagfile={away / 'top.flags'}")
+    config = parsed("--workdir=w", "--synthetic", f"--flagfile={away / 'top.flags'}")
     assert (config.seed, config.threads, config.evaluate.k) == (4, 6, 3)
     # The current folder comes first, as in absl.
     (here / "leaf.flags").write_text("--threads=8\n")
-    assert parsed("--workdir=w", "--world", f"--flagfile={away / 'top.flags'}").threads == 8
+    assert parsed("--workdir=w", "--synthetic", f"--flagfile={away / 'top.flags'}").threads == 8
 
 
 def test_comments_blank_lines_and_line_ends_are_understood(tmp_path):
     text = (
-        "\ufeff# one\r\n\r\n  // two\r\n   # three\r\n  --seed=3  \r\n--world\r\n--noresample\r\n"
+        "\ufeff# one\r\n\r\n  // two\r\n   # three\r\n"
+        "  --seed=3  \r\n--synthetic\r\n--notensorboard\r\n"
     )
     (tmp_path / "a.flags").write_text(text, encoding="utf-8", newline="")
     config = parsed("--workdir=w", f"--flagfile={tmp_path / 'a.flags'}")
-    assert config.seed == 3 and config.synthetic.world
+    assert config.seed == 3 and config.synthetic.synthetic
 
 
 def test_a_file_included_twice_is_no_circle(tmp_path):
     (tmp_path / "leaf.flags").write_text("--seed=3\n")
     (tmp_path / "a.flags").write_text("--flagfile=leaf.flags\n--flagfile=leaf.flags\n")
-    assert parsed("--workdir=w", "--world", f"--flagfile={tmp_path / 'a.flags'}").seed == 3
+    assert parsed("--workdir=w", "--synthetic", f"--flagfile={tmp_path / 'a.flags'}").seed == 3
 
 
 @pytest.mark.parametrize(
@@ -309,7 +319,7 @@ def test_a_file_included_twice_is_no_circle(tmp_path):
 def test_a_wrong_line_of_a_flagfile_is_named(tmp_path, text, expected):
     file = tmp_path / "a.flags"
     file.write_text(text)
-    message = refusal("--workdir=w", "--world", f"--flagfile={file}")
+    message = refusal("--workdir=w", "--synthetic", f"--flagfile={file}")
     assert message.startswith(expected.format(file=file)), message
 
 
@@ -324,7 +334,7 @@ def test_a_flagfile_that_is_no_text_is_refused(tmp_path):
 
 @pytest.mark.parametrize("mode", cli.MODES)
 def test_the_mode_picks_the_stage(stage, tmp_path, mode):
-    needed = ("--world", "--edges=e", "--query=a", "--target=b", "--compare_with=c")
+    needed = ("--synthetic", "--edges=e", "--query=a", "--target=b", "--compare_with=c")
     assert run_main(*needed, f"--workdir={tmp_path / 'w'}", f"--mode={mode}") == 0
     assert [name for name, _ in stage.calls] == [mode]
     assert stage.calls[0][1].workdir == str(tmp_path / "w")
@@ -357,7 +367,7 @@ def test_a_workdir_that_cannot_be_written_is_refused(stage, tmp_path, capfd, mod
         (tmp_path / "file" / "below", "cannot be written (Not a directory); name another folder."),
         ("/proc/nothing/here", "cannot be written (No such file or directory); name another"),
     ):
-        assert run_main("--world", f"--mode={mode}", f"--workdir={path}") == 2
+        assert run_main("--synthetic", f"--mode={mode}", f"--workdir={path}") == 2
         assert one_sentence(capfd.readouterr().err).startswith(f"--workdir={path} {reason}")
     assert stage.calls == []
     assert (tmp_path / "file").read_text() == "kept"
@@ -434,7 +444,7 @@ def program(*arguments: str, **options) -> subprocess.CompletedProcess:
         ["--flagfile=experiments/tiny.flags", "--epoch=3"],
         ["--flagfile=experiments/tiny.flags", "epochs=3"],
         ["--flagfile=experiments/none.flags"],
-        ["--world", "--workdir=README.md"],
+        ["--synthetic", "--workdir=README.md"],
     ],
 )
 def test_the_program_ends_with_2_and_one_sentence(arguments):
@@ -470,7 +480,7 @@ def test_wrong_flags_are_told_before_anything_heavy_is_loaded():
     script = textwrap.dedent("""
         import sys
         from pinsage_jax import main
-        wrong = ["--world", "--workdir=README.md"]
+        wrong = ["--synthetic", "--workdir=README.md"]
         for arguments in (["--sed=3"], ["--helpfull"], ["--version"], wrong):
             main.main(["program", *arguments])
         heavy = {"jax", "flax", "numba", "sklearn", "pyarrow", "numpy"} & set(sys.modules)
@@ -526,7 +536,14 @@ main.run()
 
 
 def signaled(workdir: pathlib.Path, mode: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", SIGNALED, "--world", f"--workdir={workdir}", f"--mode={mode}"]
+    command = [
+        sys.executable,
+        "-c",
+        SIGNALED,
+        "--synthetic",
+        f"--workdir={workdir}",
+        f"--mode={mode}",
+    ]
     process = subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

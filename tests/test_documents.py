@@ -30,10 +30,12 @@ def test_the_values_in_the_notes_are_those_of_the_settings():
 
 
 def test_values_are_filled_in_by_column():
-    table = "| a | setting | default | paper |\n|---|---|---|---|\n| x | `--margin`, `--resample` |"
+    table = (
+        "| a | setting | default | paper |\n|---|---|---|---|\n| x | `--margin`, `--tensorboard` |"
+    )
     filled = flags_script().notes(f"{table} old | old |\n\n| default |\n| old |\n")
     assert filled.endswith(
-        "| x | `--margin`, `--resample` | 0.1, off | 0.1, off |\n\n| default |\n| old |\n"
+        "| x | `--margin`, `--tensorboard` | 0.1, off | 0.1, off |\n\n| default |\n| old |\n"
     )
     assert "2, 2,048" in flags_script().notes(
         f"{table.splitlines()[0]}\n| x | `--num_layers`, `model.hidden_dim` | | |\n"

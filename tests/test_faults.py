@@ -21,7 +21,7 @@ import pytest
 
 from pinsage_jax import main
 from pinsage_jax.catalog.prepare import open_prepared
-from pinsage_jax.config.data import SyntheticConfig
+from pinsage_jax.config.data import SyntheticConfig, SyntheticWorld
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
@@ -30,9 +30,9 @@ from pinsage_jax.sampling import spectral
 from pinsage_jax.stages.prepare import prepare
 from pinsage_jax.training.checkpoints import Checkpoints
 
-WORLD = SyntheticConfig(
-    world=True, world_items=60, world_collections=20, world_edges=300, world_topics=4,
-    world_styles=2, world_pairs=20,
+WORLD = SyntheticWorld(
+    items=60, collections=20, edges=300, topics=4,
+    styles=2, pairs=20,
 )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def small_disk(max_bytes):
 
 
 def config_for(workdir):
-    return Config("prepare", str(workdir), 0, 1, synthetic=WORLD)
+    return Config("prepare", str(workdir), 0, 1, synthetic=SyntheticConfig(True, world=WORLD))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_the_program_ends_with_2_on_a_full_disk(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
         "sys.exit(main.main(['program', *sys.argv[1:]]))"
     )
-    flags = ["--world", "--world_items=60", "--world_collections=20", "--world_edges=300"]
+    flags = ["--synthetic", "--synthetic_size=60x300"]
     done = subprocess.run(
         [sys.executable, "-c", script, "--mode=prepare", f"--workdir={tmp_path}", *flags],
         capture_output=True,

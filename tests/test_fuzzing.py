@@ -345,7 +345,7 @@ def test_flags(count, monkeypatch):
         "in_file": st.lists(arguments, max_size=3),
         "as_bytes": st.one_of(st.just(b""), st.just(b""), st.binary(max_size=40)),
     }
-    body(["--world"], ["--world"], b"")
+    body(["--synthetic"], ["--synthetic"], b"")
     check(count, values, body)
 
 
@@ -363,6 +363,8 @@ def test_names_from_files_cannot_write_on_the_terminal(tmp_path):
 @pytest.mark.parametrize("value", ["a\0b", "\udcff.csv"])
 def test_paths_that_cannot_be_written_down(value, tmp_path):
     for flag in ("edges", "data_dir"):
-        code, sentence = run(tmp_path / "work", "--world", f"--{flag}={value}", "--mode=prepare")
+        code, sentence = run(
+            tmp_path / "work", "--synthetic", f"--{flag}={value}", "--mode=prepare"
+        )
         assert code == 2 and "is not UTF-8 text or holds a NUL" in sentence
     assert not (tmp_path / "work").exists()

@@ -100,7 +100,7 @@ def test_no_id_or_title_decides_where_anything_is_written(tmp_path):
     (inputs / "edges.csv").write_text("\n".join(lines), encoding="utf-8", newline="")
     work = tmp_path / "a" / "b" / "c" / "work"
     small = ["--batch_size=64", "--random_negatives=16", "--max_steps=3", "--hidden_dim=16"]
-    small += ["--layer_dim=16", "--output_dim=16", "--spectral_dim=8", "--embed_walks=0"]
+    small += ["--layer_dim=16", "--output_dim=16", "--spectral_dim=8", "--embed_walks=auto"]
     small += ["--num_walks=20", "--hard_walks=20", "--bootstrap=0"]
     common = ["program", f"--edges={inputs / 'edges.csv'}", f"--workdir={work}", *small]
     for mode in ("pipeline", "neighbors", "recommend", "split"):

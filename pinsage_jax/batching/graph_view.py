@@ -71,7 +71,7 @@ def node_inputs(
         features,
         degree,
         degree_feature=config.model.degree_feature,
-        edgeless_feature=config.model.edgeless_feature,
+        isolated_feature=config.model.isolated_feature,
         node_type=config.sampling.neighborhood == "all",
         whiten=config.model.whiten,
         spectral=spectral,

@@ -59,7 +59,7 @@ class NodeInputs:
         degree: np.ndarray,
         *,
         degree_feature: bool,
-        edgeless_feature: bool = False,
+        isolated_feature: bool = False,
         node_type: bool = False,
         whiten: float = 0.0,
         spectral: Structure | None = None,
@@ -75,10 +75,10 @@ class NodeInputs:
         self._degree = degree
         self._spectral = spectral
         self._degree_feature = degree_feature
-        self._edgeless_feature = edgeless_feature
+        self._isolated_feature = isolated_feature
         self._node_type = node_type
         self._first_extra = features.shape[1] + (spectral.dim if spectral else 0)
-        extra = int(degree_feature) + int(edgeless_feature) + int(node_type)
+        extra = int(degree_feature) + int(isolated_feature) + int(node_type)
         # A model needs some input even where nothing is known about a node.
         self.dim = max(self._first_extra + extra, 1)
 
@@ -173,7 +173,7 @@ class NodeInputs:
         if self._degree_feature:
             out[:, column] = _DEGREE_SCALE * np.log1p(degree)
             column += 1
-        if self._edgeless_feature:
+        if self._isolated_feature:
             out[:, column] = _DEGREE_SCALE * (degree == 0)
             column += 1
         if self._node_type:

@@ -93,14 +93,14 @@ def prepare(config: Config) -> Prepared:
 def input_tables(config: Config) -> tuple[DataConfig, dict[str, pathlib.Path]]:
     """What is to be read: the settings of the data, and the path of each table by flag.
 
-    With --world the tables are generated first, into WORKDIR/inputs.
+    With --synthetic the tables are generated first, into WORKDIR/inputs.
 
     Raises:
       UserError: there is no --edges.
     """
     data = config.data
-    if config.synthetic.world:
-        paths = world.write_world(config.synthetic, pathlib.Path(config.workdir) / _INPUTS)
+    if config.synthetic.synthetic:
+        paths = world.write_world(config.synthetic.chosen, pathlib.Path(config.workdir) / _INPUTS)
         # The example's tables have the default column names.
         names = ("collection_column", "item_column", "item_id_column")
         changed: dict[str, Any] = {name: getattr(DataConfig(), name) for name in names}
@@ -354,7 +354,7 @@ def _input_paths(data: DataConfig) -> dict[str, pathlib.Path]:
         if value := getattr(data, flag):
             paths[flag] = data.path(value)
     if "edges" not in paths:
-        raise UserError("--edges is required (or --world for the embedded example).")
+        raise UserError("--edges is required (or --synthetic for the embedded example).")
     return paths
 
 
@@ -363,8 +363,8 @@ def _fingerprint(config: Config) -> str:
     value: dict[str, Any] = {"format": _FORMAT, "data": dataclasses.asdict(config.data)}
     if config.prune.prunes:
         value["prune"] = [dataclasses.asdict(config.prune), config.seed]
-    if config.synthetic.world:
-        value["world"] = dataclasses.asdict(config.synthetic)
+    if config.synthetic.synthetic:
+        value["synthetic"] = dataclasses.asdict(config.synthetic.chosen)
         return files.fingerprint(value)
     found = []
     for flag, path in _input_paths(config.data).items():

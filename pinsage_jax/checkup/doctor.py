@@ -1,6 +1,6 @@
 """--mode=doctor: the check-up as a table, sentences and WORKDIR/doctor.json.
 
-Nothing of a run is changed: what is written is doctor.json (and, with --world, the
+Nothing of a run is changed: what is written is doctor.json (and, with --synthetic, the
 example's tables).  Problems are what a run would refuse, or what makes its figures
 worthless; they end in exit code 2.  Warnings are worth a look; alone they end in 0.
 """
@@ -74,7 +74,7 @@ def _check_machine(forecast: dict[str, Any], findings: Findings) -> None:
     for what, need, there, advice in (
         ("memory", "memory_bytes", "memory_available_bytes", "lower --spectral_dim, --hidden_dim "
          "or --text_dim, or set --neighbor_embeddings=off"),
-        ("disk", "disk_bytes", "disk_free_bytes", "choose another --workdir or fewer --keep"),
+        ("disk", "disk_bytes", "disk_free_bytes", "choose another --workdir"),
     ):  # fmt: skip
         if forecast[need] > _COMFORTABLE * machine[there]:
             findings.warn(

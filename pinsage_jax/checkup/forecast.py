@@ -201,7 +201,7 @@ def _seconds(
         links = np.zeros(2)
     lists = sizes.nodes * rates["embed_walk"]
     embedding = sizes.nodes * trial.embed_seconds
-    chosen = config.model.popularity and config.embed.cold_start_bias < 0
+    chosen = config.model.popularity_bias and config.embed.cold_start_bias is None
     offsets = OFFSETS_TRIED if chosen and config.split.validation_cold_items > 0 else 1
     ranking = sizes.validation_pairs * sizes.items * rates["rank"]
     validation = (

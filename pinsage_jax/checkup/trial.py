@@ -141,7 +141,7 @@ def _made_up_view(config: Config, graph: Graph, width: int, places: int, threads
         features,
         graph.degree(),
         degree_feature=config.model.degree_feature,
-        edgeless_feature=config.model.edgeless_feature,
+        isolated_feature=config.model.isolated_feature,
         node_type=config.sampling.neighborhood == "all",
     )
     return GraphView(lists, inputs)
@@ -165,7 +165,7 @@ def _seconds_a_step(
         return builder.make(index % epoch)
 
     train = config.train
-    with Prefetcher(make, 1, 2 + _STEPS, train.prefetch, train.producers) as queue:
+    with Prefetcher(make, 1, 2 + _STEPS, train.batches_ahead, train.producers) as queue:
         batch, _ = next(queue)
         state, told = run(state, batch)
         jax.block_until_ready(told)

@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import re
 
-from pinsage_jax.config.fields import Checked, option
+from pinsage_jax.config.fields import Checked, constant, option
 from pinsage_jax.core.errors import UserError
 
 
@@ -14,31 +14,38 @@ from pinsage_jax.core.errors import UserError
 class DataConfig(Checked):
     """Where the input tables are and what their columns mean."""
 
-    data_dir: str = option("", "Folder that relative input paths are looked up in.")
+    data_dir: str = option("", "Folder that relative input paths are looked up in.", basic=True)
     edges: str = option(
         "",
         "Edge table (Parquet, CSV or Feather, file or folder): one row per item in a collection.",
+        basic=True,
     )
     items: str = option(
-        "", "Item table: item_id and feature columns; may hold items without edges."
+        "", "Item table: item_id and feature columns; may hold items without edges.", basic=True
     )
     train_pairs: str = option(
-        "", "Pairs query_id,target_id to train on; empty: pairs that share a collection."
+        "",
+        "Pairs query_id,target_id to train on; empty: pairs that share a collection.",
+        basic=True,
     )
     eval_pairs: str = option(
-        "", "Pairs query_id,target_id[,kind] to evaluate on; never used for training."
+        "", "Pairs query_id,target_id[,kind] to evaluate on; never used for training.", basic=True
     )
-    collection_column: str = option("collection_id", "Column of --edges that names the collection.")
-    item_column: str = option("item_id", "Column of --edges that names the item.")
+    collection_column: str = option(
+        "collection_id", "Column of --edges that names the collection.", basic=True
+    )
+    item_column: str = option("item_id", "Column of --edges that names the item.", basic=True)
     weight_column: str = option(
         "", "Optional column of --edges with a positive weight; walks follow it."
     )
     time_column: str = option(
         "", "Optional column of --edges with a time (number, date or timestamp)."
     )
-    item_id_column: str = option("item_id", "Column of --items that names the item.")
-    title_column: str = option(
-        "", "Column of --items shown beside ids; empty: 'title' or 'name' if there is one."
+    item_id_column: str = option("item_id", "Column of --items that names the item.", basic=True)
+    title_column: str | None = option(
+        None,
+        "Column of --items shown beside ids; auto: 'title' or 'name' if there is one.",
+        auto=str,
     )
     text_columns: str = option(
         "auto", "Comma-separated text columns; auto: text, title, description, abstract."
@@ -64,16 +71,16 @@ class DataConfig(Checked):
         choices=("on", "off"),
     )
     text_dim: int = option(512, "Dimensions of the vectors made from text.", low=1, high=4096)
-    link_words: int = option(
+    link_words: int = constant(
         64,
         "K: words of most weight kept of every item, by which content links compare items that "
         "are described by text alone; 0: links compare features.",
         low=0,
         high=4096,
     )
-    text_vocabulary: int = option(20000, "Most frequent terms kept for text.", low=1)
-    text_min_df: int = option(2, "A term must occur in this many items.", low=1)
-    category_limit: int = option(
+    text_vocabulary: int = constant(20000, "Most frequent terms kept for text.", low=1)
+    text_min_df: int = constant(2, "A term must occur in this many items.", low=1)
+    category_limit: int = constant(
         128, "Values kept per categorical column; the rest share one slot.", low=1
     )
     feature_dtype: str = option(
@@ -96,36 +103,105 @@ class DataConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class SyntheticConfig(Checked):
-    """The embedded example: a generated Pinterest-like world."""
+class SyntheticWorld(Checked):
+    """What the generated Pinterest-like catalog is like; the defaults are the size `small`."""
 
-    world: bool = option(
-        False, "Generate the embedded example instead of reading --edges and --items."
-    )
-    world_items: int = option(10_000, "Items (pins) of the generated world.", low=20)
-    world_collections: int = option(2_500, "Collections (boards) of the generated world.", low=4)
-    world_edges: int = option(
-        100_000, "Edges of the generated world, before duplicates are merged.", low=20
-    )
-    world_topics: int = option(64, "Overlapping topics behind features, boards and pairs.", low=2)
-    world_styles: int = option(
+    items: int = constant(10_000, "Items (pins).", low=20)
+    collections: int = constant(2_500, "Collections (boards).", low=4)
+    edges: int = constant(100_000, "Edges, before duplicates are merged.", low=20)
+    topics: int = constant(64, "Overlapping topics behind features, boards and pairs.", low=2)
+    styles: int = constant(
         4, "Hidden styles of each topic, which boards follow and features hardly show.", low=1
     )
-    world_visual_dim: int = option(64, "Dimensions of the visual-like feature vectors.", low=1)
-    world_text_dim: int = option(32, "Dimensions of the text-like feature vectors.", low=1)
-    world_noise: float = option(
+    visual_dim: int = constant(64, "Dimensions of the visual-like feature vectors.", low=1)
+    text_dim: int = constant(32, "Dimensions of the text-like feature vectors.", low=1)
+    noise: float = constant(
         0.85, "Noise of the feature vectors, relative to their signal.", low=0.0
     )
-    world_noise_boards: float = option(
+    noise_boards: float = constant(
         0.1, "Share of boards filled without regard to topic.", low=0.0, high=1.0
     )
-    world_isolated: float = option(
-        0.05, "Share of items that get no edge at all.", low=0.0, high=0.9
-    )
-    world_pairs: int = option(
+    isolated: float = constant(0.05, "Share of items that get no edge at all.", low=0.0, high=0.9)
+    pairs: int = constant(
         4_000, "Engagement pairs drawn for evaluation (as many again for training).", low=1
     )
-    world_seed: int = option(0, "Seed of the generated world.", low=0)
+    seed: int = constant(0, "Seed of the catalog; --seed does not change it.", low=0)
+
+
+SIZES = {
+    "tiny": SyntheticWorld(
+        items=600, collections=150, edges=5_000, topics=12, styles=3, pairs=600
+    ),
+    "small": SyntheticWorld(),
+    # Large enough for hard negatives of the paper's ranks, 2000 to 5000.
+    "large": SyntheticWorld(
+        items=1_000_000, collections=250_000, edges=20_000_000, visual_dim=256, text_dim=64,
+        pairs=200_000,
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticConfig(Checked):
+    """The embedded example: a generated Pinterest-like catalog."""
+
+    synthetic: bool = option(
+        False,
+        "Generate the embedded example instead of reading --edges and --items.",
+        basic=True,
+    )
+    synthetic_size: str = option(
+        "small",
+        "Size of the embedded example: tiny (600 items, 5,000 edges), small (10,000 and 100,000), "
+        "large (1 million and 20 million), or ITEMSxEDGES, such as 50000x600000.",
+        basic=True,
+    )
+    world: SyntheticWorld | None = constant(
+        None, "The generated catalog in every detail, in place of a size.", auto=SyntheticWorld
+    )
+
+    @property
+    def chosen(self) -> SyntheticWorld:
+        """What to generate.
+
+        Raises:
+          UserError: --synthetic_size is no size.
+        """
+        return self.world or world_of(self.synthetic_size)
+
+    def validate(self) -> None:
+        super().validate()
+        world = self.chosen
+        try:
+            world.validate()
+        except UserError as error:
+            if self.world:
+                raise
+            raise UserError(f"--synthetic_size={self.synthetic_size}: {error}") from None
+
+
+def world_of(size: str) -> SyntheticWorld:
+    """The catalog that a --synthetic_size stands for.
+
+    Raises:
+      UserError: it is none of the names and not ITEMSxEDGES.
+    """
+    if size in SIZES:
+        return SIZES[size]
+    if not (found := re.fullmatch(r"(\d+)x(\d+)", size)):
+        raise UserError(
+            f"--synthetic_size={size} is not one of {', '.join(SIZES)} or ITEMSxEDGES, such as "
+            "50000x600000."
+        )
+    items, edges = int(found[1]), int(found[2])
+    # The proportions of `small`; fewer topics where there are too few items to tell them apart.
+    return SyntheticWorld(
+        items=items,
+        collections=max(items // 4, 4),
+        edges=edges,
+        topics=min(max(items // 50, 2), 64),
+        pairs=min(max(2 * items // 5, 1), 200_000),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +220,7 @@ class SplitConfig(Checked):
         low=0.0,
         high=0.5,
     )
-    validation_pairs: int = option(4000, "Most validation pairs drawn.", low=1)
+    validation_pairs: int = constant(4000, "Most validation pairs drawn.", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,14 +229,12 @@ class PruneConfig(Checked):
 
     prune_power: float = option(
         1.0,
-        "Items with more than --prune_from edges keep degree^this of them, the heaviest or a "
+        "Items with more than 100 edges (prune_from) keep degree^this of them, the heaviest or a "
         "random sample of equal ones; 1: all. Pixie: 0.91.",
         low=0.0,
         high=1.0,
     )
-    prune_from: int = option(
-        100, "--prune_power never takes an item's edges below this number.", low=1
-    )
+    prune_from: int = constant(100, "Edges below which --prune_power never takes an item.", low=1)
     prune_collection_items: int = option(
         0, "Collections with more items than this are dropped; 0: none.", low=0
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pinsage_jax.config.fields import Checked, option
+from pinsage_jax.config.fields import Checked, constant, option
 from pinsage_jax.core.errors import UserError
 
 _EXAMPLE = "such as --coordinator=10.0.0.1:4321"
@@ -31,7 +31,7 @@ class DistributedConfig(Checked):
         low=0,
         environment="JAX_PROCESS_ID",
     )
-    join_seconds: int = option(300, "How long processes wait for each other at the start.", low=1)
+    join_seconds: int = constant(300, "How long processes wait for each other at the start.", low=1)
     lost_seconds: int = option(
         60, "A process that is silent for so long counts as dead, and the others end.", low=2
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pinsage_jax.config.fields import Checked, option
+from pinsage_jax.config.fields import Checked, constant, option
 from pinsage_jax.core.errors import UserError
 
 
@@ -12,37 +12,44 @@ from pinsage_jax.core.errors import UserError
 class EmbedConfig(Checked):
     """Whole-catalog inference and export."""
 
-    checkpoint: str = option("best", "Checkpoint to embed with.", choices=("best", "last"))
-    embed_block: int = option(8192, "Nodes computed at once.", low=1)
-    shard_rows: int = option(
+    checkpoint: str = constant("best", "Checkpoint to embed with.", choices=("best", "last"))
+    embed_block: int = constant(8192, "Nodes computed at once.", low=1)
+    shard_rows: int = constant(
         1_000_000,
         "Rows per embeddings/part-*.parquet, and of what a killed run finds again.",
         low=1,
     )
-    embed_walks: int = option(
-        1000, "Walks per node behind the lists that embeddings pool over; 0: --num_walks.", low=0
+    embed_walks: int | None = option(
+        1000,
+        "Walks per node behind the lists that embeddings pool over; auto: --num_walks.",
+        auto=int,
+        low=1,
     )
-    cold_start_bias: float = option(
-        -1.0,
-        "Added to the last coordinate of items without edges (needs --popularity); negative: "
-        "chosen on validation pairs, so that warm and cold pairs both gain over plain rivals.",
+    cold_start_bias: float | None = option(
+        None,
+        "Added to the last coordinate of items without edges (needs --popularity_bias); auto: "
+        "chosen on validation pairs, so that warm and cold pairs both gain over plain baselines.",
+        auto=float,
+        low=0.0,
         high=10.0,
     )
     export_format: str = option(
         "parquet",
         "embeddings/ as Parquet shards, or as vectors.npy (to be memory-mapped) with its ids.",
         choices=("parquet", "npy"),
+        basic=True,
     )
     export_dtype: str = option(
         "float32",
         "Type of exported vectors; int8 has a scale per vector. The manifest says what is lost.",
         choices=("float32", "float16", "int8"),
     )
-    export_dim: int = option(
-        0,
+    export_dim: int | None = option(
+        None,
         "Dimensions of the exported vectors: the leading principal directions, and the popularity; "
-        "0: all.",
-        low=0,
+        "auto: all.",
+        auto=int,
+        low=1,
     )
     align_to: str = option(
         "",
@@ -64,6 +71,7 @@ class NewItemsConfig(Checked):
         "",
         "Item table with the columns of --items: only these items are embedded, into "
         "WORKDIR/new_embeddings; empty: the catalog is.",
+        basic=True,
     )
     new_edges: str = option(
         "", "Edges of the new items, to known or new collections, with the columns of --edges."

@@ -1,4 +1,11 @@
-"""Fields of the settings: default, help text and allowed values in one place."""
+"""Fields of the settings: default, help text, allowed values and level in one place.
+
+A field is a flag that --help shows (`basic`), a flag that only --helpfull shows, or a
+constant: a setting without a flag, which code and Python's `settings` can change.
+
+A setting that the program may choose itself is `auto` on the command line, None in the
+dataclasses and null in JSON files; Python's `settings` takes None and "auto".
+"""
 
 from __future__ import annotations
 
@@ -9,25 +16,35 @@ from typing import Any, Protocol, TypeVar
 
 from pinsage_jax.core.errors import UserError
 
+AUTO = "auto"
+
 
 def option(
     default: Any,
     help: str,
     *,
+    basic: bool = False,
+    auto: type | None = None,
     choices: tuple[str, ...] | None = None,
     low: float | None = None,
     high: float | None = None,
     environment: str = "",
+    flag: bool = True,
 ) -> Any:
     """A dataclass field that carries its help text and its allowed values.
 
     Args:
+      basic: whether --help shows the flag; --helpfull shows every flag.
+      auto: type of the values beside None, which is written `auto`; None: there is no auto.
       environment: variable that holds the value where the flag is not given.
+      flag: whether there is a flag; without one the field is a constant.
     """
     return dataclasses.field(
         default=default,
         metadata={
             "help": help,
+            "level": ("basic" if basic else "full") if flag else "constant",
+            "auto": auto,
             "choices": choices,
             "low": low,
             "high": high,
@@ -36,25 +53,39 @@ def option(
     )
 
 
+def constant(default: Any, help: str, **limits: Any) -> Any:
+    """A field without a flag; `limits` are those of `option`."""
+    return option(default, help, flag=False, **limits)
+
+
 class Checked:
     """Range and choice checks shared by all settings."""
 
     def validate(self) -> None:
-        """Raises UserError naming the flag whose value is out of range."""
+        """Raises UserError naming the setting whose value is out of range."""
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value, limits = getattr(self, field.name), field.metadata
-            if limits["choices"] and value not in limits["choices"]:
-                raise UserError(
-                    f"--{field.name}={value} is not one of {', '.join(limits['choices'])}."
-                )
-            if isinstance(value, float) and value != value:
-                raise UserError(f"--{field.name} is not a number.")
-            for bound, fails in (("low", "at least"), ("high", "at most")):
-                limit = limits[bound]
-                if limit is None or value is None or isinstance(value, str):
-                    continue
-                if (value < limit) if bound == "low" else (value > limit):
-                    raise UserError(f"--{field.name}={value} must be {fails} {limit}.")
+            if "level" in field.metadata:
+                _check(field, getattr(self, field.name))
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+    """UserError if a value is not among the allowed ones of its field."""
+    limits, name = field.metadata, spelled(field)
+    if limits["choices"] and value not in limits["choices"]:
+        raise UserError(f"{name}={value} is not one of {', '.join(limits['choices'])}.")
+    if isinstance(value, float) and value != value:
+        raise UserError(f"{name} is not a number.")
+    for bound, fails in (("low", "at least"), ("high", "at most")):
+        limit = limits[bound]
+        if limit is None or value is None or isinstance(value, str):
+            continue
+        if (value < limit) if bound == "low" else (value > limit):
+            raise UserError(f"{name}={value} must be {fails} {limit}.")
+
+
+def spelled(field: dataclasses.Field) -> str:
+    """The setting as its flag is written; a constant by its name alone."""
+    return field.name if field.metadata["level"] == "constant" else f"--{field.name}"
 
 
 class Validated(Protocol):
@@ -82,15 +113,13 @@ def from_values(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         if dataclasses.is_dataclass(field.default) and not isinstance(field.default, type):
             part = {
-                inner.name: _typed(inner.name, left.pop(inner.name), inner.default)
+                inner.name: _typed(inner, left.pop(inner.name))
                 for inner in dataclasses.fields(field.default)
                 if inner.name in left
             }
             given[field.name] = dataclasses.replace(field.default, **part)
         elif field.name in left:
-            # Annotations are text; a field without a default is a path, a word or a number.
-            example = {"int": 0, "str": ""}.get(str(field.type), field.default)
-            given[field.name] = _typed(field.name, left.pop(field.name), example)
+            given[field.name] = _typed(field, left.pop(field.name))
     if left:
         raise UserError(f"There is no setting --{next(iter(left))}; docs/flags.md lists all.")
     settings = kind(**given)
@@ -98,20 +127,31 @@ def from_values(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def _typed(name: str, value: Any, default: Any) -> Any:
-    """A value of the type of the default: paths become text, whole numbers numbers.
+def _typed(field: dataclasses.Field, value: Any) -> Any:
+    """A value of the field's type: paths become text, whole numbers numbers, `auto` None.
 
     Raises:
       UserError: it is of another type.
     """
-    if isinstance(default, str) and isinstance(value, os.PathLike):
+    meta, default = field.metadata, field.default
+    if meta.get("auto"):
+        if value is None or value == AUTO:
+            return None
+        wanted = meta["auto"]
+    else:
+        # Annotations are text; a field without a default is a path, a word or a number.
+        wanted = {"int": int, "str": str}.get(str(field.type), type(default))
+        if value is None and (default == AUTO or AUTO in (meta.get("choices") or ())):
+            return AUTO
+    if wanted is str and isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if isinstance(default, float) and type(value) is int:
+    if wanted is float and type(value) is int:
         value = float(value)
-    if type(value) is not type(default):
+    if type(value) is not wanted:
+        shown = default if default is not dataclasses.MISSING else wanted()
         raise UserError(
-            f"--{name}={value!r} must be of type {type(default).__name__}, as its default "
-            f"{default!r} is."
+            f"--{field.name}={value!r} must be of type {wanted.__name__}"
+            + (f" or {AUTO!r}." if meta.get("auto") else f", as its default {shown!r} is.")
         )
     return value
 
@@ -130,19 +170,22 @@ def with_saved(
         current, value = getattr(settings, field.name), saved[field.name]
         section = dataclasses.is_dataclass(current) and not isinstance(current, type)
         if section and isinstance(value, Mapping):
-            names = [inner.name for inner in dataclasses.fields(current)]
-            known = {name: value[name] for name in names if name in value}
-            changed[field.name] = dataclasses.replace(
-                current,
-                **{n: entry for n, entry in known.items() if _fits(entry, getattr(current, n))},
-            )
-        elif _fits(value, current):
+            known = {
+                inner.name: value[inner.name]
+                for inner in dataclasses.fields(current)
+                if inner.name in value
+                and _fits(inner, value[inner.name], getattr(current, inner.name))
+            }
+            changed[field.name] = dataclasses.replace(current, **known)
+        elif _fits(field, value, current):
             changed[field.name] = value
     return dataclasses.replace(settings, **changed)  # type: ignore[type-var]
 
 
-def _fits(value: Any, current: Any) -> bool:
+def _fits(field: dataclasses.Field, value: Any, current: Any) -> bool:
     """Whether a saved value has the type of the current one; whole numbers are numbers."""
-    if isinstance(current, float) and type(value) is int:
+    auto = field.metadata.get("auto")
+    if auto and value is None:
         return True
-    return type(value) is type(current)
+    kind = auto or type(current)
+    return type(value) is kind or (kind is float and type(value) is int)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
-from pinsage_jax.config.fields import Checked, option
+from pinsage_jax.config.fields import Checked, constant, option
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Checked):
     """PinSage, Algorithm 1 and 2 (Ying et al. 2018), and its variants."""
 
-    num_layers: int = option(1, "K: convolution layers; 0 embeds by features alone.", low=0, high=5)
+    num_layers: int = option(
+        1, "K: convolution layers; 0 embeds by features alone.", low=0, high=5, basic=True
+    )
     hidden_dim: int = option(256, "m: width of Q, the projected neighbors.", low=1)
     layer_dim: int = option(256, "d: width of each layer's output.", low=1)
-    output_dim: int = option(256, "Width of the exported embedding.", low=1)
+    output_dim: int = option(256, "Width of the exported embedding.", low=1, basic=True)
     pooling: str = option(
         "importance",
         "How neighbors are pooled: by visit count, equally, or elementwise maximum.",
@@ -28,10 +30,10 @@ class ModelConfig(Checked):
         low=0,
         high=4096,
     )
-    edgeless_feature: bool = option(
+    isolated_feature: bool = constant(
         True, "Append a column that marks items without edges (not in the paper)."
     )
-    popularity: bool = option(
+    popularity_bias: bool = option(
         True,
         "Make the last coordinate of an embedding 1 + b, with b learned: how likely an item is "
         "whatever the query (not in the paper).",
@@ -42,11 +44,11 @@ class ModelConfig(Checked):
         "own id never enters its embedding. auto: when they have at most 50 million numbers.",
         choices=("auto", "on", "off"),
     )
-    skip: bool = option(
+    skip: bool = constant(
         True, "Add linear maps of a node's own input and of its pooled neighbors to the output."
     )
     normalize_output: bool = option(True, "Scale every embedding to unit length.")
-    whiten: float = option(
+    whiten: float = constant(
         0.5,
         "Feature columns are divided by their root mean square to this power.",
         low=0.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pinsage_jax.config.fields import Checked, option
+from pinsage_jax.config.fields import Checked, constant, option
 from pinsage_jax.core.errors import UserError
 
 
@@ -30,7 +30,7 @@ class SamplingConfig(Checked):
         "End a walk where it would return to its start (or is stuck), so that it makes fewer "
         "steps; DGL's PinSAGESampler does.",
     )
-    resample: bool = option(
+    resample: bool = constant(
         False, "Draw new neighborhoods every epoch instead of one set for the run."
     )
     content_neighbors: int = option(
@@ -39,16 +39,16 @@ class SamplingConfig(Checked):
         low=0,
         high=1000,
     )
-    content_kappa: float = option(
+    content_kappa: float = constant(
         0.5, "Edges at which an item's walk neighbors and content links weigh the same.", low=0.0
     )
-    content_limit: int = option(
+    content_limit: int = constant(
         200_000,
         "Catalogs with more items get content links for items without edges only, and to a "
         "sample of 65,536 items.",
         low=0,
     )
-    pair_power: float = option(
+    pair_power: float = constant(
         0.2,
         "Collections give training pairs in proportion to (size - 1) to this power; "
         "1 visits every edge once an epoch.",
@@ -63,7 +63,7 @@ class SamplingConfig(Checked):
     )
     hard_low: int = option(2000, "Best personalized-PageRank rank of a hard negative.", low=1)
     hard_high: int = option(5000, "Worst personalized-PageRank rank of a hard negative.", low=2)
-    hard_scale: bool = option(
+    hard_scale: bool = constant(
         True, "Scale the band of ranks down when the catalog is smaller than 100 bands."
     )
     hard_walks: int = option(1000, "Walks per query to rank hard-negative candidates.", low=1)
@@ -84,7 +84,7 @@ class StoreConfig(Checked):
         "auto",
         "Neighborhoods walked once and kept in memory, once and kept on disk (in checked shards "
         "that later stages and killed runs find again), or when asked for. auto: memory up to "
-        "256 MiB, disk beyond. With --resample, memory keeps the lists of one epoch while training "
+        "256 MiB, disk beyond. With resample, memory keeps the lists of one epoch while training "
         "is in it, and none and auto beyond 256 MiB keep nothing.",
         choices=("auto", "memory", "disk", "none"),
     )

@@ -1,10 +1,10 @@
-"""Settings of what is computed from embeddings: evaluation, neighbors, indexes, serving."""
+"""Settings of what embeddings are used for: evaluation, search, recommending, serving."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from pinsage_jax.config.fields import Checked, option
+from pinsage_jax.config.fields import Checked, constant, option
 from pinsage_jax.core.errors import UserError
 
 DEFAULT_SETTINGS = "hnsw16:32,hnsw16:128,hnsw32:64,hnsw32:256,ivfpq32:8,ivfpq32:32,ivfpq64:32"
@@ -15,7 +15,9 @@ class EvalConfig(Checked):
     """Evaluation, its baselines and related items."""
 
     baselines: str = option(
-        "default", "Comma-separated baselines, default (popularity,content,walk), all or none."
+        "default",
+        "Comma-separated baselines, default (popularity,content,walk), all or none.",
+        basic=True,
     )
     bootstrap: int = option(
         1000, "Bootstrap resamples behind the 95% intervals; 0: no intervals.", low=0
@@ -24,9 +26,12 @@ class EvalConfig(Checked):
         "",
         "--mode=neighbors: comma-separated item ids; empty: write related_items.parquet. "
         "--mode=explain: one item id.",
+        basic=True,
     )
-    target: str = option("", "--mode=explain: the item id whose place beside --query is asked for.")
-    k: int = option(10, "Neighbors listed per item.", low=1, high=10000)
+    target: str = option(
+        "", "--mode=explain: the item id whose place beside --query is asked for.", basic=True
+    )
+    k: int = option(10, "Neighbors listed per item.", low=1, high=10000, basic=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +75,7 @@ class SearchConfig(Checked):
 class ServeConfig(Checked):
     """The explorer page of --mode=report and the HTTP service of --mode=serve."""
 
-    explorer_limit: int = option(
+    explorer_limit: int = constant(
         50_000,
         "Catalogs with more items get no explorer.html beside the report (it would be tens of "
         "MiB); --mode=serve shows them.",
@@ -80,9 +85,74 @@ class ServeConfig(Checked):
         "127.0.0.1", "Address to listen on; the default is reached from this machine only."
     )
     serve_port: int = option(
-        8080, "Port to listen on; 0: any free one, which is logged.", low=0, high=65535
+        8080, "Port to listen on; 0: any free one, which is logged.", low=0, high=65535, basic=True
     )
-    serve_most: int = option(100, "Most neighbors that a request may ask for.", low=1, high=10000)
-    serve_body_kib: int = option(
+    serve_most: int = constant(100, "Most neighbors that a request may ask for.", low=1, high=10000)
+    serve_body_kib: int = constant(
         256, "Longest body of a request, in KiB; longer ones are refused.", low=1, high=65536
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class RecommendConfig(Checked):
+    """Items for a collection or a user's history, by --mode=recommend."""
+
+    recommend_for: str = option(
+        "", "Comma-separated collection ids to show; empty: write recommendations.parquet for all."
+    )
+    recommend_k: int = option(20, "Items recommended to each collection.", low=1, high=1000)
+    recommend_by: str = option(
+        "auto",
+        "How a history scores an item: by its mean vector, by medoids of its interests, by the sum "
+        "of powers or of exponentials of its similarities; auto: any of these but interests, "
+        "whichever does best in validation.",
+        choices=("auto", "mean", "interests", "power", "attention"),
+    )
+    recommend_power: float = option(
+        0.0,
+        "p of the sum over a history of max(0, z_h.z_i)^p; 0: chosen in validation.",
+        low=0.0,
+        high=1000.0,
+    )
+    recommend_temperature: float = option(
+        0.0,
+        "t of the sum over a history of exp(z_h.z_i / t); 0: chosen in validation.",
+        low=0.0,
+        high=1000.0,
+    )
+    recommend_popularity: float = option(
+        -1.0,
+        "power and attention: scores are multiplied by (1 + degree)^this; -1: chosen in "
+        "validation.",
+        low=-1.0,
+        high=2.0,
+    )
+    recommend_rarity: float = option(
+        -1.0,
+        "power and attention: items of a history count (1 + degree)^-this; -1: chosen in "
+        "validation.",
+        low=-1.0,
+        high=2.0,
+    )
+    recommend_interests: int = option(3, "Most interests (clusters) used of a history.", low=1)
+    recommend_ward: float = option(
+        1.2, "Ward distance, of unit vectors, above which interests stay apart.", low=0.0
+    )
+    recommend_half_life: float = option(
+        0.0,
+        "Time in which an item's part in an interest's importance halves, in days or the unit of "
+        "--time_column; 0: never.",
+        low=0.0,
+    )
+    test_edges: str = option(
+        "",
+        "Edges to score recommendations on (Recall@20, NDCG@20); no setting is chosen by them.",
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        if 0.0 < self.recommend_temperature < 0.02:
+            raise UserError(
+                f"--recommend_temperature={self.recommend_temperature} must be at least 0.02, "
+                "or 0 to have it chosen."
+            )

@@ -1,7 +1,7 @@
 """Settings of every stage as frozen dataclasses; the defaults live here, once.
 
-``cli.py`` derives one absl flag from every field; library code takes these
-dataclasses and never sees a flag.  ``validate`` methods raise UserError with one
+``cli.py`` derives one absl flag from every field that is no constant; library code
+takes these dataclasses and never sees a flag.  ``validate`` methods raise UserError with one
 sentence that names the flag.
 
 Axis letters, used in every docstring of this package:
@@ -22,11 +22,10 @@ import os
 from pinsage_jax.config.data import DataConfig, PruneConfig, SplitConfig, SyntheticConfig
 from pinsage_jax.config.distributed import DistributedConfig
 from pinsage_jax.config.embed import EmbedConfig, NewItemsConfig, UpdateConfig
-from pinsage_jax.config.fields import Checked
+from pinsage_jax.config.fields import Checked, option
 from pinsage_jax.config.model import ModelConfig
-from pinsage_jax.config.recommend import RecommendConfig
 from pinsage_jax.config.sampling import SamplingConfig, StoreConfig
-from pinsage_jax.config.search import EvalConfig, SearchConfig, ServeConfig
+from pinsage_jax.config.search import EvalConfig, RecommendConfig, SearchConfig, ServeConfig
 from pinsage_jax.config.spark import SparkConfig
 from pinsage_jax.config.tools import AblateConfig, CompareConfig, DoctorConfig, SplitToolConfig
 from pinsage_jax.config.training import TrainConfig
@@ -34,13 +33,17 @@ from pinsage_jax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Everything one run is told."""
 
     mode: str
     workdir: str
-    seed: int
-    threads: int
+    seed: int = option(
+        0, "Seed of walks, batches, splits and initial parameters.", low=0, basic=True
+    )
+    threads: int | None = option(
+        None, "Host threads; auto: one per core available.", auto=int, low=1
+    )
     data: DataConfig = DataConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
     split: SplitConfig = SplitConfig()
@@ -70,6 +73,7 @@ class Config:
 
     def validate(self) -> None:
         """Raises UserError for the first setting that cannot work."""
+        super().validate()
         for field in dataclasses.fields(self):
             if isinstance(section := getattr(self, field.name), Checked):
                 section.validate()
@@ -89,10 +93,10 @@ class Config:
             )
         if self.sampling.resample and self.store.neighborhood_store == "disk":
             raise UserError(
-                "--neighborhood_store=disk keeps one set of lists but --resample draws new ones "
+                "--neighborhood_store=disk keeps one set of lists but resample=True draws new ones "
                 "every epoch; drop one of the two, or take --neighborhood_store=memory."
             )
-        least, dim = 1 + int(self.model.popularity), self.embed.export_dim
+        least, dim = 1 + int(self.model.popularity_bias), self.embed.export_dim
         if dim and not least <= dim <= self.model.output_dim:
             raise UserError(
                 f"--export_dim={dim} must be at least {least} and at most "
@@ -112,6 +116,20 @@ class Config:
             if self.mode == mode and not value:
                 raise UserError(f"--{name} is required with --mode={mode}.")
         if self.mode in ("pipeline", "prepare", "doctor") and not (
-            self.synthetic.world or self.data.edges
+            self.synthetic.synthetic or self.data.edges
         ):
-            raise UserError("--edges is required (or --world for the embedded example).")
+            raise UserError("--edges is required (or --synthetic for the embedded example).")
+
+
+def path_of(name: str) -> str:
+    """The setting as section.field.
+
+    Raises:
+      KeyError: no section has a field of that name.
+    """
+    for section in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(section.default) and name in {
+            field.name for field in dataclasses.fields(section.default)
+        }:
+            return f"{section.name}.{name}"
+    raise KeyError(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pinsage_jax.config.fields import Checked, option
+from pinsage_jax.config.fields import Checked, constant, option
 from pinsage_jax.core.errors import UserError
 
 
@@ -26,8 +26,11 @@ class SparkConfig(Checked):
         "Folder for Spark's tables between stages, at the same path on this machine and on every "
         "executor; empty: WORKDIR.",
     )
-    spark_partitions: int = option(
-        0, "Partitions of every shuffle; 0: four a core, and no more than the rows need.", low=0
+    spark_partitions: int | None = constant(
+        None,
+        "Partitions of every shuffle; auto: four a core, and no more than the rows need.",
+        auto=int,
+        low=1,
     )
     spark_conf: str = option(
         "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pinsage_jax.config.fields import Checked, option
+from pinsage_jax.config.fields import Checked, constant, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +15,15 @@ class SplitToolConfig(Checked):
         "collections",
         "What is withheld: collections whole, every edge of some items, or edges after a time.",
         choices=("collections", "items", "time"),
+        basic=True,
     )
     split_share: float = option(
         0.2, "Share of collections, of items, or of the latest edges withheld.", low=0.0, high=0.9
     )
-    split_cut: str = option(
-        "", "Last time that still trains, as in --time_column; empty: --split_share decides."
+    split_cut: str | None = option(
+        None,
+        "Last time that still trains, as in --time_column; auto: --split_share decides.",
+        auto=str,
     )
     split_pairs: int = option(10_000, "Most evaluation pairs drawn.", low=1)
 
@@ -34,10 +37,13 @@ class AblateConfig(Checked):
         "Comma-separated variants or groups of them (paper, additions, neighbors, layers, hard, "
         "loss), or all; the base is always there.",
     )
-    ablate_steps: int = option(
-        0, "Training steps of each variant; epochs change with them. 0: as in the run.", low=0
+    ablate_steps: int | None = option(
+        None,
+        "Training steps of each variant; epochs change with them. auto: as in the run.",
+        auto=int,
+        low=1,
     )
-    ablate_pairs: str = option(
+    ablate_pairs: str = constant(
         "validation",
         "Pairs that variants are scored on; an ablation is a choice, so eval is for a last table.",
         choices=("validation", "eval"),
@@ -59,5 +65,7 @@ class DoctorConfig(Checked):
 class CompareConfig(Checked):
     """Two runs beside each other, by --mode=compare."""
 
-    compare_with: str = option("", "Another workdir; both need embeddings.")
-    compare_items: int = option(5000, "Most items whose --k nearest neighbors are compared.", low=1)
+    compare_with: str = option("", "Another workdir; both need embeddings.", basic=True)
+    compare_items: int = constant(
+        5000, "Most items whose --k nearest neighbors are compared.", low=1
+    )

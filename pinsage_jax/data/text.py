@@ -151,7 +151,7 @@ def fit_text(
         logging.warning("%s holds no words, so it is no feature.", name)
         return TextTransform([], np.empty(0, np.float32), np.empty((0, 0), np.float32))
     if threshold < min_df:
-        logging.warning("%s: --text_min_df=%d leaves no term, so 1 is used.", name, min_df)
+        logging.warning("%s: no term occurs in %d items, so those of one item count.", name, min_df)
     terms = vectorizer.get_feature_names_out().tolist()
     fitted = len(terms) if len(terms) <= width else min(width, matrix.shape[0])
     if fitted < width:

@@ -109,20 +109,20 @@ def device_count() -> int:
     return jax.local_device_count()
 
 
-def make_devices(count: int = 0) -> tuple[jax.Device, ...]:
-    """The first `count` local devices; all of them if `count` is 0.
+def make_devices(count: int | None = None) -> tuple[jax.Device, ...]:
+    """The first `count` local devices; all of them if `count` is None.
 
     Raises:
       UserError: there are fewer than `count`.
     """
     keep_freed_memory()
     devices = jax.local_devices()
-    if count > len(devices):
+    if count and count > len(devices):
         raise UserError(
             f"--devices={count} is more than the {len(devices)} that JAX finds here; "
-            "use --devices=0 for all of them."
+            "use --devices=auto for all of them."
         )
-    return tuple(devices[: count or None])
+    return tuple(devices[:count])
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:

@@ -25,7 +25,8 @@ from absl import logging
 
 from pinsage_jax.batching.graph_view import spectral_bases
 from pinsage_jax.catalog.prepare import Prepared
-from pinsage_jax.config.settings import Config
+from pinsage_jax.config import presets
+from pinsage_jax.config.settings import Config, path_of
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import raise_if_stopped
@@ -51,29 +52,10 @@ _PLACES = [metrics.METRICS.index(name) for name in COMPARED]
 Embeddings = Callable[[Config, Graph], tuple[np.ndarray, dict[str, Any]]]
 Overrides = dict[str, Any]
 
-# What the paper does not have is off, as in experiments/paper.flags; sizes, walks and
-# the optimizer stay those of the base, for the paper does not say or cannot afford them.
-PAPER: Overrides = {
-    "train.loss": "margin",
-    "train.margin": 0.1,
-    "train.symmetric": False,
-    "train.edge_dropout": 0.0,
-    "train.weight_decay": 0.0,
-    "train.hard_start": "none",
-    "sampling.content_neighbors": 0,
-    "sampling.pair_power": 1.0,
-    "sampling.hide_positive": "edge",
-    "model.pooling": "importance",
-    "model.spectral_dim": 0,
-    "model.edgeless_feature": False,
-    "model.popularity": False,
-    "model.neighbor_embeddings": "off",
-    "model.skip": False,
-    "model.normalize_output": True,
-    "model.whiten": 0.0,
-    "embed.embed_walks": 0,
-}
-_HARD: Overrides = {"train.hard_start": "curriculum", "train.hard_max": 6}
+# The paper's method by its preset; sizes, walks and the optimizer stay those of the base,
+# for the paper does not say or a catalog cannot afford them.
+_PINSAGE: Overrides = {path_of(name): value for name, value in presets.PAPER.method.items()}
+PAPER: Overrides = {**_PINSAGE, "train.hard_start": "none"}
 
 # Group -> variant -> {"section.field": value}.
 VARIANTS: dict[str, dict[str, Overrides]] = {
@@ -83,11 +65,11 @@ VARIANTS: dict[str, dict[str, Overrides]] = {
         "paper_mean_cross_entropy": {
             **PAPER, "model.pooling": "mean", "train.loss": "cross_entropy",
         },
-        "paper_mean_hard": {**PAPER, "model.pooling": "mean", **_HARD},
-        "paper_pinsage": {**PAPER, **_HARD},
+        "paper_mean_hard": {**_PINSAGE, "model.pooling": "mean"},
+        "paper_pinsage": _PINSAGE,
     },
     "additions": {
-        "no_popularity": {"model.popularity": False},
+        "no_popularity": {"model.popularity_bias": False},
         "no_structure": {"model.spectral_dim": 0},
         "no_content_links": {"sampling.content_neighbors": 0},
         "no_id_messages": {"model.neighbor_embeddings": "off"},
@@ -124,7 +106,7 @@ class Pairs:
 
     @classmethod
     def of(cls, config: Config, prepared: Prepared, split: ValidationSplit) -> Pairs:
-        """The pairs that --ablate_pairs names.
+        """The pairs that `ablate_pairs` names.
 
         Raises:
           UserError: there are none.
@@ -132,7 +114,7 @@ class Pairs:
         source = config.ablate.ablate_pairs
         if source == "eval":
             graph, pairs, kinds = prepared.graph, prepared.eval_pairs, prepared.eval_kinds
-            remedy = "--ablate_pairs=eval needs --eval_pairs"
+            remedy = "ablate_pairs='eval' needs --eval_pairs"
         else:
             graph, pairs, kinds = split.train_graph, split.pairs, split.kinds
             remedy = "--validation_collections must be above 0, with collections of two items"

@@ -3,7 +3,7 @@
 A network that learns how likely an item is learns rightly that an item nobody has
 collected yet is unlikely, and ranks it below every popular one: such items would
 never be shown.  One number, the cold offset, is added to the last coordinate of
-every item without edges (1 + b of --popularity), which moves them all against the
+every item without edges (1 + b of --popularity_bias), which moves them all against the
 rest and changes no order among them.
 
 It is chosen so that both kinds of pairs gain: the offset whose smallest lift is largest,

@@ -142,7 +142,7 @@ def _embedding(
         "rank_of_query": int(ranks[1]),
         "catalog": prepared.graph.num_items,
     }
-    if config.model.popularity:
+    if config.model.popularity_bias:
         # The last coordinate tells how likely an item is whatever the query.
         found["closeness"] = float(pair[0, :-1] @ pair[1, :-1])
         found["popularity"] = float(pair[0, -1] * pair[1, -1])

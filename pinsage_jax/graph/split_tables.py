@@ -170,8 +170,8 @@ def split(config: Config) -> dict[str, Any]:
       UserError: a wrong input or flag, or a split without training edges or pairs.
     """
     data, tool = config.data, config.split_tool
-    if config.synthetic.world or not data.edges:
-        raise UserError("--mode=split needs --edges, the table to split (and not --world).")
+    if config.synthetic.synthetic or not data.edges:
+        raise UserError("--mode=split needs --edges, the table to split (and not --synthetic).")
     if tool.split_by == "time" and not data.time_column:
         raise UserError("--split_by=time needs --time_column, the column of --edges with the time.")
     edges = tables.open_table(data.path(data.edges), "edges", data)

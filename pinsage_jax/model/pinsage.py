@@ -46,7 +46,7 @@ class PinSage(nn.Module):
         self.projections = [Project(config.hidden_dim, dtype) for _ in range(config.num_layers)]
         self.combinations = [Combine(config.layer_dim, dtype) for _ in range(config.num_layers)]
         width = config.layer_dim if config.num_layers else config.output_dim
-        size = config.output_dim - int(config.popularity)
+        size = config.output_dim - int(config.popularity_bias)
         self.G1 = nn.Dense(width, dtype=dtype, kernel_init=unit_input_init)
         self.G2 = nn.Dense(size, use_bias=False, dtype=dtype)
         if config.skip:
@@ -57,7 +57,7 @@ class PinSage(nn.Module):
                 self.skip_neighbors = nn.Dense(
                     size, use_bias=False, dtype=dtype, kernel_init=self._skip_init()
                 )
-        if config.popularity:
+        if config.popularity_bias:
             zeros = nn.initializers.zeros
             self.popularity = nn.Dense(1, use_bias=False, kernel_init=zeros)
             self.popularity_self = nn.Dense(1, use_bias=False, kernel_init=zeros)
@@ -131,7 +131,7 @@ class PinSage(nn.Module):
         out = out.astype(jnp.float32)
         if self.config.normalize_output:
             out = l2_normalize(out)
-        if self.config.popularity:
+        if self.config.popularity_bias:
             likely = self.popularity(active) + self.popularity_self(features)
             likely = 1.0 + _POPULARITY_SCALE * likely.astype(jnp.float32)
             out = jnp.concatenate([out, likely], axis=-1)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax.config.recommend import RecommendConfig
+from pinsage_jax.config.search import RecommendConfig
 from pinsage_jax.evaluation.metrics import keyed_generator
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit

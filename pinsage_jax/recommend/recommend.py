@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from absl import logging
 
 from pinsage_jax.catalog.prepare import Prepared
-from pinsage_jax.config.recommend import RecommendConfig
+from pinsage_jax.config.search import RecommendConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError

@@ -40,7 +40,7 @@ _LONGEST_TITLE = 300
 def write_explorer(
     config: Config, prepared: Prepared, embeddings: np.ndarray
 ) -> pathlib.Path | None:
-    """Writes the page of the run in config.workdir, unless --explorer_limit forbids it.
+    """Writes the page of the run in config.workdir, unless the catalog is too large for one.
 
     Args:
       embeddings: float32 [N, Z]; the score of two items is their inner product.
@@ -54,7 +54,7 @@ def write_explorer(
         # An older one would show another catalog.
         path.unlink(missing_ok=True)
         logging.info(
-            "no explorer.html: %d items are more than --explorer_limit=%d; --mode=serve shows "
+            "no explorer.html: %d items are more than the %d that it can show; --mode=serve shows "
             "them.", count, config.serve.explorer_limit,
         )  # fmt: skip
         return None

@@ -55,7 +55,7 @@ def write_report(config: Config, prepared: Prepared, embeddings: np.ndarray) -> 
     if directions.shape != embeddings.shape:
         remark = page.note(
             "PinSage without the last coordinate of its vectors, which tells how likely an item is "
-            "whatever the query (--popularity)."
+            "whatever the query (--popularity_bias)."
         )
     sections = [
         ("scores", "Scoreboard", score_sections.scoreboard(source)),

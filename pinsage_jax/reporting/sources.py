@@ -96,7 +96,7 @@ def read_source(config: Config, num_items: int) -> Source:
 
 def directions_of(source: Source, embeddings: np.ndarray) -> np.ndarray:
     """Embeddings [N, Z] without the coordinate, if there is one, that tells popularity."""
-    popularity = source.config.model.popularity and not source.embeddings.get("normalized")
+    popularity = source.config.model.popularity_bias and not source.embeddings.get("normalized")
     return embeddings[:, :-1] if popularity else embeddings
 
 

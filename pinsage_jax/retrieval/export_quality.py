@@ -73,13 +73,18 @@ def recall_of(
 
 
 def choose_form(
-    vectors: np.ndarray, ids: IdTable, dtype: str, dim: int, last_apart: bool, align_to: str
+    vectors: np.ndarray,
+    ids: IdTable,
+    dtype: str,
+    dim: int | None,
+    last_apart: bool,
+    align_to: str,
 ) -> tuple[ExportForm, dict[str, Any]]:
     """The form that the settings ask for, and what the manifest says about it.
 
     Args:
       vectors: float32 [N, Z] of the items `ids`.
-      dim: d; 0: Z.
+      dim: d; None: Z.
       last_apart: whether the last coordinate is a popularity.
       align_to: folder of an earlier export, or empty.
 
@@ -117,7 +122,7 @@ def _aligned(
             f"--align_to={folder} has {earlier.dimension} dimensions"
             f"{' with a popularity' if apart else ''}, this export {width}"
             f"{' with a popularity' if form.last_apart else ''}; make both alike with "
-            "--export_dim and --popularity."
+            "--export_dim and --popularity_bias."
         )
     rows = ids.lookup(earlier.ids().ids)
     theirs = np.flatnonzero(rows >= 0)

@@ -26,7 +26,7 @@ from pinsage_jax.cpu.kernel_cache import njit
 from pinsage_jax.sampling.link_spaces import space_of
 from pinsage_jax.sampling.neighborhoods import run_blocks
 
-# Above --content_limit every item has this many candidates, so that links cost the
+# Above `content_limit` items every item has this many candidates, so that links cost the
 # same per item in a catalog of any size.
 MOST_CANDIDATES = 1 << 16
 # The scores of a block, 4 MiB, stay in the cache between the product and the selection.

@@ -45,8 +45,8 @@ class PairBatch:
     via: np.ndarray
 
 
-def pairs_per_epoch(graph: Graph, pairs: np.ndarray | None, wanted: int = 0) -> int:
-    """Pairs in one epoch: as many as `wanted` or, with 0, as there are pairs or edges."""
+def pairs_per_epoch(graph: Graph, pairs: np.ndarray | None, wanted: int | None = None) -> int:
+    """Pairs in one epoch: as many as `wanted` or, with None, as there are pairs or edges."""
     return wanted or (graph.num_edges if pairs is None else len(pairs))
 
 
@@ -58,13 +58,13 @@ class PairSource:
         graph: Graph,
         seed: int,
         pairs: np.ndarray | None = None,
-        per_epoch: int = 0,
+        per_epoch: int | None = None,
         power: float = 1.0,
     ):
         """Draws from `pairs` (int32 [P, 2]) or, without them, from collections.
 
         Args:
-          per_epoch: pairs in an epoch; 0: as many as there are pairs or edges.
+          per_epoch: pairs in an epoch; None: as many as there are pairs or edges.
           power: collections are drawn in proportion to (size - 1) ** power; with 1
             every edge is visited once an epoch instead, which comes to the same
             share (size) for large collections but without repetition.

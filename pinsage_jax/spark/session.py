@@ -101,7 +101,7 @@ def spark_session(config: SparkConfig, name: str) -> Iterator[SparkSession]:
 
 
 def partitions(session: SparkSession, config: SparkConfig, rows: int) -> int:
-    """Partitions of a shuffle of about `rows` rows: --spark_partitions, or four a core."""
+    """Partitions of a shuffle of about `rows` rows: `spark_partitions`, or four a core."""
     wanted = config.spark_partitions
     if not wanted:
         wanted = _PARTITIONS_A_CORE * session.sparkContext.defaultParallelism

@@ -35,13 +35,13 @@ from pinsage_jax.training.state import TrainState, initial_state, make_optimizer
 
 def fixed_offset(config: Config) -> float | None:
     """The cold offset that is not to be chosen; None: choose it."""
-    if not config.model.popularity:
+    if not config.model.popularity_bias:
         return 0.0
-    return None if config.embed.cold_start_bias < 0 else config.embed.cold_start_bias
+    return config.embed.cold_start_bias
 
 
 def chosen_checkpoint(config: Config) -> tuple[Checkpoints, int]:
-    """The checkpoint that --checkpoint names."""
+    """The checkpoint that `config.embed.checkpoint` names."""
     folder = pathlib.Path(config.workdir) / "checkpoints"
     checkpoints = Checkpoints(folder, read_only=True)
     best = config.embed.checkpoint == "best"
@@ -71,7 +71,7 @@ def restored(config: Config, prepared: Prepared, input_dim: int, num_nodes: int)
 
 def as_exported(config: Config, trained: Trained) -> tuple[Trained, ExportForm]:
     """The cold offset and the form that vectors need to lie beside WORKDIR/embeddings."""
-    form = ExportForm(config.embed.export_dtype, config.model.popularity)
+    form = ExportForm(config.embed.export_dtype, config.model.popularity_bias)
     exported = pathlib.Path(config.workdir) / writer.FOLDER
     if not (exported / writer.MANIFEST).exists():
         return trained, form
@@ -92,7 +92,7 @@ def as_exported(config: Config, trained: Trained) -> tuple[Trained, ExportForm]:
 
 
 def open_new_items(config: Config, prepared: Prepared) -> tuple[NewItemModel, ExportForm]:
-    """The checkpoint that --checkpoint names, for new items, and the form of their vectors.
+    """The chosen checkpoint, for new items, and the form of their vectors.
 
     Raises:
       UserError: there is none.
@@ -157,7 +157,7 @@ def about_run(config: Config, trained: Trained) -> dict[str, Any]:
         "step": trained.step,
         "parameters": trained.digest,
         "checkpoint": config.embed.checkpoint,
-        "normalized": config.model.normalize_output and not config.model.popularity,
+        "normalized": config.model.normalize_output and not config.model.popularity_bias,
         "cold_start_bias": trained.offset,
         "seed": config.seed,
     }

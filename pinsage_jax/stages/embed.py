@@ -105,7 +105,7 @@ def _export(
         prepared.item_ids,
         config.embed.export_dtype,
         config.embed.export_dim,
-        config.model.popularity,
+        config.model.popularity_bias,
         str(pathlib.Path(config.embed.align_to).expanduser()) if config.embed.align_to else "",
     )
     manifest = writer.write_embeddings(

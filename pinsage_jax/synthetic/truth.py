@@ -20,7 +20,7 @@ import enum
 
 import numpy as np
 
-from pinsage_jax.config.data import SyntheticConfig
+from pinsage_jax.config.data import SyntheticWorld
 
 ITEM_PARTS = 3
 BOARD_PARTS = 8
@@ -175,34 +175,34 @@ class Boards:
         return WeightedGroups(np.zeros(len(members), np.int8), members, weights, 1)
 
 
-def group_count(world: SyntheticConfig) -> int:
+def group_count(world: SyntheticWorld) -> int:
     """G, the number of (topic, style) couples."""
-    return world.world_topics * world.world_styles
+    return world.topics * world.styles
 
 
-def _draw_topics(world: SyntheticConfig, chance: np.ndarray) -> np.ndarray:
+def _draw_topics(world: SyntheticWorld, chance: np.ndarray) -> np.ndarray:
     """Topics by size, a mild power law: int32 of the shape of `chance`."""
-    sizes = np.arange(1, world.world_topics + 1) ** -_TOPIC_SIZE_DECAY
+    sizes = np.arange(1, world.topics + 1) ** -_TOPIC_SIZE_DECAY
     bounds = np.cumsum(sizes) / sizes.sum()
     return np.searchsorted(bounds[:-1], chance, side="right").astype(np.int32)
 
 
-def _related_topics(world: SyntheticConfig, topics: np.ndarray, chance: np.ndarray) -> np.ndarray:
+def _related_topics(world: SyntheticWorld, topics: np.ndarray, chance: np.ndarray) -> np.ndarray:
     """A topic that overlaps with each of `topics`; topics overlap along a ring."""
     step = 1 + (chance * 2 * _RELATED_TOPICS).astype(np.int32)
     step = np.where(step > _RELATED_TOPICS, _RELATED_TOPICS - step, step)
-    return (topics + step) % world.world_topics
+    return (topics + step) % world.topics
 
 
-def _styles(world: SyntheticConfig, chance: np.ndarray) -> np.ndarray:
-    return (chance * world.world_styles).astype(np.int32)
+def _styles(world: SyntheticWorld, chance: np.ndarray) -> np.ndarray:
+    return (chance * world.styles).astype(np.int32)
 
 
-def draw_catalog(world: SyntheticConfig) -> Catalog:
+def draw_catalog(world: SyntheticWorld) -> Catalog:
     """Draws what is true of every item."""
-    count, seed = world.world_items, world.world_seed
+    count, seed = world.items, world.seed
     # Every connected item gets at least one edge, so few edges leave more without.
-    kept = min(count - round(world.world_isolated * count), world.world_edges)
+    kept = min(count - round(world.isolated * count), world.edges)
     groups = np.empty((count, ITEM_PARTS), np.int32)
     shares = np.empty((count, ITEM_PARTS), np.float32)
     looks = np.empty((count, LOOK_DIM), np.float32)
@@ -221,7 +221,7 @@ def draw_catalog(world: SyntheticConfig) -> Catalog:
             ],
             axis=1,
         )
-        groups[block] = topics * world.world_styles + _styles(world, draws[:, 3:6])
+        groups[block] = topics * world.styles + _styles(world, draws[:, 3:6])
         second = 0.15 + 0.2 * draws[:, 6]
         third = np.where(draws[:, 7] < 0.5, 0.0, 0.15 * draws[:, 8])
         shares[block] = np.stack([1.0 - second - third, second, third], axis=1)
@@ -233,10 +233,10 @@ def draw_catalog(world: SyntheticConfig) -> Catalog:
     return Catalog(groups, shares, looks, popularity, connected)
 
 
-def draw_boards(world: SyntheticConfig, edges: int) -> Boards:
+def draw_boards(world: SyntheticWorld, edges: int) -> Boards:
     """Draws what is true of every board; their sizes sum to `edges`."""
-    count = world.world_collections
-    draws = uniforms(world.world_seed, Stream.BOARDS, 0, count, 4 + 3 * BOARD_PARTS)
+    count = world.collections
+    draws = uniforms(world.seed, Stream.BOARDS, 0, count, 4 + 3 * BOARD_PARTS)
     sizes = np.minimum((1.0 - draws[:, 0]) ** (-1.0 / _BOARD_SIZE_TAIL), 2.0 * np.sqrt(count))
     # One edge each where that is possible, so that no board is missing.
     base = 1 if edges >= count else 0
@@ -251,13 +251,13 @@ def draw_boards(world: SyntheticConfig, edges: int) -> Boards:
     other = _related_topics(world, main[:, None], place)
     topics = np.where(swap < 0.4, main[:, None], other)
     topics[:, 0] = main
-    groups = (topics * world.world_styles + _styles(world, style)).astype(np.int32)
+    groups = (topics * world.styles + _styles(world, style)).astype(np.int32)
     # Larger boards reach further, or they would hold the same few items often.
     reach = np.log2(np.maximum(np.diff(offsets), 1) / 16.0) + 2.0 * draws[:, 3]
     parts = np.clip(1 + np.floor(reach), 1, BOARD_PARTS)
     shares = np.where(np.arange(BOARD_PARTS) < parts[:, None], 0.7 ** np.arange(BOARD_PARTS), 0.0)
     cumulative = np.cumsum(shares, axis=1) / shares.sum(axis=1, keepdims=True)
-    noise = draws[:, 1] < world.world_noise_boards
+    noise = draws[:, 1] < world.noise_boards
     return Boards(groups, cumulative.astype(np.float32), noise, offsets)
 
 
@@ -272,19 +272,19 @@ class FeatureView:
       text: the text-like view instead of the visual-like one.
     """
 
-    def __init__(self, world: SyntheticConfig, *, text: bool):
+    def __init__(self, world: SyntheticWorld, *, text: bool):
         self._world = world
-        self._dim = world.world_text_dim if text else world.world_visual_dim
+        self._dim = world.text_dim if text else world.visual_dim
         self._stream = Stream.TEXT_NOISE if text else Stream.VISUAL_NOISE
-        self._noise = world.world_noise * (_TEXT_NOISE if text else _VISUAL_NOISE)
-        topics, groups = world.world_topics, group_count(world)
+        self._noise = world.noise * (_TEXT_NOISE if text else _VISUAL_NOISE)
+        topics, groups = world.topics, group_count(world)
         table = Stream.TEXT_TABLE if text else Stream.VISUAL_TABLE
-        axes = normals(world.world_seed, table, 0, topics + groups + LOOK_DIM, self._dim)
+        axes = normals(world.seed, table, 0, topics + groups + LOOK_DIM, self._dim)
         axes *= np.float32(self._dim**-0.5)
         clear = np.arange(topics) % 2 == int(text)
         shown = axes[:topics] * np.where(clear, _CLEAR_TOPIC, _DIM_TOPIC)[:, None]
         styles = axes[topics : topics + groups] * _STYLE
-        self._groups = (np.repeat(shown, world.world_styles, axis=0) + styles).astype(np.float32)
+        self._groups = (np.repeat(shown, world.styles, axis=0) + styles).astype(np.float32)
         half = LOOK_DIM // 2
         seen = np.arange(LOOK_DIM) // half == int(text)
         looks = axes[topics + groups :] * (seen * _LOOK * half**-0.5)[:, None]
@@ -292,7 +292,7 @@ class FeatureView:
 
     def rows(self, catalog: Catalog, first: int, stop: int) -> np.ndarray:
         """Vectors of items [first, stop): [stop - first, dim] float32."""
-        noise = normals(self._world.world_seed, self._stream, first, stop - first, self._dim)
+        noise = normals(self._world.seed, self._stream, first, stop - first, self._dim)
         result = noise * np.float32(self._noise * self._dim**-0.5)
         # Sums part by part: a matrix product may round by the size of the block.
         for part in range(ITEM_PARTS):

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pinsage_jax.config.data import SyntheticConfig
+from pinsage_jax.config.data import SyntheticWorld
 from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.synthetic import truth as truth
@@ -60,7 +60,7 @@ _COLUMNS = {
 }
 
 
-def write_world(world: SyntheticConfig, folder: str | os.PathLike) -> dict[str, str]:
+def write_world(world: SyntheticWorld, folder: str | os.PathLike) -> dict[str, str]:
     """Writes the generated world to `folder`, replacing what is there.
 
     The same settings give the same rows, in the same order.
@@ -75,7 +75,7 @@ def write_world(world: SyntheticConfig, folder: str | os.PathLike) -> dict[str, 
     world.validate()
     folder = pathlib.Path(folder)
     catalog = truth.draw_catalog(world)
-    rows = world.world_edges + world.world_items + 2 * world.world_pairs
+    rows = world.edges + world.items + 2 * world.pairs
     with (
         Progress(total=rows, unit="row", name="generating the world") as progress,
         files.atomic_folder(folder) as temporary,
@@ -91,10 +91,10 @@ def write_world(world: SyntheticConfig, folder: str | os.PathLike) -> dict[str, 
             "files": _COLUMNS,
             "settings": dataclasses.asdict(world),
             "counts": {
-                "items": world.world_items,
+                "items": world.items,
                 "items_without_edges": int(np.count_nonzero(~catalog.connected)),
-                "collections": world.world_collections,
-                "edge_rows": world.world_edges,
+                "collections": world.collections,
+                "edge_rows": world.edges,
                 "train_pairs": len(pairs["train_pairs"][0]),
                 "eval_pairs_warm": int(np.count_nonzero(pairs["eval_pairs"][2] == "warm")),
                 "eval_pairs_cold": int(np.count_nonzero(pairs["eval_pairs"][2] == "cold")),
@@ -135,12 +135,12 @@ def id_strings(prefix: str, numbers: np.ndarray, count: int, least_width: int) -
     return pa.StringArray.from_buffers(len(numbers), pa.py_buffer(offsets), pa.py_buffer(text))
 
 
-def _item_ids(world: SyntheticConfig, numbers: np.ndarray) -> pa.StringArray:
-    return id_strings("pin", numbers, world.world_items, 7)
+def _item_ids(world: SyntheticWorld, numbers: np.ndarray) -> pa.StringArray:
+    return id_strings("pin", numbers, world.items, 7)
 
 
 def edge_blocks(
-    world: SyntheticConfig, catalog: truth.Catalog, block: int = _EDGE_BLOCK
+    world: SyntheticWorld, catalog: truth.Catalog, block: int = _EDGE_BLOCK
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (boards, items) of at most `block` edges, each [n] int64.
 
@@ -150,11 +150,11 @@ def edge_blocks(
     """
     groups = truth.group_count(world)
     connected = np.flatnonzero(catalog.connected)
-    boards = truth.draw_boards(world, world.world_edges - len(connected))
+    boards = truth.draw_boards(world, world.edges - len(connected))
     by_group, overall = boards.by_group(groups), boards.overall()
     for first in range(0, len(connected), block):
         items = connected[first : first + block]
-        draws = truth.uniforms(world.world_seed, Stream.FIRST_EDGES, first, len(items), 4)
+        draws = truth.uniforms(world.seed, Stream.FIRST_EDGES, first, len(items), 4)
         part = _pick_part(np.cumsum(catalog.shares[items], axis=1), draws[:, 0])
         found = by_group.draw(catalog.groups[items, part], draws[:, 1])
         stray = (draws[:, 2] < _STRAY_EDGE) | (found < 0)
@@ -164,7 +164,7 @@ def edge_blocks(
 
     by_group, overall = catalog.by_group(groups, 1.0), catalog.overall(1.0)
     low = 0
-    while low < world.world_collections:
+    while low < world.collections:
         # Whole boards, so that what a board holds twice is seen.
         high = int(np.searchsorted(boards.offsets, boards.offsets[low] + block, side="right")) - 1
         high = max(high, low + 1)
@@ -174,7 +174,7 @@ def edge_blocks(
 
 
 def _fill_boards(
-    world: SyntheticConfig,
+    world: SyntheticWorld,
     boards: truth.Boards,
     by_group: truth.WeightedGroups,
     overall: truth.WeightedGroups,
@@ -184,16 +184,14 @@ def _fill_boards(
     """The edges drawn by boards [low, high): (boards, items), each [n] int64."""
     first, stop = int(boards.offsets[low]), int(boards.offsets[high])
     board = np.repeat(np.arange(low, high), np.diff(boards.offsets[low : high + 1]))
-    draws = truth.uniforms(
-        world.world_seed, Stream.EDGES, first, stop - first, 4 + 2 * _SECOND_CHANCES
-    )
+    draws = truth.uniforms(world.seed, Stream.EDGES, first, stop - first, 4 + 2 * _SECOND_CHANCES)
     group = boards.groups[board, _pick_part(boards.cumulative[board], draws[:, 0])]
     group = _change_style(world, group, draws[:, 1], _STRAY_STYLE)
     aimless = boards.noise[board] | (draws[:, 3] < _STRAY_EDGE)
     items = _draw_items(by_group, overall, group, aimless, draws[:, 2])
     for chance in range(_SECOND_CHANCES):
         twice = np.ones(stop - first, bool)
-        twice[np.unique(board * world.world_items + items, return_index=True)[1]] = False
+        twice[np.unique(board * world.items + items, return_index=True)[1]] = False
         rows = np.flatnonzero(twice)
         # A board that exhausts its groups reaches for others of its wider interests.
         part, again = draws[rows, 4 + 2 * chance], draws[rows, 5 + 2 * chance]
@@ -222,33 +220,33 @@ def _pick_part(cumulative: np.ndarray, chance: np.ndarray) -> np.ndarray:
 
 
 def _change_style(
-    world: SyntheticConfig, group: np.ndarray, chance: np.ndarray, share: float
+    world: SyntheticWorld, group: np.ndarray, chance: np.ndarray, share: float
 ) -> np.ndarray:
     """With probability `share` another group of the same topic."""
-    style = (chance / share * world.world_styles).astype(np.int64)
-    other = group - group % world.world_styles + style
+    style = (chance / share * world.styles).astype(np.int64)
+    other = group - group % world.styles + style
     return np.where(chance < share, other, group)
 
 
-def _edge_batches(world: SyntheticConfig, catalog: truth.Catalog) -> Iterator[pa.RecordBatch]:
+def _edge_batches(world: SyntheticWorld, catalog: truth.Catalog) -> Iterator[pa.RecordBatch]:
     for boards, items in edge_blocks(world, catalog):
-        collection = id_strings("board", boards, world.world_collections, 6)
+        collection = id_strings("board", boards, world.collections, 6)
         yield pa.record_batch({"collection_id": collection, "item_id": _item_ids(world, items)})
 
 
-def _item_batches(world: SyntheticConfig, catalog: truth.Catalog) -> Iterator[pa.RecordBatch]:
+def _item_batches(world: SyntheticWorld, catalog: truth.Catalog) -> Iterator[pa.RecordBatch]:
     views = {
         "visual": truth.FeatureView(world, text=False),
         "text_vector": truth.FeatureView(world, text=True),
     }
-    for first in range(0, world.world_items, _ITEM_BLOCK):
-        stop = min(first + _ITEM_BLOCK, world.world_items)
+    for first in range(0, world.items, _ITEM_BLOCK):
+        stop = min(first + _ITEM_BLOCK, world.items)
         numbers = np.arange(first, stop)
         main = catalog.groups[first:stop, 0]
         columns = {
             "item_id": _item_ids(world, numbers),
             "name": pa.array(
-                f"topic{group // world.world_styles} style{group % world.world_styles} pin {number}"
+                f"topic{group // world.styles} style{group % world.styles} pin {number}"
                 for number, group in zip(numbers.tolist(), main.tolist())
             ),
         }
@@ -259,21 +257,19 @@ def _item_batches(world: SyntheticConfig, catalog: truth.Catalog) -> Iterator[pa
 
 
 def draw_pairs(
-    world: SyntheticConfig, catalog: truth.Catalog, block: int = _PAIR_BLOCK
+    world: SyntheticWorld, catalog: truth.Catalog, block: int = _PAIR_BLOCK
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Draws engagement: (query, target, kind) for train_pairs and eval_pairs.
 
     No two pairs join the same two items, whichever is the query.  A world too small
-    for `world_pairs` of them has fewer.  Items without edges are the target of cold
+    for `pairs` of them has fewer.  Items without edges are the target of cold
     evaluation pairs alone.  `block` does not change the pairs.
     """
     has_cold = not catalog.connected.all()
-    cold = round(COLD_SHARE * world.world_pairs) if has_cold else 0
-    warm = world.world_pairs - cold
+    cold = round(COLD_SHARE * world.pairs) if has_cold else 0
+    warm = world.pairs - cold
     cold_target, cold_query = _unique_pairs(world, catalog, Stream.COLD_PAIRS, cold, block)
-    query, target = _unique_pairs(
-        world, catalog, Stream.WARM_PAIRS, warm + world.world_pairs, block
-    )
+    query, target = _unique_pairs(world, catalog, Stream.WARM_PAIRS, warm + world.pairs, block)
     warm = min(warm, (len(query) + 1) // 2)
     train = query[warm:], target[warm:], np.full(len(query) - warm, "warm")
     return {
@@ -287,13 +283,13 @@ def draw_pairs(
 
 
 def _unique_pairs(
-    world: SyntheticConfig, catalog: truth.Catalog, stream: Stream, wanted: int, block: int
+    world: SyntheticWorld, catalog: truth.Catalog, stream: Stream, wanted: int, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """At most `wanted` pairs (anchor, other), each [n] int64, in the order of drawing."""
     empty = np.empty(0, np.int64)
     if not wanted:
         return empty, empty
-    count = world.world_items
+    count = world.items
     by_group = catalog.by_group(truth.group_count(world), _TILT)
     if stream is Stream.COLD_PAIRS:
         # New items wait for their first engagement, so none is more popular.
@@ -322,7 +318,7 @@ def _unique_pairs(
 
 
 def _draw_pair_block(
-    world: SyntheticConfig,
+    world: SyntheticWorld,
     catalog: truth.Catalog,
     anchors: truth.WeightedGroups,
     by_group: truth.WeightedGroups,
@@ -331,7 +327,7 @@ def _draw_pair_block(
     rows: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws an anchor and, among candidates of one of its groups, a similar item."""
-    draws = truth.uniforms(world.world_seed, stream, first, rows, 4 + 2 * _CANDIDATES)
+    draws = truth.uniforms(world.seed, stream, first, rows, 4 + 2 * _CANDIDATES)
     anchor = anchors.draw(np.zeros(rows, np.int64), draws[:, 0])
     part = _pick_part(np.cumsum(catalog.shares[anchor], axis=1), draws[:, 1])
     group = _change_style(world, catalog.groups[anchor, part], draws[:, 2], _OTHER_STYLE)
@@ -356,7 +352,7 @@ def _draw_pair_block(
 
 
 def _pair_table(
-    world: SyntheticConfig, query: np.ndarray, target: np.ndarray, kind: np.ndarray
+    world: SyntheticWorld, query: np.ndarray, target: np.ndarray, kind: np.ndarray
 ) -> pa.RecordBatch:
     return pa.record_batch(
         {

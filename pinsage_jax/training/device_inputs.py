@@ -1,6 +1,6 @@
 """Input vectors that live on the devices: whether to keep them there, and how a step reads them.
 
-With --device_features the devices hold NodeInputs.table, one row per node, and a batch
+With `device_features` the devices hold NodeInputs.table, one row per node, and a batch
 brings node ids and only what the table lacks (NodeInputs.gather_for_table).
 """
 
@@ -17,7 +17,7 @@ from pinsage_jax.distributed.devices import make_devices, max_table_bytes
 
 
 def keeps_table(train: TrainConfig, inputs: NodeInputs) -> bool:
-    """Whether input vectors live on the devices (--device_features).
+    """Whether input vectors live on the devices (`device_features`).
 
     Gathering there is never slower: an accelerator is spared the transfer, and a CPU's
     XLA gathers straight into the step's own memory on all its threads, where the host

@@ -151,7 +151,7 @@ class Run:
         self._open_logs(stack)
         train, total = config.train, schedule.total
         self.batches = stack.enter_context(
-            Prefetcher(builder.make, self.done, total, train.prefetch, train.producers)
+            Prefetcher(builder.make, self.done, total, train.batches_ahead, train.producers)
         )
         self._progress = stack.enter_context(Progress(total - self.done, "step", "training"))
 

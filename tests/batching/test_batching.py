@@ -177,7 +177,7 @@ def check_batch(run, builder, step):
             if run.model.degree_feature:
                 seen = edges_seen(run, instance, step)
                 np.testing.assert_allclose(vector[1], degree_value(seen), rtol=1e-6)
-            if run.model.edgeless_feature:
+            if run.model.isolated_feature:
                 place = 1 + int(run.model.degree_feature)
                 isolated = edges_seen(run, instance, step) == 0
                 assert vector[place] == np.float32(DEGREE_SCALE * isolated)
@@ -204,7 +204,7 @@ def check_batch(run, builder, step):
         {"sampling": {"neighborhood": "all"}},
         {"links": 3},
         {"links": 3, "kept": False, "train": {"edge_dropout": 0.4}},
-        {"model": {"pooling": "mean", "edgeless_feature": False}, "train": {"edge_dropout": 0.3}},
+        {"model": {"pooling": "mean", "isolated_feature": False}, "train": {"edge_dropout": 0.3}},
         {"sampling": {"pair_power": 0.5}},
         {"sampling": {"neighborhood": "all"}, "links": 2, "train": {"edge_dropout": 0.3}},
     ],
@@ -702,17 +702,17 @@ def test_lists_equal_the_slow_reference(pooling, links, neighborhood):
 
 
 @pytest.mark.parametrize("degree_feature", [True, False])
-@pytest.mark.parametrize("edgeless_feature", [True, False])
+@pytest.mark.parametrize("isolated_feature", [True, False])
 @pytest.mark.parametrize("node_type", [True, False])
 @pytest.mark.parametrize("width,dtype", [(0, "float32"), (3, "float32"), (3, "float16")])
-def test_input_vectors(degree_feature, edgeless_feature, node_type, width, dtype):
+def test_input_vectors(degree_feature, isolated_feature, node_type, width, dtype):
     graph = nasty_graph()
     features = np.random.default_rng(1).normal(size=(graph.num_items, width)).astype(dtype)
     inputs = NodeInputs(
         features,
         graph.degree(),
         degree_feature=degree_feature,
-        edgeless_feature=edgeless_feature,
+        isolated_feature=isolated_feature,
         node_type=node_type,
     )
     scale = feature_scale(features, 0.0)
@@ -727,7 +727,7 @@ def test_input_vectors(degree_feature, edgeless_feature, node_type, width, dtype
         seen = 0 if isolated[row] else len(graph.neighbors(node)) - (masked[row] >= 0)
         if degree_feature:
             expected.append(degree_value(seen))
-        if edgeless_feature:
+        if isolated_feature:
             expected.append(DEGREE_SCALE * (seen == 0))
         if node_type:
             expected.append(float(node >= graph.num_items))

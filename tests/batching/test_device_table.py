@@ -22,7 +22,7 @@ CASES = {
     "nothing hidden": {"sampling": {"hide_positive": "none"}},
     "collections too": {"sampling": {"neighborhood": "all"}},
     "one layer": {"model": {"num_layers": 1}},
-    "no degree": {"model": {"degree_feature": False, "edgeless_feature": False}},
+    "no degree": {"model": {"degree_feature": False, "isolated_feature": False}},
 }
 
 
@@ -37,7 +37,7 @@ def world(spectral=True, features=True, **settings):
         made,
         graph.degree(),
         degree_feature=run.model.degree_feature,
-        edgeless_feature=run.model.edgeless_feature,
+        isolated_feature=run.model.isolated_feature,
         node_type=run.sampling.neighborhood == "all",
         whiten=0.5,
         spectral=Structure(graph, bases) if spectral else None,

@@ -11,7 +11,7 @@ import pytest
 
 from pinsage_jax.catalog import prepare
 from pinsage_jax.catalog.prepare import open_prepared
-from pinsage_jax.config.data import DataConfig, SyntheticConfig
+from pinsage_jax.config.data import DataConfig, SyntheticConfig, SyntheticWorld
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import features, tables
@@ -203,12 +203,12 @@ def test_generated_world(tmp_path, monkeypatch):
         return paths
 
     monkeypatch.setattr(synthetic, "write_world", write_world)
-    found = run(tmp_path, world=SyntheticConfig(world=True), item_column="other")
+    found = run(tmp_path, world=SyntheticConfig(True), item_column="other")
     assert calls == [tmp_path / "work" / "inputs"]
     assert found.graph.num_edges == 2 and found.train_pairs.tolist() == [[0, 1]]
-    run(tmp_path, world=SyntheticConfig(world=True), item_column="other")
+    run(tmp_path, world=SyntheticConfig(True), item_column="other")
     assert len(calls) == 1
-    run(tmp_path, world=SyntheticConfig(world=True, world_seed=1), item_column="other")
+    run(tmp_path, world=SyntheticConfig(True, world=SyntheticWorld(seed=1)), item_column="other")
     assert len(calls) == 2
 
 

@@ -188,8 +188,8 @@ def test_the_error_about_an_invalid_setting_names_its_flag(given, named):
 STEPS = 24
 LOST_SECONDS = 8
 FLAGS = (
-    "--flagfile=experiments/tiny.flags", "--world_items=200", "--world_collections=60",
-    "--world_edges=1200", "--world_pairs=200", "--batch_size=64", f"--max_steps={STEPS}",
+    "--flagfile=experiments/tiny.flags", "--synthetic_size=200x1200",
+    "--batch_size=64", f"--max_steps={STEPS}",
     "--pairs_per_epoch=512", "--checkpoint_every=4", "--validate_every=6", "--baselines=none",
     "--bootstrap=0", "--threads=1", f"--lost_seconds={LOST_SECONDS}",
 )  # fmt: skip

@@ -70,7 +70,7 @@ def small_config(workdir, **evaluate) -> Config:
         seed=3,
         threads=1,
         sampling=SamplingConfig(num_walks=20, num_neighbors=5),
-        model=ModelConfig(popularity=False),
+        model=ModelConfig(popularity_bias=False),
         train=TrainConfig(batch_size=64),
         evaluate=EvalConfig(bootstrap=20, k=4, **evaluate),
     )

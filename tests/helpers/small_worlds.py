@@ -182,7 +182,7 @@ def make_run(
         features,
         graph.degree(),
         degree_feature=model_config.degree_feature,
-        edgeless_feature=model_config.edgeless_feature,
+        isolated_feature=model_config.isolated_feature,
         node_type=sampling_config.neighborhood == "all",
         whiten=model_config.whiten,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from pinsage_jax.config.data import SyntheticConfig
+from pinsage_jax.config.data import SyntheticConfig, SyntheticWorld
 from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.sampling import SamplingConfig
@@ -13,14 +13,13 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.stages.pipeline import pipeline
 
-WORLD = SyntheticConfig(
-    world=True,
-    world_items=300,
-    world_collections=80,
-    world_edges=2500,
-    world_topics=8,
-    world_styles=3,
-    world_pairs=300,
+WORLD = SyntheticWorld(
+    items=300,
+    collections=80,
+    edges=2500,
+    topics=8,
+    styles=3,
+    pairs=300,
 )
 
 
@@ -31,7 +30,7 @@ def settings(workdir: str | pathlib.Path, **train) -> Config:
         workdir=str(workdir),
         seed=0,
         threads=1,
-        synthetic=WORLD,
+        synthetic=SyntheticConfig(True, world=WORLD),
         sampling=SamplingConfig(num_neighbors=10, num_walks=40, hard_walks=60),
         model=ModelConfig(hidden_dim=32, layer_dim=32, output_dim=16, spectral_dim=16),
         train=TrainConfig(
@@ -47,7 +46,7 @@ def settings(workdir: str | pathlib.Path, **train) -> Config:
                 **train,
             }
         ),
-        embed=EmbedConfig(embed_block=256, embed_walks=0),
+        embed=EmbedConfig(embed_block=256, embed_walks=None),
         evaluate=EvalConfig(bootstrap=50),
     )
 

@@ -61,7 +61,7 @@ CASES = [
     {"model": {"num_layers": 3}},
     {"model": {"num_layers": 2, "pooling": "max"}, "links": 2},
     {"model": {"num_layers": 2, "pooling": "mean", "normalize_output": False}},
-    {"model": {"num_layers": 2, "skip": False, "popularity": False}},
+    {"model": {"num_layers": 2, "skip": False, "popularity_bias": False}},
     {"model": {"num_layers": 1, "degree_feature": False}},
 ]
 

@@ -58,8 +58,8 @@ def slow_rows(params, config, rows, features, names, neighbors, weights):
 
 
 # Additions to the paper's network, all on and all off.
-ADDED = {"skip": True, "popularity": True}
-PAPER = {"skip": False, "popularity": False}
+ADDED = {"skip": True, "popularity_bias": True}
+PAPER = {"skip": False, "popularity_bias": False}
 
 
 VARIANTS = [(ADDED, 9, True), (PAPER, 0, True), (ADDED, 0, False)]
@@ -86,7 +86,7 @@ def test_forward_equals_the_reference(layers, pooling, normalized, added, num_id
     expected = slow_rows(params, config, rows, features, names, neighbors, weights)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
     if normalized:
-        directions = out[:, :-1] if config.popularity else out
+        directions = out[:, :-1] if config.popularity_bias else out
         np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1.0, rtol=1e-5)
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from pinsage_jax.catalog.prepare import prepare
 from pinsage_jax.config.data import DataConfig, SplitConfig
-from pinsage_jax.config.recommend import RecommendConfig
 from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.config.search import RecommendConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph import csr

@@ -149,7 +149,7 @@ def test_the_map_keeps_distances_and_counts_collections(told):
 
 
 def test_popularity_is_no_place_on_the_map(tmp_path):
-    config = dataclasses.replace(small_config(tmp_path), model=ModelConfig(popularity=True))
+    config = dataclasses.replace(small_config(tmp_path), model=ModelConfig(popularity_bias=True))
     wide = np.concatenate([small_embeddings(), np.full((ITEMS, 1), 50.0, np.float32)], 1)
     with_popularity = json.loads(Scripts(written(tmp_path, None, config, wide)).contents["data"])
     plain = json.loads(Scripts(written(tmp_path)).contents["data"])

@@ -337,7 +337,7 @@ def test_vectors_that_all_point_the_same_way(tmp_path):
 
 def test_popularity_is_left_out_of_directions(tmp_path):
     vectors = np.concatenate([small_embeddings(), np.full((ITEMS, 1), 50.0, np.float32)], 1)
-    config = dataclasses.replace(small_config(tmp_path), model=ModelConfig(popularity=True))
+    config = dataclasses.replace(small_config(tmp_path), model=ModelConfig(popularity_bias=True))
     shown = Page(written(tmp_path, config=config, vectors=vectors)).section_texts["similarity"]
     assert "without the last coordinate" in shown
     plain = Page(written(tmp_path)).section_texts["similarity"]

@@ -13,8 +13,7 @@ from small_catalog import make_config, make_prepared, random_graph
 
 import pinsage_jax
 from pinsage_jax.config.embed import EmbedConfig
-from pinsage_jax.config.recommend import RecommendConfig
-from pinsage_jax.config.search import SearchConfig
+from pinsage_jax.config.search import RecommendConfig, SearchConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.export.writer import write_embeddings
 from pinsage_jax.recommend.recommend import Choice, Recommender, recommend

@@ -103,7 +103,7 @@ def test_prepared_and_walked(shape, tmp_path):
 def test_the_whole_pipeline(shape, tmp_path):
     path, work = write_edges(tmp_path / "edges.parquet", SHAPES[shape]), tmp_path / "w"
     small = ["--batch_size=16", "--random_negatives=8", "--max_steps=3", "--hidden_dim=8"]
-    small += ["--layer_dim=8", "--output_dim=8", "--spectral_dim=4", "--embed_walks=0"]
+    small += ["--layer_dim=8", "--output_dim=8", "--spectral_dim=4", "--embed_walks=auto"]
     small += ["--num_walks=20", "--hard_walks=20", "--bootstrap=0"]
     code, said = run(f"--edges={path}", f"--workdir={work}", *small)
     assert (code, said) == (0, "") or (code == 2 and re.fullmatch(r"error: [^\n]+[.?]\n", said)), (

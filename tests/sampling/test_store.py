@@ -303,7 +303,9 @@ def test_a_store_on_disk_and_resampling_contradict_each_other(kind, tmp_path):
     if kind != "disk":
         config.validate()
         return
-    with pytest.raises(UserError, match=rf"^--neighborhood_store={kind} .*--resample .*drop one"):
+    with pytest.raises(
+        UserError, match=rf"^--neighborhood_store={kind} .*resample=True .*drop one"
+    ):
         config.validate()
 
 

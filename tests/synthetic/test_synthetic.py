@@ -10,18 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pinsage_jax.config.data import SyntheticConfig
+from pinsage_jax.config.data import SyntheticWorld
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.synthetic import truth
 from pinsage_jax.synthetic import world as synthetic
 
-SMALL = SyntheticConfig(
-    world_items=2000,
-    world_collections=500,
-    world_edges=20_000,
-    world_topics=24,
-    world_styles=4,
-    world_pairs=1000,
+SMALL = SyntheticWorld(
+    items=2000,
+    collections=500,
+    edges=20_000,
+    topics=24,
+    styles=4,
+    pairs=1000,
 )
 INPUTS = ("edges", "items", "train_pairs", "eval_pairs")
 
@@ -39,7 +39,7 @@ def vectors(column: pa.ChunkedArray) -> np.ndarray:
 class World:
     """A written world, read back the slow way."""
 
-    def __init__(self, config: SyntheticConfig, folder: pathlib.Path):
+    def __init__(self, config: SyntheticWorld, folder: pathlib.Path):
         self.config = config
         self.paths = synthetic.write_world(config, folder)
         self.tables = {name: pq.read_table(path) for name, path in self.paths.items()}
@@ -55,8 +55,8 @@ class World:
 
     def degrees(self) -> np.ndarray:
         """[N] distinct boards of each item."""
-        edges = np.unique(self.boards * self.config.world_items + self.pins)
-        return np.bincount(edges % self.config.world_items, minlength=self.config.world_items)
+        edges = np.unique(self.boards * self.config.items + self.pins)
+        return np.bincount(edges % self.config.items, minlength=self.config.items)
 
     def content(self) -> np.ndarray:
         items = self.tables["items"]
@@ -92,7 +92,7 @@ def test_schema_and_ids(small):
     assert items["item_id"].to_pylist() == [f"pin{number:07d}" for number in range(2000)]
     catalog = truth.draw_catalog(SMALL)
     for number in (0, 7, 1999):
-        topic, style = divmod(int(catalog.groups[number, 0]), SMALL.world_styles)
+        topic, style = divmod(int(catalog.groups[number, 0]), SMALL.styles)
         assert items["name"][number].as_py() == f"topic{topic} style{style} pin {number}"
     assert np.isfinite(small.content()).all()
     assert small.tables["edges"]["collection_id"][0].as_py() == f"board{small.boards[0]:06d}"
@@ -125,13 +125,13 @@ def test_returns_data_config_fields_and_describes_itself(small):
 
 def test_counts_are_close_to_what_is_asked_for(small):
     degrees = small.degrees()
-    assert len(small.pins) == SMALL.world_edges
-    assert degrees.sum() > 0.85 * SMALL.world_edges, "too many duplicates"
-    assert small.tables["items"].num_rows == SMALL.world_items
-    assert len(np.unique(small.boards)) == SMALL.world_collections
-    assert (degrees == 0).sum() == round(SMALL.world_isolated * SMALL.world_items)
-    assert small.tables["train_pairs"].num_rows == SMALL.world_pairs
-    assert small.tables["eval_pairs"].num_rows == SMALL.world_pairs
+    assert len(small.pins) == SMALL.edges
+    assert degrees.sum() > 0.85 * SMALL.edges, "too many duplicates"
+    assert small.tables["items"].num_rows == SMALL.items
+    assert len(np.unique(small.boards)) == SMALL.collections
+    assert (degrees == 0).sum() == round(SMALL.isolated * SMALL.items)
+    assert small.tables["train_pairs"].num_rows == SMALL.pairs
+    assert small.tables["eval_pairs"].num_rows == SMALL.pairs
 
 
 def digests(paths: dict[str, str]) -> dict[str, str]:
@@ -143,7 +143,7 @@ def digests(paths: dict[str, str]) -> dict[str, str]:
 
 def test_a_seed_is_a_world(small, tmp_path):
     same = synthetic.write_world(SMALL, tmp_path / "same")
-    other = synthetic.write_world(dataclasses.replace(SMALL, world_seed=1), tmp_path / "other")
+    other = synthetic.write_world(dataclasses.replace(SMALL, seed=1), tmp_path / "other")
     expected = digests(small.paths)
     assert digests(same) == expected
     assert all(digest != expected[name] for name, digest in digests(other).items())
@@ -153,7 +153,7 @@ def test_replaces_an_older_world(tmp_path):
     folder = tmp_path / "world"
     folder.mkdir()
     (folder / "left_over").write_text("old")
-    config = SyntheticConfig(world_items=20, world_collections=4, world_edges=30, world_pairs=5)
+    config = SyntheticWorld(items=20, collections=4, edges=30, pairs=5)
     synthetic.write_world(config, folder)
     assert not (folder / "left_over").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
@@ -248,12 +248,12 @@ def test_noise_boards_disregard_topics(small):
     boards = truth.draw_boards(SMALL, 10_000)
     assert 0.06 < boards.noise.mean() < 0.14
     assert boards.offsets[-1] == 10_000
-    topic = catalog.groups[:, 0] // SMALL.world_styles
+    topic = catalog.groups[:, 0] // SMALL.styles
     purity = np.array(
         [
             np.bincount(topic[small.pins[small.boards == board]]).max()
             / np.sum(small.boards == board)
-            for board in range(SMALL.world_collections)
+            for board in range(SMALL.collections)
         ]
     )
     assert purity[~boards.noise].mean() > purity[boards.noise].mean() + 0.15
@@ -264,30 +264,30 @@ def test_noise_boards_disregard_topics(small):
     "changes",
     [
         {},
-        {"world_collections": 4, "world_edges": 20, "world_pairs": 1},
-        {"world_edges": 20, "world_isolated": 0.0},
-        {"world_isolated": 0.9, "world_styles": 1, "world_topics": 2},
-        {"world_noise_boards": 1.0, "world_visual_dim": 1, "world_text_dim": 3},
-        {"world_noise_boards": 0.0, "world_topics": 500, "world_noise": 0.0},
+        {"collections": 4, "edges": 20, "pairs": 1},
+        {"edges": 20, "isolated": 0.0},
+        {"isolated": 0.9, "styles": 1, "topics": 2},
+        {"noise_boards": 1.0, "visual_dim": 1, "text_dim": 3},
+        {"noise_boards": 0.0, "topics": 500, "noise": 0.0},
     ],
 )
 def test_odd_sizes(tmp_path, changes, seed):
-    base = {"world_items": 20, "world_collections": 9, "world_edges": 200, "world_pairs": 40}
-    config = SyntheticConfig(**{**base, "world_seed": seed, **changes})
+    base = {"items": 20, "collections": 9, "edges": 200, "pairs": 40}
+    config = SyntheticWorld(**{**base, "seed": seed, **changes})
     world = World(config, tmp_path / "world")
-    assert len(world.pins) == config.world_edges
+    assert len(world.pins) == config.edges
     assert world.tables["items"].num_rows == 20
     isolated = (world.degrees() == 0).sum()
-    assert isolated == round(20 * config.world_isolated)
+    assert isolated == round(20 * config.isolated)
     query, target, kind = world.pairs("eval_pairs")
-    assert 0 < len(query) <= config.world_pairs
-    assert world.tables["train_pairs"].num_rows <= config.world_pairs
+    assert 0 < len(query) <= config.pairs
+    assert world.tables["train_pairs"].num_rows <= config.pairs
     assert (world.degrees()[target] == 0).tolist() == (kind == "cold").tolist()
     assert (kind == "cold").any() <= (isolated > 0)
 
 
 def test_fewer_edges_than_items_leave_more_isolated(tmp_path):
-    config = SyntheticConfig(world_items=100, world_collections=10, world_edges=30, world_pairs=10)
+    config = SyntheticWorld(items=100, collections=10, edges=30, pairs=10)
     world = World(config, tmp_path / "world")
     assert (world.degrees() > 0).sum() == 30
     query, target, kind = world.pairs("eval_pairs")
@@ -296,11 +296,11 @@ def test_fewer_edges_than_items_leave_more_isolated(tmp_path):
 
 
 def test_bad_settings_are_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="--world_items=5 must be at least 20"):
-        synthetic.write_world(SyntheticConfig(world_items=5), tmp_path / "world")
+    with pytest.raises(UserError, match=r"^items=5 must be at least 20"):
+        synthetic.write_world(SyntheticWorld(items=5), tmp_path / "world")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
-        synthetic.write_world(SyntheticConfig(world_items=20), tmp_path / "file" / "a" / "world")
+        synthetic.write_world(SyntheticWorld(items=20), tmp_path / "file" / "a" / "world")
 
 
 def hits(score: np.ndarray, query: np.ndarray, target: np.ndarray, k: int) -> np.ndarray:
@@ -313,7 +313,7 @@ def hits(score: np.ndarray, query: np.ndarray, target: np.ndarray, k: int) -> np
 
 def walk_scores(world: World) -> np.ndarray:
     """[N, N] visit probabilities of item-board-item walks of one to three steps."""
-    incidence = np.zeros((world.config.world_items, world.config.world_collections), np.float32)
+    incidence = np.zeros((world.config.items, world.config.collections), np.float32)
     incidence[world.pins, world.boards] = 1
     step = (incidence / np.maximum(incidence.sum(1, keepdims=True), 1)) @ (
         incidence / np.maximum(incidence.sum(0), 1)
@@ -328,7 +328,7 @@ def walk_scores(world: World) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_neither_features_nor_graph_suffice(tmp_path, seed):
-    world = World(dataclasses.replace(SMALL, world_seed=seed), tmp_path / "world")
+    world = World(dataclasses.replace(SMALL, seed=seed), tmp_path / "world")
     content, walk = world.content(), walk_scores(world)
     # An untrained PinSage: features averaged over the 20 most visited neighbors.
     nearest = np.argsort(-walk, axis=1, kind="stable")[:, :20]

@@ -19,7 +19,7 @@ import pytest
 
 import pinsage_jax
 from pinsage_jax.batching.builder import MinibatchBuilder
-from pinsage_jax.config.data import DataConfig, SyntheticConfig
+from pinsage_jax.config.data import DataConfig, SyntheticConfig, SyntheticWorld
 from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.sampling import SamplingConfig
@@ -33,14 +33,13 @@ from pinsage_jax.stages.prepare import prepare
 from pinsage_jax.training.checkpoints import Checkpoints
 
 TESTS = pathlib.Path(__file__).parents[1]
-WORLD = SyntheticConfig(
-    world=True,
-    world_items=600,
-    world_collections=150,
-    world_edges=5000,
-    world_topics=12,
-    world_styles=3,
-    world_pairs=600,
+WORLD = SyntheticWorld(
+    items=600,
+    collections=150,
+    edges=5000,
+    topics=12,
+    styles=3,
+    pairs=600,
 )
 # Three epochs of five steps: the third has two hard negatives a query.
 TOTAL = 15
@@ -53,7 +52,7 @@ def config_for(workdir, *, seed=0, sampling=None, model=None, train=None) -> Con
         workdir=str(workdir),
         seed=seed,
         threads=1,
-        synthetic=WORLD,
+        synthetic=SyntheticConfig(True, world=WORLD),
         sampling=SamplingConfig(
             **{"num_neighbors": 10, "num_walks": 40, "hard_walks": 60, **(sampling or {})}
         ),
@@ -82,7 +81,7 @@ def config_for(workdir, *, seed=0, sampling=None, model=None, train=None) -> Con
                 **(train or {}),
             }
         ),
-        embed=EmbedConfig(checkpoint="last", embed_block=256, embed_walks=0),
+        embed=EmbedConfig(checkpoint="last", embed_block=256, embed_walks=None),
     )
 
 
@@ -331,7 +330,9 @@ def test_devices_of_checkpoints_that_do_not_tell_them(workdir, saved, monkeypatc
 def test_a_checkpoint_of_other_data_is_refused(workdir, saved):
     config = config_for(workdir, train={"max_steps": 3})
     pinsage_jax.train(config)
-    other = dataclasses.replace(config, synthetic=dataclasses.replace(WORLD, world_items=500))
+    other = dataclasses.replace(
+        config, synthetic=SyntheticConfig(True, world=dataclasses.replace(WORLD, items=500))
+    )
     prepare(other)
     with pytest.raises(UserError, match="catalog of 600 items but the workdir holds"):
         pinsage_jax.train(other)

@@ -1,0 +1,95 @@
+"""Flagfiles: one --flag=value a line, comments on lines of their own, others included.
+
+A flagfile includes another with --flagfile=PATH; PATH is looked up from the current
+folder and, failing that, from the folder of the file that includes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable
+
+from pinsage_jax.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """One argument and, when a flagfile holds it, where."""
+
+    text: str
+    where: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.text.lstrip("-").split("=", 1)[0]
+
+
+def expand_flagfiles(argv: list[str], takes_value: Callable[[str], bool]) -> list[Argument]:
+    """Replaces every --flagfile by the lines of the file, and so on for files included.
+
+    Args:
+      argv: a command line without the program.
+      takes_value: whether a flag of that name takes the next argument as its value.
+
+    Raises:
+      UserError: a file is missing, unreadable or includes itself, or a line is not
+        one --flag or --flag=value.
+    """
+    arguments: list[Argument] = []
+    rest = list(argv)
+    while rest:
+        text = rest.pop(0)
+        name, _, value = text.partition("=")
+        if name not in ("--flagfile", "-flagfile"):
+            arguments.append(Argument(text))
+            # The value of "--name value" must not be taken for a flagfile.
+            alone = name.startswith("-") and "=" not in text
+            if alone and rest and takes_value(name.lstrip("-")):
+                arguments.append(Argument(rest.pop(0)))
+            continue
+        if "=" not in text:
+            value = rest.pop(0) if rest else ""
+        if not value:
+            raise UserError("--flagfile names no file; write --flagfile=PATH.")
+        arguments += _read_flagfile(pathlib.Path(value).expanduser(), [], "--flagfile")
+    return arguments
+
+
+def _read_flagfile(path: pathlib.Path, within: list[pathlib.Path], where: str) -> list[Argument]:
+    """Arguments of a flagfile; `within` are the files that include it, outermost first."""
+    if within and not path.exists() and (within[-1].parent / path).exists():
+        path = within[-1].parent / path
+    named = f"{where}={path}" if not within else f"{where} includes {path}, which"
+    if any(path.exists() and path.samefile(outer) for outer in within):
+        raise UserError(f"{named} includes itself.")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{named} does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"{named} cannot be read ({reason}).") from None
+    arguments: list[Argument] = []
+    for number, line in enumerate(lines, start=1):
+        text, here = line.strip(), f"{path}, line {number}"
+        if not text or text.startswith(("#", "//")):
+            continue
+        if not re.match(r"--?\w", text):
+            raise UserError(
+                f"{here}: '{text}' is not a flag; write it as --flag=value or begin it with #."
+            )
+        name, equals, value = text.partition("=")
+        if re.search(r"\s", name) or re.search(r"\s#", value):
+            raise UserError(
+                f"{here}: '{text}' is not one --flag=value; comments need a line of their own."
+            )
+        if name.lstrip("-") == "flagfile":
+            included = pathlib.Path(value.strip()).expanduser()
+            if not equals or not value.strip():
+                raise UserError(f"{here}: --flagfile names no file; write --flagfile=PATH.")
+            arguments += _read_flagfile(included, [*within, path], here)
+        else:
+            arguments.append(Argument(text, here))
+    return arguments
