@@ -35,7 +35,7 @@ from pinsage_jax.data import edges_table, features, leaks, pairs_table, tables
 from pinsage_jax.data.ids import IdTable, load_column, save_column, unmet_ids
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.pruning import kept_edges, read_topics, without_edges
+from pinsage_jax.graph.pruning import keep_edges, kept_edges, read_topics
 from pinsage_jax.synthetic import world
 
 _FORMAT = 2
@@ -266,7 +266,7 @@ def _write_graph(
                 raise UserError(f"--prune_entropy={config.prune.prune_entropy} needs --items.")
             topics = read_topics(inputs["items"], config.prune.prune_topic_column, graph.num_items)
         kept = kept_edges(graph, config.prune, config.seed, topics)
-        graph, times = without_edges(graph, times, kept, graph_folder)
+        graph, times = keep_edges(graph, times, kept, graph_folder)
     graph.save(graph_folder)
     del codes
     shutil.rmtree(codes_folder)

@@ -1,10 +1,10 @@
 """Numba kernels that turn edge lists into CSR rows by counting sort.
 
-Every kernel is serial and releases the GIL.  Optional per-edge arrays (weights,
-times) are passed with length 0 when absent, because Numba types are fixed.
+Every kernel is serial and releases the GIL.  An optional array (weights, times) has
+length 0 where it is absent, because the types of a compiled kernel are fixed.
 
 Two stable counting sorts (by collection, then by item) leave the collections of
-every item ascending, so duplicates are neighbors and one pass merges them; one
+every item ascending, so duplicates are adjacent and one pass merges them; one
 more transposition leaves the items of every collection ascending.
 """
 
@@ -113,27 +113,27 @@ def merge_duplicates(indptr, ids, weights, times):
 
 
 @njit(nogil=True, cache=True)
-def count_kept(indptr, indices, dropped, out_indptr):
-    """Fills out_indptr int64 [N+1] for the graph without edges at dropped bool [N] nodes."""
+def count_kept(indptr, indices, isolated, out_indptr):
+    """Fills out_indptr int64 [N+1] of the graph without the edges of isolated bool [N] nodes."""
     out_indptr[0] = 0
     for row in range(indptr.shape[0] - 1):
         kept = 0
-        if not dropped[row]:
+        if not isolated[row]:
             for edge in range(indptr[row], indptr[row + 1]):
-                if not dropped[indices[edge]]:
+                if not isolated[indices[edge]]:
                     kept += 1
         out_indptr[row + 1] = out_indptr[row] + kept
 
 
 @njit(nogil=True, cache=True)
-def copy_kept(indptr, indices, weights, dropped, out_indices, out_weights):
+def copy_kept(indptr, indices, weights, isolated, out_indices, out_weights):
     """Copies the edges that count_kept counted, in order; weights float32 [2E or 0]."""
     written = 0
     for row in range(indptr.shape[0] - 1):
-        if dropped[row]:
+        if isolated[row]:
             continue
         for edge in range(indptr[row], indptr[row + 1]):
-            if dropped[indices[edge]]:
+            if isolated[indices[edge]]:
                 continue
             out_indices[written] = indices[edge]
             if weights.shape[0] > 0:

@@ -7,8 +7,8 @@ edge is stored in both directions, so a walk needs only `indptr` and `indices`:
   indices  int32   [2E]   neighbors, ascending inside a row, no duplicates
   weights  float32 [2E]   the edge's weight, the same in both directions; or None
 
-The first E entries are the rows of the items, the last E those of the
-collections.  The arrays are plain or memory-mapped; nothing here writes to them.
+The first E entries are the rows of the items, the last E those of the collections.
+The arrays are in memory or memory-mapped, and read-only once the graph is built.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ class Graph:
     def without(
         self, collections: np.ndarray | None = None, items: np.ndarray | None = None
     ) -> Graph:
-        """The graph without any edge that touches the named nodes; numbering is unchanged.
+        """The graph without the edges of some nodes; the numbers of nodes stay.
 
         Args:
           collections: int32 [*], collection indices counted from 0 (not node ids).
           items: int32 [*], item indices.
         """
-        dropped = np.zeros(self.num_nodes, np.bool_)
+        isolated = np.zeros(self.num_nodes, np.bool_)
         for names, first, count in (
             (items, 0, self.num_items),
             (collections, self.num_items, self.num_collections),
@@ -83,14 +83,14 @@ class Graph:
             names = np.asarray(names, np.int64)
             if names.min() < 0 or names.max() >= count:
                 raise ValueError(f"indices must lie in [0, {count})")
-            dropped[first + names] = True
+            isolated[first + names] = True
         indptr = np.empty(self.num_nodes + 1, np.int64)
-        kernels.count_kept(self.indptr, self.indices, dropped, indptr)
+        kernels.count_kept(self.indptr, self.indices, isolated, indptr)
         indices = np.empty(indptr[-1], np.int32)
         weights = _empty(np.float32) if self.weights is None else np.empty(len(indices), np.float32)
         old_weights = _empty(np.float32) if self.weights is None else self.weights
-        kernels.copy_kept(self.indptr, self.indices, old_weights, dropped, indices, weights)
-        # Whoever takes some edges away goes on with the graph that is left.
+        kernels.copy_kept(self.indptr, self.indices, old_weights, isolated, indices, weights)
+        # The caller goes on with the new graph: pages of this one are not needed in memory.
         files.release(self.indices)
         files.release(self.weights)
         return dataclasses.replace(
@@ -195,9 +195,9 @@ def build(
       collections: int32 [E_in], collection indices counted from 0.
       weights: float32 [E_in], finite and above 0.
       times: int64 [E_in].
-      folder: existing folder to memory-map every array in, so that memory stays
-        bounded: the graph's arrays are left there as `save` names them; without it
-        arrays are in memory.
+      folder: existing folder for all arrays, memory-mapped, so that memory is
+        bounded; the graph's arrays are left there under the names that `save` uses.
+        None: arrays in memory.
 
     Returns:
       The graph and the times int64 [E] in the order of the items' rows (the first
@@ -214,18 +214,18 @@ def build(
             f"{_MAX_NODES:,} that 32-bit ids can name; split the data."
         )
     items, collections, optional = _checked_edges(items, collections, weights, times)
-    space = _Space(folder)
-    rows = _item_rows(items, collections, (num_items, num_collections), optional, space)
-    indptr = space.array("indptr", num_nodes + 1, np.int64)
-    indices = space.array("indices", 2 * rows.count, np.int32)
+    arrays = _Arrays(folder)
+    rows = _item_rows(items, collections, (num_items, num_collections), optional, arrays)
+    indptr = arrays.array("indptr", num_nodes + 1, np.int64)
+    indices = arrays.array("indices", 2 * rows.count, np.int32)
     out_weights = None
     if weights is not None:
-        out_weights = space.array("weights", 2 * rows.count, np.float32)
-    rows.store(indptr, indices, out_weights)
+        out_weights = arrays.array("weights", 2 * rows.count, np.float32)
+    rows.fill_graph(indptr, indices, out_weights)
     out_times = None if times is None else np.array(rows.times)
     # The arrays of the rows lie in files that are deleted now.
     del rows
-    space.discard("by_item")
+    arrays.discard("by_item")
     return Graph(indptr, indices, out_weights, num_items, num_collections), out_times
 
 
@@ -239,9 +239,9 @@ def _checked_edges(
     for array in (collections, weights, times):
         if array is not None and len(array) != len(items):
             raise ValueError("edge arrays have unequal lengths")
-    items, collections = _as(items, np.int32), _as(collections, np.int32)
+    items, collections = _cast(items, np.int32), _cast(collections, np.int32)
     if weights is not None:
-        weights = _as(weights, np.float32)
+        weights = _cast(weights, np.float32)
         if (bad := kernels.first_bad_weight(weights)) >= 0:
             raise UserError(
                 f"Edge {bad + 1:,} has the weight {weights[bad]}; "
@@ -249,7 +249,7 @@ def _checked_edges(
             )
     return items, collections, {
         "weights": _empty(np.float32) if weights is None else weights,
-        "times": _empty(np.int64) if times is None else _as(times, np.int64),
+        "times": _empty(np.int64) if times is None else _cast(times, np.int64),
     }  # fmt: skip
 
 
@@ -274,7 +274,9 @@ class _ItemRows:
         """E."""
         return len(self.collections)
 
-    def store(self, indptr: np.ndarray, indices: np.ndarray, weights: np.ndarray | None) -> None:
+    def fill_graph(
+        self, indptr: np.ndarray, indices: np.ndarray, weights: np.ndarray | None
+    ) -> None:
         """Fills the arrays of the graph: these rows, then those of the collections."""
         num_items, count = len(self.offsets) - 1, self.count
         by_collection = _offsets(self.collections, self.num_collections)
@@ -303,7 +305,7 @@ def _item_rows(
     collections: np.ndarray,
     sizes: tuple[int, int],
     optional: dict[str, np.ndarray],
-    space: _Space,
+    arrays: _Arrays,
 ) -> _ItemRows:
     """Sorts edges into rows of items, by collection inside a row, and merges duplicates.
 
@@ -312,14 +314,14 @@ def _item_rows(
     """
     num_items, num_collections = sizes
     by_collection = _offsets(collections, num_collections)
-    middle = space.edge_arrays("by_collection", len(items), optional)
+    middle = arrays.edge_arrays("by_collection", len(items), optional)
     kernels.scatter_edges(
         collections, items, *optional.values(), by_collection[:-1].copy(), *middle
     )
     by_item = _offsets(items, num_items)
-    rows = space.edge_arrays("by_item", len(items), optional)
+    rows = arrays.edge_arrays("by_item", len(items), optional)
     kernels.transpose_rows(by_collection, *middle, by_item[:-1].copy(), *rows)
-    space.discard("by_collection")
+    arrays.discard("by_collection")
     kept = kernels.merge_duplicates(by_item, *rows)
     ids, weights, times = (array[:kept] if len(array) else array for array in rows)
     # A sum of finite weights can still overflow.
@@ -328,7 +330,7 @@ def _item_rows(
     return _ItemRows(by_item, ids, weights, times, num_collections)
 
 
-class _Space:
+class _Arrays:
     """Arrays in memory, or in memory-mapped ``.npy`` files of a folder."""
 
     def __init__(self, folder: str | os.PathLike | None):
@@ -366,8 +368,8 @@ def _offsets(keys: np.ndarray, rows: int) -> np.ndarray:
     return np.cumsum(counts)
 
 
-def _as(array: np.ndarray, dtype: type) -> np.ndarray:
-    """The array itself when it has the dtype, so that a memory map stays one."""
+def _cast(array: np.ndarray, dtype: type) -> np.ndarray:
+    """The array itself if it has the dtype, so that a memory map stays one."""
     return np.ascontiguousarray(array, dtype) if array.dtype != dtype else array
 
 

@@ -1,11 +1,13 @@
-"""Edges left out of the graph, as Pixie does (Eksombatchai et al., WWW 2018, section 3.2).
+"""Graph pruning after Pixie (Eksombatchai et al., WWW 2018, section 3.2).
 
-Collections of too many items, or of items about too many topics, are dropped; then items
-of many edges keep degree^delta of those left.  Pixie keeps the edges whose collection is
-most like the item; here the heaviest stay, and of equally heavy ones a random sample.
+Collections with too many items, or with items of too many topics, lose all their edges;
+then an item of degree d keeps d^delta of the edges left to it.  Pixie keeps the edges to
+the collections most similar to the item; here those of the largest weight are kept, and a
+random sample of edges of equal weight.
 
-What spark/graph_tables.py does by joins where the graph does not fit one machine; the
-two keep the same numbers of edges, and the same edges where weights decide.
+spark/graph_tables.py prunes by joins where the graph does not fit into the memory of one
+machine.  Both keep the same number of edges per item, and the same edges where weights
+decide.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pinsage_jax.graph.csr import Graph, build
 
 
 def read_topics(items: Table, column: str, num_items: int) -> np.ndarray:
-    """Topic numbers int32 [num_items] in the order of the table, -1 where there is none.
+    """Topic numbers int32 [num_items] in the order of the table, -1 for no topic.
 
     Raises:
       UserError: there is no such column.
@@ -34,7 +36,7 @@ def read_topics(items: Table, column: str, num_items: int) -> np.ndarray:
         for batch in iter_batches(items, [column])
     ]
     texts = pa.chunked_array(parts, pa.large_string()).combine_chunks()
-    # Missing values come as empty texts, which is how a CSV has them too.
+    # Missing values are read as empty texts, as CSV files have them.
     coded = pc.if_else(pc.equal(texts, ""), None, texts).dictionary_encode()
     numbers = pc.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False)
     absent = np.full(num_items - len(numbers), -1, np.int32)
@@ -44,7 +46,7 @@ def read_topics(items: Table, column: str, num_items: int) -> np.ndarray:
 def kept_edges(
     graph: Graph, config: PruneConfig, seed: int, topics: np.ndarray | None = None
 ) -> np.ndarray:
-    """Which edges stay, bool [E] in the order of the items' rows.
+    """Edges that pruning keeps, bool [E] in the order of the items' rows.
 
     Args:
       topics: int32 [num_items], -1 for none; needed for --prune_entropy.
@@ -53,16 +55,16 @@ def kept_edges(
     owner = np.repeat(np.arange(items), np.diff(graph.indptr[: items + 1]))
     collection = np.asarray(graph.indices[:edges]) - np.int32(items)
     sizes = np.diff(graph.indptr[items:])
-    dropped = np.zeros(graph.num_collections, bool)
+    removed = np.zeros(graph.num_collections, bool)
     if config.prune_collection_items:
-        dropped |= sizes > config.prune_collection_items
+        removed |= sizes > config.prune_collection_items
     if config.prune_entropy and topics is not None:
         entropy = _entropies(collection, topics[owner], graph.num_collections)
-        dropped |= entropy > config.prune_entropy
-    kept = ~dropped[collection]
+        removed |= entropy > config.prune_entropy
+    kept = ~removed[collection]
     if config.prune_power < 1.0:
         left = np.bincount(owner[kept], minlength=items)
-        wanted = edges_wanted(left, config)
+        wanted = num_kept(left, config)
         rank = _hash(seed, owner, collection)
         for item in np.flatnonzero(wanted < left):
             row = np.arange(graph.indptr[item], graph.indptr[item + 1])
@@ -73,10 +75,10 @@ def kept_edges(
     return kept
 
 
-def without_edges(
+def keep_edges(
     graph: Graph, times: np.ndarray | None, kept: np.ndarray, folder: str | os.PathLike
 ) -> tuple[Graph, np.ndarray | None]:
-    """The graph, and times int64 [E], with only the edges of `kept` bool [E]; see csr.build."""
+    """The graph of the edges `kept` (bool [E]), and their times int64; see csr.build."""
     items, edges = graph.num_items, graph.num_edges
     owner = np.repeat(np.arange(items, dtype=np.int32), np.diff(graph.indptr[: items + 1]))
     return build(
@@ -90,8 +92,8 @@ def without_edges(
     )
 
 
-def edges_wanted(degree: np.ndarray, config: PruneConfig) -> np.ndarray:
-    """Edges int64 [n] that items of these degrees keep: all, or ceil(degree^power)."""
+def num_kept(degree: np.ndarray, config: PruneConfig) -> np.ndarray:
+    """Edges int64 [n] that items of `degree` (int [n]) keep: all, or ceil(degree^power)."""
     powered = np.ceil(degree.astype(np.float64) ** config.prune_power).astype(np.int64)
     return np.minimum(degree, np.maximum(powered, config.prune_from))
 
@@ -108,9 +110,9 @@ def _entropies(collection: np.ndarray, topic: np.ndarray, collections: int) -> n
 
 
 def _hash(seed: int, items: np.ndarray, collections: np.ndarray) -> np.ndarray:
-    """A random number uint64 [E] of each edge, the same in any order of the edges."""
+    """A random number uint64 [E] per edge, a hash of seed, item and collection."""
     value = items.astype(np.uint64) << np.uint64(32) | collections.astype(np.uint64)
-    # Of one element, not a scalar: arrays wrap round without a warning.
+    # An array, not a scalar: only scalars warn when they overflow.
     value += np.array([seed], np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         value = (value ^ (value >> np.uint64(shift))) * np.uint64(factor)

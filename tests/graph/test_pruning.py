@@ -14,7 +14,7 @@ from pinsage_jax.config.data import DataConfig, PruneConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.pruning import edges_wanted, kept_edges, without_edges
+from pinsage_jax.graph.pruning import keep_edges, kept_edges, num_kept
 
 SETTINGS = {
     "none": PruneConfig(),
@@ -88,7 +88,7 @@ def test_pruning_keeps_what_the_reference_keeps(name, weighted):
         for item, count in keep.items():
             own = sorted((w for i, c, w in edges if i == item and c in stay), reverse=True)
             assert sorted((w for i, _, w in kept if i == item), reverse=True) == own[:count]
-    rebuilt, _ = without_edges(graph, None, mask, None)
+    rebuilt, _ = keep_edges(graph, None, mask, None)
     assert edge_list(rebuilt) == kept
     assert (rebuilt.num_items, rebuilt.num_collections) == (50, 30)
 
@@ -101,10 +101,10 @@ def test_a_sample_depends_on_the_seed_alone():
     assert (first != kept_edges(graph, config, 6)).any()
 
 
-def test_edges_wanted():
+def test_num_kept():
     config = PruneConfig(prune_power=0.5, prune_from=4)
     degree = np.array([0, 1, 4, 5, 16, 17, 10_000])
-    assert edges_wanted(degree, config).tolist() == [0, 1, 4, 4, 4, 5, 100]
+    assert num_kept(degree, config).tolist() == [0, 1, 4, 4, 4, 5, 100]
 
 
 def test_prepare_prunes_and_says_so(tmp_path):

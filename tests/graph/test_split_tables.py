@@ -16,6 +16,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import leaks
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph import split_tables
+from pinsage_jax.graph.pair_draws import pairs_per_group
 
 
 def edge_rows(seed=0, rows=400, items=60, collections=25):
@@ -184,14 +185,14 @@ def test_what_cannot_be_split_is_told(tmp_path, tool, data, message):
     assert not (tmp_path / "run" / "split").exists()
 
 
-def test_even_share_is_the_largest():
+def test_pairs_per_group_is_the_largest():
     rng = np.random.default_rng(0)
-    assert split_tables._even_share(np.empty(0, np.int64), 5) == 0
+    assert pairs_per_group(np.empty(0, np.int64), 5) == 0
     for _ in range(200):
         possible = rng.integers(0, 9, rng.integers(1, 8))
         limit = int(rng.integers(1, 30))
         fits = [m for m in range(10) if np.minimum(possible, m).sum() <= limit]
-        assert split_tables._even_share(possible, limit) == min(max(fits), possible.max())
+        assert pairs_per_group(possible, limit) == min(max(fits), possible.max())
 
 
 def prepared(tmp_path, folder, edges="train_edges.parquet", **more):

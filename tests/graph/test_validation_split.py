@@ -5,7 +5,8 @@ import pytest
 
 from pinsage_jax.config.data import SplitConfig
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.validation_split import _most_per_collection, validation_split
+from pinsage_jax.graph.pair_draws import pairs_per_group
+from pinsage_jax.graph.validation_split import validation_split
 
 
 def random_graph(seed, num_items=200, num_collections=60, edges=900):
@@ -156,7 +157,7 @@ def test_queries_without_an_edge_left_give_no_pairs():
     assert len(split.collections) == 1 and split.pairs.shape == (0, 2)
 
 
-def test_most_per_collection_matches_a_search():
+def test_pairs_per_group_matches_a_search():
     rng = np.random.default_rng(0)
     for _ in range(200):
         possible = rng.integers(0, 12, rng.integers(0, 6))
@@ -164,7 +165,7 @@ def test_most_per_collection_matches_a_search():
         best = 0
         while best < possible.max(initial=0) and np.minimum(possible, best + 1).sum() <= limit:
             best += 1
-        assert _most_per_collection(possible, limit) == best
+        assert pairs_per_group(possible, limit) == best
 
 
 @pytest.mark.parametrize("seed", range(4))
