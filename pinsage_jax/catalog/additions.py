@@ -1,9 +1,9 @@
-"""Items that a prepared catalog does not hold, and their edges.
+"""New items, which a prepared catalog does not contain, and their edges.
 
---new_items has the columns that the catalog's features were made from, --new_edges
-those of --edges.  New items are numbered after the catalog's items and new
-collections after its collections, so that `extend` gives the graph that the catalog
-would have with the new rows at the end of its tables.
+--new_items has the columns that the catalog's features are made of, --new_edges those of
+--edges.  New items are numbered after the items of the catalog and new collections after
+its collections; `extend` makes the graph that the catalog would have with the new rows at
+the end of its tables.
 
 Shapes: N items and C collections of the catalog, n new items, m new collections.
 """
@@ -32,13 +32,13 @@ _BATCH_ROWS = 8192
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Additions:
-    """What the two tables hold.
+    """New items with their features and edges.
 
     Attributes:
       item_ids: ids of the n new items, in the order of the table.
-      features: [n, F] by the catalog's own transform, of the stored dtype.
+      features: [n, F] by the transform of the catalog, in the dtype of its features.
       graph: the new edges alone, between n items and C + m collections.
-      words: int32 [n, 2K]; None where the catalog has none.
+      words: int32 [n, 2K]; None if the catalog has none.
     """
 
     item_ids: IdTable
@@ -48,7 +48,7 @@ class Additions:
 
     @property
     def link_rows(self) -> np.ndarray:
-        """What content links compare, as in Prepared."""
+        """Rows that content links compare, as in Prepared."""
         return self.features if self.words is None else self.words
 
 
@@ -62,28 +62,28 @@ def read_additions(
     """Reads --new_items and, if there are any, --new_edges.
 
     Args:
-      features_folder: WORKDIR/prepared/features, where the fitted transform is.
+      features_folder: WORKDIR/prepared/features, with the fitted transform.
       new_items, new_edges: paths as given; relative ones are looked up in --data_dir.
 
     Raises:
-      UserError: an item that the catalog holds already or that is named twice, a
-        column that is missing or that the features do not know, an edge of an item
-        that is not new, or whatever else is wrong with a table.
+      UserError: an item is in the catalog already or occurs twice, a column is missing
+        or was not there when the features were fitted, an edge is of an item that is
+        not new, or a table has any other mistake.
     """
     transform = FeatureTransform.load(features_folder)
     items = open_table(data.path(new_items), "new_items", data)
     edges = open_table(data.path(new_edges), "new_edges", data) if new_edges else None
-    return additions_of(prepared, transform, data, items, edges)
+    return build_additions(prepared, transform, data, items, edges)
 
 
-def additions_of(
+def build_additions(
     prepared: Prepared,
     transform: FeatureTransform,
     data: DataConfig,
     items: Table,
     edges: Table | None,
 ) -> Additions:
-    """The same of tables that are open; `transform` is that of the catalog's features."""
+    """read_additions for open tables and the loaded transform of the catalog's features."""
     rows = _read_items(items, data, transform, prepared.item_ids)
     item_ids = rows.ids
     graph = prepared.graph
@@ -93,15 +93,15 @@ def additions_of(
         none = np.empty(0, np.int32)
         weights = None if graph.weights is None else np.empty(0, np.float32)
         new_graph = Graph.from_edges(none, none, len(item_ids), graph.num_collections, weights)
-    # A catalog that was prepared without words is linked by features, old or new.
+    # Without words in the catalog, content links of new items compare features too.
     words = None if prepared.words is None else rows.words
     return Additions(item_ids, rows.features.astype(prepared.features.dtype), new_graph, words)
 
 
 def extend(catalog: Graph, new: Graph) -> Graph:
-    """The catalog's graph with new items and edges: one pass of copying.
+    """The graph of the catalog with new items and edges, made in one pass of copying.
 
-    Its nodes are N items, n new items, C collections, m new collections.
+    Its nodes are N items, n new items, C collections and m new collections.
 
     Args:
       new: new edges, between n new items and C + m collections (Additions.graph).
@@ -112,7 +112,7 @@ def extend(catalog: Graph, new: Graph) -> Graph:
     by_collection = catalog.indptr[items:] - edges
     by_collection = np.concatenate([by_collection, np.full(fresh, edges, np.int64)])
     added = np.diff(new.indptr[count:])
-    # Behind the old items of its collection, because new items have higher indices.
+    # A new item follows the old items of its collection: it has a higher index.
     places = np.repeat(by_collection[1:], added)
     starts = by_collection + np.concatenate([[0], np.cumsum(added)])
     first = edges + new_edges
@@ -136,13 +136,13 @@ def extend(catalog: Graph, new: Graph) -> Graph:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ItemRows:
-    """Rows of an item table, each item once.
+    """The rows of an item table, each of another item.
 
     Attributes:
       ids: ids in the order of the table.
-      features: float32 [n, F] by the catalog's transform.
-      words: int32 [n, 2K] likewise; K = 0 where items are not text alone.
-      batches: the id columns, which name rows.
+      features: float32 [n, F] by the transform of the catalog.
+      words: int32 [n, 2K] likewise; K = 0 if items have other features than texts.
+      batches: the id column, for messages that name a row.
     """
 
     ids: IdTable
@@ -152,10 +152,10 @@ class ItemRows:
 
 
 def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) -> ItemRows:
-    """Ids and features of a table with the columns of the catalog's features.
+    """Reads ids and features of a table with the columns of the catalog's features.
 
     Raises:
-      UserError: a column is missing or strange, or an item is there twice.
+      UserError: a column is missing or unknown to the transform, or an item occurs twice.
     """
     name = data.item_id_column
     table.require(name, "item_id_column")
@@ -166,9 +166,9 @@ def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) 
                 f"features were made from; its columns are: {', '.join(table.columns)}."
             )
     chosen = choose_columns(table, data)
-    if strange := sorted(chosen.named - set(transform.columns)):
+    if unknown := sorted(chosen.named - set(transform.columns)):
         raise UserError(
-            f"Column '{strange[0]}' is named as a feature, but the catalog's features were made "
+            f"Column '{unknown[0]}' is named as a feature, but the catalog's features were made "
             "without it; leave it out, or run --mode=prepare and --mode=train with it."
         )
     if unused := [column for column in chosen.all() if column not in transform.columns]:
@@ -180,22 +180,22 @@ def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) 
     for batch in iter_batches(table, wanted, ids=[name], batch_rows=_BATCH_ROWS):
         for start in range(0, len(batch), _BATCH_ROWS):
             rows = batch.rows.slice(start, _BATCH_ROWS)
-            named = _item_where(batch, name, start)
+            named = _row_and_item_name(batch, name, start)
             values.append(transform.transform(rows, named))
             words.append(transform.words(rows, named))
         batches.append(dataclasses.replace(batch, rows=batch.rows.select([name])))
-    ids = joined(batches, name)
+    ids = concat_column(batches, name)
     unique = UniqueIds()
     for batch in batches:
         unique.add(batch.column(name))
     distinct = unique.finish("items")
     if len(distinct) < len(ids):
-        again = np.ones(len(ids), bool)
-        again[np.unique(distinct.lookup(ids), return_index=True)[1]] = False
-        row = int(np.argmax(again))
+        repeated = np.ones(len(ids), bool)
+        repeated[np.unique(distinct.lookup(ids), return_index=True)[1]] = False
+        row = int(np.argmax(repeated))
         raise UserError(
             f"Item {format_id(ids[row].as_py())} is in {table.label} more than once, again in "
-            f"{where(batches, row)}; keep one row per item."
+            f"{row_name(batches, row)}; keep one row per item."
         )
     return ItemRows(distinct, np.concatenate(values), np.concatenate(words), batches)
 
@@ -203,24 +203,28 @@ def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) 
 def _read_items(
     table: Table, data: DataConfig, transform: FeatureTransform, known: IdTable
 ) -> ItemRows:
-    """The rows of the new items."""
+    """The rows of new items.
+
+    Raises:
+      UserError: an item is in the catalog.
+    """
     rows = read_item_rows(table, data, transform)
-    if (row := first(known.lookup(rows.ids.ids) >= 0)) is not None:
+    if (row := first_true(known.lookup(rows.ids.ids) >= 0)) is not None:
         raise UserError(
-            f"Item {format_id(rows.ids.ids[row].as_py())} in {where(rows.batches, row)} is in the "
-            "catalog already; leave it out of the new items."
+            f"Item {format_id(rows.ids.ids[row].as_py())} in {row_name(rows.batches, row)} is in "
+            "the catalog already; leave it out of the new items."
         )
     return rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EdgeRows:
-    """Rows of an edge table.
+    """The rows of an edge table.
 
     Attributes:
       items, collections: ids, large_string [n].
-      weights: float32 [n], where the catalog's edges have them and they are asked for.
-      batches: the columns, which name rows.
+      weights: float32 [n]; None if they were not to be read.
+      batches: the columns, for messages that name a row.
     """
 
     items: pa.ChunkedArray
@@ -230,7 +234,7 @@ class EdgeRows:
 
 
 def read_edge_rows(table: Table, data: DataConfig, weighted: bool) -> EdgeRows:
-    """The edges of a table with the columns of --edges.
+    """Reads a table with the columns of --edges, with weights if `weighted`.
 
     Raises:
       UserError: a column is missing or a weight is not finite and above 0.
@@ -252,17 +256,19 @@ def read_edge_rows(table: Table, data: DataConfig, weighted: bool) -> EdgeRows:
         column = data.weight_column
         parts = [column_values.weights(b.column(column), column, b.where) for b in batches]
         weights = np.concatenate([np.empty(0, np.float32), *parts])
-    return EdgeRows(joined(batches, names[0]), joined(batches, names[1]), weights, batches)
+    return EdgeRows(
+        concat_column(batches, names[0]), concat_column(batches, names[1]), weights, batches
+    )
 
 
-def collection_rows(held: pa.ChunkedArray, known: IdTable) -> tuple[np.ndarray, IdTable]:
-    """Indices int32 [n] of collections, new ones behind the known, and the new ones' ids."""
-    found = known.lookup(held)
+def lookup_collections(names: pa.ChunkedArray, known: IdTable) -> tuple[np.ndarray, IdTable]:
+    """Indices int32 [n] of collections, new ones after those that are `known`, and new ids."""
+    found = known.lookup(names)
     unique = UniqueIds()
-    for chunk in held.filter(pa.array(found < 0)).chunks:
+    for chunk in names.filter(pa.array(found < 0)).chunks:
         unique.add(chunk)
     fresh = unique.finish("new collections")
-    found = np.where(found >= 0, found, len(known) + fresh.lookup(held))
+    found = np.where(found >= 0, found, len(known) + fresh.lookup(names))
     return found.astype(np.int32), fresh
 
 
@@ -270,30 +276,30 @@ def _read_edges(table: Table, data: DataConfig, item_ids: IdTable, prepared: Pre
     """The new edges, between n new items and C + m collections."""
     rows = read_edge_rows(table, data, prepared.graph.weights is not None)
     items = item_ids.lookup(rows.items)
-    if (row := first(items < 0)) is not None:
+    if (row := first_true(items < 0)) is not None:
         known = prepared.item_ids.lookup(rows.items[row : row + 1])[0] >= 0
         why = "is in the catalog already" if known else "is not among the new items"
         raise UserError(
-            f"Item {format_id(rows.items[row].as_py())} in {where(rows.batches, row)} {why}; "
+            f"Item {format_id(rows.items[row].as_py())} in {row_name(rows.batches, row)} {why}; "
             "new edges may only be those of new items."
         )
-    collections, fresh = collection_rows(rows.collections, prepared.collection_ids)
+    collections, fresh = lookup_collections(rows.collections, prepared.collection_ids)
     count = prepared.graph.num_collections + len(fresh)
     return Graph.from_edges(items, collections, len(item_ids), count, rows.weights)
 
 
-def joined(batches: list[Batch], name: str) -> pa.ChunkedArray:
-    """One column of all batches."""
+def concat_column(batches: list[Batch], name: str) -> pa.ChunkedArray:
+    """One column of all batches, large_string."""
     return pa.chunked_array([batch.column(name) for batch in batches], pa.large_string())
 
 
-def first(marked: np.ndarray) -> int | None:
-    """The first marked row."""
-    return int(np.argmax(marked)) if marked.any() else None
+def first_true(mask: np.ndarray) -> int | None:
+    """Index of the first True in bool [n]; None if there is none."""
+    return int(np.argmax(mask)) if mask.any() else None
 
 
-def where(batches: list[Batch], row: int) -> str:
-    """Names a row of all batches together."""
+def row_name(batches: list[Batch], row: int) -> str:
+    """File and row number, for messages, of a row counted over all batches."""
     for batch in batches:
         if row < len(batch):
             return batch.where(row)
@@ -301,8 +307,8 @@ def where(batches: list[Batch], row: int) -> str:
     raise IndexError(row)
 
 
-def _item_where(batch: Batch, name: str, start: int) -> Where:
-    """Names the item beside the row, for messages."""
+def _row_and_item_name(batch: Batch, name: str, start: int) -> Where:
+    """Names a row and its item, for messages."""
     ids = batch.column(name)
 
     def named(index: int) -> str:

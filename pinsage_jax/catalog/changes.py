@@ -1,10 +1,10 @@
-"""Changes of a prepared catalog: edges added, weighed anew or removed, items new or changed.
+"""Changes of a prepared catalog: edges added, removed or with new weights, items new or changed.
 
---changed_edges has the columns of --edges: an edge that is there gets the row's weight,
-another is added.  --removed_edges names edges that go.  --changed_items has the columns
-that the catalog's features were made from: an item that is there gets new features,
-another comes behind the last one.  Numbers stay: new items and new collections are
-numbered behind the old ones of their kind.
+--changed_edges has the columns of --edges: an edge that exists gets the weight of the row,
+any other is added.  --removed_edges names edges to remove.  --changed_items has the columns
+that the catalog's features are made of: an item that exists gets new features, any other
+is added.  Indices stay valid: new items and new collections are numbered after the old
+ones.
 
 Shapes: N items and C collections after the change, E edges before it.
 """
@@ -22,11 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pinsage_jax.catalog.additions import (
-    collection_rows,
-    first,
+    EdgeRows,
+    first_true,
+    lookup_collections,
     read_edge_rows,
     read_item_rows,
-    where,
+    row_name,
 )
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.data import DataConfig
@@ -45,43 +46,51 @@ _COPIED_ROWS = 1 << 16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Changes:
-    """What the tables say, in numbers of the catalog after the change.
+    """What the tables change, in indices of the catalog after the change.
 
     Attributes:
       item_ids, collection_ids: all ids, the new ones last.
-      featured: int32 [f] items with features of their own here, known or new.
-      features: [f, F] of these; words: int32 [f, 2K] likewise.
-      titles: large_string [N], or None where the catalog has none.
+      changed_items: int32 [f], items of --changed_items, known or new.
+      features: [f, F] of these items; words: int32 [f, 2K] likewise.
+      titles: large_string [N]; None if the catalog has none.
       kept: bool [E], edges that stay as they are, in the order of the items' rows.
-      edges: int32 [a, 2] items and collections of edges that are added or weighed anew.
-      weights: float32 [a], or None where edges have none.
-      members: int32 [m, 2] items and collections that came or ceased to belong together.
+      edges: int32 [a, 2], items and collections of edges that are added or reweighted.
+      weights: float32 [a] of these edges; None if edges have no weights.
+      memberships: int32 [m, 2], items and collections of edges that are added or removed.
       report: counts, for the manifest.
     """
 
     item_ids: IdTable
     collection_ids: IdTable
-    featured: np.ndarray
+    changed_items: np.ndarray
     features: np.ndarray
     words: np.ndarray
     titles: pa.Array | None
     kept: np.ndarray
     edges: np.ndarray
     weights: np.ndarray | None
-    members: np.ndarray
+    memberships: np.ndarray
     report: dict[str, int]
 
     @property
     def touched(self) -> np.ndarray:
-        """Nodes int32 whose neighbors or edge weights differ, ascending."""
-        both = np.concatenate([self.edges, self.members])
+        """Nodes int32 [*] whose neighbors or edge weights change, ascending."""
+        both = np.concatenate([self.edges, self.memberships])
         return np.unique([both[:, 0], both[:, 1] + len(self.item_ids)]).astype(np.int32)
 
     def digest(self) -> str:
-        """Hash of all of it."""
+        """Hash of all arrays and ids."""
         ids = f"{self.item_ids.digest()} {self.collection_ids.digest()}"
         total = hashlib.blake2b(ids.encode(), digest_size=8)
-        for name in ("featured", "features", "words", "kept", "edges", "weights", "members"):
+        for name in (
+            "changed_items",
+            "features",
+            "words",
+            "kept",
+            "edges",
+            "weights",
+            "memberships",
+        ):
             array = getattr(self, name)
             total.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
         return total.hexdigest()
@@ -94,62 +103,96 @@ def read_changes(
 
     Raises:
       UserError: an item of an edge is neither known nor in --changed_items, an edge to
-        be removed is not there or is also in --changed_edges, or whatever else is wrong
-        with a table.
+        remove does not exist or is also in --changed_edges, or a table has any other
+        mistake.
     """
     graph = before.graph
-    item_ids, featured, features, words, titles = _read_items(before, features_folder, data, update)
+    items = _read_items(before, features_folder, data, update)
     weighted = graph.weights is not None
-    changed = _read_pairs(update.changed_edges, "changed_edges", data, item_ids, before, weighted)
-    removed = _read_pairs(update.removed_edges, "removed_edges", data, item_ids, before, False)
-    fresh = changed.fresh
-    collections = graph.num_collections + len(fresh)
+    changed = _read_edges(update.changed_edges, "changed_edges", data, items.ids, before, weighted)
+    removed = _read_edges(update.removed_edges, "removed_edges", data, items.ids, before, False)
     collection_ids = before.collection_ids
-    if len(fresh):
-        collection_ids = IdTable(pa.concat_arrays([before.collection_ids.ids, fresh.ids]))
+    if len(changed.new_collections):
+        both = [before.collection_ids.ids, changed.new_collections.ids]
+        collection_ids = IdTable(pa.concat_arrays(both))
+    edges = _edge_changes(graph, changed, removed, len(collection_ids))
+    return Changes(
+        items.ids,
+        collection_ids,
+        items.changed,
+        items.features.astype(before.features.dtype),
+        items.words,
+        items.titles,
+        edges.kept,
+        edges.pairs,
+        edges.weights,
+        edges.memberships,
+        {
+            **edges.report,
+            "items_added": len(items.ids) - graph.num_items,
+            "items_changed": int((items.changed < graph.num_items).sum()),
+            "collections_added": len(changed.new_collections),
+        },
+    )
 
-    keys = _keys(_edges(graph), collections)  # ascending, as rows are
-    wanted, inverse = np.unique(_keys(changed.pairs, collections), return_inverse=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _EdgeChanges:
+    """The part of Changes that is about edges; `pairs` are its `edges`."""
+
+    kept: np.ndarray
+    pairs: np.ndarray
+    weights: np.ndarray | None
+    memberships: np.ndarray
+    report: dict[str, int]
+
+
+def _edge_changes(
+    graph: csr.Graph, changed: _EdgeTable, removed: _EdgeTable, collections: int
+) -> _EdgeChanges:
+    """Compares the tables with the edges of the graph.
+
+    Args:
+      collections: C.
+
+    Raises:
+      UserError: an edge to remove is not in the graph, or is in both tables.
+    """
+    keys = _edge_keys(_edges(graph), collections)  # ascending, as rows are
+    set_keys, inverse = np.unique(_edge_keys(changed.pairs, collections), return_inverse=True)
     weights = None
     if changed.weights is not None:
-        weights = np.zeros(len(wanted), np.float32)
+        weights = np.zeros(len(set_keys), np.float32)
         np.add.at(weights, inverse, changed.weights)
-    gone = _keys(removed.pairs, collections)
+    removed_keys = _edge_keys(removed.pairs, collections)
     # A collection that the catalog lacks is numbered behind the known ones, as are those
     # of --changed_edges: its key may be that of another edge.
     unknown = removed.pairs[:, 1] >= graph.num_collections
-    if (row := first(unknown | ~_within(gone, keys))) is not None:
-        raise UserError(f"{removed.named(row)} is not in the catalog; leave it out.")
-    if (row := first(np.isin(gone, wanted))) is not None:
-        raise UserError(f"{removed.named(row)} is also in --changed_edges; keep one of the two.")
-    known = _within(wanted, keys)
-    place = np.searchsorted(keys, wanted[known])
-    same = np.zeros(len(wanted), np.bool_)
+    if (row := first_true(unknown | ~_contained(removed_keys, keys))) is not None:
+        raise UserError(f"{removed.edge_name(row)} is not in the catalog; leave it out.")
+    if (row := first_true(np.isin(removed_keys, set_keys))) is not None:
+        raise UserError(
+            f"{removed.edge_name(row)} is also in --changed_edges; keep one of the two."
+        )
+    known = _contained(set_keys, keys)
+    place = np.searchsorted(keys, set_keys[known])
+    same = np.zeros(len(set_keys), np.bool_)
     same[known] = True
     if weights is not None and graph.weights is not None:
         same[known] = graph.weights[place] == weights[known]
     kept = np.ones(len(keys), np.bool_)
     kept[place[~same[known]]] = False
-    gone = np.unique(gone)
-    kept[np.searchsorted(keys, gone)] = False
-    return Changes(
-        item_ids,
-        collection_ids,
-        featured,
-        features.astype(before.features.dtype),
-        words,
-        titles,
+    removed_keys = np.unique(removed_keys)
+    kept[np.searchsorted(keys, removed_keys)] = False
+    return _EdgeChanges(
         kept,
-        _pairs(wanted[~same], collections),
+        _pairs_of_keys(set_keys[~same], collections),
         None if weights is None else weights[~same],
-        _pairs(np.concatenate([wanted[~known], gone]), collections),
+        _pairs_of_keys(np.concatenate([set_keys[~known], removed_keys]), collections),
         {
             "edges_added": int((~known).sum()),
-            "edges_weighed_anew": int((known & ~same).sum()),
-            "edges_removed": len(gone),
-            "items_added": len(item_ids) - graph.num_items,
-            "items_changed": int((featured < graph.num_items).sum()),
-            "collections_added": len(fresh),
+            "edges_reweighted": int((known & ~same).sum()),
+            "edges_removed": len(removed_keys),
         },
     )
 
@@ -157,13 +200,13 @@ def read_changes(
 def write_changed(
     before: Prepared, changes: Changes, source: pathlib.Path, folder: pathlib.Path
 ) -> None:
-    """Writes the catalog after the change, in the form of WORKDIR/prepared.
+    """Writes the catalog after the change, in the layout of WORKDIR/prepared.
 
-    Times of edges are left out; evaluation and training pairs stay.
+    Times of edges are not written; evaluation and training pairs are copied.
 
     Args:
-      before: what `source` holds.
-      folder: to be made.
+      before: the catalog in `source`.
+      folder: is made; it must not exist.
     """
     graph, items = before.graph, len(changes.item_ids)
     (folder / "features").mkdir(parents=True)
@@ -181,7 +224,7 @@ def write_changed(
     if before.words is not None:
         written[WORDS_FILE] = before.words, changes.words
     for name, (old, new) in written.items():
-        _write_rows(old, changes.featured, new, items, folder / "features" / name)
+        _write_rows(old, changes.changed_items, new, items, folder / "features" / name)
     for path in (source / "features").iterdir():
         if path.name not in written:
             shutil.copyfile(path, folder / "features" / path.name)
@@ -219,49 +262,69 @@ def write_changed(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Pairs:
-    """An edge table in numbers."""
+class _EdgeTable:
+    """An edge table in indices.
 
-    pairs: np.ndarray  # int32 [n, 2]
-    weights: np.ndarray | None  # float32 [n]
-    fresh: IdTable  # ids of collections that are not known
+    Attributes:
+      pairs: int32 [n, 2], items and collections.
+      weights: float32 [n]; None if edges have none.
+      new_collections: ids of collections that the catalog lacks.
+      rows: the table as text, for messages; None if there is no table.
+    """
 
-    rows: Any = None
+    pairs: np.ndarray
+    weights: np.ndarray | None
+    new_collections: IdTable
+    rows: EdgeRows | None = None
 
-    def named(self, row: int) -> str:
-        """The edge of a row, for messages."""
+    def edge_name(self, row: int) -> str:
+        """Names the edge of a row, for messages."""
+        assert self.rows is not None, "an edge comes from a table"
         item, collection = self.rows.items[row].as_py(), self.rows.collections[row].as_py()
         return (
             f"The edge of item {format_id(item)} and collection {format_id(collection)} in "
-            f"{where(self.rows.batches, row)}"
+            f"{row_name(self.rows.batches, row)}"
         )
 
 
-def _read_pairs(
+def _read_edges(
     value: str, flag: str, data: DataConfig, item_ids: IdTable, before: Prepared, weighted: bool
-) -> _Pairs:
+) -> _EdgeTable:
     if not value:
         none = np.empty(0, np.float32) if weighted else None
-        return _Pairs(np.empty((0, 2), np.int32), none, IdTable(pa.array([], pa.large_string())))
+        return _EdgeTable(
+            np.empty((0, 2), np.int32), none, IdTable(pa.array([], pa.large_string()))
+        )
     rows = read_edge_rows(open_table(data.path(value), flag, data), data, weighted)
     items = item_ids.lookup(rows.items)
-    if (row := first(items < 0)) is not None:
+    if (row := first_true(items < 0)) is not None:
         raise UserError(
-            f"Item {format_id(rows.items[row].as_py())} in {where(rows.batches, row)} is neither "
-            "in the catalog nor in --changed_items."
+            f"Item {format_id(rows.items[row].as_py())} in {row_name(rows.batches, row)} is "
+            "neither in the catalog nor in --changed_items."
         )
-    collections, fresh = collection_rows(rows.collections, before.collection_ids)
-    return _Pairs(np.stack([items, collections], axis=1), rows.weights, fresh, rows)
+    collections, new = lookup_collections(rows.collections, before.collection_ids)
+    return _EdgeTable(np.stack([items, collections], axis=1), rows.weights, new, rows)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Items:
+    """The part of Changes that is about items: `ids` is its item_ids, `changed` changed_items."""
+
+    ids: IdTable
+    changed: np.ndarray
+    features: np.ndarray
+    words: np.ndarray
+    titles: pa.Array | None
 
 
 def _read_items(
     before: Prepared, features_folder: pathlib.Path, data: DataConfig, update: UpdateConfig
-) -> tuple[IdTable, np.ndarray, np.ndarray, np.ndarray, pa.Array | None]:
-    """All ids, the items of --changed_items with their features and words, and all titles."""
+) -> _Items:
+    """Reads --changed_items; without it no item changes."""
     if not update.changed_items:
         words = np.empty((0, 0), np.int32) if before.words is None else before.words[:0]
-        unchanged = np.empty(0, np.int32), before.features[:0], words
-        return before.item_ids, *unchanged, before.titles
+        none = np.empty(0, np.int32)
+        return _Items(before.item_ids, none, before.features[:0], words, before.titles)
     table = open_table(data.path(update.changed_items), "changed_items", data)
     rows = read_item_rows(table, data, FeatureTransform.load(features_folder))
     known = before.item_ids.lookup(rows.ids.ids)
@@ -269,11 +332,11 @@ def _read_items(
     places = np.where(known >= 0, known, len(before.item_ids) + np.cumsum(known < 0) - 1)
     ids = IdTable(pa.concat_arrays([before.item_ids.ids, fresh]))
     titles = _titles(before, table, places, len(ids))
-    return ids, places.astype(np.int32), rows.features, rows.words, titles
+    return _Items(ids, places.astype(np.int32), rows.features, rows.words, titles)
 
 
 def _titles(before: Prepared, table: Table, places: np.ndarray, items: int) -> pa.Array | None:
-    """Titles large_string [items]: those of the table's rows at `places`, else as before."""
+    """Titles large_string [items]: of the rows of the table at `places`, elsewhere as before."""
     if before.titles is None:
         return None
     absent = pa.nulls(items - len(before.titles), before.titles.type)
@@ -294,7 +357,7 @@ def _titles(before: Prepared, table: Table, places: np.ndarray, items: int) -> p
 def _write_rows(
     old: np.ndarray, changed: np.ndarray, new: np.ndarray, items: int, path: pathlib.Path
 ) -> None:
-    """Writes [items, F]: the old rows and zeros behind them, then `new` as the rows `changed`."""
+    """Writes [items, F]: the old rows, with the rows `changed` replaced or added from `new`."""
     width = old.shape[1]
     if 0 in (items, width):
         files.write_array(path, np.empty((items, width), old.dtype))
@@ -313,15 +376,17 @@ def _edges(graph: csr.Graph) -> np.ndarray:
     return np.stack([items, graph.indices[: graph.num_edges] - np.int32(graph.num_items)], axis=1)
 
 
-def _keys(pairs: np.ndarray, collections: int) -> np.ndarray:
+def _edge_keys(pairs: np.ndarray, collections: int) -> np.ndarray:
+    """One int64 [n] per edge of int32 [n, 2], in the order of (item, collection)."""
     return pairs[:, 0].astype(np.int64) * collections + pairs[:, 1]
 
 
-def _pairs(keys: np.ndarray, collections: int) -> np.ndarray:
+def _pairs_of_keys(keys: np.ndarray, collections: int) -> np.ndarray:
+    """The inverse of _edge_keys."""
     return np.stack(np.divmod(keys, max(collections, 1)), axis=1).astype(np.int32)
 
 
-def _within(some: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Which of `some` are among the ascending keys."""
+def _contained(some: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Which of `some` (int64 [n]) are among the ascending keys: bool [n]."""
     place = np.minimum(np.searchsorted(keys, some), max(len(keys) - 1, 0))
     return keys[place] == some if len(keys) else np.zeros(len(some), np.bool_)

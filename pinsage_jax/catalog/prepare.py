@@ -1,4 +1,4 @@
-"""The prepare stage: input tables to everything that later stages read.
+"""The prepared catalog: graph, ids, features and pairs, made from the input tables.
 
 WORKDIR/prepared/
   graph/                 indptr.npy, indices.npy, weights.npy, manifest.json (csr.py)
@@ -10,9 +10,9 @@ WORKDIR/prepared/
   times.npy              int64 [E] in the order of the items' rows; only with --time_column
   manifest.json          counts, reports, checksums, and the fingerprint of the inputs
 
-The folder is swapped in whole, and left alone while settings and inputs are the same.
-Opening it compares every file with its checksum; prepare makes a damaged folder again,
-other stages refuse it.
+The folder is replaced as a whole, and reused while settings and input files are the same.
+Opening it compares every file with its checksum; --mode=prepare makes a damaged folder
+again, the other modes refuse it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _INPUT_FLAGS = ("edges", "items", "train_pairs", "eval_pairs")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-    """What the prepare stage leaves, memory-mapped."""
+    """A prepared catalog, its arrays memory-mapped."""
 
     graph: Graph
     features: np.ndarray  # float32 or float16 [num_items, D]
@@ -60,7 +60,7 @@ class Prepared:
 
     @property
     def link_rows(self) -> np.ndarray:
-        """What content links compare: words where there are any, else features."""
+        """Rows [num_items, *] that content links compare: words if there are any, else features."""
         return self.features if self.words is None else self.words
 
 
@@ -68,7 +68,7 @@ def prepare(config: Config) -> Prepared:
     """Writes WORKDIR/prepared, or reuses it, and opens it.
 
     Raises:
-      UserError: whatever is wrong with an input, in one sentence.
+      UserError: an input table or a setting has a mistake.
     """
     workdir = pathlib.Path(config.workdir)
     if workdir.exists() and not workdir.is_dir():
@@ -91,7 +91,7 @@ def prepare(config: Config) -> Prepared:
 
 
 def input_tables(config: Config) -> tuple[DataConfig, dict[str, pathlib.Path]]:
-    """What is to be read: the settings of the data, and the path of each table by flag.
+    """Settings of the input tables, and the path of each table by flag.
 
     With --synthetic the tables are generated first, into WORKDIR/inputs.
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from pinsage_jax.catalog.additions import Additions, additions_of
+from pinsage_jax.catalog.additions import Additions, build_additions
 from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.data.tables import Table
@@ -60,7 +60,7 @@ class NewItemModel:
     def read(self, items: Table, edges: Table | None) -> Additions:
         """What two tables hold; UserError for whatever is wrong with them."""
         known = self.catalog
-        return additions_of(known.prepared, self.transform, known.config.data, items, edges)
+        return build_additions(known.prepared, self.transform, known.config.data, items, edges)
 
     def embed(self, additions: Additions) -> tuple[np.ndarray, np.ndarray]:
         """Vectors float32 [n, Z], not encoded for an export, and bool [n]: without edges."""

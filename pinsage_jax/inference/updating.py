@@ -103,9 +103,9 @@ class Update:
         """bool [M], nodes whose input vectors may differ."""
         graph, known = self.after.graph, self.before.num_nodes
         changed = np.zeros(graph.num_nodes, np.bool_)
-        members = self.changes.members
+        members = self.changes.memberships
         changed[members[:, 0]] = True
-        changed[self.changes.featured] = True
+        changed[self.changes.changed_items] = True
         changed[members[:, 1] + graph.num_items] = True
         # A collection lies at the mean of its items that have a base.
         based = members[members[:, 0] < self.after.based]
@@ -126,12 +126,12 @@ class Update:
         walked = walked[: after.num_nodes]
         listed = walked.copy()
         listed[self.before.num_nodes :] = True
-        listed[self.changes.featured] = True
+        listed[self.changes.changed_items] = True
         items = self.before.graph.num_items
         old = self._old("lists", 2 * after.width, np.int32)
         assert old is not None  # Numbers have not moved.
         links = split_lists(old[:items])[0]
-        known = self.changes.featured[self.changes.featured < items]
+        known = self.changes.changed_items[self.changes.changed_items < items]
         listed[:items] |= after.relinked(known, links[:, sampling.num_neighbors :])
         return walked, listed
 

@@ -150,8 +150,8 @@ def _said(report: dict[str, Any]) -> str:
         return f"{count:,} of {nodes:,} ({100 * count / total:.2f}%)"
 
     lines = [
-        f"changes: {report['edges_added']:,} edges added, {report['edges_weighed_anew']:,} weighed "
-        f"anew, {report['edges_removed']:,} removed; {report['items_added']:,} items added, "
+        f"changes: {report['edges_added']:,} edges added, {report['edges_reweighted']:,} "
+        f"reweighted, {report['edges_removed']:,} removed; {report['items_added']:,} items added, "
         f"{report['items_changed']:,} changed; {report['collections_added']:,} collections added",
         f"walked again from {share(report['walked_again'])}; lists that differ: "
         f"{share(report['lists_changed'])}",

@@ -2,7 +2,7 @@
 damaged is used."""
 
 import logging
-import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -55,7 +55,7 @@ def test_what_is_there_is_not_filled_again(tmp_path):
 
 KILLED = """
 import os, pathlib, signal, sys
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from test_layer_tables import SHARD, ROWS, wanted
 from pinsage_jax.inference.tables import KeptTables
 
@@ -70,8 +70,9 @@ KeptTables(pathlib.Path(sys.argv[1]), SHARD).filled("vectors", (ROWS, 3), fill)
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
-    here = os.path.dirname(__file__)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), here], timeout=300)
+    here = pathlib.Path(__file__).parent
+    paths = [str(here), str(here.parent / "helpers")]
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), *paths], timeout=300)
     assert done.returncode == -signal.SIGKILL
     again = Recorded()
     fill_all(tmp_path, again)

@@ -312,7 +312,7 @@ def test_the_changed_graph_is_the_one_built_from_all_edges(tmp_path, small_rng):
     }
     assert found == pytest.approx(weights)
     counts = {
-        "edges_added": len(set(added)) - known, "edges_weighed_anew": known, "edges_removed": 4
+        "edges_added": len(set(added)) - known, "edges_reweighted": known, "edges_removed": 4
     }  # fmt: skip
     assert known >= 2 and counts.items() <= changes.report.items()
 

@@ -76,7 +76,7 @@ def test_changes_one_after_the_other(catalog, tmp_path, capsys, nothing_computed
     )
     manifest = pinsage_jax.embed(first)
     said = capsys.readouterr().out
-    assert "2 edges added, 0 weighed anew, 1 removed; 1 items added, 1 changed" in said
+    assert "2 edges added, 0 reweighted, 1 removed; 1 items added, 1 changed" in said
     assert "recomputed in layer 1: " in said and "walked again from " in said
     updated = pathlib.Path(config.workdir) / "updated"
     prepared = open_prepared(updated)
