@@ -25,7 +25,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.text_table import aligned
 from pinsage_jax.evaluation.baselines import Content
-from pinsage_jax.retrieval.neighbors import described, rows_of
+from pinsage_jax.retrieval.neighbors import ids_and_titles, rows_of
 from pinsage_jax.retrieval.ranks import ranks_from_scores
 from pinsage_jax.retrieval.topk import target_ranks
 from pinsage_jax.sampling.neighborhoods import visit_scores
@@ -81,7 +81,7 @@ def file_name(query: str, target: str) -> str:
 
 
 def _about(prepared: Prepared, row: int) -> dict[str, Any]:
-    name, *title = described(prepared, np.array([row]))[0]
+    name, *title = ids_and_titles(prepared, np.array([row]))[0]
     edges = int(prepared.graph.indptr[row + 1] - prepared.graph.indptr[row])
     return {"item_id": name, "title": "".join(title), "collections": edges}
 
@@ -190,7 +190,7 @@ def _named(prepared: Prepared, node: int) -> dict[str, str]:
     if node >= items:
         name = prepared.collection_ids.names(np.array([node - items]))[0].as_py()
         return {"collection_id": name}
-    name, *title = described(prepared, np.array([node]))[0]
+    name, *title = ids_and_titles(prepared, np.array([node]))[0]
     return {"item_id": name, "title": "".join(title)}
 
 

@@ -1,17 +1,18 @@
-"""What an exported vector looks like: rotated, truncated, rounded; and back to float32.
+"""Codec of exported vectors: projection, quantization, and decoding to float32.
 
-  exported = rounded(vector @ transform)
+  exported = quantize(vector @ transform)
 
-`transform` [Z, d] keeps inner products as well as d numbers can: the leading principal
-directions of the second moment (for queries that are spread as the items are), turned
-towards an earlier export where one is to be matched.  Where the last coordinate is an
-item's popularity it stays itself, as the last of the d.
+`transform` [Z, d] preserves inner products as well as d numbers can: its columns are the
+leading principal directions of the second moment (optimal for queries distributed like
+the items), rotated onto an earlier export where the new one is aligned to it.  If the
+last coordinate is a popularity bias, the transform does not mix it with the others: it
+stays the last of the d coordinates.
 
-int8 has one scale per vector, its largest absolute number over 127.  The popularity is
-some ten times as large as any other coordinate and would take the steps of all others,
-so it has a scale of its own and is kept exactly.
+int8 vectors have one scale each: the largest absolute coordinate divided by 127.  The
+popularity bias is about ten times as large as any other coordinate, and one common scale
+would leave the others too few steps; it has a scale of its own, which keeps it exact.
 
-Shapes: n vectors, Z coordinates of an embedding, d exported ones, G groups of scales.
+Shapes: n vectors, Z embedding coordinates, d exported coordinates, G scales per vector.
 """
 
 from __future__ import annotations
@@ -26,54 +27,59 @@ _STEPS = 127
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ExportForm:
-    """How vectors are written.
+class VectorCodec:
+    """Encodes and decodes exported vectors.
 
     Attributes:
       dtype: float32, float16 or int8.
-      last_apart: whether the last coordinate is a popularity, which nothing rotates.
-      transform: float32 [Z, d]; None: vectors as they are.
+      separate_bias_scale: whether the last coordinate is a popularity bias, which the
+        transform leaves alone and int8 stores with a scale of its own.
+      transform: float32 [Z, d]; None: the identity.
     """
 
     dtype: str = "float32"
-    last_apart: bool = False
+    separate_bias_scale: bool = False
     transform: np.ndarray | None = None
 
     @property
     def scale_columns(self) -> tuple[str, ...]:
-        """Names of the scales that a vector has."""
+        """Names of the scales of a vector, in order."""
         if self.dtype != "int8":
             return ()
-        return ("scale", "last_scale") if self.last_apart else ("scale",)
+        return ("scale", "bias_scale") if self.separate_bias_scale else ("scale",)
 
     @property
     def is_exact(self) -> bool:
-        """Whether inner products are those of the vectors, up to the rounding of float32."""
+        """Whether encoding preserves inner products up to the rounding of float32."""
         return self.dtype == "float32" and (
             self.transform is None or self.transform.shape[0] == self.transform.shape[1]
         )
 
-    def moved(self, vectors: np.ndarray) -> np.ndarray:
-        """float32 [n, d]: rotated and truncated, not yet rounded."""
+    def project(self, vectors: np.ndarray) -> np.ndarray:
+        """Applies the transform to vectors [n, Z]: float32 [n, d], not quantized."""
         vectors = np.asarray(vectors, np.float32)
         return vectors if self.transform is None else vectors @ self.transform
 
     def encode(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Stored numbers [n, d] of `dtype` and scales float32 [n, G] of vectors [n, Z]."""
-        moved = self.moved(vectors)
+        """Projects and quantizes vectors [n, Z].
+
+        Returns:
+          codes [n, d] of `dtype` and scales float32 [n, G].
+        """
+        projected = self.project(vectors)
         if self.dtype != "int8":
-            none = np.empty((len(moved), 0), np.float32)
-            return np.ascontiguousarray(moved, np.dtype(self.dtype)), none
-        scales, codes = [], np.empty(moved.shape, np.int8)
-        for part in self._groups(moved.shape[1]):
-            largest = np.abs(moved[:, part]).max(axis=1, initial=0.0)
+            no_scales = np.empty((len(projected), 0), np.float32)
+            return np.ascontiguousarray(projected, np.dtype(self.dtype)), no_scales
+        scales, codes = [], np.empty(projected.shape, np.int8)
+        for part in self._groups(projected.shape[1]):
+            largest = np.abs(projected[:, part]).max(axis=1, initial=0.0)
             scale = np.where(largest > 0, largest / _STEPS, 1.0).astype(np.float32)
-            codes[:, part] = np.rint(moved[:, part] / scale[:, None])
+            codes[:, part] = np.rint(projected[:, part] / scale[:, None])
             scales.append(scale)
         return codes, np.stack(scales, axis=1)
 
     def decode(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-        """float32 [n, d] of what `encode` gives."""
+        """Vectors float32 [n, d] from the codes [n, d] and scales [n, G] of `encode`."""
         vectors = np.asarray(codes).astype(np.float32)
         if self.dtype == "int8":
             for group, part in enumerate(self._groups(codes.shape[1])):
@@ -81,54 +87,64 @@ class ExportForm:
         return vectors
 
     def _groups(self, width: int) -> list[slice]:
-        cut = width - int(self.last_apart)
-        return [slice(0, cut), slice(cut, width)][: len(self.scale_columns)]
+        """The slices of coordinates that share a scale."""
+        boundary = width - int(self.separate_bias_scale)
+        return [slice(0, boundary), slice(boundary, width)][: len(self.scale_columns)]
 
 
 class StoredVectors:
-    """Vectors as a reader of the export would find them, made when rows are read.
+    """Vectors as a reader of the export decodes them, computed when rows are read.
 
     Attributes:
       shape: (n, d).
     """
 
-    def __init__(self, vectors: np.ndarray, form: ExportForm, chosen: np.ndarray | None = None):
-        """Takes vectors [N, Z] and the rows int [n] that there are; None: all."""
-        self._vectors, self._form, self._chosen = vectors, form, chosen
-        width = vectors.shape[1] if form.transform is None else form.transform.shape[1]
-        self.shape = len(vectors if chosen is None else chosen), width
+    def __init__(self, vectors: np.ndarray, codec: VectorCodec, subset: np.ndarray | None = None):
+        """Takes vectors [N, Z] and the rows int [n] to present; None: all."""
+        self._vectors, self._codec, self._subset = vectors, codec, subset
+        width = vectors.shape[1] if codec.transform is None else codec.transform.shape[1]
+        self.shape = len(vectors if subset is None else subset), width
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         """float32 rows, by slice or by index."""
-        rows = rows if self._chosen is None else self._chosen[rows]
-        return self._form.decode(*self._form.encode(self._vectors[rows]))
+        rows = rows if self._subset is None else self._subset[rows]
+        return self._codec.decode(*self._codec.encode(self._vectors[rows]))
 
 
-def principal_directions(vectors: np.ndarray, dim: int, last_apart: bool) -> np.ndarray:
-    """float32 [Z, dim], orthonormal columns that keep the inner products of vectors [n, Z].
+def principal_directions(vectors: np.ndarray, dim: int, separate_bias: bool) -> np.ndarray:
+    """Orthonormal columns that best preserve the inner products of vectors [n, Z].
+
+    Args:
+      vectors: float [n, Z].
+      dim: d, the number of columns.
+      separate_bias: whether the last coordinate is a popularity bias; it then stays the last
+        of the d coordinates, unmixed.
+
+    Returns:
+      float32 [Z, d].
 
     Raises:
-      ValueError: `dim` is not below Z or leaves no room beside the popularity.
+      ValueError: `dim` exceeds Z, or is so small that nothing but the bias is left.
     """
-    width, apart = vectors.shape[1], int(last_apart)
-    if not apart < dim <= width:
-        raise ValueError(f"{dim} of {width} dimensions")
-    moment = np.zeros((width - apart, width - apart))
+    width, bias = vectors.shape[1], int(separate_bias)
+    if not bias < dim <= width:
+        raise ValueError(f"cannot project {width} dimensions onto {dim}")
+    moment = np.zeros((width - bias, width - bias))
     for begin in range(0, len(vectors), _ROWS):
-        rows = np.asarray(vectors[begin : begin + _ROWS, : width - apart], np.float64)
+        rows = np.asarray(vectors[begin : begin + _ROWS, : width - bias], np.float64)
         moment += rows.T @ rows
-    first = width - dim  # eigenvalues come in ascending order
-    _, directions = eigh(moment, subset_by_index=[first, width - apart - 1])
-    # The sign of an eigenvector is free: the largest number of each is made positive.
+    first = width - dim  # eigh returns eigenvalues in ascending order
+    _, directions = eigh(moment, subset_by_index=[first, width - bias - 1])
+    # The sign of an eigenvector is arbitrary: the largest number of each is made positive.
     largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0)
     directions = (directions * np.sign(largest))[:, ::-1]
-    return with_last(directions, last_apart)
+    return extend_to_bias(directions, separate_bias)
 
 
-def with_last(rotation: np.ndarray, last_apart: bool) -> np.ndarray:
-    """A map of the other coordinates as a map of all: float32, the last one kept."""
-    whole = block_diag(rotation, np.ones((1, 1))) if last_apart else rotation
-    return whole.astype(np.float32)
+def extend_to_bias(matrix: np.ndarray, separate_bias: bool) -> np.ndarray:
+    """Extends a float matrix by the identity on the bias coordinate, if there is one: float32."""
+    extended = block_diag(matrix, np.ones((1, 1))) if separate_bias else matrix
+    return extended.astype(np.float32)

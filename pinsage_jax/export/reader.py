@@ -1,7 +1,7 @@
-"""Reads exported embeddings back, whatever their format, as float32.
+"""Reads exported embeddings of any format as float32.
 
-What is read is checked against the manifest's checksums first, so that a file that is
-missing or damaged is named instead of used.
+Files are verified against the manifest's checksums first; a missing or damaged file is
+named in an error instead of being used.
 """
 
 from __future__ import annotations
@@ -19,53 +19,53 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.export.codec import ExportForm
-from pinsage_jax.export.writer import FOLDER, ITEMS, MANIFEST, TRANSFORM
+from pinsage_jax.export.codec import VectorCodec
+from pinsage_jax.export.writer import FOLDER, FORMAT, ITEMS, MANIFEST, TRANSFORM
 
 _ROWS = 1 << 16
-_AGAIN = "run --mode=embed again."
+_EXPORT_AGAIN = "run --mode=embed again."
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Export:
-    """One folder of embeddings, its files checked.
+    """One folder of embeddings whose files were verified.
 
     Attributes:
-      folder: where it lies.
-      manifest: what made it.
-      form: how its vectors are stored.
+      folder: the folder of the export.
+      manifest: contents of its manifest.json.
+      codec: how its vectors are stored.
     """
 
     folder: pathlib.Path
     manifest: dict[str, Any]
-    form: ExportForm
+    codec: VectorCodec
 
     @property
     def count(self) -> int:
-        """Items."""
+        """Number of items."""
         return self.manifest["count"]
 
     @property
     def dimension(self) -> int:
-        """Numbers of an exported vector."""
+        """Number of coordinates of an exported vector."""
         return self.manifest["dimension"]
 
     def blocks(self) -> Iterator[tuple[pa.Array, np.ndarray]]:
-        """Ids large_string [n] and vectors float32 [n, dimension], in order.
+        """Yields ids large_string [n] and vectors float32 [n, dimension], in catalog order.
 
         Raises:
-          UserError: a file is not what its name says.
+          UserError: a file cannot be read or its vectors have another length.
         """
         return self._arrays() if self.manifest.get("layout") == "npy" else self._shards()
 
     def mapped(self) -> np.ndarray | None:
-        """The vectors as they lie on disk, if they need no conversion."""
-        if self.manifest.get("layout") == "npy" and self.form.dtype == "float32":
+        """The vectors as a memory-mapped array [count, dimension], if they need no decoding."""
+        if self.manifest.get("layout") == "npy" and self.codec.dtype == "float32":
             return self._checked_array(f"{ITEMS.vectors}.npy", np.float32, self.dimension)
         return None
 
     def ids(self) -> IdTable:
-        """Ids of all items."""
+        """Ids of all items, in catalog order."""
         return IdTable(pa.concat_arrays([pa.array([], pa.large_string()), *self._all_ids()]))
 
     def vectors(self) -> np.ndarray:
@@ -85,25 +85,26 @@ class Export:
             yield ids
 
     def _shards(self) -> Iterator[tuple[pa.Array, np.ndarray]]:
-        for name in _named(self.manifest, ITEMS.shards):
-            for batch in _batches(self.folder / name):
+        shards = [name for name in self.manifest["files"] if name.startswith(f"{ITEMS.shards}-")]
+        for shard in sorted(shards):
+            for batch in _batches(self.folder / shard):
                 codes = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
                 if codes.size != len(batch) * self.dimension:
                     raise UserError(
                         f"{self.folder} has vectors of another length than its manifest says; "
-                        f"{_AGAIN}"
+                        f"{_EXPORT_AGAIN}"
                     )
-                parts = [batch.column(column).to_numpy() for column in self.form.scale_columns]
-                scales = np.stack(parts, axis=1) if parts else np.empty((len(batch), 0))
+                columns = [batch.column(name).to_numpy() for name in self.codec.scale_columns]
+                scales = np.stack(columns, axis=1) if columns else np.empty((len(batch), 0))
                 codes = codes.reshape(len(batch), self.dimension)
                 yield (
                     batch.column("item_id").cast(pa.large_string()),
-                    self.form.decode(codes, scales),
+                    self.codec.decode(codes, scales),
                 )
 
     def _arrays(self) -> Iterator[tuple[pa.Array, np.ndarray]]:
-        codes = self._checked_array(f"{ITEMS.vectors}.npy", self.form.dtype, self.dimension)
-        groups = len(self.form.scale_columns)
+        codes = self._checked_array(f"{ITEMS.vectors}.npy", self.codec.dtype, self.dimension)
+        groups = len(self.codec.scale_columns)
         scales = np.empty((self.count, 0), np.float32)
         if groups:
             scales = self._checked_array(f"{ITEMS.vectors}.scales.npy", np.float32, groups)
@@ -111,23 +112,25 @@ class Export:
         for batch in _batches(self.folder / f"{ITEMS.ids}.parquet"):
             span = slice(done, done + len(batch))
             ids = batch.column("item_id").cast(pa.large_string())
-            yield ids, self.form.decode(codes[span], scales[span])
+            yield ids, self.codec.decode(codes[span], scales[span])
             done += len(batch)
 
     def _checked_array(self, name: str, dtype: Any, width: int) -> np.ndarray:
         array = files.read_array(self.folder / name)
         if array.shape != (self.count, width) or array.dtype != np.dtype(dtype):
             raise UserError(
-                f"{self.folder} has vectors of another length than its manifest says; {_AGAIN}"
+                f"{self.folder} has vectors of another length than its manifest says; "
+                f"{_EXPORT_AGAIN}"
             )
         return array
 
 
 def open_export(folder: str | pathlib.Path) -> Export:
-    """Opens a folder that write_embeddings wrote and checks its files.
+    """Opens a folder that write_embeddings wrote and verifies its files.
 
     Raises:
-      UserError: there is none, or a file is missing or damaged.
+      UserError: the folder holds no embeddings or embeddings of another format version, or a
+        file is missing or damaged.
     """
     folder = pathlib.Path(folder)
     if not (folder / MANIFEST).exists():
@@ -138,21 +141,24 @@ def open_export(folder: str | pathlib.Path) -> Export:
     if not isinstance(listed, dict) or not all(
         isinstance(manifest.get(name), int) for name in numbers
     ):
-        raise UserError(f"{folder / MANIFEST} is damaged; {_AGAIN}")
+        raise UserError(f"{folder / MANIFEST} is damaged; {_EXPORT_AGAIN}")
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} has format {manifest.get('format')}, which this version of the program "
+            f"cannot read (it reads format {FORMAT}); {_EXPORT_AGAIN}"
+        )
     names = [name for name in listed if not name.startswith("collection")]
     files.verify_checksums(folder, {name: listed[name] for name in sorted(names)})
     transform = files.read_array(folder / TRANSFORM, mmap=False) if TRANSFORM in listed else None
-    form = ExportForm(
-        manifest.get("dtype", "float32"), bool(manifest.get("last_apart", False)), transform
-    )
-    return Export(folder, manifest, form)
+    codec = VectorCodec(manifest["dtype"], manifest["separate_bias_scale"], transform)
+    return Export(folder, manifest, codec)
 
 
 def load_embeddings(workdir: str | pathlib.Path, prepared: Prepared) -> np.ndarray:
-    """WORKDIR/embeddings as float32 [num_items, dimension], of whatever format.
+    """Loads WORKDIR/embeddings, of any format, as float32 [num_items, dimension].
 
     Raises:
-      UserError: not exported yet, a file is missing or damaged, or the export is of
+      UserError: there is no export, a file is missing or damaged, or the export belongs to
         another catalog.
     """
     export = open_export(pathlib.Path(workdir) / FOLDER)
@@ -177,13 +183,9 @@ def _batches(path: pathlib.Path) -> Iterator[pa.RecordBatch]:
     try:
         yield from pq.ParquetFile(path).iter_batches(_ROWS)
     except (pa.ArrowException, OSError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is damaged ({said}); {_AGAIN}") from None
+        message = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged ({message}); {_EXPORT_AGAIN}") from None
 
 
-def _named(manifest: dict[str, Any], start: str) -> list[str]:
-    return sorted(name for name in manifest["files"] if name.startswith(f"{start}-"))
-
-
-def _another_catalog(folder: pathlib.Path, how: str) -> UserError:
-    return UserError(f"{folder} belongs to another catalog ({how}); {_AGAIN}")
+def _another_catalog(folder: pathlib.Path, difference: str) -> UserError:
+    return UserError(f"{folder} belongs to another catalog ({difference}); {_EXPORT_AGAIN}")

@@ -68,7 +68,7 @@ def _candidates(
     means /= np.maximum(lengths, 1)[:, None].astype(np.float32)
     # The nearest to a mean are often what is left out.
     of_means = min(depth + int(lengths.max(initial=0)), count)
-    return items, search.raw(vectors[items], depth), search.raw(means, of_means)
+    return items, search.candidates(vectors[items], depth), search.candidates(means, of_means)
 
 
 def _scored(scorer: Scorer, history: Histories, items: np.ndarray) -> Any:

@@ -44,9 +44,9 @@ from pinsage_jax.recommend.scores import (
 )
 from pinsage_jax.recommend.walks import HistoryWalk
 from pinsage_jax.retrieval.ann import AnnSearch
-from pinsage_jax.retrieval.export_quality import shared_share, spread_rows
 from pinsage_jax.retrieval.filters import Filters
-from pinsage_jax.retrieval.neighbors import close_ids
+from pinsage_jax.retrieval.neighbors import similar_ids
+from pinsage_jax.retrieval.retrieval.export_quality import evenly_spaced_rows, recall_per_query
 
 RECOMMENDATIONS_FILE, SCORES_FILE = "recommendations.parquet", "recommend.json"
 CHOICE_FILE = "recommend_choice.json"
@@ -94,7 +94,7 @@ class Recommender:
         """ids int32 [U, k] and scores float32 [U, k], best first, -1 and -inf padded."""
         if self.filters is None:
             return self._best(histories, k)
-        return self.filters.best(
+        return self.filters.top_k(
             lambda users, depth: self._best(histories.select(users), depth),
             len(histories), k, histories.of,
         )  # fmt: skip
@@ -207,8 +207,8 @@ def recommend(
     choice, tried = _chosen(config, vectors, validation, threads)
     degree = graph.degree()[: graph.num_items]
     hide = config.search.exclude_seen != "off"
-    # A history is left out before anything is scored; the rest is for the filters.
-    filters = Filters(config.search, graph, vectors, seen=False)
+    # The recommender excludes the history itself; the filters apply the other rules.
+    filters = Filters(config.search, graph, vectors, exclude_seen=False)
     recommender = Recommender(
         settings, choice, vectors, degree, threads, half_life, search, filters, hide
     )
@@ -256,9 +256,9 @@ def recommend(
 def _log_missed(recommender: Recommender, histories: Histories, k: int) -> None:
     """Says how much of the exact lists the index finds, for a few users."""
     held = np.flatnonzero(np.diff(histories.indptr) > 0)
-    some = histories.select(held[spread_rows(len(held), _COMPARED_USERS)])
+    some = histories.select(held[evenly_spaced_rows(len(held), _COMPARED_USERS)])
     exact = dataclasses.replace(recommender, search=None).best(some, k)[0]
-    share = shared_share(recommender.best(some, k)[0], exact).mean()
+    share = recall_per_query(recommender.best(some, k)[0], exact).mean()
     assert recommender.search is not None
     logging.info(
         "recommend: %s finds %.4f of the exact first %d (%d collections)",
@@ -335,7 +335,7 @@ def _wanted(settings: RecommendConfig, prepared: Prepared) -> np.ndarray | None:
     found = prepared.collection_ids.lookup(pa.array(names, pa.large_string()))
     for name, index in zip(names, found):
         if index < 0:
-            close = close_ids(name, prepared.collection_ids)
+            close = similar_ids(name, prepared.collection_ids)
             hint = f"did you mean {' or '.join(close)}?" if close else "ids are those of --edges."
             raise UserError(f"--recommend_for: there is no collection {name}; {hint}")
     return found.astype(np.int64)

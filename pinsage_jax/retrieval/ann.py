@@ -2,14 +2,14 @@
 
 Two kinds of index, each named KINDsize:effort:
 
-  hnsw32:64    a navigable graph (Malkov and Yashunin 2018) of 32 links a node over the
-               vectors themselves; 64 candidates are held in a search
-  ivfpq64:16   cells of k-means, in each 64 bytes a vector by product quantization
-               (Jegou et al. 2011); 16 cells are searched
+  hnsw32:64    a navigable small-world graph (Malkov and Yashunin 2018) over the float32
+               vectors, with 32 links per node; a search keeps 64 candidates (efSearch)
+  ivfpq64:16   an inverted file over k-means cells whose vectors are product-quantized to
+               64 bytes each (Jegou et al. 2011); a search visits 16 cells (nprobe)
 
-Whatever an index finds is ordered again by exact inner products with the vectors (of
-product quantization four times as many as are wanted), so that scores are those of exact
-search and only misses are left.
+Candidates that an index returns are reranked by exact inner products with the float32
+vectors (for product quantization, four times as many candidates as requested).  Scores
+therefore equal those of exact search; the only remaining error is a missed neighbor.
 
   N vectors, Q queries, d dimensions, k neighbors
 """
@@ -27,14 +27,14 @@ import numpy as np
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 
-# Quantized scores are rough: so many times k are asked for, to be ordered exactly.
+# Quantized scores are approximate, so OVERFETCH * k candidates are reranked exactly.
 _OVERFETCH = 4
-# Product quantization learns 256 centroids a part.
-FEWEST_QUANTIZED = 256
-_HNSW_CONSTRUCTION = 100
-_TRAIN_PER_CELL = 64
-_ADDED_ROWS = 1 << 16
-_GRAMMAR = re.compile(r"(hnsw|ivfpq)(\d+):(\d+)")
+# Product quantization learns 256 centroids per subvector and needs as many vectors.
+MIN_VECTORS_FOR_PQ = 256
+_HNSW_EF_CONSTRUCTION = 100
+_TRAINING_VECTORS_PER_CELL = 64
+_ADD_BATCH = 1 << 16
+_SETTING_PATTERN = re.compile(r"(hnsw|ivfpq)(\d+):(\d+)")
 
 
 def _faiss() -> Any:
@@ -50,26 +50,30 @@ def _faiss() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One way to build and to search."""
+    """How an index is built and how thoroughly it is searched."""
 
     kind: str  # hnsw or ivfpq
-    size: int  # links a node, or bytes a vector
-    effort: int  # candidates held, or cells searched
+    size: int  # hnsw: links per node; ivfpq: bytes per vector
+    effort: int  # hnsw: candidates kept in a search; ivfpq: cells visited
 
     @property
-    def built(self) -> str:
-        """Name of what is built, which several efforts share."""
+    def index_name(self) -> str:
+        """Name of the index, e.g. hnsw32; settings that differ only in effort share it."""
         return f"{self.kind}{self.size}"
 
     @property
     def name(self) -> str:
-        """As it is written in flags."""
-        return f"{self.built}:{self.effort}"
+        """The setting as it is written in flags, e.g. hnsw32:64."""
+        return f"{self.index_name}:{self.effort}"
 
     @classmethod
     def parse(cls, text: str, flag: str) -> Setting:
-        """Reads 'hnsw32:64'; UserError names the flag."""
-        found = _GRAMMAR.fullmatch(text.strip())
+        """Parses a setting such as 'hnsw32:64'.
+
+        Raises:
+          UserError: the text is no valid setting; the message names `flag`.
+        """
+        found = _SETTING_PATTERN.fullmatch(text.strip())
         if found:
             setting = cls(found[1], int(found[2]), int(found[3]))
             if setting.size >= (2 if setting.kind == "hnsw" else 1) and setting.effort >= 1:
@@ -80,8 +84,11 @@ class Setting:
         )
 
 
-def fitting(setting: Setting, dimension: int) -> Setting:
-    """The setting with bytes a vector that divide the dimensions, as many as asked or fewer."""
+def fit_code_size(setting: Setting, dimension: int) -> Setting:
+    """Lowers the bytes per vector of an ivfpq setting to the nearest divisor of `dimension`.
+
+    faiss cuts a vector into as many equal subvectors as there are bytes in its code.
+    """
     if setting.kind == "hnsw":
         return setting
     size = max(n for n in range(1, min(setting.size, dimension) + 1) if dimension % n == 0)
@@ -89,20 +96,23 @@ def fitting(setting: Setting, dimension: int) -> Setting:
 
 
 def build(vectors: np.ndarray, setting: Setting, seed: int, threads: int) -> Any:
-    """A faiss index over vectors float32 [N, d].
+    """Builds a faiss index over vectors float32 [N, d].
 
     Raises:
-      ValueError: fewer than FEWEST_QUANTIZED vectors for product quantization.
+      UserError: faiss is not installed.
+      ValueError: there are fewer than MIN_VECTORS_FOR_PQ vectors for product quantization.
     """
     faiss = _faiss()
     faiss.omp_set_num_threads(threads)
     count, dimension = vectors.shape
     if setting.kind == "hnsw":
         index = faiss.IndexHNSWFlat(dimension, setting.size, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = _HNSW_CONSTRUCTION
+        index.hnsw.efConstruction = _HNSW_EF_CONSTRUCTION
     else:
-        if count < FEWEST_QUANTIZED:
-            raise ValueError(f"{count} vectors")
+        if count < MIN_VECTORS_FOR_PQ:
+            raise ValueError(
+                f"product quantization needs {MIN_VECTORS_FOR_PQ} vectors; there are {count}"
+            )
         cells = max(1, min(round(4 * math.sqrt(count)), count // 40))
         coarse = faiss.IndexFlatIP(dimension)
         index = faiss.IndexIVFPQ(
@@ -110,26 +120,26 @@ def build(vectors: np.ndarray, setting: Setting, seed: int, threads: int) -> Any
         )
         for clustering in (index.cp, index.pq.cp):
             clustering.seed = seed % (1 << 31)
-            # What a small catalog has must do; faiss would warn.
+            # faiss warns when a small catalog has fewer points per centroid than this.
             clustering.min_points_per_centroid = 1
-        most = max(_TRAIN_PER_CELL * cells, 1 << 16)
-        rows = np.arange(min(count, most)) * count // min(count, most)
+        sample = min(count, max(_TRAINING_VECTORS_PER_CELL * cells, 1 << 16))
+        rows = np.arange(sample) * count // sample
         index.train(np.ascontiguousarray(vectors[rows], np.float32))
-    for begin in range(0, count, _ADDED_ROWS):
-        index.add(np.ascontiguousarray(vectors[begin : begin + _ADDED_ROWS], np.float32))
+    for begin in range(0, count, _ADD_BATCH):
+        index.add(np.ascontiguousarray(vectors[begin : begin + _ADD_BATCH], np.float32))
     return index
 
 
 def save(index: Any, path: pathlib.Path) -> None:
-    """Writes an index; for a checksum see the folder's index.json."""
+    """Writes an index to one file; index.json in the same folder keeps its checksum."""
     _faiss().write_index(index, str(path))
 
 
 def load(path: pathlib.Path, checksum: str, vectors: np.ndarray) -> Any:
-    """Reads an index that `save` wrote, after comparing its checksum.
+    """Reads an index that `save` wrote, after verifying its checksum.
 
     Raises:
-      UserError: it is missing, damaged or not of these vectors.
+      UserError: the file is missing or damaged, or it indexes vectors of another shape.
     """
     faiss = _faiss()
     if not path.exists() or files.checksum(path) != checksum:
@@ -139,19 +149,19 @@ def load(path: pathlib.Path, checksum: str, vectors: np.ndarray) -> Any:
     except RuntimeError:
         raise UserError(f"{path} cannot be read; run --mode=index again.") from None
     if (index.ntotal, index.d) != vectors.shape:
-        raise UserError(f"{path} is of other vectors; run --mode=index again.")
+        raise UserError(f"{path} indexes other vectors; run --mode=index again.")
     return index
 
 
 class AnnSearch:
-    """Searches by an index and orders what it finds exactly.
+    """Approximate top-k: an index proposes candidates, exact inner products rerank them.
 
     Attributes:
-      setting: the one in use.
+      setting: how the index was built and how thoroughly it is searched.
     """
 
     def __init__(self, index: Any, setting: Setting, vectors: np.ndarray, threads: int):
-        """Takes the vectors float32 [N, d] that the index is of."""
+        """Takes the indexed vectors, float32 [N, d]."""
         self.setting, self._index, self._vectors = setting, index, vectors
         self._threads = threads
         if setting.kind == "hnsw":
@@ -159,29 +169,28 @@ class AnnSearch:
         else:
             index.nprobe = min(setting.effort, index.nlist)
 
-    def raw(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """The index's own k best, int64 [Q, k], -1 padded."""
+    def candidates(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """Rows of the k best by the index's own scores, int64 [Q, k], padded with -1."""
         _faiss().omp_set_num_threads(self._threads)
         return self._index.search(np.ascontiguousarray(queries, np.float32), k)[1]
 
     def top_k(
         self, queries: np.ndarray, k: int, exclude_self: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As topk.top_k over the vectors, but some of the best may be missed."""
+        """Like topk.top_k over the vectors, but the index may miss some of the best rows."""
         count = len(self._vectors)
-        wanted = k + int(exclude_self is not None)
+        depth = k + int(exclude_self is not None)
         if self.setting.kind == "ivfpq":
-            wanted *= _OVERFETCH
-        found = self.raw(queries, min(wanted, count))
+            depth *= _OVERFETCH
         ids = np.full((len(queries), k), -1, np.int32)
         scores = np.full((len(queries), k), -np.inf, np.float32)
-        for row, near in enumerate(found):
-            near = near[near >= 0]
+        for row, found in enumerate(self.candidates(queries, min(depth, count))):
+            found = found[found >= 0]
             if exclude_self is not None:
-                near = near[near != exclude_self[row]]
-            # In order of rows, so that equal scores prefer the lower one.
-            near = np.sort(near)
-            exact = self._vectors[near] @ np.asarray(queries[row], np.float32)
+                found = found[found != exclude_self[row]]
+            # Ascending rows and a stable sort: of equal scores the lower row comes first.
+            found = np.sort(found)
+            exact = self._vectors[found] @ np.asarray(queries[row], np.float32)
             order = np.argsort(-exact, kind="stable")[:k]
-            ids[row, : len(order)], scores[row, : len(order)] = near[order], exact[order]
+            ids[row, : len(order)], scores[row, : len(order)] = found[order], exact[order]
         return ids, scores

@@ -1,9 +1,9 @@
-"""What may be listed: filters and diversity over candidates that come best first.
+"""Filters and diversity reranking of search results.
 
-  Q queries, C candidates, k listed
+  Q queries, C candidates, k results
 
-Filters ask for more candidates until k are left or the catalog has no more, so that
-over exact search the result is that of filtering the whole ranking.
+A filter fetches ever more candidates of a query until k pass or the catalog is exhausted,
+so that with exact search the result equals that of filtering the whole ranking.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.graph.csr import Graph
 
-# rows int64 [q] of the queries, candidates wanted -> ids int32 [q, C] and scores, best
-# first, -1 and -inf padded.
+# (query rows int64 [q], number of candidates C) -> ids int32 [q, C] and scores float32
+# [q, C], best first, padded with -1 and -inf.
 Fetch = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
-# Candidates among which diversity chooses, in units of k.
+# Diversity chooses among the best POOL * k candidates.
 _POOL = 5
-_FEWEST_POOLED = 50
+_MIN_POOL = 50
 _GROWTH = 4
 
 
@@ -29,99 +29,109 @@ class Filters:
     """Filters over one catalog.
 
     Attributes:
-      active: whether anything is asked for beside the best k.
+      active: whether any filter or diversity is on; otherwise the result is the plain top k.
     """
 
-    def __init__(self, config: SearchConfig, graph: Graph, vectors: np.ndarray, seen: bool):
-        """Takes vectors float32 [N, d] of the items, and whether `seen` is to be left out."""
-        self._config, self._graph, self._vectors, self._seen = config, graph, vectors, seen
+    def __init__(self, config: SearchConfig, graph: Graph, vectors: np.ndarray, exclude_seen: bool):
+        """Takes the items' vectors float32 [N, d] and whether items already seen are excluded."""
+        self._config, self._graph, self._vectors = config, graph, vectors
+        self._exclude_seen = exclude_seen
         self._degree = graph.degree()[: graph.num_items]
         self.active = bool(
-            seen or config.one_per_collection or config.min_degree or config.diversity
+            exclude_seen or config.one_per_collection or config.min_degree or config.diversity
         )
 
-    def neighbors_seen(self, item: int) -> np.ndarray:
+    def items_sharing_a_collection(self, item: int) -> np.ndarray:
         """Items that share a collection with `item`, int32, ascending."""
         graph = self._graph
         parts = [graph.neighbors(collection) for collection in graph.neighbors(item)]
         return np.unique(np.concatenate([np.empty(0, np.int32), *parts]))
 
-    def best(
+    def top_k(
         self, fetch: Fetch, queries: int, k: int, seen_of: Callable[[int], np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best of every query that may be listed.
+        """The k best candidates of every query that pass the filters.
 
         Args:
-          fetch: gives candidates of some queries.
-          queries: Q.
-          seen_of: items that a query has seen, if those are left out.
+          fetch: returns a number of candidates for some of the queries.
+          queries: Q, the number of queries.
+          seen_of: items that a query has seen; only called where those are excluded.
 
         Returns:
-          ids int32 [Q, k] and scores float32 [Q, k], -1 and -inf padded; by score, or in
-          the order of choosing with diversity.
+          ids int32 [Q, k] and scores float32 [Q, k], padded with -1 and -inf; in order of
+          score, or with diversity in the order in which they were chosen.
         """
         if not self.active:
             return fetch(np.arange(queries), k)
         ids = np.full((queries, k), -1, np.int32)
         scores = np.full((queries, k), -np.inf, np.float32)
         pending, count = np.arange(queries), len(self._degree)
-        depth = max(_POOL * k, _FEWEST_POOLED)
+        depth = max(_POOL * k, _MIN_POOL)
         while len(pending):
             depth = min(depth, count)
             found_ids, found_scores = fetch(pending, depth)
-            short = []
-            for row, near, values in zip(pending, found_ids, found_scores):
-                held = near >= 0
-                seen = seen_of(int(row)) if self._seen else None
-                chosen, worth, enough = self._pick(near[held], values[held], seen, k)
+            incomplete = []
+            for row, row_ids, row_scores in zip(pending, found_ids, found_scores):
+                valid = row_ids >= 0
+                seen = seen_of(int(row)) if self._exclude_seen else None
+                chosen, chosen_scores, complete = self._select(
+                    row_ids[valid], row_scores[valid], seen, k
+                )
                 ids[row], scores[row] = -1, -np.inf
-                ids[row, : len(chosen)], scores[row, : len(chosen)] = chosen, worth
-                # An index may return fewer than it was asked for and more when asked again.
-                if not enough and depth < count:
-                    short.append(row)
-            pending, depth = np.array(short, np.int64), _GROWTH * depth
+                ids[row, : len(chosen)], scores[row, : len(chosen)] = chosen, chosen_scores
+                # Not `len(found) < depth`: an approximate index may return fewer candidates
+                # than requested and still find more at a greater depth.
+                if not complete and depth < count:
+                    incomplete.append(row)
+            pending, depth = np.array(incomplete, np.int64), _GROWTH * depth
         return ids, scores
 
-    def _pick(
+    def _select(
         self, ids: np.ndarray, scores: np.ndarray, seen: np.ndarray | None, k: int
     ) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Of candidates best first: the chosen, their scores, whether more would change nothing."""
+        """Filters candidates that come best first.
+
+        Returns:
+          The chosen ids and their scores, and whether they would stay the same if more
+          candidates were fetched.
+        """
         kept = self._degree[ids] >= self._config.min_degree
         if seen is not None:
             kept &= ~np.isin(ids, seen)
         ids, scores = ids[kept], scores[kept]
-        pool = max(_POOL * k, _FEWEST_POOLED) if self._config.diversity else len(ids)
-        whole = len(ids) >= pool
-        places = self._diverse(ids[:pool], scores[:pool], k)
-        return ids[places], scores[places], len(places) == k and whole
+        pool = max(_POOL * k, _MIN_POOL) if self._config.diversity else len(ids)
+        pool_is_full = len(ids) >= pool
+        chosen = self._diversify(ids[:pool], scores[:pool], k)
+        return ids[chosen], scores[chosen], len(chosen) == k and pool_is_full
 
-    def _diverse(self, ids: np.ndarray, scores: np.ndarray, k: int) -> list[int]:
-        """Places of the chosen, by maximal marginal relevance (Carbonell and Goldstein 1998).
+    def _diversify(self, ids: np.ndarray, scores: np.ndarray, k: int) -> list[int]:
+        """Positions of the chosen, by maximal marginal relevance (Carbonell and Goldstein 1998).
 
-        A candidate is worth (1 - diversity) times its score, scaled to [0, 1] over the
-        candidates, less diversity times its greatest cosine to those chosen.
+        A candidate's marginal relevance is (1 - diversity) times its score, scaled to [0, 1]
+        over the candidates, minus diversity times its largest cosine similarity to a
+        candidate already chosen.
         """
         weight, chosen = self._config.diversity, list[int]()
         free = np.ones(len(ids), np.bool_)
-        worth = -np.arange(len(ids), dtype=np.float64)  # by rank
-        closest = np.zeros(len(ids))
+        relevance = -np.arange(len(ids), dtype=np.float64)  # by rank
+        similarity = np.zeros(len(ids))
         if weight and len(ids):
             spread = float(scores[0] - scores[-1]) or 1.0
-            worth = (1.0 - weight) * (scores - scores[-1]).astype(np.float64) / spread
+            relevance = (1.0 - weight) * (scores - scores[-1]).astype(np.float64) / spread
             rows = np.asarray(self._vectors[ids], np.float32)
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-            closest -= 1.0
-        taken: set[int] = set()
+            similarity -= 1.0
+        used_collections: set[int] = set()
         while len(chosen) < k and free.any():
-            value = worth - weight * closest if chosen else worth
-            place = int(np.argmax(np.where(free, value, -np.inf)))
-            free[place] = False
+            marginal = relevance - weight * similarity if chosen else relevance
+            best = int(np.argmax(np.where(free, marginal, -np.inf)))
+            free[best] = False
             if self._config.one_per_collection:
-                held = set(self._graph.neighbors(int(ids[place])).tolist())
-                if held & taken:
+                collections = set(self._graph.neighbors(int(ids[best])).tolist())
+                if collections & used_collections:
                     continue
-                taken |= held
-            chosen.append(place)
+                used_collections |= collections
+            chosen.append(best)
             if weight:
-                closest = np.maximum(closest, rows @ rows[place])
+                similarity = np.maximum(similarity, rows @ rows[best])
         return chosen

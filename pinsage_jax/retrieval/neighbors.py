@@ -1,6 +1,6 @@
-"""Nearest items: a table for a person, or related_items.parquet for all.
+"""Nearest items: a printed table for a few queries, or related_items.parquet for every item.
 
-N items, Z embedding dimensions, k neighbors
+N items, Z embedding dimensions, Q queries, k neighbors
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from pinsage_jax.retrieval.filters import Filters
 from pinsage_jax.retrieval.topk import top_k
 
 RELATED_FILE = "related_items.parquet"
-_QUERIES_AT_ONCE = 16384
-_ROWS_AT_ONCE = 1 << 21
+_MAX_QUERY_BLOCK = 16384
+_MAX_BLOCK_ROWS = 1 << 21
 _TITLE_WIDTH = 70
-# Comparing texts is slow, so a close id is looked for among this many at most.
-_MOST_COMPARED = 20_000
-# An id of --query without quotation marks may hold fewer commas than this.
-_MOST_COMMAS = 8
+# String similarity is slow, so an unknown id is compared with this many known ids at most.
+_MAX_COMPARED_IDS = 20_000
+# An unquoted id of --query may contain fewer commas than this.
+_MAX_COMMAS = 8
 
 RELATED_SCHEMA = pa.schema(
     [
@@ -63,49 +63,55 @@ def _nearest(
     rows: np.ndarray,
     filters: Filters,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What is listed for the items `rows`: ids int32 [Q, k] and scores float32 [Q, k]."""
+    """Nearest items of the items `rows` that pass the filters.
+
+    Returns:
+      ids int32 [Q, k] and scores float32 [Q, k], padded with -1 and -inf.
+    """
 
     def fetch(queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        own = rows[queries]
+        query_rows = rows[queries]
         if search is not None:
-            return search.top_k(embeddings[own], depth, own)
-        return top_k(embeddings[own], embeddings, depth, own)
+            return search.top_k(embeddings[query_rows], depth, query_rows)
+        return top_k(embeddings[query_rows], embeddings, depth, query_rows)
 
     def seen_of(query: int) -> np.ndarray:
-        return filters.neighbors_seen(int(rows[query]))
+        return filters.items_sharing_a_collection(int(rows[query]))
 
-    return filters.best(fetch, len(rows), config.evaluate.k, seen_of)
+    return filters.top_k(fetch, len(rows), config.evaluate.k, seen_of)
 
 
 def _filters(config: Config, prepared: Prepared, embeddings: np.ndarray) -> Filters:
-    seen = config.search.exclude_seen == "on"
-    return Filters(config.search, prepared.graph, embeddings, seen)
+    exclude_seen = config.search.exclude_seen == "on"
+    return Filters(config.search, prepared.graph, embeddings, exclude_seen)
 
 
 def print_neighbors(
     config: Config, prepared: Prepared, embeddings: np.ndarray, search: AnnSearch | None = None
 ) -> dict[str, list[Related]]:
-    """Prints and returns the --k nearest items of each id of --query: id, score, title if any.
+    """Prints and returns the --k nearest items of each id of --query: id, score and title.
+
+    Titles are printed where the catalog has any.
 
     Args:
       embeddings: float32 [N, Z].
-      search: an index of them; None searches exactly.
+      search: an index over the embeddings; None searches exactly.
 
     Raises:
-      UserError: an id is unknown (close ones are named).
+      UserError: an id is unknown; the message suggests similar ids.
     """
-    wanted = query_ids(config.evaluate.query, prepared.item_ids)
-    if not wanted:
+    names = query_ids(config.evaluate.query, prepared.item_ids)
+    if not names:
         raise UserError(f"--query={config.evaluate.query} names no item.")
-    found = nearest(config, wanted, prepared, embeddings, search)
-    for name, row in zip(wanted, rows_of(wanted, prepared)):
+    found = nearest(config, names, prepared, embeddings, search)
+    for name, row in zip(names, rows_of(names, prepared)):
         table = [["item_id", "score"]]
-        table += [[other.item_id, f"{other.score:.4f}"] for other in found[name]]
+        table += [[neighbor.item_id, f"{neighbor.score:.4f}"] for neighbor in found[name]]
         lines = aligned(table)
         if prepared.titles is not None:
-            titles = ["title", *(other.title for other in found[name])]
+            titles = ["title", *(neighbor.title for neighbor in found[name])]
             lines = [f"{line}  {title}".rstrip() for line, title in zip(lines, titles)]
-        heading = "  ".join(["query", *described(prepared, np.array([row]))[0]]).rstrip()
+        heading = "  ".join(["query", *ids_and_titles(prepared, np.array([row]))[0]]).rstrip()
         print("\n".join([heading, *lines, ""]))
     return found
 
@@ -126,9 +132,9 @@ def query_ids(text: str, known: IdTable) -> list[str]:
     spans = [
         (start, end)
         for start in range(len(parts))
-        for end in range(start + 1, min(start + _MOST_COMMAS, len(parts)) + 1)
+        for end in range(start + 1, min(start + _MAX_COMMAS, len(parts)) + 1)
     ]
-    if len(parts) > _MOST_COMMAS:
+    if len(parts) > _MAX_COMMAS:
         spans.append((0, len(parts)))
     joined = [",".join(parts[start:end]) for start, end in spans]
     names: dict[tuple[int, int], str] = {}
@@ -150,34 +156,40 @@ def nearest(
     embeddings: np.ndarray,
     search: AnnSearch | None = None,
 ) -> dict[str, list[Related]]:
-    """The --k nearest items of each item, best first, by its id.
+    """Finds the --k nearest items of each named item.
 
     Args:
-      names: ids of items.
+      names: item ids.
       embeddings: float32 [N, Z].
-      search: an index of them; None searches exactly.
+      search: an index over the embeddings; None searches exactly.
+
+    Returns:
+      The neighbors of each item id, best first.
 
     Raises:
-      UserError: an id is unknown (close ones are named).
+      UserError: an id is unknown; the message suggests similar ids.
     """
     rows = rows_of(names, prepared)
     filters = _filters(config, prepared, embeddings)
     ids, scores = _nearest(config, prepared, embeddings, search, rows, filters)
     result = {}
-    for name, some, values in zip(names, ids, scores):
-        about = described(prepared, some[some >= 0])
+    for name, row_ids, row_scores in zip(names, ids, scores):
+        found = ids_and_titles(prepared, row_ids[row_ids >= 0])
         result[name] = [
-            Related(other, float(value), "".join(title))
-            for (other, *title), value in zip(about, values)
+            Related(neighbor, float(score), "".join(title))
+            for (neighbor, *title), score in zip(found, row_scores)
         ]
     return result
 
 
 def rows_of(names: Sequence[str], prepared: Prepared, flag: str = "query") -> np.ndarray:
-    """Rows int32 [n] of items by id.
+    """Looks up the rows, int32 [n], of n item ids.
+
+    Args:
+      flag: the flag that the ids came from, for the error message.
 
     Raises:
-      UserError: an id is unknown (close ones are named); `flag` is where it came from.
+      UserError: an id is unknown; the message suggests similar ids.
     """
     rows = prepared.item_ids.lookup(pa.array(names, pa.large_string()))
     for name, row in zip(names, rows):
@@ -189,21 +201,21 @@ def rows_of(names: Sequence[str], prepared: Prepared, flag: str = "query") -> np
 def write_related(
     config: Config, prepared: Prepared, embeddings: np.ndarray, search: AnnSearch | None = None
 ) -> pathlib.Path:
-    """Writes the --k nearest items of every item, in blocks.
+    """Writes the --k nearest items of every item to WORKDIR/related_items.parquet, in blocks.
 
-    WORKDIR/related_items.parquet: item_id, rank int32 from 1, neighbor_id, score
-    float32; in the order of the items, best first.
+    The columns are item_id, rank (int32, from 1), neighbor_id and score (float32); the
+    items come in catalog order, the neighbors of each best first.
 
     Args:
       embeddings: float32 [N, Z].
-      search: an index of them; None searches exactly.
+      search: an index over the embeddings; None searches exactly.
 
     Returns:
       The path of the file.
     """
     path = pathlib.Path(config.workdir) / RELATED_FILE
     count, k = len(embeddings), config.evaluate.k
-    block = int(np.clip(_ROWS_AT_ONCE // k, 1, _QUERIES_AT_ONCE))
+    block = int(np.clip(_MAX_BLOCK_ROWS // k, 1, _MAX_QUERY_BLOCK))
     filters = _filters(config, prepared, embeddings)
     with (
         files.atomic_file(path) as temporary,
@@ -213,12 +225,12 @@ def write_related(
         for start in range(0, count, block):
             rows = np.arange(start, min(start + block, count))
             ids, scores = _nearest(config, prepared, embeddings, search, rows, filters)
-            place, rank = np.nonzero(ids >= 0)
+            query, rank = np.nonzero(ids >= 0)
             columns = [
-                prepared.item_ids.names(rows[place]),
+                prepared.item_ids.names(rows[query]),
                 pa.array((rank + 1).astype(np.int32)),
-                prepared.item_ids.names(ids[place, rank]),
-                pa.array(scores[place, rank]),
+                prepared.item_ids.names(ids[query, rank]),
+                pa.array(scores[query, rank]),
             ]
             writer.write_table(pa.table(columns, schema=RELATED_SCHEMA))
             progress.update(len(rows))
@@ -226,44 +238,47 @@ def write_related(
     return path
 
 
-def close_ids(name: str, item_ids: IdTable, most: int = 3) -> list[str]:
-    """Up to `most` known ids that look like `name`.
+def similar_ids(name: str, item_ids: IdTable, limit: int = 3) -> list[str]:
+    """Up to `limit` known ids that are spelled like `name`.
 
-    In a large catalog only ids that begin like it and have about its length are
+    In a large catalog only ids with the same beginning and about the same length are
     compared.
     """
     candidates = item_ids.ids
-    if len(candidates) > _MOST_COMPARED:
-        measured = pc.utf8_length(candidates)
+    if len(candidates) > _MAX_COMPARED_IDS:
+        length = pc.utf8_length(candidates)
         shortest, longest = max(len(name) - 2, 0), len(name) + 2
-        near = pc.and_(pc.greater_equal(measured, shortest), pc.less_equal(measured, longest))
-        candidates = candidates.filter(near)
-    for shared in range(1, len(name)):
-        if len(candidates) <= _MOST_COMPARED:
+        in_range = pc.and_(pc.greater_equal(length, shortest), pc.less_equal(length, longest))
+        candidates = candidates.filter(in_range)
+    for prefix in range(1, len(name)):
+        if len(candidates) <= _MAX_COMPARED_IDS:
             break
-        alike = candidates.filter(pc.starts_with(candidates, pattern=name[:shared]))
-        if len(alike) < most:
+        narrower = candidates.filter(pc.starts_with(candidates, pattern=name[:prefix]))
+        if len(narrower) < limit:
             break
-        candidates = alike
-    compared = candidates.slice(0, _MOST_COMPARED).to_pylist()
-    return difflib.get_close_matches(name, compared, n=most, cutoff=0.6)
+        candidates = narrower
+    compared = candidates.slice(0, _MAX_COMPARED_IDS).to_pylist()
+    return difflib.get_close_matches(name, compared, n=limit, cutoff=0.6)
 
 
 def _suggestion(name: str, prepared: Prepared) -> str:
-    found = close_ids(name, prepared.item_ids)
+    found = similar_ids(name, prepared.item_ids)
     return f" Did you mean {' or '.join(found)}?" if found else " Ids are those of --items."
 
 
-def described(prepared: Prepared, rows: np.ndarray) -> list[list[str]]:
-    """[id] or, where there are titles, [id, title] of each row; titles on one line and short."""
+def ids_and_titles(prepared: Prepared, rows: np.ndarray) -> list[list[str]]:
+    """[id, title] of each row, or [id] where the catalog has no titles.
+
+    Titles are put on one line and truncated to _TITLE_WIDTH characters.
+    """
     names = prepared.item_ids.names(rows).to_pylist()
     if prepared.titles is None:
         return [[name] for name in names]
     titles = prepared.titles.take(pa.array(np.asarray(rows, np.int64))).to_pylist()
-    return [[name, _short(title)] for name, title in zip(names, titles)]
+    return [[name, _shorten(title)] for name, title in zip(names, titles)]
 
 
-def _short(title: str | None) -> str:
-    """A title on one line, cut to fit a terminal."""
+def _shorten(title: str | None) -> str:
+    """A title on one line, truncated to fit a terminal."""
     text = " ".join((title or "").split())
     return text if len(text) <= _TITLE_WIDTH else text[: _TITLE_WIDTH - 3] + "..."

@@ -1,6 +1,6 @@
-"""Exact retrieval for one or a few queries at a time, on the host and without compilation.
+"""Exact top-k for one or a few queries at a time, on the host and without compilation.
 
-topk.py works in blocks of 128 queries and more, which a single one would have to pay for.
+topk.py pads queries to blocks of at least 128, which would make a single query slow.
 
   Q queries, N catalog rows, D dimensions, k neighbors
 """
@@ -10,12 +10,14 @@ from __future__ import annotations
 import numpy as np
 
 
-def best_of_scores(scores: np.ndarray, own: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best columns of each row; of equal scores the lower column.
+def best_of_scores(
+    scores: np.ndarray, excluded: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best columns of each row; of equal scores the lower column comes first.
 
     Args:
-      scores: float32 [Q, N]; the query's own column is overwritten.
-      own: int [Q], a column that is no candidate; -1: none.
+      scores: float32 [Q, N]; the excluded column of each row is overwritten.
+      excluded: int [Q], the column that is no candidate of its row; -1: none.
 
     Returns:
       ids int32 [Q, k] and scores float32 [Q, k], best first; -1 and -inf where there are
@@ -24,33 +26,34 @@ def best_of_scores(scores: np.ndarray, own: np.ndarray, k: int) -> tuple[np.ndar
     rows, columns = scores.shape
     ids = np.full((rows, k), -1, np.int32)
     best = np.full((rows, k), -np.inf, np.float32)
-    taken = np.flatnonzero(own >= 0)
-    scores[taken, own[taken]] = -np.inf
-    for row, line in enumerate(scores):
-        cut = np.partition(line, columns - k)[columns - k] if k < columns else -np.inf
-        # All that reach the k-th best, because its equals are chosen by their column.
-        candidates = np.flatnonzero(line >= cut)
-        candidates = candidates[np.argsort(-line[candidates], kind="stable")][:k]
-        candidates = candidates[line[candidates] > -np.inf]
+    with_excluded = np.flatnonzero(excluded >= 0)
+    scores[with_excluded, excluded[with_excluded]] = -np.inf
+    for row, row_scores in enumerate(scores):
+        kth = np.partition(row_scores, columns - k)[columns - k] if k < columns else -np.inf
+        # Every score that ties with the k-th best is a candidate; lower columns win.
+        candidates = np.flatnonzero(row_scores >= kth)
+        candidates = candidates[np.argsort(-row_scores[candidates], kind="stable")][:k]
+        candidates = candidates[row_scores[candidates] > -np.inf]
         ids[row, : len(candidates)] = candidates
-        best[row, : len(candidates)] = line[candidates]
+        best[row, : len(candidates)] = row_scores[candidates]
     return ids, best
 
 
 class ExactSearch:
-    """The catalog's best by inner product."""
+    """Exact top-k by inner product over the whole catalog."""
 
     def __init__(self, vectors: np.ndarray):
-        """Takes float32 [N, D], not copied."""
+        """Takes the catalog's vectors, float32 [N, D], without copying them."""
         self._vectors = vectors
 
     def top_k(
         self, queries: np.ndarray, k: int, exclude_self: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As topk.top_k over the vectors, for few queries float32 [Q, D]."""
-        own = np.full(len(queries), -1) if exclude_self is None else exclude_self
+        """Like topk.top_k over the vectors, for a few queries float32 [Q, D]."""
+        excluded = np.full(len(queries), -1) if exclude_self is None else exclude_self
         scores = np.empty((len(queries), len(self._vectors)), np.float32)
-        # One product a query: a product of two matrices may round otherwise for another Q.
-        for query, line in zip(queries, scores):
-            np.matmul(self._vectors, query, out=line)
-        return best_of_scores(scores, own, k)
+        # One matrix-vector product per query: the rounding of a matrix-matrix product may
+        # depend on Q, and a query's scores must not depend on the other queries.
+        for query, row_scores in zip(queries, scores):
+            np.matmul(self._vectors, query, out=row_scores)
+        return best_of_scores(scores, excluded, k)

@@ -20,7 +20,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import Table, table_in_memory
 from pinsage_jax.evaluation.side_by_side import METHODS, SideBySide
-from pinsage_jax.export.codec import ExportForm
+from pinsage_jax.export.codec import VectorCodec
 from pinsage_jax.inference.new_item_model import NewItemModel
 from pinsage_jax.recommend.choice import Choice
 from pinsage_jax.recommend.recommend import Recommender, saved_choice
@@ -53,7 +53,7 @@ class Service:
         prepared: Prepared,
         vectors: np.ndarray,
         index: AnnSearch | None,
-        new_items: tuple[NewItemModel, ExportForm] | None,
+        new_items: tuple[NewItemModel, VectorCodec] | None,
     ):
         """Takes vectors float32 [N, Z]; without `index` search is exact, without `new_items`
         none can be embedded.
@@ -122,9 +122,9 @@ class Service:
             items = [{**item, name: f"new-{uuid.uuid4().hex}"} for item in items]
         try:
             held = _table(edges, "the request's list of edges") if edges else None
-            model, form = self._new_items
+            model, codec = self._new_items
             additions = model.read(_table(items, "the request's list of items"), held)
-            vectors = form.moved(model.embed(additions)[0])
+            vectors = codec.project(model.embed(additions)[0])
         except UserError as error:
             said = str(error)
             raise RequestError(400, f"{said[:1].upper()}{said[1:]}") from None

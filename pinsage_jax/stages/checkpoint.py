@@ -18,7 +18,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.version import __version__
 from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.export import writer
-from pinsage_jax.export.codec import ExportForm
+from pinsage_jax.export.codec import VectorCodec
 from pinsage_jax.export.reader import open_export
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference import tables as layer_tables
@@ -69,15 +69,15 @@ def restored(config: Config, prepared: Prepared, input_dim: int, num_nodes: int)
     return Trained(checkpoints.restore(step, state)[0].params, step, offset)
 
 
-def as_exported(config: Config, trained: Trained) -> tuple[Trained, ExportForm]:
-    """The cold offset and the form that vectors need to lie beside WORKDIR/embeddings."""
-    form = ExportForm(config.embed.export_dtype, config.model.popularity_bias)
+def as_exported(config: Config, trained: Trained) -> tuple[Trained, VectorCodec]:
+    """Cold-start bias and codec that put vectors into the space of WORKDIR/embeddings."""
+    codec = VectorCodec(config.embed.export_dtype, config.model.popularity_bias)
     exported = pathlib.Path(config.workdir) / writer.FOLDER
     if not (exported / writer.MANIFEST).exists():
-        return trained, form
+        return trained, codec
     about = files.read_json(exported / writer.MANIFEST)
     if writer.TRANSFORM in about.get("files", {}):
-        form = dataclasses.replace(form, transform=open_export(exported).form.transform)
+        codec = dataclasses.replace(codec, transform=open_export(exported).codec.transform)
     if about.get("step") != trained.step:
         logging.warning(
             "%s is of step %s, the checkpoint of step %d: run --mode=embed alone to have both in "
@@ -88,11 +88,11 @@ def as_exported(config: Config, trained: Trained) -> tuple[Trained, ExportForm]:
         # The export may have been given another one than the checkpoint's.
         offset = float(about.get("cold_start_bias") or 0.0)
         trained = dataclasses.replace(trained, offset=offset)
-    return trained, form
+    return trained, codec
 
 
-def open_new_items(config: Config, prepared: Prepared) -> tuple[NewItemModel, ExportForm]:
-    """The chosen checkpoint, for new items, and the form of their vectors.
+def open_new_items(config: Config, prepared: Prepared) -> tuple[NewItemModel, VectorCodec]:
+    """The chosen checkpoint, for new items, and the codec of their vectors.
 
     Raises:
       UserError: there is none.
@@ -101,9 +101,9 @@ def open_new_items(config: Config, prepared: Prepared) -> tuple[NewItemModel, Ex
     bases = spectral_bases(config, prepared, split_of(config, prepared))
     catalog = Catalog(config, prepared, bases)
     trained = restored(config, prepared, catalog.inputs.dim, catalog.num_nodes)
-    trained, form = as_exported(config, trained)
+    trained, codec = as_exported(config, trained)
     transform = FeatureTransform.load(workdir / "prepared" / "features")
-    return NewItemModel(catalog, transform, trained), form
+    return NewItemModel(catalog, transform, trained), codec
 
 
 def exported_source(config: Config, num_items: int) -> Source:

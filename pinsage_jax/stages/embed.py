@@ -24,7 +24,7 @@ from pinsage_jax.inference import tables as layer_tables
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.new_item_model import Trained
 from pinsage_jax.inference.tables import KeptTables, Tables
-from pinsage_jax.retrieval.export_quality import choose_form
+from pinsage_jax.retrieval.retrieval.export_quality import choose_codec
 from pinsage_jax.spark.embed import embed_on_spark
 from pinsage_jax.stages.checkpoint import (
     about_run,
@@ -97,10 +97,10 @@ def embed_over(
 def _export(
     config: Config, prepared: Prepared, vectors: np.ndarray, trained: Trained
 ) -> dict[str, Any]:
-    """Writes the vectors float32 [nodes, Z] of a catalog in the form that is asked for."""
+    """Writes the vectors float32 [nodes, Z] of a catalog as the flags of the export ask."""
     items = prepared.graph.num_items
     everything = config.sampling.neighborhood == "all"
-    form, quality = choose_form(
+    codec, quality = choose_codec(
         vectors[:items],
         prepared.item_ids,
         config.embed.export_dtype,
@@ -122,7 +122,7 @@ def _export(
         },
         prepared.collection_ids if everything else None,
         vectors[items:] if everything else None,
-        form=form,
+        codec=codec,
     )
     logging.info("embedded %d items into %s", items, pathlib.Path(config.workdir) / writer.FOLDER)
     return manifest
@@ -140,7 +140,7 @@ def _embed_new(config: Config) -> dict[str, Any]:
         config.new.new_items,
         config.new.new_edges,
     )
-    model, form = open_new_items(config, prepared)
+    model, codec = open_new_items(config, prepared)
     vectors, edgeless = model.embed(additions)
     manifest = writer.write_embeddings(
         workdir,
@@ -153,7 +153,7 @@ def _embed_new(config: Config) -> dict[str, Any]:
             "without_edges": int(edgeless.sum()),
         },
         folder_name=writer.NEW_FOLDER,
-        form=form,
+        codec=codec,
     )
     logging.info(
         "embedded %d new items, %d of them without edges, into %s",

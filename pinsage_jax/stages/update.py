@@ -27,7 +27,7 @@ from pinsage_jax.inference.current_catalog import CurrentCatalog, fill_tables
 from pinsage_jax.inference.new_item_model import Trained
 from pinsage_jax.inference.tables import KeptTables
 from pinsage_jax.inference.updating import Update
-from pinsage_jax.retrieval.export_quality import recall_of
+from pinsage_jax.retrieval.retrieval.export_quality import recall_against_float32
 from pinsage_jax.stages.checkpoint import (
     about_run,
     as_exported,
@@ -67,7 +67,7 @@ def update(config: Config) -> dict[str, Any]:
     trained = restored(
         config, trained_on, first.inputs.dim, nodes.num_nodes if everything else nodes.num_items
     )
-    trained, form = as_exported(config, trained)
+    trained, codec = as_exported(config, trained)
     made_with = _settings_key(config, trained)
     if source == updated:
         done = files.read_json(updated / writer.FOLDER / writer.MANIFEST)
@@ -102,7 +102,7 @@ def update(config: Config) -> dict[str, Any]:
             vectors[:items],
             {
                 **about_run(config, trained),
-                "against_float32": recall_of(form, vectors[:items]),
+                "against_float32": recall_against_float32(form, vectors[:items]),
                 "ids": after.item_ids.digest(),
                 "data": identity_of(after),
                 "changes": key,
@@ -111,7 +111,7 @@ def update(config: Config) -> dict[str, Any]:
             },
             after.collection_ids if everything else None,
             vectors[items:] if everything else None,
-            form=form,
+            codec=codec,
         )
     new.remove_others()
     print(_said(report))

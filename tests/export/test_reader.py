@@ -1,4 +1,4 @@
-"""embeddings_io.py: what export writes comes back, or is refused in one sentence."""
+"""Reading an export: a round trip, and one clear error for every export that cannot be read."""
 
 import json
 
@@ -68,6 +68,16 @@ def test_a_file_that_is_no_parquet_though_its_checksum_fits(tmp_path, exported):
     manifest["files"]["part-00000.parquet"] = "00000000"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"part-00000\.parquet is damaged"):
+        load_embeddings(tmp_path, exported[0])
+
+
+def test_another_format_version_is_refused(tmp_path, exported):
+    path = tmp_path / "embeddings" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    # Format 2 called the scale of the popularity bias last_scale and last_apart.
+    manifest |= {"format": 2, "last_apart": manifest.pop("separate_bias_scale")}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"embeddings has format 2.*run --mode=embed again"):
         load_embeddings(tmp_path, exported[0])
 
 

@@ -1,4 +1,4 @@
-"""Indexes: what they find, that nothing damaged or foreign is used, and the table."""
+"""Indexes: recall and exact scores, refusal of damaged or foreign files, and the table."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ SETTINGS = "hnsw8:16,hnsw8:300,ivfpq12:99,ivfpq4:1"
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def indexed_catalog(tmp_path_factory):
     """(config, prepared, vectors) of a workdir with embeddings and indexes."""
     workdir = tmp_path_factory.mktemp("indexed")
     rng = np.random.default_rng(1)
@@ -54,8 +54,8 @@ def naive(vectors, rows, k=10):
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
-def test_the_table_says_what_each_setting_finds(world, tmp_path, capsys):
-    config, _, vectors, result = world
+def test_the_table_reports_the_recall_of_each_setting(indexed_catalog, tmp_path, capsys):
+    config, _, vectors, result = indexed_catalog
     saved = json.loads((index_table.pathlib.Path(config.workdir) / "index/index.json").read_text())
     assert saved == result
     lines = {line["setting"]: line for line in result["settings"]}
@@ -63,7 +63,7 @@ def test_the_table_says_what_each_setting_finds(world, tmp_path, capsys):
     rows = np.arange(ITEMS)
     expected = [set(row) for row in naive(vectors, rows).tolist()]
     for name, line in lines.items():
-        assert 0 <= line["p50_ms"] <= line["p99_ms"] and line["timed"] >= 5
+        assert 0 <= line["p50_ms"] <= line["p99_ms"] and line["timed_queries"] >= 5
         if name == "exact":
             assert line["recall@10"] == 1.0
             continue
@@ -75,27 +75,27 @@ def test_the_table_says_what_each_setting_finds(world, tmp_path, capsys):
     assert lines["hnsw8:300"]["recall@10"] > 0.97
     assert lines["ivfpq12:99"]["recall@10"] > lines["ivfpq4:1"]["recall@10"] + 0.03
     assert lines["hnsw8:300"]["recall@10"] > lines["hnsw8:16"]["recall@10"]
-    # The exact order mends what quantization confuses.
-    assert lines["ivfpq12:99"]["recall@10"] >= lines["ivfpq12:99"]["recall@10_alone"]
-    text = index_table.shown(result["settings"]).splitlines()
+    # Exact reranking corrects the order that quantized scores give.
+    assert lines["ivfpq12:99"]["recall@10"] >= lines["ivfpq12:99"]["recall@10_unreranked"]
+    text = index_table.format_table(result["settings"]).splitlines()
     assert len(text) == 6 and "recall@10" in text[0] and text[2].startswith("hnsw8:16")
 
 
-def test_scores_and_order_are_exact(world):
-    config, _, vectors, _ = world
+def test_scores_and_order_are_exact(indexed_catalog):
+    config, _, vectors, _ = indexed_catalog
     search = index_table.open_search(searching(config, "ivfpq12:99"), vectors, 1)
     rows = np.array([3, 77])
     ids, scores = search.top_k(vectors[rows], 7, rows)
     assert ids.dtype == np.int32 and not (ids == rows[:, None]).any()
     np.testing.assert_allclose(scores, np.einsum("qkd,qd->qk", vectors[ids], vectors[rows]), 1e-5)
     assert (np.diff(scores, axis=1) <= 0).all()
-    # More than there are.
+    # More neighbors are requested than the catalog has.
     ids, scores = search.top_k(vectors[rows], ITEMS + 5, rows)
     assert (ids[:, -1] == -1).all() and np.isneginf(scores[:, -1]).all()
 
 
-def test_neighbors_by_an_index(world, capsys):
-    config, prepared, vectors, _ = world
+def test_neighbors_by_an_index(indexed_catalog, capsys):
+    config, prepared, vectors, _ = indexed_catalog
     config = searching(config, "hnsw8:300")
     config = dataclasses.replace(
         config, evaluate=dataclasses.replace(config.evaluate, query="item-9")
@@ -109,16 +109,16 @@ def test_neighbors_by_an_index(world, capsys):
 
 @pytest.mark.parametrize("by", ["mean", "power", "attention", "interests"])
 @pytest.mark.parametrize("hide", [True, False])
-def test_recommendations_among_everything_are_the_exact_ones(world, by, hide):
+def test_recommendations_among_everything_are_the_exact_ones(indexed_catalog, by, hide):
     """An index that returns the whole catalog misses nothing: the scoring is the same."""
-    config, prepared, vectors, _ = world
+    config, prepared, vectors, _ = indexed_catalog
     graph = prepared.graph
 
     class Everything(AnnSearch):
         def __init__(self):
             self.setting = Setting("hnsw", 8, 300)
 
-        def raw(self, queries, k):
+        def candidates(self, queries, k):
             return np.tile(np.arange(ITEMS), (len(queries), 1))
 
     value = {"power": 2.0, "attention": 0.3}.get(by, 1.0)
@@ -126,7 +126,7 @@ def test_recommendations_among_everything_are_the_exact_ones(world, by, hide):
         RecommendConfig(), Choice(by, value), vectors, graph.degree()[:ITEMS], 1, hide_history=hide
     )
     histories = histories_of(graph)
-    # A collection without items asks for nothing in particular.
+    # A collection without items has no query vector.
     histories = histories.select(np.flatnonzero(np.diff(histories.indptr)))
     ids, scores = exact.best(histories, 6)
     found, values = dataclasses.replace(exact, search=Everything()).best(histories, 6)
@@ -139,8 +139,8 @@ def test_recommendations_among_everything_are_the_exact_ones(world, by, hide):
     assert any(inside) != hide
 
 
-def test_recommendations_by_an_index_say_what_they_miss(world, tmp_path, caplog):
-    config, prepared, vectors, _ = world
+def test_recommendations_by_an_index_say_what_they_miss(indexed_catalog, tmp_path, caplog):
+    config, prepared, vectors, _ = indexed_catalog
     search = index_table.open_search(searching(config, "hnsw8:300"), vectors, 1)
     config = dataclasses.replace(
         config,
@@ -157,8 +157,8 @@ def test_recommendations_by_an_index_say_what_they_miss(world, tmp_path, caplog)
     assert min(degree[int(name.removeprefix("item-"))] for name in set(listed)) == 2
 
 
-def test_an_index_is_not_used_when_it_should_not(world, tmp_path):
-    config, _, vectors, _ = world
+def test_an_index_is_not_used_when_it_should_not(indexed_catalog, tmp_path):
+    config, _, vectors, _ = indexed_catalog
     folder = index_table.pathlib.Path(config.workdir) / "index"
     with pytest.raises(UserError, match=r"no such index \(built: hnsw8, ivfpq12, ivfpq4\)"):
         index_table.open_search(searching(config, "hnsw9:16"), vectors, 1)
@@ -176,14 +176,14 @@ def test_an_index_is_not_used_when_it_should_not(world, tmp_path):
             index_table.open_search(searching(config, "hnsw8:16"), vectors, 1)
     finally:
         path.write_bytes(whole)
-    with pytest.raises(UserError, match="of other vectors"):
+    with pytest.raises(UserError, match="indexes other vectors"):
         index_table.open_search(searching(config, "hnsw8:16"), vectors[:-1], 1)
-    # Embeddings that were exported again.
+    # The embeddings were exported again after the index was built.
     manifest = folder.parent / "embeddings" / "manifest.json"
     before = manifest.read_text()
     try:
         manifest.write_text(before.replace("part-00000", "part-00001"))
-        with pytest.raises(UserError, match="of other embeddings"):
+        with pytest.raises(UserError, match="built from other embeddings"):
             index_table.open_search(searching(config, "hnsw8:16"), vectors, 1)
     finally:
         manifest.write_text(before)
@@ -204,15 +204,15 @@ def test_small_catalogs_have_no_quantized_index(tmp_path, capsys):
     assert (search.top_k(vectors, 10, rows)[0] == exact).mean() > 0.5
 
 
-def test_bytes_a_vector_divide_the_dimensions():
-    assert ann.fitting(Setting("ivfpq", 64, 8), 96).name == "ivfpq48:8"
-    assert ann.fitting(Setting("ivfpq", 64, 8), 31).name == "ivfpq31:8"
-    assert ann.fitting(Setting("hnsw", 64, 8), 31).name == "hnsw64:8"
+def test_bytes_per_vector_divide_the_dimensions():
+    assert ann.fit_code_size(Setting("ivfpq", 64, 8), 96).name == "ivfpq48:8"
+    assert ann.fit_code_size(Setting("ivfpq", 64, 8), 31).name == "ivfpq31:8"
+    assert ann.fit_code_size(Setting("hnsw", 64, 8), 31).name == "hnsw64:8"
 
 
-def test_without_faiss_the_extra_is_named(world, monkeypatch):
+def test_without_faiss_the_extra_is_named(indexed_catalog, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    config, _, vectors, _ = world
+    config, _, vectors, _ = indexed_catalog
     with pytest.raises(UserError, match=r"pip install 'pinsage-jax\[ann\]'"):
         index_table.open_search(searching(config, "hnsw8:16"), vectors, 1)
 

@@ -1,4 +1,4 @@
-"""What may be listed: filters and diversity against rules spelled out over the whole ranking."""
+"""Filters and diversity against the same rules applied to the whole ranking one by one."""
 
 import dataclasses
 import itertools
@@ -14,8 +14,8 @@ from pinsage_jax.retrieval.filters import Filters
 from pinsage_jax.retrieval.topk import top_k
 
 ITEMS = 60
-# Few candidates at first, so that more must be asked for.
-POOL, FEWEST = 2, 4
+# Few candidates at first, so that the filters must fetch more.
+POOL, MIN_POOL = 2, 4
 
 
 @pytest.fixture
@@ -26,11 +26,11 @@ def catalog(small_rng):
 
 @pytest.fixture
 def few_candidates(monkeypatch):
-    for name, value in (("_POOL", POOL), ("_FEWEST_POOLED", FEWEST), ("_GROWTH", 2)):
+    for name, value in (("_POOL", POOL), ("_MIN_POOL", MIN_POOL), ("_GROWTH", 2)):
         monkeypatch.setattr(filters, name, value)
 
 
-def held(graph, item):
+def collections_of(graph, item):
     return set(graph.neighbors(item).tolist())
 
 
@@ -40,10 +40,10 @@ def slow_list(graph, vectors, query, k, config, seen):
     order = sorted((i for i in range(ITEMS) if i != query), key=lambda i: (-scores[i], i))
     order = [i for i in order if graph.degree()[i] >= config.min_degree and i not in seen]
     if config.diversity:
-        order = order[: max(POOL * k, FEWEST)]
+        order = order[: max(POOL * k, MIN_POOL)]
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    def worth(item, others, high, low):
+    def marginal_relevance(item, others, high, low):
         value = (1 - config.diversity) * (scores[item] - low) / (high - low)
         if not others:
             return value
@@ -53,10 +53,14 @@ def slow_list(graph, vectors, query, k, config, seen):
     while left and len(chosen) < k:
         best = left[0]
         if config.diversity:
-            values = [worth(i, chosen, scores[order[0]], scores[order[-1]]) for i in left]
+            values = [
+                marginal_relevance(i, chosen, scores[order[0]], scores[order[-1]]) for i in left
+            ]
             best = left[int(np.argmax(values))]
         left.remove(best)
-        if config.one_per_collection and any(held(graph, best) & held(graph, j) for j in chosen):
+        if config.one_per_collection and any(
+            collections_of(graph, best) & collections_of(graph, j) for j in chosen
+        ):
             continue
         chosen.append(best)
     return chosen
@@ -85,14 +89,16 @@ def test_lists_follow_the_rules(catalog, rules, seen, k, few_candidates):
         depths.append(depth)
         return top_k(vectors[rows], vectors, depth, rows)
 
-    ids, scores = rule.best(fetch, ITEMS, k, rule.neighbors_seen)
+    ids, scores = rule.top_k(fetch, ITEMS, k, rule.items_sharing_a_collection)
     assert ids.shape == scores.shape == (ITEMS, k) and max(depths) <= ITEMS
     assert not seen or len(depths) > 1
     for query in range(ITEMS):
-        away = set()
+        excluded = set()
         if seen:
-            away = {i for i in range(ITEMS) if held(graph, i) & held(graph, query)}
-        expected = slow_list(graph, vectors, query, k, config, away)
+            excluded = {
+                i for i in range(ITEMS) if collections_of(graph, i) & collections_of(graph, query)
+            }
+        expected = slow_list(graph, vectors, query, k, config, excluded)
         found = ids[query][ids[query] >= 0]
         assert found.tolist() == expected
         np.testing.assert_allclose(
@@ -109,7 +115,9 @@ def test_filters_reach_the_file(tmp_path, catalog):
     table = pq.read_table(neighbors.write_related(config, prepared, vectors)).to_pylist()
     for query, rows in itertools.groupby(table, key=lambda row: row["item_id"]):
         number = int(query.removeprefix("item-"))
-        away = {i for i in range(ITEMS) if held(graph, i) & held(graph, number)}
+        excluded = {
+            i for i in range(ITEMS) if collections_of(graph, i) & collections_of(graph, number)
+        }
         names = [row["neighbor_id"] for row in rows]
-        expected = slow_list(graph, vectors, number, 4, rules, away)
+        expected = slow_list(graph, vectors, number, 4, rules, excluded)
         assert names == [f"item-{i}" for i in expected]

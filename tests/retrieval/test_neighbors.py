@@ -88,17 +88,17 @@ def test_ids_of_a_query_may_hold_commas_and_blanks(text, wanted):
     assert neighbors.query_ids(text, IdTable(pa.array(names, pa.large_string()))) == wanted
 
 
-def test_close_ids_in_a_large_catalog(monkeypatch):
-    monkeypatch.setattr(neighbors, "_MOST_COMPARED", 50)
+def test_similar_ids_in_a_large_catalog(monkeypatch):
+    monkeypatch.setattr(neighbors, "_MAX_COMPARED_IDS", 50)
     names = [f"product-{number:05d}" for number in range(3000)] + ["other-00017"]
     table = IdTable(pa.array(names, pa.large_string()))
-    found = neighbors.close_ids("product-0001x", table)
+    found = neighbors.similar_ids("product-0001x", table)
     assert len(found) == 3 and all(name.startswith("product-0001") for name in found)
 
 
 @pytest.mark.parametrize("block", [1 << 21, 10])
 def test_related_items_equal_sorting(tmp_path, small_rng, monkeypatch, block):
-    monkeypatch.setattr(neighbors, "_ROWS_AT_ONCE", block)
+    monkeypatch.setattr(neighbors, "_MAX_BLOCK_ROWS", block)
     embeddings = small_rng.integers(-2, 3, (23, 3)).astype(np.float32)
     config = make_config(tmp_path, k=4)
     path = neighbors.write_related(config, make_prepared(graph_of(23)), embeddings)

@@ -59,7 +59,7 @@ def test_top_k_equals_sorting(small_rng, queries, rows, k, blocks, exclude, sele
 
 
 def test_runs_of_columns_are_used_and_exact(small_rng, selection):
-    """2,000 columns and k=2 select by runs; the best sit at the edges of runs."""
+    """2,000 columns with k=2 select by runs; the best scores lie at the edges of runs."""
     catalog = small_rng.uniform(-2, -1, (2000, 1)).astype(np.float32)
     catalog[[0, 31, 32, 1999]] = [[3], [5], [5], [4]]
     ids, _ = topk.top_k(np.ones((1, 1), np.float32), catalog, 4)
@@ -120,9 +120,9 @@ def test_the_first_limit_leaves_out_nothing(small_rng, k, rows, kind):
         "nothing": np.full(shape, -np.inf),
     }[kind].astype(np.float32)
     cut = rows // 2
-    keys = np.empty((6, kernels.room(k)), np.uint64)
+    keys = np.empty((6, kernels.key_capacity(k)), np.uint64)
     state = keys, np.zeros(6, np.int64), np.full(6, -np.inf, np.float32)
-    # What lies behind the columns that count is higher than all of them.
+    # Padding columns hold higher scores than all real ones and must be ignored.
     padded = np.concatenate([scores[:, :cut], np.full((6, 40), 9, np.float32)], axis=1)
     kernels.keep_best(padded, cut, 100, k, *state)
     kernels.keep_best(scores[:, cut:], rows - cut, 100 + cut, k, *state)
