@@ -1,1 +1,1 @@
-"""Items for users and collections, from a history of items."""
+"""Recommendation of items to users and collections from the history of each."""

@@ -1,8 +1,10 @@
-"""Recommendations among what an index finds, scored exactly.
+"""Recommendations from the candidates of an approximate index, scored exactly.
 
-Candidates of a user are the index's neighbors of the history's mean and of each of its
-items; they are scored by the very formula of exact search, so that only candidates are
-missed.  Items that popularity alone would lift are not looked for.
+A user's candidates are the index's neighbors of the history's mean and of each of its
+items.  They are scored by the same formula as in exact search, so the only error is a
+missed candidate: mainly an item that would rank high by its popularity alone.
+
+  U users, N items, d dimensions, k recommendations
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ import numpy as np
 from pinsage_jax.recommend.scores import Histories, Scorer
 from pinsage_jax.retrieval.ann import AnnSearch
 
-# Of each query of a user, beside what is left out.
-_FEWEST_CANDIDATES = 50
-_USERS_AT_ONCE = 1024
+# Candidates of each query of a user, in addition to the excluded items.
+_MIN_CANDIDATES = 50
+_USER_BLOCK = 1024
 
 
-def best_among(
+def best_of_candidates(
     search: AnnSearch,
     vectors: np.ndarray,
     scorer: Scorer,
@@ -27,52 +29,61 @@ def best_among(
     k: int,
     exclude: Histories | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As recommend_scores.best_items, over candidates only.
+    """Like scores.best_items, but over the candidates of an index only.
 
     Args:
+      search: the index.
       vectors: float32 [N, d].
-      exclude: items left out for each user; by default those of the history.
+      scorer: scores the candidates.
+      histories: the items of each user.
+      k: number of recommendations.
+      exclude: items that must not be recommended to each user; default: the histories.
 
     Returns:
-      ids int32 [U, k] and scores float32 [U, k], -1 and -inf padded.
+      ids int32 [U, k] and scores float32 [U, k], best first, padded with -1 and -inf.
     """
     users = len(histories)
     ids = np.full((users, k), -1, np.int32)
     scores = np.full((users, k), -np.inf, np.float32)
-    seen = exclude or histories
-    for begin in range(0, users, _USERS_AT_ONCE):
-        chosen = np.arange(begin, min(begin + _USERS_AT_ONCE, users))
-        own, out = histories.select(chosen), seen.select(chosen)
-        items, near_items, near_means = _candidates(search, vectors, own, k)
-        for place, user in enumerate(chosen):
-            if not len(own.of(place)):
+    exclude = exclude or histories
+    for begin in range(0, users, _USER_BLOCK):
+        chosen = np.arange(begin, min(begin + _USER_BLOCK, users))
+        block, excluded = histories.select(chosen), exclude.select(chosen)
+        items, item_neighbors, mean_neighbors = _candidates(search, vectors, block, k)
+        for row, user in enumerate(chosen):
+            if not len(block.of(row)):
                 continue
-            of_items = near_items[np.searchsorted(items, own.of(place))]
-            near = np.unique(np.concatenate([near_means[place], of_items.ravel()]))
-            near = np.setdiff1d(near[near >= 0], out.of(place))
-            values = _scored(scorer, own.select(np.array([place])), near)
+            of_items = item_neighbors[np.searchsorted(items, block.of(row))]
+            found = np.unique(np.concatenate([mean_neighbors[row], of_items.ravel()]))
+            found = np.setdiff1d(found[found >= 0], excluded.of(row))
+            values = _scores(scorer, block.select(np.array([row])), found)
             order = np.argsort(-values, kind="stable")[:k]
-            ids[user, : len(order)], scores[user, : len(order)] = near[order], values[order]
+            ids[user, : len(order)], scores[user, : len(order)] = found[order], values[order]
     return ids, scores
 
 
 def _candidates(
     search: AnnSearch, vectors: np.ndarray, histories: Histories, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct items of the histories, what is near each, and what is near each user's mean."""
+    """The index's neighbors of the histories' items and means.
+
+    Returns:
+      The distinct items of the histories int32 [R], the neighbors of each item int64 [R, c],
+      and the neighbors of each user's mean vector int64 [U, m]; padded with -1.
+    """
     count, items = len(vectors), np.unique(histories.items)
-    depth = min(max(k, _FEWEST_CANDIDATES) + 1, count)
+    depth = min(max(k, _MIN_CANDIDATES) + 1, count)
     lengths = np.diff(histories.indptr)
     means = np.zeros((len(histories), vectors.shape[1]), np.float32)
     np.add.at(means, histories.owners(), np.asarray(vectors[histories.items], np.float32))
     means /= np.maximum(lengths, 1)[:, None].astype(np.float32)
-    # The nearest to a mean are often what is left out.
-    of_means = min(depth + int(lengths.max(initial=0)), count)
-    return items, search.candidates(vectors[items], depth), search.candidates(means, of_means)
+    # The nearest neighbors of a mean are often items of the history, which are excluded.
+    mean_depth = min(depth + int(lengths.max(initial=0)), count)
+    return items, search.candidates(vectors[items], depth), search.candidates(means, mean_depth)
 
 
-def _scored(scorer: Scorer, history: Histories, items: np.ndarray) -> Any:
-    """Scores float32 [n] of some items for one history."""
+def _scores(scorer: Scorer, history: Histories, items: np.ndarray) -> Any:
+    """Scores float32 [n] of n items for one history."""
     tile = scorer.tile(history)
-    similar, scales = tile.block(items)
-    return scales[0] * (tile.weights @ similar[tile.rows])
+    similarities, scales = tile.block(items)
+    return scales[0] * (tile.weights @ similarities[tile.rows])

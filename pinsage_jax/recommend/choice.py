@@ -1,12 +1,14 @@
-"""Settings of recommending, chosen on collections that training never saw.
+"""Chooses how recommendations are scored, on collections that training never saw.
 
-The collections that the validation split withheld whole act as users: a fifth of
-their items is hidden and the rest is the history.  The vectors must come from the
-graph without these collections; then neither the network nor its neighborhoods know
-the hidden items.  Test edges are never looked at.
+The collections that the validation split withholds act as users: a fifth of their items is
+held out and the rest is the history.  The vectors must be computed over the graph without
+these collections, so that neither the network nor its neighborhoods contain the held-out
+items.  Test edges are never used.
 
-First the shape (a power or a temperature) and the exponent of popularity are chosen
-together, then the exponent of rarity.  The best is that of the highest NDCG@20.
+First the shape (a power or a temperature) and the popularity exponent are chosen together,
+then the rarity exponent.  The criterion is NDCG@20.
+
+  U users, N items, Z embedding dimensions
 """
 
 from __future__ import annotations
@@ -35,19 +37,20 @@ TEMPERATURES = (0.08, 0.15, 0.3, 0.6)
 POPULARITIES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75)
 RARITIES = (0.0, 0.25, 0.5, 0.75)
 _FIRST_RARITY = 0.5
-_HIDDEN_SHARE = 0.2
-_FEWEST_ITEMS = 5
-_MOST_USERS = 500
+_HELD_OUT_SHARE = 0.2
+_MIN_ITEMS = 5
+_MAX_USERS = 500
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How histories score items.
+    """A scoring method and its hyperparameters.
 
     Attributes:
       by: mean, interests, power or attention.
-      value: the power or the temperature.
-      popularity, rarity: exponents, for power and attention.
+      value: the power, or the temperature of attention.
+      popularity: exponent of an item's 1 + degree; for power and attention.
+      rarity: exponent of a history item's 1 / (1 + degree); for power and attention.
     """
 
     by: str
@@ -58,49 +61,57 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Validation:
-    """Users to choose by.
+    """Validation users.
 
     Attributes:
-      vectors: float32 [N, Z], made without the edges of these users.
-      degree: int [N], edges of items without those of these users.
-      histories, hidden: what each user holds and what is to be found.
+      vectors: float32 [N, Z], computed without the edges of these users.
+      degree: int [N], number of edges of each item without those of these users.
+      histories: the items of each user by which recommendations are scored.
+      held_out: the items of each user that should be recommended.
     """
 
     vectors: np.ndarray
     degree: np.ndarray
     histories: Histories
-    hidden: Histories
+    held_out: Histories
 
 
 def validation_users(
     graph: Graph, split: ValidationSplit, vectors: np.ndarray, seed: int
 ) -> Validation | None:
-    """Users made of the collections that the split withheld; None if there are none.
+    """Builds the validation users from the collections that the split withholds.
 
     Args:
       graph: the whole graph.
-      vectors: float32 [N, Z] made on split.train_graph.
+      split: the validation split.
+      vectors: float32 [N, Z], computed over split.train_graph.
+      seed: key of the held-out items.
+
+    Returns:
+      The users; None if no withheld collection has enough items.
     """
     degree = split.train_graph.degree()[: graph.num_items]
     rng = keyed_generator(seed, "recommend")
-    kept, hidden = list[np.ndarray](), list[np.ndarray]()
+    histories, held_out = list[np.ndarray](), list[np.ndarray]()
     for collection in rng.permutation(split.collections).tolist():
         items = graph.neighbors(graph.num_items + collection)
         items = items[degree[items] > 0]
-        if len(items) < _FEWEST_ITEMS or len(kept) == _MOST_USERS:
+        if len(items) < _MIN_ITEMS or len(histories) == _MAX_USERS:
             continue
-        away = np.zeros(len(items), np.bool_)
-        count = max(1, round(_HIDDEN_SHARE * len(items)))
-        away[rng.choice(len(items), count, replace=False)] = True
-        kept.append(items[~away])
-        hidden.append(items[away])
-    if not kept:
+        mask = np.zeros(len(items), np.bool_)
+        count = max(1, round(_HELD_OUT_SHARE * len(items)))
+        mask[rng.choice(len(items), count, replace=False)] = True
+        histories.append(items[~mask])
+        held_out.append(items[mask])
+    if not histories:
         return None
-    return Validation(np.asarray(vectors, np.float32), degree, _joined(kept), _joined(hidden))
+    return Validation(
+        np.asarray(vectors, np.float32), degree, _concatenate(histories), _concatenate(held_out)
+    )
 
 
 def needs_validation(config: RecommendConfig) -> bool:
-    """Whether the flags leave anything open."""
+    """Whether the flags leave a setting to be chosen."""
     if config.recommend_by == "auto":
         return True
     value = {"power": config.recommend_power, "attention": config.recommend_temperature}
@@ -111,14 +122,18 @@ def needs_validation(config: RecommendConfig) -> bool:
 def choose(
     config: RecommendConfig, validation: Validation | None, threads: int
 ) -> tuple[Choice, list[dict[str, Any]]]:
-    """The settings, and every setting tried with its validation metrics.
+    """Chooses the scoring method among those that the flags allow.
 
-    What the flags fix is kept; what they leave open is chosen.  Without validation
-    users it takes the first rarity, popularity .25, power 1 and temperature .3.
+    Settings that the flags fix are kept; the others are chosen on the validation users.
+    Without validation users the defaults are rarity .5, popularity .25, power 1 and
+    temperature .3.
+
+    Returns:
+      The choice, and every candidate with its validation metrics (empty if none was tried).
     """
     shapes = _shapes(config)
-    popularities = _open(config.recommend_popularity, POPULARITIES)
-    rarities = _open(config.recommend_rarity, RARITIES)
+    popularities = _grid(config.recommend_popularity, POPULARITIES)
+    rarities = _grid(config.recommend_rarity, RARITIES)
     if config.recommend_by in ("mean", "interests"):
         return Choice(config.recommend_by), []
     if validation is None or not needs_validation(config):
@@ -136,7 +151,8 @@ def choose(
             tried.append((Choice(shape.kind, shape.value, exponent, rarity), _means(found)))
 
     def _means(found: np.ndarray) -> np.ndarray:
-        return per_user(found, validation.hidden, np.diff(validation.hidden.indptr)).mean(axis=0)
+        sizes = np.diff(validation.held_out.indptr)
+        return per_user(found, validation.held_out, sizes).mean(axis=0)
 
     def best() -> Choice:
         return max(tried, key=lambda pair: pair[1][1])[0]
@@ -170,7 +186,7 @@ def _shapes(config: RecommendConfig) -> list[Shape]:
     return [shape for shape in shapes if config.recommend_by in ("auto", shape.kind)]
 
 
-def _open(fixed: float, grid: tuple[float, ...]) -> tuple[float, ...]:
+def _grid(fixed: float, grid: tuple[float, ...]) -> tuple[float, ...]:
     return grid if fixed < 0 else (fixed,)
 
 
@@ -184,6 +200,6 @@ def _default(
     return Choice(shape.kind, shape.value, popularity, rarity)
 
 
-def _joined(parts: list[np.ndarray]) -> Histories:
+def _concatenate(parts: list[np.ndarray]) -> Histories:
     indptr = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
     return Histories(indptr, np.concatenate(parts).astype(np.int32))

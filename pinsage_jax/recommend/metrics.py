@@ -1,12 +1,12 @@
 """Recall@20 and NDCG@20 of recommendations, in the protocol published for Gowalla.
 
-As LightGCN (He et al., SIGIR 2020) and its followers report it: all items that are
-not in a user's training edges are ranked; a user's recall is the number of test items
-in the first 20 places over the number of all test items; NDCG has gains of one, and
-the best possible DCG puts min(20, test items) of them first; both are means over users
-with test items.
+As in LightGCN (He et al., SIGIR 2020) and later papers: all items without a training edge
+to the user are ranked; a user's recall is the number of test items in the first 20 ranks
+divided by the number of all test items; NDCG has gains of one, and the best possible DCG
+has min(20, test items) hits in the first ranks; both are averaged over users with test
+items.
 
-  U users, k places
+  U users, k recommendations
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ DEPTH = 20
 METRICS = (f"recall@{DEPTH}", f"ndcg@{DEPTH}")
 PROTOCOL = (
     "every item outside a user's training edges is ranked; recall@20 = test items in the first 20 "
-    "places / all test items of the user; ndcg@20 with gains of one over the best DCG of "
+    "ranks / all test items of the user; ndcg@20 with gains of one over the best DCG of "
     "min(20, test items); means over users with test items and a training edge"
 )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TestEdges:
-    """Test items of users.
+    """The test items of users.
 
     Attributes:
       users: int32 [U], collection indices, ascending.
-      targets: their test items that are in the catalog.
-      sizes: int64 [U], their test items, known or not.
-      report: counts of what was read and left out.
+      targets: each user's test items that are in the catalog.
+      sizes: int64 [U], number of each user's test items, in the catalog or not.
+      report: counts of the edges and users that were read or skipped.
     """
 
     users: np.ndarray
@@ -57,37 +57,39 @@ def per_user(ids: np.ndarray, targets: Histories, sizes: np.ndarray) -> np.ndarr
     """Recall@20 and NDCG@20 of each user, float64 [U, 2].
 
     Args:
-      ids: int32 [U, k], best first, -1 padded; the first 20 are looked at.
-      targets: test items of each user.
-      sizes: int64 [U], at least 1.
+      ids: int32 [U, k], recommendations, best first, padded with -1; the first 20 count.
+      targets: the test items of each user.
+      sizes: int64 [U], number of test items of each user, at least 1.
     """
     users = len(targets)
     ids = ids[:, :DEPTH].astype(np.int64)
-    wide = max(int(targets.items.max(initial=0)), int(ids.max(initial=0))) + 1
-    # Ascending, because users are and the items of each user are.
-    keys = targets.owners() * wide + targets.items
-    wanted = np.arange(users)[:, None] * wide + ids
-    place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-    hits = (keys[place] == wanted) & (ids >= 0) if len(keys) else np.zeros(ids.shape, np.bool_)
+    stride = max(int(targets.items.max(initial=0)), int(ids.max(initial=0))) + 1
+    # The keys ascend, because the users do and so do the items of each user.
+    target_keys = targets.owners() * stride + targets.items
+    keys = np.arange(users)[:, None] * stride + ids
+    hits = np.zeros(ids.shape, np.bool_)
+    if len(target_keys):
+        position = np.minimum(np.searchsorted(target_keys, keys), len(target_keys) - 1)
+        hits = (target_keys[position] == keys) & (ids >= 0)
     gains = 1.0 / np.log2(2.0 + np.arange(DEPTH))
     best = np.cumsum(gains)[np.minimum(sizes, DEPTH) - 1]
     return np.stack([hits.sum(axis=1) / sizes, hits @ gains[: ids.shape[1]] / best], axis=1)
 
 
 def read_test_edges(path: pathlib.Path, data: DataConfig, prepared: Prepared) -> TestEdges:
-    """Reads --test_edges, whose columns are named as those of --edges.
+    """Reads --test_edges, whose columns have the same names as those of --edges.
 
-    Items that the catalog lacks count as test items that cannot be found; users
-    without a training edge are left out, counted and logged.
+    Items outside the catalog count as test items that cannot be found.  Users without a
+    training edge are skipped, counted and logged.
 
     Raises:
-      UserError: the file cannot be used, a test edge is a training edge too, or no
-        user is known.
+      UserError: the file cannot be read, a test edge is also a training edge, or no user has
+        a training edge.
     """
     table = tables.open_table(path, "test_edges", data)
-    bare = dataclasses.replace(data, weight_column="", time_column="")
-    ids = edges_table.collect_ids(table, None, bare, None)
-    # Unknown ids have places of their own, behind the known.
+    only_ids = dataclasses.replace(data, weight_column="", time_column="")
+    ids = edges_table.collect_ids(table, None, only_ids, None)
+    # Unknown ids are numbered after the known ones.
     items, num_items = _codes(ids.items, prepared.item_ids)
     users, num_users = _codes(ids.collections, prepared.collection_ids)
     found_users, found_items = [], []
@@ -108,48 +110,51 @@ def read_test_edges(path: pathlib.Path, data: DataConfig, prepared: Prepared) ->
     )
     sizes = np.diff(tests.indptr)
     chosen = np.flatnonzero((sizes > 0) & trained)
-    left_out = int(((sizes > 0) & ~trained).sum())
+    skipped = int(((sizes > 0) & ~trained).sum())
     if len(chosen) == 0:
         raise UserError(
             f"--test_edges={path}: none of its collections has a training edge; "
-            "are its ids those of --edges?"
+            "check that its ids are those of --edges."
         )
-    if left_out:
-        logging.warning("--test_edges: %d users without a training edge left out.", left_out)
-    picked = tests.select(chosen)
-    known = picked.items < len(prepared.item_ids)
-    lengths = np.bincount(picked.owners()[known], minlength=len(chosen))
-    targets = Histories(np.concatenate([[0], np.cumsum(lengths)]), picked.items[known])
-    _refuse_trained(path, chosen, targets, prepared)
+    if skipped:
+        logging.warning("--test_edges: %d users without a training edge skipped.", skipped)
+    selected = tests.select(chosen)
+    known = selected.items < len(prepared.item_ids)
+    lengths = np.bincount(selected.owners()[known], minlength=len(chosen))
+    targets = Histories(np.concatenate([[0], np.cumsum(lengths)]), selected.items[known])
+    _check_disjoint(path, chosen, targets, prepared)
     report = {
-        "test_edges": len(picked.items),
+        "test_edges": len(selected.items),
         "users": len(chosen),
-        "users_left_out": left_out,
+        "skipped_users": skipped,
         "test_edges_of_unknown_items": int((~known).sum()),
     }
     return TestEdges(chosen.astype(np.int32), targets, sizes[chosen], report)
 
 
 def _codes(table: IdTable, known: IdTable) -> tuple[np.ndarray, int]:
-    """The index of each id of `table`, int32, and how many there are with the unknown."""
+    """The index int32 of each id of `table`, and the number of known and unknown ids."""
     codes = known.lookup(table.ids).copy()
     unknown = np.flatnonzero(codes < 0)
     codes[unknown] = len(known) + np.arange(len(unknown))
     return codes, len(known) + len(unknown)
 
 
-def _refuse_trained(
+def _check_disjoint(
     path: pathlib.Path, users: np.ndarray, targets: Histories, prepared: Prepared
 ) -> None:
-    held = histories_of(prepared.graph).select(users)
-    wide = len(prepared.item_ids)
-    both = np.isin(targets.owners() * wide + targets.items, held.owners() * wide + held.items)
-    if both.any():
-        place = int(np.argmax(both))
-        user = prepared.collection_ids.names(users[targets.owners()[[place]]])[0].as_py()
-        item = prepared.item_ids.names(targets.items[[place]])[0].as_py()
+    """Raises UserError if a test edge is also a training edge."""
+    trained = histories_of(prepared.graph).select(users)
+    stride = len(prepared.item_ids)
+    shared = np.isin(
+        targets.owners() * stride + targets.items, trained.owners() * stride + trained.items
+    )
+    if shared.any():
+        first = int(np.argmax(shared))
+        user = prepared.collection_ids.names(users[targets.owners()[[first]]])[0].as_py()
+        item = prepared.item_ids.names(targets.items[[first]])[0].as_py()
         raise UserError(
-            f"--test_edges={path} holds {int(both.sum()):,} edges that are training edges too, the "
-            f"first being {format_id(user)} with {format_id(item)}; remove them from one of the "
-            "two."
+            f"--test_edges={path} contains {int(shared.sum()):,} edges that are also training "
+            f"edges, the first of them {format_id(user)} with {format_id(item)}; remove them from "
+            "one of the two files."
         )

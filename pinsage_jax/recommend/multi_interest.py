@@ -1,11 +1,12 @@
-"""A history as a few interests, after PinnerSage (Pal et al., KDD 2020).
+"""Represents a history by a few interests, as in PinnerSage (Pal et al., KDD 2020).
 
-The vectors of a history are clustered by Ward's method, each cluster is represented
-by its medoid, and its importance is the number of its items, each halved for every
-half-life since it was added.  The most important clusters each bring their nearest
-items; places are dealt out by importance (highest averages, Sainte-Lague).
+The vectors of a history are clustered by Ward's method.  Each cluster is represented by its
+medoid; its importance is the number of its items, where an item's weight halves with every
+half-life since the item was added.  Recommendations are the nearest items of the most
+important clusters' medoids, which share the k ranks in proportion to their importance
+(highest averages with the divisors of Sainte-Lague).
 
-  H items of one history, D dimensions, M interests, k places
+  H items of one history, D dimensions, M interests, k recommendations
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import dataclasses
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 
-# Ward's method takes the square of the items in memory.
-_MOST_CLUSTERED = 1000
+# The memory of Ward's method is quadratic in the number of items.
+_MAX_CLUSTERED_ITEMS = 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,8 +25,8 @@ class Interests:
     """The interests of one history, most important first.
 
     Attributes:
-      medoids: int64 [M], places in the history.
-      importance: float64 [M], summing to 1 over all clusters, kept ones or not.
+      medoids: int64 [M], positions in the history.
+      importance: float64 [M], a share of 1 that includes the clusters that were not kept.
     """
 
     medoids: np.ndarray
@@ -33,49 +34,51 @@ class Interests:
 
 
 def interests_of(
-    vectors: np.ndarray, most: int, ward: float, worth: np.ndarray | None = None
+    vectors: np.ndarray, limit: int, max_distance: float, weights: np.ndarray | None = None
 ) -> Interests:
     """Clusters one history.
 
+    Of a history of more than 1000 items those of largest weight are clustered; of equal
+    weights the earlier items.
+
     Args:
       vectors: float [H, D], H > 0, of about unit length.
-      most: clusters kept.
-      ward: clusters farther apart than this, by Ward's distance, are not merged.
-      worth: float64 [H], what each item adds to its cluster's importance; None: 1.
+      limit: number of clusters to keep.
+      max_distance: clusters whose Ward distance exceeds this are not merged.
+      weights: float64 [H], each item's contribution to its cluster's importance; None: 1.
 
     Returns:
-      The clusters of greatest importance; of equal ones the one that holds the
-      earlier item.  Of a history of more than 1000 items those of greatest worth
-      are clustered, of equal ones the earlier.
+      The clusters of largest importance; of equal ones that with the earlier item comes
+      first.
     """
     total = len(vectors)
-    worth = np.ones(total) if worth is None else np.asarray(worth, np.float64)
+    weights = np.ones(total) if weights is None else np.asarray(weights, np.float64)
     used = np.arange(total)
-    if total > _MOST_CLUSTERED:
-        used = np.sort(np.argsort(-worth, kind="stable")[:_MOST_CLUSTERED])
+    if total > _MAX_CLUSTERED_ITEMS:
+        used = np.sort(np.argsort(-weights, kind="stable")[:_MAX_CLUSTERED_ITEMS])
     points = np.asarray(vectors, np.float64)[used]
     labels = np.ones(1, np.int64)
     if len(points) > 1:
-        labels = fcluster(linkage(points, "ward"), ward, criterion="distance")
+        labels = fcluster(linkage(points, "ward"), max_distance, criterion="distance")
     medoids, importance = [], []
     for label in dict.fromkeys(labels.tolist()):
         members = np.flatnonzero(labels == label)
-        inside = points[members]
+        cluster = points[members]
         # Sum of squared distances to the members, up to a constant.
-        spread = len(inside) * np.square(inside).sum(axis=1) - 2.0 * inside @ inside.sum(axis=0)
+        spread = len(cluster) * np.square(cluster).sum(axis=1) - 2.0 * cluster @ cluster.sum(axis=0)
         medoids.append(used[members[int(np.argmin(spread))]])
-        importance.append(worth[used[members]].sum())
+        importance.append(weights[used[members]].sum())
     shares = np.asarray(importance) / max(float(np.sum(importance)), 1e-300)
-    order = np.argsort(-shares, kind="stable")[:most]
+    order = np.argsort(-shares, kind="stable")[:limit]
     return Interests(np.asarray(medoids, np.int64)[order], shares[order])
 
 
-def halving_worth(times: np.ndarray, half_life: float) -> np.ndarray | None:
-    """What each item is worth, float64 [H]: halved for each half-life before the latest.
+def decayed_weights(times: np.ndarray, half_life: float) -> np.ndarray | None:
+    """Weights float64 [H] that halve with each half-life before the latest item.
 
     Args:
       times: int64 [H].
-      half_life: in the unit of the times; 0: everything is worth the same (None).
+      half_life: in the unit of the times; 0: no decay (returns None).
     """
     if half_life <= 0 or len(times) == 0:
         return None
@@ -85,37 +88,41 @@ def halving_worth(times: np.ndarray, half_life: float) -> np.ndarray | None:
 def blend(
     importance: np.ndarray, ids: np.ndarray, scores: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Deals k places to interests by importance; each takes its best item still free.
+    """Merges the candidates of several interests into k recommendations.
 
-    A place goes to the interest with the largest importance / (2 * places + 1), of
-    equal ones to the first.
+    The next recommendation is the best unused candidate of the interest with the largest
+    importance / (2 * n + 1), where n counts the recommendations that it has contributed; of
+    equal quotients the first interest wins.
 
     Args:
       importance: float [M].
-      ids int32 [M, k], scores float32 [M, k]: candidates, best first, -1 padded.
+      ids: int32 [M, c], candidates of each interest, best first, padded with -1.
+      scores: float32 [M, c].
+      k: number of recommendations.
 
     Returns:
-      ids int32 [k] and scores float32 [k] in the order of dealing; -1 and -inf padded.
+      ids int32 [k] and scores float32 [k] in the order of selection, padded with -1 and -inf.
     """
     out_ids = np.full(k, -1, np.int32)
     out_scores = np.full(k, -np.inf, np.float32)
-    places = np.zeros(len(importance), np.int64)
-    following = np.zeros(len(importance), np.int64)
-    claim = np.array(importance, np.float64)
-    taken: set[int] = set()
+    contributed = np.zeros(len(importance), np.int64)
+    next_candidate = np.zeros(len(importance), np.int64)
+    quotient = np.array(importance, np.float64)
+    used: set[int] = set()
     filled = 0
-    while filled < k and claim.max(initial=-1.0) >= 0:
-        chosen = int(np.argmax(claim))
-        place = following[chosen]
-        while place < ids.shape[1] and int(ids[chosen, place]) in taken:
-            place += 1
-        if place >= ids.shape[1] or ids[chosen, place] < 0:
-            claim[chosen] = -1.0
+    while filled < k and quotient.max(initial=-1.0) >= 0:
+        interest = int(np.argmax(quotient))
+        candidate = next_candidate[interest]
+        while candidate < ids.shape[1] and int(ids[interest, candidate]) in used:
+            candidate += 1
+        if candidate >= ids.shape[1] or ids[interest, candidate] < 0:
+            quotient[interest] = -1.0
             continue
-        out_ids[filled], out_scores[filled] = ids[chosen, place], scores[chosen, place]
-        taken.add(int(ids[chosen, place]))
-        following[chosen] = place + 1
-        places[chosen] += 1
-        claim[chosen] = importance[chosen] / (2 * places[chosen] + 1)
+        out_ids[filled] = ids[interest, candidate]
+        out_scores[filled] = scores[interest, candidate]
+        used.add(int(ids[interest, candidate]))
+        next_candidate[interest] = candidate + 1
+        contributed[interest] += 1
+        quotient[interest] = importance[interest] / (2 * contributed[interest] + 1)
         filled += 1
     return out_ids, out_scores

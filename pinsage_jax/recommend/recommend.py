@@ -1,8 +1,9 @@
-"""Items for a collection or a user, from the embeddings of what it holds.
+"""--mode=recommend: items for a user or a collection, from the embeddings of its items.
 
---recommend_for shows a table; without it WORKDIR/recommendations.parquet lists all:
-collection_id, rank (from 1), item_id, score.  With --test_edges the recommendations
-are also scored, beside plain rivals, into WORKDIR/recommend.json.
+With --recommend_for, a table is printed for each named collection; otherwise
+WORKDIR/recommendations.parquet lists all collections: collection_id, rank (from 1),
+item_id, score.  With --test_edges, the recommendations and those of baselines are also
+evaluated; the result is written to WORKDIR/recommend.json.
 
   U users (collections), N items, Z embedding dimensions, k recommendations
 """
@@ -28,7 +29,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.text_table import aligned
 from pinsage_jax.recommend import metrics, multi_interest
-from pinsage_jax.recommend.ann import best_among
+from pinsage_jax.recommend.ann import best_of_candidates
 from pinsage_jax.recommend.choice import Choice, Validation, choose, needs_validation
 from pinsage_jax.recommend.scores import (
     TIE_RULE,
@@ -46,14 +47,14 @@ from pinsage_jax.recommend.walks import HistoryWalk
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.filters import Filters
 from pinsage_jax.retrieval.neighbors import similar_ids
-from pinsage_jax.retrieval.retrieval.export_quality import evenly_spaced_rows, recall_per_query
+from pinsage_jax.retrieval.export_quality import evenly_spaced_rows, recall_per_query
 
 RECOMMENDATIONS_FILE, SCORES_FILE = "recommendations.parquet", "recommend.json"
 CHOICE_FILE = "recommend_choice.json"
-_MICROSECONDS_A_DAY = 86_400_000_000
-_ROWS_AT_ONCE = 1 << 20
-# Users whose interests are clustered at once.
-_USERS_AT_ONCE = 4096
+_MICROSECONDS_PER_DAY = 86_400_000_000
+_MAX_BLOCK_ROWS = 1 << 20
+# Users whose histories are clustered before their interests are searched for together.
+_CLUSTERED_USERS = 4096
 _COMPARED_USERS = 100
 _SCHEMA = pa.schema(
     [
@@ -67,16 +68,19 @@ _SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recommender:
-    """Recommends by one choice of settings.
+    """Recommends items by one scoring method.
 
     Attributes:
+      config: settings of the recommendations.
+      choice: the scoring method and its hyperparameters.
       vectors: float32 [N, Z].
-      degree: int [N], training edges.
-      half_life: in the unit of the histories' times.
-      search: an index of the vectors; None scores the whole catalog.
-      filters: what may be listed; None: all that the history does not hold.
-      hide_history: whether what a history holds is left out.
-      quiet: show no progress.
+      degree: int [N], number of training edges of each item.
+      threads: number of threads.
+      half_life: in the unit of the histories' times; 0: recency does not count.
+      search: an index over the vectors; None scores the whole catalog.
+      filters: rules for the recommended items; None: no rules.
+      exclude_history: whether items of the history are excluded.
+      quiet: whether to show no progress bar.
     """
 
     config: RecommendConfig
@@ -87,19 +91,23 @@ class Recommender:
     half_life: float = 0.0
     search: AnnSearch | None = None
     filters: Filters | None = None
-    hide_history: bool = True
+    exclude_history: bool = True
     quiet: bool = False
 
-    def best(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """ids int32 [U, k] and scores float32 [U, k], best first, -1 and -inf padded."""
+    def top_k(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Recommends k items to each user.
+
+        Returns:
+          ids int32 [U, k] and scores float32 [U, k], best first, padded with -1 and -inf.
+        """
         if self.filters is None:
-            return self._best(histories, k)
+            return self._unfiltered(histories, k)
         return self.filters.top_k(
-            lambda users, depth: self._best(histories.select(users), depth),
+            lambda users, depth: self._unfiltered(histories.select(users), depth),
             len(histories), k, histories.of,
         )  # fmt: skip
 
-    def _best(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _unfiltered(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
         choice = self.choice
         if choice.by == "interests":
             return self._by_interests(histories, k)
@@ -110,20 +118,20 @@ class Recommender:
             scorer = Sharpened(
                 self.vectors, self.degree, shape, choice.popularity, choice.rarity, self.threads
             )
-        return self._scored(scorer, histories, k, self._hidden(histories), quiet=self.quiet)
+        return self._best(scorer, histories, k, self._excluded(histories), quiet=self.quiet)
 
-    def _hidden(self, histories: Histories) -> Histories:
-        """What each user is not to be shown."""
-        if self.hide_history:
+    def _excluded(self, histories: Histories) -> Histories:
+        """The items that must not be recommended to each user."""
+        if self.exclude_history:
             return histories
         return Histories(np.zeros_like(histories.indptr), np.empty(0, np.int32))
 
-    def _scored(
+    def _best(
         self, scorer: Scorer, histories: Histories, k: int, exclude: Histories, quiet: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best by a scorer, of the whole catalog or of what the index finds."""
+        """The k best items by a scorer, of the whole catalog or of the index's candidates."""
         if self.search is not None:
-            return best_among(self.search, self.vectors, scorer, histories, k, exclude)
+            return best_of_candidates(self.search, self.vectors, scorer, histories, k, exclude)
         return best_items(
             scorer, histories, len(self.vectors), k,
             threads=self.threads, exclude=exclude, quiet=quiet,
@@ -132,44 +140,49 @@ class Recommender:
     def _by_interests(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
         ids = np.full((len(histories), k), -1, np.int32)
         scores = np.full((len(histories), k), -np.inf, np.float32)
-        for start in range(0, len(histories), _USERS_AT_ONCE):
-            users = np.arange(start, min(start + _USERS_AT_ONCE, len(histories)))
-            ids[users], scores[users] = self._part_by_interests(histories.select(users), k)
+        for start in range(0, len(histories), _CLUSTERED_USERS):
+            users = np.arange(start, min(start + _CLUSTERED_USERS, len(histories)))
+            ids[users], scores[users] = self._block_by_interests(histories.select(users), k)
         return ids, scores
 
-    def _part_by_interests(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _block_by_interests(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
         def cluster(user: int) -> multi_interest.Interests | None:
             span = slice(histories.indptr[user], histories.indptr[user + 1])
             if span.start == span.stop:
                 return None
-            worth = None
+            weights = None
             if histories.times is not None:
-                worth = multi_interest.halving_worth(histories.times[span], self.half_life)
+                weights = multi_interest.decayed_weights(histories.times[span], self.half_life)
             return multi_interest.interests_of(
                 self.vectors[histories.items[span]],
                 self.config.recommend_interests,
                 self.config.recommend_ward,
-                worth,
+                weights,
             )
 
         users = range(len(histories))
         with concurrent.futures.ThreadPoolExecutor(max(self.threads, 1)) as pool:
-            found = list(pool.map(cluster, users))
-        owners = np.repeat(users, [0 if one is None else len(one.medoids) for one in found])
-        medoids = [histories.of(user)[one.medoids] for user, one in zip(users, found) if one]
-        points = np.concatenate([np.empty(0, np.int32), *medoids]).astype(np.int32)
-        # Each medoid is a history of one item, which leaves out all that its user holds.
-        alone = Histories(np.arange(len(points) + 1, dtype=np.int64), points)
-        hidden = self._hidden(histories).select(owners.astype(np.int64))
-        candidates, values = self._scored(Mean(self.vectors), alone, k, hidden, quiet=True)
+            clustered = list(pool.map(cluster, users))
+        counts = [0 if interests is None else len(interests.medoids) for interests in clustered]
+        owners = np.repeat(users, counts)
+        medoids = [
+            histories.of(user)[interests.medoids]
+            for user, interests in zip(users, clustered)
+            if interests
+        ]
+        queries = np.concatenate([np.empty(0, np.int32), *medoids]).astype(np.int32)
+        # Each medoid is searched for as a history of one item, with its user's exclusions.
+        single = Histories(np.arange(len(queries) + 1, dtype=np.int64), queries)
+        exclude = self._excluded(histories).select(owners.astype(np.int64))
+        candidates, values = self._best(Mean(self.vectors), single, k, exclude, quiet=True)
         ids = np.full((len(histories), k), -1, np.int32)
         scores = np.full((len(histories), k), -np.inf, np.float32)
         starts = np.searchsorted(owners, np.arange(len(histories) + 1))
-        for user, one in zip(users, found):
-            if one is not None:
+        for user, interests in zip(users, clustered):
+            if interests is not None:
                 span = slice(starts[user], starts[user + 1])
                 ids[user], scores[user] = multi_interest.blend(
-                    one.importance, candidates[span], values[span], k
+                    interests.importance, candidates[span], values[span], k
                 )
         return ids, scores
 
@@ -182,69 +195,72 @@ def recommend(
     validation: Callable[[], Validation | None],
     search: AnnSearch | None = None,
 ) -> dict[str, Any] | None:
-    """Shows, writes or scores recommendations.
+    """Prints or writes recommendations, and evaluates them on --test_edges.
 
     Args:
-      vectors: float32 [N, Z] of all items, made on the whole graph.
-      validation: makes the users that settings are chosen by, if any are open.
-      search: an index of the vectors; None scores the whole catalog.
+      config: settings of the run.
+      prepared: the catalog.
+      vectors: float32 [N, Z] of all items, computed over the whole graph.
+      threads: number of threads.
+      validation: builds the validation users; only called if a setting is to be chosen.
+      search: an index over the vectors; None scores the whole catalog.
 
     Returns:
-      What recommend.json holds, or None without --test_edges.
+      The contents of recommend.json; None without --test_edges.
 
     Raises:
-      UserError: an unknown collection, or test edges that cannot be used.
+      UserError: a collection is unknown, or the test edges cannot be used.
     """
     settings = config.recommend
     graph = prepared.graph
     vectors = np.ascontiguousarray(vectors, np.float32)
-    wanted = _wanted(settings, prepared)
+    users = _users_of(settings, prepared)
     tests = None
     if settings.test_edges:
         path = config.data.path(settings.test_edges)
         tests = metrics.read_test_edges(path, config.data, prepared)
     times, half_life = _times(config, prepared)
-    choice, tried = _chosen(config, vectors, validation, threads)
+    choice, candidates = _choose(config, vectors, validation, threads)
     degree = graph.degree()[: graph.num_items]
-    hide = config.search.exclude_seen != "off"
+    exclude_history = config.search.exclude_seen != "off"
     # The recommender excludes the history itself; the filters apply the other rules.
     filters = Filters(config.search, graph, vectors, exclude_seen=False)
     recommender = Recommender(
-        settings, choice, vectors, degree, threads, half_life, search, filters, hide
+        settings, choice, vectors, degree, threads, half_life, search, filters, exclude_history
     )
     histories = histories_of(graph, times)
     if search is not None:
-        _log_missed(recommender, histories, settings.recommend_k)
-    if wanted is not None:
-        ids, scores = recommender.best(histories.select(wanted), settings.recommend_k)
-        _print(wanted, ids, scores, prepared)
+        _log_index_recall(recommender, histories, settings.recommend_k)
+    if users is not None:
+        ids, scores = recommender.top_k(histories.select(users), settings.recommend_k)
+        _print(users, ids, scores, prepared)
     else:
-        ids, scores = recommender.best(histories, max(settings.recommend_k, metrics.DEPTH))
+        ids, scores = recommender.top_k(histories, max(settings.recommend_k, metrics.DEPTH))
         _write(config, prepared, ids[:, : settings.recommend_k], scores, histories)
     if tests is None:
         return None
-    own = histories.select(tests.users)
-    mine = ids[tests.users] if wanted is None else recommender.best(own, metrics.DEPTH)[0]
-    ranked = {f"pinsage, {choice.by}": mine}
+    tested = histories.select(tests.users)
+    pinsage = ids[tests.users] if users is None else recommender.top_k(tested, metrics.DEPTH)[0]
+    ranked = {f"pinsage, {choice.by}": pinsage}
     for by in ("mean", "interests"):
         if choice.by != by:
-            other = dataclasses.replace(recommender, choice=Choice(by))
-            ranked[f"pinsage, {by}"] = other.best(own, metrics.DEPTH)[0]
+            variant = dataclasses.replace(recommender, choice=Choice(by))
+            ranked[f"pinsage, {by}"] = variant.top_k(tested, metrics.DEPTH)[0]
     walk = HistoryWalk(graph, config.sampling, config.seed, threads)
-    for rival in (Popularity(graph), HistoryKnn(graph), walk):
-        ranked[rival.name] = best_items(
-            rival, own, graph.num_items, metrics.DEPTH, threads=threads
+    for baseline in (Popularity(graph), HistoryKnn(graph), walk):
+        ranked[baseline.name] = best_items(
+            baseline, tested, graph.num_items, metrics.DEPTH, threads=threads
         )[0]
     report: dict[str, Any] = {
         "protocol": metrics.PROTOCOL,
-        "ties": TIE_RULE,
+        "tie_rule": TIE_RULE,
         "test": {"file": str(path), **tests.report},
-        "settings": dataclasses.asdict(choice),
-        "listed": {**dataclasses.asdict(config.search), "history_hidden": hide},
-        "chosen_on": "collections that the validation split withheld" if tried else "nothing",
-        "tried": tried,
+        "choice": dataclasses.asdict(choice),
+        "filters": {**dataclasses.asdict(config.search), "exclude_history": exclude_history},
+        "chosen_on": "collections that the validation split withheld" if candidates else "nothing",
+        "candidates": candidates,
         "methods": {
-            name: _described(metrics.per_user(found, tests.targets, tests.sizes))
+            name: _means(metrics.per_user(found, tests.targets, tests.sizes))
             for name, found in ranked.items()
         },
     }
@@ -253,59 +269,64 @@ def recommend(
     return report
 
 
-def _log_missed(recommender: Recommender, histories: Histories, k: int) -> None:
-    """Says how much of the exact lists the index finds, for a few users."""
-    held = np.flatnonzero(np.diff(histories.indptr) > 0)
-    some = histories.select(held[evenly_spaced_rows(len(held), _COMPARED_USERS)])
-    exact = dataclasses.replace(recommender, search=None).best(some, k)[0]
-    share = recall_per_query(recommender.best(some, k)[0], exact).mean()
+def _log_index_recall(recommender: Recommender, histories: Histories, k: int) -> None:
+    """Logs the index's recall of the exact recommendations, for a sample of users."""
+    nonempty = np.flatnonzero(np.diff(histories.indptr) > 0)
+    sample = histories.select(nonempty[evenly_spaced_rows(len(nonempty), _COMPARED_USERS)])
+    exact = dataclasses.replace(recommender, search=None).top_k(sample, k)[0]
+    recall = recall_per_query(recommender.top_k(sample, k)[0], exact).mean()
     assert recommender.search is not None
     logging.info(
-        "recommend: %s finds %.4f of the exact first %d (%d collections)",
-        recommender.search.setting.name, share, k, len(some),
+        "recommend: recall@%d of %s against exact search is %.4f (%d collections)",
+        k, recommender.search.setting.name, recall, len(sample),
     )  # fmt: skip
 
 
-def _chosen(
+def _choose(
     config: Config,
     vectors: np.ndarray,
     validation: Callable[[], Validation | None],
     threads: int,
 ) -> tuple[Choice, list[dict[str, Any]]]:
-    """The choice that the workdir remembers for the same settings, or a new one."""
+    """The scoring method and the candidates tried: saved in the workdir, or chosen now."""
     saved = saved_choice(config, vectors)
     if saved is not None:
         return saved
     settings = config.recommend
-    found = validation() if needs_validation(settings) else None
-    choice, tried = choose(settings, found, threads)
-    if tried:
+    users = validation() if needs_validation(settings) else None
+    choice, candidates = choose(settings, users, threads)
+    if candidates:
         logging.info("recommend: chosen in validation: %s", choice)
     elif needs_validation(settings):
-        logging.warning("recommend: no withheld collection to choose by; %s is used.", choice)
-    files.write_json(
-        pathlib.Path(config.workdir) / CHOICE_FILE,
-        {"key": _choice_key(config, vectors), "choice": dataclasses.asdict(choice), "tried": tried},
-    )
-    return choice, tried
+        logging.warning(
+            "recommend: the validation split withholds no collection to choose by; using %s.",
+            choice,
+        )
+    contents = {
+        "fingerprint": _choice_fingerprint(config, vectors),
+        "choice": dataclasses.asdict(choice),
+        "candidates": candidates,
+    }
+    files.write_json(pathlib.Path(config.workdir) / CHOICE_FILE, contents)
+    return choice, candidates
 
 
 def saved_choice(config: Config, vectors: np.ndarray) -> tuple[Choice, list[dict[str, Any]]] | None:
-    """What the workdir remembers to have chosen for these settings and vectors, and tried."""
+    """The choice saved in the workdir and the candidates tried; None for other settings."""
     path = pathlib.Path(config.workdir) / CHOICE_FILE
     if not path.exists():
         return None
     saved = files.read_json(path)
-    if saved.get("key") != _choice_key(config, vectors):
+    if saved.get("fingerprint") != _choice_fingerprint(config, vectors):
         return None
-    return Choice(**saved["choice"]), saved["tried"]
+    return Choice(**saved["choice"]), saved["candidates"]
 
 
-def _choice_key(config: Config, vectors: np.ndarray) -> str:
-    about = ("by", "power", "temperature", "popularity", "rarity")
+def _choice_fingerprint(config: Config, vectors: np.ndarray) -> str:
+    names = ("by", "power", "temperature", "popularity", "rarity")
     return files.fingerprint(
         [
-            [getattr(config.recommend, f"recommend_{name}") for name in about],
+            [getattr(config.recommend, f"recommend_{name}") for name in names],
             dataclasses.asdict(config.split),
             config.seed,
             f"{zlib.crc32(np.ascontiguousarray(vectors).data):08x}",
@@ -314,7 +335,7 @@ def _choice_key(config: Config, vectors: np.ndarray) -> str:
 
 
 def _times(config: Config, prepared: Prepared) -> tuple[np.ndarray | None, float]:
-    """Times of the edges, and the half-life in their unit, if recency counts."""
+    """Times of the edges, and the half-life in the same unit; (None, 0) without a half-life."""
     half_life = config.recommend.recommend_half_life
     if half_life == 0:
         return None, 0.0
@@ -324,35 +345,37 @@ def _times(config: Config, prepared: Prepared) -> tuple[np.ndarray | None, float
             "--recommend_half_life needs times; run --mode=prepare with --time_column first."
         )
     times = files.read_array(pathlib.Path(config.workdir) / "prepared" / "times.npy")
-    return times, half_life * (_MICROSECONDS_A_DAY if kind == "timestamp" else 1)
+    return times, half_life * (_MICROSECONDS_PER_DAY if kind == "timestamp" else 1)
 
 
-def _wanted(settings: RecommendConfig, prepared: Prepared) -> np.ndarray | None:
-    """Indices of the collections of --recommend_for; None if it is empty."""
+def _users_of(settings: RecommendConfig, prepared: Prepared) -> np.ndarray | None:
+    """Indices int64 of the collections of --recommend_for; None if the flag is empty."""
     names = [part.strip() for part in settings.recommend_for.split(",") if part.strip()]
     if not names:
         return None
     found = prepared.collection_ids.lookup(pa.array(names, pa.large_string()))
     for name, index in zip(names, found):
         if index < 0:
-            close = similar_ids(name, prepared.collection_ids)
-            hint = f"did you mean {' or '.join(close)}?" if close else "ids are those of --edges."
+            similar = similar_ids(name, prepared.collection_ids)
+            hint = "ids are those of --edges."
+            if similar:
+                hint = f"did you mean {' or '.join(similar)}?"
             raise UserError(f"--recommend_for: there is no collection {name}; {hint}")
     return found.astype(np.int64)
 
 
-def _print(wanted: np.ndarray, ids: np.ndarray, scores: np.ndarray, prepared: Prepared) -> None:
-    names = prepared.collection_ids.names(wanted).to_pylist()
+def _print(users: np.ndarray, ids: np.ndarray, scores: np.ndarray, prepared: Prepared) -> None:
+    names = prepared.collection_ids.names(users).to_pylist()
     for name, row, values in zip(names, ids, scores):
-        found = row >= 0
-        items = prepared.item_ids.names(row[found]).to_pylist()
+        valid = row >= 0
+        items = prepared.item_ids.names(row[valid]).to_pylist()
         table = [["item_id", "score"]]
-        table += [[item, f"{value:.4g}"] for item, value in zip(items, values[found])]
+        table += [[item, f"{value:.4g}"] for item, value in zip(items, values[valid])]
         lines = aligned(table)
         if prepared.titles is not None:
-            titles = prepared.titles.take(pa.array(row[found].astype(np.int64))).to_pylist()
-            shown = ["title", *(" ".join((title or "").split())[:70] for title in titles)]
-            lines = [f"{line}  {title}".rstrip() for line, title in zip(lines, shown)]
+            titles = prepared.titles.take(pa.array(row[valid].astype(np.int64))).to_pylist()
+            column = ["title", *(" ".join((title or "").split())[:70] for title in titles)]
+            lines = [f"{line}  {title}".rstrip() for line, title in zip(lines, column)]
         print("\n".join([f"for  {name}", *lines, ""]))
 
 
@@ -360,33 +383,33 @@ def _write(
     config: Config, prepared: Prepared, ids: np.ndarray, scores: np.ndarray, histories: Histories
 ) -> None:
     path = pathlib.Path(config.workdir) / RECOMMENDATIONS_FILE
-    block = max(_ROWS_AT_ONCE // max(ids.shape[1], 1), 1)
-    # A collection without items says nothing about what it wants.
-    held = np.diff(histories.indptr) > 0
+    block = max(_MAX_BLOCK_ROWS // max(ids.shape[1], 1), 1)
+    # There is nothing to recommend by for a collection without items.
+    nonempty = np.diff(histories.indptr) > 0
     with (
         files.atomic_file(path) as temporary,
         pq.ParquetWriter(temporary, _SCHEMA) as writer,
     ):
         for start in range(0, len(ids), block):
             part = ids[start : start + block]
-            place, rank = np.nonzero((part >= 0) & held[start : start + block, None])
+            row, rank = np.nonzero((part >= 0) & nonempty[start : start + block, None])
             columns = [
-                prepared.collection_ids.names(start + place),
+                prepared.collection_ids.names(start + row),
                 pa.array((rank + 1).astype(np.int32)),
-                prepared.item_ids.names(part[place, rank]),
-                pa.array(scores[start + place, rank]),
+                prepared.item_ids.names(part[row, rank]),
+                pa.array(scores[start + row, rank]),
             ]
             writer.write_table(pa.table(columns, schema=_SCHEMA))
-    logging.info("recommendations for %d collections written to %s", int(held.sum()), path)
+    logging.info("recommendations for %d collections written to %s", int(nonempty.sum()), path)
 
 
-def _described(values: np.ndarray) -> dict[str, Any]:
-    """Means over users [U, 2] and their 95% intervals (normal approximation)."""
+def _means(values: np.ndarray) -> dict[str, Any]:
+    """Means of float64 [U, 2] over users, and their 95% intervals (normal approximation)."""
     result: dict[str, Any] = {}
-    width = 1.96 * values.std(axis=0) / np.sqrt(max(len(values), 1))
-    for name, mean, half in zip(metrics.METRICS, values.mean(axis=0), width):
+    half_widths = 1.96 * values.std(axis=0) / np.sqrt(max(len(values), 1))
+    for name, mean, half_width in zip(metrics.METRICS, values.mean(axis=0), half_widths):
         result[name] = float(mean)
-        result[f"{name}_interval"] = [float(mean - half), float(mean + half)]
+        result[f"{name}_interval"] = [float(mean - half_width), float(mean + half_width)]
     return result
 
 

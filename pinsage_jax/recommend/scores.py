@@ -1,11 +1,12 @@
-"""Ways to score the catalog for a history, and the exact search for the best items.
+"""Scorers of the catalog for a history, and the exact search for the best items.
 
-Every way is a number of rows of similarities to the catalog, which each user adds
-up with weights: one row a user for the mean vector, one an item of the history for
-sharpened similarities.  Rows are made for a tile of users and a block of columns at a
-time; nothing larger is held.  Scores are float32.
+Every scorer computes rows of similarities to the catalog, and a user's scores are a
+weighted sum of such rows: one row per user for the mean vector, one row per history item
+for sharpened similarities.  Rows are computed for a tile of users and a block of columns at
+a time, which bounds memory.  Scores are float32.
 
-  U users, H items of all histories, N items, D dimensions, R rows of a tile, C columns
+  U users, H items of all histories, N items, C collections, D dimensions, R rows of a tile,
+  c columns of a block, B variants of a score, k recommendations
 """
 
 from __future__ import annotations
@@ -21,26 +22,26 @@ from scipy import sparse
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.evaluation.baselines_graph import incidence
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.recommend import kernels as kernels
+from pinsage_jax.recommend import kernels
 
 TIE_RULE = "of equal scores the item that comes first in the catalog"
 
 _COLUMNS = 512
-_MOST_USERS = 1 << 15
-# Distinct items in the histories of a tile: bounds rows of similarities to 128 MiB.
-_MOST_ROWS = 1 << 16
-# A user of item-kNN reaches a good part of all collections.
-_MOST_KNN_USERS = 1 << 11
+_MAX_USERS = 1 << 15
+# Distinct items in the histories of a tile: limits its similarities to 128 MiB.
+_MAX_ROWS = 1 << 16
+# A user's row of item-kNN over collections is nearly dense, so a tile has fewer users.
+_MAX_KNN_USERS = 1 << 11
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Histories:
-    """What each user (or collection) holds.
+    """The items of each user or collection, in compressed sparse rows.
 
     Attributes:
       indptr: int64 [U+1].
-      items: int32 [H], ascending for each user, no duplicates.
-      times: int64 [H] or None.
+      items: int32 [H], ascending and distinct for each user.
+      times: int64 [H], when each item was added; or None.
     """
 
     indptr: np.ndarray
@@ -51,16 +52,16 @@ class Histories:
         return len(self.indptr) - 1
 
     def of(self, user: int) -> np.ndarray:
-        """Items of one user, int32."""
+        """The items of one user, int32."""
         return self.items[self.indptr[user] : self.indptr[user + 1]]
 
     def select(self, users: np.ndarray) -> Histories:
-        """The histories of some users, in their order."""
+        """The histories of the given users, in the given order."""
         lengths = np.diff(self.indptr)[users]
         indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        places = np.repeat(self.indptr[users] - indptr[:-1], lengths) + np.arange(indptr[-1])
-        times = None if self.times is None else self.times[places]
-        return Histories(indptr, self.items[places], times)
+        entries = np.repeat(self.indptr[users] - indptr[:-1], lengths) + np.arange(indptr[-1])
+        times = None if self.times is None else self.times[entries]
+        return Histories(indptr, self.items[entries], times)
 
     def owners(self) -> np.ndarray:
         """The user of each entry, int64 [H]."""
@@ -68,15 +69,18 @@ class Histories:
 
 
 def histories_of(graph: Graph, times: np.ndarray | None = None) -> Histories:
-    """The items of every collection.
+    """The histories of all collections.
 
     Args:
-      times: int64 [E] in the order of the items' rows, as prepared/times.npy.
+      graph: the graph.
+      times: int64, time of each edge in the order of the items' rows, as in
+        prepared/times.npy.
     """
     indptr = np.asarray(graph.indptr[graph.num_items :], np.int64) - graph.num_edges
     items = np.asarray(graph.indices[graph.num_edges :])
     if times is not None:
-        # Both halves list the edges by item, then collection, if the sort is stable.
+        # The graph stores every edge twice: by item, and by collection.  A stable sort of the
+        # first order by collection gives the second.
         order = np.argsort(graph.indices[: graph.num_edges], kind="stable")
         times = np.asarray(times)[order]
     return Histories(indptr, items, times)
@@ -84,12 +88,14 @@ def histories_of(graph: Graph, times: np.ndarray | None = None) -> Histories:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tile:
-    """Rows of similarities that a tile of users adds up.
+    """Similarity rows, and the weights with which each user of a tile sums them.
 
     Attributes:
-      indptr int64 [U+1], rows int32, weights float32: the rows of each user.
-      block: from columns, a slice or an array, to similarities float32 [R, C] and the
-        scales of the columns float32 [B, C], one for each variant of the score.
+      indptr: int64 [U+1], boundaries of the users' rows.
+      rows: int32, the similarity rows of each user.
+      weights: float32, the weight of each such row.
+      block: maps columns (a slice or an array) to similarities float32 [R, c] and to scales
+        of the columns float32 [B, c], one row per variant of the score.
     """
 
     indptr: np.ndarray
@@ -99,23 +105,24 @@ class Tile:
 
 
 class Scorer(Protocol):
-    """A way to score the catalog for histories.
+    """A method that scores the catalog for histories.
 
     Attributes:
-      most_users: users that fit in one tile.
+      name: name of the method.
+      max_users: upper bound on the users of one tile.
     """
 
     name: str
-    most_users: int
+    max_users: int
 
     def tile(self, histories: Histories) -> Tile:
         """Prepares a tile of users."""
 
 
-def _row_per_user(count: int, similar: Callable[[slice | np.ndarray], np.ndarray]) -> Tile:
+def _row_per_user(count: int, similarities: Callable[[slice | np.ndarray], np.ndarray]) -> Tile:
     def block(columns: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = similar(columns)
-        return found, np.ones((1, found.shape[1]), np.float32)
+        rows = similarities(columns)
+        return rows, np.ones((1, rows.shape[1]), np.float32)
 
     users = np.arange(count, dtype=np.int32)
     return Tile(np.arange(count + 1, dtype=np.int64), users, np.ones(count, np.float32), block)
@@ -125,42 +132,42 @@ class Mean:
     """Inner product with the mean of the history's vectors."""
 
     name = "mean"
-    most_users = _MOST_USERS
+    max_users = _MAX_USERS
 
     def __init__(self, vectors: np.ndarray):
-        """Takes float32 [N, D]."""
+        """Takes the items' vectors, float32 [N, D]."""
         self._vectors = vectors
 
     def tile(self, histories: Histories) -> Tile:
-        """One row a user."""
+        """Prepares a tile with one similarity row per user."""
         lengths = np.diff(histories.indptr)
         share = (1.0 / np.maximum(lengths, 1)).astype(np.float32)
-        held = sparse.csr_array(
+        averaging = sparse.csr_array(
             (np.repeat(share, lengths), histories.items, histories.indptr),
             shape=(len(histories), len(self._vectors)),
         )
-        profiles = np.asarray(held @ self._vectors, np.float32)
-        return _row_per_user(len(histories), lambda columns: profiles @ self._vectors[columns].T)
+        means = np.asarray(averaging @ self._vectors, np.float32)
+        return _row_per_user(len(histories), lambda columns: means @ self._vectors[columns].T)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """How a similarity counts: max(0, s) ** value, or exp(s / value)."""
+    """Function of a similarity s: max(0, s) ** value (power) or exp(s / value) (attention)."""
 
     kind: str  # power or attention
     value: float
 
 
 class Sharpened:
-    """Sum of sharpened similarities to the history, times popularity.
+    """Sum of sharpened similarities to the history's items, times a power of 1 + degree.
 
-    The sharper, the more the few closest items of a history decide.  Power 1 ranks
-    much as the mean does.  Attention adds up what each item of the history says on its
-    own, exp(z_h . z_i / t) being the odds that a network trained by softmax at
-    temperature t gives item i after item h.
+    The sharper the function, the more the score depends on the few closest items of the
+    history.  Power 1 ranks almost like the mean.  Attention sums exp(z_h . z_i / t) over the
+    history, which is proportional to the probability of item i given item h under a network
+    trained by softmax at temperature t.
     """
 
-    most_users = _MOST_USERS
+    max_users = _MAX_USERS
 
     def __init__(
         self,
@@ -171,64 +178,72 @@ class Sharpened:
         rarity: float,
         threads: int,
     ):
-        """Takes float32 [N, D] and the items' training edges int [N].
+        """Prepares the scales of items and the weights of history items.
 
         Args:
-          popularity: the item's exponent of 1 + degree; several give several variants.
-          rarity: the history's exponent of 1 / (1 + degree).
+          vectors: float32 [N, D].
+          degree: int [N], number of training edges of each item.
+          shape: function of a similarity.
+          popularity: exponent of the scored item's 1 + degree; several exponents give as
+            many variants of the score.
+          rarity: exponent of a history item's 1 / (1 + degree).
+          threads: number of threads.
         """
         self.name = shape.kind
         self._vectors, self._shape, self._threads = vectors, shape, threads
         exponents = np.atleast_1d(np.asarray(popularity, np.float64))
         self._scales = ((1.0 + degree) ** exponents[:, None]).astype(np.float32)
-        self._worth = ((1.0 + degree) ** -rarity).astype(np.float32)
-        # No similarity is greater, so that no exponential overflows.
-        self._most = float(np.square(vectors, dtype=np.float64).sum(axis=1).max(initial=0.0))
+        self._item_weights = ((1.0 + degree) ** -rarity).astype(np.float32)
+        # An upper bound of all similarities; subtracted, it keeps exponentials from overflow.
+        self._bound = float(np.square(vectors, dtype=np.float64).sum(axis=1).max(initial=0.0))
 
     def tile(self, histories: Histories) -> Tile:
-        """One row an item of any of the histories."""
+        """Prepares a tile with one similarity row per distinct item of the histories."""
         used, rows = np.unique(histories.items, return_inverse=True)
         sources = self._vectors[used]
 
         def block(columns: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            similar = sources @ self._vectors[columns].T
-            for_threads(
-                lambda begin, end: self._sharpen(similar[begin:end]), len(similar), self._threads
+            similarities = sources @ self._vectors[columns].T
+            run_in_threads(
+                lambda begin, end: self._sharpen(similarities[begin:end]),
+                len(similarities),
+                self._threads,
             )
-            return similar, self._scales[:, columns]
+            return similarities, self._scales[:, columns]
 
-        weights = self._worth[histories.items]
+        weights = self._item_weights[histories.items]
         return Tile(histories.indptr, rows.astype(np.int32), weights, block)
 
-    def _sharpen(self, similar: np.ndarray) -> None:
+    def _sharpen(self, similarities: np.ndarray) -> None:
+        """Applies the shape to similarities [R, c] in place."""
         if self._shape.kind == "power":
-            kernels.sharpen(similar, self._shape.value)
+            kernels.sharpen(similarities, self._shape.value)
             return
-        similar -= np.float32(self._most)
-        similar *= np.float32(1.0 / self._shape.value)
-        np.exp(similar, out=similar)
+        similarities -= np.float32(self._bound)
+        similarities *= np.float32(1.0 / self._shape.value)
+        np.exp(similarities, out=similarities)
 
 
 class Popularity:
-    """The items with the most edges that the user does not hold."""
+    """Baseline: scores every item by its degree, whatever the history."""
 
     name = "popularity"
-    most_users = _MOST_USERS
+    max_users = _MAX_USERS
 
     def __init__(self, graph: Graph):
         self._degree = graph.degree()[None, : graph.num_items].astype(np.float32)
 
     def tile(self, histories: Histories) -> Tile:
-        """One row that all users share."""
-        shared = _row_per_user(len(histories), lambda columns: self._degree[:, columns])
-        return dataclasses.replace(shared, rows=np.zeros(len(histories), np.int32))
+        """Prepares a tile with a single similarity row, shared by all users."""
+        tile = _row_per_user(len(histories), lambda columns: self._degree[:, columns])
+        return dataclasses.replace(tile, rows=np.zeros(len(histories), np.int32))
 
 
 class HistoryKnn:
-    """Sum over the history of the cosine of two items' rows of collections."""
+    """Item-kNN baseline: sum over the history of the cosine of two items' incidence rows."""
 
     name = "item_knn"
-    most_users = _MOST_KNN_USERS
+    max_users = _MAX_KNN_USERS
 
     def __init__(self, graph: Graph):
         matrix = incidence(graph)
@@ -237,25 +252,27 @@ class HistoryKnn:
         self._rows = sparse.csr_array(sparse.diags_array(scale.astype(np.float32)) @ matrix)
 
     def tile(self, histories: Histories) -> Tile:
-        """One row a user."""
-        held = sparse.csr_array(
+        """Prepares a tile with one similarity row per user."""
+        summing = sparse.csr_array(
             (np.ones(len(histories.items), np.float32), histories.items, histories.indptr),
             shape=(len(histories), self._rows.shape[0]),
         )
-        reached = sparse.csr_array(held @ self._rows)
+        sums = sparse.csr_array(summing @ self._rows)
         return _row_per_user(
-            len(histories), lambda columns: (reached @ self._rows[columns].T).toarray()
+            len(histories), lambda columns: (sums @ self._rows[columns].T).toarray()
         )
 
 
 def best_items(
     scorer: Scorer, histories: Histories, num_items: int, k: int, **settings: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best items of every history: best_of_variants for the only variant.
+    """The k best items of every history, for a scorer with a single variant.
+
+    The arguments are those of `best_of_variants`.
 
     Returns:
-      ids int32 [U, k] and scores float32 [U, k], best first, ties by TIE_RULE; -1 and
-      -inf where there are fewer candidates.
+      ids int32 [U, k] and scores float32 [U, k], best first, ties by TIE_RULE; padded with -1
+      and -inf.
     """
     ids, scores = best_of_variants(scorer, histories, num_items, k, 1, **settings)
     return ids[0], scores[0]
@@ -273,64 +290,77 @@ def best_of_variants(
     columns: int = _COLUMNS,
     quiet: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best items of every history, over the whole catalog.
+    """The k best items of the whole catalog for every history and variant of the score.
 
     Args:
-      variants: B, scores that the scorer gives at once.
-      exclude: items left out for each user; by default those of the history.
+      scorer: scores the catalog.
+      histories: the items of each user.
+      num_items: N.
+      k: number of items to return.
+      variants: B, the number of variants of the scorer.
+      threads: number of threads.
+      exclude: items that must not be returned for each user; default: the histories.
+      columns: items per block.
+      quiet: whether to show no progress bar.
 
     Returns:
-      ids int32 [B, U, k] and scores float32 [B, U, k], as best_items has them.
+      ids int32 [B, U, k] and scores float32 [B, U, k], as those of `best_items`.
     """
     users = len(histories)
     ids = np.full((variants, users, k), -1, np.int32)
     scores = np.full((variants, users, k), -np.inf, np.float32)
-    seen = exclude or histories
+    exclude = exclude or histories
     with Progress(users, "history", f"recommending by {scorer.name}", quiet=quiet) as progress:
-        for begin, end in _tiles(histories.indptr, num_items, scorer.most_users):
+        for begin, end in _tiles(histories.indptr, num_items, scorer.max_users):
             chosen = np.arange(begin, end)
-            tile, out = scorer.tile(histories.select(chosen)), seen.select(chosen)
-            found_ids, found_scores = ids[:, begin:end].copy(), scores[:, begin:end].copy()
+            tile, excluded = scorer.tile(histories.select(chosen)), exclude.select(chosen)
+            best_ids, best_scores = ids[:, begin:end].copy(), scores[:, begin:end].copy()
             for first in range(0, num_items, columns):
-                part = slice(first, min(first + columns, num_items))
-                _fold(tile, part, out, found_scores, found_ids, threads)
-            ids[:, begin:end], scores[:, begin:end] = found_ids, found_scores
+                block = slice(first, min(first + columns, num_items))
+                _merge_block(tile, block, excluded, best_scores, best_ids, threads)
+            ids[:, begin:end], scores[:, begin:end] = best_ids, best_scores
             progress.update(end - begin)
     return ids, scores
 
 
-def _fold(
-    tile: Tile, part: slice, out: Histories, scores: np.ndarray, ids: np.ndarray, threads: int
+def _merge_block(
+    tile: Tile,
+    columns: slice,
+    excluded: Histories,
+    scores: np.ndarray,
+    ids: np.ndarray,
+    threads: int,
 ) -> None:
-    block, scales = (np.ascontiguousarray(array, np.float32) for array in tile.block(part))
+    """Scores a block of columns and merges it into scores and ids [B, U, k] in place."""
+    block, scales = (np.ascontiguousarray(array, np.float32) for array in tile.block(columns))
 
     def work(low: int, high: int) -> None:
-        kernels.fold(
-            block, part.start, tile.indptr, tile.rows, tile.weights, scales, out.indptr,
-            out.items, low, high, scores, ids, np.empty(block.shape[1], np.float32),
+        kernels.merge_block(
+            block, columns.start, tile.indptr, tile.rows, tile.weights, scales, excluded.indptr,
+            excluded.items, low, high, scores, ids, np.empty(block.shape[1], np.float32),
         )  # fmt: skip
 
-    for_threads(work, len(out), threads)
+    run_in_threads(work, len(excluded), threads)
 
 
-def for_threads(work: Callable[[int, int], None], rows: int, threads: int) -> None:
-    """Calls work(begin, end) for `threads` even parts of [0, rows), at once."""
-    cuts = np.linspace(0, rows, max(threads, 1) + 1).astype(int).tolist()
+def run_in_threads(work: Callable[[int, int], None], rows: int, threads: int) -> None:
+    """Calls work(begin, end) for `threads` parts of [0, rows) of equal size, in parallel."""
     if threads <= 1:
         work(0, rows)
         return
+    boundaries = np.linspace(0, rows, threads + 1).astype(int).tolist()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, cuts[:-1], cuts[1:]))
+        list(pool.map(work, boundaries[:-1], boundaries[1:]))
 
 
-def _tiles(indptr: np.ndarray, num_items: int, most_users: int) -> Iterator[tuple[int, int]]:
-    """Consecutive users that fit in one tile, at least one user each."""
+def _tiles(indptr: np.ndarray, num_items: int, max_users: int) -> Iterator[tuple[int, int]]:
+    """Yields ranges (begin, end) of consecutive users that fit in one tile, at least one user."""
     begin, users = 0, len(indptr) - 1
     while begin < users:
-        end = min(begin + most_users, users)
-        # A smaller catalog has not that many items to hold.
-        if num_items > _MOST_ROWS:
-            fits = int(np.searchsorted(indptr, indptr[begin] + _MOST_ROWS, side="right")) - 1
-            end = min(end, max(fits, begin + 1))
+        end = min(begin + max_users, users)
+        # A smaller catalog cannot exceed the limit of distinct items.
+        if num_items > _MAX_ROWS:
+            last = int(np.searchsorted(indptr, indptr[begin] + _MAX_ROWS, side="right")) - 1
+            end = min(end, max(last, begin + 1))
         yield begin, end
         begin = end

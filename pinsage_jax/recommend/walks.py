@@ -1,14 +1,14 @@
-"""Random walks as a rival at recommending for histories, with the multi-hit boost.
+"""Random-walk baseline for recommendation, with the multi-hit boost.
 
-Walks start at every item of a history; an item that several of them reach is worth
-more than one that a single item reaches as often in all (Pixie, Eksombatchai et al.
-2018, section 3.1):
+Walks start at every item of a history.  An item that is reached from several history items
+scores higher than one that is reached equally often from a single item (Pixie,
+Eksombatchai et al. 2018, section 3.1):
 
   score(i) = (sum over items h of the history of sqrt(visits of i from h)) ** 2
 
-Recommendations are ordered by the sum of roots, which is the same order.
+The scorer returns the sum of the roots, which gives the same order.
 
-  U users, N items, R distinct items of the histories, W walks from each
+  U users, N items, R distinct items of the histories
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.recommend.scores import Histories, Tile
 from pinsage_jax.sampling.neighborhoods import visit_scores
 
-# Items walked from at once: their visits are held padded to the longest list possible.
-_ITEMS_AT_ONCE = 2048
-_MOST_USERS = 1 << 12
+# Start items per call: each has a padded list of visits of the maximum possible length.
+_ITEM_BLOCK = 2048
+_MAX_USERS = 1 << 12
 
 
 class HistoryWalk:
-    """Visit counts of walks from all items of a history, added up with the multi-hit boost."""
+    """Visit counts of walks from all items of a history, combined with the multi-hit boost."""
 
     name = "walk"
-    most_users = _MOST_USERS
+    max_users = _MAX_USERS
 
     def __init__(self, graph: Graph, sampling: SamplingConfig, seed: int, threads: int):
-        """Takes the training graph; `sampling` tells the walks from each item."""
+        """Takes the training graph and the settings of the walks from each item."""
         self._graph, self._sampling = graph, sampling
         self._seed, self._threads = seed, threads
 
     def tile(self, histories: Histories) -> Tile:
-        """One row an item of any of the histories: the roots of its visit counts."""
+        """Prepares a tile with one row per distinct history item: roots of its visit counts."""
         used, rows = np.unique(histories.items, return_inverse=True)
-        roots = sparse.csc_array(self.roots(used.astype(np.int32)))
+        roots = sparse.csc_array(self.visit_roots(used.astype(np.int32)))
 
         def block(columns: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            found = roots[:, columns].toarray()
-            return found, np.ones((1, found.shape[1]), np.float32)
+            similarities = roots[:, columns].toarray()
+            return similarities, np.ones((1, similarities.shape[1]), np.float32)
 
         weights = np.ones(len(rows), np.float32)
         return Tile(histories.indptr, rows.astype(np.int32), weights, block)
 
-    def roots(self, items: np.ndarray) -> sparse.csr_array:
-        """float32 [R, N]: the square root of how often walks from `items` visit each item."""
+    def visit_roots(self, items: np.ndarray) -> sparse.csr_array:
+        """Square roots float32 [R, N] of the visit counts of walks from items int32 [R]."""
         parts = [sparse.csr_array((0, self._graph.num_items), dtype=np.float32)]
-        for start in range(0, len(items), _ITEMS_AT_ONCE):
-            queries = items[start : start + _ITEMS_AT_ONCE]
+        for start in range(0, len(items), _ITEM_BLOCK):
+            queries = items[start : start + _ITEM_BLOCK]
             ids, counts = visit_scores(
                 self._graph,
                 queries,
@@ -62,8 +62,8 @@ class HistoryWalk:
                 self._sampling.num_walks,
                 self._threads,
             )
-            rows, places = np.nonzero(ids >= 0)
-            values = np.sqrt(counts[rows, places].astype(np.float32))
+            rows, columns = np.nonzero(ids >= 0)
+            values = np.sqrt(counts[rows, columns].astype(np.float32))
             shape = (len(queries), self._graph.num_items)
-            parts.append(sparse.csr_array((values, (rows, ids[rows, places])), shape=shape))
+            parts.append(sparse.csr_array((values, (rows, ids[rows, columns])), shape=shape))
         return sparse.csr_array(sparse.vstack(parts))

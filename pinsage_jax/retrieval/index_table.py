@@ -27,7 +27,7 @@ from pinsage_jax.core.text_table import aligned
 from pinsage_jax.export import writer
 from pinsage_jax.retrieval import ann
 from pinsage_jax.retrieval.ann import AnnSearch, Setting
-from pinsage_jax.retrieval.retrieval.export_quality import (
+from pinsage_jax.retrieval.export_quality import (
     NEIGHBORS,
     evenly_spaced_rows,
     recall_per_query,

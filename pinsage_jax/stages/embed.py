@@ -24,7 +24,7 @@ from pinsage_jax.inference import tables as layer_tables
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.new_item_model import Trained
 from pinsage_jax.inference.tables import KeptTables, Tables
-from pinsage_jax.retrieval.retrieval.export_quality import choose_codec
+from pinsage_jax.retrieval.export_quality import choose_codec
 from pinsage_jax.spark.embed import embed_on_spark
 from pinsage_jax.stages.checkpoint import (
     about_run,

@@ -27,7 +27,7 @@ from pinsage_jax.inference.current_catalog import CurrentCatalog, fill_tables
 from pinsage_jax.inference.new_item_model import Trained
 from pinsage_jax.inference.tables import KeptTables
 from pinsage_jax.inference.updating import Update
-from pinsage_jax.retrieval.retrieval.export_quality import recall_against_float32
+from pinsage_jax.retrieval.export_quality import recall_against_float32
 from pinsage_jax.stages.checkpoint import (
     about_run,
     as_exported,
@@ -102,7 +102,7 @@ def update(config: Config) -> dict[str, Any]:
             vectors[:items],
             {
                 **about_run(config, trained),
-                "against_float32": recall_against_float32(form, vectors[:items]),
+                "against_float32": recall_against_float32(codec, vectors[:items]),
                 "ids": after.item_ids.digest(),
                 "data": identity_of(after),
                 "changes": key,

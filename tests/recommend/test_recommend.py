@@ -1,4 +1,4 @@
-"""Recommendations against slow references and against cases computable by hand."""
+"""Recommendations against slow references and against cases computed by hand."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ ITEMS, USERS = 50, 30
 
 
 def random_graph(seed=0):
-    """Item 0 has no edge, item 1 is everywhere; user 0 is empty, user 1 holds all but five."""
+    """Item 0 is isolated, item 1 is in all histories; user 0 has none, user 1 all but five."""
     rng = np.random.default_rng(seed)
     edges = {(1, user) for user in range(2, USERS)} | {(item, 1) for item in range(1, ITEMS - 5)}
     edges |= {(int(rng.integers(2, ITEMS)), int(rng.integers(2, USERS))) for _ in range(150)}
@@ -43,7 +43,7 @@ def random_vectors(seed=0, items=ITEMS, width=6):
 
 
 def slow_best(score, history, k, seen):
-    """The k best of one user by sorting everything: greatest first, then lowest item."""
+    """The k best of one user by sorting all items: highest score first, then lowest id."""
     order = sorted(
         (item for item in range(len(score)) if item not in seen), key=lambda i: (-score[i], i)
     )
@@ -77,8 +77,8 @@ def test_best_items_are_those_of_sorting(name, small, monkeypatch):
         scorer = rs.Popularity(graph) if name == "popularity" else rs.HistoryKnn(graph)
     if small:
         # Many tiles, among them users with more items than a tile should hold.
-        monkeypatch.setattr(rs, "_MOST_ROWS", 9)
-        monkeypatch.setattr(type(scorer), "most_users", 4)
+        monkeypatch.setattr(rs, "_MAX_ROWS", 9)
+        monkeypatch.setattr(type(scorer), "max_users", 4)
     ids, scores = rs.best_items(
         scorer, histories, ITEMS, 8, threads=3 if small else 1, columns=7 if small else 512
     )
@@ -118,8 +118,8 @@ def test_walks_from_a_history_add_up_with_the_multi_hit_boost(small, monkeypatch
     histories = rs.histories_of(graph)
     sampling = SamplingConfig(num_walks=40, walk_length=3)
     if small:
-        monkeypatch.setattr(walks, "_ITEMS_AT_ONCE", 3)
-        monkeypatch.setattr(walks.HistoryWalk, "most_users", 4)
+        monkeypatch.setattr(walks, "_ITEM_BLOCK", 3)
+        monkeypatch.setattr(walks.HistoryWalk, "max_users", 4)
     scorer = walks.HistoryWalk(graph, sampling, seed=5, threads=1)
     ids, scores = rs.best_items(scorer, histories, ITEMS, 8, columns=7 if small else 512)
     visits = np.zeros((ITEMS, ITEMS))
@@ -195,13 +195,13 @@ def slow_ward(points, limit):
 @pytest.mark.parametrize("ward", [0.0, 0.9, 1.5, 100.0])
 def test_interests_are_wards_clusters(count, ward):
     points = random_vectors(seed=count, items=count)
-    worth = np.random.default_rng(2).random(count) + 0.1
+    weights = np.random.default_rng(2).random(count) + 0.1
     expected = []
     for cluster in slow_ward(points.astype(np.float64), ward):
         spread = [sum(np.sum((points[m] - points[o]) ** 2) for o in cluster) for m in cluster]
-        expected.append((worth[cluster].sum() / worth.sum(), cluster, spread))
+        expected.append((weights[cluster].sum() / weights.sum(), cluster, spread))
     expected.sort(key=lambda one: -one[0])
-    found = multi_interest.interests_of(points, 3, ward, worth)
+    found = multi_interest.interests_of(points, 3, ward, weights)
     assert len(found.medoids) == min(3, len(expected))
     for medoid, importance, (share, cluster, spread) in zip(
         found.medoids, found.importance, expected
@@ -210,30 +210,30 @@ def test_interests_are_wards_clusters(count, ward):
         assert spread[cluster.index(medoid)] == pytest.approx(min(spread), abs=1e-6)
 
 
-def test_long_histories_keep_what_is_worth_most(monkeypatch):
-    monkeypatch.setattr(multi_interest, "_MOST_CLUSTERED", 4)
+def test_long_histories_keep_the_items_of_largest_weight(monkeypatch):
+    monkeypatch.setattr(multi_interest, "_MAX_CLUSTERED_ITEMS", 4)
     points = np.eye(8, dtype=np.float32)
-    worth = np.array([1.0, 5, 1, 6, 7, 1, 1, 2])
-    found = multi_interest.interests_of(points, 10, 0.1, worth)
+    weights = np.array([1.0, 5, 1, 6, 7, 1, 1, 2])
+    found = multi_interest.interests_of(points, 10, 0.1, weights)
     assert found.medoids.tolist() == [4, 3, 1, 7]
     np.testing.assert_allclose(found.importance, np.array([7, 6, 5, 2]) / 20)
 
 
-def test_worth_halves():
-    worth = multi_interest.halving_worth(np.array([10, 0, 5]), 5.0)
-    np.testing.assert_allclose(worth, [1.0, 0.25, 0.5])
-    assert multi_interest.halving_worth(np.array([1, 2]), 0.0) is None
+def test_weights_halve_with_each_half_life():
+    weights = multi_interest.decayed_weights(np.array([10, 0, 5]), 5.0)
+    np.testing.assert_allclose(weights, [1.0, 0.25, 0.5])
+    assert multi_interest.decayed_weights(np.array([1, 2]), 0.0) is None
 
 
-def test_places_are_dealt_by_importance():
+def test_ranks_are_shared_by_importance():
     ids = np.array([[1, 2, 3, 4, 5, 6], [2, 7, 1, -1, -1, -1]], np.int32)
     scores = -np.arange(12, dtype=np.float32).reshape(2, 6)
-    # Claims .72 and .28: 1 | .24 and .28: 2 | .24 and .093: the next free of the first,
+    # Quotients .72 and .28: 1 | .24 and .28: 2 | .24 and .093: the next unused of the first,
     # 3 | .144: 4 | .103: 5 | .08 and .093: 7.
     found, values = multi_interest.blend(np.array([0.72, 0.28]), ids, scores, 6)
     assert found.tolist() == [1, 2, 3, 4, 5, 7]
     assert values.tolist() == [0, -6, -2, -3, -4, -7]
-    # The second has nothing left but what is taken: the first fills up, then nobody.
+    # The second has only used candidates left: the first contributes the rest, then none.
     found, values = multi_interest.blend(np.array([0.1, 0.9]), ids[:, :3], scores[:, :3], 6)
     assert found.tolist() == [2, 7, 1, 3, -1, -1] and np.isneginf(values[4:]).all()
 
@@ -382,7 +382,7 @@ def test_test_edges_are_scored_as_computed_by_hand(tmp_path, capsys):
     report = run(config, prepared, recommend_by="mean", test_edges="test.parquet")
     assert report["test"] == {
         "file": str(tmp_path / "test.parquet"), "test_edges": 4, "users": 2,
-        "users_left_out": 1, "test_edges_of_unknown_items": 1,
+        "skipped_users": 1, "test_edges_of_unknown_items": 1,
     }  # fmt: skip
     log = np.log2
     # Ann's order: a3, a4, b2 (75 away), b1, lonely.
@@ -407,7 +407,10 @@ def test_test_edges_are_scored_as_computed_by_hand(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("edges", "message"),
     [
-        ([("ann", "a1"), ("ann", "b1")], "holds 1 edges that are training edges too.*'ann' with"),
+        (
+            [("ann", "a1"), ("ann", "b1")],
+            "contains 1 edges that are also training edges.*'ann' with",
+        ),
         ([("stranger", "a1")], "none of its collections has a training edge"),
     ],
 )
@@ -420,7 +423,7 @@ def test_test_edges_that_cannot_be_used_are_refused(tmp_path, edges, message):
         run(config, prepared, recommend_by="mean", test_edges="missing.parquet")
 
 
-def test_validation_users_hide_items_of_withheld_collections():
+def test_validation_users_hold_out_items_of_withheld_collections():
     rng = np.random.default_rng(4)
     items, users = rng.integers(0, 80, 900), rng.integers(0, 60, 900)
     graph = Graph.from_edges(items.astype(np.int32), users.astype(np.int32), 80, 60)
@@ -430,10 +433,10 @@ def test_validation_users_hide_items_of_withheld_collections():
     np.testing.assert_array_equal(found.degree, degree)
     whole = []
     for user in range(len(found.histories)):
-        kept, away = set(found.histories.of(user)), set(found.hidden.of(user))
-        assert kept and away and not kept & away
-        assert len(away) == max(1, round(0.2 * len(kept | away)))
-        whole.append(sorted(kept | away))
+        kept, held_out = set(found.histories.of(user)), set(found.held_out.of(user))
+        assert kept and held_out and not kept & held_out
+        assert len(held_out) == max(1, round(0.2 * len(kept | held_out)))
+        whole.append(sorted(kept | held_out))
     expected = []
     for collection in split.collections:
         members = sorted(i for i in graph.neighbors(80 + collection) if degree[i] > 0)
@@ -445,7 +448,7 @@ def test_validation_users_hide_items_of_withheld_collections():
 
 
 def sharp_validation():
-    """Users of two far tastes: only a sharp similarity finds the twin of what they hold."""
+    """Users with two distant interests, whose held-out items only a sharp similarity finds."""
     rng = np.random.default_rng(5)
     angles = np.sort(rng.random(60)) * np.pi
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
@@ -457,8 +460,8 @@ def sharp_validation():
     return Validation(
         vectors,
         np.ones(60, np.int32),
-        recommend_choice._joined(kept),
-        recommend_choice._joined(hidden),
+        recommend_choice._concatenate(kept),
+        recommend_choice._concatenate(hidden),
     )
 
 
@@ -474,17 +477,17 @@ def test_the_choice_is_the_best_in_validation(monkeypatch):
     scores = {(r["by"], r["value"], r["popularity"], r["rarity"]): r["ndcg@20"] for r in tried}
     assert scores["power", 8.0, 0.0, 0.5] > scores["power", 1.0, 0.0, 0.5]
     assert scores["power", 8.0, 0.0, 0.5] > scores["mean", 1.0, 0.25, 0.5]
-    # Each row is what a recommender of that choice scores.
+    # Each row has the metrics of a recommender with that choice.
     for row in (tried[0], tried[-1]):
         kept = Choice(**{name: row[name] for name in vars(choice)})
-        maker = Recommender(RecommendConfig(), kept, validation.vectors, validation.degree, 1)
-        ids = maker.best(validation.histories, 5)[0]
+        recommender = Recommender(RecommendConfig(), kept, validation.vectors, validation.degree, 1)
+        ids = recommender.top_k(validation.histories, 5)[0]
         padded = np.pad(ids, ((0, 0), (0, 15)), constant_values=-1)
-        values = metrics.per_user(padded, validation.hidden, np.diff(validation.hidden.indptr))
+        values = metrics.per_user(padded, validation.held_out, np.diff(validation.held_out.indptr))
         assert values.mean(axis=0)[1] == pytest.approx(row["ndcg@20"])
 
 
-def test_the_choice_keeps_what_flags_fix():
+def test_the_choice_keeps_settings_that_flags_fix():
     validation = sharp_validation()
     given = RecommendConfig(
         recommend_by="power", recommend_power=3.0, recommend_popularity=0.1, recommend_rarity=0.0
@@ -500,7 +503,7 @@ def test_the_choice_keeps_what_flags_fix():
         RecommendConfig(recommend_temperature=0.01).validate()
 
 
-def test_the_choice_is_remembered_for_the_same_settings(tmp_path):
+def test_the_choice_is_saved_for_the_same_settings(tmp_path):
     config, prepared = planted(tmp_path, EDGES)
     calls = []
 
