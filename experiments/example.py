@@ -56,6 +56,6 @@ why = pinsage_jax.explain(
     pinsage_jax.settings(workdir, query=query, target=near[0].item_id, k=5, **small)
 )
 
-# %% How good are they, beside plain rivals?
+# %% How good are they, beside baselines?
 result = pinsage_jax.evaluate(config)
 print("hit@10:", result["methods"]["pinsage"]["overall"]["all"]["metrics"]["hit@10"]["value"])

@@ -25,7 +25,7 @@ from pinsage_jax.data.tables import iter_batches
 from pinsage_jax.data.text import MAX_FITTED_ROWS
 from pinsage_jax.evaluation.baseline_choice import parse_baselines
 from pinsage_jax.evaluation.baselines import Content, Popularity, Walk
-from pinsage_jax.evaluation.calibration import OFFSETS_TRIED
+from pinsage_jax.evaluation.calibration import MAX_BIASES_TRIED
 from pinsage_jax.sampling.content_links import MOST_CANDIDATES
 from pinsage_jax.sampling.pairs import hard_band
 from pinsage_jax.sampling.spectral import MOST_PLACE_NUMBERS, POWER_ITERATIONS
@@ -202,7 +202,7 @@ def _seconds(
     lists = sizes.nodes * rates["embed_walk"]
     embedding = sizes.nodes * trial.embed_seconds
     chosen = config.model.popularity_bias and config.embed.cold_start_bias is None
-    offsets = OFFSETS_TRIED if chosen and config.split.validation_cold_items > 0 else 1
+    offsets = MAX_BIASES_TRIED if chosen and config.split.validation_cold_items > 0 else 1
     ranking = sizes.validation_pairs * sizes.items * rates["rank"]
     validation = (
         embedding

@@ -1,1 +1,1 @@
-"""Baselines, metrics, calibration, ablation and explanation of embeddings."""
+"""Evaluation: ranking metrics, baselines, calibration, ablations and explanations."""

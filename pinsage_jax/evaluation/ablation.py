@@ -1,14 +1,14 @@
-"""Ablations: variants of the settings, trained alike and scored on the same pairs.
+"""--mode=ablate: trains variants of the settings and scores them on the same pairs.
 
-The variants follow the tables of the paper (Ying et al. 2018, tables 1 and 4) and
-take the additions of this package away one by one.  Each is trained in
-WORKDIR/ablate/<name>/, which shares the prepared data of WORKDIR; one that is
-finished there for the same settings is not trained again.
+The variants follow the tables of the paper (Ying et al. 2018, tables 1 and 4) and remove
+the additions of this package one at a time.  Each is trained in WORKDIR/ablate/<name>/,
+which shares the prepared data of WORKDIR; a variant that is finished there for the same
+settings is not trained again.
 
-An ablation is a choice, so variants are scored on the validation pairs by default,
-over the training graph, which does not hold the collections of these pairs.
+An ablation selects settings, so variants are scored on the validation pairs by default,
+over the training graph, which does not contain the collections of these pairs.
 
-  N items, P pairs, V variants, Z embedding dimensions
+  N items, P pairs, Z embedding dimensions
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ BASE = "base"
 _VARIANT_FILE = "variant.json"
 _RANKS_FILE = "ranks.npy"
 COMPARED = ("hit@10", "hit@100", "mrr", "scaled_mrr")
-_PLACES = [metrics.METRICS.index(name) for name in COMPARED]
+_COLUMNS = [metrics.METRICS.index(name) for name in COMPARED]
 
-# Trains and embeds: settings and a graph to float32 [N, Z] and facts to remember.
+# Trains by the settings and embeds over the graph: returns the embeddings float32 [N, Z] and
+# entries for the variant's file.
 Embeddings = Callable[[Config, Graph], tuple[np.ndarray, dict[str, Any]]]
 Overrides = dict[str, Any]
 
-# The paper's method by its preset; sizes, walks and the optimizer stay those of the base,
-# for the paper does not say or a catalog cannot afford them.
+# The method of the paper, from its preset.  Sizes, walks and the optimizer are those of the
+# base, because the paper leaves them open or uses sizes that do not fit the data.
 _PINSAGE: Overrides = {path_of(name): value for name, value in presets.PAPER.method.items()}
 PAPER: Overrides = {**_PINSAGE, "train.hard_start": "none"}
 
@@ -69,11 +70,11 @@ VARIANTS: dict[str, dict[str, Overrides]] = {
         "paper_pinsage": _PINSAGE,
     },
     "additions": {
-        "no_popularity": {"model.popularity_bias": False},
-        "no_structure": {"model.spectral_dim": 0},
-        "no_content_links": {"sampling.content_neighbors": 0},
-        "no_id_messages": {"model.neighbor_embeddings": "off"},
-        "no_strip": {"train.edge_dropout": 0.0},
+        "no_popularity_bias": {"model.popularity_bias": False},
+        "no_spectral_features": {"model.spectral_dim": 0},
+        "no_content_neighbors": {"sampling.content_neighbors": 0},
+        "no_neighbor_embeddings": {"model.neighbor_embeddings": "off"},
+        "no_edge_dropout": {"train.edge_dropout": 0.0},
         "no_skip": {"model.skip": False},
         "hide_edge": {"sampling.hide_positive": "edge"},
         "hide_none": {"sampling.hide_positive": "none"},
@@ -97,11 +98,11 @@ VARIANTS: dict[str, dict[str, Overrides]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """What every variant is scored on, and over which graph."""
+    """The pairs on which variants are scored, and the graph over which they are embedded."""
 
-    source: str
+    source: str  # validation or eval
     graph: Graph
-    pairs: np.ndarray  # int32 [P, 2], each once
+    pairs: np.ndarray  # int32 [P, 2], distinct
     kinds: np.ndarray  # str [P]
 
     @classmethod
@@ -109,7 +110,7 @@ class Pairs:
         """The pairs that `ablate_pairs` names.
 
         Raises:
-          UserError: there are none.
+          UserError: there are no such pairs.
         """
         source = config.ablate.ablate_pairs
         if source == "eval":
@@ -117,21 +118,21 @@ class Pairs:
             remedy = "ablate_pairs='eval' needs --eval_pairs"
         else:
             graph, pairs, kinds = split.train_graph, split.pairs, split.kinds
-            remedy = "--validation_collections must be above 0, with collections of two items"
+            remedy = "--validation_collections must be above 0, with collections of two items or more"
         if len(pairs) == 0:
-            raise UserError(f"There is no pair to compare variants on; {remedy}.")
+            raise UserError(f"There is no pair on which to compare variants; {remedy}.")
         distinct, first = np.unique(pairs, axis=0, return_index=True)
         return cls(source, graph, distinct, np.asarray(kinds)[first])
 
 
 def chosen_variants(names: str) -> dict[str, Overrides]:
-    """The variants that --ablate_variants names, the base first.
+    """The settings that each variant of --ablate_variants overrides, the base first.
 
     Args:
       names: comma-separated variants or groups, or all.
 
     Raises:
-      UserError: an unknown name; the sentence lists those there are.
+      UserError: a name is unknown; the message lists the known ones.
     """
     known = {name: overrides for group in VARIANTS.values() for name, overrides in group.items()}
     wanted = {BASE}
@@ -144,15 +145,19 @@ def chosen_variants(names: str) -> dict[str, Overrides]:
             wanted.add(name)
         else:
             raise UserError(
-                f"--ablate_variants={name} is not a variant; there are all, the groups "
-                f"{', '.join(VARIANTS)} and the variants {', '.join(known)}."
+                f"--ablate_variants={name} is not a variant; use all, a group "
+                f"({', '.join(VARIANTS)}) or a variant ({', '.join(known)})."
             )
     everything = {BASE: {}, **known}
     return {name: everything[name] for name in everything if name in wanted}
 
 
 def with_overrides(config: Config, overrides: Overrides) -> Config:
-    """The settings with some fields changed, checked.
+    """A validated copy of the settings with some fields changed.
+
+    Args:
+      config: the settings.
+      overrides: values by "section.field".
 
     Raises:
       UserError: a value is out of range.
@@ -166,13 +171,14 @@ def with_overrides(config: Config, overrides: Overrides) -> Config:
 
 
 def base_settings(config: Config, per_epoch: int) -> Config:
-    """The settings that variants start from: those of the run, for --ablate_steps steps.
+    """The base variant's settings: those of the run, for --ablate_steps steps.
 
-    Epochs shrink or grow with the steps, so that warm-up, decay and curriculum, which
-    count in epochs, pass through all of their stages whatever the number of steps.
+    The length of an epoch is scaled with the steps, so that warm-up, decay and curriculum,
+    which count in epochs, pass through all of their stages whatever the number of steps.
 
     Args:
-      per_epoch: pairs in one epoch of the run.
+      config: settings of the run.
+      per_epoch: pairs per epoch of the run.
     """
     steps = config.ablate.ablate_steps
     if not steps:
@@ -184,66 +190,71 @@ def base_settings(config: Config, per_epoch: int) -> Config:
 
 
 def differences(base: Config, variant: Config) -> Overrides:
-    """Settings of the variant, by section.field, that the base has otherwise."""
-    found: Overrides = {}
+    """The variant's settings that differ from the base, by "section.field"."""
+    changed: Overrides = {}
     for section in ("split", "sampling", "model", "train", "embed"):
         before = dataclasses.asdict(getattr(base, section))
         after = dataclasses.asdict(getattr(variant, section))
-        found |= {f"{section}.{name}": after[name] for name in after if after[name] != before[name]}
-    return found
+        changed |= {
+            f"{section}.{name}": after[name] for name in after if after[name] != before[name]
+        }
+    return changed
 
 
 def ablate(
     config: Config, prepared: Prepared, split: ValidationSplit, embeddings: Embeddings
 ) -> dict[str, Any]:
-    """Trains and scores the variants; prints tables, writes WORKDIR/ablate.json.
+    """Trains and scores the variants; prints tables and writes WORKDIR/ablate.json.
 
     Args:
-      embeddings: trains by the settings, in their workdir, and embeds over a graph.
+      config: settings of the run.
+      prepared: the catalog.
+      split: the validation split.
+      embeddings: trains by given settings, in their workdir, and embeds over a graph.
 
     Returns:
-      What ablate.json holds.
+      The contents of ablate.json.
 
     Raises:
-      UserError: an unknown variant, no pair to compare on, or a training that fails.
+      UserError: a variant is unknown, there is no pair to compare on, or a training fails.
     """
     variants = chosen_variants(config.ablate.ablate_variants)
     pairs = Pairs.of(config, prepared, split)
     per_epoch = pairs_per_epoch(split.train_graph, split.train_pairs, config.train.pairs_per_epoch)
     base = base_settings(config, per_epoch)
     root = pathlib.Path(config.workdir) / FOLDER
-    # Computed here once; the variants' folders point to it.
+    # Computed once; the folders of the variants link to it.
     spectral_bases(dataclasses.replace(base, workdir=str(root)), prepared, split)
     ranks: dict[str, np.ndarray] = {}
-    described: dict[str, dict[str, Any]] = {}
+    reports: dict[str, dict[str, Any]] = {}
     first_with: dict[str, str] = {}
     for number, (name, overrides) in enumerate(variants.items(), start=1):
         variant = with_overrides(base, overrides)
         variant = dataclasses.replace(variant, workdir=str(root / name))
-        mark = _fingerprint(variant, prepared, pairs)
-        same_as = first_with.setdefault(mark, name)
+        fingerprint = _fingerprint(variant, prepared, pairs)
+        same_as = first_with.setdefault(fingerprint, name)
         settings = differences(base, variant)
         if same_as != name:
             logging.info("ablate: %s has the settings of %s", name, same_as)
             ranks[name] = ranks[same_as]
-            described[name] = {**described[same_as], "settings": settings, "same_as": same_as}
+            reports[name] = {**reports[same_as], "settings": settings, "same_as": same_as}
             continue
         logging.info("ablate: variant %d of %d, %s", number, len(variants), name)
         try:
-            saved, ranks[name] = _run(variant, base, mark, pairs, embeddings)
+            saved, ranks[name] = _run(variant, base, fingerprint, pairs, embeddings)
         except UserError as error:
             raise UserError(f"Variant {name}: {error}") from error
-        described[name] = {**saved, "settings": settings, "same_as": ""}
+        reports[name] = {**saved, "settings": settings, "same_as": ""}
         raise_if_stopped()
     result = {
         "pairs_from": pairs.source,
         "pairs": len(pairs.pairs),
-        "catalog": prepared.graph.num_items,
+        "catalog_items": prepared.graph.num_items,
         "tie_rule": TIE_RULE,
         "interval": f"95%, {config.evaluate.bootstrap} bootstrap resamples of queries",
         "seed": config.seed,
         "notes": _notes(pairs),
-        "variants": described,
+        "variants": reports,
         "kinds": _compare(ranks, pairs, config.evaluate.bootstrap, config.seed),
     }
     print(ablation_tables(result))
@@ -255,17 +266,20 @@ def ablate(
 
 def _notes(pairs: Pairs) -> list[str]:
     if pairs.source == "validation":
-        return ["each variant's best checkpoint and cold offset were chosen on these pairs"]
-    return ["what is chosen by these numbers must not be reported on the same pairs"]
+        return ["each variant's checkpoint and cold-start bias were chosen on these pairs"]
+    return ["settings that are chosen by these metrics must be reported on other pairs"]
 
 
 def _fingerprint(variant: Config, prepared: Prepared, pairs: Pairs) -> str:
-    """Tells apart what gives other ranks: data, settings and pairs."""
+    """Fingerprint of all that determines a variant's ranks: data, settings and pairs."""
     train = dataclasses.asdict(variant.train)
-    kept = {"epochs", "max_steps", "validate_every"}
+    # These may change when a run is resumed, but they change its result.
+    relevant = {"epochs", "max_steps", "validate_every"}
     parts: dict[str, Any] = {
         "train": {
-            name: train[name] for name in train if name in kept or name not in RESUMABLE_OVERRIDES
+            name: train[name]
+            for name in train
+            if name in relevant or name not in RESUMABLE_OVERRIDES
         }
     }
     for section in ("split", "sampling", "model"):
@@ -277,29 +291,33 @@ def _fingerprint(variant: Config, prepared: Prepared, pairs: Pairs) -> str:
 
 
 def _run(
-    variant: Config, base: Config, mark: str, pairs: Pairs, embeddings: Embeddings
+    variant: Config, base: Config, fingerprint: str, pairs: Pairs, embeddings: Embeddings
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """What is known of the variant and its ranks int64 [P], from its folder if they are there."""
+    """Trains and ranks one variant, unless its folder contains the result.
+
+    Returns:
+      The contents of the variant's file, and its ranks int64 [P].
+    """
     folder = pathlib.Path(variant.workdir)
     saved = files.read_json(folder / _VARIANT_FILE) if (folder / _VARIANT_FILE).exists() else {}
-    if saved.get("fingerprint") != mark:
-        # Another run's checkpoints would be continued, or refused.
+    if saved.get("fingerprint") != fingerprint:
+        # Otherwise training would resume, or refuse, the checkpoints of other settings.
         shutil.rmtree(folder, ignore_errors=True)
-        saved = {"fingerprint": mark, "finished": False}
+        saved = {"fingerprint": fingerprint, "finished": False}
         files.write_json(folder / _VARIANT_FILE, saved)
     if saved["finished"] and (folder / _RANKS_FILE).exists():
-        logging.info("ablate: %s holds the finished variant", folder)
+        logging.info("ablate: %s contains the finished variant", folder)
         return saved, files.read_array(folder / _RANKS_FILE)
     _link(folder / "prepared", "../../prepared")
     if variant.model.spectral_dim and variant.model.spectral_dim == base.model.spectral_dim:
         _link(folder / "structure", "../structure")
     start = time.monotonic()
-    vectors, facts = embeddings(variant, pairs.graph)
+    vectors, entries = embeddings(variant, pairs.graph)
     query, target = pairs.pairs.T
     ranks = target_ranks(vectors[query], vectors, query, target)
     files.write_array(folder / _RANKS_FILE, ranks)
     minutes = round((time.monotonic() - start) / 60, 2)
-    saved = {"fingerprint": mark, "finished": True, "minutes": minutes, **facts}
+    saved = {"fingerprint": fingerprint, "finished": True, "minutes": minutes, **entries}
     files.write_json(folder / _VARIANT_FILE, saved)
     return saved, ranks
 
@@ -313,7 +331,11 @@ def _link(path: pathlib.Path, target: str) -> None:
 def _compare(
     ranks: dict[str, np.ndarray], pairs: Pairs, resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Kind -> pairs, queries and, by variant, metrics and minus_base with intervals."""
+    """Compares the variants on all pairs and on each kind of pairs.
+
+    Returns:
+      By kind: "pairs", "queries" and, by variant, "metrics" and "minus_base" with intervals.
+    """
     query = pairs.pairs[:, 0]
     masks = {"all": np.ones(len(query), np.bool_)}
     if len(names := np.unique(pairs.kinds)) > 1:
@@ -328,27 +350,30 @@ def _compare(
             generator = metrics.keyed_generator(seed, f"ablate {kind}")
             samples = metrics.bootstrap_means(list(tables.values()), resamples, generator)
         means = {name: table.means() for name, table in tables.items()}
-        place_of_base = list(tables).index(BASE)
+        base_row = list(tables).index(BASE)
         scored = {}
-        for place, name in enumerate(tables):
-            own = gap = None
+        for row, name in enumerate(tables):
+            metric_samples = difference_samples = None
             if samples is not None:
-                own, gap = samples[place], samples[place] - samples[place_of_base]
-            gaps = {metric: means[name][metric] - means[BASE][metric] for metric in COMPARED}
+                metric_samples = samples[row]
+                difference_samples = samples[row] - samples[base_row]
+            difference = {metric: means[name][metric] - means[BASE][metric] for metric in COMPARED}
             scored[name] = {
-                "metrics": _described(means[name], own),
-                "minus_base": _described(gaps, gap),
+                "metrics": _with_intervals(means[name], metric_samples),
+                "minus_base": _with_intervals(difference, difference_samples),
             }
         size = {"pairs": int(mask.sum()), "queries": len(tables[BASE].queries)}
         result[kind] = {**size, "variants": scored}
     return result
 
 
-def _described(values: dict[str, float], samples: np.ndarray | None) -> dict[str, dict[str, float]]:
-    """Metric -> value and, from samples [resamples, M], low and high."""
-    described = {metric: {"value": values[metric]} for metric in COMPARED}
+def _with_intervals(
+    values: dict[str, float], samples: np.ndarray | None
+) -> dict[str, dict[str, float]]:
+    """ "value" and, from bootstrap samples [resamples, M], "low" and "high" by metric."""
+    result = {metric: {"value": values[metric]} for metric in COMPARED}
     if samples is not None:
         low, high = metrics.interval(samples)
-        for metric, place in zip(COMPARED, _PLACES):
-            described[metric] |= {"low": float(low[place]), "high": float(high[place])}
-    return described
+        for metric, column in zip(COMPARED, _COLUMNS):
+            result[metric] |= {"low": float(low[column]), "high": float(high[column])}
+    return result

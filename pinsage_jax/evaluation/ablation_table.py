@@ -1,4 +1,4 @@
-"""ablate.json as aligned text for a terminal."""
+"""Formats ablate.json as aligned text tables for a terminal."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from pinsage_jax.core.text_table import aligned
 
 _WIDTH = 100
-_GAPS = ("hit@10", "hit@100")
+_DIFFERENCES = ("hit@10", "hit@100")
 
 
 def ablation_tables(result: dict[str, Any]) -> str:
-    """The settings in which each variant differs, then one table per kind of pairs."""
+    """The settings in which each variant differs from the base, and a table per kind of pairs."""
     lines = [
         f"{len(result['variants'])} variants on {result['pairs']:,} {result['pairs_from']} pairs, "
-        f"each ranked among {result['catalog']:,} items.",
+        f"each ranked among {result['catalog_items']:,} items.",
         f"Ties: {result['tie_rule']}.",
         f"In brackets: {result['interval']}.",
         *(f"Note: {note}." for note in result["notes"]),
@@ -24,12 +24,12 @@ def ablation_tables(result: dict[str, Any]) -> str:
     ]
     indent = max(map(len, result["variants"])) + 4
     for name, variant in result["variants"].items():
-        told = f"(as {variant['same_as']}) " if variant["same_as"] else ""
-        told += ", ".join(
+        detail = f"(as {variant['same_as']}) " if variant["same_as"] else ""
+        detail += ", ".join(
             f"{setting.partition('.')[2]}={value}" for setting, value in variant["settings"].items()
         )
         lines += textwrap.wrap(
-            told or "none",
+            detail or "none",
             _WIDTH,
             initial_indent=f"  {name}".ljust(indent),
             subsequent_indent=" " * indent,
@@ -42,23 +42,25 @@ def ablation_tables(result: dict[str, Any]) -> str:
 
 def _table(kind: str, scored: dict[str, Any], variants: dict[str, Any]) -> list[str]:
     title = "all pairs" if kind == "all" else f"kind {kind}"
-    shown = next(iter(scored["variants"].values()))["metrics"]
-    head = [f"{title} ({scored['pairs']:,})", *shown]
-    rows = [[*head, *(f"this - base, {metric}" for metric in _GAPS), "minutes"]]
+    metrics = next(iter(scored["variants"].values()))["metrics"]
+    head = [f"{title} ({scored['pairs']:,})", *metrics]
+    rows = [[*head, *(f"variant - base, {metric}" for metric in _DIFFERENCES), "minutes"]]
     for number, (name, values) in enumerate(scored["variants"].items()):
-        row = [name, *(_number(values["metrics"][metric]) for metric in shown)]
-        # The first is the base, which has no difference to itself.
-        gaps = [_number(values["minus_base"][metric], signed=True) for metric in _GAPS]
-        row += gaps if number else [""] * len(gaps)
+        row = [name, *(_number(values["metrics"][metric]) for metric in metrics)]
+        # The first variant is the base, which has no difference to itself.
+        differences = [
+            _number(values["minus_base"][metric], signed=True) for metric in _DIFFERENCES
+        ]
+        row += differences if number else [""] * len(differences)
         same_as = variants[name]["same_as"]
         rows.append([*row, f"as {same_as}" if same_as else f"{variants[name]['minutes']:.1f}"])
     return aligned(rows)
 
 
-def _number(described: dict[str, float], signed: bool = False) -> str:
-    """A metric as .123, with its interval if it has one."""
+def _number(values: dict[str, float], signed: bool = False) -> str:
+    """Formats a metric with three decimals, and its interval if it has one."""
     sign = "+" if signed else ""
-    text = f"{described['value']:{sign}.3f}"
-    if "low" in described:
-        text += f" [{described['low']:{sign}.3f}, {described['high']:{sign}.3f}]"
+    text = f"{values['value']:{sign}.3f}"
+    if "low" in values:
+        text += f" [{values['low']:{sign}.3f}, {values['high']:{sign}.3f}]"
     return text

@@ -1,4 +1,4 @@
-"""--baselines: which rivals run, and with which settings."""
+"""Builds the baselines of --baselines and chooses their hyperparameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pinsage_jax.evaluation.baselines_graph import (
     ALS_ALPHAS,
     RESTARTS,
     Als,
-    CannotRun,
+    BaselineUnavailable,
     ItemKnn,
     PageRank,
 )
@@ -38,15 +38,15 @@ _NEED_FEATURES = ("content", "fusion", "fusion_pagerank")
 
 
 def parse_baselines(text: str) -> tuple[str, ...]:
-    """The names that --baselines asks for, in order, each once.
+    """The distinct baseline names of --baselines, in order.
 
     Raises:
-      UserError: an unknown name.
+      UserError: a name is unknown.
     """
     chosen: list[str] = []
     for word in (part.strip() for part in text.split(",")):
-        known = {"default": DEFAULT, "all": NAMES, "none": (), "": ()}.get(word, (word,))
-        for name in known:
+        expanded = {"default": DEFAULT, "all": NAMES, "none": (), "": ()}.get(word, (word,))
+        for name in expanded:
             if name not in NAMES:
                 raise UserError(
                     f"--baselines={text}: {name} is not one of "
@@ -58,10 +58,10 @@ def parse_baselines(text: str) -> tuple[str, ...]:
 
 
 class Baselines:
-    """Makes the baselines of one evaluation one by one, so that one is in memory at a time.
+    """Builds the baselines of one evaluation one at a time, to bound memory.
 
     Attributes:
-      left_out: name -> why it did not run; complete after `each`.
+      skipped: reason by name of each baseline that cannot run; complete after `build`.
     """
 
     def __init__(
@@ -72,32 +72,36 @@ class Baselines:
         validation: ValidationSplit | None,
         threads: int,
     ):
-        """Args:
-        graph: what the baselines may know.
-        features: float [N, D].
-        validation: pairs, and the graph without their collections, to choose settings
-          on; None or no pairs: defaults.
+        """Prepares to build baselines.
+
+        Args:
+          config: settings of the run.
+          graph: the graph that the baselines may use.
+          features: float [N, D].
+          validation: validation pairs, and the graph without their collections, on which
+            hyperparameters are chosen; None or no pairs: the defaults.
+          threads: number of threads.
         """
         self._config, self._graph, self._features = config, graph, features
         self._validation = validation if validation is not None and len(validation.pairs) else None
         self._threads = threads
         self._chosen: dict[str, tuple[float, dict[str, Any]]] = {}
-        self.left_out: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
 
-    def each(self, names: tuple[str, ...]) -> Iterator[Baseline]:
-        """Yields the named baselines that can run here; says in a line which cannot."""
+    def build(self, names: tuple[str, ...]) -> Iterator[Baseline]:
+        """Yields the named baselines that can run; logs and records the others."""
         for name in names:
             try:
                 if name in _NEED_FEATURES and self._features.shape[1] == 0:
-                    raise CannotRun("the items have no features")
-                baseline = self._make(name)
-            except CannotRun as reason:
-                self.left_out[name] = str(reason)
-                logging.info("baseline %s left out: %s", name, reason)
+                    raise BaselineUnavailable("the items have no features")
+                baseline = self._build(name)
+            except BaselineUnavailable as reason:
+                self.skipped[name] = str(reason)
+                logging.info("baseline %s skipped: %s", name, reason)
                 continue
             yield baseline
 
-    def _make(self, name: str) -> Baseline:
+    def _build(self, name: str) -> Baseline:
         graph, config = self._graph, self._config
         if name == "popularity":
             return Popularity(graph)
@@ -108,24 +112,24 @@ class Baselines:
         if name == "item_knn":
             return ItemKnn(graph)
         if name == "als":
-            alpha, how = self._alpha()
+            alpha, choice = self._alpha()
             als = Als(graph, alpha, config.seed, self._threads)
-            als.settings.update(how)
+            als.settings.update(choice)
             return als
         if name == "fusion":
-            weight, how = self._content_weight()
+            weight, choice = self._content_weight()
             fused = LateFusion(Content(self._features), ItemKnn(graph), weight)
-            fused.settings.update(how)
+            fused.settings.update(choice)
             return fused
-        restart, how = self._restart()
+        restart, choice = self._restart()
         pagerank = PageRank(graph, restart, self._threads)
-        pagerank.settings.update(how)
+        pagerank.settings.update(choice)
         if name == "pagerank":
             return pagerank
         return RankFusion(Content(self._features), pagerank)
 
     def _alpha(self) -> tuple[float, dict[str, Any]]:
-        """ALS's weight of an edge, and how it was chosen."""
+        """The confidence weight of an edge in ALS, and the entries of `settings` about it."""
 
         def candidates(graph: Graph):
             fitted = [Als(graph, alpha, self._config.seed, self._threads) for alpha in ALS_ALPHAS]
@@ -134,7 +138,7 @@ class Baselines:
         return self._choose("alpha", ALS_ALPHAS, candidates)
 
     def _restart(self) -> tuple[float, dict[str, Any]]:
-        """PageRank's restart probability, and how it was chosen."""
+        """The restart probability of PageRank, and the entries of `settings` about it."""
 
         def candidates(graph: Graph):
             scorer = PageRank(graph, threads=self._threads)
@@ -143,15 +147,15 @@ class Baselines:
         return self._choose("restart", RESTARTS, candidates)
 
     def _content_weight(self) -> tuple[float, dict[str, Any]]:
-        """Late fusion's weight of content, and how it was chosen."""
+        """The weight of content in the late fusion, and the entries of `settings` about it."""
 
         def candidates(graph: Graph):
             content, knn = Content(self._features), ItemKnn(graph)
 
             def scored(queries: np.ndarray) -> Iterator[np.ndarray]:
-                by_content, by_graph = content.scores(queries), knn.scores(queries)
+                content_scores, knn_scores = content.scores(queries), knn.scores(queries)
                 for weight in WEIGHTS:
-                    yield blend(by_content, by_graph, weight)
+                    yield blend(content_scores, knn_scores, weight)
 
             return scored
 
@@ -169,6 +173,6 @@ class Baselines:
                 split.train_graph.num_items,
                 self._config.seed,
             )
-            how = {"chosen_on": "validation pairs", "candidates": choice.objective}
-            self._chosen[name] = (choice.value, how)
+            entries = {"chosen_on": "validation pairs", "candidates": choice.objective}
+            self._chosen[name] = (choice.value, entries)
         return self._chosen[name]

@@ -1,8 +1,8 @@
-"""Baselines that need no training, and the ranking that every rival goes through.
+"""Baselines that need no training, and the ranking of pairs by any baseline.
 
-A baseline scores the whole catalog for each query; `rank_pairs` turns scores into
-ranks by the tie rule of metrics.py, the same for all.  So an item that a baseline
-knows nothing about ties with all others it knows nothing about.
+A baseline scores the whole catalog for each query; `rank_pairs` turns the scores into ranks
+by the tie rule of metrics.py, the same for every method.  Items about which a baseline has
+no information have equal scores and share a rank.
 
   Q queries, N items, P pairs, D input features
 """
@@ -19,41 +19,46 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.retrieval.ranks import ranks_from_scores
 from pinsage_jax.sampling.neighborhoods import visit_scores
 
-# Scores held at once: 128 MiB of float32.
-_SCORES_AT_ONCE = 1 << 25
-_MOST_QUERIES = 512
+# Scores in memory at a time: 128 MiB of float32.
+_MAX_SCORES = 1 << 25
+_MAX_QUERIES = 512
 _FEATURE_ROWS = 1 << 16
-# As a recommender the walk gets this many times the walks behind a neighborhood.
+# The walk baseline runs this many times the walks of a neighborhood (--num_walks).
 WALK_FACTOR = 10
 
 
 class Baseline(Protocol):
-    """A way to score items for a query item."""
+    """A method that scores every item of the catalog for a query item."""
 
     name: str
-    settings: dict[str, Any]  # what it was run with, as eval.json shows it
+    settings: dict[str, Any]  # its parameters, as written to eval.json
 
     def scores(self, query_ids: np.ndarray) -> np.ndarray:
         """Scores float32 [Q, N] of every item for queries int32 [Q]; larger is better."""
 
 
 def query_blocks(query_ids: np.ndarray, num_items: int) -> list[np.ndarray]:
-    """The distinct queries, ascending, in blocks whose scores fit in memory."""
+    """The distinct queries int32, ascending, in blocks of bounded memory."""
     queries = np.unique(query_ids).astype(np.int32)
-    size = queries_at_once(num_items)
+    size = query_block_size(num_items)
     return [queries[start : start + size] for start in range(0, len(queries), size)]
 
 
-def queries_at_once(num_items: int) -> int:
-    """Queries whose scores of the whole catalog fit in memory."""
-    return int(np.clip(_SCORES_AT_ONCE // max(num_items, 1), 1, _MOST_QUERIES))
+def query_block_size(num_items: int) -> int:
+    """Number of queries to score at a time, so that Q * N scores take at most 128 MiB."""
+    return int(np.clip(_MAX_SCORES // max(num_items, 1), 1, _MAX_QUERIES))
 
 
 def rank_pairs(baseline: Baseline, pairs: np.ndarray, num_items: int) -> np.ndarray:
-    """Rank of every pair's target in the whole catalog, int64 [P].
+    """Ranks every pair's target in the whole catalog.
 
     Args:
+      baseline: scores the candidates.
       pairs: int32 [P, 2]: query, target.
+      num_items: N.
+
+    Returns:
+      int64 [P]; the best rank is 1.
     """
     ranks = np.empty(len(pairs), np.int64)
     with Progress(total=len(pairs), unit="pair", name=f"ranking by {baseline.name}") as progress:
@@ -67,7 +72,7 @@ def rank_pairs(baseline: Baseline, pairs: np.ndarray, num_items: int) -> np.ndar
 
 
 class Popularity:
-    """Every query gets the items with the most edges."""
+    """Scores every item by its degree, whatever the query."""
 
     name = "popularity"
 
@@ -76,45 +81,45 @@ class Popularity:
         self._degree = graph.degree()[: graph.num_items].astype(np.float32)
 
     def scores(self, query_ids: np.ndarray) -> np.ndarray:
-        """float32 [Q, N]."""
+        """Scores float32 [Q, N] for queries int32 [Q]."""
         return np.broadcast_to(self._degree, (len(query_ids), len(self._degree)))
 
 
 class Content:
-    """Cosine of the raw features; an item whose features are all zero scores 0."""
+    """Cosine similarity of the raw features; 0 for an item whose features are all zero."""
 
     name = "content"
 
     def __init__(self, features: np.ndarray):
-        """Takes float [N, D], D > 0; may be memory-mapped and is not copied."""
+        """Takes features float [N, D], D > 0; they may be memory-mapped and are not copied."""
         self.settings: dict[str, Any] = {"dimensions": int(features.shape[1])}
         self._features = features
-        parts = [_unit_scale(part) for _, part in self._parts()]
-        self._scale = np.concatenate(parts) if parts else np.empty(0, np.float32)
+        scales = [_unit_scale(block) for _, block in self._blocks()]
+        self._scale = np.concatenate(scales) if scales else np.empty(0, np.float32)
 
     def scores(self, query_ids: np.ndarray) -> np.ndarray:
-        """float32 [Q, N]."""
+        """Scores float32 [Q, N] for queries int32 [Q]."""
         queries = np.asarray(self._features[query_ids], np.float32)
         queries = queries * _unit_scale(queries)[:, None]
         result = np.empty((len(query_ids), len(self._features)), np.float32)
-        for start, part in self._parts():
-            end = start + len(part)
-            result[:, start:end] = queries @ (part * self._scale[start:end, None]).T
+        for start, block in self._blocks():
+            end = start + len(block)
+            result[:, start:end] = queries @ (block * self._scale[start:end, None]).T
         return result
 
-    def _parts(self):
+    def _blocks(self):
         for start in range(0, len(self._features), _FEATURE_ROWS):
             yield start, np.asarray(self._features[start : start + _FEATURE_ROWS], np.float32)
 
 
 def _unit_scale(rows: np.ndarray) -> np.ndarray:
-    """What scales each row to unit length, float32; 0 for a row of zeros."""
+    """Factor float32 [n] that scales each row to unit length; 0 for a row of zeros."""
     length = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1))
     return np.where(length > 0, 1.0 / np.where(length > 0, length, 1.0), 0.0).astype(np.float32)
 
 
 class Walk:
-    """Visit counts of random walks from the query: what the neighborhoods know."""
+    """Visit counts of random walks from the query, as used for neighborhoods."""
 
     name = "walk"
 
@@ -130,7 +135,7 @@ class Walk:
         }
 
     def scores(self, query_ids: np.ndarray) -> np.ndarray:
-        """float32 [Q, N]."""
+        """Scores float32 [Q, N] for queries int32 [Q]."""
         ids, counts = visit_scores(
             self._graph,
             query_ids,
@@ -140,6 +145,6 @@ class Walk:
             self._threads,
         )
         result = np.zeros((len(query_ids), self._graph.num_items), np.float32)
-        rows, places = np.nonzero(ids >= 0)
-        result[rows, ids[rows, places]] = counts[rows, places]
+        rows, columns = np.nonzero(ids >= 0)
+        result[rows, ids[rows, columns]] = counts[rows, columns]
         return result

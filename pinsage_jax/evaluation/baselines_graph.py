@@ -1,6 +1,6 @@
-"""Baselines that know the whole graph: item-kNN, personalized PageRank, ALS.
+"""Baselines over the whole graph: item-kNN, personalized PageRank, and ALS.
 
-The graph is cut into one sparse matrix of items by collections.
+All three use the graph as one sparse matrix of items by collections.
 
   Q queries, N items, C collections, R restart probabilities
 """
@@ -16,21 +16,21 @@ from threadpoolctl import threadpool_limits
 
 from pinsage_jax.graph.csr import Graph
 
-# Restart probabilities to choose from on validation pairs; the first is the default.
+# Candidate restart probabilities, chosen on validation pairs; the first is the default.
 RESTARTS = (0.15, 0.3, 0.5)
-# The walk is followed until this share of its mass is left.
-_MASS_LEFT = 1e-4
-# Queries iterated at once, and items times queries.
+# The power iteration stops when the terms still missing sum to less than this.
+_TOLERANCE = 1e-4
+# Limits of a block of the iteration: queries, and items times queries.
 _PAGERANK_QUERIES = 64
 _PAGERANK_CELLS = 1 << 23
 
-# Weights of an edge to choose from on validation pairs; the first is the default.
+# Candidate confidence weights of an edge, chosen on validation pairs; the first is the default.
 ALS_ALPHAS = (40.0, 10.0, 1.0)
 _ALS_SETTINGS = {"factors": 128, "regularization": 10.0, "iterations": 15}
 
 
 def incidence(graph: Graph) -> sparse.csr_array:
-    """Edges as a float32 matrix [N, C]: the weight, or 1."""
+    """The edges as a sparse float32 matrix [N, C]: an edge's weight, or 1 without weights."""
     edges = graph.num_edges
     weights = np.ones(edges, np.float32) if graph.weights is None else graph.weights[:edges]
     return sparse.csr_array(
@@ -43,14 +43,14 @@ def incidence(graph: Graph) -> sparse.csr_array:
     )
 
 
-def _scaled_rows(matrix: sparse.csr_array, sizes: np.ndarray) -> sparse.csr_array:
-    """Rows divided by `sizes`; rows of size 0 stay empty."""
-    scale = np.where(sizes > 0, 1.0 / np.where(sizes > 0, sizes, 1.0), 0.0)
+def _divide_rows(matrix: sparse.csr_array, divisors: np.ndarray) -> sparse.csr_array:
+    """Divides each row by its divisor; a row whose divisor is 0 becomes empty."""
+    scale = np.where(divisors > 0, 1.0 / np.where(divisors > 0, divisors, 1.0), 0.0)
     return sparse.csr_array(sparse.diags_array(scale.astype(np.float32)) @ matrix)
 
 
 class ItemKnn:
-    """Cosine of two items' rows of collections."""
+    """Item-kNN: cosine similarity of two items' rows of the incidence matrix."""
 
     name = "item_knn"
 
@@ -58,19 +58,20 @@ class ItemKnn:
         self.settings: dict[str, Any] = {}
         matrix = incidence(graph)
         length = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1), np.float64).ravel())
-        self._rows = _scaled_rows(matrix, length)
+        self._rows = _divide_rows(matrix, length)
         self._columns = sparse.csr_array(self._rows.T)
 
     def scores(self, query_ids: np.ndarray) -> np.ndarray:
-        """float32 [Q, N]."""
+        """Scores float32 [Q, N] for queries int32 [Q]."""
         return (self._rows[query_ids] @ self._columns).toarray().astype(np.float32, copy=False)
 
 
 class PageRank:
-    """Personalized PageRank by power iteration; its walks return to the query.
+    """Personalized PageRank by power iteration, restarting at the query.
 
     p = restart * e_q + (1 - restart) * P' p over items and collections.  The graph is
-    bipartite, so items are reached by even steps alone and one iteration here is two.
+    bipartite, so a walk stands on an item after an even number of steps only, and one
+    iteration here takes two steps.
     """
 
     name = "pagerank"
@@ -79,17 +80,18 @@ class PageRank:
         self.settings: dict[str, Any] = {"restart": restart}
         self._restart, self._threads = restart, threads
         matrix = incidence(graph)
-        back = sparse.csr_array(matrix.T)
-        # Columns of mass are multiplied from the left, so both are transposed steps.
-        self._to_collections = sparse.csr_array(_scaled_rows(matrix, _row_sums(matrix)).T)
-        self._to_items = sparse.csr_array(_scaled_rows(back, _row_sums(back)).T)
+        transposed = sparse.csr_array(matrix.T)
+        # The probability mass is a column per query, so both transition matrices are
+        # transposed.
+        self._to_collections = sparse.csr_array(_divide_rows(matrix, _row_sums(matrix)).T)
+        self._to_items = sparse.csr_array(_divide_rows(transposed, _row_sums(transposed)).T)
 
     def scores(self, query_ids: np.ndarray) -> np.ndarray:
-        """float32 [Q, N]: the mass at each item."""
+        """Probability mass float32 [Q, N] at each item, for queries int32 [Q]."""
         return self.scores_by_restart(query_ids, (self._restart,))[0]
 
     def scores_by_restart(self, query_ids: np.ndarray, restarts: tuple[float, ...]) -> np.ndarray:
-        """float32 [R, Q, N]: all restarts share one power iteration."""
+        """Scores float32 [R, Q, N] of several restart probabilities in one power iteration."""
         items = self._to_items.shape[0]
         result = np.empty((len(restarts), len(query_ids), items), np.float32)
         block = int(np.clip(_PAGERANK_CELLS // max(items, 1), 1, _PAGERANK_QUERIES))
@@ -104,36 +106,43 @@ class PageRank:
         return result
 
     def _iterate(self, query_ids: np.ndarray, restarts: tuple[float, ...]) -> np.ndarray:
-        """float32 [R, Q, N] of a few queries."""
-        stay = (1.0 - np.asarray(restarts, np.float64)) ** 2
+        """Scores float32 [R, Q, N] of one block of queries.
+
+        p is the sum over n of restart * (1 - restart)**(2n) times the mass after 2n steps;
+        the mass does not depend on the restart probability.
+        """
+        factor = (1.0 - np.asarray(restarts, np.float64)) ** 2
         mass = np.zeros((self._to_items.shape[0], len(query_ids)), np.float32)
         mass[query_ids, np.arange(len(query_ids))] = 1.0
-        reached = np.zeros((len(restarts), *mass.shape), np.float32)
-        left = np.asarray(restarts, np.float64)
+        total = np.zeros((len(restarts), *mass.shape), np.float32)
+        coefficient = np.asarray(restarts, np.float64)
         while True:
-            for place in range(len(restarts)):
-                reached[place] += np.float32(left[place]) * mass
-            left = left * stay
+            for number in range(len(restarts)):
+                total[number] += np.float32(coefficient[number]) * mass
+            coefficient = coefficient * factor
             mass = self._to_items @ (self._to_collections @ mass)
-            rest = left / (1.0 - stay)
-            if rest.max() < _MASS_LEFT:
+            tail = coefficient / (1.0 - factor)  # sum of all further coefficients
+            if tail.max() < _TOLERANCE:
                 break
-        # What is left of the walk is by now spread as `mass` is.
-        for place in range(len(restarts)):
-            reached[place] += np.float32(rest[place]) * mass
-        return reached.transpose(0, 2, 1)
+        # The mass has all but converged, so it stands for that of all further steps.
+        for number in range(len(restarts)):
+            total[number] += np.float32(tail[number]) * mass
+        return total.transpose(0, 2, 1)
 
 
 def _row_sums(matrix: sparse.csr_array) -> np.ndarray:
     return np.asarray(matrix.sum(axis=1), np.float64).ravel()
 
 
-class CannotRun(Exception):
-    """A baseline cannot run here; the text says why."""
+class BaselineUnavailable(Exception):
+    """A baseline cannot run on this machine or data; the message gives the reason."""
 
 
 class Als:
-    """Inner product of item factors of implicit-feedback ALS (library `implicit`)."""
+    """Inner products of the item factors of implicit-feedback ALS (Hu et al. 2008).
+
+    The collections are the users; the factorization is that of the library `implicit`.
+    """
 
     name = "als"
 
@@ -141,20 +150,23 @@ class Als:
         """Fits the factors.
 
         Args:
-          alpha: the weight of an edge against that of its absence.
+          graph: the graph to factorize.
+          alpha: confidence weight of an edge relative to a missing edge.
+          seed: seed of the initial factors.
+          threads: number of threads.
 
         Raises:
-          CannotRun: the library is not installed.
+          BaselineUnavailable: the library is not installed.
         """
         try:
             from implicit.als import AlternatingLeastSquares
         except ImportError:
-            raise CannotRun(
+            raise BaselineUnavailable(
                 "the library implicit is not installed (pip install 'pinsage-jax[als]')"
             ) from None
         self.settings: dict[str, Any] = {"alpha": alpha, **_ALS_SETTINGS}
         users = sparse.csr_matrix(incidence(graph).T)
-        # The library threads over rows; BLAS threads below that only get in the way.
+        # The library parallelizes over rows; BLAS threads inside would oversubscribe the CPU.
         with threadpool_limits(1, "blas"):
             model = AlternatingLeastSquares(
                 **self.settings, random_state=seed, num_threads=threads, use_gpu=False
@@ -163,5 +175,5 @@ class Als:
         self._factors = np.array(model.item_factors, np.float32)
 
     def scores(self, query_ids: np.ndarray) -> np.ndarray:
-        """float32 [Q, N]."""
+        """Scores float32 [Q, N] for queries int32 [Q]."""
         return self._factors[query_ids] @ self._factors.T

@@ -1,15 +1,18 @@
-"""Where items without edges stand beside the others, chosen on validation pairs.
+"""Chooses the cold-start bias on validation pairs.
 
-A network that learns how likely an item is learns rightly that an item nobody has
-collected yet is unlikely, and ranks it below every popular one: such items would
-never be shown.  One number, the cold offset, is added to the last coordinate of
-every item without edges (1 + b of --popularity_bias), which moves them all against the
-rest and changes no order among them.
+A network that learns the popularity of items learns, correctly, that an isolated item (one
+without edges) is unpopular, and ranks it below every popular item: isolated items would
+never be recommended.  The cold-start bias is a single number that is added to the last
+coordinate of every isolated item (the popularity bias 1 + b of --popularity_bias).  It shifts
+all isolated items against the others and leaves the order among them unchanged.
 
-It is chosen so that both kinds of pairs gain: the offset whose smallest lift is largest,
-a lift being a hit-rate over that of the plain rival of the kind (the random walk for warm
-pairs, raw content for cold ones).  Warm lifts fall with the offset and cold ones rise, so
-the smallest has one peak: it is looked for on a coarse grid and then in halved steps.
+The chosen bias maximizes the smallest relative hit-rate, that is, a hit-rate divided by
+that of the baseline of the same kind of pairs (the random walk for warm pairs, content for
+cold pairs).  As the bias grows, the relative hit-rates of warm pairs fall and those of cold
+pairs rise, so the smallest has a single peak; it is searched on a coarse grid and then in
+halved steps.
+
+  N items, Z embedding dimensions
 """
 
 from __future__ import annotations
@@ -25,24 +28,24 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.retrieval.topk import target_ranks
 
-CUTS = (10, 100)
-COARSE_OFFSETS = tuple(np.round(np.arange(0.0, 0.61, 0.1), 1).tolist())
+CUTOFFS = (10, 100)
+COARSE_BIASES = tuple(np.round(np.arange(0.0, 0.61, 0.1), 1).tolist())
 _FINER_STEPS = (0.05, 0.025, 0.0125)
-OFFSETS_TRIED = len(COARSE_OFFSETS) + 2 * len(_FINER_STEPS)  # at most
+MAX_BIASES_TRIED = len(COARSE_BIASES) + 2 * len(_FINER_STEPS)
 
 
 @dataclasses.dataclass(frozen=True)
-class Baselines:
-    """Hit-rates on the validation pairs of the plain rival of each kind.
+class BaselineHitRates:
+    """Hit-rates of one baseline per kind of validation pairs.
 
     Attributes:
-      rates: {(kind, k): hit-rate}; a kind without pairs or without a rival is left out.
+      rates: hit-rate by (kind, k); a kind without pairs or without a baseline is absent.
     """
 
     rates: dict[tuple[str, int], float]
 
     @classmethod
-    def of(
+    def measure(
         cls,
         graph: Graph,
         features: np.ndarray,
@@ -50,87 +53,111 @@ class Baselines:
         sampling: SamplingConfig,
         seed: int,
         threads: int,
-    ) -> Baselines:
-        """Ranks the validation pairs by the walk over `graph` and by raw content."""
+    ) -> BaselineHitRates:
+        """Ranks the warm validation pairs by the walk over `graph`, the cold ones by content.
+
+        Args:
+          graph: the training graph.
+          features: float [N, D].
+          split: the validation pairs and their kinds.
+          sampling: settings of the walks.
+          seed: seed of the walks.
+          threads: number of threads.
+        """
         rates: dict[tuple[str, int], float] = {}
-        rivals: dict[str, Baseline] = {"warm": Walk(graph, sampling, seed, threads)}
+        baselines: dict[str, Baseline] = {"warm": Walk(graph, sampling, seed, threads)}
         if features.shape[1]:
-            rivals["cold"] = Content(features)
-        for kind, rival in rivals.items():
+            baselines["cold"] = Content(features)
+        for kind, baseline in baselines.items():
             pairs = split.pairs[split.kinds == kind]
             if len(pairs):
-                ranks = rank_pairs(rival, pairs, graph.num_items)
-                rates |= {(kind, k): float(np.mean(ranks <= k)) for k in CUTS}
+                ranks = rank_pairs(baseline, pairs, graph.num_items)
+                rates |= {(kind, k): float(np.mean(ranks <= k)) for k in CUTOFFS}
         return cls(rates)
 
 
-def with_offset(vectors: np.ndarray, edgeless: np.ndarray, offset: float) -> np.ndarray:
-    """A copy of embeddings [N, Z] with `offset` added to the last coordinate of the edgeless."""
-    moved = np.array(vectors)
-    moved[edgeless, -1] += offset
-    return moved
+def with_cold_start_bias(vectors: np.ndarray, isolated: np.ndarray, bias: float) -> np.ndarray:
+    """A copy of embeddings [N, Z] with `bias` added to the last coordinate of isolated items.
+
+    Args:
+      vectors: float32 [N, Z].
+      isolated: bool [N], items without edges.
+      bias: the cold-start bias.
+    """
+    shifted = np.array(vectors)
+    shifted[isolated, -1] += bias
+    return shifted
 
 
 def validate(
     vectors: np.ndarray,
-    edgeless: np.ndarray,
+    isolated: np.ndarray,
     split: ValidationSplit,
-    rivals: Baselines,
-    offset: float | None,
+    baselines: BaselineHitRates,
+    bias: float | None,
 ) -> dict[str, float]:
     """Scores embeddings on the validation pairs.
 
     Args:
-      vectors: float32 [num_items, Z]; written to meanwhile and left as they were.
-      edgeless: bool [num_items].
-      offset: the cold offset to use; None chooses it.
+      vectors: float32 [N, Z]; modified during the call and restored before it returns.
+      isolated: bool [N], items without edges.
+      split: the validation pairs and their kinds.
+      baselines: hit-rates that the embeddings' are divided by to choose the bias.
+      bias: the cold-start bias to use; None chooses it.
 
     Returns:
-      {"score", "cold_start_bias", "warm_hit@10", ...}.  The score is the geometric mean
-      of the hit-rates that have a rival, so that neither kind can be traded for
-      nothing; empty without such pairs.
+      {"score", "cold_start_bias", "warm_hit@10", ...}.  The score is the geometric mean of
+      the hit-rates that have a baseline, so that a gain in one kind of pairs cannot hide a
+      large loss in the other.  Empty if no hit-rate has a baseline.
     """
-    if not rivals.rates:
+    if not baselines.rates:
         return {}
-    open_choice = offset is None and (split.kinds == "cold").any()
-    last = vectors[edgeless, -1]
+    choose_bias = bias is None and (split.kinds == "cold").any()
+    last = vectors[isolated, -1]
     tried: dict[float, dict[tuple[str, int], float]] = {}
 
-    def best_of(offsets: Iterable[float]) -> float:
-        for value in offsets:
-            # In place: a copy of a large catalog may not fit.
-            vectors[edgeless, -1] = last + np.float32(value)
-            tried[value] = _rates(vectors, split)
-        return max(tried, key=lambda value: (_least_lift(tried[value], rivals), -value))
+    def best_of(biases: Iterable[float]) -> float:
+        for value in biases:
+            # In place, because a copy of a large catalog may not fit in memory.
+            vectors[isolated, -1] = last + np.float32(value)
+            tried[value] = _hit_rates(vectors, split)
+        return max(
+            tried, key=lambda value: (_min_relative_hit_rate(tried[value], baselines), -value)
+        )
 
     try:
-        chosen = best_of(COARSE_OFFSETS if open_choice else (offset or 0.0,))
-        for step in _FINER_STEPS if open_choice else ():
+        chosen = best_of(COARSE_BIASES if choose_bias else (bias or 0.0,))
+        for step in _FINER_STEPS if choose_bias else ():
             chosen = best_of(round(chosen + by, 4) for by in (-step, step) if chosen + by >= 0)
     finally:
-        vectors[edgeless, -1] = last
+        vectors[isolated, -1] = last
     rates = tried[chosen]
-    # A rate of zero would hide all the others; half a hit stands in for it.
+    # A rate of zero would make the geometric mean zero; half a hit replaces it.
     floor = 0.5 / len(split.pairs)
-    # Without content there is nothing to know of an item without edges: not scored.
-    counted = [rate for key, rate in rates.items() if key in rivals.rates]
-    score = float(np.exp(np.mean([np.log(max(rate, floor)) for rate in counted])))
+    # Without features nothing distinguishes isolated items, so cold pairs are not scored.
+    scored = [rate for key, rate in rates.items() if key in baselines.rates]
+    score = float(np.exp(np.mean([np.log(max(rate, floor)) for rate in scored])))
     named = {f"{kind}_hit@{k}": rate for (kind, k), rate in rates.items()}
     return {"score": score, "cold_start_bias": chosen, **named}
 
 
-def _rates(vectors: np.ndarray, split: ValidationSplit) -> dict[tuple[str, int], float]:
+def _hit_rates(vectors: np.ndarray, split: ValidationSplit) -> dict[tuple[str, int], float]:
+    """Hit-rates of the embeddings by (kind, k), warm pairs first."""
     query, target = split.pairs.T
     ranks = target_ranks(vectors[query], vectors, query, target)
     return {
         (kind, k): float(np.mean(ranks[split.kinds == kind] <= k))
         for kind in sorted(set(split.kinds.tolist()), reverse=True)
-        for k in CUTS
+        for k in CUTOFFS
     }
 
 
-def _least_lift(rates: dict[tuple[str, int], float], rivals: Baselines) -> float:
-    lifts = [
-        rate / rivals.rates[key] for key, rate in rates.items() if rivals.rates.get(key, 0.0) > 0
+def _min_relative_hit_rate(
+    rates: dict[tuple[str, int], float], baselines: BaselineHitRates
+) -> float:
+    relative = [
+        rate / baselines.rates[key]
+        for key, rate in rates.items()
+        if baselines.rates.get(key, 0.0) > 0
     ]
-    return min(lifts, default=0.0)
+    return min(relative, default=0.0)

@@ -1,9 +1,9 @@
-"""The evaluation: exact ranks in the whole catalog, for PinSage and its rivals.
+"""--mode=evaluate: ranks the pairs' targets in the whole catalog, by PinSage and the baselines.
 
-Every method ranks all items for the same pairs under one tie rule (metrics.py).
-Results come overall, by the pair's kind and by the target's degree, each with its
-(sum, count) and a 95% bootstrap interval over queries; each rival also with its
-paired difference to PinSage.
+Every method ranks all items for the same pairs under one tie rule (metrics.py).  Results
+are reported overall, by kind of pair and by degree of the target, each metric with its
+(sum, count) and a 95% bootstrap interval over queries; for each baseline also the paired
+difference to PinSage.
 
   N items, P pairs, Z embedding dimensions
 """
@@ -32,9 +32,10 @@ from pinsage_jax.retrieval.topk import target_ranks
 
 EVAL_FILE = "eval.json"
 MAIN = "pinsage"
-# First degree of each bucket of targets.
+DIFFERENCE = f"{MAIN}_minus_baseline"
+# Name and lowest degree of each bucket of targets.
 DEGREE_BUCKETS = (("0", 0), ("1-2", 1), ("3-10", 3), ("11+", 11))
-# Cut-offs of the hit-rate curve.
+# Values of k in the hit-rate curve.
 CURVE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -46,23 +47,25 @@ def evaluate(
     graph: Graph | None = None,
     fingerprint: str = "",
 ) -> dict[str, Any]:
-    """Scores the embeddings and --baselines; prints tables, writes WORKDIR/eval.json.
+    """Scores the embeddings and --baselines; prints tables and writes WORKDIR/eval.json.
 
-    Without evaluation pairs the validation pairs are scored, and both the tables and
-    eval.json say so.
+    If there are no evaluation pairs, the validation pairs are scored, and the tables and
+    eval.json say so in a note.
 
     Args:
+      config: settings of the run.
+      prepared: the catalog.
       embeddings: float32 [N, Z]; the score of two items is their inner product.
-      validation: where rivals' settings are chosen; never the evaluation pairs.
-      graph: the graph that the embeddings were computed on, which the rivals get too;
-        default prepared.graph.
-      fingerprint: kept in eval.json, to know later whether it is of the same run.
+      validation: pairs on which the baselines' hyperparameters are chosen.
+      graph: the graph over which the embeddings were computed; the baselines use the same.
+        Default: prepared.graph.
+      fingerprint: written to eval.json, to tell later whether it belongs to the same run.
 
     Returns:
-      What eval.json holds beside its checksum; {} when there is no pair at all.
+      The contents of eval.json without its checksum; {} if there is no pair at all.
 
     Raises:
-      UserError: an unknown baseline, or an embedding that is not finite.
+      UserError: a baseline is unknown, or an embedding is not finite.
     """
     names = parse_baselines(config.evaluate.baselines)
     graph = prepared.graph if graph is None else graph
@@ -75,8 +78,8 @@ def evaluate(
 
     ranks = {MAIN: target_ranks(embeddings[query], embeddings, query, target)}
     settings: dict[str, Any] = {MAIN: {"dimensions": int(embeddings.shape[1])}}
-    rivals = Baselines(config, graph, prepared.features, validation, config.host_threads)
-    for baseline in rivals.each(names):
+    baselines = Baselines(config, graph, prepared.features, validation, config.host_threads)
+    for baseline in baselines.build(names):
         ranks[baseline.name] = rank_pairs(baseline, pairs, graph.num_items)
         settings[baseline.name] = baseline.settings
 
@@ -95,13 +98,13 @@ def evaluate(
         "pairs_from": scored.source,
         "pairs": len(pairs),
         "queries": len(np.unique(query)),
-        "dropped": {
+        "dropped_pairs": {
             "unknown_query": int(report.get("unknown_query", 0)),
             "unknown_target": int(report.get("unknown_target", 0)),
             "self_pairs": int(report.get("self_pairs", 0)),
             "repeated_pairs": scored.repeated,
         },
-        "catalog": graph.num_items,
+        "catalog_items": graph.num_items,
         "sampled_candidates": False,
         "tie_rule": TIE_RULE,
         "score": "inner product of embeddings",
@@ -110,7 +113,7 @@ def evaluate(
         "fingerprint": fingerprint,
         "notes": scored.notes,
         "methods": methods,
-        "left_out": rivals.left_out,
+        "skipped_baselines": baselines.skipped,
     }
     print(evaluation_tables(result))
     path = pathlib.Path(config.workdir) / EVAL_FILE
@@ -120,31 +123,32 @@ def evaluate(
 
 
 def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:
-    """What WORKDIR/eval.json holds, without its checksum.
+    """Reads and verifies WORKDIR/eval.json; returns its contents without the checksum.
 
     Raises:
-      UserError: it is missing or damaged, or of an earlier version, which wrote no checksum.
+      UserError: the file is missing or damaged, or was written by an earlier version, which
+        wrote no checksum.
     """
     path = pathlib.Path(workdir) / EVAL_FILE
     found = files.read_json(path)
     if isinstance(found, dict) and "checksum" not in found:
         raise UserError(
-            f"{path} has no checksum, so it is damaged or of an earlier version; "
-            "run --mode=evaluate again."
+            f"{path} has no checksum: it is damaged or was written by an earlier version of the "
+            "program; run --mode=evaluate again."
         )
     return files.read_checked_json(path)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _ScoredPairs:
-    """Distinct pairs to score.
+    """The distinct pairs to score.
 
     Attributes:
       pairs: int32 [P, 2], query and target.
       kinds: str [P].
       source: eval_pairs or validation.
-      repeated: pairs that occur again in the table.
-      notes: sentences about the pairs for the reader of the scores.
+      repeated: number of repeated pairs that were dropped.
+      notes: notes about the pairs, for the tables and eval.json.
     """
 
     pairs: np.ndarray
@@ -164,10 +168,16 @@ def _pairs_to_score(
         if validation is None or len(validation.pairs) == 0:
             return None
         pairs, kinds, source = validation.pairs, validation.kinds, "validation"
-        notes.append("no --eval_pairs: these are validation pairs, which training has selected on")
+        notes.append(
+            "there are no --eval_pairs; these are validation pairs, on which training selected "
+            "its checkpoint"
+        )
         if graph.num_edges > validation.train_graph.num_edges:
-            notes.append("their collections are part of the graph, so every number is too high")
-    # Each pair once, where it first occurs, in order.
+            notes.append(
+                "the graph contains the collections of the validation pairs, so every metric is "
+                "too high"
+            )
+    # The distinct pairs, in the order of their first occurrence.
     _, first = np.unique(np.asarray(pairs), axis=0, return_index=True)
     first = np.sort(first)
     repeated = len(pairs) - len(first)
@@ -175,10 +185,11 @@ def _pairs_to_score(
 
 
 def _slices(kinds: np.ndarray, degree: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
-    """Members bool [P] of every slice of the pairs, by group and name.
+    """Masks bool [P] of every slice of the pairs, by group and name.
 
     Args:
-      degree: int [P], of the targets.
+      kinds: str [P], kinds of the pairs.
+      degree: int [P], degrees of the targets.
     """
     slices = {("overall", "all"): np.ones(len(kinds), np.bool_)}
     slices |= {("by_kind", str(kind)): kinds == kind for kind in np.unique(kinds)}
@@ -186,9 +197,9 @@ def _slices(kinds: np.ndarray, degree: np.ndarray) -> dict[tuple[str, str], np.n
 
 
 def _buckets(degree: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Name and members bool [P] of every degree bucket, empty ones too."""
-    place = np.searchsorted([low for _, low in DEGREE_BUCKETS], degree, side="right") - 1
-    return [(name, place == number) for number, (name, _) in enumerate(DEGREE_BUCKETS)]
+    """Name and mask bool [P] of every degree bucket, including empty ones."""
+    bucket = np.searchsorted([low for _, low in DEGREE_BUCKETS], degree, side="right") - 1
+    return [(name, bucket == number) for number, (name, _) in enumerate(DEGREE_BUCKETS)]
 
 
 def _curve(ranks: np.ndarray) -> dict[str, float]:
@@ -203,7 +214,11 @@ def _score(
     seed: int,
     label: str,
 ) -> dict[str, dict[str, Any]]:
-    """Method -> pairs, queries, metrics and minus_<method> of one slice of the pairs."""
+    """Metrics of every method on one slice of the pairs.
+
+    Returns:
+      By method: "pairs", "queries", "metrics", and for a baseline "pinsage_minus_baseline".
+    """
     tables = {name: metrics.query_table(rank[mask], query[mask]) for name, rank in ranks.items()}
     size = {"pairs": int(mask.sum()), "queries": len(tables[MAIN].queries)}
     if not mask.any():
@@ -213,27 +228,29 @@ def _score(
         generator = metrics.keyed_generator(seed, label)
         samples = metrics.bootstrap_means(list(tables.values()), resamples, generator)
     result = {}
-    for place, (name, table) in enumerate(tables.items()):
+    for row, (name, table) in enumerate(tables.items()):
         totals, means = table.totals(), table.means()
-        described = {
+        values = {
             metric: {"value": means[metric], "sum": totals[metric][0], "count": totals[metric][1]}
             for metric in metrics.METRICS
         }
-        _add_intervals(described, None if samples is None else samples[place])
-        result[name] = {**size, "metrics": described}
+        _add_intervals(values, None if samples is None else samples[row])
+        result[name] = {**size, "metrics": values}
         if name != MAIN:
             main = tables[MAIN].means()
-            gaps = {metric: {"value": main[metric] - means[metric]} for metric in metrics.METRICS}
-            _add_intervals(gaps, None if samples is None else samples[0] - samples[place])
-            result[name][f"{MAIN}_minus_this"] = gaps
+            difference = {
+                metric: {"value": main[metric] - means[metric]} for metric in metrics.METRICS
+            }
+            _add_intervals(difference, None if samples is None else samples[0] - samples[row])
+            result[name][DIFFERENCE] = difference
     return result
 
 
-def _add_intervals(described: dict[str, dict[str, float]], samples: np.ndarray | None) -> None:
-    """Adds low and high to every metric from samples [resamples, M]."""
+def _add_intervals(values: dict[str, dict[str, float]], samples: np.ndarray | None) -> None:
+    """Adds "low" and "high" to every metric, from bootstrap samples [resamples, M]."""
     if samples is None:
         return
     low, high = metrics.interval(samples)
-    for place, metric in enumerate(metrics.METRICS):
-        described[metric]["low"] = float(low[place])
-        described[metric]["high"] = float(high[place])
+    for column, metric in enumerate(metrics.METRICS):
+        values[metric]["low"] = float(low[column])
+        values[metric]["high"] = float(high[column])

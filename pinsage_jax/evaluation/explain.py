@@ -1,9 +1,9 @@
-"""--mode=explain: why one item stands where it does among the neighbors of another.
+"""--mode=explain: explains the rank of one item among the neighbors of another.
 
-What the graph says (collections they share, visits of the walk), what the content says
-(cosine of the features), which neighbors each embedding is pooled from and with what
-weight, and where the embedding puts the one for the other.  WORKDIR/explain holds the
-same as JSON.
+The explanation contains evidence from the graph (shared collections, visit counts of random
+walks), from the content (cosine similarity of the features) and from the embeddings (score,
+rank, and the neighbors that each embedding pools, with their weights).  It is printed and
+written to WORKDIR/explain as JSON.
 
   N items, Z embedding dimensions
 """
@@ -31,18 +31,20 @@ from pinsage_jax.retrieval.topk import target_ranks
 from pinsage_jax.sampling.neighborhoods import visit_scores
 
 FOLDER = "explain"
-_MOST_COLLECTIONS = 20
-_NAME_LENGTH = 40
+_MAX_COLLECTIONS = 20
+_MAX_NAME_LENGTH = 40
 
 
 def explain(config: Config, prepared: Prepared, embeddings: np.ndarray) -> dict[str, Any]:
-    """Explains --target as a neighbor of --query; prints tables and writes JSON.
+    """Explains --target as a neighbor of --query; prints tables and writes a JSON file.
 
     Args:
+      config: settings of the run.
+      prepared: the catalog.
       embeddings: float32 [N, Z]; the score of two items is their inner product.
 
     Returns:
-      What the JSON file holds.
+      The contents of the JSON file.
 
     Raises:
       UserError: an id is unknown, or both are the same.
@@ -57,15 +59,15 @@ def explain(config: Config, prepared: Prepared, embeddings: np.ndarray) -> dict[
     if rows[0] == rows[1]:
         raise UserError(f"--query and --target are both {names[0]}; name two items.")
     result = {
-        "query": _about(prepared, rows[0]),
-        "target": _about(prepared, rows[1]),
+        "query": _item(prepared, rows[0]),
+        "target": _item(prepared, rows[1]),
         "shared_collections": shared_collections(prepared, *rows.tolist()),
-        "walk": _walks(config, prepared, rows),
+        "walk": _walk(config, prepared, rows),
         "content": _content(prepared, rows),
         "embedding": _embedding(config, prepared, embeddings, rows),
-        "neighbors": _neighbors(config, prepared, rows),
+        "neighbors": _pooled_neighbors(config, prepared, rows),
     }
-    print(explain_text(result))
+    print(format_explanation(result))
     path = pathlib.Path(config.workdir) / FOLDER / file_name(*names)
     files.write_json(path, result)
     print(f"\nWritten to {path}")
@@ -73,25 +75,32 @@ def explain(config: Config, prepared: Prepared, embeddings: np.ndarray) -> dict[
 
 
 def file_name(query: str, target: str) -> str:
-    """A file name for two ids whatever they hold: readable, and told apart by a hash."""
-    readable = [re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:_NAME_LENGTH] for name in (query, target)]
-    # The length keeps ("ab", "c") and ("a", "bc") apart.
+    """A safe, readable file name for two arbitrary ids; a hash makes it unique."""
+    readable = [
+        re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:_MAX_NAME_LENGTH] for name in (query, target)
+    ]
+    # With the length in the key, ("ab", "c") and ("a", "bc") differ.
     key = hashlib.sha256(f"{len(query)} {query}{target}".encode()).hexdigest()[:10]
     return f"{readable[0]}--{readable[1]}--{key}.json"
 
 
-def _about(prepared: Prepared, row: int) -> dict[str, Any]:
+def _item(prepared: Prepared, row: int) -> dict[str, Any]:
+    """Id, title and number of collections of one item."""
     name, *title = ids_and_titles(prepared, np.array([row]))[0]
     edges = int(prepared.graph.indptr[row + 1] - prepared.graph.indptr[row])
     return {"item_id": name, "title": "".join(title), "collections": edges}
 
 
 def shared_collections(prepared: Prepared, query: int, target: int) -> dict[str, Any]:
-    """Collections that hold both items: how many, and the smallest of them by id and size."""
+    """The collections that contain both items: their number, and the smallest ones.
+
+    Returns:
+      {"count", "smallest": [{"collection_id", "items"}, ...]}, at most _MAX_COLLECTIONS.
+    """
     graph = prepared.graph
     both = np.intersect1d(graph.neighbors(query), graph.neighbors(target), assume_unique=True)
     sizes = graph.indptr[both + 1] - graph.indptr[both]
-    order = np.argsort(sizes, kind="stable")[:_MOST_COLLECTIONS]
+    order = np.argsort(sizes, kind="stable")[:_MAX_COLLECTIONS]
     names = prepared.collection_ids.names(both[order] - graph.num_items).to_pylist()
     return {
         "count": len(both),
@@ -101,28 +110,28 @@ def shared_collections(prepared: Prepared, query: int, target: int) -> dict[str,
     }
 
 
-def _walks(config: Config, prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
-    """Visits of either item by walks from the other, and its place among those visited."""
+def _walk(config: Config, prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
+    """Visits of each item by walks from the other, and its rank among the items visited."""
     walks = config.embed.embed_walks or config.sampling.num_walks
     ids, counts = visit_scores(
         prepared.graph, rows, config.sampling, config.seed, walks, config.host_threads
     )
     found: dict[str, Any] = {"walks": walks, "steps": config.sampling.walk_length}
-    for place, name in enumerate(("query_to_target", "target_to_query")):
-        at = np.flatnonzero(ids[place] == rows[1 - place])
-        visits = int(counts[place, at[0]]) if len(at) else 0
+    for row, name in enumerate(("query_to_target", "target_to_query")):
+        column = np.flatnonzero(ids[row] == rows[1 - row])
+        visits = int(counts[row, column[0]]) if len(column) else 0
         found[name] = {
             "visits": visits,
-            "share": visits / max(int(counts[place].sum()), 1),
-            # Ties count as better, as long as they come first.
-            "place": int(at[0]) + 1 if len(at) else None,
-            "visited": int((ids[place] >= 0).sum()),
+            "share": visits / max(int(counts[row].sum()), 1),
+            # Of items with equal visits, those listed earlier rank better.
+            "rank": int(column[0]) + 1 if len(column) else None,
+            "visited_items": int((ids[row] >= 0).sum()),
         }
     return found
 
 
 def _content(prepared: Prepared, rows: np.ndarray) -> dict[str, Any] | None:
-    """Cosine of the features, and rank of the target by it; None without features."""
+    """Cosine similarity of the features and the target's rank by it; None without features."""
     if not prepared.features.shape[1]:
         return None
     scores = Content(prepared.features).scores(rows[:1])
@@ -133,49 +142,50 @@ def _content(prepared: Prepared, rows: np.ndarray) -> dict[str, Any] | None:
 def _embedding(
     config: Config, prepared: Prepared, embeddings: np.ndarray, rows: np.ndarray
 ) -> dict[str, Any]:
-    """The score, what it is made of, and the ranks that it gives."""
+    """The score of the embeddings, its parts, and the rank of each item for the other."""
     pair = embeddings[rows]
     ranks = target_ranks(pair, embeddings, rows, rows[::-1])
     found: dict[str, Any] = {
         "score": float(pair[0] @ pair[1]),
         "rank_of_target": int(ranks[0]),
         "rank_of_query": int(ranks[1]),
-        "catalog": prepared.graph.num_items,
+        "catalog_items": prepared.graph.num_items,
     }
     if config.model.popularity_bias:
-        # The last coordinate tells how likely an item is whatever the query.
-        found["closeness"] = float(pair[0, :-1] @ pair[1, :-1])
-        found["popularity"] = float(pair[0, -1] * pair[1, -1])
+        # The last coordinate is the popularity bias, which does not depend on the query.
+        found["similarity"] = float(pair[0, :-1] @ pair[1, :-1])
+        found["popularity_bias"] = float(pair[0, -1] * pair[1, -1])
     return found
 
 
-def _neighbors(config: Config, prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
-    """The --k neighbors that weigh most in either embedding, and those in both lists."""
+def _pooled_neighbors(config: Config, prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
+    """The --k neighbors of largest weight that each embedding pools, and those in both lists."""
     lists = lists_of_some(config, prepared, rows)
     ids, weights = lists.of(rows.astype(np.int32))
-    walked = lists.source.sampling.num_neighbors
+    walk_columns = lists.source.sampling.num_neighbors
     graph = prepared.graph
     found: dict[str, Any] = {}
     merged: list[dict[int, float]] = []
-    for place, name in enumerate(("query", "target")):
+    for row, name in enumerate(("query", "target")):
         total: dict[int, float] = {}
-        by_walk: dict[int, float] = {}
-        # A neighbor may be there twice, by the walk and by its content.
-        for column in np.flatnonzero((ids[place] >= 0) & (weights[place] > 0)).tolist():
-            node, weight = int(ids[place, column]), float(weights[place, column])
+        walk_weight: dict[int, float] = {}
+        # A neighbor may be listed twice, by the walk and by its content.
+        for column in np.flatnonzero((ids[row] >= 0) & (weights[row] > 0)).tolist():
+            node, weight = int(ids[row, column]), float(weights[row, column])
             total[node] = total.get(node, 0.0) + weight
-            by_walk[node] = by_walk.get(node, 0.0) + (weight if column < walked else 0.0)
+            by_walk = weight if column < walk_columns else 0.0
+            walk_weight[node] = walk_weight.get(node, 0.0) + by_walk
         merged.append(total)
         best = [node for _, node in sorted((-weight, node) for node, weight in total.items())]
         found[name] = [
-            {**_named(prepared, node), "weight": total[node], "by_walk": by_walk[node]}
+            {**_node(prepared, node), "weight": total[node], "walk_weight": walk_weight[node]}
             for node in best[: config.evaluate.k]
             if node < graph.num_nodes
         ]
     both = sorted(set(merged[0]) & set(merged[1]), key=lambda n: (-merged[0][n] * merged[1][n], n))
     found["in_both"] = [
         {
-            **_named(prepared, node),
+            **_node(prepared, node),
             "weight_in_query": merged[0][node],
             "weight_in_target": merged[1][node],
         }
@@ -184,8 +194,8 @@ def _neighbors(config: Config, prepared: Prepared, rows: np.ndarray) -> dict[str
     return found
 
 
-def _named(prepared: Prepared, node: int) -> dict[str, str]:
-    """Id and title of an item; with --neighborhood=all a neighbor may be a collection."""
+def _node(prepared: Prepared, node: int) -> dict[str, str]:
+    """Id and title of an item, or the id of a collection (with --neighborhood=all)."""
     items = prepared.graph.num_items
     if node >= items:
         name = prepared.collection_ids.names(np.array([node - items]))[0].as_py()
@@ -194,11 +204,12 @@ def _named(prepared: Prepared, node: int) -> dict[str, str]:
     return {"item_id": name, "title": "".join(title)}
 
 
-def explain_text(result: dict[str, Any]) -> str:
-    """The explanation for a person."""
+def format_explanation(result: dict[str, Any]) -> str:
+    """The explanation as aligned text."""
     query, target = result["query"], result["target"]
     lines = [
-        f"{heading}  {_shown(about)}" for heading, about in (("query ", query), ("target", target))
+        f"{heading}  {_format_node(item)}"
+        for heading, item in (("query ", query), ("target", target))
     ]
     embedding, shared, walk = (result[name] for name in ("embedding", "shared_collections", "walk"))
     rows = [["", "query", "target"]]
@@ -207,49 +218,53 @@ def explain_text(result: dict[str, Any]) -> str:
         ["rank among the other's neighbors", f"{embedding['rank_of_query']:,}",
          f"{embedding['rank_of_target']:,}"]
     )  # fmt: skip
-    back, there = walk["target_to_query"], walk["query_to_target"]
-    visits = f"visits from the other ({walk['walks']:,} walks)"
-    rows.append([visits, f"{back['visits']:,}", f"{there['visits']:,}"])
-    rows.append(["place by visits", *(_place(way) for way in (back, there))])
+    of_query, of_target = walk["target_to_query"], walk["query_to_target"]
+    visits = f"visits by walks from the other ({walk['walks']:,} walks)"
+    rows.append([visits, f"{of_query['visits']:,}", f"{of_target['visits']:,}"])
+    rows.append(["rank by visits", _format_visit_rank(of_query), _format_visit_rank(of_target)])
     lines += ["", *aligned(rows), ""]
     score = f"score {embedding['score']:.4f}"
-    if "closeness" in embedding:
+    if "similarity" in embedding:
         score += (
-            f" = {embedding['closeness']:.4f} closeness + {embedding['popularity']:.4f} "
-            "popularity of both"
+            f" = {embedding['similarity']:.4f} (similarity) + "
+            f"{embedding['popularity_bias']:.4f} (product of the popularity biases)"
         )
-    lines.append(f"{score}; rank {embedding['rank_of_target']:,} of {embedding['catalog']:,}")
+    lines.append(f"{score}; rank {embedding['rank_of_target']:,} of {embedding['catalog_items']:,}")
     if result["content"] is None:
         lines.append("The items have no features.")
     else:
         content = result["content"]
-        lines.append(f"cosine of features {content['cosine']:.4f}; rank {content['rank']:,}")
+        lines.append(
+            f"cosine similarity of features {content['cosine']:.4f}; rank {content['rank']:,}"
+        )
     lines.append(f"shared collections: {shared['count']:,}")
     for collection in shared["smallest"]:
         name = _on_one_line(collection["collection_id"])
         lines.append(f"  {name}  ({collection['items']:,} items)")
     for name in ("query", "target"):
-        heading = f"neighbors that weigh most in the {name}"
-        rows = [[heading, "weight", "of it by walk"]]
-        for other in result["neighbors"][name]:
-            rows.append([_shown(other), f"{other['weight']:.4f}", f"{other['by_walk']:.4f}"])
+        heading = f"neighbors of largest weight in the {name}'s embedding"
+        rows = [[heading, "weight", "from the walk"]]
+        for node in result["neighbors"][name]:
+            rows.append([_format_node(node), f"{node['weight']:.4f}", f"{node['walk_weight']:.4f}"])
         lines += ["", *(aligned(rows) if len(rows) > 1 else [f"{heading}: none"])]
-    rows = [["neighbors of both", "in the query", "in the target"]]
-    for other in result["neighbors"]["in_both"]:
-        weights = other["weight_in_query"], other["weight_in_target"]
-        rows.append([_shown(other), *(f"{weight:.4f}" for weight in weights)])
+    rows = [["neighbors of both", "weight in query", "weight in target"]]
+    for node in result["neighbors"]["in_both"]:
+        weights = node["weight_in_query"], node["weight_in_target"]
+        rows.append([_format_node(node), *(f"{weight:.4f}" for weight in weights)])
     lines += ["", *(aligned(rows) if len(rows) > 1 else ["neighbors of both: none"])]
     return "\n".join(lines)
 
 
-def _place(way: dict[str, Any]) -> str:
-    return "not visited" if way["place"] is None else f"{way['place']:,} of {way['visited']:,}"
+def _format_visit_rank(visits: dict[str, Any]) -> str:
+    if visits["rank"] is None:
+        return "not visited"
+    return f"{visits['rank']:,} of {visits['visited_items']:,}"
 
 
-def _shown(other: dict[str, Any]) -> str:
-    if "collection_id" in other:
-        return _on_one_line(f"collection {other['collection_id']}")
-    return f"{_on_one_line(other['item_id'])}  {other['title']}".rstrip()
+def _format_node(node: dict[str, Any]) -> str:
+    if "collection_id" in node:
+        return _on_one_line(f"collection {node['collection_id']}")
+    return f"{_on_one_line(node['item_id'])}  {node['title']}".rstrip()
 
 
 def _on_one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""eval.json as aligned text for a terminal."""
+"""Formats eval.json as aligned text tables for a terminal."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from pinsage_jax.evaluation.metrics import NDCG_DEPTH
 from pinsage_jax.retrieval.ranks import TIE_RULE
 
 _WITH_INTERVAL = ("hit@10", "hit@100")
-_PLAIN = ("hit@500", "recall@100", f"ndcg@{NDCG_DEPTH}", "mrr", "scaled_mrr")
-_GAP = "pinsage_minus_this"
+_WITHOUT_INTERVAL = ("hit@500", "recall@100", f"ndcg@{NDCG_DEPTH}", "mrr", "scaled_mrr")
+_DIFFERENCE = "pinsage_minus_baseline"
 
 
 def evaluation_tables(result: dict[str, Any]) -> str:
-    """One table over all pairs, one per kind, and hit-rates by degree of the target."""
-    # JSON files are sorted by name: PinSage first, then the rivals in their own order.
-    places = {name: place for place, name in enumerate(NAMES)}
-    names = sorted(result["methods"], key=lambda name: places.get(name, -1))
+    """One table over all pairs, one per kind, and one of hit-rates by degree of the target."""
+    # The file's keys are sorted by name; the tables list PinSage first, then the baselines
+    # in the order of NAMES.
+    positions = {name: position for position, name in enumerate(NAMES)}
+    names = sorted(result["methods"], key=lambda name: positions.get(name, -1))
     methods = {name: result["methods"][name] for name in names}
     first = next(iter(methods.values()))
     lines = [
         f"{result['pairs']:,} pairs of {result['queries']:,} queries, each ranked among "
-        f"{result['catalog']:,} items.",
+        f"{result['catalog_items']:,} items.",
         f"Ties: {TIE_RULE}.",
         f"In brackets: {result['interval']}.",
     ]
     lines += [f"Note: {note}." for note in result["notes"]]
-    lines += [f"Left out: {name}, because {why}." for name, why in result["left_out"].items()]
-    if dropped := {name: count for name, count in result["dropped"].items() if count}:
-        told = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in dropped.items())
-        lines.append(f"Dropped: {told}.")
+    skipped = result["skipped_baselines"]
+    lines += [f"Skipped baseline: {name}, because {why}." for name, why in skipped.items()]
+    if dropped := {name: count for name, count in result["dropped_pairs"].items() if count}:
+        counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in dropped.items())
+        lines.append(f"Dropped pairs: {counts}.")
     lines += ["", *_metric_table("all pairs", "overall", "all", methods)]
     if len(first["by_kind"]) > 1:
         for kind in first["by_kind"]:
@@ -42,15 +44,17 @@ def evaluation_tables(result: dict[str, Any]) -> str:
 
 def _metric_table(title: str, group: str, name: str, methods: dict[str, Any]) -> list[str]:
     first = next(iter(methods.values()))[group][name]
-    head = [f"{title} ({first['pairs']:,})", *_WITH_INTERVAL, *_PLAIN]
-    rows = [[*head, *(f"pinsage - this, {metric}" for metric in _WITH_INTERVAL)]]
+    head = [f"{title} ({first['pairs']:,})", *_WITH_INTERVAL, *_WITHOUT_INTERVAL]
+    rows = [[*head, *(f"pinsage - baseline, {metric}" for metric in _WITH_INTERVAL)]]
     for method, values in methods.items():
         scored = values[group][name]
         row = [method]
         row += [_number(scored["metrics"], metric, interval=True) for metric in _WITH_INTERVAL]
-        row += [_number(scored["metrics"], metric) for metric in _PLAIN]
-        gaps = scored.get(_GAP, {})
-        row += [_number(gaps, metric, interval=True, signed=True) for metric in _WITH_INTERVAL]
+        row += [_number(scored["metrics"], metric) for metric in _WITHOUT_INTERVAL]
+        difference = scored.get(_DIFFERENCE, {})
+        row += [
+            _number(difference, metric, interval=True, signed=True) for metric in _WITH_INTERVAL
+        ]
         rows.append(row)
     return aligned(rows)
 
@@ -71,13 +75,13 @@ def _degree_table(methods: dict[str, Any]) -> list[str]:
 
 
 def _number(
-    described: dict[str, Any], metric: str, interval: bool = False, signed: bool = False
+    metrics: dict[str, Any], metric: str, interval: bool = False, signed: bool = False
 ) -> str:
-    """A metric as .123, with its interval if it has one; empty if it is absent."""
-    if metric not in described:
+    """Formats a metric with three decimals, and its interval if any; empty if absent."""
+    if metric not in metrics:
         return ""
     sign = "+" if signed else ""
-    values = described[metric]
+    values = metrics[metric]
     text = f"{values['value']:{sign}.3f}"
     if interval and "low" in values:
         text += f" [{values['low']:{sign}.3f}, {values['high']:{sign}.3f}]"

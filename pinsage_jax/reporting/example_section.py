@@ -12,7 +12,7 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS
 from pinsage_jax.evaluation.metrics import keyed_generator
-from pinsage_jax.evaluation.side_by_side import METHODS, SideBySide
+from pinsage_jax.evaluation.side_by_side import METHODS, NeighborsByMethod
 from pinsage_jax.reporting import page
 from pinsage_jax.reporting.page import Html
 from pinsage_jax.reporting.space_sections import degree_bucket
@@ -44,15 +44,15 @@ def examples(config: Config, prepared: Prepared, embeddings: np.ndarray, threads
     k = min(config.evaluate.k, _MOST_NEIGHBORS)
     if len(queries) == 0:
         return page.note("There are no items.")
-    methods = SideBySide(config, prepared, embeddings, threads)
-    found = {name: methods.lists(name, queries, k) for name in METHODS}
+    methods = NeighborsByMethod(config, prepared, embeddings, threads)
+    found = {name: methods.neighbors(name, queries, k) for name in METHODS}
     blocks = []
     for place, query in enumerate(queries):
         lists = []
         for name, (ids, scores) in found.items():
             kept = ids[place] >= 0
             told = [_shown_score(name, score) for score in scores[place, kept]]
-            why = methods.why_empty(name, degree[query])
+            why = methods.reason_if_empty(name, degree[query])
             lists.append(_list(name, prepared, query, ids[place, kept], told, why))
         edges = "1 edge" if degree[query] == 1 else f"{degree[query]:,} edges"
         heading = page.element("h3", *_shown(prepared, query, edges))
@@ -80,10 +80,10 @@ def _list(
     query: int,
     items: np.ndarray,
     told: list[str],
-    why_empty: str,
+    reason_if_empty: str,
 ) -> Html:
     if len(items) == 0:
-        return page.element("div", page.element("h4", method), page.note(why_empty))
+        return page.element("div", page.element("h4", method), page.note(reason_if_empty))
     own = prepared.graph.neighbors(query)
     entries = []
     for item, score in zip(items, told):

@@ -26,7 +26,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS
 from pinsage_jax.evaluation.metrics import keyed_generator
-from pinsage_jax.evaluation.side_by_side import METHODS, SideBySide
+from pinsage_jax.evaluation.side_by_side import METHODS, NeighborsByMethod
 from pinsage_jax.reporting import figures, page, space
 from pinsage_jax.reporting.sources import directions_of, read_source
 
@@ -59,11 +59,11 @@ def write_explorer(
         )  # fmt: skip
         return None
     source = read_source(config, count)
-    methods = SideBySide(source.config, prepared, embeddings, config.host_threads)
+    methods = NeighborsByMethod(source.config, prepared, embeddings, config.host_threads)
     told = frame(config, prepared, methods)
     k, items = told["k"], np.arange(count)
     for method in told["methods"]:
-        ids, scores = methods.lists(method["name"], items, k, quiet=False)
+        ids, scores = methods.neighbors(method["name"], items, k, quiet=False)
         method |= {"rows": packed(ids), **_packed_scores(scores, ids >= 0, method["whole"])}
     titles = None if prepared.titles is None else prepared.titles.to_pylist()
     told["items"] = {
@@ -79,7 +79,7 @@ def write_explorer(
     return path
 
 
-def frame(config: Config, prepared: Prepared, methods: SideBySide) -> dict[str, Any]:
+def frame(config: Config, prepared: Prepared, methods: NeighborsByMethod) -> dict[str, Any]:
     """What the page is told whether or not the items are in it."""
     degree = _degree(prepared)
     first = prepared.item_ids.names(np.array([int(np.argmax(degree))]))[0].as_py()
@@ -93,7 +93,7 @@ def frame(config: Config, prepared: Prepared, methods: SideBySide) -> dict[str, 
                 "name": name,
                 "about": f"{about[:1].upper()}{about[1:]}.",
                 "whole": name == "Walk",
-                "why": [methods.why_empty(name, 0), methods.why_empty(name, 1)],
+                "why": [methods.reason_if_empty(name, 0), methods.reason_if_empty(name, 1)],
             }
             for name, about in METHODS.items()
         ],

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS, EVAL_FILE, MAIN
+from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS, DIFFERENCE, EVAL_FILE, MAIN
 from pinsage_jax.reporting import page
 from pinsage_jax.reporting.figures import Series, interval_chart, line_chart
 from pinsage_jax.reporting.page import Html
 from pinsage_jax.reporting.sources import Source
 
-_GAP = f"{MAIN}_minus_this"
 _SHOWN = ("hit@10", "hit@100", "recall@100", "ndcg@10", "mrr")
 _COMPARED = ("hit@10", "hit@100")
 # Kinds of pairs are free text, so there may be any number of them.
@@ -64,12 +63,12 @@ def in_short(source: Source) -> Html:
     }
     lead = (
         f"For {main['value']:.1%} of {source.scores['pairs']:,} pairs{_percent_range(main)} the "
-        f"target is among the first 10 of {source.known_scores['catalog']:,} items."
+        f"target is among the first 10 of {source.known_scores['catalog_items']:,} items."
     )
     if not rivals:
         return page.paragraph(lead)
     best = max(rivals, key=lambda name: rivals[name])
-    gap = methods[best]["overall"]["all"].get(_GAP, {}).get("hit@10")
+    gap = methods[best]["overall"]["all"].get(DIFFERENCE, {}).get("hit@10")
     tail = f" The best rival here, {label(best)}, finds {rivals[best]:.1%}"
     if gap is not None:
         low, high = gap.get("low"), gap.get("high")
@@ -143,7 +142,7 @@ def by_cutoff(source: Source) -> Html:
     if MAIN not in curves:
         return page.note(f"{EVAL_FILE} holds no hit-rates by K; run --mode=evaluate again.")
     # From the catalog's size on every target is found.
-    catalog = source.known_scores["catalog"]
+    catalog = source.known_scores["catalog_items"]
     ks = sorted(k for k in curves[MAIN] if k < catalog) or [min(curves[MAIN])]
     series = [
         Series(label(name), ks, [curve[k] for k in ks])
@@ -223,12 +222,12 @@ def _remarks(source: Source) -> list[Html]:
     found += [page.note("Note: ", page.text(remark), ".") for remark in scores.get("notes", [])]
     dropped = [
         f"{count:,} {name.replace('_', ' ')}"
-        for name, count in scores.get("dropped", {}).items()
+        for name, count in scores.get("dropped_pairs", {}).items()
         if count
     ]
     if dropped:
         found.append(page.note("Pairs dropped: ", ", ".join(dropped), "."))
-    for name, why in scores.get("left_out", {}).items():
+    for name, why in scores.get("skipped_baselines", {}).items():
         found.append(page.note(f"Left out: {label(name)}, because ", page.text(why), "."))
     candidates = "the whole catalog" if not scores.get("sampled_candidates") else "a sample"
     found.append(
@@ -250,7 +249,7 @@ def _table(
         found = _metrics(methods[method], group, name)
         row: list[Any] = [label(method)]
         row += [_cell(found.get(metric)) for metric in _SHOWN]
-        gaps = methods[method][group][name].get(_GAP, {})
+        gaps = methods[method][group][name].get(DIFFERENCE, {})
         row += [_cell(gaps.get(metric), signed=True) for metric in _COMPARED]
         rows.append(row)
     head = ["method", *_SHOWN]

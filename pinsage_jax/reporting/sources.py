@@ -139,7 +139,9 @@ def _scores(workdir: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
 
 def _usable(scores: dict[str, Any], num_items: int) -> bool:
     methods = scores.get("methods")
-    return isinstance(methods, dict) and MAIN in methods and scores.get("catalog") == num_items
+    return (
+        isinstance(methods, dict) and MAIN in methods and scores.get("catalog_items") == num_items
+    )
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:

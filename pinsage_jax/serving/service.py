@@ -19,7 +19,7 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import Table, table_in_memory
-from pinsage_jax.evaluation.side_by_side import METHODS, SideBySide
+from pinsage_jax.evaluation.side_by_side import METHODS, NeighborsByMethod
 from pinsage_jax.export.codec import VectorCodec
 from pinsage_jax.inference.new_item_model import NewItemModel
 from pinsage_jax.recommend.choice import Choice
@@ -76,7 +76,7 @@ class Service:
             search=index,
             quiet=True,
         )
-        self._methods = SideBySide(self.config, prepared, vectors, threads=1)
+        self._methods = NeighborsByMethod(self.config, prepared, vectors, threads=1)
 
     def health(self) -> dict[str, Any]:
         """What is served."""
@@ -105,7 +105,7 @@ class Service:
         if len(rows) == 0:
             raise RequestError(404, "None of the items is in the catalog.")
         history = Histories(np.array([0, len(rows)], np.int64), rows.astype(np.int32))
-        ids, scores = self._recommender.best(history, k)
+        ids, scores = self._recommender.top_k(history, k)
         return {"neighbors": self._listed(ids[0], scores[0]), "unknown": unknown}
 
     def for_new(
@@ -150,7 +150,7 @@ class Service:
         row = self._row(item)
         lists = []
         for method in METHODS:
-            ids, scores = self._methods.lists(method, np.array([row]), explorer.NEIGHBORS)
+            ids, scores = self._methods.neighbors(method, np.array([row]), explorer.NEIGHBORS)
             kept = ids[0] >= 0
             near = self._items(ids[0, kept])
             lists.append(

@@ -137,15 +137,15 @@ def _validator(
     """Scores parameters on the validation pairs, over the training graph."""
     items = prepared.graph.num_items
     graph = split.train_graph
-    rivals = calibration.Baselines.of(
+    baselines = calibration.BaselineHitRates.measure(
         graph, prepared.features, split, config.sampling, config.seed, config.host_threads
     )
-    for (kind, k), rate in rivals.rates.items():
-        logging.info("validation, %s pairs: hit@%d of the plain rival is %.4f", kind, k, rate)
-    edgeless = graph.degree()[:items] == 0
+    for (kind, k), rate in baselines.rates.items():
+        logging.info("validation, %s pairs: hit@%d of the baseline is %.4f", kind, k, rate)
+    isolated = graph.degree()[:items] == 0
 
     def validate(params: Any) -> dict[str, float]:
         vectors = encoder.embed(params, quiet=True)[:items]
-        return calibration.validate(vectors, edgeless, split, rivals, fixed_offset(config))
+        return calibration.validate(vectors, isolated, split, baselines, fixed_offset(config))
 
     return validate

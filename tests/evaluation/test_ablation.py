@@ -93,11 +93,11 @@ def test_the_paper_group_switches_off_what_the_paper_flagfile_does():
     }  # fmt: skip
     assert set(ablation.differences(DEFAULT, paper)) <= set(ablation.PAPER) | kept
     table = ablation.VARIANTS["paper"]
-    told = [
+    choices = [
         [overrides[f"{name}"] for name in ("model.pooling", "train.loss", "train.hard_start")]
         for overrides in table.values()
     ]
-    assert told == [
+    assert choices == [
         ["max", "margin", "none"],
         ["mean", "margin", "none"],
         ["mean", "cross_entropy", "none"],
@@ -113,15 +113,15 @@ def test_names_and_groups_choose():
     assert list(chosen("base")) == list(chosen("")) == ["base"]
 
 
-def test_an_unknown_variant_is_told_with_the_list(tmp_path):
+def test_the_error_of_an_unknown_variant_lists_the_known_ones(tmp_path):
     config = dataclasses.replace(
         DEFAULT, workdir=str(tmp_path), ablate=AblateConfig(ablate_variants="K0,max")
     )
     with pytest.raises(UserError) as caught:
         ablate(config)
-    said = str(caught.value)
-    assert said.startswith("--ablate_variants=max is not a variant") and "\n" not in said
-    assert all(name in said for name in (*ALL, *ablation.VARIANTS, "all"))
+    message = str(caught.value)
+    assert message.startswith("--ablate_variants=max is not a variant") and "\n" not in message
+    assert all(name in message for name in (*ALL, *ablation.VARIANTS, "all"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -164,7 +164,7 @@ def slow_ranks(vectors, pairs):
 
 
 class Bench:
-    """A small catalog and embeddings that depend on the settings' K."""
+    """A small catalog, and embeddings that depend on the number of layers K alone."""
 
     def __init__(self, tmp_path, rng, variants="K0,K1,margin", source="validation"):
         graph = random_graph(rng, num_items=40, num_collections=12, edges=150)
@@ -209,7 +209,7 @@ def test_scores_and_differences_by_hand(tmp_path, small_rng, capsys):
         assert scored["pairs"] == mask.sum() and scored["queries"] == 12
         assert list(scored["variants"]) == list(ranks)
         for name, values in scored["variants"].items():
-            own, base = ranks[name][mask], ranks["base"][mask]
+            variant, base = ranks[name][mask], ranks["base"][mask]
             measures = {
                 "hit@10": lambda r: (r <= 10).mean(),
                 "hit@100": lambda r: (r <= 100).mean(),
@@ -219,8 +219,8 @@ def test_scores_and_differences_by_hand(tmp_path, small_rng, capsys):
             assert set(values["metrics"]) == set(values["minus_base"]) == set(measures)
             for metric, of in measures.items():
                 found, gap = values["metrics"][metric], values["minus_base"][metric]
-                assert found["value"] == pytest.approx(of(own))
-                assert gap["value"] == pytest.approx(of(own) - of(base))
+                assert found["value"] == pytest.approx(of(variant))
+                assert gap["value"] == pytest.approx(of(variant) - of(base))
                 assert found["low"] <= found["value"] <= found["high"]
                 # The same queries are drawn for both, so equal ranks differ by nothing.
                 if name != "K0":
@@ -249,7 +249,7 @@ def test_finished_variants_are_not_trained_again(tmp_path, small_rng, monkeypatc
     bench = Bench(tmp_path, small_rng)
     first = bench.run()
     bench.calls.clear()
-    # What decides no number decides no rerun.
+    # Settings that change no result start no new training.
     bench.config = dataclasses.replace(bench.config, threads=1, train=TrainConfig(prefetch=0))
     assert bench.run() == first and bench.calls == []
 
@@ -295,7 +295,7 @@ def test_without_pairs_there_is_nothing_to_compare(tmp_path, small_rng, source, 
     bench = Bench(tmp_path, small_rng, source=source)
     bench.prepared = dataclasses.replace(bench.prepared, eval_pairs=np.empty((0, 2), np.int32))
     bench.split = dataclasses.replace(bench.split, pairs=np.empty((0, 2), np.int32))
-    with pytest.raises(UserError, match=f"no pair to compare variants on; .*--{flag}"):
+    with pytest.raises(UserError, match=f"no pair on which to compare variants; .*--{flag}"):
         bench.run()
     assert bench.calls == []
 
@@ -335,7 +335,7 @@ def test_two_variants_of_a_generated_world(tmp_path, capsys):
         ),
         embed=EmbedConfig(embed_block=256, embed_walks=30),
         evaluate=EvalConfig(bootstrap=20),
-        ablate=AblateConfig(ablate_variants="no_structure", ablate_steps=3),
+        ablate=AblateConfig(ablate_variants="no_spectral_features", ablate_steps=3),
     )  # fmt: skip
     result = ablate(config)
     folder = tmp_path / "run"
@@ -343,10 +343,10 @@ def test_two_variants_of_a_generated_world(tmp_path, capsys):
     held = validation_split(prepared.graph, config.split, config.seed, prepared.train_pairs)
     assert result["pairs"] == len(held.pairs) == len(np.unique(held.pairs, axis=0))
     text = capsys.readouterr().out
-    for name in ("base", "no_structure"):
+    for name in ("base", "no_spectral_features"):
         part = folder / "ablate" / name
         assert (part / "prepared").resolve() == (folder / "prepared").resolve()
-        assert (part / "structure").is_symlink() == (name != "no_structure")
+        assert (part / "structure").is_symlink() == (name != "no_spectral_features")
         assert result["variants"][name]["checkpoint_step"] in (2, 3)
         lines = (part / "metrics.jsonl").read_text().splitlines()
         assert max(json.loads(line)["step"] for line in lines) == 3
@@ -358,7 +358,9 @@ def test_two_variants_of_a_generated_world(tmp_path, capsys):
         warm = result["kinds"]["warm"]["variants"][name]["metrics"]["hit@10"]["value"]
         assert warm == pytest.approx(best[-1]["warm_hit@10"])
         assert re.search(rf"^  {name} ", text, re.M)
-    base, without = (np.load(folder / "ablate" / n / "ranks.npy") for n in ("base", "no_structure"))
+    base, without = (
+        np.load(folder / "ablate" / n / "ranks.npy") for n in ("base", "no_spectral_features")
+    )
     assert not np.array_equal(base, without)
 
     before = {path: path.stat().st_mtime_ns for path in (folder / "ablate").rglob("*.npy")}

@@ -17,12 +17,12 @@ from pinsage_jax.graph.validation_split import ValidationSplit
 
 
 def dense(graph: Graph) -> np.ndarray:
-    """Items by collections, float64, by reading edge after edge."""
+    """The incidence matrix float64 [N, C], filled edge by edge."""
     matrix = np.zeros((graph.num_items, graph.num_collections))
     for item in range(graph.num_items):
-        for place in range(graph.indptr[item], graph.indptr[item + 1]):
-            weight = 1.0 if graph.weights is None else graph.weights[place]
-            matrix[item, graph.indices[place] - graph.num_items] = weight
+        for edge in range(graph.indptr[item], graph.indptr[item + 1]):
+            weight = 1.0 if graph.weights is None else graph.weights[edge]
+            matrix[item, graph.indices[edge] - graph.num_items] = weight
     return matrix
 
 
@@ -76,18 +76,18 @@ def test_walk_is_the_visit_count_and_follows_pagerank(graph):
     scorer = baselines.Walk(graph, sampling, seed=1, threads=2)
     scores = scorer.scores(everyone(graph))
     assert scorer.settings["num_walks"] == 30000
-    # The exact chance to stand at each item after each step, item to item.
+    # The exact probability of each item after each step from item to item.
     matrix = dense(graph)
     over_items = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1e-12)
     over_collections = matrix.T / np.maximum(matrix.T.sum(axis=1, keepdims=True), 1e-12)
     step = over_items @ over_collections
-    start = place = np.eye(graph.num_items)
+    start = position = np.eye(graph.num_items)
     expected = np.zeros_like(start)
-    for turn in range(6):
-        if turn:
-            place = 0.7 * place + 0.3 * start
-        place = place @ step
-        expected += place
+    for number in range(6):
+        if number:
+            position = 0.7 * position + 0.3 * start
+        position = position @ step
+        expected += position
     np.fill_diagonal(expected, 0)
     np.testing.assert_allclose(scores / 30000, expected, atol=0.03)
     isolated = np.flatnonzero(matrix.sum(axis=1) == 0)
@@ -142,21 +142,21 @@ def test_als_is_the_inner_product_of_item_factors(graph, monkeypatch):
     np.testing.assert_allclose(scores, dense(graph) @ dense(graph).T, rtol=1e-5, atol=1e-6)
 
 
-def test_without_implicit_als_is_left_out_with_a_reason(graph, monkeypatch, tmp_path):
+def test_without_implicit_als_is_skipped_with_a_reason(graph, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "implicit", None)
     monkeypatch.setitem(sys.modules, "implicit.als", None)
-    rivals = Baselines(make_config(tmp_path), graph, np.empty((30, 0)), None, 1)
-    assert [made.name for made in rivals.each(("als", "popularity"))] == ["popularity"]
-    assert "pip install" in rivals.left_out["als"]
+    chosen = Baselines(make_config(tmp_path), graph, np.empty((30, 0)), None, 1)
+    assert [made.name for made in chosen.build(("als", "popularity"))] == ["popularity"]
+    assert "pip install" in chosen.skipped["als"]
 
 
 def test_row_ranks_equal_the_tie_rule(small_rng):
     scores = small_rng.integers(0, 4, (5, 23)).astype(np.float32)
     ranks = baselines_fusion.row_ranks(scores)
     for row, line in enumerate(scores):
-        for place, own in enumerate(line):
-            equal = np.count_nonzero(line == own) - 1
-            assert ranks[row, place] == 1 + np.count_nonzero(line > own) + math.ceil(equal / 2)
+        for column, score in enumerate(line):
+            equal = np.count_nonzero(line == score) - 1
+            assert ranks[row, column] == 1 + np.count_nonzero(line > score) + math.ceil(equal / 2)
 
 
 def test_late_fusion_is_the_weighted_sum(graph, small_rng):
@@ -196,7 +196,7 @@ def test_rank_pairs_equals_ranking_by_hand(small_rng, monkeypatch):
         best = table[query, target]
         wanted.append(1 + sum(o > best for o in others) + -(-sum(o == best for o in others) // 2))
     for cells in (1 << 25, 60):
-        monkeypatch.setattr(baselines, "_SCORES_AT_ONCE", cells)
+        monkeypatch.setattr(baselines, "_MAX_SCORES", cells)
         assert baselines.rank_pairs(Fixed(table), pairs, 20).tolist() == wanted
 
 
@@ -227,8 +227,11 @@ def test_settings_are_chosen_on_validation_pairs_and_their_graph(small_rng, tmp_
     features[200:300] = twins
     pairs = np.stack([np.arange(100), np.arange(200, 300)], axis=1)
     config = make_config(tmp_path)
-    rivals = Baselines(config, graph, features, split_of(graph, pairs), 1)
-    made = {rival.name: rival for rival in rivals.each(("fusion", "pagerank", "fusion_pagerank"))}
+    chosen = Baselines(config, graph, features, split_of(graph, pairs), 1)
+    made = {
+        baseline.name: baseline
+        for baseline in chosen.build(("fusion", "pagerank", "fusion_pagerank"))
+    }
     assert made["fusion"].settings["content_weight"] > 0.5
     assert made["fusion"].settings["chosen_on"] == "validation pairs"
     assert set(made["pagerank"].settings["candidates"]) == {"0.15", "0.3", "0.5"}
@@ -236,7 +239,7 @@ def test_settings_are_chosen_on_validation_pairs_and_their_graph(small_rng, tmp_
     # The withheld graph decides: with the edges of another graph the objective changes.
     other = random_graph(small_rng, num_items=400, num_collections=40, edges=400)
     again = Baselines(config, graph, features, split_of(other, pairs), 1)
-    found = next(again.each(("pagerank",))).settings["candidates"]
+    found = next(again.build(("pagerank",))).settings["candidates"]
     assert found != made["pagerank"].settings["candidates"]
 
 
@@ -244,8 +247,8 @@ def test_als_is_tuned_on_validation_pairs(small_rng, tmp_path, monkeypatch):
     fake_implicit(monkeypatch, {})
     graph = random_graph(small_rng)
     pairs = np.array([[0, 1], [2, 3]])
-    rivals = Baselines(make_config(tmp_path), graph, np.ones((30, 2)), split_of(graph, pairs), 1)
-    settings = next(rivals.each(("als",))).settings
+    chosen = Baselines(make_config(tmp_path), graph, np.ones((30, 2)), split_of(graph, pairs), 1)
+    settings = next(chosen.build(("als",))).settings
     # The stand-in ignores alpha, so the three tie and the default stays.
     assert settings["alpha"] == 40.0 and set(settings["candidates"]) == {"40", "10", "1"}
 
@@ -253,29 +256,29 @@ def test_als_is_tuned_on_validation_pairs(small_rng, tmp_path, monkeypatch):
 def test_without_validation_pairs_the_defaults_are_used_and_said(graph, tmp_path):
     empty = split_of(graph, np.empty((0, 2), np.int32))
     for validation in (None, empty):
-        rivals = Baselines(make_config(tmp_path), graph, np.ones((30, 2)), validation, 1)
-        fusion, pagerank = rivals.each(("fusion", "pagerank"))
+        chosen = Baselines(make_config(tmp_path), graph, np.ones((30, 2)), validation, 1)
+        fusion, pagerank = chosen.build(("fusion", "pagerank"))
         assert fusion.settings["content_weight"] == 0.5
         assert pagerank.settings["restart"] == 0.15
         assert "nothing" in pagerank.settings["chosen_on"]
 
 
-def test_without_features_content_and_its_fusions_are_left_out(graph, tmp_path, monkeypatch):
+def test_without_features_content_and_its_fusions_are_skipped(graph, tmp_path, monkeypatch):
     fake_implicit(monkeypatch, {})
-    rivals = Baselines(make_config(tmp_path), graph, np.empty((30, 0), np.float32), None, 1)
-    made = [rival.name for rival in rivals.each(NAMES)]
+    chosen = Baselines(make_config(tmp_path), graph, np.empty((30, 0), np.float32), None, 1)
+    made = [baseline.name for baseline in chosen.build(NAMES)]
     assert made == ["popularity", "walk", "item_knn", "pagerank", "als"]
-    assert set(rivals.left_out) == {"content", "fusion", "fusion_pagerank"}
+    assert set(chosen.skipped) == {"content", "fusion", "fusion_pagerank"}
 
 
 def test_every_baseline_runs_on_a_graph_without_edges(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "implicit", None)
     none = np.empty(0, np.int32)
     graph = Graph.from_edges(none, none, 6, 2)
-    rivals = Baselines(make_config(tmp_path), graph, np.eye(6, dtype=np.float32), None, 1)
-    for rival in rivals.each(NAMES):
-        scores = rival.scores(np.array([0, 5], np.int32))
-        assert scores.shape == (2, 6) and np.isfinite(scores).all(), rival.name
+    chosen = Baselines(make_config(tmp_path), graph, np.eye(6, dtype=np.float32), None, 1)
+    for baseline in chosen.build(NAMES):
+        scores = baseline.scores(np.array([0, 5], np.int32))
+        assert scores.shape == (2, 6) and np.isfinite(scores).all(), baseline.name
 
 
 def test_parse_baselines():

@@ -26,7 +26,7 @@ def slow_rank(scores, query, target):
 
 
 @pytest.fixture
-def world(small_rng):
+def small_case(small_rng):
     """40 items in small collections; whole-number embeddings, so ties are exact."""
     graph = random_graph(small_rng, num_items=40, num_collections=12, edges=150)
     embeddings = small_rng.integers(-2, 3, (40, 3)).astype(np.float32)
@@ -42,8 +42,8 @@ def ranks_by_hand(embeddings, pairs):
     return np.array([slow_rank(embeddings @ embeddings[q], q, t) for q, t in pairs])
 
 
-def test_every_slice_equals_the_ranks_by_hand(world, tmp_path):
-    graph, embeddings, pairs, kinds = world
+def test_every_slice_equals_the_ranks_by_hand(small_case, tmp_path):
+    graph, embeddings, pairs, kinds = small_case
     prepared = make_prepared(graph, eval_pairs=pairs, eval_kinds=kinds)
     result = evaluate(make_config(tmp_path, bootstrap=50), prepared, embeddings)
     ranks = ranks_by_hand(embeddings, pairs)
@@ -75,8 +75,8 @@ def test_every_slice_equals_the_ranks_by_hand(world, tmp_path):
     assert main["hit_curve"]["5"] == pytest.approx(np.mean(ranks <= 5))
 
 
-def test_rivals_come_with_paired_differences(world, tmp_path):
-    graph, embeddings, pairs, kinds = world
+def test_baselines_come_with_paired_differences(small_case, tmp_path):
+    graph, embeddings, pairs, kinds = small_case
     features = embeddings[:, ::-1].copy()
     prepared = make_prepared(graph, features, pairs, kinds)
     result = evaluate(
@@ -88,29 +88,29 @@ def test_rivals_come_with_paired_differences(world, tmp_path):
     by_degree = result["methods"]["popularity"]["overall"]["all"]
     assert by_degree["metrics"]["hit@10"]["value"] == pytest.approx(np.mean(ranks <= 10))
     main = result["methods"]["pinsage"]["overall"]["all"]["metrics"]
-    gap = by_degree["pinsage_minus_this"]["hit@10"]
+    gap = by_degree["pinsage_minus_baseline"]["hit@10"]
     assert gap["value"] == pytest.approx(
         main["hit@10"]["value"] - by_degree["metrics"]["hit@10"]["value"]
     )
     assert gap["low"] <= gap["value"] <= gap["high"]
-    assert "pinsage_minus_this" not in result["methods"]["pinsage"]["overall"]["all"]
+    assert "pinsage_minus_baseline" not in result["methods"]["pinsage"]["overall"]["all"]
 
 
-def test_embeddings_equal_to_the_features_tie_with_content(world, tmp_path, small_rng):
-    """Two paths of code, the block-wise and the dense one, must give the same ranks."""
-    graph, _, pairs, kinds = world
+def test_embeddings_equal_to_the_features_tie_with_content(small_case, tmp_path, small_rng):
+    """The block-wise and the dense ranking must agree."""
+    graph, _, pairs, kinds = small_case
     features = small_rng.normal(size=(40, 5)).astype(np.float32)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     prepared = make_prepared(graph, features, pairs, kinds)
     config = make_config(tmp_path, bootstrap=30, baselines="content")
     result = evaluate(config, prepared, unit)
-    gaps = result["methods"]["content"]["overall"]["all"]["pinsage_minus_this"]
+    gaps = result["methods"]["content"]["overall"]["all"]["pinsage_minus_baseline"]
     for values in gaps.values():
         assert values == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
-def test_eval_json_holds_what_a_skeptic_asks_for(world, tmp_path, capsys):
-    graph, embeddings, pairs, kinds = world
+def test_eval_json_documents_the_protocol(small_case, tmp_path, capsys):
+    graph, embeddings, pairs, kinds = small_case
     repeated = np.concatenate([pairs, pairs[:4]])
     prepared = make_prepared(graph, None, repeated, kinds + kinds[:4])
     result = evaluate(make_config(tmp_path, bootstrap=10), prepared, embeddings)
@@ -118,12 +118,12 @@ def test_eval_json_holds_what_a_skeptic_asks_for(world, tmp_path, capsys):
     assert written.pop("checksum") and written == json.loads(json.dumps(result))
     assert written["pairs_from"] == "eval_pairs"
     assert written["pairs"] == len(pairs) and written["queries"] == len(np.unique(pairs[:, 0]))
-    assert written["catalog"] == 40 and written["sampled_candidates"] is False
+    assert written["catalog_items"] == 40 and written["sampled_candidates"] is False
     assert written["tie_rule"] == TIE_RULE
-    assert written["dropped"] == {
+    assert written["dropped_pairs"] == {
         "unknown_query": 2, "unknown_target": 1, "self_pairs": 0, "repeated_pairs": 4,
     }  # fmt: skip
-    assert written["left_out"] == {"content": "the items have no features"}
+    assert written["skipped_baselines"] == {"content": "the items have no features"}
     assert written["methods"]["walk"]["settings"]["num_walks"] == 200
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.json"]
 
@@ -140,8 +140,8 @@ def test_eval_json_holds_what_a_skeptic_asks_for(world, tmp_path, capsys):
     assert f"{value:.3f}" in table[1]
 
 
-def test_eval_json_is_read_only_while_it_is_what_was_written(world, tmp_path):
-    graph, embeddings, pairs, kinds = world
+def test_eval_json_is_read_only_while_it_is_what_was_written(small_case, tmp_path):
+    graph, embeddings, pairs, kinds = small_case
     config = make_config(tmp_path, bootstrap=10, baselines="popularity")
     result = evaluate(config, make_prepared(graph, None, pairs, kinds), embeddings)
     path = tmp_path / "eval.json"
@@ -151,7 +151,7 @@ def test_eval_json_is_read_only_while_it_is_what_was_written(world, tmp_path):
         digit = b"1" if whole[place : place + 1] != b"1" else b"2"
         path.write_bytes(whole[:place] + digit + whole[place + 1 :])
         if json.loads(path.read_bytes()) == json.loads(whole):
-            # A last decimal place that float64 does not tell.
+            # A digit beyond the precision of float64.
             continue
         with pytest.raises(UserError) as caught:
             read_evaluation(tmp_path)
@@ -191,26 +191,28 @@ def test_the_pipeline_evaluates_again_what_is_not_intact(how, trained, tmp_path,
     assert f"{path} " in caplog.text and "evaluating again" in caplog.text
 
 
-def test_runs_repeat_and_the_seed_moves_only_intervals(world, tmp_path):
-    graph, embeddings, pairs, kinds = world
+def test_runs_repeat_and_the_seed_moves_only_intervals(small_case, tmp_path):
+    graph, embeddings, pairs, kinds = small_case
     prepared = make_prepared(graph, None, pairs, kinds)
     config = make_config(tmp_path, bootstrap=40, baselines="none")
     first, again = evaluate(config, prepared, embeddings), evaluate(config, prepared, embeddings)
     assert first == again
 
 
-def test_no_intervals_without_bootstrap(world, tmp_path):
-    graph, embeddings, pairs, kinds = world
+def test_no_intervals_without_bootstrap(small_case, tmp_path):
+    graph, embeddings, pairs, kinds = small_case
     prepared = make_prepared(graph, None, pairs, kinds)
     config = make_config(tmp_path, bootstrap=0, baselines="popularity")
     result = evaluate(config, prepared, embeddings)
     values = result["methods"]["popularity"]["overall"]["all"]
     assert set(values["metrics"]["mrr"]) == {"value", "sum", "count"}
-    assert set(values["pinsage_minus_this"]["mrr"]) == {"value"}
+    assert set(values["pinsage_minus_baseline"]["mrr"]) == {"value"}
 
 
-def test_without_eval_pairs_the_validation_pairs_are_scored_and_it_is_said(world, tmp_path, capsys):
-    graph, embeddings, pairs, kinds = world
+def test_without_eval_pairs_the_validation_pairs_are_scored_and_it_is_said(
+    small_case, tmp_path, capsys
+):
+    graph, embeddings, pairs, kinds = small_case
     smaller = graph.without(collections=np.array([1], np.int32))
     none = np.empty(0, np.int32)
     split = ValidationSplit(smaller, none, none, pairs, np.array(kinds))
@@ -218,8 +220,8 @@ def test_without_eval_pairs_the_validation_pairs_are_scored_and_it_is_said(world
     result = evaluate(config, make_prepared(graph), embeddings, split)
     assert result["pairs_from"] == "validation" and result["pairs"] == len(pairs)
     assert len(result["notes"]) == 2
-    assert "no --eval_pairs" in capsys.readouterr().out
-    # With embeddings of the withheld graph there is nothing to warn about.
+    assert "there are no --eval_pairs; these are validation pairs" in capsys.readouterr().out
+    # Embeddings over the training graph need no note about the graph.
     fair = evaluate(config, make_prepared(graph), embeddings, split, graph=smaller)
     assert len(fair["notes"]) == 1
     degree = smaller.degree()[pairs[:, 1]]
@@ -227,15 +229,15 @@ def test_without_eval_pairs_the_validation_pairs_are_scored_and_it_is_said(world
     assert by_degree["0"]["pairs"] == np.count_nonzero(degree == 0)
 
 
-def test_without_any_pair_it_says_so(world, tmp_path, capsys):
-    graph, embeddings, _, _ = world
+def test_without_any_pair_it_says_so(small_case, tmp_path, capsys):
+    graph, embeddings, _, _ = small_case
     assert evaluate(make_config(tmp_path), make_prepared(graph), embeddings) == {}
     assert "no evaluation pairs" in capsys.readouterr().out
     assert not (tmp_path / "eval.json").exists()
 
 
-def test_bad_input_is_one_sentence(world, tmp_path):
-    graph, embeddings, pairs, kinds = world
+def test_bad_input_is_an_error(small_case, tmp_path):
+    graph, embeddings, pairs, kinds = small_case
     prepared = make_prepared(graph, None, pairs, kinds)
     with pytest.raises(UserError, match="--baselines=itemknn"):
         evaluate(make_config(tmp_path, baselines="itemknn"), prepared, embeddings)

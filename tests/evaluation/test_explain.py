@@ -58,17 +58,18 @@ def test_every_part_against_a_reference(trained, pair, tmp_path, capsys):
     ids, counts = visit_scores(
         graph, np.array([query, target]), trained.sampling, trained.seed, 40, 1
     )
-    there = dict(zip(ids[0].tolist(), counts[0].tolist())).get(target, 0)
-    back = dict(zip(ids[1].tolist(), counts[1].tolist())).get(query, 0)
-    assert result["walk"]["query_to_target"]["visits"] == there
-    assert result["walk"]["target_to_query"]["visits"] == back
+    of_target = dict(zip(ids[0].tolist(), counts[0].tolist())).get(target, 0)
+    of_query = dict(zip(ids[1].tolist(), counts[1].tolist())).get(query, 0)
+    assert result["walk"]["query_to_target"]["visits"] == of_target
+    assert result["walk"]["target_to_query"]["visits"] == of_query
 
     embedding = result["embedding"]
     assert embedding["rank_of_target"] == 1
     others = np.delete(vectors @ vectors[target], target)
-    own = float(vectors[target] @ vectors[query])
-    assert embedding["rank_of_query"] == 1 + int((others > own + 1e-6).sum())
-    assert embedding["closeness"] + embedding["popularity"] == pytest.approx(embedding["score"])
+    score = float(vectors[target] @ vectors[query])
+    assert embedding["rank_of_query"] == 1 + int((others > score + 1e-6).sum())
+    parts = embedding["similarity"] + embedding["popularity_bias"]
+    assert parts == pytest.approx(embedding["score"])
 
     one, other = (np.asarray(prepared.features[row], np.float64) for row in (query, target))
     cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
@@ -89,16 +90,16 @@ def test_weights_are_those_that_the_embedding_pools_over(trained, pair):
 
     names = prepared.item_ids.ids.to_pylist()
     config = explained(trained, names[query], names[target], k=500)
-    found = explaining._neighbors(config, prepared, np.array([query, target]))
+    found = explaining._pooled_neighbors(config, prepared, np.array([query, target]))
     for name, row in (("query", query), ("target", target)):
         expected = {}
         for node, weight in zip(ids[row].tolist(), weights[row].tolist()):
             if node >= 0 and weight > 0:
                 expected[names[node]] = expected.get(names[node], 0.0) + weight
-        told = {other["item_id"]: other["weight"] for other in found[name]}
-        assert told == pytest.approx(expected, abs=1e-6)
-        assert list(told.values()) == sorted(told.values(), reverse=True)
-        assert sum(told.values()) == pytest.approx(1.0, abs=1e-5)
+        listed = {other["item_id"]: other["weight"] for other in found[name]}
+        assert listed == pytest.approx(expected, abs=1e-6)
+        assert list(listed.values()) == sorted(listed.values(), reverse=True)
+        assert sum(listed.values()) == pytest.approx(1.0, abs=1e-5)
     lists = [{other["item_id"] for other in found[name]} for name in ("query", "target")]
     assert {other["item_id"] for other in found["in_both"]} == lists[0] & lists[1]
 
@@ -126,11 +127,11 @@ def test_items_without_edges_or_features(tmp_path, capsys):
     result = explaining.explain(config, prepared, vectors)
     assert result["content"] is None and result["neighbors"]["query"] == []
     assert result["walk"]["query_to_target"] == {
-        "visits": 0, "share": 0.0, "place": None, "visited": 0,
+        "visits": 0, "share": 0.0, "rank": None, "visited_items": 0,
     }  # fmt: skip
     text = capsys.readouterr().out
     assert "The items have no features." in text and "not visited" in text
-    assert "neighbors that weigh most in the query: none" in text
+    assert "neighbors of largest weight in the query's embedding: none" in text
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pinsage_jax.retrieval.ranks import ranks_from_scores, tie_rank
 
 
 def slow_rank(scores, query, target):
-    """The tie rule, read aloud."""
+    """The tie rule, item by item."""
     others = [item for item in range(len(scores)) if item not in (query, target)]
     greater = sum(scores[item] > scores[target] for item in others)
     equal = sum(scores[item] == scores[target] for item in others)
@@ -56,7 +56,7 @@ def test_cutoffs_are_inclusive_and_ndcg_stops_at_ten():
     assert at[10]["ndcg@10"] == pytest.approx(1 / math.log2(11)) and at[11]["ndcg@10"] == 0
 
 
-def test_more_targets_than_places_still_reach_ndcg_one():
+def test_more_targets_than_ranks_still_reach_ndcg_one():
     table = metrics.query_table(np.arange(1, 16), np.zeros(15, int))
     assert table.means()["ndcg@10"] == pytest.approx(1)
     assert table.means()["recall@10"] == pytest.approx(10 / 15)
@@ -102,7 +102,7 @@ def test_ranks_equal_the_slow_reference_with_many_ties(small_rng):
     assert outside.tolist() == wanted
 
 
-def test_scores_that_know_nothing_put_the_target_in_the_middle():
+def test_equal_scores_put_the_target_in_the_middle():
     ranks = ranks_from_scores(np.zeros((1, 101)), np.array([0]), np.array([0]), np.array([50]))
     # 99 other candidates tie: 1 + ceil(99 / 2).
     assert ranks.tolist() == [51]
@@ -122,9 +122,9 @@ def slow_bootstrap(table, resamples, generator):
     result = []
     for draws in generator.integers(0, len(table.queries), (resamples, len(table.queries))):
         sums, counts = np.zeros(len(metrics.METRICS)), np.zeros(len(metrics.METRICS))
-        for place in draws:
-            sums += table.sums[place]
-            counts += table.counts[place]
+        for query in draws:
+            sums += table.sums[query]
+            counts += table.counts[query]
         result.append(sums / counts)
     return np.array(result)
 
@@ -135,7 +135,7 @@ def test_bootstrap_equals_the_slow_reference(small_rng, monkeypatch):
     found = metrics.bootstrap_means([table], 20, metrics.keyed_generator(1, "x"))
     np.testing.assert_allclose(found[0], wanted, rtol=1e-12)
     # Small blocks of resamples draw the same stream.
-    monkeypatch.setattr(metrics, "_DRAWS_AT_ONCE", 25)
+    monkeypatch.setattr(metrics, "_MAX_DRAWS", 25)
     again = metrics.bootstrap_means([table], 20, metrics.keyed_generator(1, "x"))
     np.testing.assert_allclose(again[0], wanted, rtol=1e-12)
 
@@ -153,16 +153,16 @@ def test_generator_is_keyed_by_seed_and_label():
 def test_bootstrap_covers_the_truth_and_respects_clusters():
     """Query-level effects: 95% intervals cover about 95% of the time."""
     rng = np.random.default_rng(5)
-    place = metrics.METRICS.index("hit@10")
+    column = metrics.METRICS.index("hit@10")
     covered, rounds = 0, 200
-    for turn in range(rounds):
+    for number in range(rounds):
         # Each of 60 queries hits with all of its eight pairs or with none.
         hit = rng.random(60) < 0.3
         ranks = np.repeat(np.where(hit, 1, 600), 8)
         table = metrics.query_table(ranks, np.repeat(np.arange(60), 8))
-        samples = metrics.bootstrap_means([table], 300, metrics.keyed_generator(turn, "c"))
+        samples = metrics.bootstrap_means([table], 300, metrics.keyed_generator(number, "c"))
         low, high = metrics.interval(samples[0])
-        covered += low[place] <= 0.3 <= high[place]
+        covered += low[column] <= 0.3 <= high[column]
     assert 0.88 * rounds <= covered <= 0.995 * rounds
 
 
@@ -172,9 +172,9 @@ def test_paired_differences_are_tighter_than_separate_ones(small_rng):
     better = np.maximum(ranks - 1, 1)
     tables = [metrics.query_table(ranks, queries), metrics.query_table(better, queries)]
     samples = metrics.bootstrap_means(tables, 400, metrics.keyed_generator(0, "p"))
-    place = metrics.METRICS.index("hit@100")
-    paired = np.std(samples[1] - samples[0], axis=0)[place]
-    alone = np.std(samples[0], axis=0)[place]
+    column = metrics.METRICS.index("hit@100")
+    paired = np.std(samples[1] - samples[0], axis=0)[column]
+    alone = np.std(samples[0], axis=0)[column]
     assert paired < 0.5 * alone
     # The same ranks differ by exactly nothing.
     same = metrics.bootstrap_means([tables[0]] * 2, 50, metrics.keyed_generator(0, "p"))

@@ -18,7 +18,7 @@ from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.search import ServeConfig
 from pinsage_jax.core import files
 from pinsage_jax.evaluation.baselines import Walk
-from pinsage_jax.evaluation.side_by_side import METHODS, SideBySide
+from pinsage_jax.evaluation.side_by_side import METHODS, NeighborsByMethod
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.reporting import explorer
 from pinsage_jax.retrieval.online import best_of_scores
@@ -165,7 +165,7 @@ def test_without_features_titles_or_edges(tmp_path):
     for method in found["methods"][1:]:
         assert (unpacked(method["rows"]) == -1).all()
     assert found["methods"][1]["why"] == ["The items have no features."] * 2
-    assert found["methods"][2]["why"][0] == "It has no edges, so no walk leaves it."
+    assert found["methods"][2]["why"][0] == "The item has no edges, so no walk leaves it."
 
 
 def test_one_item(tmp_path):
@@ -232,11 +232,11 @@ def test_the_best_scored_by_sorting_everything():
 
 def test_lists_of_some_items_are_those_of_all():
     """In blocks of queries, and whatever their order."""
-    methods = SideBySide(small_config("unused"), small_world(), small_embeddings(), 1)
+    methods = NeighborsByMethod(small_config("unused"), small_world(), small_embeddings(), 1)
     every = np.arange(ITEMS)
     for name in METHODS:
-        ids, scores = methods.lists(name, every, 3)
-        some, few = methods.lists(name, every[[9, 2, 17]], 3)
+        ids, scores = methods.neighbors(name, every, 3)
+        some, few = methods.neighbors(name, every[[9, 2, 17]], 3)
         assert some.tolist() == ids[[9, 2, 17]].tolist()
         assert few == pytest.approx(scores[[9, 2, 17]], abs=1e-6)
 

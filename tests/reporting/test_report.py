@@ -200,7 +200,7 @@ def test_numbers_are_those_of_eval_json(full):
             values = method["overall"]["all"]["metrics"][name]
             assert f"{values['value']:.3f}" in shown["scores"]
             assert f"{values['low']:.3f} to {values['high']:.3f}" in shown["scores"]
-        gap = method["overall"]["all"].get("pinsage_minus_this", {}).get("hit@10")
+        gap = method["overall"]["all"].get("pinsage_minus_baseline", {}).get("hit@10")
         if gap:
             assert f"{gap['value']:+.3f}".replace("-", "\u2212") in shown["scores"]
         assert f"{method['hit_curve']['5']:.3f}" in shown["cutoff"]
@@ -269,7 +269,7 @@ def test_examples_are_neighbors_by_each_method(full):
         scores[query] = -np.inf
         best = np.sort(scores)[::-1][:4]
         assert all(f"{score:.3f}" in shown for score in best)
-    assert shown.count("It has no edges, so no walk leaves it.") == 2
+    assert shown.count("The item has no edges, so no walk leaves it.") == 2
     assert " visits" in shown and " shared" in shown
 
 
@@ -332,7 +332,7 @@ def test_vectors_that_all_point_the_same_way(tmp_path):
     assert "not defined (all are equal)" in shown["similarity"]
     assert "raw features: there are not two vectors" in shown["similarity"]
     assert "there is nothing to spread over two axes" in shown["projection"]
-    assert "Its features are like those of no other item." in shown["examples"]
+    assert "No other item has similar features." in shown["examples"]
 
 
 def test_popularity_is_left_out_of_directions(tmp_path):
@@ -355,7 +355,7 @@ def test_damaged_and_foreign_files_are_passed_over(tmp_path):
         (tmp_path / "eval.json").write_text(content)
         assert read_source(config, ITEMS).scores is None
     del whole["checksum"]
-    files.write_checked_json(tmp_path / "eval.json", whole | {"catalog": ITEMS + 1})
+    files.write_checked_json(tmp_path / "eval.json", whole | {"catalog_items": ITEMS + 1})
     assert read_source(config, ITEMS).scores is None
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n{}\nnull\n")
     shown = written(tmp_path)
