@@ -118,7 +118,9 @@ class Pairs:
             remedy = "ablate_pairs='eval' needs --eval_pairs"
         else:
             graph, pairs, kinds = split.train_graph, split.pairs, split.kinds
-            remedy = "--validation_collections must be above 0, with collections of two items or more"
+            remedy = (
+                "--validation_collections must be above 0, with collections of two items or more"
+            )
         if len(pairs) == 0:
             raise UserError(f"There is no pair on which to compare variants; {remedy}.")
         distinct, first = np.unique(pairs, axis=0, return_index=True)

@@ -1,1 +1,1 @@
-"""Retrieval: exact and approximate nearest neighbors, ranks, and related items."""
+"""Retrieval by inner product: top-k (exact, approximate), ranks, filters and related items."""

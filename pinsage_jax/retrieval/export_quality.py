@@ -83,7 +83,12 @@ def recall_against_float32(
 
 
 def choose_codec(
-    vectors: np.ndarray, ids: IdTable, dtype: str, dim: int | None, separate_bias: bool, align_to: str
+    vectors: np.ndarray,
+    ids: IdTable,
+    dtype: str,
+    dim: int | None,
+    separate_bias: bool,
+    align_to: str,
 ) -> tuple[VectorCodec, dict[str, Any]]:
     """Builds the codec of an export and measures what it loses.
 

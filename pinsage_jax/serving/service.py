@@ -23,7 +23,8 @@ from pinsage_jax.evaluation.side_by_side import METHODS, NeighborsByMethod
 from pinsage_jax.export.codec import VectorCodec
 from pinsage_jax.inference.new_item_model import NewItemModel
 from pinsage_jax.recommend.choice import Choice
-from pinsage_jax.recommend.recommend import Recommender, saved_choice
+from pinsage_jax.recommend.recommend import saved_choice
+from pinsage_jax.recommend.recommender import Recommender
 from pinsage_jax.recommend.scores import Histories
 from pinsage_jax.reporting import explorer
 from pinsage_jax.reporting.sources import Source, directions_of

@@ -22,7 +22,8 @@ from pinsage_jax.recommend import choice as recommend_choice
 from pinsage_jax.recommend import metrics, multi_interest, walks
 from pinsage_jax.recommend import scores as rs
 from pinsage_jax.recommend.choice import Choice, Validation, choose, validation_users
-from pinsage_jax.recommend.recommend import Recommender, recommend
+from pinsage_jax.recommend.recommend import recommend
+from pinsage_jax.recommend.recommender import Recommender
 from pinsage_jax.sampling.neighborhoods import visit_scores
 
 ITEMS, USERS = 50, 30

@@ -16,7 +16,9 @@ from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.config.search import RecommendConfig, SearchConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.export.writer import write_embeddings
-from pinsage_jax.recommend.recommend import Choice, Recommender, recommend
+from pinsage_jax.recommend.choice import Choice
+from pinsage_jax.recommend.recommend import recommend
+from pinsage_jax.recommend.recommender import Recommender
 from pinsage_jax.recommend.scores import histories_of
 from pinsage_jax.retrieval import ann, index_table, neighbors
 from pinsage_jax.retrieval.ann import AnnSearch, Setting

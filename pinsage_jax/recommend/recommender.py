@@ -1,0 +1,143 @@
+"""The recommender: top items for histories by one scoring method, over the catalog or an index.
+
+U users, N items, Z embedding dimensions, k recommendations
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+
+import numpy as np
+
+from pinsage_jax.config.search import RecommendConfig
+from pinsage_jax.recommend import multi_interest
+from pinsage_jax.recommend.ann import best_of_candidates
+from pinsage_jax.recommend.choice import Choice
+from pinsage_jax.recommend.scores import Histories, Mean, Scorer, Shape, Sharpened, best_items
+from pinsage_jax.retrieval.ann import AnnSearch
+from pinsage_jax.retrieval.filters import Filters
+
+# Users whose histories are clustered before their interests are searched for together.
+_CLUSTERED_USERS = 4096
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recommender:
+    """Recommends items by one scoring method.
+
+    Attributes:
+      config: settings of the recommendations.
+      choice: the scoring method and its hyperparameters.
+      vectors: float32 [N, Z].
+      degree: int [N], number of training edges of each item.
+      threads: number of threads.
+      half_life: in the unit of the histories' times; 0: recency does not count.
+      search: an index over the vectors; None scores the whole catalog.
+      filters: rules for the recommended items; None: no rules.
+      exclude_history: whether items of the history are excluded.
+      quiet: whether to show no progress bar.
+    """
+
+    config: RecommendConfig
+    choice: Choice
+    vectors: np.ndarray
+    degree: np.ndarray
+    threads: int
+    half_life: float = 0.0
+    search: AnnSearch | None = None
+    filters: Filters | None = None
+    exclude_history: bool = True
+    quiet: bool = False
+
+    def top_k(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Recommends k items to each user.
+
+        Returns:
+          ids int32 [U, k] and scores float32 [U, k], best first, padded with -1 and -inf.
+        """
+        if self.filters is None:
+            return self._unfiltered(histories, k)
+        return self.filters.top_k(
+            lambda users, depth: self._unfiltered(histories.select(users), depth),
+            len(histories), k, histories.of,
+        )  # fmt: skip
+
+    def _unfiltered(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
+        choice = self.choice
+        if choice.by == "interests":
+            return self._by_interests(histories, k)
+        if choice.by == "mean":
+            scorer: Scorer = Mean(self.vectors)
+        else:
+            shape = Shape(choice.by, choice.value)
+            scorer = Sharpened(
+                self.vectors, self.degree, shape, choice.popularity, choice.rarity, self.threads
+            )
+        return self._best(scorer, histories, k, self._excluded(histories), quiet=self.quiet)
+
+    def _excluded(self, histories: Histories) -> Histories:
+        """The items that must not be recommended to each user."""
+        if self.exclude_history:
+            return histories
+        return Histories(np.zeros_like(histories.indptr), np.empty(0, np.int32))
+
+    def _best(
+        self, scorer: Scorer, histories: Histories, k: int, exclude: Histories, quiet: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best items by a scorer, of the whole catalog or of the index's candidates."""
+        if self.search is not None:
+            return best_of_candidates(self.search, self.vectors, scorer, histories, k, exclude)
+        return best_items(
+            scorer, histories, len(self.vectors), k,
+            threads=self.threads, exclude=exclude, quiet=quiet,
+        )  # fmt: skip
+
+    def _by_interests(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.full((len(histories), k), -1, np.int32)
+        scores = np.full((len(histories), k), -np.inf, np.float32)
+        for start in range(0, len(histories), _CLUSTERED_USERS):
+            users = np.arange(start, min(start + _CLUSTERED_USERS, len(histories)))
+            ids[users], scores[users] = self._block_by_interests(histories.select(users), k)
+        return ids, scores
+
+    def _block_by_interests(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
+        def cluster(user: int) -> multi_interest.Interests | None:
+            span = slice(histories.indptr[user], histories.indptr[user + 1])
+            if span.start == span.stop:
+                return None
+            weights = None
+            if histories.times is not None:
+                weights = multi_interest.decayed_weights(histories.times[span], self.half_life)
+            return multi_interest.interests_of(
+                self.vectors[histories.items[span]],
+                self.config.recommend_interests,
+                self.config.recommend_ward,
+                weights,
+            )
+
+        users = range(len(histories))
+        with concurrent.futures.ThreadPoolExecutor(max(self.threads, 1)) as pool:
+            clustered = list(pool.map(cluster, users))
+        counts = [0 if interests is None else len(interests.medoids) for interests in clustered]
+        owners = np.repeat(users, counts)
+        medoids = [
+            histories.of(user)[interests.medoids]
+            for user, interests in zip(users, clustered)
+            if interests
+        ]
+        queries = np.concatenate([np.empty(0, np.int32), *medoids]).astype(np.int32)
+        # Each medoid is searched for as a history of one item, with its user's exclusions.
+        single = Histories(np.arange(len(queries) + 1, dtype=np.int64), queries)
+        exclude = self._excluded(histories).select(owners.astype(np.int64))
+        candidates, values = self._best(Mean(self.vectors), single, k, exclude, quiet=True)
+        ids = np.full((len(histories), k), -1, np.int32)
+        scores = np.full((len(histories), k), -np.inf, np.float32)
+        starts = np.searchsorted(owners, np.arange(len(histories) + 1))
+        for user, interests in zip(users, clustered):
+            if interests is not None:
+                span = slice(starts[user], starts[user + 1])
+                ids[user], scores[user] = multi_interest.blend(
+                    interests.importance, candidates[span], values[span], k
+                )
+        return ids, scores
