@@ -21,8 +21,9 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import columns as column_values
+from pinsage_jax.data.column_choice import choose_title, named_columns
 from pinsage_jax.data.columns import Where, format_id
-from pinsage_jax.data.features import FeatureTransform, choose_columns
+from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.data.ids import IdTable, UniqueIds
 from pinsage_jax.data.tables import Batch, Table, iter_batches, open_table
 from pinsage_jax.graph.csr import Graph
@@ -165,13 +166,14 @@ def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) 
                 f"{table.label} has no column '{column}', which the catalog's "
                 f"features were made from; its columns are: {', '.join(table.columns)}."
             )
-    chosen = choose_columns(table, data)
-    if unknown := sorted(chosen.named - set(transform.columns)):
+    by_flag = {column for names in named_columns(table, data).values() for column in names or ()}
+    if unknown := sorted(by_flag - set(transform.columns)):
         raise UserError(
             f"Column '{unknown[0]}' is named as a feature, but the catalog's features were made "
             "without it; leave it out, or run --mode=prepare and --mode=train with it."
         )
-    if unused := [column for column in chosen.all() if column not in transform.columns]:
+    used = {name, choose_title(table, data), *transform.columns}
+    if unused := [column for column in table.columns if column not in used]:
         logging.info("%s: not among the catalog's features: %s", table.label, ", ".join(unused))
     batches: list[Batch] = []
     values = [np.empty((0, transform.width), np.float32)]

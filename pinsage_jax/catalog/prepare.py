@@ -31,7 +31,7 @@ from pinsage_jax.config.data import DataConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.data import edges_table, features, leaks, pairs_table, tables
+from pinsage_jax.data import column_choice, edges_table, features, leaks, pairs_table, tables
 from pinsage_jax.data.ids import IdTable, load_column, save_column, unmet_ids
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
@@ -199,10 +199,10 @@ def _write(
     items = inputs.get("items")
     title_column = None
     if items is not None:
-        title_column = features.choose_title(items, data)
+        title_column = column_choice.choose_title(items, data)
         # A wrong column name should be said before minutes of reading.
         items.require(data.item_id_column, "item_id_column")
-        features.choose_columns(items, data)
+        column_choice.named_columns(items, data)
     ids = edges_table.collect_ids(inputs["edges"], items, data, title_column)
     built = _write_graph(inputs, ids, config, data, folder)
     _write_ids(ids, folder)
@@ -332,6 +332,15 @@ def _files_to_check(folder: pathlib.Path) -> list[str]:
         for path in folder.rglob("*")
         if path.is_file() and (path.parent != folder / "graph" or path.suffix == ".json")
     )
+
+
+def used_columns(flag: str, data: DataConfig) -> dict[str, str]:
+    """What the columns of a table that is not --items are, by name."""
+    if flag.endswith("_pairs"):
+        pairs = (pairs_table.QUERY_COLUMN, pairs_table.TARGET_COLUMN)
+        return dict.fromkeys(pairs, "ids") | {pairs_table.KIND_COLUMN: "kind"}
+    used = dict.fromkeys((data.collection_column, data.item_column), "ids")
+    return used | {data.weight_column: "weights", data.time_column: "times"}
 
 
 def _check_ids_meet(ids: edges_table.Ids, graph: Graph) -> None:

@@ -34,7 +34,8 @@ def examine(config: Config) -> dict[str, Any]:
     """Reads the inputs, measures the machine, prints what was found, writes doctor.json.
 
     Returns:
-      {counts, features, forecast, findings: [{level, topic, sentence}]}.
+      {counts, features, columns: a sentence a table, forecast, findings: [{level, topic,
+      sentence}]}.
 
     Raises:
       UserError: there is no edge table, or (after everything is printed and written)
@@ -47,7 +48,7 @@ def examine(config: Config) -> dict[str, Any]:
         counts |= graph_checks.check_graph(inputs, findings)
         counts |= table_checks.check_ids(inputs, findings)
     start = now()
-    columns = table_checks.check_features(inputs, findings)
+    columns, lines = table_checks.check_features(inputs, findings)
     column_seconds = now() - start
     if inputs.graph is not None:
         counts |= table_checks.check_leaks(inputs, findings)
@@ -60,6 +61,7 @@ def examine(config: Config) -> dict[str, Any]:
     result = {
         "counts": counts,
         "features": columns,
+        "columns": lines,
         "forecast": forecast,
         "findings": [dataclasses.asdict(finding) for finding in findings],
     }
@@ -102,6 +104,10 @@ def doctor_text(result: dict[str, Any]) -> str:
                 [column["column"], column["kind"], f"{column['width']:,}", f"{present:.1%}"]
             )
         lines += [*aligned(rows), ""]
+    for sentence in result["columns"]:
+        lines += textwrap.wrap(sentence, _WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+    if result["columns"]:
+        lines.append("")
     if forecast := result["forecast"]:
         lines += [*_forecast_lines(forecast), ""]
     found = [Finding(**finding) for finding in result["findings"]]

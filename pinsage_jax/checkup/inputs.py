@@ -22,7 +22,7 @@ from pinsage_jax.config.data import DataConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.data import edges_table, features, pairs_table, tables
+from pinsage_jax.data import column_choice, edges_table, pairs_table, tables
 from pinsage_jax.data.edges_table import Ids
 from pinsage_jax.data.tables import Table
 from pinsage_jax.graph import csr
@@ -120,7 +120,7 @@ def _ids(inputs: Inputs, findings: Findings) -> Ids | None:
     if items is not None:
         with findings.caught("items"):
             items.require(inputs.data.item_id_column, "item_id_column")
-            title = features.choose_title(items, inputs.data)
+            title = column_choice.choose_title(items, inputs.data)
             return edges_table.collect_ids(edges, items, inputs.data, title)
     with findings.caught("edges"):
         return edges_table.collect_ids(edges, None, inputs.data, None)

@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pinsage_jax.catalog.prepare import used_columns
 from pinsage_jax.checkup.findings import Findings
 from pinsage_jax.checkup.inputs import Inputs, PairTable
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data import column_choice, leaks
 from pinsage_jax.data import columns as column_values
 from pinsage_jax.data import feature_blocks as blocks
-from pinsage_jax.data import features, leaks
 from pinsage_jax.data.columns import examples, format_id, share
 from pinsage_jax.data.ids import COMPARED_IDS, spelled_alike, spelling, unmet_ids
 from pinsage_jax.data.tables import Table, iter_batches
@@ -57,20 +58,32 @@ def check_ids(inputs: Inputs, findings: Findings) -> dict[str, Any]:
     return counts
 
 
-def check_features(inputs: Inputs, findings: Findings) -> list[dict[str, Any]]:
-    """One entry per feature column: kind, and how many rows have no value.
+def check_features(inputs: Inputs, findings: Findings) -> tuple[list[dict[str, Any]], list[str]]:
+    """One entry per feature column (kind, rows without a value), and a sentence per table.
 
     Columns are read with the checks of the prepare stage; what it would refuse is a
     problem here.
     """
+    lines = [
+        column_choice.line_of_columns(table, used_columns(flag, inputs.data))
+        for flag, table in inputs.tables.items()
+        if flag != "items"
+    ]
     table = inputs.tables.get("items")
     if table is None:
-        return []
+        return [], lines
     chosen = None
     with findings.caught("features"):
-        chosen = features.choose_columns(table, inputs.data)
+        chosen = column_choice.choose_columns(table, inputs.data)
     if chosen is None:
-        return []
+        return [], lines
+    lines.append(chosen.line(table))
+    for name, why in chosen.ignored.items():
+        if "that are names" in why:
+            findings.warn(
+                "features",
+                f"Column '{name}' of --items holds {why.split(';')[0]}: it is no feature.",
+            )
     described = []
     kinds = (
         ("vector", chosen.dense),
@@ -99,14 +112,16 @@ def check_features(inputs: Inputs, findings: Findings) -> list[dict[str, Any]]:
     elif rows:
         with findings.caught("features"):
             _check_repeated(table, inputs.data, chosen.all(), findings)
-    return described
+    return described, lines
 
 
 def _column(table: Table, data: DataConfig, kind: str, name: str) -> dict[str, Any]:
     fitter: Any = {
         "vector": lambda: blocks.DenseFit(name),
         "number": lambda: blocks.NumericFit(name),
-        "category": lambda: blocks.CategoricalFit(name, data.category_limit),
+        "category": lambda: blocks.CategoricalFit(
+            name, data.category_limit, data.category_separator
+        ),
         "text": lambda: None,
     }[kind]()
     rows = present = 0

@@ -48,16 +48,19 @@ class DataConfig(Checked):
         auto=str,
     )
     text_columns: str = option(
-        "auto", "Comma-separated text columns; auto: text, title, description, abstract."
+        "auto",
+        "Comma-separated text columns; auto: text, title, description, abstract and other prose.",
     )
     dense_columns: str = option(
         "auto", "Comma-separated vector columns; auto: every list-of-numbers column."
     )
     numeric_columns: str = option(
-        "auto", "Comma-separated number columns; auto: every number column."
+        "auto", "Comma-separated number columns; auto: numbers that are no row numbers or codes."
     )
     categorical_columns: str = option(
-        "", "Comma-separated categorical columns (one-hot, rare values together)."
+        "auto",
+        "Comma-separated categorical columns (one-hot, rare values together); auto: strings of "
+        "few values, and lists of strings.",
     )
     csv_delimiter: str = option(
         "auto",
@@ -69,6 +72,9 @@ class DataConfig(Checked):
         "off: CSV files have no header; their columns are f0, f1, ... (pairs: query_id, "
         "target_id, kind).",
         choices=("on", "off"),
+    )
+    category_separator: str = option(
+        "|", "What separates the values of a cell of a categorical column; empty: nothing does."
     )
     text_dim: int = option(512, "Dimensions of the vectors made from text.", low=1, high=4096)
     link_words: int = constant(

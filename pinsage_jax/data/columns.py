@@ -61,6 +61,43 @@ def is_vector(kind: pa.DataType) -> bool:
     return (lists or pa.types.is_fixed_size_list(kind)) and is_number(kind.value_type)
 
 
+def is_tags(kind: pa.DataType) -> bool:
+    """Whether a column type holds lists of strings."""
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return (lists or pa.types.is_fixed_size_list(kind)) and is_text(kind.value_type)
+
+
+def categories(
+    column: pa.Array, name: str, where: Where, separator: str = ""
+) -> tuple[pa.LargeStringArray, np.ndarray]:
+    """The categories of each row: those of a list, or of a text cut at `separator`.
+
+    Returns:
+      (values, rows): large_string [n] without empty strings, and the row int64 [n] of each,
+      ascending; a row has none, one or several.  Blanks around a part of a cut text are
+      left out.
+
+    Raises:
+      UserError: the column holds other nested values, or text that is not UTF-8.
+    """
+    lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if lists or pa.types.is_fixed_size_list(column.type):
+        rows = pc.list_parent_indices(column)
+        flat = texts(pc.list_flatten(column), name, where)
+    else:
+        text = texts(column, name, where)
+        rows, flat = pa.array(np.arange(len(text))), text
+        if separator and pc.any(pc.match_substring(text, separator)).as_py():
+            several = pc.match_substring(text, separator)
+            cut = pc.split_pattern(text, separator)
+            rows, flat = pc.list_parent_indices(cut), pc.list_flatten(cut)
+            trimmed = pc.utf8_trim_whitespace(flat)
+            flat = pc.if_else(several.take(rows), trimmed, flat)
+    present = pc.greater(pc.binary_length(flat), 0)
+    kept = rows.filter(present).to_numpy(zero_copy_only=False).astype(np.int64)
+    return flat.filter(present), kept
+
+
 def ids(column: pa.Array, name: str, where: Where) -> pa.LargeStringArray:
     """Ids as text without nulls or empty strings.
 

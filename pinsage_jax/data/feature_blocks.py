@@ -1,9 +1,10 @@
 """Blocks of the feature matrix, one class per kind of column.
 
   dense        vectors, each row scaled to unit length; a missing vector is zeros
-  numeric      standardized numbers; a missing number is 0, and a second column indicates
-               it if any was missing in the fitted table
-  categorical  one-hot encoding of the most frequent values, and a slot for all others
+  numeric      standardized numbers, or their logarithms; a missing number is 0, and a second
+               column indicates it if any was missing in the fitted table; numbers beyond
+               those of the fitted table are clipped
+  categorical  ones for the most frequent values that a cell holds, and a slot for all others
   text         TF-IDF and SVD of the joined text columns, unit length; no text is zeros
 
 A fitter (DenseFit, ...) reads the table batch by batch with `add`; `finish` returns the
@@ -20,6 +21,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from absl import logging
 
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import columns as column_values
@@ -53,12 +55,19 @@ class DenseBlock:
 
 @dataclasses.dataclass(frozen=True)
 class NumericBlock:
-    """One column of numbers, with a column that marks missing ones if `indicator`."""
+    """One column of numbers, with a column that marks missing ones if `indicator`.
+
+    Numbers are clipped to `low` and `high`, the range of the fitted table (None: no range);
+    mean and deviation are those of log(1 + number) if `logarithm`.
+    """
 
     column: str
     mean: float
     deviation: float
     indicator: bool
+    low: float | None = None
+    high: float | None = None
+    logarithm: bool = False
     kind = "numeric"
 
     @property
@@ -74,18 +83,44 @@ class NumericBlock:
         """
         out = np.zeros((rows, self.width), np.float32)
         values, present = _finite_numbers(column(self.column), self.column, where)
+        if beyond := self.beyond(column, where):
+            logging.warning("%s", beyond)
+        if self.low is not None:
+            values = np.clip(values, self.low, self.high)
+        if self.logarithm:
+            values = np.log1p(values)
         out[present, 0] = (values - self.mean) / self.deviation
         if self.indicator:
             out[~present, 1] = 1.0
         return out
 
+    def beyond(self, column: Column, where: Where) -> str:
+        """A sentence about numbers beyond those of the fitted table; "" if there are none."""
+        values, present = _finite_numbers(column(self.column), self.column, where)
+        if self.low is None or self.high is None:
+            return ""
+        outside = (values < self.low) | (values > self.high)
+        if not outside.any():
+            return ""
+        index = int(np.argmax(outside))
+        row = int(np.flatnonzero(present)[index])
+        return (
+            f"Column '{self.column}' is {values[index]:g} in {where(row)}, outside of what the "
+            f"features were fitted to ({self.low:g} to {self.high:g}); it is clipped, as in "
+            f"{outside.sum():,} of {len(values):,} rows."
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class CategoricalBlock:
-    """One-hot encoding of `values`; the last slot stands for every other value."""
+    """Encoding of `values` by ones; the last slot stands for every other value.
+
+    A cell that holds several values, as a list or cut at `separator`, has a one for each.
+    """
 
     column: str
     values: tuple[str, ...]
+    separator: str = ""
     kind = "categorical"
 
     @property
@@ -94,13 +129,14 @@ class CategoricalBlock:
         return len(self.values) + 1
 
     def transform(self, column: Column, rows: int, where: Where) -> np.ndarray:
-        """One-hot rows, float32 [rows, width]; the row of a missing value is zero."""
+        """Rows of ones, float32 [rows, width]; the row of a missing value is zero."""
         out = np.zeros((rows, self.width), np.float32)
-        values = _categories(column(self.column), self.column, where)
+        values, present = column_values.categories(
+            column(self.column), self.column, where, self.separator
+        )
         known = pa.array(self.values, pa.large_string())
         slots = pc.fill_null(pc.index_in(values, value_set=known), len(self.values))
-        present = np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False))
-        out[present, slots.to_numpy(zero_copy_only=False)[present]] = 1.0
+        out[present, slots.to_numpy(zero_copy_only=False)] = 1.0
         return out
 
 
@@ -154,9 +190,11 @@ class DenseFit:
 class NumericFit:
     """Mean and standard deviation of a column, updated batch by batch (Chan et al. 1979)."""
 
-    def __init__(self, column: str):
-        self._column, self.missing = column, 0
+    def __init__(self, column: str, logarithm: bool = False):
+        """Takes the column, and whether its numbers (0 or more) are to be logarithms."""
+        self._column, self._logarithm, self.missing = column, logarithm, 0
         self._count, self._mean, self._squares = 0, 0.0, 0.0
+        self._low, self._high = np.inf, -np.inf
 
     def add(self, column: Column, rows: int, where: Where) -> None:
         """Adds one batch.
@@ -168,6 +206,10 @@ class NumericFit:
         self.missing += int(rows - present.sum())
         if len(values) == 0:
             return
+        self._low = min(self._low, float(values.min()))
+        self._high = max(self._high, float(values.max()))
+        if self._logarithm:
+            values = np.log1p(values)
         # Numbers near the largest float64 overflow here; finish() raises an error then.
         with np.errstate(over="ignore", invalid="ignore"):
             count = self._count + len(values)
@@ -195,21 +237,27 @@ class NumericFit:
         # the noise.
         if deviation <= 1e-12 * max(abs(self._mean), 1e-300):
             deviation = 1.0
-        return NumericBlock(self._column, float(self._mean), deviation, self.missing > 0)
+        return NumericBlock(
+            self._column, float(self._mean), deviation, self.missing > 0,
+            self._low, self._high, self._logarithm,
+        )  # fmt: skip
 
 
 class CategoricalFit:
     """Counts the values of a column."""
 
-    def __init__(self, column: str, limit: int):
+    def __init__(self, column: str, limit: int, separator: str = ""):
         self._column, self._limit, self.missing = column, limit, 0
+        self._separator = separator
         self._counts: collections.Counter[str] = collections.Counter()
 
     def add(self, column: Column, rows: int, where: Where) -> None:
         """Adds one batch."""
-        values = _categories(column(self._column), self._column, where)
-        self.missing += values.null_count
-        counted = pc.value_counts(values.drop_null())
+        values, present = column_values.categories(
+            column(self._column), self._column, where, self._separator
+        )
+        self.missing += rows - len(np.unique(present))
+        counted = pc.value_counts(values)
         self._counts.update(
             dict(
                 zip(
@@ -224,7 +272,7 @@ class CategoricalFit:
         """The block with the most frequent values (ties by name); None without any value."""
         ordered = sorted(self._counts.items(), key=lambda pair: (-pair[1], pair[0]))
         values = tuple(value for value, _ in ordered[: self._limit])
-        return CategoricalBlock(self._column, values) if values else None
+        return CategoricalBlock(self._column, values, self._separator) if values else None
 
 
 class TextFit:
@@ -266,11 +314,6 @@ def joined_text(columns: tuple[str, ...], column: Column, where: Where) -> pa.La
     """The text columns of each row joined by a space."""
     parts = [column_values.texts(column(name), name, where) for name in columns]
     return pc.binary_join_element_wise(*parts, pa.scalar(" ", pa.large_string()))
-
-
-def _categories(column: pa.Array, name: str, where: Where) -> pa.LargeStringArray:
-    text = column_values.texts(column, name, where)
-    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.large_string()), text)
 
 
 def _finite_numbers(column: pa.Array, name: str, where: Where) -> tuple[np.ndarray, np.ndarray]:

@@ -29,39 +29,17 @@ from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.data import columns as column_values
 from pinsage_jax.data import feature_blocks as blocks
 from pinsage_jax.data import text as text_vectors
+from pinsage_jax.data.column_choice import choose_columns
 from pinsage_jax.data.columns import Where, format_id
 from pinsage_jax.data.tables import Batch, Table, iter_batches
 
 FEATURES_FILE, WORDS_FILE = "features.npy", "words.npy"
 _TRANSFORM_FILE = "transform.json"
 _FORMAT = 1
-_TEXT_NAMES = ("text", "title", "description", "abstract")
-_TITLE_NAMES = ("title", "name")
 _BATCH_ROWS = 8192
 _SAMPLE_SEED = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class ChosenColumns:
-    """Feature columns by kind.
-
-    Attributes:
-      dense, numeric, categorical, text: names of the columns.
-      named: those that a flag names; the others were found by their types.
-    """
-
-    dense: tuple[str, ...]
-    numeric: tuple[str, ...]
-    categorical: tuple[str, ...]
-    text: tuple[str, ...]
-    named: frozenset[str]
-
-    def all(self) -> list[str]:
-        """All feature columns, each once."""
-        return list(dict.fromkeys((*self.dense, *self.numeric, *self.categorical, *self.text)))
 
 
 def _columns_of(block: blocks.Block) -> tuple[str, ...]:
@@ -110,6 +88,12 @@ class FeatureTransform:
             out[:, start : start + block.width] = block.transform(column, rows.num_rows, where)
             start += block.width
         return out
+
+    def beyond(self, rows: pa.RecordBatch | pa.Table) -> list[str]:
+        """Sentences about numbers that `transform` clips; its errors."""
+        column = functools.partial(_column, rows)
+        found = (b.beyond(column, _row) for b in self._blocks if isinstance(b, blocks.NumericBlock))
+        return [sentence for sentence in found if sentence]
 
     def words(self, rows: pa.RecordBatch | pa.Table, where: Where | None = None) -> np.ndarray:
         """Words of a batch, int32 [rows, 2 * link_words]; arguments and errors of `transform`."""
@@ -166,7 +150,9 @@ class FeatureTransform:
                 fitted.append(blocks.TextBlock(tuple(fields["columns"]), transform))
             elif kind == "categorical":
                 values = tuple(fields["values"])
-                fitted.append(blocks.CategoricalBlock(fields["column"], values))
+                fitted.append(
+                    blocks.CategoricalBlock(fields["column"], values, fields.get("separator", ""))
+                )
             else:
                 block_type = {"dense": blocks.DenseBlock, "numeric": blocks.NumericBlock}[kind]
                 fitted.append(block_type(**fields))
@@ -182,62 +168,6 @@ def _column(rows: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
         raise UserError(f"The items have no column '{name}', which the features need.")
     column = rows.column(name)
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def choose_columns(table: Table, config: DataConfig) -> ChosenColumns:
-    """The feature columns that the flags name or, for 'auto', that have a suitable type.
-
-    Raises:
-      UserError: a column named in a flag does not exist.
-    """
-    named: set[str] = set()
-
-    def named_by(flag: str) -> tuple[str, ...]:
-        names = [name.strip() for name in getattr(config, flag).split(",") if name.strip()]
-        for name in names:
-            table.require(name, flag)
-        named.update(names)
-        return tuple(dict.fromkeys(names))
-
-    chosen = {
-        flag: None if getattr(config, flag).strip() == "auto" else named_by(flag)
-        for flag in ("dense_columns", "numeric_columns", "categorical_columns", "text_columns")
-    }
-    unavailable = named | {config.item_id_column}
-
-    def named_or_suitable(flag: str, is_suitable) -> tuple[str, ...]:
-        if (columns := chosen[flag]) is not None:
-            return columns
-        return tuple(
-            name
-            for name, kind in table.columns.items()
-            if name not in unavailable and is_suitable(name, kind)
-        )
-
-    return ChosenColumns(
-        dense=named_or_suitable("dense_columns", lambda name, kind: column_values.is_vector(kind)),
-        numeric=named_or_suitable(
-            "numeric_columns", lambda name, kind: column_values.is_number(kind)
-        ),
-        categorical=named_or_suitable("categorical_columns", lambda name, kind: False),
-        text=named_or_suitable(
-            "text_columns",
-            lambda name, kind: name in _TEXT_NAMES and column_values.is_text(kind),
-        ),
-        named=frozenset(named),
-    )
-
-
-def choose_title(table: Table, config: DataConfig) -> str | None:
-    """The column with the items' titles, or None.
-
-    Raises:
-      UserError: the column that --title_column names does not exist.
-    """
-    if config.title_column:
-        table.require(config.title_column, "title_column")
-        return config.title_column
-    return next((name for name in _TITLE_NAMES if name in table.columns), None)
 
 
 def write_features(
@@ -325,12 +255,14 @@ def _fit(
 ) -> tuple[FeatureTransform, dict[str, int]]:
     """The fitted transform, and the number of rows without a value by column."""
     chosen = choose_columns(table, config)
+    logging.info("%s", chosen.line(table))
     # A list and not a dictionary, since a column may be in blocks of two kinds.
     fitters: list[tuple[str, Any]] = []
     fitters += [(name, blocks.DenseFit(name)) for name in chosen.dense]
-    fitters += [(name, blocks.NumericFit(name)) for name in chosen.numeric]
+    fitters += [(name, blocks.NumericFit(name, name in chosen.skewed)) for name in chosen.numeric]
     fitters += [
-        (name, blocks.CategoricalFit(name, config.category_limit)) for name in chosen.categorical
+        (name, blocks.CategoricalFit(name, config.category_limit, config.category_separator))
+        for name in chosen.categorical
     ]
     if chosen.text:
         rng = np.random.Generator(np.random.Philox(_SAMPLE_SEED))

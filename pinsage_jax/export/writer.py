@@ -29,6 +29,8 @@ import pyarrow.parquet as pq
 
 from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
+from pinsage_jax.data.columns import format_id
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.export.codec import VectorCodec
 
@@ -103,6 +105,18 @@ def _write_arrays(
     return names
 
 
+def _check_finite(ids: IdTable, vectors: np.ndarray, what: str, rows: int) -> None:
+    """Raises UserError if a vector, float32 [n, Z], holds NaN or infinity."""
+    for begin in range(0, len(vectors), rows):
+        finite = np.isfinite(vectors[begin : begin + rows]).all(axis=1)
+        if not finite.all():
+            name = ids.names(np.array([begin + int(np.argmin(finite))]))[0].as_py()
+            raise UserError(
+                f"The vector of {what} {format_id(name)} is not finite, so nothing is exported; "
+                "does the item have a number or vector of extreme size?"
+            )
+
+
 def _mapped(path: pathlib.Path, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
     """A writable array mapped into a file; an empty array cannot be mapped and is written."""
     if 0 in shape:
@@ -137,7 +151,16 @@ def write_embeddings(
 
     Returns:
       The manifest.
+
+    Raises:
+      UserError: a vector is not finite; nothing is written then.
     """
+    for ids, vectors, what in (
+        (item_ids, items, "item"),
+        (collection_ids, collections, "collection"),
+    ):
+        if vectors is not None and ids is not None:
+            _check_finite(ids, vectors, what, config.shard_rows)
     codec = codec or VectorCodec(config.export_dtype)
     write = _write_arrays if config.export_format == "npy" else _write_parquet
     with files.atomic_folder(pathlib.Path(workdir) / folder_name) as folder:

@@ -112,7 +112,10 @@ class Service:
     def for_new(
         self, items: list[dict[str, Any]], edges: list[dict[str, Any]], k: int
     ) -> dict[str, Any]:
-        """The nearest catalog items of items that the catalog does not hold."""
+        """The nearest catalog items of items that the catalog does not hold.
+
+        Numbers beyond those of the catalog are clipped; sentences under "clipped" name them.
+        """
         self._check_k(k)
         if self._new_items is None:
             raise RequestError(
@@ -124,7 +127,9 @@ class Service:
         try:
             held = _table(edges, "the request's list of edges") if edges else None
             model, codec = self._new_items
-            additions = model.read(_table(items, "the request's list of items"), held)
+            table = _table(items, "the request's list of items")
+            additions = model.read(table, held)
+            beyond = model.transform.beyond(table.rows) if table.rows is not None else []
             vectors = codec.project(model.embed(additions)[0])
         except UserError as error:
             said = str(error)
@@ -132,7 +137,8 @@ class Service:
         ids, scores = self._search.top_k(vectors, k)
         names = additions.item_ids.ids.to_pylist()
         found = [self._listed(*lists) for lists in zip(ids, scores)]
-        return {"items": [{"item": name, "neighbors": near} for name, near in zip(names, found)]}
+        listed = [{"item": name, "neighbors": near} for name, near in zip(names, found)]
+        return {"items": listed} | ({"clipped": beyond} if beyond else {})
 
     # What the explorer asks for.
 

@@ -13,10 +13,9 @@ import pytest
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import features, text
+from pinsage_jax.data.column_choice import choose_columns, choose_title
 from pinsage_jax.data.features import (
     FeatureTransform,
-    choose_columns,
-    choose_title,
     write_features,
 )
 from pinsage_jax.data.tables import open_table

@@ -252,3 +252,14 @@ def test_dimensions_that_cannot_be_are_refused(tmp_path):
         with pytest.raises(UserError, match=f"--export_dim={dim} must be at least 2 and at most"):
             wrong.validate()
     dataclasses.replace(config, embed=EmbedConfig(export_dim=2)).validate()
+
+
+@pytest.mark.parametrize("layout", ["parquet", "npy"])
+def test_nothing_that_is_not_finite_is_exported(catalog, layout, tmp_path):
+    _, vectors, write = catalog
+    write(export_format=layout)
+    before = {path: path.read_bytes() for path in (tmp_path / "embeddings").iterdir()}
+    vectors[17, 3] = np.nan
+    with pytest.raises(UserError, match="The vector of item 'item-17' is not finite"):
+        write(export_format=layout)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "embeddings").iterdir()}
