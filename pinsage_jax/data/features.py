@@ -40,6 +40,8 @@ _TRANSFORM_FILE = "transform.json"
 _FORMAT = 1
 _BATCH_ROWS = 8192
 _SAMPLE_SEED = 0
+# A share of the item rows, from which on those without features are warned of.
+_MANY_EMPTY = 0.01
 
 
 def _columns_of(block: blocks.Block) -> tuple[str, ...]:
@@ -237,6 +239,13 @@ def write_features(
         if count:
             logging.info(
                 "%s: missing in %d of %d items and replaced by zeros.", name, count, num_rows
+            )
+    if table is not None and transform.width:
+        empty = zero_rows - without_row
+        level = logging.WARNING if empty > _MANY_EMPTY * num_rows else logging.INFO
+        if empty:
+            logging.log(
+                level, "%d of %d rows of --items have no feature but zeros.", empty, num_rows
             )
     if table is not None and without_row:
         logging.info("%d items are only in --edges and have zero features.", without_row)

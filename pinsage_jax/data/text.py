@@ -1,5 +1,8 @@
 """Converts text to vectors by TF-IDF and a truncated SVD (latent semantic analysis).
 
+The terms are words, and pairs or triples of characters in scripts that do not separate words
+(`terms_of`).
+
 The fitted transform is saved as JSON and ``.npy`` files, never as a pickle:
 
   text_terms.json      the terms in order of their index
@@ -9,7 +12,11 @@ The fitted transform is saved as JSON and ``.npy`` files, never as a pickle:
 
 from __future__ import annotations
 
+import functools
+import html
 import pathlib
+import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +30,16 @@ MAX_FITTED_ROWS = 200_000
 FILE_NAMES = ("text_terms.json", "text_idf.npy", "text_components.npy")
 _SEED = 0
 _ROWS_AT_ONCE = 4096
+_WORD = re.compile(r"\w\w+")
+# Names such as C++ and F#, of which no word is left.
+_SYMBOL_NAME = re.compile(r"(?<!\w)\w(?:\+\+|#)")
+# Scripts without blanks between words: Han and Kana, whose words have about two
+# characters, and Thai, Lao, Tibetan, Burmese and Khmer, whose words have more.
+_HAN_KANA = "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
+_HAN_KANA += "\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+_SOUTHEAST = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"
+_HANGUL = re.compile("[\uac00-\ud7a3]{3,}")
+_RUN = re.compile(f"([{_HAN_KANA}]+)|([{_SOUTHEAST}]+)|([^{_HAN_KANA}{_SOUTHEAST}]+)")
 
 
 class TextTransform:
@@ -92,6 +109,61 @@ class TextTransform:
             files.read_array(folder / FILE_NAMES[1], mmap=False),
             files.read_array(folder / FILE_NAMES[2], mmap=False),
         )
+
+
+def terms_of(document: str) -> list[str]:
+    """The terms of a document, in order and lower case.
+
+    These are words of two characters or more.  A run of characters of a script that does
+    not separate words becomes its pairs (Han, Kana) or triples (Thai and others) of
+    characters, a Korean word also its pairs, since endings are written with it.  HTML
+    entities are decoded, and characters composed (NFC).  A document of one capital letter,
+    or of symbols, has these as terms.
+    """
+    if "&" in document:
+        document = html.unescape(document)
+    text = document.lower()
+    if text.isascii():
+        terms = _WORD.findall(text)
+    else:
+        text = unicodedata.normalize("NFC", text)
+        terms = [term for run in _word_pattern().findall(text) for term in _terms_of_run(run)]
+    if "#" in text or "++" in text:
+        terms += _SYMBOL_NAME.findall(text)
+    name = document.strip()
+    if not terms and len(name.split()) == 1 and not (name.isascii() and name.islower()):
+        terms = [mark for mark in text if mark.isalnum() or unicodedata.category(mark) == "So"]
+    return terms
+
+
+def _terms_of_run(run: str) -> list[str]:
+    """The terms of characters without a blank or punctuation between them."""
+    terms: list[str] = []
+    for han, southeast, other in _RUN.findall(run):
+        if other and len(other) > 1:
+            terms.append(other)
+            for word in _HANGUL.findall(other):
+                terms += _grams(word, 2)
+        elif han or southeast:
+            terms += _grams(han, 2) if han else _grams(southeast, 3)
+    return terms
+
+
+def _grams(text: str, size: int) -> list[str]:
+    """All runs of so many characters; the text itself if it has fewer."""
+    return [text[i : i + size] for i in range(max(len(text) - size + 1, 1))]
+
+
+@functools.cache
+def _word_pattern() -> re.Pattern[str]:
+    """Runs of letters, digits and the marks that are written with them."""
+    marks = "".join(
+        character
+        for character in map(chr, range(0x300, 0x10000))
+        if unicodedata.category(character).startswith("M")
+    )
+    # The last two join letters and do not separate words.
+    return re.compile(f"[\\w{marks}\u200c\u200d]+")
 
 
 def top_words(indptr: np.ndarray, terms: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
@@ -169,4 +241,6 @@ def fit_text(
 
 
 def _vectorizer(**settings) -> TfidfVectorizer:
-    return TfidfVectorizer(sublinear_tf=True, dtype=np.float32, **settings)
+    return TfidfVectorizer(
+        sublinear_tf=True, dtype=np.float32, lowercase=False, analyzer=terms_of, **settings
+    )
