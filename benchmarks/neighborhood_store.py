@@ -64,7 +64,7 @@ def _one(graph: Graph, sampling: SamplingConfig, kind: str, folder: str, options
     made = _seconds(source.materialize)
     opened = 0.0
     if kind == "disk":
-        opened = _seconds(source.like(sampling).materialize)
+        opened = _seconds(source.with_config(sampling).materialize)
     rng = np.random.default_rng(1)
     size = min(_ASKED, graph.num_items)
     taken: dict[str, list[float]] = {"random": [], "in_order": []}

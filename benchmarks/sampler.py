@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks import dgl, graphs, machine
 from benchmarks.chase import Chase
 from pinsage_jax.config.sampling import SamplingConfig
-from pinsage_jax.sampling.neighborhoods import WalkTables, seeds_in_flight, visit_counts
+from pinsage_jax.sampling.neighborhoods import WalkTables, starts_in_flight, visit_counts
 
 # name: traversals, stop chance, walks, T, hops kept a seed, seeds a timing.
 SETTINGS = {
@@ -85,7 +85,7 @@ def run(options) -> list[dict]:
 def ours_in_flight(setting: str) -> int:
     """Walks that one thread of our sampler moves at once."""
     walks = SETTINGS[setting][2]
-    return walks * seeds_in_flight(walks)
+    return walks * starts_in_flight(walks)
 
 
 def _measure(tables, setting, path, chase, worker, options) -> tuple[list[dict], float]:

@@ -184,7 +184,7 @@ def _walked(items: int, options) -> dict:
         logs = pathlib.Path(folder) / "events"
         logs.mkdir()
         encoder = _encoder(items, folder, "local[2]", logs, _PARTITIONS[0])
-        source = encoder.lists.with_walks(_WALKS).source
+        source = encoder.lists.with_num_walks(_WALKS).source
         cpu, begin = _tree_cpu(), time.perf_counter()
         with spark_session(encoder.config.spark, "walks") as session:
             session.conf.set("spark.sql.shuffle.partitions", _PARTITIONS[0])
@@ -252,7 +252,7 @@ def _encoder(items: int, folder: str, master: str, logs: pathlib.Path, partition
     )
     features = rng.normal(size=(items, _FEATURES)).astype(np.float32)
     source = NeighborhoodSource(graph, config.sampling, config.seed, 1)
-    lists = NeighborLists.made_of(source, ContentLinks.none(items), config)
+    lists = NeighborLists.from_config(source, ContentLinks.none(items), config)
     return Encoder(config, lists, node_inputs(config, features, graph.degree(), None))
 
 

@@ -41,7 +41,7 @@ def test_values_are_filled_in_by_column():
         f"{table.splitlines()[0]}\n| x | `--num_layers`, `model.hidden_dim` | | |\n"
     )
     constant = flags_script().notes(
-        f"{table.splitlines()[0]}\n| x | `sampling.content_links.MOST_CANDIDATES` | | |\n"
+        f"{table.splitlines()[0]}\n| x | `sampling.content_links.MAX_CANDIDATES` | | |\n"
     )
     assert "| 65,536 | 65,536 |" in constant
     for wrong in ("`--no_such_setting`", "`model.no_such_field`", "no name"):

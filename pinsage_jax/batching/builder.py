@@ -136,7 +136,7 @@ class MinibatchBuilder:
             bound = limits[0] if layer == 0 else min(nodes, rows[-1] * size)
             rows.append(padded_size(int(used), bound) + (rows[-1] if rows else 0))
         # The late trial batches were of a later epoch than the first step's.
-        self._source.forget_epochs()
+        self._source.clear_epoch_lists()
         budgets = Budgets(tuple(rows))
         logging.info("rows of each frontier, seeds first: %s", budgets.rows)
         return budgets
@@ -193,8 +193,8 @@ class MinibatchBuilder:
         mode = self._source.sampling.hide_positive
         if mode == "none":
             return (none, none), (none, none)
-        if mode == "collection" and (pairs.via >= 0).all():
-            return (pairs.via, none), (pairs.via, none)
+        if mode == "collection" and (pairs.source_collection >= 0).all():
+            return (pairs.source_collection, none), (pairs.source_collection, none)
         return (none, pairs.targets), (none, pairs.queries)
 
     def _hard_negatives(self, pairs: PairBatch, epoch: int, first: int) -> np.ndarray:
@@ -215,7 +215,9 @@ class MinibatchBuilder:
 
         def list_neighbors(nodes, masked_collection, masked_neighbor):
             dropped = self._edge_dropout(nodes, step)
-            ids, weights = self._lists.of(nodes, epoch, masked_collection, masked_neighbor, dropped)
+            ids, weights = self._lists.lookup(
+                nodes, epoch, masked_collection, masked_neighbor, dropped
+            )
             return ids, weights, dropped
 
         dropped_edges = frontier.expand(list_neighbors)
@@ -243,7 +245,7 @@ class MinibatchBuilder:
         if self.spec.train.edge_dropout > 0:
             below = np.uint64(round(self.spec.train.edge_dropout * 2**32))
             key = np.uint64(self.spec.seed ^ _EDGE_DROPOUT_STREAM)
-            kernels.chosen_nodes(nodes, key, np.uint64(step), below, chosen)
+            kernels.choose_nodes(nodes, key, np.uint64(step), below, chosen)
         return chosen
 
 

@@ -21,13 +21,13 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.sampling import store
 from pinsage_jax.sampling.content_links import (
-    MOST_CANDIDATES,
+    MAX_CANDIDATES,
     ContentLinks,
     content_links,
-    spread,
+    evenly_spaced,
 )
 from pinsage_jax.sampling.lists import NeighborLists
-from pinsage_jax.sampling.spectral import MOST_PLACE_NUMBERS, Structure, saved_bases
+from pinsage_jax.sampling.spectral import MAX_SPECTRAL_NUMBERS, SpectralFeatures, saved_bases
 from pinsage_jax.sampling.store import NeighborhoodSource
 
 
@@ -53,17 +53,17 @@ class GraphView:
             config.store.neighborhood_store,
             pathlib.Path(config.workdir) / store.FOLDER,
         )
-        spectral = Structure(graph, bases, config.host_threads) if bases.shape[1] else None
+        spectral = SpectralFeatures(graph, bases, config.host_threads) if bases.shape[1] else None
         inputs = node_inputs(config, prepared.features, graph.degree(), spectral)
         links = content_links_over(config, prepared, graph)
-        return cls(NeighborLists.made_of(source, links, config), inputs)
+        return cls(NeighborLists.from_config(source, links, config), inputs)
 
 
 def node_inputs(
     config: Config,
     features: np.ndarray,
     degree: np.ndarray,
-    spectral: Structure | None,
+    spectral: SpectralFeatures | None,
     scale: np.ndarray | None = None,
 ) -> NodeInputs:
     """Input vectors with the columns that `config` asks for; see NodeInputs."""
@@ -82,14 +82,14 @@ def node_inputs(
 def spectral_bases(config: Config, prepared: Prepared, split: ValidationSplit) -> np.ndarray:
     """Base vectors of the training graph's structure, [num_items, r]; r = 0 for none.
 
-    r is --spectral_dim, or less where that would make more than MOST_PLACE_NUMBERS.
+    r is --spectral_dim, or less where that would make more than MAX_SPECTRAL_NUMBERS.
     """
     items = prepared.graph.num_items
-    dim = min(config.model.spectral_dim, MOST_PLACE_NUMBERS // max(items, 1))
+    dim = min(config.model.spectral_dim, MAX_SPECTRAL_NUMBERS // max(items, 1))
     if not dim:
         return np.zeros((items, 0), np.float32)
     if dim < config.model.spectral_dim:
-        logging.info("%d items: places have %d dimensions, to fit into memory", items, dim)
+        logging.info("%d items: spectral features have %d dimensions to fit in memory", items, dim)
     settings = [dataclasses.asdict(config.split), config.seed, config.model.spectral_dim]
     return saved_bases(
         config.workdir,
@@ -109,7 +109,7 @@ def lists_of_some(config: Config, prepared: Prepared, items: np.ndarray) -> Neig
     sampling = dataclasses.replace(config.sampling, num_walks=walks)
     source = NeighborhoodSource(prepared.graph, sampling, config.seed, config.host_threads, "none")
     links = content_links_over(config, prepared, prepared.graph, np.unique(items))
-    return NeighborLists.made_of(source, links, config)
+    return NeighborLists.from_config(source, links, config)
 
 
 def content_links_over(
@@ -127,7 +127,7 @@ def content_links_over(
     wanted = np.arange(items) if only is None else only
     if items > config.sampling.content_limit:
         wanted = wanted[degree[wanted] == 0]
-        linked = spread(linked, MOST_CANDIDATES)
+        linked = evenly_spaced(linked, MAX_CANDIDATES)
         logging.info(
             "content links for the %d items without edges only, to %d others",
             len(wanted), len(linked),

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from pinsage_jax.batching import block_kernels
-from pinsage_jax.sampling.spectral import Structure
+from pinsage_jax.sampling.spectral import SpectralFeatures
 
 # log(1 + degree) runs to about ten; features have unit length.
 _DEGREE_SCALE = 0.1
@@ -62,7 +62,7 @@ class NodeInputs:
         isolated_feature: bool = False,
         node_type: bool = False,
         whiten: float = 0.0,
-        spectral: Structure | None = None,
+        spectral: SpectralFeatures | None = None,
         scale: np.ndarray | None = None,
     ):
         """Takes stored features [num_items, F] and degrees int32 [N].

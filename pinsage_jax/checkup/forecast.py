@@ -26,9 +26,9 @@ from pinsage_jax.data.text import MAX_FITTED_ROWS
 from pinsage_jax.evaluation.baseline_choice import parse_baselines
 from pinsage_jax.evaluation.baselines import Content, Popularity, Walk
 from pinsage_jax.evaluation.calibration import MAX_BIASES_TRIED
-from pinsage_jax.sampling.content_links import MOST_CANDIDATES
+from pinsage_jax.sampling.content_links import MAX_CANDIDATES
 from pinsage_jax.sampling.pairs import hard_band
-from pinsage_jax.sampling.spectral import MOST_PLACE_NUMBERS, POWER_ITERATIONS
+from pinsage_jax.sampling.spectral import MAX_SPECTRAL_NUMBERS, POWER_ITERATIONS
 from pinsage_jax.sampling.store import AUTO_BYTES
 from pinsage_jax.training.curriculum import hard_negatives_in
 
@@ -51,7 +51,7 @@ class Sizes:
     edges: int
     linked: int
     width: int  # feature columns
-    places: int  # dimensions of the structure
+    places: int  # dimensions of the spectral features
     validation_pairs: int
     eval_pairs: int
     queries: int  # distinct ones among the eval pairs
@@ -67,7 +67,7 @@ class Sizes:
         if any(column["kind"] == "text" for column in columns):
             width += config.data.text_dim
         items = graph.num_items
-        places = min(config.model.spectral_dim, MOST_PLACE_NUMBERS // max(items, 1))
+        places = min(config.model.spectral_dim, MAX_SPECTRAL_NUMBERS // max(items, 1))
         places = min(places, max(min(items, graph.num_collections) - 1, 0))
         given, held = inputs.pairs.get("train_pairs"), inputs.pairs.get("eval_pairs")
         sizes = inputs.sizes.astype(np.int64)
@@ -170,12 +170,12 @@ def _rates(config: Config, inputs: Inputs, sizes: Sizes, threads: int) -> dict[s
         "bootstrap": clock.bootstrap_seconds(),
         "write": clock.write_seconds(config.workdir),
         "thinking": clock.python_overhead_seconds(),
-        "structure": np.zeros(2),
+        "spectral": np.zeros(2),
         "link": np.zeros(2),
         "content": np.zeros(2),
     }  # fmt: skip
     if sizes.places:
-        rates["structure"] = clock.svd_seconds(
+        rates["spectral"] = clock.svd_seconds(
             sizes.items, sizes.collections, sizes.edges, sizes.places, POWER_ITERATIONS
         )
     if sizes.width:
@@ -195,7 +195,7 @@ def _seconds(
     thinking, write = rates["thinking"], rates["write"]
     wanted = sizes.items, sizes.linked
     if sizes.items > config.sampling.content_limit:
-        wanted = sizes.items - sizes.linked, min(sizes.linked, MOST_CANDIDATES)
+        wanted = sizes.items - sizes.linked, min(sizes.linked, MAX_CANDIDATES)
     links = wanted[0] * wanted[1] * rates["link"]
     if not config.sampling.content_neighbors:
         links = np.zeros(2)
@@ -212,7 +212,7 @@ def _seconds(
     )  # fmt: skip
     rivals = sizes.validation_pairs * rates["by_walk"]
     train = (
-        rates["structure"]
+        rates["spectral"]
         + links
         + (0 if config.sampling.resample else sizes.nodes) * rates["walk"]
         + trial.budget_seconds
@@ -302,7 +302,7 @@ def _disk(config: Config, inputs: Inputs, sizes: Sizes, trial: Trial) -> dict[st
     on_disk = store == "disk" or (store == "auto" and lists > AUTO_BYTES)
     return {
         "prepared": _prepared_bytes(inputs, sizes),
-        "structure": 4 * sizes.items * sizes.places,
+        "spectral": 4 * sizes.items * sizes.places,
         "checkpoints": _CHECKPOINT_SHARE * kept * trial.state_bytes,
         "neighborhoods": 2 * lists if on_disk else 0,
         "embeddings": each * sizes.nodes * config.model.output_dim,

@@ -1,7 +1,7 @@
 """A few real steps of training, and of embedding, with made-up inputs of the right size.
 
 The graph, the settings and the shapes are those of the run; what would take minutes to
-find (features, structure, content links) is made up, because its values change nothing
+find (features, spectral features, content links) is made up, because its values change nothing
 of what a step costs.  Nothing is written.
 """
 
@@ -68,7 +68,7 @@ def try_training(
     """Compiles the step of the run and takes a few.
 
     Args:
-      width: feature columns; places: dimensions of the structure.
+      width: feature columns; places: dimensions of the spectral features.
       given: int32 [P, 2] training pairs, if there are.
       threads: host threads.
 
@@ -134,7 +134,7 @@ def try_training(
 def _made_up_view(config: Config, graph: Graph, width: int, places: int, threads: int) -> GraphView:
     """The graph with features of zeros and random content links."""
     source = NeighborhoodSource(graph, config.sampling, config.seed, threads, "none")
-    lists = NeighborLists.made_of(source, _links(config, graph, width), config)
+    lists = NeighborLists.from_config(source, _links(config, graph, width), config)
     # Zero pages take no memory until they are written; places stand for as many features.
     features = np.zeros((graph.num_items, width + places), np.float32)
     inputs = NodeInputs(

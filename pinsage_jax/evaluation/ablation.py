@@ -312,7 +312,7 @@ def _run(
         return saved, files.read_array(folder / _RANKS_FILE)
     _link(folder / "prepared", "../../prepared")
     if variant.model.spectral_dim and variant.model.spectral_dim == base.model.spectral_dim:
-        _link(folder / "structure", "../structure")
+        _link(folder / "spectral", "../spectral")
     start = time.monotonic()
     vectors, entries = embeddings(variant, pairs.graph)
     query, target = pairs.pairs.T

@@ -161,7 +161,7 @@ def _embedding(
 def _pooled_neighbors(config: Config, prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
     """The --k neighbors of largest weight that each embedding pools, and those in both lists."""
     lists = lists_of_some(config, prepared, rows)
-    ids, weights = lists.of(rows.astype(np.int32))
+    ids, weights = lists.lookup(rows.astype(np.int32))
     walk_columns = lists.source.sampling.num_neighbors
     graph = prepared.graph
     found: dict[str, Any] = {}

@@ -24,10 +24,10 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.inference.encoder import tabled_lists
 from pinsage_jax.inference.layerwise import Adjust, embed_all
 from pinsage_jax.inference.tables import Tables
-from pinsage_jax.sampling.content_links import MOST_CANDIDATES, ContentLinks, spread
-from pinsage_jax.sampling.link_spaces import space_of
+from pinsage_jax.sampling.content_links import MAX_CANDIDATES, ContentLinks, evenly_spaced
+from pinsage_jax.sampling.link_spaces import make_space
 from pinsage_jax.sampling.lists import NeighborLists
-from pinsage_jax.sampling.spectral import Structure
+from pinsage_jax.sampling.spectral import SpectralFeatures
 from pinsage_jax.sampling.store import NeighborhoodSource
 
 _LINK_ROWS = 1 << 11
@@ -50,11 +50,11 @@ class CurrentCatalog:
         """Takes what training saw, what there is now, and spectral_bases of the former."""
         self.config, self.graph, self._link_rows = config, current.graph, current.link_rows
         graph, sampling = current.graph, config.sampling
-        structure = Structure(graph, bases, config.host_threads) if bases.shape[1] else None
-        self.based = len(bases) if structure is not None else 0
+        spectral = SpectralFeatures(graph, bases, config.host_threads) if bases.shape[1] else None
+        self.based = len(bases) if spectral is not None else 0
         self._degree = graph.degree()
         scale = feature_scale(trained.features, config.model.whiten)
-        self.inputs = node_inputs(config, current.features, self._degree, structure, scale)
+        self.inputs = node_inputs(config, current.features, self._degree, spectral, scale)
         everything = sampling.neighborhood == "all"
         self.num_nodes = graph.num_nodes if everything else graph.num_items
         self._trained_items = trained.graph.num_items
@@ -62,7 +62,7 @@ class CurrentCatalog:
         self.linked = np.flatnonzero(trained.graph.degree()[: self._trained_items] > 0)
         self._large = self._trained_items > sampling.content_limit
         if self._large:
-            self.linked = spread(self.linked, MOST_CANDIDATES)
+            self.linked = evenly_spaced(self.linked, MAX_CANDIDATES)
         self.links = sampling.content_neighbors if current.features.shape[1] else 0
         self.width = sampling.num_neighbors + self.links if config.model.num_layers else 0
         walks = config.embed.embed_walks or sampling.num_walks
@@ -79,7 +79,7 @@ class CurrentCatalog:
         """bool [n], which of the items have content links."""
         return self._degree[items] == 0 if self._large else np.ones(len(items), np.bool_)
 
-    def of(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def lookup(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lists of nodes int32 [n]: ids int32 and weights float32 [n, W]."""
         items = self.graph.num_items
         links = ContentLinks.none(items)
@@ -90,7 +90,7 @@ class CurrentCatalog:
             wanted = wanted[self.linking(wanted)]
             threads = self.config.host_threads
             links = item_links(self._link_rows, items, wanted, self.linked, self.links, threads)
-        return NeighborLists.made_of(self._source, links, self.config).of(nodes)
+        return NeighborLists.from_config(self._source, links, self.config).lookup(nodes)
 
     def params(self, params: Any) -> Any:
         """The parameters with id messages in the numbers of this graph."""
@@ -114,16 +114,16 @@ class CurrentCatalog:
         changed = np.intersect1d(changed, self.linked)
         if not len(changed) or not links.shape[1]:
             return found
-        space = space_of(self._link_rows)
+        space = make_space(self._link_rows)
         for begin in range(0, len(links), _LINK_ROWS):
             items = np.arange(begin, min(begin + _LINK_ROWS, len(links)))
-            own, held = space.side(items), links[items]
+            own, held = space.encode_queries(items), links[items]
             closest = np.full(len(items), -1.0, np.float32)
             for first in range(0, len(changed), _LINK_ROWS):
-                others = space.block(changed[first : first + _LINK_ROWS])
+                others = space.encode_candidates(changed[first : first + _LINK_ROWS])
                 closest = np.maximum(closest, space.cosines(own, others).max(axis=1))
-            last = space.side(np.maximum(held[:, -1], 0))
-            worst = np.where(held[:, -1] >= 0, space.pairs(own, last), 0.0)
+            last = space.encode_queries(np.maximum(held[:, -1], 0))
+            worst = np.where(held[:, -1] >= 0, space.paired_cosines(own, last), 0.0)
             entered = closest >= worst - _COSINE_MARGIN
             found[items] = (entered | np.isin(held, changed).any(axis=1)) & self.linking(items)
         return found

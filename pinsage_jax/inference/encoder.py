@@ -57,7 +57,7 @@ class Encoder:
         are estimates, and here they are made once instead of every step.
         """
         walks = self.config.embed.embed_walks or self.config.sampling.num_walks
-        return self.lists.with_walks(walks)
+        return self.lists.with_num_walks(walks)
 
     @functools.cached_property
     def final_lists(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
@@ -98,13 +98,13 @@ class Encoder:
 
 
 class ListSource(Protocol):
-    """What makes the lists of any nodes: `of`(int32 [n]) is ids and weights [n, W]."""
+    """What makes the lists of any nodes: `lookup`(int32 [n]) is ids and weights [n, W]."""
 
     @property
     def width(self) -> int:
         """W."""
 
-    def of(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def lookup(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 [n, W] and weights float32 [n, W] of `nodes`."""
 
 
@@ -117,7 +117,7 @@ def tabled_lists(
         with Progress(end - begin, "node", "sampling neighborhoods") as progress:
             for first in range(begin, end, _LISTS_AT_ONCE):
                 nodes = np.arange(first, min(first + _LISTS_AT_ONCE, end), dtype=np.int32)
-                out[first : first + len(nodes)] = list_rows(*lists.of(nodes))
+                out[first : first + len(nodes)] = list_rows(*lists.lookup(nodes))
                 progress.update(len(nodes))
 
     table = tables.filled("lists", (num_nodes, 2 * lists.width), fill, np.int32)

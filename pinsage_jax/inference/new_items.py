@@ -10,7 +10,7 @@ the new items behind its items and the new collections behind its collections, w
   catalog's items, so that they may meet other new items of the same collections;
 * its content links lead to the catalog's items with edges; its degree counts its new
   edges, and its place is that of its collections (new ones have none);
-* everything that training fitted stays: feature transform and scale, structure bases,
+* everything that training fitted stays: feature transform and scale, spectral bases,
   id messages (new nodes have none) and parameters.
 
 Only the rows that the new items need are computed: with K layers their neighbors, the
@@ -35,9 +35,9 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import embed_all
-from pinsage_jax.sampling.content_links import MOST_CANDIDATES, ContentLinks, spread
+from pinsage_jax.sampling.content_links import MAX_CANDIDATES, ContentLinks, evenly_spaced
 from pinsage_jax.sampling.lists import NeighborLists
-from pinsage_jax.sampling.spectral import Structure
+from pinsage_jax.sampling.spectral import SpectralFeatures
 from pinsage_jax.sampling.store import NeighborhoodSource
 
 
@@ -100,15 +100,15 @@ class Catalog:
 
     Attributes:
       inputs: input vectors of its nodes.
-      structure: places of its nodes; None without any.
+      spectral: spectral features of its nodes; None without any.
       num_nodes: nodes that its network embeds.
     """
 
     def __init__(self, config: Config, prepared: Prepared, bases: np.ndarray):
         """Takes bases float32 [num_items, r] of the training graph (spectral_bases)."""
         self.config, self.prepared, graph = config, prepared, prepared.graph
-        self.structure = Structure(graph, bases) if bases.shape[1] else None
-        self.inputs = node_inputs(config, prepared.features, graph.degree(), self.structure)
+        self.spectral = SpectralFeatures(graph, bases) if bases.shape[1] else None
+        self.inputs = node_inputs(config, prepared.features, graph.degree(), self.spectral)
         everything = config.sampling.neighborhood == "all"
         self.num_nodes = graph.num_nodes if everything else graph.num_items
 
@@ -127,19 +127,19 @@ class NewItemEncoder:
         self._extended = _Extended(
             extend(graph, new), graph.num_items, graph.num_collections, new.num_items
         )
-        structure, degree = catalog.structure, new.degree()
+        spectral, degree = catalog.spectral, new.degree()
         self.edgeless = degree[: new.num_items] == 0
         of_new = np.concatenate(
             [degree[: new.num_items], degree[new.num_items + graph.num_collections :]]
         )
-        if structure is not None:
-            structure = structure.of_new_items(
+        if spectral is not None:
+            spectral = spectral.for_new_items(
                 _known_collections(new, graph.num_collections),
                 new.num_collections - graph.num_collections,
             )
         self._inputs = _StackedInputs(
             catalog.inputs,
-            node_inputs(config, additions.features, of_new, structure, catalog.inputs.scale),
+            node_inputs(config, additions.features, of_new, spectral, catalog.inputs.scale),
             graph.num_nodes,
         )
 
@@ -190,7 +190,7 @@ class NewItemEncoder:
         degree = graph.degree()[: graph.num_items]
         wanted = nodes[nodes < graph.num_items]
         links = self._links(rows, degree, np.flatnonzero(degree > 0), wanted)
-        return self._made_of(graph, links).of(nodes)
+        return self._lists_over(graph, links).lookup(nodes)
 
     def _new_lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         graph, items = self._extended.graph, self._prepared.graph.num_items
@@ -199,14 +199,14 @@ class NewItemEncoder:
         rows = _StackedRows(self._prepared.link_rows, self._additions.link_rows)
         linked = np.flatnonzero(degree[:items] > 0)
         links = self._links(rows, degree, linked, nodes[nodes < graph.num_items])
-        ids, weights = self._made_of(graph, links).of(nodes)
+        ids, weights = self._lists_over(graph, links).lookup(nodes)
         return self._extended.from_graph(ids), weights
 
-    def _made_of(self, graph: Graph, links: ContentLinks) -> NeighborLists:
+    def _lists_over(self, graph: Graph, links: ContentLinks) -> NeighborLists:
         config = self._config
         source = NeighborhoodSource(graph, config.sampling, config.seed, config.host_threads)
-        lists = NeighborLists.made_of(source, links, config)
-        return lists.with_walks(config.embed.embed_walks or config.sampling.num_walks)
+        lists = NeighborLists.from_config(source, links, config)
+        return lists.with_num_walks(config.embed.embed_walks or config.sampling.num_walks)
 
     def _link_size(self) -> int:
         return self._config.sampling.content_neighbors if self._prepared.features.shape[1] else 0
@@ -217,7 +217,7 @@ class NewItemEncoder:
         # The catalog's size decides, so that new items have links if its items do.
         if self._prepared.graph.num_items > self._config.sampling.content_limit:
             wanted = wanted[degree[wanted] == 0]
-            linked = spread(linked, MOST_CANDIDATES)
+            linked = evenly_spaced(linked, MAX_CANDIDATES)
         return item_links(link_rows, len(degree), wanted, linked, self._link_size())
 
 

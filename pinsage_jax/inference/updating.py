@@ -28,7 +28,7 @@ from pinsage_jax.inference.current_catalog import CurrentCatalog
 from pinsage_jax.inference.encoder import list_rows, split_lists
 from pinsage_jax.inference.map_reduce import Stages, padded, reduce_lists
 from pinsage_jax.inference.tables import KeptTables
-from pinsage_jax.sampling.reach import walks_to_repeat
+from pinsage_jax.sampling.reach import nodes_to_resample
 
 _ROWS = 1 << 14
 # Links made again beside others may have shares that differ in the last bit.
@@ -122,7 +122,7 @@ class Update:
         after, sampling = self.after, self.after.config.sampling
         if not after.width or self._numbers_moved:
             return inputs & bool(after.width), inputs
-        walked = walks_to_repeat(after.graph, self.changes.touched, sampling.walk_length)
+        walked = nodes_to_resample(after.graph, self.changes.touched, sampling.walk_length)
         walked = walked[: after.num_nodes]
         listed = walked.copy()
         listed[self.before.num_nodes :] = True
@@ -174,7 +174,7 @@ class Update:
         return self.new.filled(name, shape, fill, dtype)
 
     def _list_rows(self, nodes: np.ndarray) -> np.ndarray:
-        return list_rows(*self.after.of(nodes))
+        return list_rows(*self.after.lookup(nodes))
 
     def _headed(self, nodes: np.ndarray) -> np.ndarray:
         config, features = self.after.config, self.after.inputs.gather(nodes)

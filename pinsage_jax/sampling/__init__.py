@@ -1,1 +1,1 @@
-"""Sampling: random-walk neighborhoods, pairs, random and hard negatives; imports no JAX."""
+"""Random-walk neighborhoods, content links, training pairs and negatives; without JAX."""

@@ -1,16 +1,16 @@
-"""Content links: for every item, the items with edges that look most like it.
+"""Content links: for every item, the items with edges whose content is most similar.
 
-An item without edges has no walk and so no neighborhood.  Linking it to items
-with similar content gives it one ("densification", as LiGNN does for cold nodes),
-and the network meets the same kind of list for every item in training: a list is a
-blend of walk neighbors and content links, and the more edges an item has, the more
-the walk counts:
+An isolated item has no walks and therefore no neighborhood.  Links to items with similar
+content give it one (graph densification, as LiGNN does for cold nodes).  In training every
+item has the same kind of list, a blend of walk neighbors and content links in which the
+walk counts more the more edges the item has:
 
   weight = d / (d + kappa) * visit share   +   kappa / (d + kappa) * link share
 
-with d the number of edges that may be seen.  Without edges only the links count.
+where d is the number of visible edges.  For d = 0 only the links count.
 
-Shapes: N items, C links per item, F features, K words an item.
+Axis letters: N items, C links per item, F features, K words per item, T walk neighbors, n
+and c rows.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from threadpoolctl import threadpool_limits
 
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.cpu.kernel_cache import njit
-from pinsage_jax.sampling.link_spaces import space_of
+from pinsage_jax.sampling.link_spaces import make_space
 from pinsage_jax.sampling.neighborhoods import run_blocks
 
-# Above `content_limit` items every item has this many candidates, so that links cost the
-# same per item in a catalog of any size.
-MOST_CANDIDATES = 1 << 16
-# The scores of a block, 4 MiB, stay in the cache between the product and the selection.
+# In a catalog larger than `content_limit` every item has this many candidates, so that the
+# cost of an item's links does not depend on the size of the catalog.
+MAX_CANDIDATES = 1 << 16
+# The 4 MiB of scores of a block stay in the CPU cache between product and selection.
 _QUERY_ROWS = 512
 _CANDIDATE_ROWS = 2048
-_ROUND_ROWS = 4096
-_KEPT_BYTES = 1 << 29
+_ROWS_PER_THREAD = 4096
+# Encoded candidates of at most so many bytes are cached.
+_CACHE_BYTES = 1 << 29
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +42,11 @@ class ContentLinks:
     """Links of all items.
 
     Attributes:
-      ids: int32 [N, C] items with edges, most similar first; -1 where there are fewer.
-      shares: float32 [N, C], squared cosine similarities, rows summing to 1 (or 0).
-      row_of: int32 [num_items] row of each item in these, where they hold only some and
-        a last one without links for all others; None: row i is item i.
+      ids: int32 [N, C], items with edges, most similar first, padded with -1.
+      shares: float32 [N, C], squared cosine similarities normalized to sum to 1 per row,
+        or 0 in a row without links.
+      row_of: int32 [num_items], the row of each item if `ids` holds only some items and a
+        last row without links for all others; None if row i is item i.
     """
 
     ids: np.ndarray
@@ -53,105 +55,112 @@ class ContentLinks:
 
     @property
     def num_items(self) -> int:
-        """Items that can be asked for."""
+        """Number of items."""
         return len(self.ids if self.row_of is None else self.row_of)
 
-    def of(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and shares [n, C] of `items` (int [n])."""
+    def lookup(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 and shares float32, [n, C] each, of `items` (int [n])."""
         rows = items if self.row_of is None else self.row_of[items]
         return self.ids[rows], self.shares[rows]
 
     @classmethod
     def none(cls, num_items: int) -> ContentLinks:
-        """No links at all, C = 0."""
+        """An object without links, C = 0."""
         return cls(np.empty((num_items, 0), np.int32), np.empty((num_items, 0), np.float32))
 
 
 def content_links(
     link_rows: np.ndarray, queries: np.ndarray, candidates: np.ndarray, size: int, threads: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Links of the rows `queries` to the rows `candidates`.
+    """Links the rows `queries` to the most similar of the rows `candidates`.
 
     Args:
-      link_rows: [N, F] features, or int32 [N, 2K] words (link_spaces.py).
-      queries: int [n] rows; candidates: int [c] rows, ascending.
+      link_rows: features [N, F], or words int32 [N, 2K] (link_spaces.py).
+      queries: rows int [n].
+      candidates: rows int [c], ascending.
       size: C.
-      threads: host threads; they change no link.
+      threads: host threads; the links do not depend on them.
 
     Returns:
-      ids int32 [n, C] (rows of `link_rows`), shares float32 [n, C].  A row is never
-      linked to itself nor to one whose cosine is not positive.  Equal cosines are
-      ordered by row.
+      (ids, shares): rows of `link_rows` int32 [n, C], and float32 [n, C].  A row is never
+      linked to itself or to a row with a cosine of 0 or less.  Equal cosines are ordered
+      by row.
     """
     ids = np.full((len(queries), size), -1, np.int32)
-    best = np.zeros((len(queries), size), np.float32)
+    cosines = np.zeros((len(queries), size), np.float32)
     rows, candidates = queries.astype(np.int32), candidates.astype(np.int32)
     starts = range(0, len(candidates), _CANDIDATE_ROWS)
     blocks = [candidates[first : first + _CANDIDATE_ROWS] for first in starts]
-    space = space_of(link_rows)
-    fits = 4 * len(candidates) * link_rows.shape[1] <= _KEPT_BYTES
-    kept = [space.block(block) for block in blocks] if fits else []
+    space = make_space(link_rows)
+    use_cache = 4 * len(candidates) * link_rows.shape[1] <= _CACHE_BYTES
+    cache = [space.encode_candidates(block) for block in blocks] if use_cache else []
 
-    def work(begin: int, end: int) -> None:
-        own = space.side(rows[begin:end])
-        for number, others in enumerate(blocks):
-            scores = space.cosines(own, kept[number] if fits else space.block(others))
-            _keep_best(scores, rows[begin:end], others, ids[begin:end], best[begin:end])
+    def link_rows_of(begin: int, end: int) -> None:
+        encoded = space.encode_queries(rows[begin:end])
+        for number, block in enumerate(blocks):
+            others = cache[number] if use_cache else space.encode_candidates(block)
+            scores = space.cosines(encoded, others)
+            _merge_top(scores, rows[begin:end], block, ids[begin:end], cosines[begin:end])
 
-    def shifted(by: int, begin: int, end: int) -> None:
-        work(by + begin, by + end)
+    def link_shifted(offset: int, begin: int, end: int) -> None:
+        link_rows_of(offset + begin, offset + end)
 
-    at_once = _ROUND_ROWS * threads
-    # The threads are ours: a product in more of them would only take cores from others.
+    round_rows = _ROWS_PER_THREAD * threads
+    # BLAS gets one thread per call, because `threads` calls run concurrently already.
     with (
         Progress(len(rows), "item", "linking by content") as progress,
         threadpool_limits(1, user_api="blas"),
     ):
-        for begin in range(0, len(rows), at_once):
-            end = min(begin + at_once, len(rows))
+        for begin in range(0, len(rows), round_rows):
+            end = min(begin + round_rows, len(rows))
             run_blocks(
                 end - begin,
                 threads,
-                functools.partial(shifted, begin),
+                functools.partial(link_shifted, begin),
                 _QUERY_ROWS,
             )
             progress.update(end - begin)
-    shares = np.square(best)
+    shares = np.square(cosines)
     return ids, shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
 
 
-def spread(candidates: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` of the candidates, evenly spaced, in order."""
-    if len(candidates) <= most:
+def evenly_spaced(candidates: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the candidates, evenly spaced and in order."""
+    if len(candidates) <= count:
         return candidates
-    return candidates[np.arange(most) * len(candidates) // most]
+    return candidates[np.arange(count) * len(candidates) // count]
 
 
 @njit(nogil=True, cache=True)
-def _keep_best(scores, rows, others, top, top_scores):
-    """Merges one more block of candidates into the best so far, in place.
+def _merge_top(scores, rows, candidates, top, top_scores):
+    """Merges one more block of candidates into the best candidates so far, in place.
 
-    scores float32 [n, c] of rows int32 [n] and others int32 [c]; top int32 [n, C] and
-    top_scores float32 [n, C], best first, -1 and 0 where there are fewer.  Candidates
-    come in ascending order, so an equal one stays behind those before it.
+    Candidates come in ascending order, and one with an equal score stays behind those
+    before it, so that equal scores are ordered by row.
+
+    Args:
+      scores: float32 [n, c].
+      rows: int32 [n]; candidates: int32 [c].
+      top: int32 [n, C], best first, padded with -1; top_scores: float32 [n, C], padded
+        with 0.
     """
     size = top.shape[1]
     if size == 0:
         return
     for row in range(scores.shape[0]):
         last = top_scores[row, size - 1]
-        for column in range(others.shape[0]):
+        for column in range(candidates.shape[0]):
             score = scores[row, column]
-            # Written so that the usual case, no better than the last, is one comparison.
-            if not score > last or others[column] == rows[row]:
+            # In this form the usual case, no better than the last, needs one comparison.
+            if not score > last or candidates[column] == rows[row]:
                 continue
-            place = size - 1
-            while place > 0 and top_scores[row, place - 1] < score:
-                top_scores[row, place] = top_scores[row, place - 1]
-                top[row, place] = top[row, place - 1]
-                place -= 1
-            top_scores[row, place] = score
-            top[row, place] = others[column]
+            position = size - 1
+            while position > 0 and top_scores[row, position - 1] < score:
+                top_scores[row, position] = top_scores[row, position - 1]
+                top[row, position] = top[row, position - 1]
+                position -= 1
+            top_scores[row, position] = score
+            top[row, position] = candidates[column]
             last = top_scores[row, size - 1]
 
 
@@ -161,12 +170,13 @@ def blend(
     """Pooling weights of lists [walk neighbors, content links], float32 [n, T+C].
 
     Args:
-      visit_shares: float32 [n, T]; link_shares: float32 [n, C]; rows sum to 1 or 0.
-      edges: int32 [n] edges that may be seen.
-      kappa: edges at which walk and links weigh the same.
+      visit_shares: float32 [n, T]; rows sum to 1 or 0.
+      link_shares: float32 [n, C]; rows sum to 1 or 0.
+      edges: int32 [n], visible edges of each node.
+      kappa: number of edges at which the walk and the links have equal weight.
     """
-    walked = visit_shares.sum(axis=1) > 0
-    linked = link_shares.sum(axis=1) > 0
-    trust = np.where(linked, edges / np.maximum(edges + kappa, 1e-12), 1.0)
-    trust = np.where(walked, trust, 0.0).astype(np.float32)[:, None]
-    return np.concatenate([visit_shares * trust, link_shares * (1.0 - trust)], axis=1)
+    has_walk = visit_shares.sum(axis=1) > 0
+    has_links = link_shares.sum(axis=1) > 0
+    walk_weight = np.where(has_links, edges / np.maximum(edges + kappa, 1e-12), 1.0)
+    walk_weight = np.where(has_walk, walk_weight, 0.0).astype(np.float32)[:, None]
+    return np.concatenate([visit_shares * walk_weight, link_shares * (1.0 - walk_weight)], axis=1)

@@ -1,9 +1,9 @@
-"""Lists of one epoch, walked when first asked for and kept while the epoch lasts.
+"""Caches the neighbor lists of one epoch; a list is walked when it is first looked up.
 
-Walks are keyed by (seed, epoch, node, walk), so a node that several minibatches of an
-epoch meet has one and the same list in all of them: walking it again would repeat the
-work, not the draw.  Minibatches of K layers name most well-connected nodes every few
-steps, so that re-sampling every epoch costs one round of walks an epoch.
+Random walks are keyed by (seed, epoch, node, walk), so a node has the same list in all
+minibatches of an epoch, and walking it again would only repeat the work.  The minibatches
+contain most well-connected nodes every few steps, so re-sampling every epoch costs about
+one walk per node and epoch.
 """
 
 from __future__ import annotations
@@ -15,44 +15,49 @@ import numpy as np
 
 
 class EpochLists:
-    """A table of lists that fills as rows are asked for; for any number of threads.
+    """A table of neighbor lists that is filled on demand; thread-safe.
 
     Attributes:
-      epoch: whose walks are kept.
+      epoch: the epoch of the lists.
     """
 
     def __init__(self, epoch: int, num_nodes: int, width: int):
-        """Starts with no row: the system makes the table's pages when they are written.
+        """An empty table; the system allocates its pages when they are first written.
 
         Args:
-          num_nodes, width: N and T.
+          epoch: the epoch of the lists.
+          num_nodes: N, number of nodes.
+          width: T, length of a list.
         """
         self.epoch = epoch
         self._ids = np.empty((num_nodes, width), np.int32)
         self._counts = np.empty((num_nodes, width), np.int32)
-        self._made = np.zeros(num_nodes, np.bool_)
-        # A row is read only by who saw it marked, under the lock that marked it.
+        self._filled = np.zeros(num_nodes, np.bool_)
+        # A thread reads a row only after it has seen it marked as filled under this lock, under
+        # which it was marked.
         self._lock = threading.Lock()
 
-    def take(
+    def lookup(
         self,
         nodes: np.ndarray,
-        unwanted: np.ndarray,
+        skip: np.ndarray,
         walk: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Lists of `nodes`, int32 [S]: ids and counts, int32 [S, T].
+        """The lists of `nodes` (int32 [S]): ids and counts, int32 [S, T] each.
 
-        A node missed by two threads, or twice in one call, is walked twice to the same bits.
+        A node that two threads miss, or that one call contains twice, is walked twice with
+        the same result.
 
         Args:
-          unwanted: bool [S], rows that may hold anything: the caller walks them itself.
-          walk: nodes int32 [s] -> ids, counts [s, T] of this epoch.
+          nodes: int32 [S].
+          skip: bool [S]; skipped rows may hold anything, since the caller overwrites them.
+          walk: maps nodes int32 [s] to their ids and counts, int32 [s, T] each.
         """
         with self._lock:
-            missing = ~(self._made[nodes] | unwanted)
+            missing = ~(self._filled[nodes] | skip)
         if missing.any():
-            absent = nodes[missing]
-            self._ids[absent], self._counts[absent] = walk(absent)
+            new = nodes[missing]
+            self._ids[new], self._counts[new] = walk(new)
             with self._lock:
-                self._made[absent] = True
+                self._filled[new] = True
         return self._ids[nodes], self._counts[nodes]

@@ -1,86 +1,52 @@
-"""Numba kernels of the sampler: keyed random numbers, walks, visit counts, top-T.
+"""Numba kernels of the neighbor sampler: random walks, visit counts, top-T selection.
 
-PinSage (Ying et al. 2018, section 3.2) takes as neighbors of a node the T nodes
-that short random walks from it visit most.  Everything here is serial, runs
-without the interpreter lock and gets all data through its arguments; threads are
-made one level up, by cutting the list of seeds.
+The neighbors of a node are the T nodes that short random walks from it visit most (Ying et
+al. 2018, section 3.2).  The kernels are serial, release the interpreter lock and receive
+all data as arguments; `neighborhoods.run_blocks` distributes start nodes over threads.
+Random numbers come from cpu/counter_random.py, so a neighborhood does not depend on
+threads or on the other start nodes of a call.
 
-Random numbers are counters, not state: draw i of walk w from node u is a hash of
-(seed, epoch, u, w, i).  The result does not depend on threads or on what else is
-in a batch, and a reference can recompute any single draw.
+The walks of several start nodes move together, one hop at a time.  Each hop has two passes
+(choose the edge to read, then read it), and each pass prefetches what the next one reads
+(cpu/prefetch.py), so that cache misses overlap.
 
-All walks of several seeds move one hop at a time, each hop in two passes (where to
-read, then read), each of which asks for what the next one reads (cpu/prefetch.py).
-
-Compiling takes about ten seconds, so compiled code is kept on disk (cpu/kernel_cache.py).
+Axis letters: S start nodes, G start nodes of a group, W walks per start node, P recorded
+positions per walk, V distinct visited nodes, T neighbors, N nodes, E edges.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from pinsage_jax.cpu.counter_random import GOLDEN, U1, U32, bounded, draw, mix, stream
 from pinsage_jax.cpu.kernel_cache import njit
 from pinsage_jax.cpu.prefetch import prefetch
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-MIX_2 = np.uint64(0x94D049BB133111EB)
 _LOW_32 = np.uint64(0xFFFFFFFF)
-U1 = np.uint64(1)
-_U16, _U27, _U30, _U31 = (np.uint64(bits) for bits in (16, 27, 30, 31))
-U32 = np.uint64(32)
 TIE_STREAM = np.uint64(0x7469655F62726561)
+# Edge positions of _hop: the walk does not take part in this half step, or has no edge.
 _STAYS, _STUCK = -2, -1
-_FEW = 32  # so many nodes are sorted by insertion alone
-
-
-@njit(nogil=True, cache=True)
-def mix(value):
-    """The splitmix64 finalizer: a bijection of uint64 whose bits look random."""
-    value = np.uint64(value)
-    value = (value ^ (value >> _U30)) * MIX_1
-    value = (value ^ (value >> _U27)) * MIX_2
-    return value ^ (value >> _U31)
-
-
-@njit(nogil=True, cache=True)
-def stream(seed, epoch, node):
-    """Key of all random numbers of one node in one epoch."""
-    key = mix(np.uint64(seed) + GOLDEN)
-    key = mix(key + np.uint64(epoch) * GOLDEN + U1)
-    return mix(key + np.uint64(node) * GOLDEN + U1)
-
-
-@njit(nogil=True, cache=True)
-def draw(key, walk, index):
-    """64 random bits: number `index` (below 65536) of walk `walk` of a stream."""
-    place = (np.uint64(walk) << _U16) + np.uint64(index) + U1
-    return mix(np.uint64(key) + place * GOLDEN)
-
-
-@njit(nogil=True, cache=True)
-def bounded(bits_32, size):
-    """An integer in [0, size) from 32 random bits, by multiply-high."""
-    return np.int64((np.uint64(bits_32) * np.uint64(size)) >> U32)
+# Up to so many nodes are sorted by insertion alone.
+_INSERTION_SORT_SIZE = 32
 
 
 @njit(nogil=True, cache=True)
 def running_sums(indptr, weights, sums):
-    """sums[e] = weights of e's row up to and with e, added left to right in float64.
+    """sums[e] = sum of the weights of e's row up to and including e, in float64.
 
-    Each row starts anew: differences of sums over the whole graph would lose the
-    weights of a light row to the rounding of heavy ones.
+    The sums start anew in each row: differences of sums over the whole graph would lose
+    the weights of a light row to the rounding of heavy rows.
     """
     for row in range(indptr.shape[0] - 1):
         total = 0.0
-        for place in range(indptr[row], indptr[row + 1]):
-            total += np.float64(weights[place])
-            sums[place] = total
+        for edge in range(indptr[row], indptr[row + 1]):
+            total += np.float64(weights[edge])
+            sums[edge] = total
 
 
 @njit(nogil=True, cache=True)
 def _first_above(cumulative, low, high, target):
-    """First place in [low, high) whose running sum is above `target`, or the last place."""
+    """First index in [low, high) whose running sum exceeds `target`, else high - 1."""
     first, last = low, high - 1
     while first < last:
         middle = (first + last) >> 1
@@ -93,33 +59,33 @@ def _first_above(cumulative, low, high, target):
 
 @njit(nogil=True, cache=True)
 def _pick_weighted(cumulative, low, high, bits_32):
-    """Row position in [low, high) drawn in proportion to weight.
+    """Edge index in [low, high) drawn in proportion to the edge weights.
 
-    `cumulative` holds running sums within each row; the search ends inside the
-    row even if rounding makes the drawn mass equal to the row's total.
+    `cumulative` holds running sums within each row.  The search ends inside the row even
+    if rounding makes the target equal to the row's total.
     """
     target = (np.float64(bits_32) + 0.5) / 4294967296.0 * cumulative[high - 1]
     return _first_above(cumulative, low, high, target)
 
 
 @njit(nogil=True, cache=True)
-def _pick_weighted_without(cumulative, low, high, hole, bits_32):
-    """As _pick_weighted, but never position `hole`."""
-    before = cumulative[hole - 1] if hole > low else 0.0
-    weight = cumulative[hole] - before
+def _pick_weighted_except(cumulative, low, high, excluded, bits_32):
+    """As _pick_weighted, without the edge `excluded`."""
+    before = cumulative[excluded - 1] if excluded > low else 0.0
+    weight = cumulative[excluded] - before
     target = (np.float64(bits_32) + 0.5) / 4294967296.0 * (cumulative[high - 1] - weight)
     if target >= before:
         target += weight
-    place = _first_above(cumulative, low, high, target)
-    if place == hole:
-        # Only rounding leads here: the mass just beside the hole.
-        place = hole - 1 if hole > low else hole + 1
-    return place
+    edge = _first_above(cumulative, low, high, target)
+    if edge == excluded:
+        # Only rounding leads here, for a target at the border of the excluded interval.
+        edge = excluded - 1 if excluded > low else excluded + 1
+    return edge
 
 
 @njit(nogil=True, cache=True)
 def _draw_bits(keys, num_walks, index, high, low):
-    """Draw `index` of each of the walks of the streams `keys`, in halves of 32 bits."""
+    """Draw `index` of all walks of the streams `keys`, split into halves of 32 bits."""
     for row in range(keys.shape[0]):
         for walk in range(num_walks):
             random = draw(keys[row], walk, index)
@@ -128,62 +94,65 @@ def _draw_bits(keys, num_walks, index, high, low):
 
 
 @njit(nogil=True, cache=True)
-def _hop(graph, current, first, last, hidden, bits, spare_bits, where):
-    """Moves every walk standing in [first, last) to a random neighbor that is not hidden.
+def _hop(graph, current, first, last, masked_collection, bits, spare_bits, edges):
+    """Moves every walk that stands on a node of [first, last) to a random neighbor.
 
-    A walk that cannot move gets -1; walks outside the range stay.  When the first
-    pick is the hidden node, a second pick among the others keeps those equally
-    likely (or in proportion to weight).
+    A walk never moves to its masked collection: if the first pick is that collection, a
+    second pick among the other neighbors keeps their relative probabilities.  A walk
+    without a neighbor to move to gets node -1; walks outside the range do not move.
+
+    `edges` int64 [G W] is scratch: the edge index that a walk follows.
     """
     indptr, indices, cumulative, _ = graph
     weighted = cumulative.shape[0] > 0
     base, span = np.uint32(first), np.uint32(last - first)
     for walk in range(current.shape[0]):
-        # Unsigned: one comparison does, and Numba need not look out for indices below 0.
+        # With unsigned numbers one comparison tests the range, and Numba omits the handling
+        # of negative indices.
         node = np.uint32(current[walk])
         if np.uint32(node - base) >= span:
-            where[walk] = _STAYS
+            edges[walk] = _STAYS
             continue
         low, high = indptr[node], indptr[np.uint64(node) + U1]
         if weighted and low < high:
-            where[walk] = _pick_weighted(cumulative, low, high, bits[walk])
+            edges[walk] = _pick_weighted(cumulative, low, high, bits[walk])
         else:
-            where[walk] = low + bounded(bits[walk], high - low) if low < high else _STUCK
-        prefetch(indices, where[walk])
+            edges[walk] = low + bounded(bits[walk], high - low) if low < high else _STUCK
+        prefetch(indices, edges[walk])
     for walk in range(current.shape[0]):
-        place = where[walk]
-        if place < 0:
-            if place == _STUCK:
+        edge = edges[walk]
+        if edge < 0:
+            if edge == _STUCK:
                 current[walk] = -1
             continue
-        reached = indices[np.uint64(place)]
-        if reached == hidden[walk]:
+        reached = indices[np.uint64(edge)]
+        if reached == masked_collection[walk]:
             low, high = indptr[current[walk]], indptr[current[walk] + 1]
-            other = place
+            other = edge
             if weighted and high - low > 1:
-                other = _pick_weighted_without(cumulative, low, high, place, spare_bits[walk])
+                other = _pick_weighted_except(cumulative, low, high, edge, spare_bits[walk])
             elif high - low > 1:
                 other = low + bounded(spare_bits[walk], high - low - 1)
-                other += np.int64(other >= place)
+                other += np.int64(other >= edge)
             reached = indices[other] if high - low > 1 else np.int32(-1)
         prefetch(indptr, np.int64(reached))
         current[walk] = reached
 
 
 @njit(nogil=True, cache=True)
-def _walk(graph, plan, starts, hidden, keys, current, where, bits, visited):
-    """Moves the W walks of each of G start nodes, all at once, one hop at a time.
+def _walk(graph, plan, starts, masked_collection, keys, current, edges, bits, visited):
+    """Moves the W walks of each of G start nodes together, one hop at a time.
 
-    A step goes item, collection, item.  Before each further step the chance
-    restart_below / 2**32 strikes: the walk returns to its start, or ends.  A walk that
-    got stuck does the same.
+    A step goes from an item to a collection and on to an item.  Before each step but the
+    first a walk restarts with probability restart_below / 2**32, or if it is stuck: it
+    returns to its start node, or ends.
 
     Args:
-      graph, plan: as of sample_block.
-      starts: int32 [G]; keys: uint64 [G]; hidden: int32 [G W].
-      current: int32 [G W]; where: int64 [G W]; bits: uint64 [4, G W]; for use here.
-      visited: int32 [P, G W], where the walks stand after each step and, if collections
-        count, in the middle of it; -1 for a walk that ended or is stuck.
+      graph, plan: see sample_block.
+      starts: int32 [G]; keys: uint64 [G]; masked_collection: int32 [G W].
+      current: int32 [G W], edges: int64 [G W], bits: uint64 [4, G W]; scratch.
+      visited: int32 [P, G W] output, the node of each walk after each step and, if
+        collections count, in the middle of a step; -1 for a walk that ended or is stuck.
     """
     num_walks, _, restart_below, restart_ends, count_collections = plan
     items, nodes = graph[3], graph[0].shape[0] - 1
@@ -194,13 +163,14 @@ def _walk(graph, plan, starts, hidden, keys, current, where, bits, visited):
         _draw_bits(keys, num_walks, index, bits[0], bits[1])
         _draw_bits(keys, num_walks, index + 1, bits[2], bits[3])
         for row in range(starts.shape[0] if index > 0 else 0):
-            back = np.int32(-1) if restart_ends else starts[row]
+            restart_node = np.int32(-1) if restart_ends else starts[row]
             for walk in range(row * num_walks, (row + 1) * num_walks):
-                struck = (current[walk] < 0) | (bits[1, walk] < restart_below)
-                current[walk] = back if struck else current[walk]
-        # What is hidden is a collection, so no walk comes to it from a collection.
+                restarts = (current[walk] < 0) | (bits[1, walk] < restart_below)
+                current[walk] = restart_node if restarts else current[walk]
+        # Only collections are masked, so a walk that stands on a collection never meets a
+        # masked node: only the first half step reads bits[3].
         for first, last, half in ((0, items, 0), (items, nodes, 2)):
-            _hop(graph, current, first, last, hidden, bits[half], bits[3], where)
+            _hop(graph, current, first, last, masked_collection, bits[half], bits[3], edges)
             if half or count_collections:
                 visited[part, : current.shape[0]] = current
                 part += 1
@@ -208,192 +178,221 @@ def _walk(graph, plan, starts, hidden, keys, current, where, bits, visited):
 
 
 @njit(nogil=True, cache=True)
-def _count_visits(visited, left_out, num_walks, table, flat, nodes, visits, used):
-    """Counts, for each of G rows, the nodes that its walks visited.
+def _count_visits(visited, excluded, num_walks, table, flat, nodes, visits, num_distinct):
+    """Counts how often the walks of each of G rows visited each node.
 
-    Nothing branches on what was visited but a collision in the hash table: a branch
-    guessed wrong costs more than the rest of a turn.
+    The only branch that depends on visited nodes is the probing of the hash table: a
+    mispredicted branch would cost more than the rest of an iteration.
 
     Args:
-      visited: int32 [P, G W]; left_out: starts and dropped nodes, int32 [G], which do not
-        count, nor does -1.
-      table: int32 [a power of 2]; flat: int32 [V + 1]; for use here.
-      nodes, visits: int32 [G, V + 1], the distinct nodes of a row from place 1 on.
-      used: int64 [G], how many they are.
+      visited: int32 [P, G W].
+      excluded: start nodes and masked neighbors, int32 [G] each; they are not counted,
+        and neither is -1.
+      table: int32 [a power of 2], flat: int32 [V + 1]; scratch.
+      nodes, visits: int32 [G, V + 1] outputs, the distinct nodes of a row and their
+        counts, from index 1 on.
+      num_distinct: int64 [G] output, number of distinct nodes of a row.
     """
-    starts, dropped = left_out
+    starts, masked_neighbor = excluded
     mask = np.uint64(table.shape[0] - 1)
     for row in range(starts.shape[0]):
-        kept = np.uint64(0)
+        length = np.uint64(0)
         for part in range(visited.shape[0]):
             for walk in range(row * num_walks, (row + 1) * num_walks):
                 node = visited[part, walk]
-                flat[kept] = node
-                kept += np.uint64((node >= 0) & (node != starts[row]) & (node != dropped[row]))
+                flat[length] = node
+                length += np.uint64(
+                    (node >= 0) & (node != starts[row]) & (node != masked_neighbor[row])
+                )
         table[:] = 0
         visits[row] = 0
         count = np.uint64(0)
-        for place in range(np.int64(kept)):
-            node = flat[place]
+        for visit in range(np.int64(length)):
+            node = flat[visit]
             slot = ((np.uint64(np.uint32(node)) * GOLDEN) >> U32) & mask
-            at = np.uint64(np.uint32(table[slot]))
-            while at != 0 and nodes[row, at] != node:
+            entry = np.uint64(np.uint32(table[slot]))
+            while entry != 0 and nodes[row, entry] != node:
                 slot = (slot + U1) & mask
-                at = np.uint64(np.uint32(table[slot]))
-            count += np.uint64(at == 0)
-            at = count if at == 0 else at
-            table[slot] = np.int32(at)
-            nodes[row, at] = node
-            visits[row, at] += 1
-        used[row] = np.int64(count)
+                entry = np.uint64(np.uint32(table[slot]))
+            count += np.uint64(entry == 0)
+            entry = count if entry == 0 else entry
+            table[slot] = np.int32(entry)
+            nodes[row, entry] = node
+            visits[row, entry] += 1
+        num_distinct[row] = np.int64(count)
 
 
 @njit(nogil=True, cache=True)
-def _nearly_sort(rank, found, number, size, lists, rank_out, found_out):
-    """Copies the best nodes, at least `size` of `number`, nearly in order; returns how many.
+def _nearly_sort(rank, ids, number, size, scratch, rank_out, ids_out):
+    """Copies at least the `size` best of `number` nodes, nearly sorted; returns their number.
 
-    The low half of a rank is a hash and so uniform: with the count it all but tells a
-    node's place.  Nodes are put where they are expected to belong.
+    A rank is the visit count in the high half and a hash in the low half (_select_top).
+    The nodes of one count form a bucket; since the hash is uniform, a node's position in
+    the sorted bucket is about (1 - hash / 2**32) times the bucket's size.  A counting sort
+    by this expected position leaves few inversions for the insertion sort.
     """
-    expected, chosen, members, begins = lists[0], lists[1], lists[2], lists[3]
-    # Most nodes are visited once: they are what is left, not a long chain of additions.
-    often = np.uint64(0)
+    expected, chosen, bucket_size, begins = scratch[0], scratch[1], scratch[2], scratch[3]
+    # Most nodes are visited once.  Their number is computed by subtraction instead of
+    # counting, which would be one long chain of dependent additions.
+    repeated = np.uint64(0)
     for index in range(number):
-        chosen[often] = index
-        often += np.uint64((rank[index] >> U32) > U1)
-    members[:] = 0
-    most = 1
-    for index in range(np.int64(often)):
+        chosen[repeated] = index
+        repeated += np.uint64((rank[index] >> U32) > U1)
+    bucket_size[:] = 0
+    largest = 1
+    for index in range(np.int64(repeated)):
         count = np.int64(rank[chosen[index]] >> U32)
-        members[count] += 1
-        most = max(most, count)
-    members[1] = number - np.int64(often)
+        bucket_size[count] += 1
+        largest = max(largest, count)
+    bucket_size[1] = number - np.int64(repeated)
     better = 0
-    for count in range(most, 0, -1):
+    for count in range(largest, 0, -1):
         begins[count] = better
-        better += members[count]
+        better += bucket_size[count]
     for index in range(number):
         count = rank[index] >> U32
-        share = np.uint64(np.uint32(members[count])) * (_LOW_32 - (rank[index] & _LOW_32))
-        expected[index] = begins[count] + np.int32(share >> U32)
-    end, held = 1 + size * 3 // 4, 0
-    while held < min(size, number):
-        # One turn finds enough nearly always; the last one would take all.
+        offset = np.uint64(np.uint32(bucket_size[count])) * (_LOW_32 - (rank[index] & _LOW_32))
+        expected[index] = begins[count] + np.int32(offset >> U32)
+    end, num_chosen = 1 + size * 3 // 4, 0
+    while num_chosen < min(size, number):
+        # The first iteration nearly always finds enough; the last one takes all nodes.
         end = min(2 * end, number)
         taken = np.uint64(0)
         for index in range(number):
             chosen[taken] = index
             taken += np.uint64(expected[index] < end)
-        held = np.int64(taken)
+        num_chosen = np.int64(taken)
     begins[:end] = 0
-    for index in range(held):
+    for index in range(num_chosen):
         begins[expected[chosen[index]]] += 1
     before = 0
-    for place in range(end):
-        before += begins[place]
-        begins[place] = before - begins[place]
-    for index in range(held):
-        one = chosen[index]
-        place = begins[expected[one]]
-        rank_out[place], found_out[place] = rank[one], found[one]
-        begins[expected[one]] += 1
-    return held
+    for position in range(end):
+        before += begins[position]
+        begins[position] = before - begins[position]
+    for index in range(num_chosen):
+        node = chosen[index]
+        position = begins[expected[node]]
+        rank_out[position], ids_out[position] = rank[node], ids[node]
+        begins[expected[node]] += 1
+    return num_chosen
 
 
 @njit(nogil=True, cache=True)
-def _select_top(nodes, visits, used, keys, lists, ranks, top):
-    """Writes the T most visited nodes of each row, best first; unused places get id -1.
+def _select_top(nodes, visits, num_distinct, keys, scratch, ranks, top):
+    """Writes the T most visited nodes of each row, best first, padded with id -1.
 
-    Tie rule: equal counts are ordered by a hash of (stream, node), larger first,
-    so that no node is favored everywhere for having a low id; then by lower id.
+    Ties: nodes with equal counts are ordered by a hash of (stream, node), larger first, so
+    that low ids are not favored everywhere; then by lower id.
     """
     ids_out, counts_out = top
     size = ids_out.shape[1]
-    rank, order = ranks[0], ranks[1]
-    found, ids = lists[4], lists[5]
-    for row in range(used.shape[0]):
+    rank, top_rank = ranks[0], ranks[1]
+    ids, top_ids = scratch[4], scratch[5]
+    for row in range(num_distinct.shape[0]):
         tie_key = keys[row] ^ TIE_STREAM
-        number = used[row]
+        number = num_distinct[row]
         for index in range(number):
             node = nodes[row, index + 1]
             tie = mix(tie_key + np.uint64(np.uint32(node)) * GOLDEN) >> U32
             rank[index] = (np.uint64(np.uint32(visits[row, index + 1])) << U32) | tie
-            found[index] = node
-        held = 0
-        if number > _FEW:
-            number = _nearly_sort(rank, found, number, size, lists, order, ids)
-            rank, order, found, ids = order, rank, ids, found
+            ids[index] = node
+        length = 0
+        if number > _INSERTION_SORT_SIZE:
+            number = _nearly_sort(rank, ids, number, size, scratch, top_rank, top_ids)
+            rank, top_rank, ids, top_ids = top_rank, rank, top_ids, ids
         for index in range(number):
-            mine, node = rank[index], found[index]
-            if held == size and (
-                mine < order[held - 1] or (mine == order[held - 1] and node > ids[held - 1])
+            new, node = rank[index], ids[index]
+            if length == size and (
+                new < top_rank[length - 1]
+                or (new == top_rank[length - 1] and node > top_ids[length - 1])
             ):
                 continue
-            held = min(held + 1, size)
-            place = held - 1
-            while place > 0 and (
-                order[place - 1] < mine or (order[place - 1] == mine and ids[place - 1] > node)
+            length = min(length + 1, size)
+            position = length - 1
+            while position > 0 and (
+                top_rank[position - 1] < new
+                or (top_rank[position - 1] == new and top_ids[position - 1] > node)
             ):
-                order[place], ids[place] = order[place - 1], ids[place - 1]
-                place -= 1
-            order[place], ids[place] = mine, node
-        for place in range(held):
-            ids_out[row, place] = ids[place]
-            counts_out[row, place] = np.int32(order[place] >> U32)
-        ids_out[row, held:] = -1
-        counts_out[row, held:] = 0
+                top_rank[position] = top_rank[position - 1]
+                top_ids[position] = top_ids[position - 1]
+                position -= 1
+            top_rank[position], top_ids[position] = new, node
+        for position in range(length):
+            ids_out[row, position] = top_ids[position]
+            counts_out[row, position] = np.int32(top_rank[position] >> U32)
+        ids_out[row, length:] = -1
+        counts_out[row, length:] = 0
 
 
 @njit(nogil=True, cache=True)
-def sample_block(graph, plan, group, starts, hidden, dropped, seed, epoch, ids_out, counts_out):
-    """Top-T most visited nodes of every start, walked `group` starts at a time.
+def sample_block(
+    graph,
+    plan,
+    group,
+    starts,
+    masked_collection,
+    masked_neighbor,
+    seed,
+    epoch,
+    ids_out,
+    counts_out,
+):
+    """The T most visited nodes of every start node, walked `group` start nodes at a time.
 
     Args:
-      graph: indptr, int64 [N+1]; indices, int32 [2E]; cumulative, float64 [2E], running
-        sums of the weights within each row, or empty for an unweighted graph; the number
-        of items.
-      plan: W, the number of walks; their steps; restart_below, uint64, the restart chance
-        in units of 2**-32; whether a walk ends where it would return to its start;
-        whether collections count.
-      starts, hidden, dropped: int32 [S]; -1 in the last two means none, and what is
-        hidden is a collection.
-      ids_out, counts_out: int32 [S, T], written best first, padded with -1 and 0.
+      graph: (indptr int64 [N+1], indices int32 [2E], cumulative float64 [2E], number of
+        items); cumulative holds running sums of the weights within each row, and is empty
+        for an unweighted graph.
+      plan: (W, steps per walk, restart_below, restart_ends, count_collections):
+        restart_below is the restart probability times 2**32, uint64; with restart_ends a
+        walk ends where it would return to its start node; count_collections tells whether
+        visits of collections count.
+      starts: int32 [S].
+      masked_collection: int32 [S], collection that the row's walks never enter, or -1.
+      masked_neighbor: int32 [S], node that the row does not count, or -1.
+      seed, epoch: uint64, keys of the random numbers.
+      ids_out, counts_out: int32 [S, T] outputs, best first, padded with -1 and 0.
     """
     num_walks, walk_length, _, _, count_collections = plan
     group = min(group, starts.shape[0])
     parts = walk_length * (2 if count_collections else 1)
-    most = parts * num_walks + 1
-    # A small table is kept an eighth full, so that few nodes meet; a large one half.
+    max_distinct = parts * num_walks + 1
+    # A small hash table is at most an eighth full, to avoid collisions; a large one half.
     slots = 8
-    while slots < 2 * min(most, graph[0].shape[0]) or slots < min(8 * most, 4096):
+    while slots < 2 * min(max_distinct, graph[0].shape[0]) or slots < min(8 * max_distinct, 4096):
         slots *= 2
     table = np.empty(slots, np.int32)
     current = np.empty(group * num_walks, np.int32)
-    hidden_of = np.empty(group * num_walks, np.int32)
-    where = np.empty(group * num_walks, np.int64)
+    walk_masks = np.empty(group * num_walks, np.int32)
+    edges = np.empty(group * num_walks, np.int64)
     bits = np.empty((4, group * num_walks), np.uint64)
     visited = np.empty((parts, group * num_walks), np.int32)
-    nodes = np.empty((group, most), np.int32)
-    visits = np.empty((group, most), np.int32)
-    used = np.empty(group, np.int64)
+    nodes = np.empty((group, max_distinct), np.int32)
+    visits = np.empty((group, max_distinct), np.int32)
+    num_distinct = np.empty(group, np.int64)
     keys = np.empty(group, np.uint64)
-    lists = np.empty((6, most), np.int32)
-    ranks = np.empty((2, most), np.uint64)
+    scratch = np.empty((6, max_distinct), np.int32)
+    ranks = np.empty((2, max_distinct), np.uint64)
     for begin in range(0, starts.shape[0], group):
         end = min(begin + group, starts.shape[0])
         rows = end - begin
         for row in range(rows):
             keys[row] = stream(seed, epoch, starts[begin + row])
-            hidden_of[row * num_walks : (row + 1) * num_walks] = hidden[begin + row]
-        here, left_out = current[: rows * num_walks], (starts[begin:end], dropped[begin:end])
-        _walk(graph, plan, left_out[0], hidden_of, keys[:rows], here, where, bits, visited)
-        _count_visits(visited, left_out, num_walks, table, lists[0], nodes, visits, used)
+            walk_masks[row * num_walks : (row + 1) * num_walks] = masked_collection[begin + row]
+        walks = current[: rows * num_walks]
+        excluded = starts[begin:end], masked_neighbor[begin:end]
+        _walk(graph, plan, excluded[0], walk_masks, keys[:rows], walks, edges, bits, visited)
+        _count_visits(visited, excluded, num_walks, table, scratch[0], nodes, visits, num_distinct)
         top = ids_out[begin:end], counts_out[begin:end]
-        _select_top(nodes, visits, used[:rows], keys, lists, ranks, top)
+        _select_top(nodes, visits, num_distinct[:rows], keys, scratch, ranks, top)
 
 
 @njit(nogil=True, cache=True)
-def chosen_nodes(nodes, seed, step, below, chosen):
-    """chosen[i] = whether a coin keyed by (seed, step, nodes[i]) fell below `below` / 2**32."""
-    for place in range(nodes.shape[0]):
-        chosen[place] = draw(stream(seed, step, nodes[place]), 0, 0) >> U32 < below
+def choose_nodes(nodes, seed, step, threshold, chosen):
+    """Chooses each node with probability threshold / 2**32, keyed by (seed, step, node).
+
+    Args:
+      nodes: int32 [n]; chosen: bool [n] output; seed, step, threshold: uint64.
+    """
+    for row in range(nodes.shape[0]):
+        chosen[row] = draw(stream(seed, step, nodes[row]), 0, 0) >> U32 < threshold

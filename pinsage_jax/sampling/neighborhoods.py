@@ -1,9 +1,10 @@
 """Importance neighborhoods: the T nodes that random walks from a node visit most.
 
-PinSage (Ying et al. 2018, section 3.2).  The visit counts approximate
-personalized PageRank; L1-normalized they are the weights of importance pooling.
+Ying et al. 2018, section 3.2.  The visit counts approximate personalized PageRank;
+L1-normalized they are the weights of importance pooling.  Items are numbered before
+collections.
 
-Shapes: S start nodes, T neighbors.  Nodes are numbered items first.
+Axis letters: S start nodes, T neighbors, W walks per start node, E edges, C reachable items.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pinsage_jax.sampling import kernels
 
 # Large enough to amortize a call, small enough to balance threads.
 _ROWS_PER_TASK = 256
-# Many more than a core has reads under way; what they ask for fits the second-level cache.
+# Many more than a core can have outstanding reads; what they prefetch fits in the L2 cache.
 _WALKS_IN_FLIGHT = 1024
 
 
@@ -30,36 +31,38 @@ class Neighborhoods:
     """Neighbor lists of S nodes, most visited first.
 
     Attributes:
-      ids: int32 [S, T]; -1 where a list is short (an item without edges has none).
-      counts: int32 [S, T] visit counts; 0 where a list is short.
+      ids: int32 [S, T], padded with -1; the list of an isolated node is empty.
+      counts: visit counts, int32 [S, T], padded with 0.
     """
 
     ids: np.ndarray
     counts: np.ndarray
 
     def weights(self, pooling: str = "importance") -> np.ndarray:
-        """float32 [S, T] pooling weights; rows sum to 1, or to 0 for an empty list.
+        """Pooling weights, float32 [S, T]; rows sum to 1, or to 0 for an empty list.
 
-        importance: visit counts over their sum.  mean and max: every neighbor
-        the same (max pooling only reads which weights are positive).
+        For importance pooling they are the visit counts divided by their sum; for mean and
+        max pooling they are equal (max pooling only tests whether a weight is positive).
         """
         return pooling_weights(self.counts, pooling)
 
 
 def pooling_weights(counts: np.ndarray, pooling: str) -> np.ndarray:
-    """L1-normalizes visit counts [S, T] into float32 pooling weights [S, T]."""
-    mass = counts.astype(np.float32)
+    """Pooling weights float32 [S, T] of visit counts [S, T]; see Neighborhoods.weights."""
+    weights = counts.astype(np.float32)
     if pooling != "importance":
-        mass = (counts > 0).astype(np.float32)
-    return mass / np.maximum(mass.sum(axis=1, keepdims=True), 1.0)
+        weights = (counts > 0).astype(np.float32)
+    return weights / np.maximum(weights.sum(axis=1, keepdims=True), 1.0)
 
 
 class WalkTables:
-    """The graph as the kernels read it; built once per graph.
+    """The arrays of a graph that the walk kernels read; created once per graph.
 
     Attributes:
-      cumulative: float64 [2E] running sums of edge weights within each row, or
-        empty for an unweighted graph.
+      graph: the graph.
+      indptr, indices: as in Graph.
+      cumulative: running sums of the edge weights within each row, float64 [2E]; empty for
+        an unweighted graph.
     """
 
     def __init__(self, graph: Graph):
@@ -71,23 +74,23 @@ class WalkTables:
             self.cumulative = row_cumulative(self.indptr, graph.weights)
 
     @property
-    def for_kernels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """The tables as kernels.sample_block takes them."""
+    def kernel_arguments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """The argument `graph` of kernels.sample_block."""
         return self.indptr, self.indices, self.cumulative, self.graph.num_items
 
     @property
     def footprint(self) -> int:
-        """Bytes that unweighted walks read from: row starts and neighbors."""
+        """Size in bytes of the arrays that unweighted walks read: indptr and indices."""
         return self.indptr.nbytes + self.indices.nbytes
 
 
-def seeds_in_flight(num_walks: int) -> int:
-    """Start nodes whose walks a thread moves at once, so that their cache misses overlap."""
+def starts_in_flight(num_walks: int) -> int:
+    """Number of start nodes whose walks a thread moves together, to overlap cache misses."""
     return max(1, _WALKS_IN_FLIGHT // num_walks)
 
 
 def row_cumulative(indptr: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Running sums of `weights` [2E] within each row of a CSR, float64 [2E]."""
+    """Running sums of `weights` [2E] within each row of a CSR matrix, float64 [2E]."""
     sums = np.empty(len(weights), np.float64)
     kernels.running_sums(indptr, np.ascontiguousarray(weights), sums)
     return sums
@@ -101,18 +104,18 @@ def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
 def run_blocks(
     rows: int, threads: int, work: Callable[[int, int], None], block: int = _ROWS_PER_TASK
 ) -> None:
-    """Calls work(begin, end) over [0, rows) in blocks, on `threads` threads.
+    """Calls work(begin, end) for the blocks of [0, rows) on `threads` threads.
 
-    The kernels release the interpreter lock, so the threads run at once; results
-    are written in place, so their order does not matter.
+    Kernels release the interpreter lock, so that the threads run in parallel.  `work` writes
+    its results in place, so that the order of the blocks does not matter.
     """
     spans = [(begin, min(begin + block, rows)) for begin in range(0, rows, block)]
     if threads <= 1 or len(spans) == 1:
         for begin, end in spans:
             work(begin, end)
         return
-    for done in [_pool(threads).submit(work, *span) for span in spans]:
-        done.result()
+    for future in [_pool(threads).submit(work, *span) for span in spans]:
+        future.result()
 
 
 def visit_counts(
@@ -123,39 +126,46 @@ def visit_counts(
     seed: int,
     epoch: int = 0,
     threads: int = 1,
-    hidden: np.ndarray | None = None,
-    dropped: np.ndarray | None = None,
+    masked_collection: np.ndarray | None = None,
+    masked_neighbor: np.ndarray | None = None,
     num_neighbors: int | None = None,
     num_walks: int | None = None,
 ) -> Neighborhoods:
     """Samples the neighborhoods of `starts`.
 
     Args:
-      starts: int [S] node ids.
-      seed, epoch: key of the random numbers, with the node and the walk; equal
-        keys give equal lists, whatever the threads or the other starts.
-      hidden: int [S] collection node that the walks of this row never step on
-        when they leave an item, or -1.
-      dropped: int [S] node that this row does not count, or -1.
+      tables: the graph.
+      starts: node ids, int [S].
+      sampling: settings of the walks.
+      seed, epoch: together with node and walk the key of the random numbers; equal keys
+        give equal lists whatever the threads and the other start nodes.
+      threads: host threads.
+      masked_collection: int [S], node id of a collection that the walks of this row never
+        enter, or -1.
+      masked_neighbor: int [S], node id that this row does not count, or -1.
       num_neighbors, num_walks: override T and W of `sampling`.
 
     Returns:
       Neighborhoods with arrays [S, T].
 
     Raises:
-      IndexError: a start is not a node of the graph.
-      ValueError: `hidden` or `dropped` is not as long as `starts`.
+      IndexError: a start node is not in the graph.
+      ValueError: a mask differs in shape from `starts`.
     """
     starts = np.ascontiguousarray(starts, np.int32)
     nodes = tables.indptr.shape[0] - 1
     if starts.size and (starts.min() < 0 or starts.max() >= nodes):
-        raise IndexError(f"start nodes must lie in [0, {nodes})")
-    none = np.full(starts.shape, -1, np.int32)
-    hidden = none if hidden is None else np.ascontiguousarray(hidden, np.int32)
-    dropped = none if dropped is None else np.ascontiguousarray(dropped, np.int32)
-    for name, limit in (("hidden", hidden), ("dropped", dropped)):
-        if limit.shape != starts.shape:
-            raise ValueError(f"{name} has shape {limit.shape}, starts have {starts.shape}")
+        raise IndexError(f"start nodes must be in [0, {nodes})")
+    masks = []
+    for name, mask in (
+        ("masked_collection", masked_collection),
+        ("masked_neighbor", masked_neighbor),
+    ):
+        array = np.full(starts.shape, -1) if mask is None else mask
+        masks.append(np.ascontiguousarray(array, np.int32))
+        if masks[-1].shape != starts.shape:
+            raise ValueError(f"{name} has shape {masks[-1].shape}, starts have {starts.shape}")
+    collection_mask, neighbor_mask = masks
     size = num_neighbors or sampling.num_neighbors
     walks = num_walks or sampling.num_walks
     ids = np.empty((starts.shape[0], size), np.int32)
@@ -170,12 +180,12 @@ def visit_counts(
 
     def work(begin: int, end: int) -> None:
         kernels.sample_block(
-            tables.for_kernels,
+            tables.kernel_arguments,
             plan,
-            seeds_in_flight(walks),
+            starts_in_flight(walks),
             starts[begin:end],
-            hidden[begin:end],
-            dropped[begin:end],
+            collection_mask[begin:end],
+            neighbor_mask[begin:end],
             np.uint64(seed),
             np.uint64(epoch),
             ids[begin:end],
@@ -194,15 +204,15 @@ def visit_scores(
     num_walks: int,
     threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Items by visit count for each query: the walk used as a recommender.
+    """Ranks all visited items of each query by visit count: random walks as a recommender.
 
     Returns:
-      ids int32 [S, C] padded with -1, counts int32 [S, C], C = most items that the
-      walks can reach (at most W times the walk length).
+      (ids, counts): int32 [S, C] each, padded with -1 and 0, where C is the largest number
+      of items that the walks can reach: W times the walk length, or all other items.
     """
     items_only = dataclasses.replace(sampling, neighborhood="items")
     reachable = min(num_walks * sampling.walk_length, max(graph.num_items - 1, 1))
-    found = visit_counts(
+    lists = visit_counts(
         WalkTables(graph),
         queries,
         items_only,
@@ -211,4 +221,4 @@ def visit_scores(
         num_neighbors=reachable,
         num_walks=num_walks,
     )
-    return found.ids, found.counts
+    return lists.ids, lists.counts

@@ -1,24 +1,28 @@
-"""Numba kernels that draw numbered pairs and hard negatives.
+"""Numba kernels that draw training pairs and hard negatives by their number.
 
-Every draw is keyed by the pair's number, so a pair is the same in whatever batch or
-order it is asked for.
+Every draw is keyed by the number of its pair, so a pair is the same in every batch and in
+any order of calls.
+
+Axis letters: B pairs, P pairs of a given list, H hard negatives per query, C ranks, N
+nodes, E edges.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from pinsage_jax.cpu.counter_random import GOLDEN, U1, U32, bounded, draw, mix, stream
 from pinsage_jax.cpu.kernel_cache import njit
-from pinsage_jax.sampling.kernels import GOLDEN, U1, U32, bounded, draw, mix, stream
 
 
 @njit(nogil=True, cache=True)
 def permuted(key, index, size):
-    """Place of `index` in a random permutation of [0, size), in constant memory.
+    """Position of `index` in a pseudorandom permutation of [0, size), in constant memory.
 
-    A four-round Feistel network on the smallest even number of bits that holds
-    `size`, walked until it lands inside: the order of an epoch needs no array, and
-    any position can be recomputed alone, so a resume is exact.
+    A four-round Feistel network over the smallest even number of bits that can hold
+    `size`, applied repeatedly until the value is below `size` (cycle walking).  The order
+    of an epoch needs no array, and any position can be computed alone, so that a resumed
+    run continues exactly.
     """
     half = 1
     while (np.int64(1) << (2 * half)) < size:
@@ -28,8 +32,8 @@ def permuted(key, index, size):
     value = np.uint64(index)
     while True:
         left, right = value >> np.uint64(half), value & low
-        for turn in range(4):
-            left, right = right, left ^ (mix(key + right * GOLDEN + np.uint64(turn)) & low)
+        for round_number in range(4):
+            left, right = right, left ^ (mix(key + right * GOLDEN + np.uint64(round_number)) & low)
         value = (left << np.uint64(half)) | right
         if value < np.uint64(size):
             return np.int64(value)
@@ -37,101 +41,106 @@ def permuted(key, index, size):
 
 @njit(nogil=True, cache=True)
 def collection_pairs(
-    indptr, indices, num_items, edge_item_rows, seed, first, queries, targets, via
+    indptr, indices, num_items, num_edges, seed, first, queries, targets, source_collection
 ):
-    """Positive pairs that share a collection: pair number g = first + row.
+    """Positive pairs of two items of one collection; row r is pair first + r of the run.
 
-    One epoch visits every edge (collection c, item q) once, in a permuted order,
-    and pairs q with another item of c drawn uniformly.  Collections with a single
-    item give no pair: there the target is -1.
+    An epoch visits every edge (collection c, item q) once in a permuted order and pairs q
+    with another item of c, drawn uniformly.  A collection with a single item has no pair:
+    its target is -1.
 
     Args:
-      edge_item_rows: int64 number of edges; the collection side of the CSR holds
-        them from position indptr[num_items] on.
-      first: int64, number of the first pair over the whole run.
-      queries, targets, via: int32 [B] outputs; via is the collection's node id.
+      indptr: int64 [N+1]; indices: int32 [2E]; the rows of the graph.
+      num_edges: E; the edges of the collections start at indptr[num_items].
+      seed: uint64.
+      first: int64, number of the first pair, counted over the whole run.
+      queries, targets, source_collection: int32 [B] outputs; source_collection is the
+        node id of the collection.
     """
     base = indptr[num_items]
     for row in range(queries.shape[0]):
         number = first + row
-        epoch = number // edge_item_rows
+        epoch = number // num_edges
         key = stream(seed, epoch, 0)
-        place = base + permuted(key, number - epoch * edge_item_rows, edge_item_rows)
+        edge = base + permuted(key, number - epoch * num_edges, num_edges)
         low, high = num_items, indptr.shape[0] - 1
         while high - low > 1:
             middle = (low + high) >> 1
-            if indptr[middle] <= place:
+            if indptr[middle] <= edge:
                 low = middle
             else:
                 high = middle
         begin, end = indptr[low], indptr[low + 1]
-        queries[row] = indices[place]
-        via[row] = low
+        queries[row] = indices[edge]
+        source_collection[row] = low
         if end - begin < 2:
             targets[row] = -1
             continue
         other = begin + bounded(draw(key, number, 1) >> U32, end - begin - 1)
-        if other >= place:
+        if other >= edge:
             other += 1
         targets[row] = indices[other]
 
 
 @njit(nogil=True, cache=True)
-def unranked(nodes, ranked, table, found, rows):
-    """Lists each node that `ranked` does not hold yet, once.
+def find_unranked(nodes, ranked, table, unranked, rows):
+    """Collects the distinct nodes for which `ranked` is false.
 
     Args:
       nodes: int32 [B]; ranked: bool [N].
-      table: int32 [capacity], a power of two of at least 2 B, all -1.
-      found: int32 [B] output, nodes in the order of their first place.
-      rows: int32 [B] output, where in `found` each node is; -1 where it is ranked.
+      table: int32 [a power of two, at least 2 B], all -1; scratch, a hash table.
+      unranked: int32 [B] output, the distinct nodes in the order of first appearance.
+      rows: int32 [B] output, index of each node in `unranked`; -1 if the node is ranked.
 
     Returns:
-      how many were found.
+      The number of nodes in `unranked`.
     """
     mask = table.shape[0] - 1
     count = 0
-    for place in range(nodes.shape[0]):
-        node = nodes[place]
-        rows[place] = -1
+    for row in range(nodes.shape[0]):
+        node = nodes[row]
+        rows[row] = -1
         if ranked[node]:
             continue
         slot = np.int64(mix(np.uint64(node)) & np.uint64(mask))
-        while table[slot] >= 0 and found[table[slot]] != node:
+        while table[slot] >= 0 and unranked[table[slot]] != node:
             slot = (slot + 1) & mask
         if table[slot] < 0:
             table[slot] = count
-            found[count] = node
+            unranked[count] = node
             count += 1
-        rows[place] = table[slot]
+        rows[row] = table[slot]
     return count
 
 
 @njit(nogil=True, cache=True)
 def draw_from_band(rankings, rows, low, high, targets, seed, first, drawn):
-    """Draws from ranks [low, high) of each query's ranking; -1 where nothing is to be had.
+    """Draws hard negatives from ranks [low, high) of each query's ranking.
 
-    A ranking shorter than `high` has its band shrunk in proportion.  A draw of the
-    query's own target is void.
+    For a ranking shorter than `high` the band shrinks in proportion.  An output is -1 if
+    the band is empty or the draw is the query's own target.
 
     Args:
-      rankings: int32 [n, C] items, best first, then -1; rows: int32 [B] rows of it.
-      targets: int32 [B].
-      first: int64 number of the first pair over the run; keys the draws.
+      rankings: int32 [n, C], items in descending order, padded with -1.
+      rows: int32 [B], the row of each query in `rankings`.
+      low, high: int64, first rank of the band, and one after its last.
+      targets: int32 [B], the targets of the queries.
+      seed: uint64.
+      first: int64, number of the first pair, counted over the whole run.
       drawn: int32 [B, H] output.
     """
     key = stream(seed, 0, 0)
     for row in range(drawn.shape[0]):
         ranking = rankings[rows[row]]
-        reached, end = 0, ranking.shape[0]
-        while reached < end:
-            middle = (reached + end) >> 1
+        length, end = 0, ranking.shape[0]
+        while length < end:
+            middle = (length + end) >> 1
             if ranking[middle] >= 0:
-                reached = middle + 1
+                length = middle + 1
             else:
                 end = middle
-        begin = low if reached >= high else reached * low // high
-        end = min(reached, high)
+        begin = low if length >= high else length * low // high
+        end = min(length, high)
         for column in range(drawn.shape[1]):
             drawn[row, column] = -1
             if begin < end:
@@ -146,49 +155,52 @@ def listed_pairs(pairs, seed, first, queries, targets):
     """Pairs of a given list, each once an epoch in a permuted order.
 
     Args:
-      pairs: int32 [P, 2]; first: int64 number of the first pair over the run.
+      pairs: int32 [P, 2], query and target.
+      seed: uint64.
+      first: int64, number of the first pair, counted over the whole run.
       queries, targets: int32 [B] outputs.
     """
     size = pairs.shape[0]
     for row in range(queries.shape[0]):
         number = first + row
         epoch = number // size
-        place = permuted(stream(seed, epoch, 0), number - epoch * size, size)
-        queries[row] = pairs[place, 0]
-        targets[row] = pairs[place, 1]
+        index = permuted(stream(seed, epoch, 0), number - epoch * size, size)
+        queries[row] = pairs[index, 0]
+        targets[row] = pairs[index, 1]
 
 
 @njit(nogil=True, cache=True)
 def weighted_collection_pairs(
-    indptr, indices, num_items, cumulative, seed, first, queries, targets, via
+    indptr, indices, num_items, cumulative, seed, first, queries, targets, source_collection
 ):
-    """Positive pairs of collections drawn in proportion to a weight, with repetition.
+    """Positive pairs of collections drawn with replacement in proportion to a weight.
 
     Args:
-      cumulative: float64 [collections], running sums of the collections' weights;
-        a collection with fewer than two items must weigh nothing.
-      first: int64, number of the first pair over the whole run.
-      queries, targets, via: int32 [B] outputs; via is the collection's node id.
+      indptr, indices, num_items, seed, first: as in collection_pairs.
+      cumulative: float64 [collections], running sums of the collections' weights; the
+        weight of a collection with fewer than two items must be 0.
+      queries, targets, source_collection: int32 [B] outputs; source_collection is the
+        node id of the collection.
     """
     key = stream(seed, 0, 1)
     last = cumulative.shape[0] - 1
     for row in range(queries.shape[0]):
         number = first + row
-        # 53 bits, the precision of a float64: collections may number many millions.
-        share = np.float64(draw(key, number, 0) >> np.uint64(11)) / 9007199254740992.0
-        wanted = share * cumulative[last]
+        # 53 bits, the precision of float64, because there may be many millions of collections.
+        uniform = np.float64(draw(key, number, 0) >> np.uint64(11)) / 9007199254740992.0
+        target_weight = uniform * cumulative[last]
         low, high = 0, last
         while low < high:
             middle = (low + high) >> 1
-            if cumulative[middle] > wanted:
+            if cumulative[middle] > target_weight:
                 high = middle
             else:
                 low = middle + 1
         begin, end = indptr[num_items + low], indptr[num_items + low + 1]
-        one = bounded(draw(key, number, 1) >> U32, end - begin)
-        other = bounded(draw(key, number, 2) >> U32, end - begin - 1)
-        if other >= one:
-            other += 1
-        queries[row] = indices[begin + one]
-        targets[row] = indices[begin + other]
-        via[row] = num_items + low
+        query = bounded(draw(key, number, 1) >> U32, end - begin)
+        target = bounded(draw(key, number, 2) >> U32, end - begin - 1)
+        if target >= query:
+            target += 1
+        queries[row] = indices[begin + query]
+        targets[row] = indices[begin + target]
+        source_collection[row] = num_items + low

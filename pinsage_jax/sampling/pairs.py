@@ -1,12 +1,12 @@
-"""What a training step compares: positive pairs, random and hard negatives.
+"""Positive pairs, random negatives and hard negatives of training (Ying et al. 2018, 3.3).
 
-PinSage (Ying et al. 2018, section 3.3).  Positives come from engagement pairs
-when the user has them, else from items that share a collection.  Random negatives
-are uniform over the catalog and shared by a minibatch.  Hard negatives of a
-query are drawn from a band of its personalized-PageRank ranking: related, but not
-as related as the positive.
+Positive pairs come from a table of engagement pairs if there is one, else they are two
+items of one collection.  Random negatives are uniform over the catalog and shared by a
+minibatch.  The hard negatives of a query are drawn from a band of ranks of its
+personalized PageRank: items related to the query, but less than the positive.
 
-Shapes: B pairs, R random negatives, H hard negatives per query.
+Axis letters: B pairs, P pairs of a table or items of a pool, R random negatives, H hard
+negatives per query, C ranks.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _PAIR_STREAM = 0x70616972
 _RANDOM_STREAM = 0x72616E64
 _HARD_STREAM = 0x68617264
 _BAND_STREAM = 0x62616E64
-# A band of ranks needs a catalog this many times its worst rank.
-_BANDS_IN_CATALOG = 100
-_RANKING_BYTES = 2**30
-_COLLECTIONS_AT_ONCE = 1 << 16
+# Ranks of hard negatives are scaled down in a catalog smaller than this times the last rank.
+_MIN_CATALOG_PER_RANK = 100
+_MAX_RANKING_BYTES = 2**30
+_COLLECTIONS_PER_BLOCK = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,22 +36,28 @@ class PairBatch:
     """B positive pairs.
 
     Attributes:
-      queries, targets: int32 [B]; a target of -1 marks a pair that does not count.
-      via: int32 [B] node id of the collection the pair was drawn from, or -1.
+      queries: int32 [B], item of each query.
+      targets: int32 [B], item of each positive; -1 marks a pair that does not count.
+      source_collection: int32 [B], node id of the collection that the pair was drawn
+        from; -1 for a pair from a table.
     """
 
     queries: np.ndarray
     targets: np.ndarray
-    via: np.ndarray
+    source_collection: np.ndarray
 
 
-def pairs_per_epoch(graph: Graph, pairs: np.ndarray | None, wanted: int | None = None) -> int:
-    """Pairs in one epoch: as many as `wanted` or, with None, as there are pairs or edges."""
-    return wanted or (graph.num_edges if pairs is None else len(pairs))
+def pairs_per_epoch(graph: Graph, pairs: np.ndarray | None, per_epoch: int | None = None) -> int:
+    """Pairs of one epoch: `per_epoch`, or if it is None the number of pairs or edges."""
+    return per_epoch or (graph.num_edges if pairs is None else len(pairs))
 
 
 class PairSource:
-    """Numbered positive pairs: pair g is the same whoever asks, in any order."""
+    """Draws positive pairs by their number in the run; a pair depends on nothing else.
+
+    Attributes:
+      per_epoch: number of pairs in an epoch.
+    """
 
     def __init__(
         self,
@@ -61,16 +67,19 @@ class PairSource:
         per_epoch: int | None = None,
         power: float = 1.0,
     ):
-        """Draws from `pairs` (int32 [P, 2]) or, without them, from collections.
+        """Chooses how pairs are drawn.
 
         Args:
-          per_epoch: pairs in an epoch; None: as many as there are pairs or edges.
-          power: collections are drawn in proportion to (size - 1) ** power; with 1
-            every edge is visited once an epoch instead, which comes to the same
-            share (size) for large collections but without repetition.
+          graph: the training graph.
+          seed: seed of the run.
+          pairs: a table of pairs, int32 [P, 2]; None draws two items of one collection.
+          per_epoch: number of pairs in an epoch; None means the number of pairs or edges.
+          power: collections are drawn in proportion to (size - 1) ** power.  With 1 every
+            edge is visited once an epoch instead: about the same distribution, without
+            replacement.
 
         Raises:
-          UserError: there is nothing to draw from.
+          UserError: there is no pair to draw.
         """
         self._graph = graph
         self._seed = np.uint64(seed ^ _PAIR_STREAM)
@@ -83,24 +92,26 @@ class PairSource:
                 "or set --validation_collections=0."
             )
         if self._available == 0:
-            raise UserError("There is no training pair; give --train_pairs with rows, or none.")
+            raise UserError(
+                "There is no training pair; pass a --train_pairs table with rows, or none."
+            )
         if pairs is None and power != 1.0:
             self._cumulative = np.cumsum(self._collection_weights(power))
         self.per_epoch = pairs_per_epoch(graph, pairs, per_epoch)
 
     def _collection_weights(self, power: float) -> np.ndarray:
-        """float64 [collections]; 0 for those that hold no pair."""
+        """Sampling weights, float64 [collections]; 0 for a collection without a pair."""
         sizes = np.diff(self._graph.indptr[self._graph.num_items :]).astype(np.float64)
         return np.where(sizes > 1, np.maximum(sizes - 1, 1) ** power, 0.0)
 
     def epoch_of(self, number: int) -> int:
-        """Epoch (from 0) that pair `number` of the run belongs to."""
+        """The epoch, counted from 0, of pair `number` of the run."""
         return number // self.per_epoch
 
     def batch(self, first: int, size: int) -> PairBatch:
-        """Pairs first .. first+size-1 of the run."""
+        """Pairs first, ..., first + size - 1 of the run."""
         queries, targets = np.empty(size, np.int32), np.empty(size, np.int32)
-        via = np.full(size, -1, np.int32)
+        source_collection = np.full(size, -1, np.int32)
         if self._cumulative is not None:
             pair_kernels.weighted_collection_pairs(
                 self._graph.indptr,
@@ -111,7 +122,7 @@ class PairSource:
                 first,
                 queries,
                 targets,
-                via,
+                source_collection,
             )
         elif self._pairs is None:
             pair_kernels.collection_pairs(
@@ -123,37 +134,37 @@ class PairSource:
                 first,
                 queries,
                 targets,
-                via,
+                source_collection,
             )
         else:
             pair_kernels.listed_pairs(self._pairs, self._seed, first, queries, targets)
-        return PairBatch(queries, targets, via)
+        return PairBatch(queries, targets, source_collection)
 
     def target_probability(self) -> np.ndarray:
-        """float32 [num_items] chance that an item is the target of a drawn pair."""
+        """Probability that an item is the target of a drawn pair, float32 [num_items]."""
         count = self._graph.num_items
         if self._pairs is not None:
-            mass = np.bincount(self._pairs[:, 1], minlength=count).astype(np.float64)
+            total = np.bincount(self._pairs[:, 1], minlength=count).astype(np.float64)
         else:
-            # Within a collection every item is equally likely to be the target.
+            # All items of a collection are equally likely to be the target.
             sizes = np.diff(self._graph.indptr[count:])
             weights = (sizes > 1) * sizes.astype(np.float64)
             if self._cumulative is not None:
                 weights = np.diff(self._cumulative, prepend=0.0)
-            each = weights / np.maximum(sizes, 1)
+            item_weights = weights / np.maximum(sizes, 1)
             starts = self._graph.indptr[count:]
-            mass = np.zeros(count)
-            # In blocks: an edge takes 16 bytes here, twice what it takes in the graph.
-            for begin in range(0, len(sizes), _COLLECTIONS_AT_ONCE):
-                end = min(begin + _COLLECTIONS_AT_ONCE, len(sizes))
+            total = np.zeros(count)
+            # In blocks, because an edge takes 16 bytes here, twice as many as in the graph.
+            for begin in range(0, len(sizes), _COLLECTIONS_PER_BLOCK):
+                end = min(begin + _COLLECTIONS_PER_BLOCK, len(sizes))
                 items = self._graph.indices[starts[begin] : starts[end]]
-                shares = np.repeat(each[begin:end], sizes[begin:end])
-                mass += np.bincount(items, weights=shares, minlength=count)
-        return (mass / mass.sum()).astype(np.float32)
+                edge_weights = np.repeat(item_weights[begin:end], sizes[begin:end])
+                total += np.bincount(items, weights=edge_weights, minlength=count)
+        return (total / total.sum()).astype(np.float32)
 
 
 def random_negatives(pool: np.ndarray, size: int, seed: int, step: int) -> np.ndarray:
-    """int32 [R] items drawn uniformly, with repetition, from `pool` (int32 [P])."""
+    """R = `size` items, int32 [R], drawn uniformly with replacement from `pool` int32 [P]."""
     generator = np.random.Generator(np.random.Philox(key=[seed ^ _RANDOM_STREAM, step]))
     return pool[generator.integers(0, len(pool), size)].astype(np.int32)
 
@@ -161,20 +172,24 @@ def random_negatives(pool: np.ndarray, size: int, seed: int, step: int) -> np.nd
 def hard_band(sampling: SamplingConfig, num_items: int) -> tuple[int, int]:
     """Ranks [low, high) of hard negatives, scaled to the size of the catalog.
 
-    The paper's ranks 2000-5000 are meant for a catalog of millions; where it is
-    smaller than 100 times the worst rank, both ends shrink by the same factor.
+    The ranks 2000 to 5000 of Ying et al. 2018 are for a catalog of billions.  In a catalog
+    smaller than 100 times the last rank, both ends are scaled down by the same factor.
     """
     low, high = sampling.hard_low, sampling.hard_high
-    if sampling.hard_scale and num_items < _BANDS_IN_CATALOG * high:
-        factor = num_items / (_BANDS_IN_CATALOG * high)
+    if sampling.hard_scale and num_items < _MIN_CATALOG_PER_RANK * high:
+        factor = num_items / (_MIN_CATALOG_PER_RANK * high)
         low, high = max(1, round(low * factor)), max(2, round(high * factor))
     return low, max(high, low + 1)
 
 
 class Rankings:
-    """Items by personalized PageRank from a node, kept once they have been asked for.
+    """Caches each query's ranking of items by personalized PageRank.
 
-    Several threads may ask at once: what they write for a node is the same.
+    Any number of threads may look up rankings: they write the same values for a query.
+
+    Attributes:
+      low, high: the band of ranks [low, high) of hard negatives.
+      seed: seed of the run.
     """
 
     def __init__(
@@ -183,12 +198,16 @@ class Rankings:
         sampling: SamplingConfig,
         seed: int,
         threads: int = 1,
-        most_bytes: int = _RANKING_BYTES,
+        max_bytes: int = _MAX_RANKING_BYTES,
     ):
-        """Rankings down to the end of the band of hard negatives (`hard_band`).
+        """Computes nothing yet; rankings end with the band of hard negatives (`hard_band`).
 
         Args:
-          most_bytes: rankings are not kept if those of all items take more.
+          tables: the training graph.
+          sampling: numbers and lengths of walks, and the band.
+          seed: seed of the run.
+          threads: host threads; the results do not depend on them.
+          max_bytes: no ranking is cached if those of all items would take more.
         """
         items = tables.graph.num_items
         self.low, self.high = hard_band(sampling, items)
@@ -196,18 +215,23 @@ class Rankings:
         self._tables = tables
         self._sampling = dataclasses.replace(sampling, neighborhood="items")
         self._threads = threads
-        self._keep = 4 * items * self.high <= most_bytes
-        # Memory is only taken for the rows that are written.
-        self._kept = np.empty((items if self._keep else 0, self.high), np.int32)
+        self._use_cache = 4 * items * self.high <= max_bytes
+        # The system allocates a page of the array when it is first written.
+        self._cache = np.empty((items if self._use_cache else 0, self.high), np.int32)
         self._ranked = np.zeros(items, np.bool_)
 
-    def of(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rankings int32 [n, C], padded with -1, and the row int32 [B] of every query in them."""
-        found, rows = np.empty(len(queries), np.int32), np.empty(len(queries), np.int32)
+    def lookup(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rankings of `queries` (int32 [B]).
+
+        Returns:
+          (rankings, rows): int32 [n, C], items in descending order, padded with -1; and
+          int32 [B], the row of each query's ranking.
+        """
+        unranked, rows = np.empty(len(queries), np.int32), np.empty(len(queries), np.int32)
         table = np.full(1 << (2 * len(queries)).bit_length(), -1, np.int32)
-        count = pair_kernels.unranked(queries, self._ranked, table, found, rows)
-        starts = found[:count]
-        fresh = visit_counts(
+        count = pair_kernels.find_unranked(queries, self._ranked, table, unranked, rows)
+        starts = unranked[:count]
+        new = visit_counts(
             self._tables,
             starts,
             self._sampling,
@@ -216,25 +240,31 @@ class Rankings:
             num_neighbors=self.high,
             num_walks=self._sampling.hard_walks,
         ).ids
-        if not self._keep:
-            return fresh, rows
-        self._kept[starts] = fresh
+        if not self._use_cache:
+            return new, rows
+        self._cache[starts] = new
         self._ranked[starts] = True
-        return self._kept, queries
+        return self._cache, queries
 
 
 def hard_negatives(rankings: Rankings, pairs: PairBatch, *, size: int, first: int) -> np.ndarray:
-    """Hard negatives int32 [B, H] of each query; -1 where a query has none.
+    """Hard negatives of each query, int32 [B, H]; -1 for a missing one.
 
-    Ranks items by visit count of `hard_walks` walks from the query (an estimate of
-    personalized PageRank) and draws uniformly, with repetition, from the band.  A
-    query whose walks reach fewer items than the band's end has its band shrunk in
-    proportion.  The query's own target is never drawn.
+    Items are ranked by the visit counts of `hard_walks` walks from the query, an estimate
+    of personalized PageRank, and drawn uniformly with replacement from the band of ranks.
+    If the walks reach fewer items than the end of the band, the band shrinks in
+    proportion.  A query's own target is never returned.
+
+    Args:
+      rankings: rankings of the training graph.
+      pairs: B pairs.
+      size: H.
+      first: number of the first pair, counted over the whole run.
     """
     drawn = np.empty((len(pairs.queries), size), np.int32)
-    lists, rows = rankings.of(pairs.queries)
+    ranked_items, rows = rankings.lookup(pairs.queries)
     key = np.uint64(rankings.seed ^ _BAND_STREAM)
     pair_kernels.draw_from_band(
-        lists, rows, rankings.low, rankings.high, pairs.targets, key, first, drawn
+        ranked_items, rows, rankings.low, rankings.high, pairs.targets, key, first, drawn
     )
     return drawn

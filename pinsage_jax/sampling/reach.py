@@ -1,10 +1,10 @@
-"""Which walks may have met a change: nodes near the ones whose edges changed.
+"""Finds the nodes whose random walks may change when edges of the graph change.
 
-A walk of L steps from an item makes 2L hops and reads the row of the node that it
-stands on before each: rows at most 2L - 1 hops away (restarts only bring it nearer).
-Draws are keyed by start, walk and step, so a walk that reads no changed row goes on as
-before.  Up to the first changed row it runs along edges that did not change, so the
-distance in either graph bounds it.
+A walk of L steps from an item makes 2L hops.  Before each hop it reads the row of the node
+on which it stands, so it reads rows at most 2L - 1 hops away from its start (a restart only
+brings it closer).  Draws are keyed by start node, walk and step, so a walk that reads no
+changed row is the same as before.  Up to the first changed row it follows unchanged edges,
+so the distance in either of the two graphs is a valid bound.
 """
 
 from __future__ import annotations
@@ -15,36 +15,45 @@ from pinsage_jax.cpu.kernel_cache import njit
 from pinsage_jax.graph.csr import Graph
 
 
-def walks_to_repeat(graph: Graph, changed: np.ndarray, walk_length: int) -> np.ndarray:
-    """Nodes, bool [N], from which a walk may read the row of a changed node.
+def nodes_to_resample(graph: Graph, changed: np.ndarray, walk_length: int) -> np.ndarray:
+    """Nodes from which a walk may read the row of a changed node, bool [N].
 
     Args:
       graph: the graph after (or before) the change.
-      changed: int32 [c] nodes whose neighbors or edge weights changed.
+      changed: int32 [c], nodes whose neighbors or edge weights changed.
+      walk_length: L, steps of a walk.
     """
     hops = np.full(graph.num_nodes, -1, np.int32)
     queue = np.empty(graph.num_nodes, np.int32)
     indptr, indices = np.asarray(graph.indptr), np.asarray(graph.indices)
-    _spread(indptr, indices, np.unique(changed).astype(np.int32), 2 * walk_length - 1, hops, queue)
+    sources = np.unique(changed).astype(np.int32)
+    _breadth_first(indptr, indices, sources, 2 * walk_length - 1, hops, queue)
     return hops >= 0
 
 
 @njit(nogil=True, cache=True)
-def _spread(indptr, indices, sources, most, hops, queue):
-    """hops int32 [N]: distance from the sources, where it is at most `most`; else as given, -1."""
+def _breadth_first(indptr, indices, sources, max_hops, hops, queue):
+    """Breadth-first search: distances from the sources, up to `max_hops`.
+
+    Args:
+      indptr: int64 [N+1], indices: int32 [2E]; the graph.
+      sources: int32 [s], distinct.
+      hops: int32 [N] output, -1 on entry; -1 remains for nodes farther away.
+      queue: int32 [N]; scratch.
+    """
     last = 0
-    for place in range(sources.shape[0]):
-        hops[sources[place]] = 0
-        queue[last] = sources[place]
+    for index in range(sources.shape[0]):
+        hops[sources[index]] = 0
+        queue[last] = sources[index]
         last += 1
     first = 0
     while first < last:
         node = queue[first]
         first += 1
-        if hops[node] == most:
+        if hops[node] == max_hops:
             break
-        for place in range(indptr[node], indptr[node + 1]):
-            other = indices[place]
+        for edge in range(indptr[node], indptr[node + 1]):
+            other = indices[edge]
             if hops[other] < 0:
                 hops[other] = hops[node] + 1
                 queue[last] = other

@@ -1,13 +1,13 @@
-"""Neighbor lists on disk: a table of all nodes in shards that outlive a kill.
+"""Neighbor lists on disk: a table of all nodes in shards, written so that a build can resume.
 
 FOLDER/
-  00012-1a2b3c4d.npy   int32 [2, rows, T]: ids and visit counts of nodes
-                       [12 * shard_nodes, ...); the name holds the CRC-32 of the file
+  00012-1a2b3c4d.npy   int32 [2, rows, T]: ids and visit counts of the nodes from
+                       12 * shard_nodes on; the name contains the CRC-32 of the file
 
-A shard is written beside and renamed, so it is there whole or not at all, and a build
-that was stopped goes on with the shards that are missing.  Opening reads every shard
-once against its checksum; one that differs is named and made again.  The folder says
-nothing about what the lists are of: its name is the caller's key.
+A shard is written under a temporary name and renamed, so that it is complete or absent,
+and an interrupted build continues with the missing shards.  Opening the table verifies
+every shard against its checksum; a damaged one is reported and sampled again.  The
+folder's name, which the caller chooses, must identify the lists.
 """
 
 from __future__ import annotations
@@ -26,29 +26,32 @@ from pinsage_jax.core.signals import raise_if_stopped
 
 SHARD_NODES = 1 << 16
 
-# (begin, end) -> ids and counts int32 [end - begin, T] of these nodes.
-MakeRows = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+# (begin, end) -> ids and counts, int32 [end - begin, T] each, of these nodes.
+SampleRows = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 
 
 class ShardedTable:
-    """Lists [N, T] in memory-mapped shards, complete and checked."""
+    """Neighbor lists [N, T] in memory-mapped, verified shards."""
 
     def __init__(
         self,
         folder: pathlib.Path,
         num_nodes: int,
         width: int,
-        make: MakeRows,
+        sample_rows: SampleRows,
         shard_nodes: int = SHARD_NODES,
     ):
-        """Opens the shards of `folder` and makes those that are missing or damaged.
+        """Opens the shards of `folder` and samples those that are missing or damaged.
 
         Args:
-          num_nodes: N; width: T; shard_nodes: nodes of a shard.
-          make: gives the same rows whenever it is called.
+          folder: folder of the shards; created if it does not exist.
+          num_nodes: N, number of nodes.
+          width: T, length of a list.
+          sample_rows: computes lists; it must return the same ones in every run.
+          shard_nodes: number of nodes per shard.
 
         Raises:
-          Stopped: a signal asked the run to stop; the shards made so far stay.
+          Stopped: a signal requested a stop; the shards written so far remain.
           UserError: the disk is full or the folder cannot be written.
         """
         with files.reported_os_errors(folder):
@@ -57,22 +60,22 @@ class ShardedTable:
         self._folder, self._width = folder, width
         self._shard_nodes = shard_nodes
         self._shards: list[np.ndarray] = []
-        found = _paths_by_number(folder)
+        existing = _paths_by_number(folder)
         with Progress(num_nodes, "node", "neighborhoods on disk") as progress:
             for number, begin in enumerate(range(0, num_nodes, shard_nodes)):
                 raise_if_stopped()
                 end = min(begin + shard_nodes, num_nodes)
                 shard = None
-                for path in found.get(number, []):
-                    shard = self._opened(path, end - begin) if shard is None else shard
+                for path in existing.get(number, []):
+                    shard = self._open(path, end - begin) if shard is None else shard
                 if shard is None:
-                    shard = self._opened(self._written(number, make(begin, end)), end - begin)
+                    shard = self._open(self._write(number, sample_rows(begin, end)), end - begin)
                 if shard is None:
-                    raise OSError(f"{folder} does not keep what is written to it")
+                    raise OSError(f"{folder} does not return the bytes that were written to it")
                 self._shards.append(shard)
                 progress.update(end - begin)
 
-    def _written(self, number: int, rows: tuple[np.ndarray, np.ndarray]) -> pathlib.Path:
+    def _write(self, number: int, rows: tuple[np.ndarray, np.ndarray]) -> pathlib.Path:
         buffer = io.BytesIO()
         np.save(buffer, np.stack(rows).astype(np.int32, copy=False), allow_pickle=False)
         data = buffer.getbuffer()
@@ -81,8 +84,8 @@ class ShardedTable:
             temporary.write_bytes(data)
         return path
 
-    def _opened(self, path: pathlib.Path, rows: int) -> np.ndarray | None:
-        """The shard int32 [2, rows, T]; None, and the file deleted, if it is damaged."""
+    def _open(self, path: pathlib.Path, rows: int) -> np.ndarray | None:
+        """The shard int32 [2, rows, T]; deletes the file and returns None if it is damaged."""
         if files.checksum(path) == path.stem.partition("-")[2]:
             shard = files.read_array(path)
             if shard.shape == (2, rows, self._width) and shard.dtype == np.int32:
@@ -91,24 +94,24 @@ class ShardedTable:
         path.unlink()
         return None
 
-    def take(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Copies of the ids and counts, int32 [S, T], of `nodes` (int [S])."""
+    def lookup(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of the ids and counts, int32 [S, T] each, of `nodes` (int [S])."""
         ids = np.empty((len(nodes), self._width), np.int32)
         counts = np.empty_like(ids)
-        shard, row = np.divmod(nodes, self._shard_nodes)
-        order = np.argsort(shard, kind="stable")
-        bounds = np.searchsorted(shard[order], np.arange(len(self._shards) + 1))
+        shard_number, row = np.divmod(nodes, self._shard_nodes)
+        order = np.argsort(shard_number, kind="stable")
+        bounds = np.searchsorted(shard_number[order], np.arange(len(self._shards) + 1))
         for number in np.flatnonzero(np.diff(bounds)):
-            places = order[bounds[number] : bounds[number + 1]]
-            of_shard = self._shards[number]
-            ids[places], counts[places] = of_shard[0][row[places]], of_shard[1][row[places]]
+            members = order[bounds[number] : bounds[number + 1]]
+            shard = self._shards[number]
+            ids[members], counts[members] = shard[0][row[members]], shard[1][row[members]]
         return ids, counts
 
 
 def _paths_by_number(folder: pathlib.Path) -> dict[int, list[pathlib.Path]]:
-    found: dict[int, list[pathlib.Path]] = {}
+    paths: dict[int, list[pathlib.Path]] = {}
     for path in sorted(folder.glob("*-*.npy")):
         number = path.stem.partition("-")[0]
         if number.isdigit():
-            found.setdefault(int(number), []).append(path)
-    return found
+            paths.setdefault(int(number), []).append(path)
+    return paths

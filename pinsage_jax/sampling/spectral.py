@@ -1,19 +1,18 @@
-"""Structural input: where an item's collections lie in a spectral map of the graph.
+"""Spectral features of nodes, from a truncated SVD of the item-collection matrix.
 
-The map is the truncated SVD of the degree-normalized item-collection matrix of the
-training graph.  It gives every item known then a base vector; a collection lies at
-the mean of its items' bases, and an item at the (unit-length) sum of its
-collections:
+The SVD of the degree-normalized matrix of the training graph gives every item of that graph
+a base vector b.  The spectral feature of a collection is the mean of its items' base
+vectors, and that of an item is the sum of its collections' features, scaled to unit length:
 
   M = Di^-1/2 A Dc^-1/2 = U S V'        b_i = U_i / sqrt(d_i)
   c_k = mean of b_i over items i in k   s_u = unit(sum of c_k over collections k of u)
 
-Only the bases are learned.  Everything else is computed from the edges of the graph
-in use, so a new item, a new collection, or an item whose collection is hidden from
-it has its place without a new decomposition, and no item's place needs its own base.
-An item without edges has no place: zeros.
+Only the base vectors are fixed by training.  The rest follows from the edges of the graph
+in use, so a new item, a new collection, and an item with a masked collection have spectral
+features without a new decomposition, and an item's feature does not need its own base
+vector.  The feature of an isolated node is zero.
 
-Shapes: N items, C collections, r dimensions.
+Axis letters: N items, C collections, r dimensions, n rows, E edges.
 """
 
 from __future__ import annotations
@@ -33,20 +32,26 @@ from pinsage_jax.cpu.kernel_cache import njit
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling.neighborhoods import run_blocks
 
-FOLDER = "structure"
-# N times r at most: 0.8 GiB of places, and some six times that while they are found.
-MOST_PLACE_NUMBERS = 200_000_000
+FOLDER = "spectral"
+# Largest N times r: 0.8 GiB of features, and about six times as much during the SVD.
+MAX_SPECTRAL_NUMBERS = 200_000_000
 POWER_ITERATIONS = 4
 _ROWS_PER_TASK = 4096
 
 
 def item_bases(graph: Graph, dim: int, seed: int) -> np.ndarray:
-    """Base vectors of all items, float32 [num_items, r], r = min(dim, what the graph gives)."""
+    """Base vectors of all items, float32 [N, r].
+
+    Args:
+      graph: the training graph.
+      dim: requested r; the rank of the matrix limits it to min(N, C) - 1.
+      seed: seed of the randomized SVD (Halko et al. 2011).
+    """
     items, collections = graph.num_items, graph.num_collections
     degree = np.maximum(np.diff(graph.indptr), 1).astype(np.float64)
     scale = 1.0 / np.sqrt(degree)
     edges = graph.num_edges
-    # The rows of the graph are those of the matrix; 8 bytes an edge and no copies.
+    # The item rows of the graph are the rows of the matrix, so the indices need no copy.
     values = np.empty(edges, np.float32)
     _edge_scales(graph.indptr, graph.indices, scale, values)
     columns = graph.indices[:edges] - np.int32(items)
@@ -63,10 +68,15 @@ def item_bases(graph: Graph, dim: int, seed: int) -> np.ndarray:
 def saved_bases(
     workdir: str | pathlib.Path, graph: Graph, dim: int, seed: int, fingerprint: str
 ) -> np.ndarray:
-    """item_bases of the training graph, computed once per workdir and fingerprint.
+    """Loads the item_bases of the training graph, or computes and saves them.
 
-    Kept in WORKDIR/structure/ because the trained network belongs to these very
-    vectors; a damaged file is computed again, which gives the same ones.
+    They are saved in WORKDIR/spectral/ because a trained network depends on these vectors.
+    A damaged file is computed again, with the same result.
+
+    Args:
+      workdir: folder of the run.
+      graph, dim, seed: see item_bases.
+      fingerprint: identifies the graph and the settings that the vectors depend on.
     """
     folder = pathlib.Path(workdir) / FOLDER
     manifest = folder / "manifest.json"
@@ -87,72 +97,85 @@ def saved_bases(
     return bases
 
 
-class Structure:
-    """Places of the nodes of one graph.
+class SpectralFeatures:
+    """The spectral features of the nodes of one graph.
 
     Attributes:
       dim: r.
     """
 
     def __init__(self, graph: Graph, bases: np.ndarray, threads: int = 1):
-        """Takes the bases and the graph in use.
+        """Computes the features of all collections, and their sums over each item.
 
         Args:
-          bases: float32 [b, r] of the first b items; those behind them, which came
-            later, have none and do not count in a collection's mean.
+          graph: the graph in use.
+          bases: base vectors of the first b items, float32 [b, r].  The items behind them,
+            added after training, have none and do not count in a collection's mean.
+          threads: host threads; the features do not depend on them.
         """
         self.dim = bases.shape[1]
         items, collections = graph.num_items, graph.num_collections
         self._collections = _sums(graph, items, collections, 0, np.asarray(bases), threads)
         starts = graph.indptr[items:] - graph.num_edges
         if len(bases) < items:
-            counted = graph.indices[graph.num_edges :] < len(bases)
-            starts = np.concatenate([[0], np.cumsum(counted)])[starts]
+            has_base = graph.indices[graph.num_edges :] < len(bases)
+            starts = np.concatenate([[0], np.cumsum(has_base)])[starts]
         self._collections /= np.maximum(np.diff(starts), 1).astype(np.float32)[:, None]
-        self._totals = _sums(graph, 0, items, items, self._collections, threads)
+        self._item_sums = _sums(graph, 0, items, items, self._collections, threads)
 
-    def of_new_items(self, known: sparse.csr_matrix, new_collections: int) -> Structure:
-        """Places of items, and of collections of theirs, that this graph does not hold.
+    def for_new_items(self, known: sparse.csr_matrix, new_collections: int) -> SpectralFeatures:
+        """The features of new items and of new collections, which this graph does not have.
 
-        Nodes count from 0, new items first.  Places of the graph's own collections stay
-        as they are; a new collection has no item with a base, so its place is zeros.
+        In the result the new items are numbered from 0, and the new collections follow
+        them.  The features of this graph's collections do not change; the feature of a new
+        collection is zero, because none of its items has a base vector.
 
         Args:
-          known: float32 [n, num_collections], 1 where a new item is in a collection.
+          known: float32 [n, C], 1 if a new item is in a collection of this graph.
+          new_collections: number of new collections.
         """
-        places = copy.copy(self)
-        places._totals = np.asarray(known @ self._collections, np.float32)
-        places._collections = np.zeros((new_collections, self.dim), np.float32)
-        return places
+        features = copy.copy(self)
+        features._item_sums = np.asarray(known @ self._collections, np.float32)
+        features._collections = np.zeros((new_collections, self.dim), np.float32)
+        return features
 
     def gather(
-        self, nodes: np.ndarray, edges: np.ndarray, hidden: np.ndarray, out: np.ndarray
+        self, nodes: np.ndarray, edges: np.ndarray, masked_collection: np.ndarray, out: np.ndarray
     ) -> None:
-        """Writes the places of `nodes` (int32 [n]) into out float32 [n, r].
+        """Writes the features of `nodes` to `out`.
 
         Args:
-          edges: int32 [n] edges that may be seen; a node with none gets zeros.
-          hidden: int32 [n] collection (node id) that the node must not know of, or -1.
+          nodes: int32 [n].
+          edges: int32 [n], visible edges of each node; without any the feature is zero.
+          masked_collection: int32 [n], node id of a collection that does not count, or -1.
+          out: float32 [n, r] output.
         """
-        _gather_places(self._totals, self._collections, nodes, edges, hidden, out)
+        _gather(self._item_sums, self._collections, nodes, edges, masked_collection, out)
 
 
 def _sums(
-    graph: Graph, first: int, rows: int, shift: int, table: np.ndarray, threads: int
+    graph: Graph, first: int, rows: int, offset: int, table: np.ndarray, threads: int
 ) -> np.ndarray:
-    """float32 [rows, r]: of nodes first + row, the sum of the rows neighbor - shift there are."""
+    """Row i is the sum of table[neighbor - offset] over the neighbors of node first + i.
+
+    Neighbors beyond the end of the table do not count.
+
+    Returns:
+      float32 [rows, r].
+    """
     out = np.zeros((rows, table.shape[1]), np.float32)
     indptr, indices = np.asarray(graph.indptr), np.asarray(graph.indices)
-    work = functools.partial(_add_neighbors, indptr, indices, first, shift, table, out)
+    work = functools.partial(_add_neighbors, indptr, indices, first, offset, table, out)
     run_blocks(rows, threads, work, _ROWS_PER_TASK)
     return out
 
 
 @njit(nogil=True, cache=True)
-def _add_neighbors(indptr, indices, first, shift, table, out, begin, end):
+def _add_neighbors(indptr, indices, first, offset, table, out, begin, end):
+    """Rows begin to end of _sums."""
     for row in range(begin, end):
         for edge in range(indptr[first + row], indptr[first + row + 1]):
-            other = indices[edge] - shift
+            other = indices[edge] - offset
             if other >= table.shape[0]:
                 continue
             for column in range(out.shape[1]):
@@ -161,7 +184,7 @@ def _add_neighbors(indptr, indices, first, shift, table, out, begin, end):
 
 @njit(nogil=True, cache=True)
 def _edge_scales(indptr, indices, scale, out):
-    """out float32 [E]: scale[item] * scale[collection] of every edge in order of the items."""
+    """out[e] = scale[item] * scale[collection], float32 [E], of the edges in the items' order."""
     row = 0
     for edge in range(out.shape[0]):
         while indptr[row + 1] <= edge:
@@ -170,24 +193,25 @@ def _edge_scales(indptr, indices, scale, out):
 
 
 @njit(nogil=True, cache=True)
-def _gather_places(totals, collections, nodes, edges, hidden, out):
-    items = totals.shape[0]
+def _gather(item_sums, collections, nodes, edges, masked_collection, out):
+    """See SpectralFeatures.gather."""
+    items = item_sums.shape[0]
     for row in range(nodes.shape[0]):
         node = nodes[row]
         out[row, :] = 0.0
         if edges[row] <= 0:
             continue
         squares = 0.0
-        for column in range(totals.shape[1]):
+        for column in range(item_sums.shape[1]):
             if node >= items:
                 value = collections[node - items, column]
             else:
-                value = totals[node, column]
-                if hidden[row] >= 0:
-                    value -= collections[hidden[row] - items, column]
+                value = item_sums[node, column]
+                if masked_collection[row] >= 0:
+                    value -= collections[masked_collection[row] - items, column]
             out[row, column] = value
             squares += value * value
         if squares > 1e-30:
             length = np.float32(1.0 / np.sqrt(squares))
-            for column in range(totals.shape[1]):
+            for column in range(item_sums.shape[1]):
                 out[row, column] *= length

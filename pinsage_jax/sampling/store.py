@@ -1,23 +1,23 @@
-"""Where neighborhoods come from: walked when asked for, or walked once and kept.
+"""Stores of neighborhoods: sampled on demand, or sampled once and cached.
 
---neighborhood_store says which:
+--neighborhood_store chooses one:
 
-  memory  one [N, T] table, 8 bytes a neighbor, made before the first step.  Right
-          where nodes are asked for more often than once per set of neighborhoods (any
-          run of several epochs, and inference) and the table fits beside the rest.
-  disk    the same table in checked shards under WORKDIR/neighborhoods (shards.py),
-          memory-mapped.  Right where the table is large, or its making so long that a
-          later stage or a run that was killed should find it again.
-  none    nothing is kept.  Right for runs that ask for fewer nodes than there are: a
+  memory  one [N, T] table, 8 bytes per neighbor, sampled before the first step.  For runs
+          that look up nodes more often than once (any run of several epochs, and
+          inference) if the table fits in memory.
+  disk    the same table in verified shards under WORKDIR/neighborhoods (shards.py),
+          memory-mapped.  For large tables, and for tables that a later stage or a resumed
+          run should find again because sampling takes long.
+  none    nothing is cached.  For runs that look up fewer nodes than there are, such as a
           few steps on a large catalog.
-  auto    memory up to 256 MiB, disk beyond.
+  auto    memory up to 256 MiB, else disk.
 
-Where training re-samples every epoch a store in memory keeps the lists of one epoch, each
-walked when it is first asked for (epoch_lists.py); the others then keep none.
+If training re-samples every epoch, a store in memory caches the lists of one epoch, each
+sampled when it is first looked up (epoch_lists.py); the other stores cache none of them.
 
-The lists are the same in each.  Rows that hide the collection or the edge behind a
-training pair are always walked when asked for, because they belong to the pair and not
-to the node.  `python -m benchmarks.run neighborhood_store` measures each.
+The lists are the same in every store.  Rows that mask the collection or the neighbor of a
+training pair are always sampled on demand, because they belong to the pair and not to the
+node.  `python -m benchmarks.run neighborhood_store` measures each store.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ FOLDER = "neighborhoods"
 AUTO_BYTES = 1 << 28
 _NODES_PER_STEP = 16384
 _FORMAT = 1
-_PROBED = 64
+_PROBE_NODES = 64
 
 
 class NeighborhoodSource:
-    """Answers "which neighbors, with how many visits" for nodes of one graph."""
+    """Returns the neighbors and visit counts of the nodes of one graph."""
 
     def __init__(
         self,
@@ -54,20 +54,23 @@ class NeighborhoodSource:
         store: str = "memory",
         folder: str | pathlib.Path | None = None,
     ):
-        """Nothing is sampled yet.
+        """Samples nothing yet.
 
         Args:
-          store: memory, disk, none or auto: what `materialize` does.
-          folder: where stores on disk lie, each in a folder named by its key; without
-            one auto stays in memory.
+          graph: the graph of the walks.
+          sampling: settings of the walks.
+          seed: seed of the run.
+          threads: host threads; the lists do not depend on them.
+          store: memory, disk, none or auto; what `materialize` does.
+          folder: parent folder of stores on disk; without one, auto means memory.
         """
         self.graph = graph
         self.sampling = sampling
         self.seed = seed
         self.threads = threads
         self.tables = WalkTables(graph)
-        self._kept: Neighborhoods | ShardedTable | None = None
-        self._newest: EpochLists | None = None
+        self._cache: Neighborhoods | ShardedTable | None = None
+        self._epoch_lists: EpochLists | None = None
         if store == "auto":
             size = 8 * self.num_nodes * sampling.num_neighbors
             store = "memory" if folder is None or size <= AUTO_BYTES else "disk"
@@ -76,54 +79,56 @@ class NeighborhoodSource:
 
     @property
     def num_nodes(self) -> int:
-        """Nodes that can be asked for: items, or items and collections."""
+        """Number of nodes with a list: items, or items and collections."""
         return self.graph.num_nodes if self.sampling.neighborhood == "all" else self.graph.num_items
 
-    def like(self, sampling: SamplingConfig) -> NeighborhoodSource:
-        """A source with other settings over the same graph, in the same kind of store."""
+    def with_config(self, sampling: SamplingConfig) -> NeighborhoodSource:
+        """A source over the same graph, in the same kind of store, with other settings."""
         return NeighborhoodSource(
             self.graph, sampling, self.seed, self.threads, self.store, self._folder
         )
 
     def materialize(self) -> Neighborhoods | ShardedTable | None:
-        """Walks from every node once and keeps the lists, as far as the store keeps any.
+        """Samples and caches the lists of all nodes; None if the store caches nothing.
 
         Raises:
-          Stopped, UserError: as ShardedTable does, with a store on disk.
+          Stopped: a signal requested a stop (store on disk).
+          UserError: the disk is full or the folder cannot be written.
         """
-        if self._kept is None and self.store == "disk":
-            self._kept = self._on_disk()
-        elif self._kept is None and self.store == "memory":
+        if self._cache is None and self.store == "disk":
+            self._cache = self._open_shards()
+        elif self._cache is None and self.store == "memory":
             size = (self.num_nodes, self.sampling.num_neighbors)
             ids, counts = np.empty(size, np.int32), np.empty(size, np.int32)
             with Progress(self.num_nodes, "node", "sampling neighborhoods") as progress:
                 for begin in range(0, self.num_nodes, _NODES_PER_STEP):
                     end = min(begin + _NODES_PER_STEP, self.num_nodes)
-                    ids[begin:end], counts[begin:end] = self._rows(begin, end)
+                    ids[begin:end], counts[begin:end] = self._sample_rows(begin, end)
                     progress.update(end - begin)
-            self._kept = Neighborhoods(ids, counts)
-        return self._kept
+            self._cache = Neighborhoods(ids, counts)
+        return self._cache
 
-    def _on_disk(self) -> ShardedTable:
+    def _open_shards(self) -> ShardedTable:
         if self._folder is None:
             raise ValueError("a store on disk needs a folder")
         folder = pathlib.Path(self._folder) / self.key()
-        logging.info("neighborhoods of %d nodes are kept in %s", self.num_nodes, folder)
+        logging.info("neighborhoods of %d nodes are stored in %s", self.num_nodes, folder)
         width = self.sampling.num_neighbors
-        table = ShardedTable(folder, self.num_nodes, width, self._rows, SHARD_NODES)
-        # What is left to walk are a few rows a step.
+        table = ShardedTable(folder, self.num_nodes, width, self._sample_rows, SHARD_NODES)
+        # From now on only the masked rows of a step are sampled, which read little of the graph.
         files.release(self.graph.indices)
         return table
 
     def key(self) -> str:
-        """What lists depend on, as 16 hexadecimal digits: graph, settings, seed, sampler.
+        """16 hexadecimal digits that identify the lists: graph, settings, seed and sampler.
 
-        A few lists are sampled for it, so that a sampler that answers otherwise, in a
-        later version, has a key of its own.
+        The key also covers the lists of a few nodes, so that a later version with a
+        different sampler has a different key.
         """
         sampling = self.sampling
-        some = np.unique(np.linspace(0, max(self.num_nodes - 1, 0), _PROBED).astype(np.int32))
-        probe = self._walk(some[: self.num_nodes], 0, None, None, 1)
+        nodes = np.linspace(0, max(self.num_nodes - 1, 0), _PROBE_NODES).astype(np.int32)
+        nodes = np.unique(nodes)[: self.num_nodes]
+        probe = self._sample(nodes, 0, None, None, 1)
         return files.fingerprint(
             [
                 _FORMAT,
@@ -134,11 +139,11 @@ class NeighborhoodSource:
             ]
         )
 
-    def _rows(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        found = self._walk(np.arange(begin, end, dtype=np.int32), 0, None, None, self.threads)
-        return found.ids, found.counts
+    def _sample_rows(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        lists = self._sample(np.arange(begin, end, dtype=np.int32), 0, None, None, self.threads)
+        return lists.ids, lists.counts
 
-    def _walk(self, nodes, epoch, hidden, dropped, threads) -> Neighborhoods:
+    def _sample(self, nodes, epoch, masked_collection, masked_neighbor, threads) -> Neighborhoods:
         return visit_counts(
             self.tables,
             nodes,
@@ -146,66 +151,72 @@ class NeighborhoodSource:
             seed=self.seed,
             epoch=epoch,
             threads=threads,
-            hidden=hidden,
-            dropped=dropped,
+            masked_collection=masked_collection,
+            masked_neighbor=masked_neighbor,
         )
 
     def lookup(
         self,
         nodes: np.ndarray,
         epoch: int = 0,
-        hidden: np.ndarray | None = None,
-        dropped: np.ndarray | None = None,
+        masked_collection: np.ndarray | None = None,
+        masked_neighbor: np.ndarray | None = None,
         threads: int | None = None,
     ) -> Neighborhoods:
-        """Neighborhoods of `nodes` (int [S]) as [S, T] arrays.
+        """The neighborhoods of `nodes` (int [S]), arrays [S, T].
 
-        Unless the settings ask to re-sample, every epoch gives the lists of epoch
-        0.  A row with `hidden` or `dropped` set (not -1) is walked accordingly.
+        Unless the settings re-sample every epoch, the lists of all epochs are those of
+        epoch 0.  Rows with a mask are sampled on demand.
+
+        Args:
+          nodes: int [S].
+          epoch: epoch of the walks.
+          masked_collection, masked_neighbor: int32 [S], -1 for no mask; see visit_counts.
+          threads: host threads; None means those of the source.
         """
         threads = self.threads if threads is None else threads
         epoch = epoch if self.sampling.resample else 0
-        special = np.zeros(len(nodes), bool)
-        for limit in (hidden, dropped):
-            if limit is not None:
-                special |= limit >= 0
-        found = self._from_tables(nodes, epoch, special, threads)
-        if found is None:
-            return self._walk(nodes, epoch, hidden, dropped, threads)
-        rows = np.flatnonzero(special)
+        masked = np.zeros(len(nodes), bool)
+        for mask in (masked_collection, masked_neighbor):
+            if mask is not None:
+                masked |= mask >= 0
+        lists = self._from_cache(nodes, epoch, masked, threads)
+        if lists is None:
+            return self._sample(nodes, epoch, masked_collection, masked_neighbor, threads)
+        rows = np.flatnonzero(masked)
         if rows.size:
-            walked = self._walk(
+            sampled = self._sample(
                 nodes[rows],
                 epoch,
-                None if hidden is None else hidden[rows],
-                None if dropped is None else dropped[rows],
+                None if masked_collection is None else masked_collection[rows],
+                None if masked_neighbor is None else masked_neighbor[rows],
                 threads,
             )
-            found.ids[rows], found.counts[rows] = walked.ids, walked.counts
-        return found
+            lists.ids[rows], lists.counts[rows] = sampled.ids, sampled.counts
+        return lists
 
-    def forget_epochs(self) -> None:
-        """Drops the lists of the newest epoch: what is asked for next may be an older one."""
-        self._newest = None
+    def clear_epoch_lists(self) -> None:
+        """Drops the cached lists of an epoch, so that an earlier epoch can be cached."""
+        self._epoch_lists = None
 
-    def _from_tables(self, nodes, epoch, special, threads) -> Neighborhoods | None:
-        """New arrays with the lists of an epoch, right where not `special`; None: none is kept."""
-        if self._kept is not None and epoch == 0:
-            if isinstance(self._kept, ShardedTable):
-                return Neighborhoods(*self._kept.take(nodes))
-            return Neighborhoods(self._kept.ids[nodes], self._kept.counts[nodes])
+    def _from_cache(self, nodes, epoch, masked, threads) -> Neighborhoods | None:
+        """Copies of cached lists, valid in rows that are not `masked`; None without a cache."""
+        if self._cache is not None and epoch == 0:
+            if isinstance(self._cache, ShardedTable):
+                return Neighborhoods(*self._cache.lookup(nodes))
+            return Neighborhoods(self._cache.ids[nodes], self._cache.counts[nodes])
         if not self.sampling.resample or self.store != "memory":
             return None
-        lists = self._newest
-        if lists is None or lists.epoch < epoch:
-            lists = EpochLists(epoch, self.num_nodes, self.sampling.num_neighbors)
-            self._newest = lists
-        if lists.epoch != epoch:
-            # Of a producer that is still in the epoch before.
+        cache = self._epoch_lists
+        if cache is None or cache.epoch < epoch:
+            cache = EpochLists(epoch, self.num_nodes, self.sampling.num_neighbors)
+            self._epoch_lists = cache
+        if cache.epoch != epoch:
+            # The caller is a producer that still builds batches of the previous epoch.
             return None
 
-        def walk(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            walked = self._walk(some, epoch, None, None, threads)
-            return walked.ids, walked.counts
+        def walk(missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            lists = self._sample(missing, epoch, None, None, threads)
+            return lists.ids, lists.counts
 
-        return Neighborhoods(*lists.take(nodes, special, walk))
+        return Neighborhoods(*cache.lookup(nodes, masked, walk))

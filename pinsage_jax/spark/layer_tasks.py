@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.inference.map_reduce import Stages, padded, reduce_messages, regrouped
-from pinsage_jax.sampling.lists import NeighborLists, joined_lists
+from pinsage_jax.sampling.lists import NeighborLists, append_links
 from pinsage_jax.sampling.neighborhoods import pooling_weights
 from pinsage_jax.spark.columns import from_column, to_column
 from pinsage_jax.training.leaf_paths import by_path, nested
@@ -201,7 +201,7 @@ def blend_lists(lists: NeighborLists) -> Task:
             links = _filled(batch.column("ids"), None, np.int32(-1))
             if links.shape[1]:
                 link_shares = _filled(batch.column("weights"), None, np.float32(0.0))
-                walked, shares = joined_lists(
+                walked, shares = append_links(
                     (walked, shares), (links, link_shares), _ints(batch, "edges"), pooling, kappa
                 )
             offsets = np.arange(len(batch) + 1, dtype=np.int32) * np.int32(walked.shape[1])

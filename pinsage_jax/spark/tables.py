@@ -84,7 +84,7 @@ def write_links(folder: pathlib.Path, lists: NeighborLists) -> None:
     degree = lists.source.graph.degree()
 
     def table(begin: int, end: int) -> pa.Table:
-        links = _lists(begin, *lists.links_of(np.arange(begin, end, dtype=np.int32)))
+        links = _lists(begin, *lists.lookup_links(np.arange(begin, end, dtype=np.int32)))
         return links.append_column("edges", pa.array(degree[begin:end]))
 
     _write(folder, lists.source.num_nodes, 8 * lists.width + 12, table)

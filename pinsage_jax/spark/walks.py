@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.cpu import counter_random
 from pinsage_jax.sampling import kernels
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
 LISTS = "node long, ids array<int>, counts array<int>"
-_MIX = ((30, int(kernels.MIX_1)), (27, int(kernels.MIX_2)), (31, None))
+_MIX = ((30, int(counter_random.MIX_1)), (27, int(counter_random.MIX_2)), (31, None))
 _LOW_32 = 0xFFFFFFFF
 
 
@@ -169,7 +170,7 @@ def _top(walks: DataFrame, seed: int, size: int) -> DataFrame:
     counts = _keyed(counts, seed, F.col("start"))
     tie = F.col("draw").bitwiseXOR(F.lit(_signed(kernels.TIE_STREAM)))
     counts = _mixed(
-        counts.withColumn("draw", tie + F.col("other") * F.lit(_signed(kernels.GOLDEN)))
+        counts.withColumn("draw", tie + F.col("other") * F.lit(_signed(counter_random.GOLDEN)))
     )
     best = Window.partitionBy("start").orderBy(
         F.desc("visited"), F.desc(F.shiftrightunsigned("draw", 32)), "other"
@@ -188,27 +189,31 @@ def _top(walks: DataFrame, seed: int, size: int) -> DataFrame:
 
 
 def _drawn(walks: DataFrame, seed: int, index: int) -> DataFrame:
-    """Adds `draw`: kernels.draw(stream of the start, walk, index), 64 bits."""
+    """Adds `draw`: counter_random.draw(stream of the start, walk, index), 64 bits."""
     from pyspark.sql import functions as F
 
     walks = _keyed(walks, seed, F.col("start"))
     place = F.shiftleft(F.col("walk").cast("long"), 16) + (index + 1)
-    return _mixed(walks.withColumn("draw", F.col("draw") + place * F.lit(_signed(kernels.GOLDEN))))
+    return _mixed(
+        walks.withColumn("draw", F.col("draw") + place * F.lit(_signed(counter_random.GOLDEN)))
+    )
 
 
 def _keyed(rows: DataFrame, seed: int, node: Column) -> DataFrame:
-    """Adds `draw`: kernels.stream(seed, 0, node)."""
+    """Adds `draw`: counter_random.stream(seed, 0, node)."""
     from pyspark.sql import functions as F
 
     with np.errstate(over="ignore"):
-        first = kernels.mix(np.uint64(seed) + kernels.GOLDEN)
-        key = kernels.mix(np.uint64(first) + kernels.U1)
-    value = node.cast("long") * F.lit(_signed(kernels.GOLDEN)) + F.lit(1) + F.lit(_signed(key))
+        first = counter_random.mix(np.uint64(seed) + counter_random.GOLDEN)
+        key = counter_random.mix(np.uint64(first) + counter_random.U1)
+    value = (
+        node.cast("long") * F.lit(_signed(counter_random.GOLDEN)) + F.lit(1) + F.lit(_signed(key))
+    )
     return _mixed(rows.withColumn("draw", value))
 
 
 def _mixed(rows: DataFrame) -> DataFrame:
-    """Replaces `draw` by kernels.mix(draw); products of long wrap round (not ANSI)."""
+    """Replaces `draw` by counter_random.mix(draw); products of long wrap round (not ANSI)."""
     from pyspark.sql import functions as F
 
     for shift, factor in _MIX:

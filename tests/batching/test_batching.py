@@ -20,7 +20,7 @@ from pinsage_jax.sampling.lists import NeighborLists
 EDGE_DROPOUT = 0x7374726970
 
 
-# The reference: an instance is (node, hidden collection, dropped node), -1 for none.
+# The reference: an instance is (node, masked collection, masked neighbor), -1 for no mask.
 
 
 def has_dropped_edges(run, step, node):
@@ -29,23 +29,23 @@ def has_dropped_edges(run, step, node):
 
 
 def edges_seen(run, instance, step):
-    node, hidden, _ = instance
+    node, masked_collection, _ = instance
     if has_dropped_edges(run, step, node):
         return 0
-    return sum(1 for other in run.graph.neighbors(node) if other != hidden)
+    return sum(1 for other in run.graph.neighbors(node) if other != masked_collection)
 
 
 def slow_list(run, instance, step, pooling="importance"):
     """[(node, weight), ...] in the order of the list; weightless entries left out."""
-    node, hidden, dropped = instance
+    node, masked_collection, masked_neighbor = instance
     ids, counts = slow.neighborhoods(
         run.graph,
         [node],
         run.sampling,
         seed=run.seed,
         epoch=0,
-        hidden=[hidden],
-        dropped=[dropped],
+        masked_collection=[masked_collection],
+        masked_neighbor=[masked_neighbor],
     )
     walked = [(int(i), int(c)) for i, c in zip(ids[0], counts[0]) if i >= 0]
     if has_dropped_edges(run, step, node):
@@ -58,10 +58,10 @@ def slow_list(run, instance, step, pooling="importance"):
         linked = [
             (int(other), float(share))
             for other, share in zip(run.links.ids[node], run.links.shares[node])
-            if other >= 0 and other != dropped
+            if other >= 0 and other != masked_neighbor
         ]
     link_total = sum(share for _, share in linked)
-    degree = sum(1 for other in run.graph.neighbors(node) if other != hidden)
+    degree = sum(1 for other in run.graph.neighbors(node) if other != masked_collection)
     kappa = run.sampling.content_kappa
     trust = degree / (degree + kappa) if degree else 0.0
     trust = 0.0 if not walked else (1.0 if not linked else trust)
@@ -83,13 +83,13 @@ def meaning_of_seeds(run, batch, device=0):
     mode = run.sampling.hide_positive
     for place in range(batch.queries.shape[1]):
         query, target = int(batch.query_ids[device, place]), int(batch.target_ids[device, place])
-        via = via_of(run, batch, place, device)
+        source_collection = source_collection_of(run, batch, place, device)
         if target < 0:
-            note(batch.queries[device, place], (query, *limits(mode, via, -1)))
+            note(batch.queries[device, place], (query, *limits(mode, source_collection, -1)))
             continue
         if batch.pair_weights[device, place]:
-            note(batch.queries[device, place], (query, *limits(mode, via, target)))
-            note(batch.targets[device, place], (target, *limits(mode, via, query)))
+            note(batch.queries[device, place], (query, *limits(mode, source_collection, target)))
+            note(batch.targets[device, place], (target, *limits(mode, source_collection, query)))
     for row, node in zip(batch.negatives[device], batch.negative_ids[device]):
         if node >= 0:
             note(row, (int(node), -1, -1))
@@ -99,28 +99,30 @@ def meaning_of_seeds(run, batch, device=0):
     return meaning
 
 
-def limits(mode, via, other):
-    """(hidden, dropped) of one end of a pair."""
+def limits(mode, source_collection, other):
+    """(masked collection, masked neighbor) of one item of a pair."""
     if mode == "none":
         return -1, -1
-    if mode == "collection" and via >= 0:
-        return via, -1
+    if mode == "collection" and source_collection >= 0:
+        return source_collection, -1
     return -1, other
 
 
-def via_of(run, batch, place, device):
+def source_collection_of(run, batch, place, device):
     """The collection of a pair, recomputed from its number."""
     if run.pairs._pairs is not None:
         return -1
     each = batch.queries.shape[1]
     first = run.step * run.train.batch_size + device * each
     if run.sampling.pair_power == 1.0:
-        query, target, via = slow.collection_pair(run.graph, run.seed, first + place)
+        query, target, source_collection = slow.collection_pair(run.graph, run.seed, first + place)
     else:
         alone = run.pairs.batch(first + place, 1)
-        query, target, via = (int(part[0]) for part in (alone.queries, alone.targets, alone.via))
+        query, target, source_collection = (
+            int(part[0]) for part in (alone.queries, alone.targets, alone.source_collection)
+        )
     assert (query, target) == (batch.query_ids[device, place], batch.target_ids[device, place])
-    return via
+    return source_collection
 
 
 def node_of(run, row):
@@ -258,7 +260,7 @@ def run_of_one_shared_collection(mode, **settings):
     )
 
 
-def test_an_item_whose_only_collection_is_hidden_has_nothing():
+def test_an_item_whose_only_collection_is_masked_is_isolated():
     run = run_of_one_shared_collection("collection")
     batch, _ = run.builder().make(0)
     rows = np.concatenate([batch.queries[0], batch.targets[0]])
@@ -310,7 +312,7 @@ def test_dropping_a_content_link_leaves_weights_that_sum_to_one():
     run = run_of_one_shared_collection("edge")
     lists = NeighborLists(run.lists.source, "importance", links, 0.5)
     nodes = np.array([0, 0, 2], np.int32)
-    ids, weights = lists.of(nodes, dropped=np.array([1, 3, 3], np.int32))
+    ids, weights = lists.lookup(nodes, masked_neighbor=np.array([1, 3, 3], np.int32))
     assert ids[:, -2:].tolist() == [[-1, 2], [1, 2], [-1, 0]]
     np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-6)
     assert not weights[ids < 0].any()
@@ -369,20 +371,28 @@ def test_seeds_that_find_no_room_do_not_count(room):
     run.step = 1
     left_out = 0
 
-    def fits(node, hidden):
+    def fits(node, masked_collection):
         nonlocal left_out
         if node < 0:
             return False
-        if (node, hidden) not in known:
+        if (node, masked_collection) not in known:
             if len(known) == room:
                 left_out += 1
                 return False
-            known.append((node, hidden))
+            known.append((node, masked_collection))
         return True
 
-    vias = [slow.collection_pair(run.graph, run.seed, 4 + place)[2] for place in range(4)]
-    queries = [fits(int(q), via) for q, via in zip(whole.query_ids[0], vias)]
-    targets = [fits(int(t), via) for t, via in zip(whole.target_ids[0], vias)]
+    source_collections = [
+        slow.collection_pair(run.graph, run.seed, 4 + place)[2] for place in range(4)
+    ]
+    queries = [
+        fits(int(q), source_collection)
+        for q, source_collection in zip(whole.query_ids[0], source_collections)
+    ]
+    targets = [
+        fits(int(t), source_collection)
+        for t, source_collection in zip(whole.target_ids[0], source_collections)
+    ]
     negatives = [fits(int(n), -1) for n in whole.negative_ids[0]]
     hard = [fits(int(n), -1) for n in whole.hard_ids[0].ravel()]
     assert info.left_out >= left_out > 0
@@ -438,27 +448,27 @@ def test_same_batch_in_any_order_and_with_any_threads(kept, resample):
         assert_same(many.make(step)[0], alone[step])
 
 
-def test_an_epoch_walks_from_a_node_once(monkeypatch):
+def test_an_epoch_samples_each_node_once(monkeypatch):
     settings = {"kept": False, "train": {"pairs_per_epoch": 16}, "sampling": {"resample": True}}
     settings["sampling"]["hide_positive"] = "none"
     run = make_run(**settings)
     builder = run.builder()
-    source, walked = run.lists.source, []
-    walk = source._walk
+    source, sampled = run.lists.source, []
+    sample = source._sample
 
-    def recorded(nodes, epoch, *rest):
-        walked.extend((epoch, node) for node in nodes.tolist())
-        return walk(nodes, epoch, *rest)
+    def record(nodes, epoch, *rest):
+        sampled.extend((epoch, node) for node in nodes.tolist())
+        return sample(nodes, epoch, *rest)
 
-    monkeypatch.setattr(source, "_walk", recorded)
+    monkeypatch.setattr(source, "_sample", record)
     steps = range(3 * 16 // run.train.batch_size)
     for step in steps:
         builder.make(step)
-    assert {epoch for epoch, _ in walked} == {0, 1, 2}
-    assert len(walked) == len(set(walked))
-    walked.clear()
+    assert {epoch for epoch, _ in sampled} == {0, 1, 2}
+    assert len(sampled) == len(set(sampled))
+    sampled.clear()
     builder.make(steps[-1])
-    assert not walked
+    assert not sampled
 
 
 def test_resampling_changes_lists_from_epoch_to_epoch():
@@ -468,9 +478,9 @@ def test_resampling_changes_lists_from_epoch_to_epoch():
     settings["sampling"]["resample"] = True
     fresh = make_run(**settings)
     node = np.arange(run.graph.num_items, dtype=np.int32)
-    np.testing.assert_array_equal(run.lists.of(node, 0)[0], fresh.lists.of(node, 0)[0])
-    np.testing.assert_array_equal(run.lists.of(node, 0)[0], run.lists.of(node, 3)[0])
-    assert (fresh.lists.of(node, 0)[0] != fresh.lists.of(node, 3)[0]).any()
+    np.testing.assert_array_equal(run.lists.lookup(node, 0)[0], fresh.lists.lookup(node, 0)[0])
+    np.testing.assert_array_equal(run.lists.lookup(node, 0)[0], run.lists.lookup(node, 3)[0])
+    assert (fresh.lists.lookup(node, 0)[0] != fresh.lists.lookup(node, 3)[0]).any()
     same = [
         all(
             np.array_equal(a, b)
@@ -689,7 +699,7 @@ def test_blend_weighs_walks_by_edges(kappa):
 def test_lists_equal_the_slow_reference(pooling, links, neighborhood):
     run = make_run(links=links, model={"pooling": pooling}, sampling={"neighborhood": neighborhood})
     nodes = np.arange(run.lists.source.num_nodes, dtype=np.int32)
-    ids, weights = run.lists.of(nodes)
+    ids, weights = run.lists.lookup(nodes)
     assert ids.shape == weights.shape == (len(nodes), 4 + links) == (len(nodes), run.lists.width)
     for node in nodes:
         wanted = slow_list(run, (int(node), -1, -1), 0, pooling)

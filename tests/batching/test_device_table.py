@@ -11,15 +11,15 @@ from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.model.pinsage import PinSage
-from pinsage_jax.sampling.spectral import Structure
+from pinsage_jax.sampling.spectral import SpectralFeatures
 from pinsage_jax.training.device_inputs import keeps_table, read_inputs
 from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step
 
 CASES = {
     "everything": {},
-    "edge hidden": {"sampling": {"hide_positive": "edge"}},
-    "nothing hidden": {"sampling": {"hide_positive": "none"}},
+    "neighbor masked": {"sampling": {"hide_positive": "edge"}},
+    "nothing masked": {"sampling": {"hide_positive": "none"}},
     "collections too": {"sampling": {"neighborhood": "all"}},
     "one layer": {"model": {"num_layers": 1}},
     "no degree": {"model": {"degree_feature": False, "isolated_feature": False}},
@@ -40,7 +40,7 @@ def world(spectral=True, features=True, **settings):
         isolated_feature=run.model.isolated_feature,
         node_type=run.sampling.neighborhood == "all",
         whiten=0.5,
-        spectral=Structure(graph, bases) if spectral else None,
+        spectral=SpectralFeatures(graph, bases) if spectral else None,
     )
     return dataclasses.replace(run, inputs=inputs)
 

@@ -275,7 +275,7 @@ def test_the_forecast_of_a_small_run_is_of_its_size(trained, tmp_path, capsys):
     # Of start-up mostly, at this size: the order of magnitude.
     assert 0.1 < 60 * told["minutes"] / spent["total_seconds"] < 10
     assert 0.3 < told["memory_bytes"] / spent["peak_memory_bytes"] < 3
-    parts = {"prepared", "structure", "checkpoints", "embeddings"}
+    parts = {"prepared", "spectral", "checkpoints", "embeddings"}
     left = sum(
         path.stat().st_size
         for part in parts

@@ -68,7 +68,7 @@ def test_variants_differ_from_each_other():
     made = [ablation.with_overrides(DEFAULT, o) for n, o in ALL.items() if n not in LIKE_DEFAULT]
     assert len(set(made)) == len(made)
     assert len(ALL) == sum(map(len, ablation.VARIANTS.values()))
-    assert not set(ALL) & {*ablation.VARIANTS, ablation.BASE, "all", "structure"}
+    assert not set(ALL) & {*ablation.VARIANTS, ablation.BASE, "all", "spectral"}
 
 
 def test_additions_are_taken_away_one_at_a_time():
@@ -346,7 +346,7 @@ def test_two_variants_of_a_generated_world(tmp_path, capsys):
     for name in ("base", "no_spectral_features"):
         part = folder / "ablate" / name
         assert (part / "prepared").resolve() == (folder / "prepared").resolve()
-        assert (part / "structure").is_symlink() == (name != "no_spectral_features")
+        assert (part / "spectral").is_symlink() == (name != "no_spectral_features")
         assert result["variants"][name]["checkpoint_step"] in (2, 3)
         lines = (part / "metrics.jsonl").read_text().splitlines()
         assert max(json.loads(line)["step"] for line in lines) == 3

@@ -1,8 +1,8 @@
-"""Slow, readable restatement of the sampling rules, in plain Python.
+"""Slow, readable reference implementation of the sampling rules in Python.
 
-Written from the rules and not from the kernels: integers are unbounded and masked
-to 64 bits, a graph is a dictionary of neighbor lists, walks run one after another
-and choices are made by counting along a list.
+It is written from the rules and not from the kernels: integers are unbounded and masked to
+64 bits, a graph is a dictionary of neighbor lists, walks run one after another, and choices
+are made by linear searches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TIES = 0x7469655F62726561
 PAIRS, HARD, BAND = 0x70616972, 0x68617264, 0x62616E64
 
 
-# Random numbers: hashes of what they are for.
+# Random numbers: hashes of their keys.
 
 
 def mix(value: int) -> int:
@@ -84,10 +84,10 @@ def adjacency(graph: Graph) -> dict[int, list[tuple[int, float]]]:
     """{node: [(neighbor, weight), ...]}; the weight is None in an unweighted graph."""
     rows = {}
     for node in range(graph.num_nodes):
-        places = range(int(graph.indptr[node]), int(graph.indptr[node + 1]))
+        edges = range(int(graph.indptr[node]), int(graph.indptr[node + 1]))
         rows[node] = [
-            (int(graph.indices[p]), None if graph.weights is None else float(graph.weights[p]))
-            for p in places
+            (int(graph.indices[e]), None if graph.weights is None else float(graph.weights[e]))
+            for e in edges
         ]
     return rows
 
@@ -96,7 +96,7 @@ def adjacency(graph: Graph) -> dict[int, list[tuple[int, float]]]:
 
 
 def _pick(row: list[tuple[int, float]], bits_32: int) -> int:
-    """Place in the row: all alike, or in proportion to weight."""
+    """Position in the row, uniform or in proportion to weight."""
     if row[0][1] is None:
         return bounded(bits_32, len(row))
     sums, total = [], 0.0
@@ -104,47 +104,50 @@ def _pick(row: list[tuple[int, float]], bits_32: int) -> int:
         total += weight
         sums.append(total)
     target = (bits_32 + 0.5) / 2**32 * total
-    return next((place for place, mass in enumerate(sums) if mass > target), len(row) - 1)
+    return next((index for index, mass in enumerate(sums) if mass > target), len(row) - 1)
 
 
-def _pick_without(row: list[tuple[int, float]], hole: int, bits_32: int) -> int:
-    """As _pick among the other places; a drawn mass beyond the hole jumps over it."""
+def _pick_except(row: list[tuple[int, float]], excluded: int, bits_32: int) -> int:
+    """As _pick among the other positions: a target beyond `excluded` skips its weight."""
     if row[0][1] is None:
-        return [place for place in range(len(row)) if place != hole][bounded(bits_32, len(row) - 1)]
+        others = [index for index in range(len(row)) if index != excluded]
+        return others[bounded(bits_32, len(row) - 1)]
     sums, total = [], 0.0
     for _, weight in row:
         total += weight
         sums.append(total)
-    before = sums[hole - 1] if hole else 0.0
-    gap = sums[hole] - before
+    before = sums[excluded - 1] if excluded else 0.0
+    gap = sums[excluded] - before
     target = (bits_32 + 0.5) / 2**32 * (total - gap)
     if target >= before:
         target += gap
-    place = next((place for place, mass in enumerate(sums) if mass > target), len(row) - 1)
-    if place == hole:
-        place = hole - 1 if hole else 1
-    return place
+    picked = next((index for index, mass in enumerate(sums) if mass > target), len(row) - 1)
+    if picked == excluded:
+        picked = excluded - 1 if excluded else 1
+    return picked
 
 
-def _step(row, hidden: int, bits_32: int, spare_32: int) -> int | None:
-    """A random neighbor that is not hidden; None if there is none."""
+def _step(row, masked_collection: int, bits_32: int, spare_32: int) -> int | None:
+    """A random neighbor other than `masked_collection`; None if there is none."""
     if not row:
         return None
-    place = _pick(row, bits_32)
-    if row[place][0] == hidden:
+    picked = _pick(row, bits_32)
+    if row[picked][0] == masked_collection:
         if len(row) == 1:
             return None
-        place = _pick_without(row, place, spare_32)
-    return row[place][0]
+        picked = _pick_except(row, picked, spare_32)
+    return row[picked][0]
 
 
-def visits(rows, num_items, start, sampling, *, seed, epoch, hidden, dropped, num_walks):
+def visits(
+    rows, num_items, start, sampling, *, seed, epoch, masked_collection, masked_neighbor, num_walks
+):
     """{node: visits} of all walks from `start`, one walk at a time."""
     key = stream(seed, epoch, start)
     counts: dict[int, int] = {}
 
     def count(node):
-        if node not in (start, dropped):
+        if node not in (start, masked_neighbor):
             counts[node] = counts.get(node, 0) + 1
 
     for walk in range(num_walks):
@@ -156,7 +159,7 @@ def visits(rows, num_items, start, sampling, *, seed, epoch, hidden, dropped, nu
                     break
                 node = start
             if node < num_items:
-                node = _step(rows[node], hidden, high(first), low(second))
+                node = _step(rows[node], masked_collection, high(first), low(second))
                 if node is None:
                     continue
                 if sampling.neighborhood == "all":
@@ -180,25 +183,34 @@ def top(counts: dict[int, int], key: int, size: int) -> tuple[list[int], list[in
 
 
 def neighborhoods(
-    graph, starts, sampling, *, seed, epoch=0, hidden=None, dropped=None, size=None, num_walks=None
+    graph,
+    starts,
+    sampling,
+    *,
+    seed,
+    epoch=0,
+    masked_collection=None,
+    masked_neighbor=None,
+    size=None,
+    num_walks=None,
 ):
     """ids and counts int32 [S, T] of the nodes `starts`."""
     rows = adjacency(graph)
     size, num_walks = size or sampling.num_neighbors, num_walks or sampling.num_walks
     ids, counts = [], []
-    for place, start in enumerate(int(start) for start in starts):
-        found = visits(
+    for index, start in enumerate(int(start) for start in starts):
+        counts_of_start = visits(
             rows,
             graph.num_items,
             start,
             sampling,
             seed=seed,
             epoch=epoch,
-            hidden=-1 if hidden is None else int(hidden[place]),
-            dropped=-1 if dropped is None else int(dropped[place]),
+            masked_collection=-1 if masked_collection is None else int(masked_collection[index]),
+            masked_neighbor=-1 if masked_neighbor is None else int(masked_neighbor[index]),
             num_walks=num_walks,
         )
-        row_ids, row_counts = top(found, stream(seed, epoch, start), size)
+        row_ids, row_counts = top(counts_of_start, stream(seed, epoch, start), size)
         ids.append(row_ids)
         counts.append(row_counts)
     shape = (len(ids), size)
@@ -216,19 +228,19 @@ def collection_edges(graph: Graph) -> list[tuple[int, int]]:
 
 
 def collection_pair(graph: Graph, seed: int, number: int) -> tuple[int, int, int]:
-    """(query, target, via) of pair `number`; the target is -1 where the query is alone."""
+    """(query, target, source_collection) of a pair; target -1 if the query is alone in it."""
     edges = collection_edges(graph)
     epoch, index = divmod(number, len(edges))
     key = stream(seed ^ PAIRS, epoch, 0)
-    via, query = edges[permuted(key, index, len(edges))]
-    others = [item for node, item in edges if node == via and item != query]
+    source_collection, query = edges[permuted(key, index, len(edges))]
+    others = [item for node, item in edges if node == source_collection and item != query]
     if not others:
-        return query, -1, via
-    return query, others[bounded(high(draw(key, number, 1)), len(others))], via
+        return query, -1, source_collection
+    return query, others[bounded(high(draw(key, number, 1)), len(others))], source_collection
 
 
 def weighted_pair(graph: Graph, seed: int, number: int, power: float) -> tuple[int, int, int]:
-    """(query, target, via): a collection by (size - 1) ** power, then two of its items."""
+    """(query, target, source_collection): a collection drawn by (size - 1) ** power, two items."""
     rows = adjacency(graph)
     key = stream(seed ^ PAIRS, 0, 1)
     nodes = range(graph.num_items, graph.num_nodes)
@@ -237,11 +249,11 @@ def weighted_pair(graph: Graph, seed: int, number: int, power: float) -> tuple[i
         total += float(np.float64(len(rows[node]) - 1) ** power) if len(rows[node]) > 1 else 0.0
         sums.append(total)
     wanted = (draw(key, number, 0) >> 11) / 2**53 * total
-    via = next(node for node, mass in zip(nodes, sums, strict=True) if mass > wanted)
-    items = [item for item, _ in rows[via]]
+    source_collection = next(node for node, mass in zip(nodes, sums, strict=True) if mass > wanted)
+    items = [item for item, _ in rows[source_collection]]
     query = items[bounded(high(draw(key, number, 1)), len(items))]
     others = [item for item in items if item != query]
-    return query, others[bounded(high(draw(key, number, 2)), len(others))], via
+    return query, others[bounded(high(draw(key, number, 2)), len(others))], source_collection
 
 
 def listed_pair(pairs: list[tuple[int, int]], seed: int, number: int) -> tuple[int, int]:
@@ -250,7 +262,7 @@ def listed_pair(pairs: list[tuple[int, int]], seed: int, number: int) -> tuple[i
 
 
 def hard_negatives(graph, queries, targets, sampling, band, *, size, seed, first):
-    """int32 [B, H]: drawn from ranks [band) of each query's items by visits, else -1."""
+    """int32 [B, H], drawn from ranks [band) of each query's items by visits; -1 for none."""
     items_only = dataclasses.replace(sampling, neighborhood="items")
     best, worst = band
     ids, _ = neighborhoods(
@@ -260,7 +272,7 @@ def hard_negatives(graph, queries, targets, sampling, band, *, size, seed, first
     result = []
     for row, target in enumerate(int(target) for target in targets):
         ranked = [int(item) for item in ids[row] if item >= 0]
-        # A short list keeps the same share of itself as the band has of its own end.
+        # For a short list the band begins at the same fraction of its length.
         band_of_row = (
             ranked[best:] if len(ranked) == worst else ranked[len(ranked) * best // worst :]
         )

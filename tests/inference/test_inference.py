@@ -27,7 +27,7 @@ FEATURES[[0, 7, 12]] = 0.0  # items without features, one of them without edges
 
 def embedded(run, params, **settings):
     nodes = np.arange(run.lists.source.num_nodes, dtype=np.int32)
-    ids, weights = run.lists.of(nodes)
+    ids, weights = run.lists.lookup(nodes)
     return embed_all(
         run.model, params, run.inputs, ids, weights, **{"block": 64, "quiet": True, **settings}
     )
@@ -102,7 +102,7 @@ def test_layerwise_equals_the_reference_for_every_node(pooling):
     )
     params = random_params(run.model, run.inputs.dim, run.graph.num_items)
     nodes = np.arange(run.graph.num_nodes, dtype=np.int32)
-    ids, weights = run.lists.of(nodes)
+    ids, weights = run.lists.lookup(nodes)
     lists = {
         int(node): [(int(n), float(w)) for n, w in zip(ids[node], weights[node]) if n >= 0]
         for node in nodes

@@ -138,7 +138,7 @@ def test_tasks_in_turn_are_the_local_engine(pooling, size, block, monkeypatch):
     run = make_run(features=unit_features(40), links=2, model={"pooling": pooling})
     params = random_params(run.model, run.inputs.dim, 40)
     nodes = np.arange(40, dtype=np.int32)
-    ids, weights = run.lists.of(nodes)
+    ids, weights = run.lists.lookup(nodes)
     expected = embed_all(run.model, params, run.inputs, ids, weights, block=64, quiet=True)
     data = Broadcast(layer_tasks.packed(params))
     model = Model(f"{pooling} {block}", run.model, data, run.inputs.dim, block)
@@ -224,7 +224,7 @@ def test_lists_of_walks_made_elsewhere(links, pooling, tmp_path):
         table = table.append_column(name, pa.array(column, pa.list_(pa.int32())))
     task = layer_tasks.blend_lists(run.lists)
     found = pa.Table.from_batches(task(in_batches(table, 7)))
-    ids, weights = run.lists.of(nodes)
+    ids, weights = run.lists.lookup(nodes)
     np.testing.assert_array_equal(np.array(found["ids"].to_pylist()), ids)
     np.testing.assert_array_equal(np.array(found["weights"].to_pylist(), np.float32), weights)
 

@@ -122,8 +122,10 @@ def full_path(config, prepared, additions, bases, params) -> np.ndarray:
         graph.degree(), degree[items:behind] == 0,
     )  # fmt: skip
     source = NeighborhoodSource(whole, config.sampling, config.seed, 1)
-    lists = NeighborLists.made_of(source, links, config).with_walks(config.embed.embed_walks)
-    ids, weights = lists.of(np.arange(nodes, dtype=np.int32))
+    lists = NeighborLists.from_config(source, links, config).with_num_walks(
+        config.embed.embed_walks
+    )
+    ids, weights = lists.lookup(np.arange(nodes, dtype=np.int32))
     old_ids, old_weights = encoder.final_lists
     ids[old_nodes] = np.where(old_ids >= items, old_ids + count, old_ids)
     weights[old_nodes] = old_weights
@@ -169,7 +171,9 @@ CASES = {
     "featureless": {"width": 0, "model": {"num_layers": 2}},
     "featureless without edges": {"width": 0, "edges": []},
     "weighted, max": {"weighted": True, "model": {"pooling": "max", "num_layers": 2}},
-    "no structure, no messages": {"model": {"spectral_dim": 0, "neighbor_embeddings": "off"}},
+    "no spectral features, no messages": {
+        "model": {"spectral_dim": 0, "neighbor_embeddings": "off"}
+    },
     "links for the edgeless": {"sampling": {"content_limit": 10}, "model": {"num_layers": 2}},
     "collections too": {"sampling": {"neighborhood": "all"}, "model": {"num_layers": 2}},
     "half features": {"dtype": np.float16},

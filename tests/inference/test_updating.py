@@ -29,7 +29,7 @@ from pinsage_jax.inference.tables import KeptTables
 from pinsage_jax.inference.updating import Update
 from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighborLists
-from pinsage_jax.sampling.reach import walks_to_repeat
+from pinsage_jax.sampling.reach import nodes_to_resample
 from pinsage_jax.sampling.store import NeighborhoodSource
 
 ITEMS, COLLECTIONS, WIDTH = 60, 14, 6
@@ -139,8 +139,10 @@ def whole(config, trained, after, bases, params):
         config, link_vectors(after), candidates, degree, known > config.sampling.content_limit
     )
     source = NeighborhoodSource(graph, config.sampling, config.seed, 1)
-    lists = NeighborLists.made_of(source, links, config).with_walks(config.embed.embed_walks)
-    ids, weights = lists.of(np.arange(nodes, dtype=np.int32))
+    lists = NeighborLists.from_config(source, links, config).with_num_walks(
+        config.embed.embed_walks
+    )
+    ids, weights = lists.lookup(np.arange(nodes, dtype=np.int32))
     fitted = Encoder.over(config, trained, trained.graph, bases).inputs
     place = np.zeros((graph.num_nodes, bases.shape[1]))
     for collection in range(items, graph.num_nodes):
@@ -286,7 +288,7 @@ def test_walks_that_may_meet_a_change(length):
         expected = set(changed)
         for _ in range(2 * length - 1):
             expected |= {int(n) for node in expected for n in graph.neighbors(node)}
-        found = walks_to_repeat(graph, np.array(changed, np.int32), length)
+        found = nodes_to_resample(graph, np.array(changed, np.int32), length)
         assert set(np.flatnonzero(found).tolist()) == expected
 
 

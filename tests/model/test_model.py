@@ -106,7 +106,7 @@ def test_a_built_minibatch_equals_the_reference_by_node(neighborhood, pooling):
     params = random_params(run.model, run.inputs.dim, num_ids)
     out = embed_batch(PinSage(run.model, builder.budgets.rows, num_ids), params, batch)
     nodes = np.arange(run.lists.source.num_nodes, dtype=np.int32)
-    ids, weights = run.lists.of(nodes)
+    ids, weights = run.lists.lookup(nodes)
     lists = {
         int(node): [(int(n), float(w)) for n, w in zip(ids[node], weights[node]) if n >= 0]
         for node in nodes

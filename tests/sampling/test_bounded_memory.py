@@ -1,4 +1,4 @@
-"""What large graphs go through in blocks or samples, against plain and whole versions."""
+"""Computations that large graphs do in blocks or samples equal their direct versions."""
 
 import functools
 import pathlib
@@ -20,7 +20,7 @@ from pinsage_jax.sampling import content_links as content
 from pinsage_jax.sampling import pairs as pair_sampling
 from pinsage_jax.sampling import spectral
 from pinsage_jax.sampling.pairs import PairSource
-from pinsage_jax.sampling.spectral import Structure
+from pinsage_jax.sampling.spectral import SpectralFeatures
 
 pytestmark = [
     pytest.mark.kernels,
@@ -30,8 +30,8 @@ pytestmark = [
 
 @pytest.mark.parametrize("power", [0.2, 1.0])
 @pytest.mark.parametrize("block", [1, 5, 1 << 16])
-def test_target_probability_is_that_of_the_edges_one_by_one(block, power, monkeypatch):
-    monkeypatch.setattr(pair_sampling, "_COLLECTIONS_AT_ONCE", block)
+def test_target_probability_equals_a_sum_over_edges(block, power, monkeypatch):
+    monkeypatch.setattr(pair_sampling, "_COLLECTIONS_PER_BLOCK", block)
     graph = nasty_graph()
     mass = np.zeros(graph.num_items)
     for collection in range(graph.num_items, graph.num_nodes):
@@ -44,7 +44,7 @@ def test_target_probability_is_that_of_the_edges_one_by_one(block, power, monkey
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_places_are_sums_of_means(threads, monkeypatch):
+def test_spectral_features_are_sums_of_means(threads, monkeypatch):
     monkeypatch.setattr(spectral, "_ROWS_PER_TASK", 3)
     graph = nasty_graph()
     bases = np.random.default_rng(2).normal(size=(graph.num_items, 5)).astype(np.float32)
@@ -54,17 +54,17 @@ def test_places_are_sums_of_means(threads, monkeypatch):
         else np.zeros(5)
         for node in range(graph.num_items, graph.num_nodes)
     }
-    places = Structure(graph, bases, threads)
+    features = SpectralFeatures(graph, bases, threads)
     nodes = np.arange(graph.num_nodes, dtype=np.int32)
     out = np.full((len(nodes), 5), np.nan, np.float32)
-    places.gather(nodes, graph.degree(), np.full(len(nodes), -1, np.int32), out)
+    features.gather(nodes, graph.degree(), np.full(len(nodes), -1, np.int32), out)
     for node in nodes:
-        place = np.zeros(5)
+        total = np.zeros(5)
         for collection in graph.neighbors(node) if node < graph.num_items else [node]:
-            place = place + means[collection]
-        length = np.linalg.norm(place)
-        wanted = place / length if length > 0 and graph.degree()[node] else np.zeros(5)
-        np.testing.assert_allclose(out[node], wanted, atol=1e-5)
+            total = total + means[collection]
+        length = np.linalg.norm(total)
+        expected = total / length if length > 0 and graph.degree()[node] else np.zeros(5)
+        np.testing.assert_allclose(out[node], expected, atol=1e-5)
 
 
 def test_bases_are_the_singular_vectors_of_the_scaled_graph():
@@ -83,9 +83,9 @@ def test_bases_are_the_singular_vectors_of_the_scaled_graph():
             assert abs(left[:, column] @ bases[:, column]) == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.parametrize(("most", "dim"), [(160, 4), (159, 3), (40, 1), (39, 0)])
-def test_places_of_many_items_have_fewer_dimensions(most, dim, monkeypatch, tmp_path):
-    monkeypatch.setattr(graph_view, "MOST_PLACE_NUMBERS", most)
+@pytest.mark.parametrize(("limit", "dim"), [(160, 4), (159, 3), (40, 1), (39, 0)])
+def test_spectral_features_of_many_items_have_fewer_dimensions(limit, dim, monkeypatch, tmp_path):
+    monkeypatch.setattr(graph_view, "MAX_SPECTRAL_NUMBERS", limit)
     graph = nasty_graph()
     config = Config("train", str(tmp_path), 0, 1, model=ModelConfig(spectral_dim=4))
     prepared = types.SimpleNamespace(graph=graph, manifest={"fingerprint": "x"})
@@ -93,7 +93,7 @@ def test_places_of_many_items_have_fewer_dimensions(most, dim, monkeypatch, tmp_
     assert graph_view.spectral_bases(config, prepared, split).shape == (graph.num_items, dim)
 
 
-def test_digest_tells_graphs_apart():
+def test_different_graphs_have_different_digests():
     graph = nasty_graph()
     same = Graph(
         graph.indptr.copy(), graph.indices.copy(), None, graph.num_items, graph.num_collections
@@ -109,7 +109,7 @@ def test_digest_tells_graphs_apart():
     assert len({graph.digest(), *(other.digest() for other in others)}) == 5
 
 
-def test_released_arrays_read_as_before(tmp_path):
+def test_released_arrays_keep_their_values(tmp_path):
     graph = nasty_graph()
     graph.save(tmp_path)
     mapped = Graph.load(tmp_path)
@@ -125,7 +125,7 @@ def test_released_arrays_read_as_before(tmp_path):
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2])
-def test_embeddings_through_tables_on_disk(layers, tmp_path, monkeypatch):
+def test_embeddings_do_not_depend_on_tables_on_disk(layers, tmp_path, monkeypatch):
     run = make_run(model={"num_layers": layers})
     ids, weights = run.lists.all_rows()
     params = random_params(run.model, run.inputs.dim)
@@ -144,8 +144,8 @@ def test_embeddings_through_tables_on_disk(layers, tmp_path, monkeypatch):
 
 
 def test_scratch_arrays(tmp_path):
-    for folder, most, mapped in ((None, 0, False), (tmp_path, 24, False), (tmp_path, 23, True)):
-        array = files.scratch_array((3, 2), folder, most)
+    for folder, limit, mapped in ((None, 0, False), (tmp_path, 24, False), (tmp_path, 23, True)):
+        array = files.scratch_array((3, 2), folder, limit)
         assert isinstance(array, np.memmap) == mapped
         assert array.shape == (3, 2) and array.dtype == np.float32
         array[:] = 2.0
@@ -160,7 +160,7 @@ def test_scratch_arrays(tmp_path):
         files.scratch_array((3, 2), tmp_path / "none", 0)
 
 
-def test_release_gives_memory_back(tmp_path):
+def test_release_reduces_the_resident_memory(tmp_path):
     np.save(tmp_path / "a.npy", np.ones(1 << 22))
     array = files.read_array(tmp_path / "a.npy")
 
@@ -175,25 +175,25 @@ def test_release_gives_memory_back(tmp_path):
     assert array.sum() == 1 << 22
 
 
-@pytest.mark.parametrize("most", [1, 3, 10, 11])
-def test_spread(most):
+@pytest.mark.parametrize("count", [1, 3, 10, 11])
+def test_evenly_spaced(count):
     candidates = np.arange(10) * 7
-    found = content.spread(candidates, most)
-    assert len(found) == min(most, 10) and np.isin(found, candidates).all()
-    assert (np.diff(found) > 0).all()
-    if most >= 10:
-        np.testing.assert_array_equal(found, candidates)
-    assert len(content.spread(candidates[:0], most)) == 0
+    chosen = content.evenly_spaced(candidates, count)
+    assert len(chosen) == min(count, 10) and np.isin(chosen, candidates).all()
+    assert (np.diff(chosen) > 0).all()
+    if count >= 10:
+        np.testing.assert_array_equal(chosen, candidates)
+    assert len(content.evenly_spaced(candidates[:0], count)) == 0
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_links_of_some_items(threads, monkeypatch):
     monkeypatch.setattr(content, "_QUERY_ROWS", 1)
-    monkeypatch.setattr(content, "_ROUND_ROWS", 2)
+    monkeypatch.setattr(content, "_ROWS_PER_THREAD", 2)
     features = np.random.default_rng(4).normal(size=(30, 6)).astype(np.float32)
     wanted, linked = np.array([0, 7, 8, 29]), np.arange(1, 30, 2)
     links = graph_view.item_links(features, 30, wanted, linked, 5, threads)
-    ids, shares = links.of(np.arange(30))
+    ids, shares = links.lookup(np.arange(30))
     assert links.num_items == 30 and links.ids.shape == (5, 5)
     wanted_ids, wanted_shares = content.content_links(features, wanted, linked, 5)
     np.testing.assert_array_equal(ids[wanted], wanted_ids)

@@ -1,4 +1,4 @@
-"""Words of items and their cosines, against slow readable versions of both."""
+"""Words of items and their cosines equal slow, readable versions."""
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +14,13 @@ from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.data.tables import open_table
 from pinsage_jax.data.text import top_words
 from pinsage_jax.sampling import content_links as content
-from pinsage_jax.sampling.link_spaces import VectorSpace, WordSpace, space_of
+from pinsage_jax.sampling.link_spaces import VectorSpace, WordSpace, make_space
 
 pytestmark = pytest.mark.kernels
 
 
 def random_rows(rng, count=40, terms=17, ties=False):
-    """Rows of no word, one word and many, as scipy has them: terms in any order."""
+    """Rows of a scipy CSR matrix with no word, one word and many; terms in any order."""
     lengths = rng.integers(0, terms + 1, count)
     lengths[:3] = 0, 1, terms
     names = [rng.permutation(terms)[:length] for length in lengths]
@@ -31,7 +31,7 @@ def random_rows(rng, count=40, terms=17, ties=False):
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("size", [1, 4, 17, 30])
-def test_heaviest_words_are_those_of_a_sort_by_row(size, ties, small_rng):
+def test_top_words_equal_a_sort_of_each_row(size, ties, small_rng):
     indptr, terms, weights = random_rows(small_rng, ties=ties)
     packed = top_words(indptr, terms, weights, size)
     assert packed.shape == (40, 2 * size) and packed.dtype == np.int32
@@ -45,40 +45,42 @@ def test_heaviest_words_are_those_of_a_sort_by_row(size, ties, small_rng):
         assert not packed[row, size + len(expected) :].any()
 
 
-def test_cosines_of_words_are_those_of_vectors(small_rng):
+def test_cosines_of_words_equal_those_of_dense_vectors(small_rng):
     words = top_words(*random_rows(small_rng), 6)
     dense, space = VectorSpace(dense_words(words, 17)), WordSpace(words)
     rows, others = np.arange(40), np.array([0, 1, 2, 7, 8, 30])
-    found = space.cosines(space.side(rows), space.block(others))
-    expected = dense.cosines(dense.side(rows), dense.block(others))
+    found = space.cosines(space.encode_queries(rows), space.encode_candidates(others))
+    expected = dense.cosines(dense.encode_queries(rows), dense.encode_candidates(others))
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert found.dtype == np.float32 and not found[0].any()
-    pairs = space.pairs(space.side(rows), space.side(rows[::-1]))
+    pairs = space.paired_cosines(space.encode_queries(rows), space.encode_queries(rows[::-1]))
     np.testing.assert_allclose(
-        pairs, dense.pairs(dense.side(rows), dense.side(rows[::-1])), atol=1e-6
+        pairs,
+        dense.paired_cosines(dense.encode_queries(rows), dense.encode_queries(rows[::-1])),
+        atol=1e-6,
     )
-    # Words that no row of the block has, and a block without any.
-    empty = space.block(np.array([0]))
-    assert not space.cosines(space.side(rows), empty).any()
-    assert space.cosines(space.side(rows[:0]), empty).shape == (0, 1)
+    # Words that no candidate has, and a candidate without words.
+    empty = space.encode_candidates(np.array([0]))
+    assert not space.cosines(space.encode_queries(rows), empty).any()
+    assert space.cosines(space.encode_queries(rows[:0]), empty).shape == (0, 1)
 
 
-def test_a_score_depends_on_its_two_rows_alone(monkeypatch, small_rng):
+def test_links_do_not_depend_on_block_sizes_threads_and_cache(monkeypatch, small_rng):
     words = top_words(*random_rows(small_rng, 90, 40), 12)
     candidates = np.flatnonzero(small_rng.random(90) < 0.7)
     whole = content.content_links(words, np.arange(90), candidates, 5)
     for rows, columns, threads in ((7, 11, 1), (64, 5, 3), (1, 1000, 2)):
         monkeypatch.setattr(content, "_QUERY_ROWS", rows)
         monkeypatch.setattr(content, "_CANDIDATE_ROWS", columns)
-        monkeypatch.setattr(content, "_KEPT_BYTES", 0 if threads == 2 else 1 << 29)
-        cut = content.content_links(words, np.arange(90), candidates, 5, threads)
-        for one, other in zip(whole, cut, strict=True):
+        monkeypatch.setattr(content, "_CACHE_BYTES", 0 if threads == 2 else 1 << 29)
+        in_blocks = content.content_links(words, np.arange(90), candidates, 5, threads)
+        for one, other in zip(whole, in_blocks, strict=True):
             np.testing.assert_array_equal(one, other)
-    assert isinstance(space_of(words), WordSpace)
-    assert isinstance(space_of(words.view(np.float32)), VectorSpace)
+    assert isinstance(make_space(words), WordSpace)
+    assert isinstance(make_space(words.view(np.float32)), VectorSpace)
 
 
-def test_words_of_a_text_are_the_heaviest_of_its_tfidf():
+def test_words_of_a_text_are_the_top_words_of_its_tfidf():
     texts = random_texts(30)
     transform = text_transform(6, 5)
     rows = pa.record_batch({"look": texts})
@@ -96,8 +98,8 @@ def test_words_of_a_text_are_the_heaviest_of_its_tfidf():
 
 
 def csr(matrix):
-    found = sparse.csr_matrix(matrix.astype(np.float32))
-    return found.indptr, found.indices, found.data
+    rows = sparse.csr_matrix(matrix.astype(np.float32))
+    return rows.indptr, rows.indices, rows.data
 
 
 @pytest.mark.parametrize(
@@ -106,13 +108,13 @@ def csr(matrix):
         ({}, ["text"], 64),
         ({"link_words": 7}, ["text"], 7),
         ({"link_words": 0}, ["text"], 0),
-        # All words have a dimension of their own: the features say the same.
+        # The features have one dimension per word, so they hold the same information.
         ({"text_dim": 100}, ["text"], 0),
-        # Where items are more than text, links compare all of it.
+        # Items have other content than text, and links compare all features.
         ({"numeric_columns": "year"}, ["text", "year"], 0),
     ],
 )
-def test_words_are_written_where_items_are_text_alone(settings, columns, kept, tmp_path):
+def test_words_are_written_if_text_is_the_only_content(settings, columns, kept, tmp_path):
     texts = random_texts(50)
     values = {"item_id": [f"i{i}" for i in range(50)], "text": texts, "year": list(range(50))}
     path = tmp_path / "items.parquet"

@@ -1,7 +1,7 @@
-"""Graphs of odd shapes: no node, one, two, star, clique, chain, components, a huge hub.
+"""Degenerate graphs: no node, one, two, star, clique, chain, components, a huge hub.
 
-By default they are prepared and walked on; the long suite runs the whole pipeline, which
-may find a graph too small to train on but says so in a sentence.
+By default they are prepared and sampled.  The long suite runs the whole pipeline, which
+must succeed or report in one sentence that the graph is too small for training.
 """
 
 import contextlib
@@ -47,15 +47,15 @@ def write_edges(path, edges):
 
 
 def run(*arguments):
-    """(exit code, what was said on stderr)."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    """(exit code, output on stderr) of the program."""
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         code = main.main(["program", "--verbosity=error", *arguments])
-    return code, said.getvalue()
+    return code, stderr.getvalue()
 
 
 def components(edges):
-    """The component of each item, by plain search."""
+    """The connected component of each item, by a graph search."""
     found = {}
     for start in {item for _, item in edges}:
         if start in found:
@@ -72,12 +72,12 @@ def components(edges):
 
 def test_no_edge_at_all(tmp_path):
     path = write_edges(tmp_path / "edges.parquet", [])
-    code, said = run(f"--edges={path}", f"--workdir={tmp_path / 'w'}", "--mode=prepare")
-    assert code == 2 and said == f"error: --edges={path} has no rows.\n"
+    code, stderr = run(f"--edges={path}", f"--workdir={tmp_path / 'w'}", "--mode=prepare")
+    assert code == 2 and stderr == f"error: --edges={path} has no rows.\n"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_prepared_and_walked(shape, tmp_path):
+def test_prepare_and_sample(shape, tmp_path):
     edges = SHAPES[shape]
     path = write_edges(tmp_path / "edges.parquet", edges)
     assert run(f"--edges={path}", f"--workdir={tmp_path / 'w'}", "--mode=prepare") == (0, "")
@@ -91,11 +91,11 @@ def test_prepared_and_walked(shape, tmp_path):
     names = [int(name) for name in prepared.item_ids.ids.to_pylist()]
     component = components(edges)
     for item, (row, counts) in enumerate(zip(lists.ids, lists.counts)):
-        kept = row[counts > 0]
-        assert all(0 <= other < graph.num_items and other != item for other in kept)
-        assert {component[names[other]] for other in kept} <= {component[names[item]]}
-        mates = {i for c, i in edges for d, j in edges if c == d and j == names[item]}
-        assert (len(kept) > 0) == (len(mates) > 1)
+        neighbors = row[counts > 0]
+        assert all(0 <= other < graph.num_items and other != item for other in neighbors)
+        assert {component[names[other]] for other in neighbors} <= {component[names[item]]}
+        co_members = {i for c, i in edges for d, j in edges if c == d and j == names[item]}
+        assert (len(neighbors) > 0) == (len(co_members) > 1)
 
 
 @pytest.mark.long
@@ -105,10 +105,9 @@ def test_the_whole_pipeline(shape, tmp_path):
     small = ["--batch_size=16", "--random_negatives=8", "--max_steps=3", "--hidden_dim=8"]
     small += ["--layer_dim=8", "--output_dim=8", "--spectral_dim=4", "--embed_walks=auto"]
     small += ["--num_walks=20", "--hard_walks=20", "--bootstrap=0"]
-    code, said = run(f"--edges={path}", f"--workdir={work}", *small)
-    assert (code, said) == (0, "") or (code == 2 and re.fullmatch(r"error: [^\n]+[.?]\n", said)), (
-        said
-    )
+    code, stderr = run(f"--edges={path}", f"--workdir={work}", *small)
+    one_error = code == 2 and re.fullmatch(r"error: [^\n]+[.?]\n", stderr)
+    assert (code, stderr) == (0, "") or one_error, stderr
     assert not [path for path in work.rglob("*") if ".tmp-" in path.name]
     if code == 0:
         table = pq.read_table(work / "embeddings" / "part-00000.parquet")

@@ -1,4 +1,4 @@
-"""Positive pairs, random and hard negatives: equal to a slow reference and keyed by number."""
+"""Positive pairs, random and hard negatives equal a slow reference and are keyed by number."""
 
 import collections
 
@@ -21,21 +21,21 @@ from pinsage_jax.sampling.pairs import (
 )
 from pinsage_jax.sampling.pairs import hard_negatives as draw_hard_negatives
 
-# Without compilation the wrapping products of the hashes are NumPy scalars, which warn.
+# Without compilation the hashes are products of NumPy scalars, which warn of overflow.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 
 UNLIKELY = 1e-4
 
 
 def hard_negatives(tables, pairs, sampling, *, size, seed, first, threads=1):
-    """From rankings that are made anew, kept, and found again: all the same."""
-    forgetful = Rankings(tables, sampling, seed, threads, most_bytes=0)
-    keeping = Rankings(tables, sampling, seed, threads)
-    half = PairBatch(pairs.queries[::2], pairs.targets[::2], pairs.via[::2])
-    draw_hard_negatives(keeping, half, size=size, first=first)
+    """Hard negatives, which must not depend on whether rankings are cached."""
+    uncached = Rankings(tables, sampling, seed, threads, max_bytes=0)
+    cached = Rankings(tables, sampling, seed, threads)
+    half = PairBatch(pairs.queries[::2], pairs.targets[::2], pairs.source_collection[::2])
+    draw_hard_negatives(cached, half, size=size, first=first)
     drawn = [
         draw_hard_negatives(rankings, pairs, size=size, first=first)
-        for rankings in (forgetful, keeping, keeping)
+        for rankings in (uncached, cached, cached)
     ]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     np.testing.assert_array_equal(drawn[0], drawn[2])
@@ -55,7 +55,9 @@ def scattered(seed, items=30, groups=12, edges=90):
 
 
 def rows_of(batch):
-    return list(zip(batch.queries.tolist(), batch.targets.tolist(), batch.via.tolist()))
+    return list(
+        zip(batch.queries.tolist(), batch.targets.tolist(), batch.source_collection.tolist())
+    )
 
 
 # Permutations.
@@ -65,19 +67,19 @@ def rows_of(batch):
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 15, 16, 17, 63, 64, 65, 100])
 def test_permutation_equals_the_reference(size):
     for key in (0, 12345, 2**63, 2**64 - 1):
-        places = [int(pair_kernels.permuted(np.uint64(key), i, size)) for i in range(size)]
-        assert places == [reference.permuted(key, i, size) for i in range(size)]
-        assert sorted(places) == list(range(size))
+        positions = [int(pair_kernels.permuted(np.uint64(key), i, size)) for i in range(size)]
+        assert positions == [reference.permuted(key, i, size) for i in range(size)]
+        assert sorted(positions) == list(range(size))
 
 
 @pytest.mark.parametrize("size", [*range(1, 40), 255, 256, 257, 1000, 4095, 4097, 20_000])
-def test_permutation_visits_every_place_once(size):
-    places = [pair_kernels.permuted(np.uint64(size), i, size) for i in range(size)]
-    assert sorted(places) == list(range(size))
+def test_permutation_is_a_bijection(size):
+    positions = [pair_kernels.permuted(np.uint64(size), i, size) for i in range(size)]
+    assert sorted(positions) == list(range(size))
 
 
 def test_permutations_look_random():
-    """Each index lands anywhere alike, over keys; different keys give different orders."""
+    """Over keys the positions of an index are uniform; different keys give different orders."""
     size, keys = 20, 4000
     table = np.array(
         [
@@ -96,8 +98,8 @@ def test_permutations_look_random():
 def test_permutation_of_a_size_beyond_32_bits():
     size = 2**33 + 5
     for index in (0, 1, 2**32, size - 1):
-        place = pair_kernels.permuted(np.uint64(3), index, size)
-        assert place == reference.permuted(3, index, size) and 0 <= place < size
+        position = pair_kernels.permuted(np.uint64(3), index, size)
+        assert position == reference.permuted(3, index, size) and 0 <= position < size
 
 
 # Pairs that share a collection.
@@ -116,18 +118,18 @@ def test_collection_pairs_equal_the_reference(graph):
 def test_an_epoch_visits_every_edge_once(graph):
     source = PairSource(graph, seed=2)
     edges = reference.collection_edges(graph)
-    sizes = collections.Counter(via for via, _ in edges)
+    sizes = collections.Counter(source_collection for source_collection, _ in edges)
     orders = []
     for epoch in range(4):
         rows = rows_of(source.batch(epoch * len(edges), len(edges)))
-        assert sorted((via, query) for query, _, via in rows) == edges
-        for query, target, via in rows:
+        assert sorted((source_collection, query) for query, _, source_collection in rows) == edges
+        for query, target, source_collection in rows:
             assert source.epoch_of(epoch * len(edges)) == epoch
-            if sizes[via] == 1:
+            if sizes[source_collection] == 1:
                 assert target == -1
             else:
-                assert target != query and (via, target) in edges
-        orders.append([(via, query) for query, _, via in rows])
+                assert target != query and (source_collection, target) in edges
+        orders.append([(source_collection, query) for query, _, source_collection in rows])
     assert len({tuple(order) for order in orders}) == 4
 
 
@@ -143,14 +145,18 @@ def test_weighted_pairs_equal_the_reference(graph, power):
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 2.0])
-def test_weighted_pairs_have_the_stated_chances(power):
-    """Over all (query, target, via) outcomes together."""
+def test_weighted_pairs_have_the_exact_distribution(power):
+    """A chi-square test over all outcomes (query, target, source_collection)."""
     graph, number = toy(), 100_000
     edges = reference.collection_edges(graph)
-    members = {via: [item for node, item in edges if node == via] for via, _ in edges}
+    members = {
+        source_collection: [item for node, item in edges if node == source_collection]
+        for source_collection, _ in edges
+    }
     exact = {
-        (query, target, via): (len(items) - 1.0) ** power / (len(items) * (len(items) - 1))
-        for via, items in members.items()
+        (query, target, source_collection): (len(items) - 1.0) ** power
+        / (len(items) * (len(items) - 1))
+        for source_collection, items in members.items()
         for query in items
         for target in items
         if query != target
@@ -167,12 +173,12 @@ def test_weighted_pairs_have_the_stated_chances(power):
     np.testing.assert_allclose(source.target_probability(), mass / mass.sum(), rtol=1e-6)
 
 
-def test_a_draw_at_the_very_end_finds_a_collection_with_pairs():
-    """Single-item collections at both ends weigh nothing and are never met."""
+def test_collections_without_pairs_are_never_drawn():
+    """Single-item collections at both ends of the running sums have weight 0."""
     edges = [(0, 0), (1, 1), (2, 1), (0, 2), (1, 2), (2, 2), (2, 3)]
     graph = reference.small_graph({edge: 1.0 for edge in edges}, 3, 5, False)
     batch = PairSource(graph, seed=0, power=0.5).batch(0, 20_000)
-    assert set(batch.via.tolist()) == {4, 5}
+    assert set(batch.source_collection.tolist()) == {4, 5}
     assert (batch.targets != batch.queries).all() and (batch.targets >= 0).all()
 
 
@@ -195,8 +201,10 @@ def test_targets_are_uniform_over_the_rest_of_the_collection():
     graph = toy()
     epochs = 3000
     batch = PairSource(graph, seed=1).batch(0, epochs * graph.num_edges)
-    for query, via, others in ((1, 8, [0, 2, 3]), (3, 8, [0, 1, 2]), (5, 12, [0, 6])):
-        chosen = batch.targets[(batch.queries == query) & (batch.via == via)]
+    for query, source_collection, others in ((1, 8, [0, 2, 3]), (3, 8, [0, 1, 2]), (5, 12, [0, 6])):
+        chosen = batch.targets[
+            (batch.queries == query) & (batch.source_collection == source_collection)
+        ]
         counts = np.bincount(chosen, minlength=8)
         assert len(chosen) == epochs and counts[others].sum() == epochs
         assert stats.chisquare(counts[others]).pvalue > UNLIKELY
@@ -206,8 +214,8 @@ def exact_target_probability(graph):
     """Adds up every (edge, other item) outcome that gives a pair."""
     edges = reference.collection_edges(graph)
     mass = np.zeros(graph.num_items)
-    for via, query in edges:
-        others = [item for node, item in edges if node == via and item != query]
+    for source_collection, query in edges:
+        others = [item for node, item in edges if node == source_collection and item != query]
         for item in others:
             mass[item] += 1 / len(others)
     return mass / mass.sum()
@@ -239,13 +247,13 @@ def test_pairs_of_a_mapped_graph(tmp_path):
     )
 
 
-# Pairs that were given.
+# Pairs of a table.
 
 
 @pytest.mark.kernels
-def test_given_pairs_equal_the_reference():
+def test_listed_pairs_equal_the_reference():
     given = [(0, 1), (1, 0), (2, 3), (2, 3), (7, 6), (5, 4), (3, 3)]
-    # An int64 array in Fortran order, as a table reader may hand over.
+    # A table reader may return an int64 array in Fortran order.
     array = np.asfortranarray(np.array(given, np.int64))
     for seed in (0, 1, 2, 3):
         source = PairSource(toy(), seed=seed, pairs=array)
@@ -253,13 +261,13 @@ def test_given_pairs_equal_the_reference():
         assert list(zip(batch.queries.tolist(), batch.targets.tolist())) == [
             reference.listed_pair(given, seed, 4 + row) for row in range(3 * len(given))
         ]
-        assert set(batch.via.tolist()) == {-1}
+        assert set(batch.source_collection.tolist()) == {-1}
         for epoch in range(3):
             once = source.batch(epoch * len(given), len(given))
             assert sorted(zip(once.queries.tolist(), once.targets.tolist())) == sorted(given)
 
 
-def test_given_pairs_probability_and_epochs():
+def test_target_probability_and_epochs_of_listed_pairs():
     given = np.array([[0, 1], [2, 3], [4, 3], [5, 1], [6, 3]], np.int32)
     source = PairSource(toy(), seed=0, pairs=given)
     np.testing.assert_allclose(
@@ -268,13 +276,13 @@ def test_given_pairs_probability_and_epochs():
     assert source.per_epoch == 5 and [source.epoch_of(n) for n in (0, 4, 5, 14)] == [0, 0, 1, 2]
     shorter = PairSource(toy(), seed=0, pairs=given, per_epoch=2)
     assert shorter.per_epoch == 2 and [shorter.epoch_of(n) for n in (0, 1, 2, 5)] == [0, 0, 1, 2]
-    # The length of an epoch cuts the stream of pairs elsewhere and changes none of them.
+    # The length of an epoch does not change the sequence of pairs.
     assert rows_of(shorter.batch(0, 12)) == rows_of(source.batch(0, 12))
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_nothing_to_draw_from(power):
-    """Refused at once: a run over pairs that do not count would learn nothing, silently."""
+def test_a_source_without_any_pair_raises(power):
+    """Otherwise a run would train on pairs that do not count, without a warning."""
     empty = reference.small_graph({}, 3, 2, False)
     alone = reference.small_graph({(0, 0): 1.0, (1, 1): 1.0}, 2, 3, False)
     for graph in (empty, alone):
@@ -336,7 +344,7 @@ def ranking(graph, query, sampling, size, seed):
     return [item for item in ids[0].tolist() if item >= 0]
 
 
-def test_hard_negatives_lie_in_the_band():
+def test_hard_negatives_are_in_the_band():
     graph = scattered(6, items=60, groups=10, edges=200)
     sampling = hard_sampling()
     pairs = PairSource(graph, seed=0).batch(0, 64)
@@ -346,7 +354,7 @@ def test_hard_negatives_lie_in_the_band():
         assert len(ranked) == 9
         drawn = set(got[row].tolist())
         assert target not in drawn and query not in drawn
-        # 40 draws of 6 places miss one with a chance below 1 in 1000.
+        # The probability that 40 draws of 6 ranks miss one is below 1 in 1000.
         assert drawn - {-1} <= set(ranked[3:]) - {target}
         assert (-1 in drawn) <= (target in ranked[3:])
     seen = np.concatenate([got[row] for row in range(64)])
@@ -354,7 +362,7 @@ def test_hard_negatives_lie_in_the_band():
 
 
 def test_short_rankings_shrink_the_band():
-    """A star of n items reaches n - 1; none is reached from an isolated query."""
+    """In a star of n items a query reaches n - 1, and an isolated query none."""
     for others, expected in ((0, 0), (1, 1), (2, 2), (5, 4), (6, 4), (9, 6)):
         edges = {(item, 0): 1.0 for item in range(others + 1)}
         graph = reference.small_graph(edges, others + 2, 1, False)
@@ -365,7 +373,7 @@ def test_short_rankings_shrink_the_band():
         got = hard_negatives(WalkTables(graph), pairs, sampling, size=200, seed=3, first=0)
         ranked = ranking(graph, 0, sampling, 9, 3)
         assert len(ranked) == others
-        # The best third of the band's nine ranks is left out, and so is a third of a short list.
+        # The band omits the best third of nine ranks, and so a third of a shorter list.
         assert set(got[0].tolist()) == (set(ranked[others * 3 // 9 :]) or {-1})
         assert len(set(got[0].tolist()) - {-1}) == expected
 
@@ -384,8 +392,8 @@ def test_draws_from_the_band_are_uniform():
 
 
 @pytest.mark.kernels
-def test_hard_negatives_do_not_depend_on_the_cut():
-    """Devices ask for their own part of a batch, threads walk any part of it."""
+def test_hard_negatives_do_not_depend_on_the_batch_or_the_threads():
+    """Each device requests its own part of a batch, and threads walk from any part of it."""
     graph = scattered(7, items=25, groups=8, edges=70)
     tables, sampling = WalkTables(graph), hard_sampling()
     source = PairSource(graph, seed=2)
@@ -399,12 +407,12 @@ def test_hard_negatives_do_not_depend_on_the_cut():
     whole = drawn(0, 16)
     np.testing.assert_array_equal(np.concatenate([drawn(0, 8), drawn(8, 8)]), whole)
     np.testing.assert_array_equal(drawn(0, 16, threads=3), whole)
-    # More of them later in the curriculum: the earlier columns stay.
+    # With more hard negatives later in the curriculum the first columns stay the same.
     np.testing.assert_array_equal(drawn(0, 16, width=7)[:, :4], whole)
     assert not np.array_equal(drawn(8, 8), whole[:8])
 
 
-def test_unanswered_pairs_get_negatives_and_repeated_queries_differ():
+def test_pairs_without_a_target_have_negatives_and_repeated_queries_differ():
     graph = scattered(8, items=40, groups=6, edges=120)
     pairs = PairBatch(np.full(6, 4, np.int32), np.full(6, -1, np.int32), np.full(6, -1, np.int32))
     got = hard_negatives(WalkTables(graph), pairs, hard_sampling(), size=8, seed=0, first=5)
@@ -422,5 +430,5 @@ def test_band_scales_with_the_catalog():
     for items in (1, 2, 10, 99, 500, 1234):
         low, high = hard_band(paper, items)
         assert 1 <= low < high
-    # Neighboring ranks that round to the same one still leave a band.
+    # If both ends are rounded to the same rank, the band still has one rank.
     assert hard_band(SamplingConfig(hard_low=4998, hard_high=5000), 40_000) == (400, 401)

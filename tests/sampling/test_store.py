@@ -1,4 +1,4 @@
-"""Neighborhood stores: the same lists whichever, and nothing damaged is ever used."""
+"""Neighborhood stores: every store has the same lists, and damaged shards are never used."""
 
 import concurrent.futures
 import dataclasses
@@ -31,54 +31,54 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(store, "SHARD_NODES", 9)
 
 
-def made(begin, end):
-    """Rows that tell their node, as a sampler would give them."""
+def fake_rows(begin, end):
+    """Ids and counts from which the node can be read, in place of a sampler's."""
     nodes = np.arange(begin, end, dtype=np.int32)[:, None]
     return nodes * 10 + np.arange(3, dtype=np.int32), nodes + np.int32(1) + np.zeros(3, np.int32)
 
 
-class Recorded:
-    """`made`, remembering what it was asked for."""
+class Recorder:
+    """Calls fake_rows and records the arguments."""
 
     def __init__(self):
-        self.asked = []
+        self.calls = []
 
     def __call__(self, begin, end):
-        self.asked.append((begin, end))
-        return made(begin, end)
+        self.calls.append((begin, end))
+        return fake_rows(begin, end)
 
 
 def assert_whole(table, count):
     rng = np.random.default_rng(0)
     for nodes in (np.arange(count), rng.integers(0, max(count, 1), 50)[:count]):
-        ids, counts = table.take(nodes.astype(np.int32))
-        wanted_ids, wanted_counts = made(0, count)
-        np.testing.assert_array_equal(ids, wanted_ids[nodes])
-        np.testing.assert_array_equal(counts, wanted_counts[nodes])
+        ids, counts = table.lookup(nodes.astype(np.int32))
+        expected_ids, expected_counts = fake_rows(0, count)
+        np.testing.assert_array_equal(ids, expected_ids[nodes])
+        np.testing.assert_array_equal(counts, expected_counts[nodes])
         assert ids.dtype == counts.dtype == np.int32
 
 
-# A last shard that is full, one that is not, one of a single node, one shard, none.
+# The last shard is full, not full, or a single node; one shard; none.
 @pytest.mark.parametrize("count", [20, 23, 21, 4, 0])
-def test_table_is_what_was_made(count, tmp_path):
-    make = Recorded()
-    assert_whole(ShardedTable(tmp_path / "t", count, 3, make, 5), count)
-    assert make.asked == [(begin, min(begin + 5, count)) for begin in range(0, count, 5)]
-    again = Recorded()
+def test_a_table_is_sampled_once_and_then_opened(count, tmp_path):
+    recorder = Recorder()
+    assert_whole(ShardedTable(tmp_path / "t", count, 3, recorder, 5), count)
+    assert recorder.calls == [(begin, min(begin + 5, count)) for begin in range(0, count, 5)]
+    again = Recorder()
     assert_whole(ShardedTable(tmp_path / "t", count, 3, again, 5), count)
-    assert again.asked == []
+    assert again.calls == []
 
 
 KILLED = """
 import os, pathlib, signal, sys
-sys.path.insert(0, sys.argv[2])
-from test_store import made
+sys.path[:0] = sys.argv[2].split(os.pathsep)
+from test_store import fake_rows
 from pinsage_jax.core import files
 from pinsage_jax.sampling.shards import ShardedTable
 
 folder = pathlib.Path(sys.argv[1])
 if sys.argv[3] == "writing":
-    # In the middle of the fourth shard's file: written in part and not yet renamed.
+    # Dies when a part of the fourth shard's file is written and not yet renamed.
     replace, renamed = os.replace, []
     def cut(source, target):
         renamed.append(target)
@@ -89,51 +89,52 @@ if sys.argv[3] == "writing":
         replace(source, target)
     os.replace = cut
 
-def make(begin, end):
+def sample_rows(begin, end):
     if sys.argv[3] == "sampling" and begin == 15:
         os.kill(os.getpid(), signal.SIGKILL)
-    return made(begin, end)
+    return fake_rows(begin, end)
 
-ShardedTable(folder, 32, 3, make, 5)
+ShardedTable(folder, 32, 3, sample_rows, 5)
 """
 
 
 @pytest.mark.parametrize("when", ["sampling", "writing"])
-def test_a_killed_build_goes_on_where_it_was(when, tmp_path):
+def test_a_killed_build_resumes_with_the_missing_shards(when, tmp_path):
     here = os.path.dirname(__file__)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), here, when], timeout=120)
+    folders = os.pathsep.join([here, os.path.join(here, os.pardir, "helpers")])
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), folders, when], timeout=120)
     assert done.returncode == -signal.SIGKILL
     finished = sorted(path for path in tmp_path.iterdir() if ".tmp-" not in path.name)
     assert len(finished) == 3
     before = [(path.name, path.stat().st_mtime_ns) for path in finished]
-    make = Recorded()
-    assert_whole(ShardedTable(tmp_path, 32, 3, make, 5), 32)
-    assert make.asked == [(15, 20), (20, 25), (25, 30), (30, 32)]
+    recorder = Recorder()
+    assert_whole(ShardedTable(tmp_path, 32, 3, recorder, 5), 32)
+    assert recorder.calls == [(15, 20), (20, 25), (25, 30), (30, 32)]
     assert [(path.name, path.stat().st_mtime_ns) for path in finished] == before
     assert len(list(tmp_path.iterdir())) == 7
 
 
 def test_a_stopped_build_keeps_its_shards(tmp_path, monkeypatch):
-    asked = []
+    begins = []
 
-    def make(begin, end):
-        asked.append(begin)
+    def sample_rows(begin, end):
+        begins.append(begin)
         monkeypatch.setattr(signals, "_received", signal.SIGINT if begin == 10 else None)
-        return made(begin, end)
+        return fake_rows(begin, end)
 
     with pytest.raises(signals.Stopped):
-        ShardedTable(tmp_path, 32, 3, make, 5)
-    assert asked == [0, 5, 10]
+        ShardedTable(tmp_path, 32, 3, sample_rows, 5)
+    assert begins == [0, 5, 10]
     monkeypatch.setattr(signals, "_received", None)
-    again = Recorded()
+    again = Recorder()
     assert_whole(ShardedTable(tmp_path, 32, 3, again, 5), 32)
-    assert again.asked[0] == (15, 20)
+    assert again.calls[0] == (15, 20)
 
 
-def flip(place):
+def flip(index):
     def damage(path):
         data = bytearray(path.read_bytes())
-        data[place] ^= 1
+        data[index] ^= 1
         path.write_bytes(bytes(data))
 
     return damage
@@ -148,9 +149,9 @@ def empty(path):
 
 
 def other_shape(path):
-    """A whole shard of another table, checksum and all."""
+    """Replaces the shard by one of another table, with its valid checksum."""
     folder = path.parent / "other"
-    ShardedTable(folder, 10, 2, lambda b, e: tuple(part[:, :2] for part in made(b, e)), 5)
+    ShardedTable(folder, 10, 2, lambda b, e: tuple(part[:, :2] for part in fake_rows(b, e)), 5)
     [source] = folder.glob("00001-*.npy")
     source.rename(path.parent / source.name)
     path.unlink()
@@ -166,23 +167,25 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_shard_is_named_and_made_again(damage, tmp_path, caplog):
-    ShardedTable(tmp_path, 23, 3, made, 5)
+def test_a_damaged_shard_is_named_and_sampled_again(damage, tmp_path, caplog):
+    ShardedTable(tmp_path, 23, 3, fake_rows, 5)
     [path] = tmp_path.glob("00001-*.npy")
     DAMAGES[damage](path)
-    make = Recorded()
-    assert_whole(ShardedTable(tmp_path, 23, 3, make, 5), 23)
-    assert make.asked == [(5, 10)]
-    [said] = [line for line in caplog.messages if "is damaged" in line]
-    assert said.startswith(str(tmp_path / "00001-")) and "sampled again" in said
+    recorder = Recorder()
+    assert_whole(ShardedTable(tmp_path, 23, 3, recorder, 5), 23)
+    assert recorder.calls == [(5, 10)]
+    [message] = [line for line in caplog.messages if "is damaged" in line]
+    assert message.startswith(str(tmp_path / "00001-")) and "sampled again" in message
     assert len(list(tmp_path.iterdir())) == 5
     caplog.clear()
-    ShardedTable(tmp_path, 23, 3, Recorded(), 5)
+    ShardedTable(tmp_path, 23, 3, Recorder(), 5)
     assert not caplog.messages
 
 
 @pytest.mark.parametrize("neighborhood", ["items", "all"])
-def test_same_lists_whichever_store_and_threads(neighborhood, small_shards, tmp_path):
+def test_all_stores_and_numbers_of_threads_have_the_same_lists(
+    neighborhood, small_shards, tmp_path
+):
     graph = nasty_graph()
     sampling = dataclasses.replace(SAMPLING, neighborhood=neighborhood)
     sources = {
@@ -195,17 +198,17 @@ def test_same_lists_whichever_store_and_threads(neighborhood, small_shards, tmp_
     rng = np.random.default_rng(1)
     count = sources["none", 1].num_nodes
     nodes = rng.integers(0, count, 70).astype(np.int32)
-    dropped = np.where(rng.random(70) < 0.5, rng.integers(0, 40, 70), -1).astype(np.int32)
+    masked_neighbor = np.where(rng.random(70) < 0.5, rng.integers(0, 40, 70), -1).astype(np.int32)
     wanted = [
         sources["none", 1].lookup(np.arange(count, dtype=np.int32)),
-        sources["none", 1].lookup(nodes, 3, None, dropped),
+        sources["none", 1].lookup(nodes, 3, None, masked_neighbor),
     ]
     for (kind, _), source in sources.items():
-        kept = source.materialize()
-        assert (kept is None) == (kind == "none") and source.materialize() is kept
+        cached = source.materialize()
+        assert (cached is None) == (kind == "none") and source.materialize() is cached
         found = [
             source.lookup(np.arange(count, dtype=np.int32)),
-            source.lookup(nodes, 3, None, dropped),
+            source.lookup(nodes, 3, None, masked_neighbor),
         ]
         for one, other in zip(found, wanted):
             np.testing.assert_array_equal(one.ids, other.ids)
@@ -218,7 +221,7 @@ def test_same_lists_whichever_store_and_threads(neighborhood, small_shards, tmp_
     assert not (tmp_path / "memory1").exists() and not (tmp_path / "none1").exists()
 
 
-def test_auto_goes_by_size(monkeypatch, tmp_path):
+def test_auto_depends_on_the_size(monkeypatch, tmp_path):
     graph = nasty_graph()
     size = 8 * graph.num_nodes * SAMPLING.num_neighbors
     for limit, kind in ((size, "memory"), (size - 1, "disk")):
@@ -227,7 +230,7 @@ def test_auto_goes_by_size(monkeypatch, tmp_path):
         assert NeighborhoodSource(graph, SAMPLING, 0, 1, "auto").store == "memory"
 
 
-def test_key_is_what_the_lists_depend_on(monkeypatch):
+def test_the_key_changes_with_everything_that_the_lists_depend_on(monkeypatch):
     graph = nasty_graph()
 
     def key(graph=graph, seed=3, threads=1, **changes):
@@ -260,23 +263,23 @@ def test_key_of_an_empty_graph():
     assert source.num_nodes == 0 and len(source.key()) == 16
 
 
-def test_other_settings_are_kept_apart(small_shards, tmp_path):
+def test_other_settings_have_another_folder(small_shards, tmp_path):
     one = NeighborhoodSource(nasty_graph(), SAMPLING, 8, 1, "disk", tmp_path)
-    other = one.like(dataclasses.replace(SAMPLING, num_walks=40))
-    first, second = (source.materialize().take(np.arange(40)) for source in (one, other))
+    other = one.with_config(dataclasses.replace(SAMPLING, num_walks=40))
+    first, second = (source.materialize().lookup(np.arange(40)) for source in (one, other))
     assert not np.array_equal(first[1], second[1])
     assert {path.name for path in tmp_path.iterdir()} == {one.key(), other.key()}
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk", "none"])
 def test_lists_of_all_nodes(kind, small_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("pinsage_jax.sampling.lists._ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("pinsage_jax.sampling.lists._ROWS_PER_BLOCK", 7)
     run = make_run(links=3)
     source = NeighborhoodSource(run.graph, run.sampling, run.seed, 2, kind, tmp_path)
     lists = NeighborLists(source, "importance", run.links, 0.5)
     ids, weights = lists.all_rows()
     everyone = np.arange(source.num_nodes, dtype=np.int32)
-    wanted_ids, wanted_weights = run.lists.of(everyone)
+    wanted_ids, wanted_weights = run.lists.lookup(everyone)
     assert isinstance(ids, ListColumn) == (kind != "memory")
     assert ids.shape == weights.shape == (len(everyone), lists.width) and len(ids) == len(everyone)
     for rows in (slice(0, 5), slice(5, 30), slice(30, 99), slice(3, 3), slice(None)):
@@ -295,7 +298,7 @@ def test_lists_of_all_nodes(kind, small_shards, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["auto", "none", "memory", "disk"])
-def test_a_store_on_disk_and_resampling_contradict_each_other(kind, tmp_path):
+def test_a_store_on_disk_does_not_allow_resampling(kind, tmp_path):
     config = Config(
         "train", str(tmp_path), 0, 1, data=DataConfig(edges="e.csv"),
         sampling=SamplingConfig(resample=True), store=StoreConfig(neighborhood_store=kind),
@@ -309,61 +312,61 @@ def test_a_store_on_disk_and_resampling_contradict_each_other(kind, tmp_path):
         config.validate()
 
 
-def test_lists_of_an_epoch_are_walked_once_and_those_of_an_older_one_again(monkeypatch):
+def test_the_newest_epoch_is_sampled_once_and_an_older_one_on_demand(monkeypatch):
     graph = nasty_graph()
     sampling = dataclasses.replace(SAMPLING, resample=True)
-    plain = NeighborhoodSource(graph, sampling, seed=1, store="none")
+    uncached = NeighborhoodSource(graph, sampling, seed=1, store="none")
     source = NeighborhoodSource(graph, sampling, seed=1, store="memory")
-    walked = []
-    walk = source._walk
+    sampled = []
+    sample = source._sample
 
-    def recorded(nodes, epoch, hidden, dropped, threads):
-        walked.append((epoch, nodes.tolist()))
-        return walk(nodes, epoch, hidden, dropped, threads)
+    def record(nodes, epoch, masked_collection, masked_neighbor, threads):
+        sampled.append((epoch, nodes.tolist()))
+        return sample(nodes, epoch, masked_collection, masked_neighbor, threads)
 
-    monkeypatch.setattr(source, "_walk", recorded)
+    monkeypatch.setattr(source, "_sample", record)
     nodes = np.flatnonzero(graph.degree() > 0).astype(np.int32)
     assert len(nodes) > 6 and nodes[0] < graph.num_items
-    hidden = np.full(4, -1, np.int32)
-    hidden[2] = graph.neighbors(nodes[0])[0]
-    asked = [
-        # A node with a collection hidden is another row than the node.
-        (0, nodes[[3, 1, 0, 3]], hidden, [[3, 1, 3], [0]]),
+    masked_collection = np.full(4, -1, np.int32)
+    masked_collection[2] = graph.neighbors(nodes[0])[0]
+    lookups = [
+        # A node with a masked collection is another row than the node without a mask.
+        (0, nodes[[3, 1, 0, 3]], masked_collection, [[3, 1, 3], [0]]),
         (0, nodes[[1, 0, 2, 3]], None, [[0, 2]]),
         (0, nodes[[1, 0, 2, 3]], None, []),
         (1, nodes[[1, 5]], None, [[1, 5]]),
         (0, nodes[[1, 0]], None, [[1, 0]]),
         (1, nodes[[5, 6]], None, [[6]]),
     ]
-    for epoch, some, limits, wanted in asked:
-        walked.clear()
-        found = source.lookup(some, epoch, hidden=limits)
-        assert walked == [(epoch, nodes[part].tolist()) for part in wanted]
-        fresh = plain.lookup(some, epoch, hidden=limits)
-        np.testing.assert_array_equal(found.ids, fresh.ids)
-        np.testing.assert_array_equal(found.counts, fresh.counts)
-        # What a caller does with its lists is not seen by the next.
+    for epoch, some, masks, newly_sampled in lookups:
+        sampled.clear()
+        found = source.lookup(some, epoch, masked_collection=masks)
+        assert sampled == [(epoch, nodes[part].tolist()) for part in newly_sampled]
+        expected = uncached.lookup(some, epoch, masked_collection=masks)
+        np.testing.assert_array_equal(found.ids, expected.ids)
+        np.testing.assert_array_equal(found.counts, expected.counts)
+        # A caller may write to its lists without changing the cache.
         found.ids[:], found.counts[:] = -7, -7
 
 
-def test_lists_of_an_epoch_are_the_same_for_many_threads_at_once():
+def test_concurrent_lookups_of_an_epoch_have_the_same_lists():
     graph = nasty_graph()
     sampling = dataclasses.replace(SAMPLING, resample=True)
-    plain = NeighborhoodSource(graph, sampling, seed=1, store="none")
+    uncached = NeighborhoodSource(graph, sampling, seed=1, store="none")
     source = NeighborhoodSource(graph, sampling, seed=1, store="memory")
-    wanted = {epoch: plain.lookup(np.arange(graph.num_nodes), epoch) for epoch in range(3)}
+    expected = {epoch: uncached.lookup(np.arange(graph.num_nodes), epoch) for epoch in range(3)}
     rng = np.random.default_rng(0)
-    asked = [
+    lookups = [
         (epoch + int(late), rng.permutation(graph.num_nodes)[: rng.integers(1, 9)])
         for epoch in (0, 1)
         for late in rng.random(200) < 0.5
     ]
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda each: source.lookup(each[1], each[0]), asked))
-    for (epoch, nodes), lists in zip(asked, found):
-        np.testing.assert_array_equal(lists.ids, wanted[epoch].ids[nodes])
-        np.testing.assert_array_equal(lists.counts, wanted[epoch].counts[nodes])
+        found = list(threads.map(lambda each: source.lookup(each[1], each[0]), lookups))
+    for (epoch, nodes), lists in zip(lookups, found):
+        np.testing.assert_array_equal(lists.ids, expected[epoch].ids[nodes])
+        np.testing.assert_array_equal(lists.counts, expected[epoch].counts[nodes])
 
 
-def test_shard_size_of_the_product():
+def test_the_default_shard_size():
     assert shards.SHARD_NODES == store.SHARD_NODES == 65536

@@ -1,4 +1,4 @@
-"""Walk neighborhoods: equal to a slow reference, and to exact probabilities."""
+"""Random-walk neighborhoods equal a slow reference and have the exact probabilities."""
 
 import dataclasses
 
@@ -8,6 +8,7 @@ import reference_sampling as reference
 from scipy import stats
 
 from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.cpu import counter_random
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling import kernels, neighborhoods
 from pinsage_jax.sampling.neighborhoods import (
@@ -18,10 +19,10 @@ from pinsage_jax.sampling.neighborhoods import (
 )
 from pinsage_jax.sampling.store import NeighborhoodSource
 
-# Without compilation the wrapping products of the hashes are NumPy scalars, which warn.
+# Without compilation the hashes are products of NumPy scalars, which warn of overflow.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 
-# Below this the hypothesis "the kernel has the exact distribution" is rejected; seeds are fixed.
+# Significance level of the tests of distributions; the seeds are fixed.
 UNLIKELY = 1e-4
 
 
@@ -91,14 +92,17 @@ def make(shape, uneven):
     return reference.small_graph(edges, items, collections, uneven)
 
 
-def starts_and_limits(graph, rng):
-    """Every start with: nothing hidden; each of its own collections; any other; a dropped node."""
+def starts_and_masks(graph, rng):
+    """(starts, masked_collection, masked_neighbor): every start node with several masks.
+
+    The masked collection is none, one of the node's own, or any; the masked neighbor is any.
+    """
     rows = []
     for start in range(graph.num_nodes):
         own = graph.neighbors(start).tolist() if start < graph.num_items else []
         anywhere = int(rng.integers(graph.num_items, graph.num_nodes))
-        for hidden in {-1, anywhere, *own[:3]}:
-            rows.append((start, hidden, int(rng.integers(-1, graph.num_nodes))))
+        for masked_collection in {-1, anywhere, *own[:3]}:
+            rows.append((start, masked_collection, int(rng.integers(-1, graph.num_nodes))))
     return np.array(rows, np.int32).T
 
 
@@ -108,13 +112,25 @@ def starts_and_limits(graph, rng):
 def test_equal_to_the_reference(shape, uneven):
     graph = make(shape, uneven)
     tables = WalkTables(graph)
-    starts, hidden, dropped = starts_and_limits(graph, np.random.default_rng(3))
+    starts, masked_collection, masked_neighbor = starts_and_masks(graph, np.random.default_rng(3))
     for name, sampling in SETTINGS.items():
         got = visit_counts(
-            tables, starts, sampling, seed=11, epoch=2, hidden=hidden, dropped=dropped
+            tables,
+            starts,
+            sampling,
+            seed=11,
+            epoch=2,
+            masked_collection=masked_collection,
+            masked_neighbor=masked_neighbor,
         )
         ids, counts = reference.neighborhoods(
-            graph, starts, sampling, seed=11, epoch=2, hidden=hidden, dropped=dropped
+            graph,
+            starts,
+            sampling,
+            seed=11,
+            epoch=2,
+            masked_collection=masked_collection,
+            masked_neighbor=masked_neighbor,
         )
         assert got.ids.dtype == np.int32 and got.counts.dtype == np.int32
         np.testing.assert_array_equal(got.ids, ids, err_msg=name)
@@ -123,7 +139,7 @@ def test_equal_to_the_reference(shape, uneven):
 
 @pytest.mark.parametrize("trial", range(40))
 def test_equal_to_the_reference_on_random_graphs(trial):
-    """Built by the package from lists with duplicates, whose weights are added."""
+    """The package builds the graphs from edges with duplicates, whose weights are added."""
     rng = np.random.default_rng([7, trial])
     items, collections = (int(count) for count in rng.integers(1, 30, 2))
     edges = int(rng.integers(0, 3 * (items + collections)))
@@ -142,13 +158,23 @@ def test_equal_to_the_reference_on_random_graphs(trial):
         restart=float(rng.uniform(0, 1)),
         restart_ends=trial % 3 == 0,
     )
-    starts, hidden, dropped = starts_and_limits(graph, rng)
+    starts, masked_collection, masked_neighbor = starts_and_masks(graph, rng)
     seed = int(rng.integers(0, 2**40))
     got = visit_counts(
-        WalkTables(graph), starts, sampling, seed=seed, hidden=hidden, dropped=dropped
+        WalkTables(graph),
+        starts,
+        sampling,
+        seed=seed,
+        masked_collection=masked_collection,
+        masked_neighbor=masked_neighbor,
     )
     ids, counts = reference.neighborhoods(
-        graph, starts, sampling, seed=seed, hidden=hidden, dropped=dropped
+        graph,
+        starts,
+        sampling,
+        seed=seed,
+        masked_collection=masked_collection,
+        masked_neighbor=masked_neighbor,
     )
     np.testing.assert_array_equal(got.ids, ids)
     np.testing.assert_array_equal(got.counts, counts)
@@ -156,37 +182,40 @@ def test_equal_to_the_reference_on_random_graphs(trial):
 
 @pytest.mark.kernels
 def test_random_numbers_equal_the_reference():
-    """The largest arguments too: every sum wraps at 64 bits."""
+    """For the largest arguments too, since every sum wraps at 64 bits."""
     rng = np.random.default_rng(0)
     values = [0, 1, 2**31, 2**63 - 1, 2**63, 2**64 - 1]
     values += [int(value) for value in rng.integers(0, 2**64, 20, dtype=np.uint64)]
     for value in values:
-        assert int(kernels.mix(np.uint64(value))) == reference.mix(value)
+        assert int(counter_random.mix(np.uint64(value))) == reference.mix(value)
         key = reference.stream(value, 5, 2**31 - 1)
-        assert int(kernels.stream(np.uint64(value), 5, 2**31 - 1)) == key
+        assert int(counter_random.stream(np.uint64(value), 5, 2**31 - 1)) == key
         wanted = reference.draw(value, 10**6, 65535)
-        assert int(kernels.draw(np.uint64(value), 10**6, 65535)) == wanted
+        assert int(counter_random.draw(np.uint64(value), 10**6, 65535)) == wanted
     for bits in (0, 1, 2**31, 2**32 - 1):
         for size in (1, 2, 3, 7, 2**31 - 1):
-            got = kernels.bounded(np.uint64(bits), size)
+            got = counter_random.bounded(np.uint64(bits), size)
             assert got == reference.bounded(bits, size) and 0 <= got < size
 
 
 @pytest.mark.kernels
-def test_keys_of_different_meaning_differ():
+def test_different_streams_have_different_keys():
     rng = np.random.default_rng(1)
-    meanings = {tuple(row) for row in rng.integers(0, 5, (200, 3)).tolist()}
-    assert len({int(kernels.stream(*meaning)) for meaning in meanings}) == len(meanings)
-    key = np.uint64(kernels.stream(1, 2, 3))
-    draws = {int(kernels.draw(key, walk, index)) for walk in range(20) for index in range(20)}
+    streams = {tuple(row) for row in rng.integers(0, 5, (200, 3)).tolist()}
+    assert len({int(counter_random.stream(*stream)) for stream in streams}) == len(streams)
+    key = np.uint64(counter_random.stream(1, 2, 3))
+    draws = {
+        int(counter_random.draw(key, walk, index)) for walk in range(20) for index in range(20)
+    }
     assert len(draws) == 400
 
 
 def test_draws_are_uniform_and_independent():
-    """Chi-square of the leading bits, and of neighboring draws together."""
-    key = np.uint64(kernels.stream(3, 0, 17))
+    """Chi-square tests of the leading bits and of pairs of consecutive draws."""
+    key = np.uint64(counter_random.stream(3, 0, 17))
     bits = np.array(
-        [[int(kernels.draw(key, walk, i)) for i in range(3)] for walk in range(20_000)], np.uint64
+        [[int(counter_random.draw(key, walk, i)) for i in range(3)] for walk in range(20_000)],
+        np.uint64,
     )
     for cells in (
         bits[:, 0] >> np.uint64(58),
@@ -201,8 +230,8 @@ def test_draws_are_uniform_and_independent():
 
 
 @pytest.mark.kernels
-def test_tie_rule():
-    """Every item of a complete graph is reachable alike, so small counts tie often."""
+def test_ties_are_ordered_by_hash():
+    """In a complete graph all items are equally likely, so small counts are often equal."""
     graph = reference.small_graph(complete(40, 2), 40, 2, False)
     sampling = SamplingConfig(num_neighbors=12, num_walks=30, walk_length=1)
     starts = np.arange(40, dtype=np.int32)
@@ -212,7 +241,7 @@ def test_tie_rule():
     np.testing.assert_array_equal(got.counts, counts)
     tied = got.counts[:, 11] == got.counts[:, 10]
     assert tied.mean() > 0.9
-    # Ordering ties by id would favor low ids for every start; the hash favors none.
+    # An order by id would favor low ids for every start node; the hash favors none.
     assert abs(ids[ids >= 0].mean() - 19.5) < 3
     order = [tuple(row) for row in ids.tolist()]
     assert any(list(row) != sorted(row) for row in order)
@@ -231,17 +260,17 @@ def test_thousands_of_visits():
 
 
 def select(nodes, visits, key, size):
-    """What the kernel selects from rows of nodes and visits, int32 [G, V]."""
+    """The kernel's selection from rows of nodes and visits, int32 [G, V] each."""
     rows, width = nodes.shape
     shifted = [np.concatenate([np.zeros((rows, 1), np.int32), a], 1) for a in (nodes, visits)]
-    most = max(width, int(visits.max(initial=0))) + 1
+    length = max(width, int(visits.max(initial=0))) + 1
     ids, counts = np.empty((2, rows, size), np.int32)
     kernels._select_top(
         *shifted,
         np.full(rows, width),
         np.full(rows, key, np.uint64),
-        np.empty((6, most), np.int32),
-        np.empty((2, most), np.uint64),
+        np.empty((6, length), np.int32),
+        np.empty((2, length), np.uint64),
         (ids, counts),
     )
     return ids, counts
@@ -250,7 +279,7 @@ def select(nodes, visits, key, size):
 @pytest.mark.kernels
 @pytest.mark.parametrize("width", [1, 31, 32, 33, 200])
 def test_selection_equals_sorting(width):
-    """Few and many nodes, lists shorter and longer than them, all kinds of counts."""
+    """For few and many nodes, shorter and longer lists, and several distributions of counts."""
     rng = np.random.default_rng(width)
     nodes = np.stack([rng.choice(10**6, width, replace=False) for _ in range(8)]).astype(np.int32)
     kinds = [np.ones((8, width)), rng.integers(1, 4, (8, width)), rng.zipf(1.5, (8, width))]
@@ -260,18 +289,19 @@ def test_selection_equals_sorting(width):
         for size in (1, 2, 3, 10, width, width + 5):
             ids, counts = select(nodes, visits, 99, size)
             for row in range(8):
-                found = dict(zip(nodes[row].tolist(), visits[row].tolist()))
-                wanted = reference.top(found, 99, size)
-                assert (ids[row].tolist(), counts[row].tolist()) == wanted
+                visits_of_row = dict(zip(nodes[row].tolist(), visits[row].tolist()))
+                expected = reference.top(visits_of_row, 99, size)
+                assert (ids[row].tolist(), counts[row].tolist()) == expected
 
 
 @pytest.mark.kernels
 @pytest.mark.parametrize("others", [0, 60])
 def test_equal_hashes_are_ordered_by_id(others):
-    """Nodes whose hashes agree in all 32 bits, found by trying a hundred thousand."""
-    key = np.uint64(reference._TIES)  # the tie stream undoes it: the key of the hashes is 0
+    """Searches two nodes whose hashes agree in all 32 bits."""
+    # The kernel XORs the key with the tie stream, so that the key of the hashes is 0.
+    key = np.uint64(reference._TIES)
     nodes = np.arange(1, 200_000, dtype=np.uint64)
-    hashes = nodes * kernels.GOLDEN
+    hashes = nodes * counter_random.GOLDEN
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
     hashes >>= np.uint64(32)
@@ -292,8 +322,8 @@ def test_equal_hashes_are_ordered_by_id(others):
 
 
 @pytest.mark.kernels
-def test_a_heavy_row_does_not_blur_the_rows_after_it():
-    """Running sums start anew in each row, so a weight of 1e30 elsewhere does no harm."""
+def test_a_heavy_row_does_not_affect_the_rows_after_it():
+    """Running sums start anew in each row, so that a weight of 1e30 is not added to others."""
     heavy = {(0, 0): 1e30, (1, 0): 1e30}
     light = {(2, 1): 1e-6, (3, 1): 3e-6, (4, 1): 2e-6}
     sampling = SamplingConfig(num_neighbors=3, num_walks=60, walk_length=2)
@@ -309,16 +339,16 @@ def test_a_heavy_row_does_not_blur_the_rows_after_it():
 @pytest.mark.kernels
 @pytest.mark.parametrize("bits", [0, 1, 2**31, 2**32 - 1])
 def test_weighted_picks_stay_in_their_row(bits):
-    """Extreme weights and extreme draws: inside the row, and never the place to avoid."""
+    """With extreme weights and draws a pick is in its row and never the excluded edge."""
     rows = ([1.0, 1e-30, 1e30], [1e30, 1e-30, 1.0], [1e-30, 1e30, 1e-30], [1e-38, 1e-38], [0.1] * 7)
     for row in rows:
-        # Neighboring rows hold other sums; a pick that strays reads them.
+        # A pick outside the row would read the sums of the neighboring rows.
         cumulative = np.concatenate([[1e-9], np.cumsum(row), [1e99]])
         low, high = 1, 1 + len(row)
         assert low <= kernels._pick_weighted(cumulative, low, high, np.uint64(bits)) < high
-        for hole in range(low, high):
-            place = kernels._pick_weighted_without(cumulative, low, high, hole, np.uint64(bits))
-            assert low <= place < high and place != hole
+        for excluded in range(low, high):
+            edge = kernels._pick_weighted_except(cumulative, low, high, excluded, np.uint64(bits))
+            assert low <= edge < high and edge != excluded
 
 
 # Independence of threads and of batches.
@@ -385,7 +415,7 @@ def test_seed_and_epoch_matter(wide):
     assert len(set(lists)) == 6
 
 
-# Every step is an edge.
+# Walks follow edges.
 
 
 @pytest.mark.kernels
@@ -428,32 +458,39 @@ def test_walks_stay_in_their_component(shape, uneven):
 
 
 @pytest.mark.kernels
-def test_hidden_and_dropped_nodes():
-    """An item whose only collection is hidden is as good as isolated."""
+def test_masked_collections_and_neighbors():
+    """An item whose only collection is masked has the list of an isolated item."""
     graph = reference.small_graph({(0, 0): 1.0, (1, 0): 1.0, (1, 1): 1.0, (2, 1): 1.0}, 3, 2, False)
     tables = WalkTables(graph)
     sampling = SamplingConfig(neighborhood="all", num_neighbors=5, num_walks=40, walk_length=3)
 
-    def visited(start, hidden=-1, dropped=-1):
-        arrays = [np.array([value], np.int32) for value in (start, hidden, dropped)]
+    def visited(start, masked_collection=-1, masked_neighbor=-1):
+        arrays = [
+            np.array([value], np.int32) for value in (start, masked_collection, masked_neighbor)
+        ]
         found = visit_counts(
-            tables, arrays[0], sampling, seed=0, hidden=arrays[1], dropped=arrays[2]
+            tables,
+            arrays[0],
+            sampling,
+            seed=0,
+            masked_collection=arrays[1],
+            masked_neighbor=arrays[2],
         )
         assert ((found.ids >= 0) == (found.counts > 0)).all()
         return {node for node in found.ids[0].tolist() if node >= 0}
 
     assert visited(0) == {1, 2, 3, 4}
-    assert visited(0, hidden=3) == set()
-    assert visited(1, hidden=3) == {2, 4}
-    assert visited(2, hidden=3) == {1, 4}
-    assert visited(3, hidden=4) == {0, 1}
-    assert visited(0, dropped=1) == {2, 3, 4}
-    assert visited(0, dropped=4) == {1, 2, 3}
+    assert visited(0, masked_collection=3) == set()
+    assert visited(1, masked_collection=3) == {2, 4}
+    assert visited(2, masked_collection=3) == {1, 4}
+    assert visited(3, masked_collection=4) == {0, 1}
+    assert visited(0, masked_neighbor=1) == {2, 3, 4}
+    assert visited(0, masked_neighbor=4) == {1, 2, 3}
 
 
 # Statistics against exact probabilities.
 
-# Item 0 is in every collection: hiding one leaves a choice of two.
+# Item 0 is in every collection, so that two remain if one is masked.
 TOY = {
     (0, 0): 1.0,
     (0, 1): 2.5,
@@ -468,11 +505,11 @@ TOY = {
 TOY_ITEMS, TOY_COLLECTIONS = 4, 3
 
 
-def transitions(weighted, hidden):
-    """float64 [N, N] matrices of the first and the second half of a step.
+def transitions(weighted, masked_collection):
+    """Transition matrices, float64 [N, N], of the first and the second half of a step.
 
-    The first moves items and leaves collections, the second the other way round.
-    A row sums to 0 where the walk is stuck.
+    The first moves walks from items to collections, the second from collections to items;
+    other nodes do not move.  The row of a node without a neighbor sums to 0.
     """
     nodes = TOY_ITEMS + TOY_COLLECTIONS
     mass = np.zeros((nodes, nodes))
@@ -481,17 +518,17 @@ def transitions(weighted, hidden):
         mass[item, TOY_ITEMS + collection] = mass[TOY_ITEMS + collection, item] = value
     from_items, from_collections = np.eye(nodes), np.eye(nodes)
     leaving = mass.copy()
-    if hidden >= 0:
-        leaving[:, hidden] = 0
+    if masked_collection >= 0:
+        leaving[:, masked_collection] = 0
     for node in range(nodes):
         matrix, row = (from_items, leaving) if node < TOY_ITEMS else (from_collections, mass)
         matrix[node] = row[node] / max(row[node].sum(), 1e-300)
     return from_items, from_collections
 
 
-def expected_visits(start, sampling, weighted, hidden):
+def expected_visits(start, sampling, weighted, masked_collection):
     """float64 [N]: mean visits of one walk, by multiplying transition matrices."""
-    from_items, from_collections = transitions(weighted, hidden)
+    from_items, from_collections = transitions(weighted, masked_collection)
     home = np.eye(len(from_items))[start]
     place, visits = home, np.zeros(len(home))
     for step in range(sampling.walk_length):
@@ -500,21 +537,26 @@ def expected_visits(start, sampling, weighted, hidden):
             place = stays + (1 - stays.sum()) * home * (not sampling.restart_ends)
         place = place @ from_items
         if sampling.neighborhood == "all":
-            # Whoever still stands on the start has not moved in this half.
+            # A walk that is still on its start node has not moved in this half step.
             visits += place * (home == 0)
         place = place @ from_collections
         visits += place
     return visits * (home == 0)
 
 
-def sampled_visits(start, sampling, weighted, hidden, epochs):
+def sampled_visits(start, sampling, weighted, masked_collection, epochs):
     """int64 [epochs, N] visit counts."""
     tables = WalkTables(reference.small_graph(TOY, TOY_ITEMS, TOY_COLLECTIONS, weighted))
     counts = np.zeros((epochs, tables.graph.num_nodes + 1), np.int64)
-    hidden = np.array([hidden], np.int32)
+    masked_collection = np.array([masked_collection], np.int32)
     for epoch in range(epochs):
         found = visit_counts(
-            tables, np.array([start]), sampling, seed=77, epoch=epoch, hidden=hidden
+            tables,
+            np.array([start]),
+            sampling,
+            seed=77,
+            epoch=epoch,
+            masked_collection=masked_collection,
         )
         counts[epoch, found.ids[0]] = found.counts[0]
     return counts[:, :-1]
@@ -533,19 +575,20 @@ WALKS = {
 }
 
 
-@pytest.mark.parametrize("hidden", [-1, 4, 6])
+@pytest.mark.parametrize("masked_collection", [-1, 4, 6])
 @pytest.mark.parametrize("start", [0, 3, 5])
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
 @pytest.mark.parametrize("walks", WALKS)
-def test_mean_visits_are_exact(walks, weighted, start, hidden):
-    """Visits of one walk depend on each other; sets of walks of different epochs do not.
+def test_mean_visits_are_exact(walks, weighted, start, masked_collection):
+    """Mean visit counts over epochs equal the exact expectation.
 
-    So the mean over epochs has a known covariance, estimated from the same sample,
-    and its squared distance from the exact mean is chi-square distributed.
+    The visits of one walk are dependent, but those of different epochs are not.  The
+    covariance of the mean over epochs is estimated from the same sample, so its squared
+    Mahalanobis distance from the exact mean is chi-square distributed.
     """
     sampling, epochs = WALKS[walks], 3000
-    counts = sampled_visits(start, sampling, weighted, hidden, epochs)
-    exact = sampling.num_walks * expected_visits(start, sampling, weighted, hidden)
+    counts = sampled_visits(start, sampling, weighted, masked_collection, epochs)
+    exact = sampling.num_walks * expected_visits(start, sampling, weighted, masked_collection)
     assert counts[:, exact == 0].sum() == 0
     varies = counts.std(axis=0) > 0
     distance = (counts.mean(axis=0) - exact)[varies]
@@ -556,17 +599,17 @@ def test_mean_visits_are_exact(walks, weighted, start, hidden):
     assert stats.chi2.sf(distance_squared, rank) > UNLIKELY
 
 
-@pytest.mark.parametrize("hidden", [-1, 4, 5, 6])
+@pytest.mark.parametrize("masked_collection", [-1, 4, 5, 6])
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
 @pytest.mark.parametrize("start", range(TOY_ITEMS + TOY_COLLECTIONS))
-def test_chi_square_of_one_step(start, weighted, hidden):
+def test_chi_square_of_one_step(start, weighted, masked_collection):
     """Walks of one step are independent, so their counts are multinomial."""
     walks = 40_000
     sampling = SamplingConfig(num_walks=walks, walk_length=1, num_neighbors=7)
-    counts = sampled_visits(start, sampling, weighted, hidden, 1)[0]
-    exact = walks * expected_visits(start, sampling, weighted, hidden)
+    counts = sampled_visits(start, sampling, weighted, masked_collection, 1)[0]
+    exact = walks * expected_visits(start, sampling, weighted, masked_collection)
     assert counts[exact == 0].sum() == 0
-    # What is missing went back to the start, or was stuck.
+    # The other walks returned to the start node or were stuck.
     observed = np.append(counts, walks - counts.sum())[np.append(exact, walks - exact.sum()) > 1e-6]
     wanted = np.append(exact, walks - exact.sum())
     wanted = wanted[wanted > 1e-6]
@@ -592,26 +635,24 @@ def test_pooling_weights():
         )
 
 
-def test_bad_starts_and_limits_are_refused():
+def test_invalid_starts_and_masks_raise():
     tables = WalkTables(make("path", False))
     for starts in ([-1], [6], [0, 99]):
         with pytest.raises(IndexError, match=r"\[0, 6\)"):
             visit_counts(tables, np.array(starts), SamplingConfig(), seed=0)
-    for limit in ("hidden", "dropped"):
-        with pytest.raises(ValueError, match=limit):
-            visit_counts(
-                tables, np.arange(3), SamplingConfig(), seed=0, **{limit: np.array([3, 3])}
-            )
+    for mask in ("masked_collection", "masked_neighbor"):
+        with pytest.raises(ValueError, match=mask):
+            visit_counts(tables, np.arange(3), SamplingConfig(), seed=0, **{mask: np.array([3, 3])})
 
 
 def test_mapped_graph_gives_the_same_lists(wide, tmp_path):
     sampling = SamplingConfig(num_walks=10, num_neighbors=4)
     starts = np.arange(50, dtype=np.int32)
     wide.save(tmp_path)
-    kept = visit_counts(WalkTables(wide), starts, sampling, seed=0)
+    in_memory = visit_counts(WalkTables(wide), starts, sampling, seed=0)
     mapped = visit_counts(WalkTables(Graph.load(tmp_path)), starts, sampling, seed=0)
-    np.testing.assert_array_equal(kept.ids, mapped.ids)
-    np.testing.assert_array_equal(kept.counts, mapped.counts)
+    np.testing.assert_array_equal(in_memory.ids, mapped.ids)
+    np.testing.assert_array_equal(in_memory.counts, mapped.counts)
 
 
 def test_visit_scores_rank_every_reached_item():
@@ -629,34 +670,42 @@ def test_visit_scores_rank_every_reached_item():
 
 @pytest.mark.parametrize("resample", [False, True])
 @pytest.mark.parametrize("neighborhood", ["items", "all"])
-def test_kept_lists_equal_walked_ones(wide, neighborhood, resample, monkeypatch):
+def test_cached_lists_equal_sampled_ones(wide, neighborhood, resample, monkeypatch):
     monkeypatch.setattr("pinsage_jax.sampling.store._NODES_PER_STEP", 300)
     sampling = SamplingConfig(
         neighborhood=neighborhood, num_walks=10, num_neighbors=4, resample=resample
     )
-    walked = NeighborhoodSource(wide, sampling, seed=8, threads=1, store="none")
-    kept = NeighborhoodSource(wide, sampling, seed=8, threads=2)
-    assert kept.num_nodes == (wide.num_nodes if neighborhood == "all" else wide.num_items)
-    table = kept.materialize()
-    assert table.ids.shape == (kept.num_nodes, 4) and kept.materialize() is table
+    uncached = NeighborhoodSource(wide, sampling, seed=8, threads=1, store="none")
+    cached = NeighborhoodSource(wide, sampling, seed=8, threads=2)
+    assert cached.num_nodes == (wide.num_nodes if neighborhood == "all" else wide.num_items)
+    table = cached.materialize()
+    assert table.ids.shape == (cached.num_nodes, 4) and cached.materialize() is table
     before = table.ids.copy(), table.counts.copy()
     rng = np.random.default_rng(0)
-    nodes = rng.integers(0, kept.num_nodes, 200).astype(np.int32)
-    # Limits that matter: the item's first collection, the list's first neighbor.
+    nodes = rng.integers(0, cached.num_nodes, 200).astype(np.int32)
+    # Masks that change the lists: the item's first collection, the list's first neighbor.
     first = np.array([(*wide.neighbors(node).tolist(), -1)[0] for node in nodes])
-    hidden = np.where((rng.random(200) < 0.5) & (nodes < wide.num_items), first, -1)
-    dropped = np.where(rng.random(200) < 0.5, table.ids[nodes, 0], -1)
-    limits = {"hidden": hidden.astype(np.int32), "dropped": dropped.astype(np.int32)}
+    masked_collection = np.where((rng.random(200) < 0.5) & (nodes < wide.num_items), first, -1)
+    masked_neighbor = np.where(rng.random(200) < 0.5, table.ids[nodes, 0], -1)
+    masks = {
+        "masked_collection": masked_collection.astype(np.int32),
+        "masked_neighbor": masked_neighbor.astype(np.int32),
+    }
     lists = []
     for epoch in (0, 1):
-        for names in ((), ("hidden",), ("dropped",), ("hidden", "dropped")):
-            limits_of = {name: limits[name] for name in names}
-            one = walked.lookup(nodes, epoch, **limits_of)
-            other = kept.lookup(nodes, epoch, **limits_of)
+        for names in (
+            (),
+            ("masked_collection",),
+            ("masked_neighbor",),
+            ("masked_collection", "masked_neighbor"),
+        ):
+            masks_of = {name: masks[name] for name in names}
+            one = uncached.lookup(nodes, epoch, **masks_of)
+            other = cached.lookup(nodes, epoch, **masks_of)
             np.testing.assert_array_equal(one.ids, other.ids)
             np.testing.assert_array_equal(one.counts, other.counts)
             lists.append(one.ids)
-    # Epochs share their lists unless the settings ask for new ones.
+    # All epochs have the same lists unless the settings re-sample them.
     for first, second in zip(lists[:4], lists[4:]):
         assert np.array_equal(first, second) != resample
     assert not np.array_equal(lists[0], lists[1]) and not np.array_equal(lists[0], lists[2])
