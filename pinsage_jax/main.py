@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run_stage(config: Config, group: process_group.ProcessGroup) -> int:
-    allocator.single_heap()
+    allocator.configure(keep_freed=config.mode in modes.WITH_STEPS)
     signals.install()
     try:
         # NumPy and JAX take seconds to load: only now, so that wrong flags are told at once.

@@ -21,6 +21,7 @@ from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.prefetch import Prefetcher
 from pinsage_jax.checkup.clock import now, timed
 from pinsage_jax.config.settings import Config
+from pinsage_jax.cpu import ops
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import embed_all
@@ -75,6 +76,7 @@ def try_training(
     Raises:
       UserError: what training would refuse.
     """
+    ops.choose_kernels(config.train.cpu_kernels)
     devices = make_devices(config.train.devices)
     view = _made_up_view(config, graph, width, places, threads)
     inputs = view.inputs

@@ -83,6 +83,12 @@ class TrainConfig(Checked):
         "a quarter of a device's memory (on CPUs 2 GiB in all).",
         choices=("auto", "on", "off"),
     )
+    cpu_kernels: str = option(
+        "auto",
+        "Compiled kernels for pooling on CPUs; auto: where the installed jaxlib can call them; "
+        "off: XLA's own operations.",
+        choices=("auto", "on", "off"),
+    )
     devices: int | None = option(
         None, "Devices of each process to train on; auto: all it has.", auto=int, low=1, basic=True
     )

@@ -1,10 +1,11 @@
-"""How this process allocates: one heap, of huge pages, that keeps what is freed.
+"""Settings of glibc's allocator for a process that runs compiled steps on CPUs.
 
-A step on the CPU allocates hundreds of megabytes and frees them at its end.  glibc gives
-blocks of that size back to the system, which hands them out again page by page, cleared:
-a fifth of a step on citeulike-t.
+A step allocates hundreds of megabytes and frees them at its end.  By default glibc returns
+blocks of that size to the system, which clears them page by page when it hands them out
+again: a fifth of a step on citeulike-t.
 
-Only speed depends on it: where there is no glibc everything here does nothing.
+These are settings of the whole process, so only programs make them (main.py, benchmarks),
+never the library.  They change its speed alone, and without glibc they do nothing.
 """
 
 from __future__ import annotations
@@ -14,19 +15,30 @@ import functools
 import mmap
 import os
 
-# glibc's mallopt: names of malloc.h.
+# Parameters of glibc's mallopt, from malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _HUGE_PAGE = 1 << 21
-_HEAP_BYTES = 1 << 33
+_MOST_HUGE_BYTES = 1 << 33
+
+
+def configure(*, keep_freed: bool) -> bool:
+    """Makes the settings of a program, before libraries start threads.
+
+    Args:
+      keep_freed: also `keep_freed_memory`, for programs that run many steps.
+
+    Returns:
+      whether they took effect; False without glibc.
+    """
+    return keep_freed_memory() if keep_freed else single_heap()
 
 
 @functools.cache
 def single_heap() -> bool:
-    """Has all threads allocate from one heap; to be called before libraries make threads.
+    """Makes all threads allocate from one heap; call it before libraries start threads.
 
-    A thread that allocated earlier has a heap of its own, which threads that come later
-    share, JAX's among them.  Such a heap is of 64 MiB at most, and what is larger comes
-    from the system and goes back to it each time.
+    Otherwise threads have heaps of their own, of at most 64 MiB, and what does not fit in one
+    comes from the system and returns to it each time.
 
     Returns:
       whether it took effect; False without glibc.
@@ -36,21 +48,21 @@ def single_heap() -> bool:
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Lets this process keep the memory it frees; to be called before JAX makes threads.
+    """Makes this process keep the memory that it frees; call it before JAX starts threads.
 
-    What the process holds is its largest demand so far from now on.  Where the system
-    allows it the heap is of huge pages: a step gathers rows from tables far larger than a
-    processor's memory of where pages of 4 KiB lie, and looking pages up was up to two
-    fifths of a step.
+    From then on the process holds as much as its largest demand so far.  Where the system
+    allows it, the heap consists of huge pages: a step gathers rows from tables that are far
+    larger than a processor's table of 4 KiB pages covers, and address translation took up to
+    two fifths of a step.
 
     Returns:
       whether it took effect; False without glibc.
     """
-    # Never mapped, never trimmed.
-    wanted = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 2**26))
-    if not (single_heap() and all([_set(name, value) for name, value in wanted])):
+    # Large blocks come from the heap as well, and the heap never shrinks.
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 2**26))
+    if not (single_heap() and all([_set(name, value) for name, value in settings])):
         return False
-    _ask_for_huge_pages()
+    _advise_huge_pages()
     return True
 
 
@@ -61,8 +73,8 @@ def _set(name: int, value: int) -> bool:
         return False
 
 
-def _ask_for_huge_pages() -> None:
-    """Of the heap that this process will grow into: address space is taken, not memory."""
+def _advise_huge_pages() -> None:
+    """Asks for huge pages where the heap will grow; this takes address space, not memory."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return
     libc = ctypes.CDLL(None)
@@ -70,9 +82,9 @@ def _ask_for_huge_pages() -> None:
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     memory = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
-    size = min(memory // 2, _HEAP_BYTES)
+    size = min(memory // 2, _MOST_HUGE_BYTES)
     block = libc.malloc(size)
-    # None under a limit on address space: pages then stay as they are.
+    # None where address space is limited: pages then stay as they are.
     if block:
         first = -(-block // _HUGE_PAGE) * _HUGE_PAGE
         libc.madvise(first, (block + size - first) // _HUGE_PAGE * _HUGE_PAGE, mmap.MADV_HUGEPAGE)

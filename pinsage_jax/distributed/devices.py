@@ -49,7 +49,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.distributed import channel, process_group
 
 AXIS_NAME = "devices"
@@ -69,7 +68,6 @@ def connect() -> None:
     group = process_group.current()
     if group.count == 1 or jax.distributed.is_initialized():
         return
-    keep_freed_memory()
     host, port = group.service
     bind = f"{_bracketed(host)}:{port}"
     if group.index:
@@ -115,7 +113,6 @@ def make_devices(count: int | None = None) -> tuple[jax.Device, ...]:
     Raises:
       UserError: there are fewer than `count`.
     """
-    keep_freed_memory()
     devices = jax.local_devices()
     if count and count > len(devices):
         raise UserError(

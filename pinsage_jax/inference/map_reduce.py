@@ -133,7 +133,7 @@ def reduce_lists(
     else:
         # Sent already with its bias and ReLU, which is itself again after another.
         no_bias = np.zeros(sent.shape[1], np.float32)
-        pooling_kernels.weighted_rows(sent, no_bias, ids, weights, 0, out)
+        pooling_kernels.weighted_relu_sum(sent, no_bias, ids, weights, 0, out)
 
 
 def reduce_messages(

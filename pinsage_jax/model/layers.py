@@ -11,8 +11,6 @@ arithmetic.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,25 +51,6 @@ def self_and_neighbors_init(self_width: int) -> nn.initializers.Initializer:
     return init
 
 
-class Messages(NamedTuple):
-    """What nodes send before the ReLU, Q h + q (+ e), in parts for pooling to put together.
-
-    Attributes:
-      hidden: [n, in], h; kernel: [in, M], Q; bias: [M], q.
-      messages: [n, M] to add, e; or None.
-    """
-
-    hidden: jax.Array
-    kernel: jax.Array
-    bias: jax.Array
-    messages: jax.Array | None = None
-
-    def product(self) -> jax.Array:
-        """Q h (+ e): [n, M]."""
-        product = self.hidden @ self.kernel
-        return product if self.messages is None else product + self.messages
-
-
 class Project(nn.Module):
     """The dense layer of ReLU(Q h + q), what a node sends to the nodes that it neighbors."""
 
@@ -79,11 +58,17 @@ class Project(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, messages: jax.Array | None = None) -> Messages:
-        """[n, in] (and [n, M] to add) -> what is sent, in parts."""
+    def __call__(
+        self, hidden: jax.Array, embeddings: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The message before its bias and ReLU, and the bias: Q h (+ e) [n, M] and q [M].
+
+        Args:
+          hidden: [n, in], h; embeddings: [n, M] to add, e; or None.
+        """
         kernel, bias = _Affine(self.width, self.dtype, name="Q")(hidden.shape[-1])
-        messages = None if messages is None else messages.astype(self.dtype)
-        return Messages(hidden.astype(self.dtype), kernel, bias, messages)
+        product = hidden.astype(self.dtype) @ kernel
+        return product if embeddings is None else product + embeddings.astype(self.dtype), bias
 
 
 class _Affine(nn.Module):

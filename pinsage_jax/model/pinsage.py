@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from pinsage_jax.config.model import ModelConfig
-from pinsage_jax.model.layers import Combine, Messages, Project, l2_normalize, unit_input_init
-from pinsage_jax.model.pooling import pool_sent
+from pinsage_jax.model.layers import Combine, Project, l2_normalize, unit_input_init
+from pinsage_jax.model.pooling import pool_neighbors
 
 # Keeps a step of the optimizer small beside the other coordinates, which make unit vectors.
 _POPULARITY_SCALE = 0.1
@@ -87,17 +87,17 @@ class PinSage(nn.Module):
         Args:
           node_ids: int32 [n]; ids outside [0, num_ids) have no vector.
         """
-        sent = self._before_relu(layer, hidden, node_ids)
-        return nn.relu(sent.product() + sent.bias[None, :])
+        projected, bias = self._before_relu(layer, hidden, node_ids)
+        return nn.relu(projected + bias[None, :])
 
-    def _before_relu(self, layer, hidden, node_ids) -> Messages:
-        """Q h + q (+ e) of `project`, in parts."""
-        messages = None
+    def _before_relu(self, layer, hidden, node_ids) -> tuple[jax.Array, jax.Array]:
+        """Q h (+ e) and q of `project`: [n, M], [M]."""
+        embeddings = None
         if layer == 1 and self.num_ids:
             known = (node_ids >= 0) & (node_ids < self.num_ids)
-            messages = self.neighbor_embeddings[jnp.clip(node_ids, 0, self.num_ids - 1)]
-            messages = jnp.where(known[:, None], messages, 0.0)
-        return self.projections[layer - 1](hidden, messages)
+            embeddings = self.neighbor_embeddings[jnp.clip(node_ids, 0, self.num_ids - 1)]
+            embeddings = jnp.where(known[:, None], embeddings, 0.0)
+        return self.projections[layer - 1](hidden, embeddings)
 
     def combine(self, layer: int, hidden: jax.Array, pooled: jax.Array) -> jax.Array:
         """Lines 2 and 3: [n, in], [n, M] -> [n, d]; `layer` counts from 1."""
@@ -163,12 +163,11 @@ class PinSage(nn.Module):
         hidden, pooled = features, None
         for layer in range(1, self.config.num_layers + 1):
             size = self.rows[self.config.num_layers - layer]
-            pooled = pool_sent(
-                self._before_relu(layer, hidden, node_ids),
+            pooled = pool_neighbors(
+                *self._before_relu(layer, hidden, node_ids),
                 neighbors[:size],
                 weights[:size],
                 self.config.pooling,
-                of_inputs=layer == 1,
             )
             hidden = self.combine(layer, hidden[:size], pooled)
         return self.head(hidden, features[: hidden.shape[0]], pooled)

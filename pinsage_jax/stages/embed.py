@@ -16,7 +16,6 @@ from pinsage_jax.catalog.additions import read_additions
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
-from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.export import writer
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
@@ -51,7 +50,6 @@ def embed_catalog(config: Config) -> dict[str, Any]:
     """
     if config.new.new_items:
         return _embed_new(config)
-    keep_freed_memory()
     prepared = open_prepared(config.workdir)
     split, graph = split_of(config, prepared), prepared.graph
     folder = pathlib.Path(config.workdir) / layer_tables.FOLDER

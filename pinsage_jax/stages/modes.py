@@ -28,6 +28,8 @@ MODULES = {
     "explain": "evaluate",
     "compare": "evaluate",
 }
+# These run compiled steps, which allocate and free the same memory again and again.
+WITH_STEPS = ("pipeline", "train", "embed", "ablate", "doctor")
 
 
 def stage(mode: str) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.costs import Costs
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.cpu import ops
 from pinsage_jax.distributed import process_group
 from pinsage_jax.distributed.devices import connect, make_devices
 from pinsage_jax.evaluation import calibration
@@ -47,6 +48,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     if process_group.broadcast_from_rank0(lambda: is_finished(config, identity)):
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
         return Outcome(0, 0, {}, interrupted=False)
+    ops.choose_kernels(config.train.cpu_kernels)
     split = split_of(config, prepared)
     bases = process_group.rank0_first(lambda: spectral_bases(config, prepared, split))
     encoder = Encoder.over(config, prepared, split.train_graph, bases)

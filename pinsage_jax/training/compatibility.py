@@ -23,6 +23,7 @@ RESUMABLE_OVERRIDES = frozenset(
         "producers",
         "devices",
         "device_features",
+        "cpu_kernels",
         "validate_every",
         "checkpoint_every",
         "keep",

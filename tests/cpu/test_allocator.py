@@ -1,5 +1,6 @@
-"""memory: one heap for all threads, of huge pages, that keeps what is freed."""
+"""The allocator's settings: one heap of huge pages that keeps what is freed; made by main alone."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -60,3 +61,46 @@ print(int(int(heap[1], 16) <= found[0] < int(heap[2], 16)))
 @pytest.mark.parametrize("one", [True, False])
 def test_threads_allocate_from_the_one_heap(one):
     assert in_a_process_of_its_own(_THREAD.replace("ONE", str(one))) == [int(one)]
+
+
+# Stands in for the C library as ctypes opens it, and counts calls of mallopt.
+_SPY = r"""
+import ctypes
+real, calls = ctypes.CDLL, []
+class Spy(real):
+    def __getattr__(self, name):
+        if name == "mallopt":
+            return lambda *arguments: calls.append(arguments) or 1
+        return super().__getattr__(name)
+ctypes.CDLL = Spy
+import pinsage_jax
+from trained_run import settings
+from pinsage_jax.distributed.devices import connect, make_devices
+from pinsage_jax.stages import embed, prepare, train
+connect()
+make_devices()
+config = settings(WORKDIR, epochs=0.2, tensorboard=False)
+prepare.prepare(config)
+train.train(config)
+embed.embed(config)
+print(len(calls))
+from pinsage_jax import main
+main.main(["pinsage-jax", "--mode=neighbors", "--workdir=" + WORKDIR])
+by_neighbors = len(calls)
+main.main(["pinsage-jax", "--mode=train", "--workdir=" + WORKDIR])
+print(by_neighbors)
+print(len(calls))
+"""
+
+
+def test_the_library_leaves_the_allocator_as_it_was(tmp_path, monkeypatch):
+    helpers = pathlib.Path(__file__).parents[1] / "helpers"
+    folders = [str(helpers), str(helpers.parents[1]), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
+    code = _SPY.replace("WORKDIR", repr(str(tmp_path / "run")))
+    ran = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=600
+    )
+    printed = [int(line) for line in ran.stdout.splitlines() if line.isdigit()]
+    # The program sets one heap for every mode, and what else there is where steps run.
+    assert printed == [0, 1, 4]

@@ -43,7 +43,10 @@ CHANGES = {
     "an intrinsic": (
         _READ_ROWS,
         "cpu/prefetch.py",
-        ("taken = builder.load(address(2, 3), align=4)", "taken = ir.Constant(line.pointee, None)"),
+        (
+            "loaded = builder.load(address(2, 3), align=4)",
+            "loaded = ir.Constant(line.pointee, None)",
+        ),
     ),
     "an atomic addition": (_RELEASE, "cpu/intrinsics.py", ('atomic_rmw("add"', 'atomic_rmw("sub"')),
     "a constant": (
