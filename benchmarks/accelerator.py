@@ -87,7 +87,6 @@ def _config(sizes: Sizes, compute_dtype: str) -> Config:
         layer_dim=sizes.layer,
         output_dim=sizes.layer,
         compute_dtype=compute_dtype,
-        degree_feature=True,
     )
     train = dataclasses.replace(
         base.train,

@@ -80,21 +80,20 @@ def small_graph() -> Graph:
 
 
 def measure(asked: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows, one for each number of devices that there is, and one for apart negatives."""
+    """Rows, one for each number of devices that there is."""
     graph = small_graph() if asked["quick"] else bipartite(asked["graph_file"])
     sizes = {} if asked["quick"] else {"batch_size": 1024, "random_negatives": 512}
     width, steps = (16 if asked["quick"] else 128), asked["device_steps"]
     real = jax.default_backend() != "cpu"
     counts = [count for count in _COUNTS if count <= device_count()]
     rows, alone = [], None
-    for count, gathered in [*((count, True) for count in counts), (counts[-1], False)]:
-        training = training_on(count, graph, width, gather_in_batch=gathered, **sizes)
+    for count in counts:
+        training = training_on(count, graph, width, **sizes)
         training.measure(steps)
         parameters = training.parameters()
         alone = alone or parameters
         row = {
             "devices": count,
-            "in_batch": "of all devices" if gathered else "of its own",
             "steps": steps + WARM_UP + 2,
             "difference": f"{largest_difference(parameters, alone):.1e}",
         }

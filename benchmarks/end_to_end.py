@@ -100,8 +100,6 @@ def settings(top: int, device_features: str = "auto") -> Config:
             num_walks=walks,
             walk_length=length,
             restart=restart,
-            restart_ends=True,
-            hide_positive="none",
             content_neighbors=0,
             pair_power=1.0,
         ),
@@ -111,7 +109,6 @@ def settings(top: int, device_features: str = "auto") -> Config:
             layer_dim=128,
             output_dim=128,
             spectral_dim=0,
-            degree_feature=False,
             isolated_feature=False,
             popularity_bias=False,
             skip=False,
@@ -197,7 +194,6 @@ class Training:
         self.inputs = inputs = NodeInputs(
             features,
             graph.degree(),
-            degree_feature=config.model.degree_feature,
             isolated_feature=config.model.isolated_feature,
             whiten=config.model.whiten,
         )

@@ -106,6 +106,8 @@ def _value(name: str, config: Config) -> Any:
 def _shown(value: Any) -> str:
     if value is None:
         return "auto"
+    if value == "":
+        return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -91,7 +91,7 @@ def test_settings_are_those_of_the_flags(tmp_path):
         ({"synthetic": 1}, "--synthetic=1 must be of type bool"),
         ({"k": True}, "--k=True must be of type int"),
         ({"k": 0}, "--k=0 must be at least 1."),
-        ({"hard_low": 9, "hard_high": 3}, "--hard_low=9 must be below --hard_high=3."),
+        ({"hard_low": 9, "hard_high": 3}, "hard_low=9 must be below hard_high=3."),
         ({"mode": "explain", "query": "a"}, "--target is required with --mode=explain."),
         ({"mode": "compare"}, "--compare_with is required with --mode=compare."),
         ({"mode": "doctor"}, "--edges is required"),

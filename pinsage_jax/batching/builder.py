@@ -190,11 +190,9 @@ class MinibatchBuilder:
     def _masks(self, pairs: PairBatch) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
         """(masked collection, masked neighbor) of the queries, and of the targets."""
         none = np.full(len(pairs.queries), -1, np.int32)
-        mode = self._source.sampling.hide_positive
-        if mode == "none":
-            return (none, none), (none, none)
-        if mode == "collection" and (pairs.source_collection >= 0).all():
+        if (pairs.source_collection >= 0).all():
             return (pairs.source_collection, none), (pairs.source_collection, none)
+        # Listed pairs come from no collection: each item is masked in the other's list.
         return (none, pairs.targets), (none, pairs.queries)
 
     def _hard_negatives(self, pairs: PairBatch, epoch: int, first: int) -> np.ndarray:
@@ -254,8 +252,8 @@ def candidate_logq(
 ) -> np.ndarray:
     """log of the expected share of each item among the candidates of a softmax.
 
-    Candidates are the targets of the batch (or of its shard on one device), drawn by
-    popularity, and uniform random negatives; an item can come from either.
+    Candidates are the targets of the batch, drawn by popularity, and uniform random
+    negatives; an item can come from either.
 
     Args:
       target_probability: float32 [num_items], of a drawn pair's target.
@@ -265,10 +263,9 @@ def candidate_logq(
       float32 [num_items].
     """
     train = spec.train
-    gathered = train.batch_size if train.gather_in_batch else spec.pairs_per_device
     uniform = np.zeros_like(target_probability)
     uniform[negative_pool] = 1.0 / len(negative_pool)
-    in_batch = gathered if train.in_batch else 0
+    in_batch = train.batch_size if train.in_batch else 0
     share = in_batch * target_probability + train.random_negatives * uniform
     # An item that can be no candidate keeps a finite entry, for hard negatives.
     share = np.maximum(share / (in_batch + train.random_negatives), 1e-12)

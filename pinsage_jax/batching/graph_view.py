@@ -70,7 +70,6 @@ def node_inputs(
     return NodeInputs(
         features,
         degree,
-        degree_feature=config.model.degree_feature,
         isolated_feature=config.model.isolated_feature,
         node_type=config.sampling.neighborhood == "all",
         whiten=config.model.whiten,

@@ -58,7 +58,6 @@ class NodeInputs:
         features: np.ndarray,
         degree: np.ndarray,
         *,
-        degree_feature: bool,
         isolated_feature: bool = False,
         node_type: bool = False,
         whiten: float = 0.0,
@@ -74,13 +73,11 @@ class NodeInputs:
         self._features = features
         self._degree = degree
         self._spectral = spectral
-        self._degree_feature = degree_feature
         self._isolated_feature = isolated_feature
         self._node_type = node_type
         self._first_extra = features.shape[1] + (spectral.dim if spectral else 0)
-        extra = int(degree_feature) + int(isolated_feature) + int(node_type)
-        # A model needs some input even where nothing is known about a node.
-        self.dim = max(self._first_extra + extra, 1)
+        extra = 1 + int(isolated_feature) + int(node_type)
+        self.dim = self._first_extra + extra
 
     @property
     def table_columns(self) -> tuple[int, int]:
@@ -169,10 +166,8 @@ class NodeInputs:
 
     def _write_extras(self, nodes, degree, out) -> None:
         """The last E columns, after the stored and the spectral features."""
-        column = 0
-        if self._degree_feature:
-            out[:, column] = _DEGREE_SCALE * np.log1p(degree)
-            column += 1
+        out[:, 0] = _DEGREE_SCALE * np.log1p(degree)
+        column = 1
         if self._isolated_feature:
             out[:, column] = _DEGREE_SCALE * (degree == 0)
             column += 1

@@ -142,7 +142,6 @@ def _made_up_view(config: Config, graph: Graph, width: int, places: int, threads
     inputs = NodeInputs(
         features,
         graph.degree(),
-        degree_feature=config.model.degree_feature,
         isolated_feature=config.model.isolated_feature,
         node_type=config.sampling.neighborhood == "all",
     )

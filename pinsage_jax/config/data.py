@@ -220,7 +220,7 @@ class SplitConfig(Checked):
         low=0.0,
         high=0.5,
     )
-    validation_cold_items: float = option(
+    validation_cold_items: float = constant(
         0.05,
         "Share of items whose training edges are withheld to validate cold start.",
         low=0.0,

@@ -47,15 +47,11 @@ class ModelConfig(Checked):
     skip: bool = constant(
         True, "Add linear maps of a node's own input and of its pooled neighbors to the output."
     )
-    normalize_output: bool = option(True, "Scale every embedding to unit length.")
     whiten: float = constant(
         0.5,
         "Feature columns are divided by their root mean square to this power.",
         low=0.0,
         high=1.0,
-    )
-    degree_feature: bool = option(
-        True, "Append log(1 + degree) to the features, as the paper does."
     )
     compute_dtype: str = option(
         "float32", "Type of the matrix products.", choices=("float32", "bfloat16")

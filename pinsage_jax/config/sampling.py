@@ -25,11 +25,6 @@ class SamplingConfig(Checked):
     restart: float = option(
         0.3, "Chance to return to the start before each further step.", low=0.0, high=1.0
     )
-    restart_ends: bool = option(
-        False,
-        "End a walk where it would return to its start (or is stuck), so that it makes fewer "
-        "steps; DGL's PinSAGESampler does.",
-    )
     resample: bool = constant(
         False, "Draw new neighborhoods every epoch instead of one set for the run."
     )
@@ -55,14 +50,8 @@ class SamplingConfig(Checked):
         low=0.0,
         high=2.0,
     )
-    hide_positive: str = option(
-        "collection",
-        "What a training pair must not see: the collection it was drawn from (its walks avoid it), "
-        "the edge between the two (dropped from both lists), or none.",
-        choices=("collection", "edge", "none"),
-    )
-    hard_low: int = option(2000, "Best personalized-PageRank rank of a hard negative.", low=1)
-    hard_high: int = option(5000, "Worst personalized-PageRank rank of a hard negative.", low=2)
+    hard_low: int = constant(2000, "Best personalized-PageRank rank of a hard negative.", low=1)
+    hard_high: int = constant(5000, "Worst personalized-PageRank rank of a hard negative.", low=2)
     hard_scale: bool = constant(
         True, "Scale the band of ranks down when the catalog is smaller than 100 bands."
     )
@@ -71,9 +60,7 @@ class SamplingConfig(Checked):
     def validate(self) -> None:
         super().validate()
         if self.hard_low >= self.hard_high:
-            raise UserError(
-                f"--hard_low={self.hard_low} must be below --hard_high={self.hard_high}."
-            )
+            raise UserError(f"hard_low={self.hard_low} must be below hard_high={self.hard_high}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,14 +24,31 @@ class EvalConfig(Checked):
     )
     query: str = option(
         "",
-        "--mode=neighbors: comma-separated item ids; empty: write related_items.parquet. "
-        "--mode=explain: one item id.",
+        "Comma-separated ids: of items for --mode=neighbors, of collections for --mode=recommend; "
+        "empty: a table of all is written. --mode=explain: one item id.",
         basic=True,
     )
     target: str = option(
         "", "--mode=explain: the item id whose place beside --query is asked for.", basic=True
     )
-    k: int = option(10, "Neighbors listed per item.", low=1, high=10000, basic=True)
+    k: int | None = option(
+        None,
+        "Items listed for each id; auto: 10 neighbors of an item, 20 for a collection.",
+        auto=int,
+        low=1,
+        high=10000,
+        basic=True,
+    )
+
+    @property
+    def neighbors_listed(self) -> int:
+        """Neighbors listed for each item."""
+        return self.k or 10
+
+    @property
+    def items_recommended(self) -> int:
+        """Items listed for each collection."""
+        return self.k or 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +114,6 @@ class ServeConfig(Checked):
 class RecommendConfig(Checked):
     """Items for a collection or a user's history, by --mode=recommend."""
 
-    recommend_for: str = option(
-        "", "Comma-separated collection ids to show; empty: write recommendations.parquet for all."
-    )
-    recommend_k: int = option(20, "Items recommended to each collection.", low=1, high=1000)
     recommend_by: str = option(
         "auto",
         "How a history scores an item: by its mean vector, by medoids of its interests, by the sum "
@@ -108,37 +121,11 @@ class RecommendConfig(Checked):
         "whichever does best in validation.",
         choices=("auto", "mean", "interests", "power", "attention"),
     )
-    recommend_power: float = option(
-        0.0,
-        "p of the sum over a history of max(0, z_h.z_i)^p; 0: chosen in validation.",
-        low=0.0,
-        high=1000.0,
-    )
-    recommend_temperature: float = option(
-        0.0,
-        "t of the sum over a history of exp(z_h.z_i / t); 0: chosen in validation.",
-        low=0.0,
-        high=1000.0,
-    )
-    recommend_popularity: float = option(
-        -1.0,
-        "power and attention: scores are multiplied by (1 + degree)^this; -1: chosen in "
-        "validation.",
-        low=-1.0,
-        high=2.0,
-    )
-    recommend_rarity: float = option(
-        -1.0,
-        "power and attention: items of a history count (1 + degree)^-this; -1: chosen in "
-        "validation.",
-        low=-1.0,
-        high=2.0,
-    )
-    recommend_interests: int = option(3, "Most interests (clusters) used of a history.", low=1)
-    recommend_ward: float = option(
+    recommend_interests: int = constant(3, "Most interests (clusters) used of a history.", low=1)
+    recommend_ward: float = constant(
         1.2, "Ward distance, of unit vectors, above which interests stay apart.", low=0.0
     )
-    recommend_half_life: float = option(
+    recommend_half_life: float = constant(
         0.0,
         "Time in which an item's part in an interest's importance halves, in days or the unit of "
         "--time_column; 0: never.",
@@ -148,11 +135,3 @@ class RecommendConfig(Checked):
         "",
         "Edges to score recommendations on (Recall@20, NDCG@20); no setting is chosen by them.",
     )
-
-    def validate(self) -> None:
-        super().validate()
-        if 0.0 < self.recommend_temperature < 0.02:
-            raise UserError(
-                f"--recommend_temperature={self.recommend_temperature} must be at least 0.02, "
-                "or 0 to have it chosen."
-            )

@@ -102,10 +102,8 @@ class Config(Checked):
                 f"--export_dim={dim} must be at least {least} and at most "
                 f"--output_dim={self.model.output_dim}."
             )
-        if self.spark.engine == "spark" and (self.new.new_items or self.update.asked):
-            raise UserError(
-                "--new_items and changes are embedded on this machine; drop --engine=spark."
-            )
+        if self.spark.on_spark and (self.new.new_items or self.update.asked):
+            raise UserError("--new_items and changes are embedded on this machine; drop --engine.")
         if self.mode == "graph_tables" and not self.data.edges:
             raise UserError("--edges is required: a Parquet file or folder.")
         for mode, name, value in (

@@ -15,8 +15,10 @@ class SparkConfig(Checked):
     engine: str = option(
         "local",
         "What --mode=embed computes with: this machine, or Apache Spark (extra 'spark' and Java "
-        "17 or later); the embeddings are the same to 1e-5.",
-        choices=("local", "spark"),
+        "17 or later); the embeddings are the same to 1e-5. spark_walks: samples the neighborhoods "
+        "on Spark too; the lists are the same, but walks in one machine's memory are much faster "
+        "where the graph fits.",
+        choices=("local", "spark", "spark_walks"),
     )
     spark_master: str = option(
         "local[*]", "Spark's master, as in local[2] or spark://HOST:PORT or yarn."
@@ -36,11 +38,11 @@ class SparkConfig(Checked):
         "",
         "More settings of Spark, KEY=VALUE separated by commas, such as spark.executor.memory=8g.",
     )
-    spark_walks: bool = option(
-        False,
-        "--engine=spark: sample the neighborhoods on Spark too; the lists are the same, but "
-        "walks in one machine's memory are much faster where the graph fits.",
-    )
+
+    @property
+    def on_spark(self) -> bool:
+        """Whether Spark computes the embeddings."""
+        return self.engine != "local"
 
     def validate(self) -> None:
         super().validate()

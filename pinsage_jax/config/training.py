@@ -21,14 +21,11 @@ class TrainConfig(Checked):
     temperature: float = option(
         0.12, "Divides the scores of the softmax and cross-entropy losses.", low=1e-4
     )
-    logq: float = option(
-        1.0, "Exponent of the popularity correction of in-batch negatives.", low=0.0, high=2.0
+    in_batch: bool = constant(
+        True, "Softmax: other pairs' targets, from all devices, are negatives too."
     )
-    in_batch: bool = constant(True, "Softmax: other pairs' targets are negatives too.")
-    gather_in_batch: bool = option(
-        True,
-        "In-batch negatives from all devices, gathered every step: the loss then does not depend "
-        "on how many there are. Off: those of the pair's own device.",
+    logq: bool = constant(
+        True, "Softmax: correct the scores for how often an item stands among the candidates."
     )
     symmetric: bool = constant(True, "Train each pair in both directions.")
     batch_size: int = option(1024, "B: pairs per step over all devices.", low=1, basic=True)
@@ -52,7 +49,7 @@ class TrainConfig(Checked):
         low=0.0,
         basic=True,
     )
-    warmup_epochs: float = option(0.25, "Epochs of linear warm-up.", low=0.0)
+    warmup_epochs: float = constant(0.25, "Epochs of linear warm-up.", low=0.0)
     decay: float = option(
         0.3, "Factor of the exponential decay per epoch after the warm-up.", low=0.0, high=1.0
     )

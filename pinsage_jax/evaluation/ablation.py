@@ -76,8 +76,6 @@ VARIANTS: dict[str, dict[str, Overrides]] = {
         "no_neighbor_embeddings": {"model.neighbor_embeddings": "off"},
         "no_edge_dropout": {"train.edge_dropout": 0.0},
         "no_skip": {"model.skip": False},
-        "hide_edge": {"sampling.hide_positive": "edge"},
-        "hide_none": {"sampling.hide_positive": "none"},
     },
     "neighbors": {
         f"T{size}": {"sampling.num_neighbors": size} for size in (10, 20, 50)
@@ -88,10 +86,8 @@ VARIANTS: dict[str, dict[str, Overrides]] = {
     },
     "loss": {
         "margin": {"train.loss": "margin"},
-        **{
-            f"logq_{power:g}": {"train.loss": "softmax", "train.logq": power}
-            for power in (0.0, 0.5, 1.0)
-        },
+        "softmax": {"train.loss": "softmax"},
+        "softmax_no_logq": {"train.loss": "softmax", "train.logq": False},
     },
 }  # fmt: skip
 

@@ -131,7 +131,6 @@ class Walk:
             "num_walks": self._walks,
             "walk_length": sampling.walk_length,
             "restart": sampling.restart,
-            "restart_ends": sampling.restart_ends,
         }
 
     def scores(self, query_ids: np.ndarray) -> np.ndarray:

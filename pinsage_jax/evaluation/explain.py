@@ -179,7 +179,7 @@ def _pooled_neighbors(config: Config, prepared: Prepared, rows: np.ndarray) -> d
         best = [node for _, node in sorted((-weight, node) for node, weight in total.items())]
         found[name] = [
             {**_node(prepared, node), "weight": total[node], "walk_weight": walk_weight[node]}
-            for node in best[: config.evaluate.k]
+            for node in best[: config.evaluate.neighbors_listed]
             if node < graph.num_nodes
         ]
     both = sorted(set(merged[0]) & set(merged[1]), key=lambda n: (-merged[0][n] * merged[1][n], n))
@@ -189,7 +189,7 @@ def _pooled_neighbors(config: Config, prepared: Prepared, rows: np.ndarray) -> d
             "weight_in_query": merged[0][node],
             "weight_in_target": merged[1][node],
         }
-        for node in both[: config.evaluate.k]
+        for node in both[: config.evaluate.neighbors_listed]
     ]
     return found
 

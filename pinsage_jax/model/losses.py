@@ -71,15 +71,14 @@ def softmax_loss(scored: Scored, config: TrainConfig) -> tuple[jax.Array, jax.Ar
     """Sampled softmax over the positive, in-batch, random and hard negatives.
 
     An item that stands among the candidates more often than another must not be
-    pushed away more for it: `logq` times the log of its expected share is taken
-    from its score.  1 undoes popularity sampling in full, so that scores learn how
-    likely an item is; 0 leaves it, so that scores learn how much likelier than its
-    popularity says.
+    pushed away more for it: with `logq` the log of its expected share is taken from
+    its score, so that scores learn how likely an item is.  Without it they learn how
+    much likelier than its popularity says.
     """
     scale = 1.0 / config.temperature
 
     def logit(scores: jax.Array, logq: jax.Array) -> jax.Array:
-        return scores * scale - config.logq * logq
+        return scores * scale - logq if config.logq else scores * scale
 
     positive = logit(scored.positive, scored.positive_logq)
     parts = [

@@ -110,7 +110,7 @@ class PinSage(nn.Module):
 
         With `skip`, linear maps of the node's own input and of what the last layer
         pooled are added: a short way round the nonlinearities, not in the paper.
-        With `popularity` the last coordinate is 1 + b: an inner product then holds
+        With `popularity_bias` the last coordinate is 1 + b: an inner product then holds
         (1 + b_q)(1 + b_i), which ranks items by b_i in addition to their closeness,
         so that popularity need not bend the directions of the other coordinates.
 
@@ -128,9 +128,7 @@ class PinSage(nn.Module):
             out = out + self.skip_self(features)
             if pooled is not None:
                 out = out + self.skip_neighbors(pooled)
-        out = out.astype(jnp.float32)
-        if self.config.normalize_output:
-            out = l2_normalize(out)
+        out = l2_normalize(out.astype(jnp.float32))
         if self.config.popularity_bias:
             likely = self.popularity(active) + self.popularity_self(features)
             likely = 1.0 + _POPULARITY_SCALE * likely.astype(jnp.float32)

@@ -111,33 +111,26 @@ def validation_users(
 
 
 def needs_validation(config: RecommendConfig) -> bool:
-    """Whether the flags leave a setting to be chosen."""
-    if config.recommend_by == "auto":
-        return True
-    value = {"power": config.recommend_power, "attention": config.recommend_temperature}
-    exponents = config.recommend_popularity, config.recommend_rarity
-    return config.recommend_by in value and (value[config.recommend_by] == 0 or min(exponents) < 0)
+    """Whether --recommend_by leaves a setting to be chosen."""
+    return config.recommend_by in ("auto", "power", "attention")
 
 
 def choose(
     config: RecommendConfig, validation: Validation | None, threads: int
 ) -> tuple[Choice, list[dict[str, Any]]]:
-    """Chooses the scoring method among those that the flags allow.
+    """Chooses the scoring method among those that --recommend_by allows.
 
-    Settings that the flags fix are kept; the others are chosen on the validation users.
-    Without validation users the defaults are rarity .5, popularity .25, power 1 and
-    temperature .3.
+    Without validation users it is power 1 or, if attention is asked for, temperature .3,
+    with the default exponents of Choice.
 
     Returns:
       The choice, and every candidate with its validation metrics (empty if none was tried).
     """
-    shapes = _shapes(config)
-    popularities = _grid(config.recommend_popularity, POPULARITIES)
-    rarities = _grid(config.recommend_rarity, RARITIES)
-    if config.recommend_by in ("mean", "interests"):
+    if not needs_validation(config):
         return Choice(config.recommend_by), []
-    if validation is None or not needs_validation(config):
-        return _default(shapes, popularities, rarities), []
+    if validation is None:
+        attention = config.recommend_by == "attention"
+        return Choice("attention", 0.3) if attention else Choice("power"), []
 
     tried: list[tuple[Choice, np.ndarray]] = []
 
@@ -157,13 +150,12 @@ def choose(
     def best() -> Choice:
         return max(tried, key=lambda pair: pair[1][1])[0]
 
-    first = _FIRST_RARITY if _FIRST_RARITY in rarities else rarities[0]
-    for shape in shapes:
-        run(shape, first, popularities)
+    for shape in _shapes(config.recommend_by):
+        run(shape, _FIRST_RARITY, POPULARITIES)
     leader = best()
-    for rarity in rarities:
-        if rarity != first:
-            run(Shape(leader.by, leader.value), rarity, popularities)
+    for rarity in RARITIES:
+        if rarity != _FIRST_RARITY:
+            run(Shape(leader.by, leader.value), rarity, POPULARITIES)
     if config.recommend_by == "auto":
         ids, _ = best_items(
             Mean(validation.vectors), validation.histories, len(validation.vectors), DEPTH,
@@ -177,27 +169,11 @@ def choose(
     return best(), table
 
 
-def _shapes(config: RecommendConfig) -> list[Shape]:
-    powers = (config.recommend_power,) if config.recommend_power > 0 else POWERS
-    fixed = config.recommend_temperature
-    temperatures = (fixed,) if fixed > 0 else TEMPERATURES
-    shapes = [Shape("power", value) for value in powers]
-    shapes += [Shape("attention", value) for value in temperatures]
-    return [shape for shape in shapes if config.recommend_by in ("auto", shape.kind)]
-
-
-def _grid(fixed: float, grid: tuple[float, ...]) -> tuple[float, ...]:
-    return grid if fixed < 0 else (fixed,)
-
-
-def _default(
-    shapes: list[Shape], popularities: tuple[float, ...], rarities: tuple[float, ...]
-) -> Choice:
-    attention = [shape for shape in shapes if shape.value == 0.3]
-    shape = attention[0] if shapes[0].kind == "attention" and attention else shapes[0]
-    popularity = 0.25 if 0.25 in popularities else popularities[0]
-    rarity = _FIRST_RARITY if _FIRST_RARITY in rarities else rarities[0]
-    return Choice(shape.kind, shape.value, popularity, rarity)
+def _shapes(by: str) -> list[Shape]:
+    """The shapes to try for --recommend_by."""
+    shapes = [Shape("power", value) for value in POWERS]
+    shapes += [Shape("attention", value) for value in TEMPERATURES]
+    return [shape for shape in shapes if by in ("auto", shape.kind)]
 
 
 def _concatenate(parts: list[np.ndarray]) -> Histories:

@@ -1,6 +1,6 @@
 """--mode=recommend: items for a user or a collection, from the embeddings of its items.
 
-With --recommend_for, a table is printed for each named collection; otherwise
+With --query, a table is printed for each named collection; otherwise
 WORKDIR/recommendations.parquet lists all collections: collection_id, rank (from 1),
 item_id, score.  With --test_edges, the recommendations and those of baselines are also
 evaluated; the result is written to WORKDIR/recommend.json.
@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 from absl import logging
 
 from pinsage_jax.catalog.prepare import Prepared
-from pinsage_jax.config.search import RecommendConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
@@ -42,7 +41,7 @@ from pinsage_jax.recommend.walks import HistoryWalk
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.export_quality import evenly_spaced_rows, recall_per_query
 from pinsage_jax.retrieval.filters import Filters
-from pinsage_jax.retrieval.neighbors import similar_ids
+from pinsage_jax.retrieval.neighbors import query_ids, similar_ids
 
 RECOMMENDATIONS_FILE, SCORES_FILE = "recommendations.parquet", "recommend.json"
 CHOICE_FILE = "recommend_choice.json"
@@ -83,10 +82,10 @@ def recommend(
     Raises:
       UserError: a collection is unknown, or the test edges cannot be used.
     """
-    settings = config.recommend
+    settings, listed = config.recommend, config.evaluate.items_recommended
     graph = prepared.graph
     vectors = np.ascontiguousarray(vectors, np.float32)
-    users = _users_of(settings, prepared)
+    users = _users_of(config, prepared)
     tests = None
     if settings.test_edges:
         path = config.data.path(settings.test_edges)
@@ -102,13 +101,13 @@ def recommend(
     )
     histories = histories_of(graph, times)
     if search is not None:
-        _log_index_recall(recommender, histories, settings.recommend_k)
+        _log_index_recall(recommender, histories, listed)
     if users is not None:
-        ids, scores = recommender.top_k(histories.select(users), settings.recommend_k)
+        ids, scores = recommender.top_k(histories.select(users), listed)
         _print(users, ids, scores, prepared)
     else:
-        ids, scores = recommender.top_k(histories, max(settings.recommend_k, metrics.DEPTH))
-        _write(config, prepared, ids[:, : settings.recommend_k], scores, histories)
+        ids, scores = recommender.top_k(histories, max(listed, metrics.DEPTH))
+        _write(config, prepared, ids[:, :listed], scores, histories)
     if tests is None:
         return None
     tested = histories.select(tests.users)
@@ -195,10 +194,9 @@ def saved_choice(config: Config, vectors: np.ndarray) -> tuple[Choice, list[dict
 
 
 def _choice_fingerprint(config: Config, vectors: np.ndarray) -> str:
-    names = ("by", "power", "temperature", "popularity", "rarity")
     return files.fingerprint(
         [
-            [getattr(config.recommend, f"recommend_{name}") for name in names],
+            config.recommend.recommend_by,
             dataclasses.asdict(config.split),
             config.seed,
             f"{zlib.crc32(np.ascontiguousarray(vectors).data):08x}",
@@ -214,15 +212,15 @@ def _times(config: Config, prepared: Prepared) -> tuple[np.ndarray | None, float
     kind = prepared.manifest.get("time_kind")
     if kind is None:
         raise UserError(
-            "--recommend_half_life needs times; run --mode=prepare with --time_column first."
+            "recommend_half_life needs times; run --mode=prepare with --time_column first."
         )
     times = files.read_array(pathlib.Path(config.workdir) / "prepared" / "times.npy")
     return times, half_life * (_MICROSECONDS_PER_DAY if kind == "timestamp" else 1)
 
 
-def _users_of(settings: RecommendConfig, prepared: Prepared) -> np.ndarray | None:
-    """Indices int64 of the collections of --recommend_for; None if the flag is empty."""
-    names = [part.strip() for part in settings.recommend_for.split(",") if part.strip()]
+def _users_of(config: Config, prepared: Prepared) -> np.ndarray | None:
+    """Indices int64 of the collections of --query; None if the flag is empty."""
+    names = query_ids(config.evaluate.query, prepared.collection_ids)
     if not names:
         return None
     found = prepared.collection_ids.lookup(pa.array(names, pa.large_string()))
@@ -232,7 +230,7 @@ def _users_of(settings: RecommendConfig, prepared: Prepared) -> np.ndarray | Non
             hint = "ids are those of --edges."
             if similar:
                 hint = f"did you mean {' or '.join(similar)}?"
-            raise UserError(f"--recommend_for: there is no collection {name}; {hint}")
+            raise UserError(f"--query: there is no collection {name}; {hint}")
     return found.astype(np.int64)
 
 

@@ -71,7 +71,9 @@ def compare(config: Config) -> dict[str, Any]:
         "settings_known": [first.source.trained, second.source.trained],
         "data": [_data(run) for run in (first, second)],
         "metrics": compare_metrics(first, second, config.evaluate.bootstrap, config.seed),
-        "neighbors": neighbor_churn(first, second, config.evaluate.k, config.compare.compare_items),
+        "neighbors": neighbor_churn(
+            first, second, config.evaluate.neighbors_listed, config.compare.compare_items
+        ),
         "costs": [_costs(run) for run in (first, second)],
     }
     print(comparison_text(result))

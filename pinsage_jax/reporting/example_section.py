@@ -41,7 +41,7 @@ def examples(config: Config, prepared: Prepared, embeddings: np.ndarray, threads
     graph = prepared.graph
     degree = graph.degree()[: graph.num_items]
     queries = choose_queries(degree, config.seed)
-    k = min(config.evaluate.k, _MOST_NEIGHBORS)
+    k = min(config.evaluate.neighbors_listed, _MOST_NEIGHBORS)
     if len(queries) == 0:
         return page.note("There are no items.")
     methods = NeighborsByMethod(config, prepared, embeddings, threads)

@@ -78,7 +78,7 @@ def _nearest(
     def seen_of(query: int) -> np.ndarray:
         return filters.items_sharing_a_collection(int(rows[query]))
 
-    return filters.top_k(fetch, len(rows), config.evaluate.k, seen_of)
+    return filters.top_k(fetch, len(rows), config.evaluate.neighbors_listed, seen_of)
 
 
 def _filters(config: Config, prepared: Prepared, embeddings: np.ndarray) -> Filters:
@@ -214,7 +214,7 @@ def write_related(
       The path of the file.
     """
     path = pathlib.Path(config.workdir) / RELATED_FILE
-    count, k = len(embeddings), config.evaluate.k
+    count, k = len(embeddings), config.evaluate.neighbors_listed
     block = int(np.clip(_MAX_BLOCK_ROWS // k, 1, _MAX_QUERY_BLOCK))
     filters = _filters(config, prepared, embeddings)
     with (

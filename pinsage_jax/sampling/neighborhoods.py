@@ -130,6 +130,7 @@ def visit_counts(
     masked_neighbor: np.ndarray | None = None,
     num_neighbors: int | None = None,
     num_walks: int | None = None,
+    restart_ends: bool = False,
 ) -> Neighborhoods:
     """Samples the neighborhoods of `starts`.
 
@@ -144,6 +145,8 @@ def visit_counts(
         enter, or -1.
       masked_neighbor: int [S], node id that this row does not count, or -1.
       num_neighbors, num_walks: override T and W of `sampling`.
+      restart_ends: end a walk where it would return to its start (or is stuck), as DGL's
+        PinSAGESampler does; for comparisons.
 
     Returns:
       Neighborhoods with arrays [S, T].
@@ -174,7 +177,7 @@ def visit_counts(
         walks,
         sampling.walk_length,
         np.uint64(round(sampling.restart * 2**32)),
-        sampling.restart_ends,
+        restart_ends,
         sampling.neighborhood == "all",
     )
 

@@ -134,7 +134,7 @@ class NeighborhoodSource:
                 _FORMAT,
                 self.graph.digest(),
                 [sampling.neighborhood, sampling.num_neighbors, sampling.num_walks],
-                [sampling.walk_length, sampling.restart, sampling.restart_ends, self.seed],
+                [sampling.walk_length, sampling.restart, self.seed],
                 [probe.ids.tolist(), probe.counts.tolist()],
             ]
         )

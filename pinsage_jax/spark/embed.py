@@ -61,7 +61,7 @@ def embed_on_spark(encoder: Encoder, params: Any) -> np.ndarray:
         shards = partitions(session, config.spark, nodes)
         session.conf.set("spark.sql.shuffle.partitions", shards)
         tables.write_nodes(folder / "inputs", nodes, encoder.inputs.dim, encoder.inputs.gather)
-        if config.model.num_layers and config.spark.spark_walks:
+        if config.model.num_layers and config.spark.engine == "spark_walks":
             _walk(session, encoder, folder, shards)
         elif config.model.num_layers:
             tables.write_lists(folder / "lists", *encoder.final_lists)

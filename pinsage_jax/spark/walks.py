@@ -66,16 +66,12 @@ def neighbor_lists(
         "node",
         F.col("d").alias("edges"),
         F.array().cast("array<int>").alias("visits"),
-        F.lit(True).alias("counts"),
     )
     restart_below = round(sampling.restart * 2**32)
     for step in range(sampling.walk_length):
         walks = _drawn(walks, seed, 2 * step)
         if step > 0:
             back = F.col("draw").bitwiseAND(F.lit(_LOW_32)) < restart_below
-            if sampling.restart_ends:
-                # A walk that ended goes on from its start, but nothing it visits counts.
-                walks = walks.withColumn("counts", F.col("counts") & ~back)
             for name in ("node", "edges"):
                 home = "start" if name == "node" else "start_edges"
                 walks = walks.withColumn(name, F.when(back, F.col(home)).otherwise(F.col(name)))
@@ -143,7 +139,7 @@ def _hop(walks: DataFrame, hops: DataFrame, weighted: bool, moving: Column | Non
         same = same & (F.col("drawn") == F.col("place"))
         found, edges = F.col("next"), F.coalesce("next_edges", "edges")
     return walks.join(hops, same, "inner" if moving is None else "left").select(
-        *["start", "start_edges", "walk", "visits", "counts"],
+        *["start", "start_edges", "walk", "visits"],
         F.coalesce(found, "node").alias("node"),
         edges.alias("edges"),
     )
@@ -153,7 +149,7 @@ def _visited(walks: DataFrame) -> DataFrame:
     from pyspark.sql import functions as F
 
     more = F.concat("visits", F.array("node"))
-    counted = F.col("counts") & (F.col("node") != F.col("start"))
+    counted = F.col("node") != F.col("start")
     return walks.withColumn("visits", F.when(counted, more).otherwise(F.col("visits")))
 
 

@@ -157,7 +157,7 @@ def about_run(config: Config, trained: Trained) -> dict[str, Any]:
         "step": trained.step,
         "parameters": trained.digest,
         "checkpoint": config.embed.checkpoint,
-        "normalized": config.model.normalize_output and not config.model.popularity_bias,
+        "normalized": not config.model.popularity_bias,
         "cold_start_bias": trained.offset,
         "seed": config.seed,
     }

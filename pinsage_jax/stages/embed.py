@@ -60,7 +60,7 @@ def embed_catalog(config: Config) -> dict[str, Any]:
         tables.remove_others()
         return tables
 
-    on_spark = config.spark.engine == "spark"
+    on_spark = config.spark.on_spark
     vectors, trained = embed_over(config, prepared, graph, split, tables_for, on_spark)
     manifest = _export(config, prepared, vectors, trained)
     if not keep:

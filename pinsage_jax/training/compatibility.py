@@ -13,8 +13,7 @@ import numpy as np
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 
-# Settings of TrainConfig that do not change which numbers a step computes.  Without
-# gather_in_batch the number of devices does, which check_same_devices is for.
+# Settings of TrainConfig that do not change which numbers a step computes.
 RESUMABLE_OVERRIDES = frozenset(
     (
         "epochs",
@@ -94,53 +93,6 @@ def check_resume_config(config: Config, meta: dict[str, Any]) -> None:
         )
 
 
-def loss_depends_on_devices(train: Mapping[str, Any]) -> bool:
-    """Whether the number of devices changes what is computed, beyond the order of sums.
-
-    Args:
-      train: flag name to value of a TrainConfig.
-    """
-    in_batch = train["loss"] == "softmax" and train["in_batch"]
-    return bool(in_batch) and not train["gather_in_batch"]
-
-
-def check_same_devices(
-    folder: str | os.PathLike, meta: Mapping[str, Any], train: Mapping[str, Any], devices: int
-) -> None:
-    """Compares the devices of a checkpoint with those of this run, where the loss needs it.
-
-    Args:
-      folder: of the checkpoints, for the sentence.
-      meta: as restored; meta["devices"] is how many there were, over all processes.
-        Earlier versions kept none: it is then what their settings say, and where those
-        asked for all devices there were, --devices must name how many that is.
-      train: flag name to value of this run.
-      devices: of this run, over all processes.
-
-    Raises:
-      UserError: one sentence naming --devices.
-    """
-    if not loss_depends_on_devices(train):
-        return
-    saved = meta.get("devices")
-    if saved is None:
-        config = meta.get("config", {})
-        each = config.get("train", {}).get("devices", 0)
-        saved = each * config.get("distributed", {}).get("num_processes", 1)
-    why = "the loss depends on it with --nogather_in_batch"
-    if not saved and not train["devices"]:
-        raise UserError(
-            f"The checkpoint in {folder} does not say on how many devices it was trained, and "
-            f"{why}; set --devices to as many as there were."
-        )
-    if saved and saved != devices:
-        raise UserError(
-            f"The checkpoint in {folder} was trained on {_devices(saved)} but this run has "
-            f"{_devices(devices)}, and {why}; set --devices (or --num_processes) to have {saved} "
-            f"in all, {_REMEDY}."
-        )
-
-
 def check_same_arrays(
     folder: str | os.PathLike, saved: Mapping[str, list], like: Mapping[str, Any]
 ) -> None:
@@ -185,10 +137,6 @@ def _differences(
     now = json.loads(json.dumps(now))
     pairs = ((name, saved.get(name, "nothing"), now.get(name, "nothing")) for name in names)
     return [pair for pair in pairs if pair[1] != pair[2]]
-
-
-def _devices(count: int) -> str:
-    return f"{count} device" + ("s" if count != 1 else "")
 
 
 def _joined(told: list[str]) -> str:

@@ -141,9 +141,7 @@ class Run:
         devices = make_devices(config.train.devices)
         state, self._step_function = _compiled_step(config, builder, schedule, devices)
         self._checkpoints = open_checkpoints(config, stack)
-        restored = restore_latest(
-            self._checkpoints, config, identity, builder.spec.num_devices, state
-        )
+        restored = restore_latest(self._checkpoints, config, identity, state)
         self.done, self._best, state = restored
         self._state = replicate(state, devices)
         self.interrupted = False

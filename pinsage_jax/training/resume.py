@@ -12,7 +12,7 @@ from absl import logging
 from pinsage_jax.config.settings import Config
 from pinsage_jax.distributed import process_group
 from pinsage_jax.training.checkpoints import Checkpoints
-from pinsage_jax.training.compatibility import check_resume_config, check_same_devices
+from pinsage_jax.training.compatibility import check_resume_config
 from pinsage_jax.training.state import TrainState
 
 _FOLDER = "checkpoints"
@@ -71,14 +71,12 @@ def restore_latest(
     checkpoints: Checkpoints,
     config: Config,
     identity: dict[str, Any],
-    num_devices: int,
     state: TrainState,
 ) -> Restored:
     """The latest checkpoint, or `state` where there is none.
 
     Args:
       identity: what the data is; see Checkpoints.check.
-      num_devices: of this run, over all processes.
       state: before the first step; gives the shapes.
 
     Raises:
@@ -90,7 +88,6 @@ def restore_latest(
     meta = checkpoints.meta(latest)
     checkpoints.check(meta, identity, dataclasses.asdict(config.model))
     check_resume_config(config, meta)
-    check_same_devices(checkpoints.folder, meta, dataclasses.asdict(config.train), num_devices)
     state, _ = checkpoints.restore(latest, state)
     first = meta["queue"]["next_index"]
     logging.info("continuing from the checkpoint of step %d", first)

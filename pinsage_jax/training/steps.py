@@ -83,11 +83,10 @@ def loss_sum(
     made = model.apply(params, features, batch.node_ids, batch.neighbors, batch.weights)
     embedded = cast(jax.Array, made)
     loss = LOSSES[config.loss]
-    gathered = axis_name if config.gather_in_batch else None
-    total, count = loss(score(embedded, batch, gathered), config)
+    total, count = loss(score(embedded, batch, axis_name), config)
     if not config.symmetric:
         return total, count
-    transpose, turned_count = loss(score(embedded, batch, gathered, transpose=True), config)
+    transpose, turned_count = loss(score(embedded, batch, axis_name, transpose=True), config)
     return total + transpose, count + turned_count
 
 

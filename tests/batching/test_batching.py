@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference_sampling as slow
 from scipy import sparse
-from small_worlds import DEGREE_SCALE, make_run, nasty_graph, random_links
+from small_worlds import DEGREE_SCALE, make_run, nasty_graph, pairs_of, random_links
 
 from pinsage_jax.batching.blocks import Budgets, padded_size
 from pinsage_jax.batching.inputs import NodeInputs, feature_scale
@@ -80,16 +80,21 @@ def meaning_of_seeds(run, batch, device=0):
     def note(row, instance):
         assert meaning.setdefault(int(row), instance) == instance, "one row, two instances"
 
-    mode = run.sampling.hide_positive
     for place in range(batch.queries.shape[1]):
         query, target = int(batch.query_ids[device, place]), int(batch.target_ids[device, place])
         source_collection = source_collection_of(run, batch, place, device)
         if target < 0:
-            note(batch.queries[device, place], (query, *limits(mode, source_collection, -1)))
+            note(batch.queries[device, place], (query, *limits(run.masked, source_collection, -1)))
             continue
         if batch.pair_weights[device, place]:
-            note(batch.queries[device, place], (query, *limits(mode, source_collection, target)))
-            note(batch.targets[device, place], (target, *limits(mode, source_collection, query)))
+            note(
+                batch.queries[device, place],
+                (query, *limits(run.masked, source_collection, target)),
+            )
+            note(
+                batch.targets[device, place],
+                (target, *limits(run.masked, source_collection, query)),
+            )
     for row, node in zip(batch.negatives[device], batch.negative_ids[device]):
         if node >= 0:
             note(row, (int(node), -1, -1))
@@ -99,11 +104,11 @@ def meaning_of_seeds(run, batch, device=0):
     return meaning
 
 
-def limits(mode, source_collection, other):
+def limits(masked, source_collection, other):
     """(masked collection, masked neighbor) of one item of a pair."""
-    if mode == "none":
+    if not masked:
         return -1, -1
-    if mode == "collection" and source_collection >= 0:
+    if source_collection >= 0:
         return source_collection, -1
     return -1, other
 
@@ -176,13 +181,11 @@ def check_batch(run, builder, step):
                 assert node_of(run, vector) == node
             else:
                 assert vector[0] == 0.0
-            if run.model.degree_feature:
-                seen = edges_seen(run, instance, step)
-                np.testing.assert_allclose(vector[1], degree_value(seen), rtol=1e-6)
+            seen = edges_seen(run, instance, step)
+            np.testing.assert_allclose(vector[1], degree_value(seen), rtol=1e-6)
             if run.model.isolated_feature:
-                place = 1 + int(run.model.degree_feature)
                 isolated = edges_seen(run, instance, step) == 0
-                assert vector[place] == np.float32(DEGREE_SCALE * isolated)
+                assert vector[2] == np.float32(DEGREE_SCALE * isolated)
             assert batch.node_ids[device, row] == node
             if run.sampling.neighborhood == "all":
                 assert vector[-1] == (node >= run.graph.num_items)
@@ -216,7 +219,9 @@ def test_minibatch_equals_the_slow_reference(mode, settings):
     settings = {
         name: dict(value) if isinstance(value, dict) else value for name, value in settings.items()
     }
-    settings.setdefault("sampling", {})["hide_positive"] = mode
+    settings["masked"] = mode != "none"
+    if mode == "edge":
+        settings["train_pairs"] = pairs_of(make_run(**settings))
     run = make_run(**settings)
     builder = run.builder()
     for step in (0, 7, 40):
@@ -236,9 +241,9 @@ def test_minibatch_of_any_depth(layers, devices):
         assert len(info.used) == layers + 1
 
 
-def test_without_the_degree_and_with_listed_pairs():
+def test_with_listed_pairs():
     pairs = np.array([[7, 9], [8, 0], [0, 10], [11, 7], [7, 7]], np.int32)
-    run = make_run(train_pairs=pairs, model={"degree_feature": False}, links=2)
+    run = make_run(train_pairs=pairs, links=2)
     builder = run.builder()
     seen = set()
     for step in range(3):
@@ -250,18 +255,16 @@ def test_without_the_degree_and_with_listed_pairs():
 # What a pair must not see.
 
 
-def run_of_one_shared_collection(mode, **settings):
+def run_of_one_shared_collection(**settings):
     """Items 0 and 1 share their only collection (node 4); 2 and 3 have another one."""
     graph = Graph.from_edges(
         np.array([0, 1, 2, 3], np.int32), np.array([0, 0, 1, 1], np.int32), 4, 2
     )
-    return make_run(
-        graph, sampling={"hide_positive": mode, **settings.pop("sampling", {})}, **settings
-    )
+    return make_run(graph, **settings)
 
 
 def test_an_item_whose_only_collection_is_masked_is_isolated():
-    run = run_of_one_shared_collection("collection")
+    run = run_of_one_shared_collection()
     batch, _ = run.builder().make(0)
     rows = np.concatenate([batch.queries[0], batch.targets[0]])
     assert batch.pair_weights[0].all()
@@ -273,8 +276,9 @@ def test_an_item_whose_only_collection_is_masked_is_isolated():
     np.testing.assert_allclose(batch.features[0, plain, 1], degree_value(1), rtol=1e-6)
 
 
-def test_edge_mode_drops_each_end_from_the_others_list():
-    run = make_run(sampling={"hide_positive": "edge", "num_neighbors": 30}, links=8)
+def test_listed_pairs_drop_each_end_from_the_others_list():
+    pairs = pairs_of(make_run())
+    run = make_run(train_pairs=pairs, sampling={"num_neighbors": 30}, links=8)
     batches = [run.builder().make(step)[0] for step in range(6)]
     met = 0
     for batch in batches:
@@ -283,7 +287,7 @@ def test_edge_mode_drops_each_end_from_the_others_list():
         for ends in zip(batch.targets[0], batch.query_ids[0], batch.pair_weights[0]):
             met += check_absent(run, batch, *ends)
     assert met > 20
-    shown = make_run(sampling={"hide_positive": "none", "num_neighbors": 30})
+    shown = make_run(masked=False, sampling={"num_neighbors": 30})
     seen = [
         int(target) in listed_nodes(shown, batch, row)
         for batch in (shown.builder().make(step)[0] for step in range(6))
@@ -309,7 +313,7 @@ def test_dropping_a_content_link_leaves_weights_that_sum_to_one():
     links = ContentLinks(
         np.array([[1, 2], [0, 3], [3, 0], [2, 1]], np.int32), np.full((4, 2), 0.5, np.float32)
     )
-    run = run_of_one_shared_collection("edge")
+    run = run_of_one_shared_collection()
     lists = NeighborLists(run.lists.source, "importance", links, 0.5)
     nodes = np.array([0, 0, 2], np.int32)
     ids, weights = lists.lookup(nodes, masked_neighbor=np.array([1, 3, 3], np.int32))
@@ -450,8 +454,7 @@ def test_same_batch_in_any_order_and_with_any_threads(kept, resample):
 
 def test_an_epoch_samples_each_node_once(monkeypatch):
     settings = {"kept": False, "train": {"pairs_per_epoch": 16}, "sampling": {"resample": True}}
-    settings["sampling"]["hide_positive"] = "none"
-    run = make_run(**settings)
+    run = make_run(masked=False, **settings)
     builder = run.builder()
     source, sampled = run.lists.source, []
     sample = source._sample
@@ -472,7 +475,7 @@ def test_an_epoch_samples_each_node_once(monkeypatch):
 
 
 def test_resampling_changes_lists_from_epoch_to_epoch():
-    settings = {"train": {"pairs_per_epoch": 8}, "sampling": {"hide_positive": "none"}}
+    settings = {"train": {"pairs_per_epoch": 8}, "sampling": {}, "masked": False}
     settings["sampling"]["num_walks"] = 4
     run = make_run(**settings)
     settings["sampling"]["resample"] = True
@@ -548,9 +551,7 @@ def test_hard_negatives_follow_the_curriculum_and_the_reference():
 
 
 def test_a_node_with_dropped_edges_is_isolated_in_every_row():
-    run = make_run(
-        train={"edge_dropout": 0.5, "random_negatives": 30}, sampling={"hide_positive": "none"}
-    )
+    run = make_run(train={"edge_dropout": 0.5, "random_negatives": 30}, masked=False)
     builder = run.builder()
     shares = []
     for step in range(6):
@@ -574,7 +575,7 @@ def test_a_node_with_dropped_edges_is_isolated_in_every_row():
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_strip_share_none_and_all(share):
-    run = make_run(train={"edge_dropout": share}, sampling={"hide_positive": "none"})
+    run = make_run(train={"edge_dropout": share}, masked=False)
     batch, info = run.builder().make(0)
     assert batch.weights.any() == (share == 0.0)
     assert batch.features[0, :, 1].any() == (share == 0.0)
@@ -711,17 +712,15 @@ def test_lists_equal_the_slow_reference(pooling, links, neighborhood):
 # Inputs.
 
 
-@pytest.mark.parametrize("degree_feature", [True, False])
 @pytest.mark.parametrize("isolated_feature", [True, False])
 @pytest.mark.parametrize("node_type", [True, False])
 @pytest.mark.parametrize("width,dtype", [(0, "float32"), (3, "float32"), (3, "float16")])
-def test_input_vectors(degree_feature, isolated_feature, node_type, width, dtype):
+def test_input_vectors(isolated_feature, node_type, width, dtype):
     graph = nasty_graph()
     features = np.random.default_rng(1).normal(size=(graph.num_items, width)).astype(dtype)
     inputs = NodeInputs(
         features,
         graph.degree(),
-        degree_feature=degree_feature,
         isolated_feature=isolated_feature,
         node_type=node_type,
     )
@@ -735,13 +734,12 @@ def test_input_vectors(degree_feature, isolated_feature, node_type, width, dtype
     for row, node in enumerate(nodes):
         expected = list(features[node] * scale) if node < graph.num_items else [0.0] * width
         seen = 0 if isolated[row] else len(graph.neighbors(node)) - (masked[row] >= 0)
-        if degree_feature:
-            expected.append(degree_value(seen))
+        expected.append(degree_value(seen))
         if isolated_feature:
             expected.append(DEGREE_SCALE * (seen == 0))
         if node_type:
             expected.append(float(node >= graph.num_items))
-        np.testing.assert_allclose(out[row], expected or [0.0], rtol=1e-6)
+        np.testing.assert_allclose(out[row], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("whiten", [0.0, 0.5, 1.0])

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from small_worlds import make_run, nasty_graph, random_params, unit_features
+from small_worlds import make_run, nasty_graph, pairs_of, random_params, unit_features
 
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config.training import TrainConfig
@@ -18,11 +18,11 @@ from pinsage_jax.training.steps import make_train_step
 
 CASES = {
     "everything": {},
-    "neighbor masked": {"sampling": {"hide_positive": "edge"}},
-    "nothing masked": {"sampling": {"hide_positive": "none"}},
+    "neighbor masked": {"train_pairs": pairs_of(make_run())},
+    "nothing masked": {"masked": False},
     "collections too": {"sampling": {"neighborhood": "all"}},
     "one layer": {"model": {"num_layers": 1}},
-    "no degree": {"model": {"degree_feature": False, "isolated_feature": False}},
+    "no mark": {"model": {"isolated_feature": False}},
 }
 
 
@@ -36,7 +36,6 @@ def world(spectral=True, features=True, **settings):
     inputs = NodeInputs(
         made,
         graph.degree(),
-        degree_feature=run.model.degree_feature,
         isolated_feature=run.model.isolated_feature,
         node_type=run.sampling.neighborhood == "all",
         whiten=0.5,
@@ -113,12 +112,12 @@ def test_auto_goes_by_size():
     class Huge(NodeInputs):
         table_bytes = 2**60
 
-    inputs = Huge(np.zeros((4, 2), np.float32), np.zeros(6, np.int32), degree_feature=True)
+    inputs = Huge(np.zeros((4, 2), np.float32), np.zeros(6, np.int32))
     assert not keeps_table(TrainConfig(), inputs)
     assert keeps_table(TrainConfig(device_features="on"), inputs)
 
 
 def test_nothing_to_keep():
-    inputs = NodeInputs(np.zeros((4, 0), np.float32), np.zeros(6, np.int32), degree_feature=True)
+    inputs = NodeInputs(np.zeros((4, 0), np.float32), np.zeros(6, np.int32))
     for wanted in ("auto", "on", "off"):
         assert not keeps_table(TrainConfig(device_features=wanted), inputs)

@@ -16,13 +16,11 @@ def options(**given) -> argparse.Namespace:
 @pytest.mark.timeout(300)
 def test_parameters_after_50_steps_are_the_same_on_1_2_4_and_8_devices():
     rows = devices.run(options(device_steps=50))
-    gathered = [row for row in rows if row.get("in_batch") == "of all devices"]
-    assert [row["devices"] for row in gathered] == [1, 2, 4, 8]
-    assert all(row["steps"] >= 50 for row in gathered)
+    counted = [row for row in rows if "devices" in row]
+    assert [row["devices"] for row in counted] == [1, 2, 4, 8]
+    assert all(row["steps"] >= 50 for row in counted)
     # float32 has a rounding error of 6e-8, and the order of sums over devices differs.
-    assert all(float(row["difference"]) < 1e-5 for row in gathered)
-    [local] = [row for row in rows if row.get("in_batch") == "of its own"]
-    assert float(local["difference"]) > 1e-4
+    assert all(float(row["difference"]) < 1e-5 for row in counted)
 
 
 class FakeKill:

@@ -340,7 +340,7 @@ def test_a_silent_process_ends_the_other_and_itself_later(silent, single_process
 
 
 def test_both_processes_name_the_file_with_the_whole_non_finite_batch(tmp_path):
-    for process in start_two(tmp_path, "--learning_rate=1e30", "--warmup_epochs=0"):
+    for process in start_two(tmp_path, "--learning_rate=1e30"):
         code, output = wait_for_exit(process, 200)
         (path,) = tmp_path.glob("not_finite_step_*.json")
         assert code == 2 and "The loss is" in output and f"its batch is in {path}" in output, output

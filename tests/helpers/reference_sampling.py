@@ -140,7 +140,17 @@ def _step(row, masked_collection: int, bits_32: int, spare_32: int) -> int | Non
 
 
 def visits(
-    rows, num_items, start, sampling, *, seed, epoch, masked_collection, masked_neighbor, num_walks
+    rows,
+    num_items,
+    start,
+    sampling,
+    *,
+    seed,
+    epoch,
+    masked_collection,
+    masked_neighbor,
+    num_walks,
+    restart_ends=False,
 ):
     """{node: visits} of all walks from `start`, one walk at a time."""
     key = stream(seed, epoch, start)
@@ -155,7 +165,7 @@ def visits(
         for step in range(sampling.walk_length):
             first, second = draw(key, walk, 2 * step), draw(key, walk, 2 * step + 1)
             if step > 0 and (node is None or low(first) < round(sampling.restart * 2**32)):
-                if sampling.restart_ends:
+                if restart_ends:
                     break
                 node = start
             if node < num_items:
@@ -193,6 +203,7 @@ def neighborhoods(
     masked_neighbor=None,
     size=None,
     num_walks=None,
+    restart_ends=False,
 ):
     """ids and counts int32 [S, T] of the nodes `starts`."""
     rows = adjacency(graph)
@@ -209,6 +220,7 @@ def neighborhoods(
             masked_collection=-1 if masked_collection is None else int(masked_collection[index]),
             masked_neighbor=-1 if masked_neighbor is None else int(masked_neighbor[index]),
             num_walks=num_walks,
+            restart_ends=restart_ends,
         )
         row_ids, row_counts = top(counts_of_start, stream(seed, epoch, start), size)
         ids.append(row_ids)

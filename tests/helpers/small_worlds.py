@@ -87,9 +87,21 @@ def apply(model: PinSage, params, *arrays: np.ndarray) -> np.ndarray:
     return np.asarray(jax.jit(model.apply)(params, *arrays))
 
 
+class WithoutMasks(MinibatchBuilder):
+    """Builds minibatches in which a pair sees everything, as in inference."""
+
+    def _masks(self, pairs):
+        none = np.full(len(pairs.queries), -1, np.int32)
+        return (none, none), (none, none)
+
+
 @dataclasses.dataclass
 class Run:
-    """One run's pieces, put together as the stages do."""
+    """One run's pieces, put together as the stages do.
+
+    Attributes:
+      masked: whether the collection of a pair, or its other end, is masked.
+    """
 
     graph: Graph
     sampling: SamplingConfig
@@ -100,6 +112,7 @@ class Run:
     pairs: PairSource
     seed: int
     links: ContentLinks | None
+    masked: bool = True
 
     @property
     def unit(self) -> float:
@@ -111,7 +124,7 @@ class Run:
     ) -> MinibatchBuilder:
         if pool is None:
             pool = np.arange(self.graph.num_items, dtype=np.int32)
-        return MinibatchBuilder(
+        return (MinibatchBuilder if self.masked else WithoutMasks)(
             GraphView(self.lists, self.inputs),
             self.pairs,
             BatchSpec(
@@ -138,6 +151,7 @@ def make_run(
     kept: bool = True,
     features: np.ndarray | None = None,
     train_pairs: np.ndarray | None = None,
+    masked: bool = True,
     sampling: dict | None = None,
     model: dict | None = None,
     train: dict | None = None,
@@ -181,7 +195,6 @@ def make_run(
     inputs = NodeInputs(
         features,
         graph.degree(),
-        degree_feature=model_config.degree_feature,
         isolated_feature=model_config.isolated_feature,
         node_type=sampling_config.neighborhood == "all",
         whiten=model_config.whiten,
@@ -189,10 +202,19 @@ def make_run(
     pairs = PairSource(
         graph, seed, train_pairs, train_config.pairs_per_epoch, sampling_config.pair_power
     )
-    return Run(graph, sampling_config, model_config, train_config, lists, inputs, pairs, seed, made)
+    return Run(
+        graph, sampling_config, model_config, train_config, lists, inputs, pairs, seed, made, masked
+    )
 
 
 def unit_features(items: int, width: int = 6, seed: int = 5) -> np.ndarray:
     """Random float32 [items, width] of unit length, for runs that compute."""
     rows = np.random.default_rng(seed).normal(size=(items, width)).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def pairs_of(run: Run, count: int = 64) -> np.ndarray:
+    """int32 [count, 2] of the pairs that the run draws, as --train_pairs would list them."""
+    drawn = run.pairs.batch(0, count)
+    pairs = np.stack([drawn.queries, drawn.targets], axis=1)
+    return pairs[(pairs >= 0).all(axis=1)]

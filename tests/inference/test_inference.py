@@ -60,9 +60,9 @@ CASES = [
     {"model": {"num_layers": 2}, "links": 3},
     {"model": {"num_layers": 3}},
     {"model": {"num_layers": 2, "pooling": "max"}, "links": 2},
-    {"model": {"num_layers": 2, "pooling": "mean", "normalize_output": False}},
+    {"model": {"num_layers": 2, "pooling": "mean"}},
     {"model": {"num_layers": 2, "skip": False, "popularity_bias": False}},
-    {"model": {"num_layers": 1, "degree_feature": False}},
+    {"model": {"num_layers": 1, "isolated_feature": False}},
 ]
 
 
@@ -77,7 +77,8 @@ def test_layerwise_equals_the_sampled_path(case, neighborhood):
         features=FEATURES,
         train={"random_negatives": 150},
         **case,
-        sampling={"hide_positive": "none", "neighborhood": neighborhood},
+        masked=False,
+        sampling={"neighborhood": neighborhood},
     )
     num_ids = run.lists.source.num_nodes if run.model.num_layers else 0
     params = random_params(run.model, run.inputs.dim, num_ids)

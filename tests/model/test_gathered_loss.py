@@ -1,9 +1,9 @@
-"""Loss and gradients with and without --gather_in_batch, against float64 loops on 1, 2, 4 devices.
+"""Loss and gradients of gathered in-batch negatives, against float64 loops on 1, 2, 4 devices.
 
-With it every pair is compared with the targets of all devices, without it with those of
-its own.  The slow loss is that of reference_model; its gradient with respect to the
-embeddings is measured by finite differences, and taken to the parameters by the network
-of each part alone, without any axis.
+Every pair is compared with the targets of all devices.  The slow loss is that of
+reference_model; its gradient with respect to the embeddings is measured by finite
+differences, and taken to the parameters by the network of each part alone, without any
+axis.
 """
 
 import functools
@@ -25,19 +25,19 @@ MODEL = {"output_dim": 4}
 FEATURES = unit_features(40)
 
 
-def run_for(gathered: bool, **train) -> Run:
+def run_for(**train) -> Run:
     return make_run(
         features=FEATURES,
         links=2,
         model=MODEL,
-        train={**TRAIN, "gather_in_batch": gathered, **train},
+        train={**TRAIN, **train},
     )
 
 
 @functools.cache
-def fast(gathered: bool, devices: int, **train):
+def fast(devices: int, **train):
     """The package's (run, model, params, batch, what a step makes of it)."""
-    run = run_for(gathered, **train)
+    run = run_for(**train)
     builder = run.builder(devices)
     batch, info = builder.make(STEP)
     assert info.left_out == 0
@@ -105,11 +105,10 @@ def slow_loss(all_embedded, batch, gathered, **settings):
     return total, count
 
 
-def slow_log_chances(run, devices, gathered):
+def slow_log_chances(run):
     """log of each item's expected share among a softmax's candidates, float64 [items]."""
     likely = run.pairs.target_probability()
-    targets = run.train.batch_size if gathered else run.train.batch_size // devices
-    random = run.train.random_negatives
+    targets, random = run.train.batch_size, run.train.random_negatives
     shares = []
     for item in range(run.graph.num_items):
         uniform = 1.0 / run.graph.num_items
@@ -125,10 +124,10 @@ def embedded_parts(model, params, batch):
     ]
 
 
-def slow_gradients(model, params, batch, gathered, **settings):
+def slow_gradients(model, params, batch, **settings):
     """Gradients of the mean loss, by finite differences as far as the embeddings."""
     parts = embedded_parts(model, params, batch)
-    _, count = slow_loss(parts, batch, gathered, **settings)
+    _, count = slow_loss(parts, batch, True, **settings)
     gradients = jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)
     names = ("features", "node_ids", "neighbors", "weights")
     for device, part in enumerate(parts):
@@ -142,7 +141,7 @@ def slow_gradients(model, params, batch, gathered, **settings):
                 for step in (MOVED, -MOVED):
                     before = part[row, column]
                     part[row, column] = before + step
-                    sums.append(slow_loss(parts, batch, gathered, **settings)[0])
+                    sums.append(slow_loss(parts, batch, True, **settings)[0])
                     part[row, column] = before
                 slopes[row, column] = (sums[0] - sums[1]) / (2 * MOVED)
         arrays = [getattr(batch, name)[device] for name in names]
@@ -152,35 +151,31 @@ def slow_gradients(model, params, batch, gathered, **settings):
     return jax.tree.map(lambda leaf: leaf / count, gradients)
 
 
-CASES = [(gathered, devices) for gathered in (True, False) for devices in (1, 2, 4)]
-IDS = [f"{'all' if gathered else 'own'}-{devices}" for gathered, devices in CASES]
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_loss_is_that_of_the_reference(devices):
+    assert_is_the_slow_loss(devices)
 
 
-@pytest.mark.parametrize("gathered,devices", CASES, ids=IDS)
-def test_loss_is_that_of_the_reference(gathered, devices):
-    assert_is_the_slow_loss(gathered, devices)
+def test_loss_is_that_of_the_reference_without_the_correction():
+    assert_is_the_slow_loss(2, logq=False)
 
 
-def test_loss_is_that_of_the_reference_at_half_the_correction():
-    assert_is_the_slow_loss(False, 2, logq=0.5)
-
-
-def assert_is_the_slow_loss(gathered, devices, **given):
-    _, model, params, batch, out = fast(gathered, devices, **given)
-    logq = given.get("logq", 1.0)
+def assert_is_the_slow_loss(devices, **given):
+    _, model, params, batch, out = fast(devices, **given)
+    logq = float(given.get("logq", True))
     parts = embedded_parts(model, params, batch)
-    total, count = slow_loss(parts, batch, gathered, temperature=0.5, logq=logq)
+    total, count = slow_loss(parts, batch, True, temperature=0.5, logq=logq)
     assert 0 < count == out["count"] < 2 * batch.pair_weights.size
     np.testing.assert_allclose(out["total"], total, rtol=1e-5)
-    # The other loss is another number, so that this test tells them apart.
-    other, _ = slow_loss(parts, batch, not gathered, temperature=0.5, logq=logq)
+    # That of each device's own targets is another number.
+    other, _ = slow_loss(parts, batch, False, temperature=0.5, logq=logq)
     assert devices == 1 or abs(other - total) > 1e-2 * total
 
 
-@pytest.mark.parametrize("gathered,devices", CASES, ids=IDS)
-def test_gradients_are_those_of_the_reference(gathered, devices):
-    _, model, params, batch, out = fast(gathered, devices)
-    wanted = slow_gradients(model, params, batch, gathered, temperature=0.5, logq=1.0)
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_gradients_are_those_of_the_reference(devices):
+    _, model, params, batch, out = fast(devices)
+    wanted = slow_gradients(model, params, batch, temperature=0.5, logq=1.0)
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
     assert largest > 1e-2
     jax.tree.map(
@@ -190,10 +185,10 @@ def test_gradients_are_those_of_the_reference(gathered, devices):
     )
 
 
-@pytest.mark.parametrize("gathered,devices", CASES, ids=IDS)
-def test_log_chances_are_of_the_candidates_that_a_device_has(gathered, devices):
-    run, _, _, batch, _ = fast(gathered, devices)
-    wanted = slow_log_chances(run, devices, gathered)
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_log_chances_are_of_the_candidates_of_all_devices(devices):
+    run, _, _, batch, _ = fast(devices)
+    wanted = slow_log_chances(run)
     for ids, given in (
         (batch.query_ids, batch.query_logq),
         (batch.target_ids, batch.target_logq),
@@ -204,14 +199,7 @@ def test_log_chances_are_of_the_candidates_that_a_device_has(gathered, devices):
         np.testing.assert_allclose(given[there], wanted[ids[there]], rtol=1e-5)
 
 
-@pytest.mark.parametrize("gathered", [True, False])
-def test_random_negatives_are_shared_by_all_devices(gathered):
-    batches = [fast(gathered, devices)[3] for devices in (1, 2, 4)]
+def test_random_negatives_are_shared_by_all_devices():
+    batches = [fast(devices)[3] for devices in (1, 2, 4)]
     for batch in batches:
         assert (batch.negative_ids == batches[0].negative_ids[0]).all()
-
-
-def test_without_in_batch_negatives_gathering_changes_nothing():
-    outs = [fast(gathered, 2, in_batch=False)[4] for gathered in (True, False)]
-    assert outs[0]["total"] == outs[1]["total"] and outs[0]["count"] == outs[1]["count"]
-    jax.tree.map(np.testing.assert_array_equal, outs[0]["gradients"], outs[1]["gradients"])

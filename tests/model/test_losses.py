@@ -83,14 +83,14 @@ def slow_loss(embedded, batch, config, turned=False):
         config.loss, {"temperature": config.temperature}
     )
     if config.loss == "softmax":
-        settings |= {"logq": config.logq, "in_batch": config.in_batch}
+        settings |= {"logq": float(config.logq), "in_batch": config.in_batch}
     sides = slow.turned(pairs) if turned else pairs
     return slow.loss(config.loss, sides, shared, hard, **settings)
 
 
 def fast_loss(embedded, batch, config, turned=False):
     def both(embedded, batch):
-        return LOSSES[config.loss](score(embedded, batch, None, turned=turned), config)
+        return LOSSES[config.loss](score(embedded, batch, None, transpose=turned), config)
 
     total, count = jax.jit(both)(jnp.asarray(embedded), batch)
     assert total.shape == count.shape == () and total.dtype == count.dtype == jnp.float32
@@ -105,7 +105,7 @@ SETTINGS = [{"loss": "margin", "margin": m} for m in (0.0, 0.1, 2.0)]
 SETTINGS += [{"loss": "cross_entropy", "temperature": t} for t in (0.3, 1.0)]
 SETTINGS += [
     {"loss": "softmax", "temperature": 0.5, "logq": logq, "in_batch": in_batch}
-    for logq, in_batch in itertools.product((0.0, 0.5, 1.0), (True, False))
+    for logq, in_batch in itertools.product((True, False), (True, False))
 ]
 
 

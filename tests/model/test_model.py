@@ -52,7 +52,7 @@ def slow_rows(params, config, rows, features, names, neighbors, weights):
         range(rows[0]),
         layers=config.num_layers,
         pooling=config.pooling,
-        normalized=config.normalize_output,
+        normalized=True,
         names=names,
     )
 
@@ -62,7 +62,7 @@ ADDED = {"skip": True, "popularity_bias": True}
 PAPER = {"skip": False, "popularity_bias": False}
 
 
-VARIANTS = [(ADDED, 9, True), (PAPER, 0, True), (ADDED, 0, False)]
+VARIANTS = [(ADDED, 9), (PAPER, 0), (ADDED, 0)]
 POOLINGS = ["importance", "mean", "max"]
 # Every depth with every pooling and every variant, each in turn.
 CASES = [
@@ -72,11 +72,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("layers,pooling,added,num_ids,normalized", CASES)
-def test_forward_equals_the_reference(layers, pooling, normalized, added, num_ids, small_rng):
-    config = ModelConfig(
-        num_layers=layers, pooling=pooling, normalize_output=normalized, **added, **SIZES
-    )
+@pytest.mark.parametrize("layers,pooling,added,num_ids", CASES)
+def test_forward_equals_the_reference(layers, pooling, added, num_ids, small_rng):
+    config = ModelConfig(num_layers=layers, pooling=pooling, **added, **SIZES)
     params = random_params(config, WIDTH, num_ids)
     rows, features, neighbors, weights = compact_graph(small_rng, layers)
     # Ids beyond the known ones and padding have no vector.
@@ -85,9 +83,8 @@ def test_forward_equals_the_reference(layers, pooling, normalized, added, num_id
     assert out.shape == (rows[0], 8) and out.dtype == np.float32
     expected = slow_rows(params, config, rows, features, names, neighbors, weights)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
-    if normalized:
-        directions = out[:, :-1] if config.popularity_bias else out
-        np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1.0, rtol=1e-5)
+    directions = out[:, :-1] if config.popularity_bias else out
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("neighborhood", ["items", "all"])
@@ -97,7 +94,8 @@ def test_a_built_minibatch_equals_the_reference_by_node(neighborhood, pooling):
     run = make_run(
         links=2,
         features=unit_features(40),
-        sampling={"neighborhood": neighborhood, "hide_positive": "none"},
+        masked=False,
+        sampling={"neighborhood": neighborhood},
         model={"pooling": pooling},
     )
     builder = run.builder()

@@ -297,8 +297,9 @@ def angle_vectors(prepared):
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
-def run(config, prepared, validation=None, **settings):
-    config = replace(config, recommend=RecommendConfig(**settings))
+def run(config, prepared, validation=None, query="", k=None, **settings):
+    evaluate = replace(config.evaluate, query=query, k=k)
+    config = replace(config, recommend=RecommendConfig(**settings), evaluate=evaluate)
     config.validate()
     vectors = angle_vectors(prepared)
     return recommend(config, prepared, vectors, 1, lambda: validation)
@@ -306,7 +307,7 @@ def run(config, prepared, validation=None, **settings):
 
 def test_the_planted_table_is_shown(tmp_path, capsys):
     config, prepared = planted(tmp_path, EDGES)
-    run(config, prepared, recommend_for="ann, bob", recommend_k=2, recommend_by="mean")
+    run(config, prepared, query="ann, bob", k=2, recommend_by="mean")
     blocks = capsys.readouterr().out.strip().split("\n\n")
     # Ann's mean points to 5 degrees: a3 is 1 away, a4 is 35.
     assert [line.split() for line in blocks[0].splitlines()] == [
@@ -319,12 +320,12 @@ def test_the_planted_table_is_shown(tmp_path, capsys):
     assert "for  bob" in blocks[1] and "b2" in blocks[1] and "a2" in blocks[1]
     assert not (tmp_path / "run" / "recommendations.parquet").exists()
     with pytest.raises(UserError, match="there is no collection anne; did you mean ann"):
-        run(config, prepared, recommend_for="anne", recommend_by="mean")
+        run(config, prepared, query="anne", recommend_by="mean")
 
 
 def test_interests_serve_both_tastes(tmp_path):
     config, prepared = planted(tmp_path, EDGES)
-    run(config, prepared, recommend_by="interests", recommend_k=3)
+    run(config, prepared, recommend_by="interests", k=3)
     rows = pq.read_table(tmp_path / "run" / "recommendations.parquet").to_pylist()
     found = {}
     for row in rows:
@@ -343,7 +344,7 @@ def test_recency_decides_between_interests(tmp_path):
     days = [0, 0, 0, 40, 0, 0, 0, 0]
     edges = [(*edge, day) for edge, day in zip(EDGES, days)]
     config, prepared = planted(tmp_path, edges, time_column="at")
-    settings = {"recommend_by": "interests", "recommend_k": 1}
+    settings = {"recommend_by": "interests", "k": 1}
     path = tmp_path / "run" / "recommendations.parquet"
 
     def first_of_bob(half_life):
@@ -356,7 +357,7 @@ def test_recency_decides_between_interests(tmp_path):
     config, prepared = planted(tmp_path, edges, time_column="at")
     assert first_of_bob(10.0) == "b2"
     config, prepared = planted(tmp_path, EDGES)
-    with pytest.raises(UserError, match="--recommend_half_life needs times"):
+    with pytest.raises(UserError, match="recommend_half_life needs times"):
         first_of_bob(10.0)
 
 
@@ -490,18 +491,13 @@ def test_the_choice_is_the_best_in_validation(monkeypatch):
 
 def test_the_choice_keeps_settings_that_flags_fix():
     validation = sharp_validation()
-    given = RecommendConfig(
-        recommend_by="power", recommend_power=3.0, recommend_popularity=0.1, recommend_rarity=0.0
-    )
-    assert choose(given, validation, 1) == (Choice("power", 3.0, 0.1, 0.0), [])
     assert choose(RecommendConfig(recommend_by="interests"), None, 1) == (Choice("interests"), [])
-    part = RecommendConfig(recommend_by="attention", recommend_popularity=0.0)
+    part = RecommendConfig(recommend_by="attention")
     choice, tried = choose(part, validation, 1)
     assert {row["by"] for row in tried} == {"attention"} == {choice.by}
-    assert {row["popularity"] for row in tried} == {0.0}
-    assert choose(part, None, 1) == (Choice("attention", 0.3, 0.0, 0.5), [])
-    with pytest.raises(UserError, match=r"--recommend_temperature=0\.01 must be at least 0.02"):
-        RecommendConfig(recommend_temperature=0.01).validate()
+    assert choose(part, None, 1) == (Choice("attention", 0.3, 0.25, 0.5), [])
+    power = RecommendConfig(recommend_by="power")
+    assert choose(power, None, 1) == (Choice("power", 1.0, 0.25, 0.5), [])
 
 
 def test_the_choice_is_saved_for_the_same_settings(tmp_path):

@@ -152,7 +152,8 @@ def test_recommendations_by_an_index_log_its_recall(indexed_catalog, tmp_path, c
     config = dataclasses.replace(
         config,
         workdir=str(tmp_path),
-        recommend=RecommendConfig(recommend_by="mean", recommend_k=4),
+        recommend=RecommendConfig(recommend_by="mean"),
+        evaluate=dataclasses.replace(config.evaluate, k=4),
         search=SearchConfig(search="hnsw8:300", min_degree=2),
     )
     with caplog.at_level(logging.INFO, "absl"):

@@ -242,7 +242,7 @@ def test_the_key_changes_with_everything_that_the_lists_depend_on(monkeypatch):
     weighted = dataclasses.replace(graph, weights=np.ones(len(graph.indices), np.float32))
     others = [
         key(seed=4), key(num_neighbors=5), key(num_walks=11), key(walk_length=3),
-        key(restart=0.4), key(restart_ends=True), key(neighborhood="items"),
+        key(restart=0.4), key(neighborhood="items"),
         key(graph=nasty_graph(seed=1)),
         key(graph=graph.without(items=np.array([7]))), key(graph=weighted),
     ]  # fmt: skip

@@ -67,16 +67,13 @@ SETTINGS = {
     "one neighbor": SamplingConfig(num_neighbors=1, num_walks=12, walk_length=2),
     "no restart": SamplingConfig(num_neighbors=4, num_walks=5, walk_length=5, restart=0.0),
     "many walks": SamplingConfig(num_neighbors=6, num_walks=60, walk_length=2, restart=0.3),
-    "restart ends": SamplingConfig(
-        num_neighbors=4, num_walks=9, walk_length=4, restart=0.4, restart_ends=True
-    ),
+    "restart ends": SamplingConfig(num_neighbors=4, num_walks=9, walk_length=4, restart=0.4),
     "restart ends, all nodes": SamplingConfig(
         neighborhood="all",
         num_neighbors=5,
         num_walks=9,
         walk_length=4,
         restart=0.4,
-        restart_ends=True,
     ),
     "always restart": SamplingConfig(
         neighborhood="all", num_neighbors=4, num_walks=5, walk_length=3, restart=1.0
@@ -122,6 +119,7 @@ def test_equal_to_the_reference(shape, uneven):
             epoch=2,
             masked_collection=masked_collection,
             masked_neighbor=masked_neighbor,
+            restart_ends=name.startswith("restart ends"),
         )
         ids, counts = reference.neighborhoods(
             graph,
@@ -131,6 +129,7 @@ def test_equal_to_the_reference(shape, uneven):
             epoch=2,
             masked_collection=masked_collection,
             masked_neighbor=masked_neighbor,
+            restart_ends=name.startswith("restart ends"),
         )
         assert got.ids.dtype == np.int32 and got.counts.dtype == np.int32
         np.testing.assert_array_equal(got.ids, ids, err_msg=name)
@@ -156,8 +155,8 @@ def test_equal_to_the_reference_on_random_graphs(trial):
         num_walks=int(rng.integers(1, 20)),
         walk_length=int(rng.integers(1, 5)),
         restart=float(rng.uniform(0, 1)),
-        restart_ends=trial % 3 == 0,
     )
+    ends = trial % 3 == 0
     starts, masked_collection, masked_neighbor = starts_and_masks(graph, rng)
     seed = int(rng.integers(0, 2**40))
     got = visit_counts(
@@ -167,6 +166,7 @@ def test_equal_to_the_reference_on_random_graphs(trial):
         seed=seed,
         masked_collection=masked_collection,
         masked_neighbor=masked_neighbor,
+        restart_ends=ends,
     )
     ids, counts = reference.neighborhoods(
         graph,
@@ -175,6 +175,7 @@ def test_equal_to_the_reference_on_random_graphs(trial):
         seed=seed,
         masked_collection=masked_collection,
         masked_neighbor=masked_neighbor,
+        restart_ends=ends,
     )
     np.testing.assert_array_equal(got.ids, ids)
     np.testing.assert_array_equal(got.counts, counts)
@@ -395,11 +396,11 @@ def test_a_node_has_the_same_list_in_any_batch(wide):
 
 @pytest.mark.parametrize("walks_in_flight", [1, 60, 10**6])
 def test_same_bits_for_any_number_of_walks_in_flight(wide, walks_in_flight, monkeypatch):
-    sampling = SamplingConfig(num_walks=20, num_neighbors=8, restart_ends=True)
+    sampling = SamplingConfig(num_walks=20, num_neighbors=8)
     tables, starts = WalkTables(wide), np.arange(wide.num_nodes, dtype=np.int32)
-    once = visit_counts(tables, starts, sampling, seed=4)
+    once = visit_counts(tables, starts, sampling, seed=4, restart_ends=True)
     monkeypatch.setattr(neighborhoods, "_WALKS_IN_FLIGHT", walks_in_flight)
-    again = visit_counts(tables, starts, sampling, seed=4)
+    again = visit_counts(tables, starts, sampling, seed=4, restart_ends=True)
     np.testing.assert_array_equal(again.ids, once.ids)
     np.testing.assert_array_equal(again.counts, once.counts)
 
@@ -526,7 +527,7 @@ def transitions(weighted, masked_collection):
     return from_items, from_collections
 
 
-def expected_visits(start, sampling, weighted, masked_collection):
+def expected_visits(start, sampling, weighted, masked_collection, restart_ends=False):
     """float64 [N]: mean visits of one walk, by multiplying transition matrices."""
     from_items, from_collections = transitions(weighted, masked_collection)
     home = np.eye(len(from_items))[start]
@@ -534,7 +535,7 @@ def expected_visits(start, sampling, weighted, masked_collection):
     for step in range(sampling.walk_length):
         if step:
             stays = (1 - sampling.restart) * place
-            place = stays + (1 - stays.sum()) * home * (not sampling.restart_ends)
+            place = stays + (1 - stays.sum()) * home * (not restart_ends)
         place = place @ from_items
         if sampling.neighborhood == "all":
             # A walk that is still on its start node has not moved in this half step.
@@ -544,7 +545,7 @@ def expected_visits(start, sampling, weighted, masked_collection):
     return visits * (home == 0)
 
 
-def sampled_visits(start, sampling, weighted, masked_collection, epochs):
+def sampled_visits(start, sampling, weighted, masked_collection, epochs, restart_ends=False):
     """int64 [epochs, N] visit counts."""
     tables = WalkTables(reference.small_graph(TOY, TOY_ITEMS, TOY_COLLECTIONS, weighted))
     counts = np.zeros((epochs, tables.graph.num_nodes + 1), np.int64)
@@ -557,6 +558,7 @@ def sampled_visits(start, sampling, weighted, masked_collection, epochs):
             seed=77,
             epoch=epoch,
             masked_collection=masked_collection,
+            restart_ends=restart_ends,
         )
         counts[epoch, found.ids[0]] = found.counts[0]
     return counts[:, :-1]
@@ -569,9 +571,7 @@ WALKS = {
     "restart, all nodes": SamplingConfig(
         neighborhood="all", num_walks=8, walk_length=5, restart=0.4, num_neighbors=7
     ),
-    "restart ends": SamplingConfig(
-        num_walks=8, walk_length=5, restart=0.4, restart_ends=True, num_neighbors=7
-    ),
+    "restart ends": SamplingConfig(num_walks=8, walk_length=5, restart=0.4, num_neighbors=7),
 }
 
 
@@ -587,8 +587,9 @@ def test_mean_visits_are_exact(walks, weighted, start, masked_collection):
     Mahalanobis distance from the exact mean is chi-square distributed.
     """
     sampling, epochs = WALKS[walks], 3000
-    counts = sampled_visits(start, sampling, weighted, masked_collection, epochs)
-    exact = sampling.num_walks * expected_visits(start, sampling, weighted, masked_collection)
+    ends = walks == "restart ends"
+    counts = sampled_visits(start, sampling, weighted, masked_collection, epochs, ends)
+    exact = sampling.num_walks * expected_visits(start, sampling, weighted, masked_collection, ends)
     assert counts[:, exact == 0].sum() == 0
     varies = counts.std(axis=0) > 0
     distance = (counts.mean(axis=0) - exact)[varies]

@@ -123,7 +123,7 @@ def test_spark_embeds_as_this_machine(local_session, case, tmp_path):
 @pytest.mark.parametrize("neighborhood", ["items", "all"])
 def test_spark_walks_give_the_same_embeddings(local_session, neighborhood, tmp_path):
     sections = {"sampling": {"neighborhood": neighborhood}, "embed": {"embed_walks": 40}}
-    encoder = make_encoder(make_config(tmp_path, {"spark_walks": True}, **sections))
+    encoder = make_encoder(make_config(tmp_path, {"engine": "spark_walks"}, **sections))
     params = params_of(encoder)
     found = embed_on_spark(encoder, params)
     np.testing.assert_allclose(found, encoder.embed(params, quiet=True), rtol=0, atol=1e-5)
@@ -187,9 +187,7 @@ def test_walks_by_joins_are_the_samplers(local_session, neighborhood, weighted, 
         items, collections = np.array(edge_rows(graph, False), np.int32).T
         weights = np.random.default_rng(1).uniform(0.1, 4.0, len(items)).astype(np.float32)
         graph = Graph.from_edges(items, collections, 40, 12, weights)
-    sampling = SamplingConfig(
-        neighborhood=neighborhood, num_neighbors=6, num_walks=50, restart_ends=weighted
-    )
+    sampling = SamplingConfig(neighborhood=neighborhood, num_neighbors=6, num_walks=50)
     nodes = graph.num_nodes if neighborhood == "all" else graph.num_items
     config = make_config(tmp_path).spark
     with spark_session(config, "test") as session:

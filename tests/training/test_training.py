@@ -276,55 +276,14 @@ def steps_on(workdir, devices, max_steps, **train):
     return pinsage_jax.train(config_for(workdir, train=train))
 
 
-@pytest.mark.parametrize("here", [1, 2])
-def test_other_devices_are_refused_where_the_loss_depends_on_them(here, workdir, saved):
-    # All there are: how many that was is known from the checkpoint alone.
-    steps_on(workdir, 0, 2, gather_in_batch=False)
-    with pytest.raises(UserError, match=f"trained on 4 devices but this run has {here}") as caught:
-        steps_on(workdir, here, 4, gather_in_batch=False)
-    assert "--nogather_in_batch; set --devices" in str(caught.value)
-    assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
-    assert max(saved) == 2
-    # A finished run is only found finished; nothing is mixed.
-    assert steps_on(workdir, here, 2, gather_in_batch=False).pairs == 0
-    assert steps_on(workdir, 4, 4, gather_in_batch=False).step == 4
-
-
 @pytest.mark.parametrize(
-    "train", [{}, {"gather_in_batch": False, "in_batch": False},
-              {"gather_in_batch": False, "loss": "margin"}],
-    ids=["gathered", "no_in_batch", "margin"],
+    "train", [{}, {"in_batch": False}, {"loss": "margin"}],
+    ids=["in_batch", "no_in_batch", "margin"],
 )  # fmt: skip
-def test_other_devices_go_on_where_the_loss_does_not_depend_on_them(train, workdir, saved):
+def test_other_devices_go_on_for_the_loss_does_not_depend_on_them(train, workdir, saved):
     steps_on(workdir, 2, 2, **train)
     assert steps_on(workdir, 4, 4, **train).step == 4
     assert steps_on(workdir, 1, 6, **train).step == 6
-
-
-def test_devices_of_checkpoints_that_do_not_tell_them(workdir, saved, monkeypatch):
-    """Those of earlier versions: their settings may say it, or else --devices must."""
-    save = Checkpoints.save
-
-    def as_before(self, step, state, meta, metrics=None):
-        config = meta["config"]
-        train = config["train"] | {"devices": asked}
-        meta = {k: v for k, v in meta.items() if k != "devices"}
-        save(self, step, state, meta | {"config": config | {"train": train}}, metrics)
-
-    asked = 2
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", as_before)
-        steps_on(workdir, 2, 2, gather_in_batch=False)
-        with pytest.raises(UserError, match="trained on 2 devices but this run has 1 device,"):
-            steps_on(workdir, 1, 4, gather_in_batch=False)
-        asked = 0
-        assert steps_on(workdir, 2, 4, gather_in_batch=False).step == 4
-        with pytest.raises(UserError, match=r"does not say on how many devices .*set --devices"):
-            steps_on(workdir, 0, 6, gather_in_batch=False)
-    # Said by the user, and known from then on.
-    assert steps_on(workdir, 2, 6, gather_in_batch=False).step == 6
-    with pytest.raises(UserError, match="trained on 2 devices but this run has 4"):
-        steps_on(workdir, 0, 8, gather_in_batch=False)
 
 
 def test_a_checkpoint_of_other_data_is_refused(workdir, saved):
