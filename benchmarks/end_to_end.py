@@ -49,7 +49,7 @@ from pinsage_jax.cpu import ops
 from pinsage_jax.cpu.allocator import keep_freed_memory
 from pinsage_jax.distributed.devices import compile_step, make_devices, place_batch, replicate
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.layerwise import PassOptions, embed_all
 from pinsage_jax.model.init import init_model
 from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.pairs import PairSource
@@ -285,10 +285,8 @@ class Training:
             self.config.model,
             self.params,
             self.inputs,
-            *self._all_lists,
-            block=block,
-            threads=threads,
-            quiet=True,
+            self._all_lists,
+            PassOptions(block, threads, quiet=True),
         )
 
     def parameters(self) -> Any:

@@ -24,7 +24,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.cpu import ops
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.layerwise import PassOptions, embed_all
 from pinsage_jax.model.init import init_model
 from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighborLists
@@ -195,8 +195,10 @@ def _embedding(
     ids = np.random.default_rng(0).integers(0, count, (count, width)).astype(np.int32)
     weights = np.full(ids.shape, np.float32(1.0 / width))
 
+    options = PassOptions(_EMBEDDED, quiet=True)
+
     def embed() -> None:
-        embed_all(config.model, params, inputs, ids, weights, block=_EMBEDDED, quiet=True)
+        embed_all(config.model, params, inputs, (ids, weights), options)
 
     first, second = timed(embed), timed(embed)
     return np.maximum(first - second, 0.0), second / count

@@ -22,7 +22,7 @@ from pinsage_jax.batching.inputs import feature_scale
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.inference.encoder import tabled_lists
-from pinsage_jax.inference.layerwise import Adjust, embed_all
+from pinsage_jax.inference.layerwise import Adjust, PassOptions, embed_all
 from pinsage_jax.inference.tables import Tables
 from pinsage_jax.sampling.content_links import MAX_CANDIDATES, ContentLinks, evenly_spaced
 from pinsage_jax.sampling.link_spaces import make_space
@@ -131,15 +131,16 @@ class CurrentCatalog:
 
 def fill_tables(catalog: CurrentCatalog, params: Any, tables: Tables, adjust: Adjust) -> np.ndarray:
     """Vectors of every node; lists, layers and vectors are in `tables` then."""
-    ids, weights = tabled_lists(tables, catalog, catalog.num_nodes)
+    lists = tabled_lists(tables, catalog, catalog.num_nodes)
     return embed_all(
         catalog.config.model,
         catalog.params(params),
         catalog.inputs,
-        ids,
-        weights,
-        block=catalog.config.embed.embed_block,
-        threads=catalog.config.host_threads,
-        tables=tables,
-        adjust=adjust,
+        lists,
+        PassOptions(
+            catalog.config.embed.embed_block,
+            catalog.config.host_threads,
+            tables=tables,
+            adjust=adjust,
+        ),
     )

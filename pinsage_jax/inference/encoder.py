@@ -19,7 +19,7 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.inference.layerwise import Adjust, embed_all
+from pinsage_jax.inference.layerwise import Adjust, PassOptions, embed_all
 from pinsage_jax.inference.tables import ScratchTables, Tables
 from pinsage_jax.sampling.lists import ListColumn, NeighborLists
 
@@ -74,7 +74,7 @@ class Encoder:
         """float32 [nodes, Z] of every item (and collection, with --neighborhood=all).
 
         Args:
-          tables, adjust: as in embed_all; by default tables of this pass alone.
+          tables, adjust: as in PassOptions; by default tables of this pass alone.
         """
         # Lists that a store keeps on disk are found again without a copy here.
         ids: np.ndarray | ListColumn
@@ -87,13 +87,14 @@ class Encoder:
             self.config.model,
             params,
             self.inputs,
-            ids,
-            weights,
-            block=self.config.embed.embed_block,
-            threads=self.config.host_threads,
-            quiet=quiet,
-            tables=tables or ScratchTables(self.config.workdir),
-            adjust=adjust,
+            (ids, weights),
+            PassOptions(
+                self.config.embed.embed_block,
+                self.config.host_threads,
+                quiet,
+                tables or ScratchTables(self.config.workdir),
+                adjust,
+            ),
         )
 
 
@@ -120,7 +121,7 @@ def tabled_lists(
                 out[first : first + len(nodes)] = list_rows(*lists.lookup(nodes))
                 progress.update(len(nodes))
 
-    table = tables.filled("lists", (num_nodes, 2 * lists.width), fill, np.int32)
+    table = tables.get_or_fill("lists", (num_nodes, 2 * lists.width), fill, np.int32)
     return split_lists(table)
 
 

@@ -1,19 +1,19 @@
-"""Whole-catalog embedding, layer by layer, every node computed once per layer.
+"""Layer-wise inference over the arrays of one machine: every node once per layer.
 
-The stages of map_reduce.py over arrays of one machine.  Dense layers run in JAX on
-blocks of fixed shape, the join and the reduction in Numba on the host, so that memory is
-bounded by two layers; where tables lie, and what of them a killed run finds again, is for
-layer_tables.py.
+The stages are those of map_reduce.py.  Dense layers run in JAX on blocks of fixed shape,
+the join and the reduction in Numba on the host, so memory is bounded by two layers;
+tables.py decides where the tables lie and which of them a killed run finds again.
 
-Shapes: N nodes, T neighbors, D input features, M width of Q, d layer width, Z
-output width.
+Shapes: N nodes, T neighbors, D input features, M width of Q, d layer width, Z embedding
+dimensions.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -40,16 +40,16 @@ def _in_blocks(
     out: np.ndarray,
     progress: Progress,
 ) -> None:
-    """out[begin:end] = function(*inputs(begin, end)) in blocks; the last is padded and cut.
+    """out[begin:end] = function(*inputs(begin, end)) in blocks; the last one is padded.
 
-    JAX returns before it has computed: the next inputs are read and the last results
-    written meanwhile.
+    JAX returns before it has computed, so the next inputs are read and the previous
+    results are written meanwhile.
     """
 
     def write(begin: int, made: jax.Array) -> None:
         end = min(begin + block, span[1])
         out[begin:end] = np.asarray(made)[: end - begin]
-        # Blocks are written in order and not read before the last is there.
+        # Blocks are written in order and only read once all are complete.
         files.release(out)
         progress.update(end - begin)
 
@@ -65,86 +65,98 @@ def _in_blocks(
 
 
 class Inputs(Protocol):
-    """Input vectors of nodes: NodeInputs, or what stands in for it."""
+    """Input vectors of nodes: NodeInputs, or another class with its method `gather`."""
 
     def gather(self, nodes: np.ndarray) -> np.ndarray:
-        """float32 [n, D] of nodes int32 [n]."""
+        """Input vectors float32 [n, D] of nodes int32 [n]."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PassOptions:
+    """How a pass over the nodes runs.
+
+    Attributes:
+      block: rows that the dense layers compute at once.
+      threads: host threads of the reduction.
+      quiet: no progress messages.
+      tables: where tables lie; None: in memory.  Tables that are complete already
+        (messages1, layer1, messages2, ..., vectors) are not computed.
+      adjust: changes rows of the result before they are stored.
+    """
+
+    block: int
+    threads: int = 1
+    quiet: bool = False
+    tables: Tables | None = None
+    adjust: Adjust | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NeededRows:
+    """The rows that a pass computes where it does not compute all nodes.
+
+    Attributes:
+      node_ids: int32 [R0], the node of each row.
+      sizes: R0 >= R1 >= ... >= RK; of the output of layer k the first Rk rows are needed.
+    """
+
+    node_ids: np.ndarray
+    sizes: tuple[int, ...]
 
 
 def embed_all(
     config: ModelConfig,
     params: Any,
     inputs: Inputs,
-    neighbors: np.ndarray | ListColumn,
-    weights: np.ndarray | ListColumn,
-    *,
-    block: int,
-    threads: int = 1,
-    quiet: bool = False,
-    node_ids: np.ndarray | None = None,
-    sizes: tuple[int, ...] | None = None,
-    tables: Tables | None = None,
-    adjust: Adjust | None = None,
+    lists: tuple[np.ndarray | ListColumn, np.ndarray | ListColumn],
+    options: PassOptions,
+    rows: NeededRows | None = None,
 ) -> np.ndarray:
-    """Embeds every node that has a neighbor list, or only what some nodes need.
+    """Embeds every node that has a neighbor list, or only the nodes of some rows.
 
     Args:
       params: parameters of PinSage(config).
-      neighbors: int32 [N, T], -1 where a list is short.
-      weights: float32 [N, T] pooling weights.
-      block: rows computed at once.
-      node_ids: int32 [R0] nodes of the rows; None: row r is node r.
-      sizes: rows R0 >= R1 >= ... >= RK that are needed of the input and of each layer's
-        output, every time the first ones; `neighbors` and `weights` then are [R1, T]
-        and name rows.  None: all N.
-      tables: where tables lie, by default in memory; those that it holds already are
-        not computed: sent1, layer1, sent2, ..., vectors.
-      adjust: changes rows of the result before they are kept.
+      lists: neighbors int32 [N, T], -1 where a list is short, and pooling weights float32
+        [N, T].  With `rows` they are [R1, T] and name rows, not nodes.
 
     Returns:
-      float32 [N, Z], or [RK, Z].
+      Embeddings float32 [N, Z], or [RK, Z].
     """
-    sizes = sizes or (len(neighbors),) * (config.num_layers + 1)
+    if rows is None:
+        count = len(lists[0])
+        rows = NeededRows(np.arange(count, dtype=np.int32), (count,) * (config.num_layers + 1))
+    sizes = rows.sizes
     total = sum(sizes[:-1]) + sum(sizes[1:]) or sizes[0]
-    every = np.arange(sizes[0], dtype=np.int32) if node_ids is None else node_ids
-    with Progress(total, "row", "embedding", quiet=quiet) as progress:
-        whole = _Pass(
-            Stages(config, params),
-            inputs,
-            every,
-            (neighbors, weights),
-            sizes,
-            tables or ScratchTables(),
-            _Work(block, threads, progress, adjust),
-        )
+    with Progress(total, "row", "embedding", quiet=options.quiet) as progress:
+        whole = _Pass(Stages(config, params), inputs, lists, rows, options, progress)
         return whole.output(config.num_layers)
 
 
-class _Work(NamedTuple):
-    """How a pass is done; see embed_all."""
-
-    block: int
-    threads: int
-    progress: Progress
-    adjust: Adjust | None
-
-
 class _Pass:
-    """One pass over a catalog, each table made when first asked for.
+    """One pass over the nodes; a table is computed when it is first read.
 
-    A class and no nest of functions: those would refer to each other, and tables of gigabytes
-    would wait for the collector of cycles.
+    This is a class and not a set of nested functions: those would refer to each other, and
+    tables of gigabytes would stay in memory until the garbage collector finds the cycle.
     """
 
-    def __init__(self, stages: Stages, inputs: Inputs, nodes, lists, sizes, tables, work: _Work):
-        """Takes what embed_all was given, `nodes` int32 [R0] for every row."""
-        self._stages, self._inputs, self._nodes = stages, inputs, nodes
-        self._lists, self._sizes, self._tables, self._work = lists, sizes, tables, work
+    def __init__(
+        self,
+        stages: Stages,
+        inputs: Inputs,
+        lists: tuple[np.ndarray | ListColumn, np.ndarray | ListColumn],
+        rows: NeededRows,
+        options: PassOptions,
+        progress: Progress,
+    ):
+        self._stages, self._inputs, self._lists = stages, inputs, lists
+        self._nodes, self._sizes = rows.node_ids, rows.sizes
+        self._options, self._progress = options, progress
+        self._tables = options.tables or ScratchTables()
         self._made: set[int] = set()
         self._last_read: tuple[tuple[int, int], np.ndarray] | None = None
 
     def output(self, layer: int) -> np.ndarray:
-        """A layer's output, float32 [R_layer, d]; of the last one, the vectors."""
+        """Output of a layer, float32 [R_layer, d]; of the last layer the embeddings [RK, Z]."""
         config, tables = self._stages.config, self._tables
         rows, last = self._sizes[layer], layer == config.num_layers
         pooled = functools.partial(self._read_pooled, layer)
@@ -159,28 +171,30 @@ class _Pass:
 
         def fill(begin: int, end: int, out: np.ndarray) -> None:
             self._run(function, reads, rows, begin, end, out)
-            if last and self._work.adjust is not None:
-                self._work.adjust(begin, end, out[begin:end])
+            if last and self._options.adjust is not None:
+                self._options.adjust(begin, end, out[begin:end])
 
         name, width = f"layer{layer}", config.layer_dim
         if last:
             name, width = "vectors", config.output_dim
-        table = tables.filled(name, (rows, width), fill)
+        table = tables.get_or_fill(name, (rows, width), fill)
         if layer not in self._made:
             self._made.add(layer)
-            tables.drop(f"sent{layer}")
+            tables.drop(f"messages{layer}")
             tables.drop(f"layer{layer - 1}")
         return table
 
-    def _sent(self, layer: int) -> np.ndarray:
+    def _messages(self, layer: int) -> np.ndarray:
+        """Messages float32 [R_(layer - 1), M] of all rows that a layer reads."""
         rows = self._sizes[layer - 1]
         reads = [self._reader(layer - 1), self._read_ids]
         project = functools.partial(self._stages.project, layer)
         fill = functools.partial(self._run, project, reads, rows)
-        return self._tables.filled(f"sent{layer}", (rows, self._stages.config.hidden_dim), fill)
+        shape = (rows, self._stages.config.hidden_dim)
+        return self._tables.get_or_fill(f"messages{layer}", shape, fill)
 
     def _reader(self, layer: int) -> Callable[[int, int], np.ndarray]:
-        """Rows of a layer's output, layer 0 being the input; made when first asked for."""
+        """Reads rows of the output of a layer; layer 0 is the input."""
         if layer == 0:
             return self._read_features
         return lambda begin, end: self.output(layer)[begin:end]
@@ -196,18 +210,18 @@ class _Pass:
         return self._nodes[begin:end]
 
     def _read_pooled(self, layer: int, begin: int, end: int) -> np.ndarray:
-        source, pooling = self._sent(layer), self._stages.config.pooling
-        pooled = np.empty((end - begin, source.shape[1]), np.float32)
-        ids, mass = (column[begin:end] for column in self._lists)
+        messages, pooling = self._messages(layer), self._stages.config.pooling
+        pooled = np.empty((end - begin, messages.shape[1]), np.float32)
+        ids, weights = (column[begin:end] for column in self._lists)
 
         def work(first: int, last: int) -> None:
             some = slice(first, last)
-            reduce_lists(pooling, source, ids[some], mass[some], pooled[some])
+            reduce_lists(pooling, messages, ids[some], weights[some], pooled[some])
 
-        run_blocks(end - begin, self._work.threads, work, _REDUCE_ROWS)
+        run_blocks(end - begin, self._options.threads, work, _REDUCE_ROWS)
         return pooled
 
     def _run(self, function, reads, rows: int, begin: int, end: int, out: np.ndarray) -> None:
-        # Of few rows a power of two: new items of any number share some compiled shapes.
-        size = min(self._work.block, 1 << max(rows - 1, 0).bit_length())
-        _in_blocks(function, reads, (begin, end), size, out, self._work.progress)
+        # Powers of two for few rows: any number of new items shares a few compiled shapes.
+        size = min(self._options.block, 1 << max(rows - 1, 0).bit_length())
+        _in_blocks(function, reads, (begin, end), size, out, self._progress)

@@ -1,16 +1,16 @@
-"""The stages of whole-catalog embedding as pure functions over columnar batches.
+"""The stages of layer-wise inference as pure functions over columnar batches.
 
-The paper's MapReduce (Ying et al. 2018, section 3.4), written once.  Per layer:
+This is the paper's MapReduce inference (Ying et al. 2018, section 3.4).  Per layer:
 
-  project  every node once: line 1's dense layer, [n, in] -> what it sends, [n, M]
-  join     what was sent with the neighbor lists: one weighted message per neighbor
-  reduce   the messages to a node to its pooled vector; sums and maxima of parts can be
-           reduced again, so that a message need not travel alone
-  finish   the node's own vector and its pooled one: `combine`, and `finish` with the
-           head in the last layer
+  project  Algorithm 1, line 1, once per node: [n, in] -> messages [n, M]
+  join     messages with neighbor lists: one weighted message per neighbor
+  reduce   the messages to a node to its pooled vector; partial sums and maxima can be
+           reduced again, so messages of one machine may travel as one
+  combine  a node's own vector with its pooled one; `finish` does so in the last layer,
+           with the head
 
-Two executors call them: layerwise.py over (memory-mapped) arrays of one machine, and
-spark/embed.py over Spark's Arrow batches.  Nothing here knows of either.
+Two executors call the stages: layerwise.py over (memory-mapped) arrays of one machine,
+and spark/embed.py over Arrow batches of Spark.
 
 Shapes: n rows of a batch, T neighbors, M width of Q, in/d width of a layer's input and
 output, D input features, Z output width.
@@ -50,7 +50,7 @@ def _compiled(config: ModelConfig, num_ids: int) -> dict[str, Callable]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stages:
-    """The dense stages of one trained model; every one maps rows to rows.
+    """The dense stages of one trained model; each maps rows to rows.
 
     Attributes:
       params: parameters of PinSage(config).
@@ -64,17 +64,17 @@ class Stages:
         stages = _compiled(self.config, 0 if messages is None else len(messages))
         return stages[name](self.params, *args)
 
-    def project(self, layer: int, hidden: np.ndarray, node_ids: np.ndarray) -> jax.Array:
-        """What nodes send in `layer` (from 1): [n, in], int32 [n] -> [n, M], >= 0."""
-        return self._run("project", layer, hidden, node_ids)
+    def project(self, layer: int, h: np.ndarray, node_ids: np.ndarray) -> jax.Array:
+        """Messages of nodes in `layer` (from 1): [n, in], int32 [n] -> [n, M], >= 0."""
+        return self._run("project", layer, h, node_ids)
 
-    def combine(self, layer: int, hidden: np.ndarray, pooled: np.ndarray) -> jax.Array:
+    def combine(self, layer: int, h: np.ndarray, pooled: np.ndarray) -> jax.Array:
         """The output of a layer before the last: [n, in], [n, M] -> [n, d]."""
-        return self._run("combine", layer, hidden, pooled)
+        return self._run("combine", layer, h, pooled)
 
-    def finish(self, hidden: np.ndarray, pooled: np.ndarray, features: np.ndarray) -> jax.Array:
+    def finish(self, h: np.ndarray, pooled: np.ndarray, features: np.ndarray) -> jax.Array:
         """The last layer and the head: [n, in], [n, M], [n, D] -> [n, Z]."""
-        return self._run("finish", hidden, pooled, features)
+        return self._run("finish", h, pooled, features)
 
     def head(self, features: np.ndarray) -> jax.Array:
         """The head alone, of a network without layers: [n, D] -> [n, Z]."""
@@ -82,58 +82,60 @@ class Stages:
 
 
 def with_padding(parts: Sequence[np.ndarray], rows: int) -> list[np.ndarray]:
-    """Arrays of n <= `rows` rows with rows of zeros after them, so that a stage that is
-    compiled for `rows` serves batches of any size."""
-    used = len(parts[0])
-    if used == rows:
+    """Arrays of n <= `rows` rows, padded to `rows` with zeros.
+
+    A stage that is compiled for `rows` rows serves batches of any smaller size.
+    """
+    count = len(parts[0])
+    if count == rows:
         return list(parts)
-    return [np.pad(part, [(0, rows - used)] + [(0, 0)] * (part.ndim - 1)) for part in parts]
+    return [np.pad(part, [(0, rows - count)] + [(0, 0)] * (part.ndim - 1)) for part in parts]
 
 
 def padded(
     function: Callable[..., jax.Array], parts: Sequence[np.ndarray], rows: int
 ) -> np.ndarray:
-    """function(*parts) of arrays of n <= `rows` rows, as [n, ...]; see `with_padding`."""
+    """function(*parts) of arrays of n <= `rows` rows, computed with padding: [n, ...]."""
     return np.asarray(function(*with_padding(parts, rows)))[: len(parts[0])]
 
 
 def regrouped(
     pieces: Iterable[tuple[np.ndarray, ...]], rows: int
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Pieces of columns, each of any number of rows, as pieces of `rows` and a shorter last."""
-    held: list[tuple[np.ndarray, ...]] = []
+    """Cuts a stream of columns in pieces of any size into pieces of `rows` and a shorter last."""
+    waiting: list[tuple[np.ndarray, ...]] = []
     count = 0
     for piece in pieces:
-        held.append(piece)
+        waiting.append(piece)
         count += len(piece[0])
         if count < rows:
             continue
-        whole = tuple(np.concatenate(columns) for columns in zip(*held, strict=True))
+        whole = tuple(np.concatenate(columns) for columns in zip(*waiting, strict=True))
         for begin in range(0, count - rows + 1, rows):
             yield tuple(column[begin : begin + rows] for column in whole)
         rest = count % rows
-        held = [tuple(column[count - rest :] for column in whole)] if rest else []
+        waiting = [tuple(column[count - rest :] for column in whole)] if rest else []
         count = rest
     if count:
-        yield tuple(np.concatenate(columns) for columns in zip(*held, strict=True))
+        yield tuple(np.concatenate(columns) for columns in zip(*waiting, strict=True))
 
 
 def reduce_lists(
-    pooling: str, sent: np.ndarray, ids: np.ndarray, weights: np.ndarray, out: np.ndarray
+    pooling: str, messages: np.ndarray, ids: np.ndarray, weights: np.ndarray, out: np.ndarray
 ) -> None:
-    """Joins lists with what all nodes sent, by row number, and reduces: into out [n, M].
+    """Joins neighbor lists with messages by row number, and reduces them into out [n, M].
 
     Args:
-      sent: float32 [N, M], of which only rows in `ids` are read.
+      messages: float32 [N, M], of which only rows in `ids` are read.
       ids: int32 [n, T], -1 where a list is short; weights: float32 [n, T], 0 there.
     """
     ids, weights = np.ascontiguousarray(ids), np.ascontiguousarray(weights)
     if pooling == "max":
-        pooling_kernels.max_rows(sent, ids, weights, out)
+        pooling_kernels.max_rows(messages, ids, weights, out)
     else:
-        # Sent already with its bias and ReLU, which is itself again after another.
-        no_bias = np.zeros(sent.shape[1], np.float32)
-        pooling_kernels.weighted_relu_sum(sent, no_bias, ids, weights, 0, out)
+        # The kernel adds a bias and applies ReLU; messages >= 0 stay as they are.
+        no_bias = np.zeros(messages.shape[1], np.float32)
+        pooling_kernels.weighted_relu_sum(messages, no_bias, ids, weights, 0, out)
 
 
 def reduce_messages(
@@ -143,11 +145,11 @@ def reduce_messages(
     weights: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Reduces messages that are joined already into out float32 [n, M], in place.
+    """Reduces messages into out float32 [n, M], in place.
 
     Args:
-      vectors: float32 [E, M], one a message; receivers: int [E] rows of `out`; weights:
-        float32 [E]; what was reduced before comes in again with weight 1.
+      vectors: float32 [E, M], one per message; receivers: int [E], rows of `out`; weights:
+        float32 [E], 1 for a message that is a partial result.
     """
     reducer = reduce_kernels.keep_largest if pooling == "max" else reduce_kernels.add_messages
     reducer(vectors, receivers, weights, out)

@@ -1,6 +1,6 @@
-"""A trained network and what it reads of the catalog, kept to embed new items again and again.
+"""A trained network with its catalog, to embed new items one request after another.
 
-new_items.py says what a new item's vector is.
+new_items.py defines the vector of a new item.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from pinsage_jax.inference.new_items import Catalog, NewItemEncoder
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """A checkpoint to embed with.
+    """A trained network.
 
     Attributes:
       params: parameters of the network.
-      step: training steps behind them.
-      offset: cold offset.
+      step: training step of the checkpoint.
+      cold_start_bias: added to the last coordinate of items without edges.
     """
 
     params: Any
     step: int
-    offset: float
+    cold_start_bias: float
 
     @functools.cached_property
     def digest(self) -> str:
@@ -47,10 +47,10 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NewItemModel:
-    """What embeds items that the catalog does not hold.
+    """Embeds items that the catalog does not contain.
 
     Attributes:
-      transform: of the catalog's features.
+      transform: transform of the catalog's features.
     """
 
     catalog: Catalog
@@ -58,7 +58,7 @@ class NewItemModel:
     trained: Trained
 
     def read(self, items: Table, edges: Table | None) -> Additions:
-        """What two tables hold; UserError for whatever is wrong with them."""
+        """Reads tables of new items and of their edges; UserError if one has a mistake."""
         known = self.catalog
         return build_additions(known.prepared, self.transform, known.config.data, items, edges)
 
@@ -66,11 +66,11 @@ class NewItemModel:
         """Vectors float32 [n, Z], not encoded for an export, and bool [n]: without edges."""
         encoder = NewItemEncoder(self.catalog, additions)
         vectors = encoder.embed(self.trained.params)
-        vectors[encoder.edgeless, -1] += np.float32(self.trained.offset)
-        return vectors, encoder.edgeless
+        vectors[encoder.isolated, -1] += np.float32(self.trained.cold_start_bias)
+        return vectors, encoder.isolated
 
     def warm_up(self) -> None:
-        """Compiles what a single item takes, with edges and without, by embedding a known one."""
+        """Compiles what a single item takes, with and without edges, by embedding a known one."""
         prepared = self.catalog.prepared
         graph = prepared.graph
         known = int(np.argmax(graph.degree()[: graph.num_items]))

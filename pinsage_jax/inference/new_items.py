@@ -34,7 +34,7 @@ from pinsage_jax.catalog.additions import Additions, extend
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.layerwise import NeededRows, PassOptions, embed_all
 from pinsage_jax.sampling.content_links import MAX_CANDIDATES, ContentLinks, evenly_spaced
 from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.spectral import SpectralFeatures
@@ -117,7 +117,7 @@ class NewItemEncoder:
     """What turns some new items into embeddings, given parameters.
 
     Attributes:
-      edgeless: bool [n], new items without any edge.
+      isolated: bool [n], new items without edges.
     """
 
     def __init__(self, catalog: Catalog, additions: Additions):
@@ -128,7 +128,7 @@ class NewItemEncoder:
             extend(graph, new), graph.num_items, graph.num_collections, new.num_items
         )
         spectral, degree = catalog.spectral, new.degree()
-        self.edgeless = degree[: new.num_items] == 0
+        self.isolated = degree[: new.num_items] == 0
         of_new = np.concatenate(
             [degree[: new.num_items], degree[new.num_items + graph.num_collections :]]
         )
@@ -165,13 +165,9 @@ class NewItemEncoder:
             params,
             self._inputs,
             # Id -1, a short list's end, reads the last entry, which is -1 as well.
-            row_of[ids],
-            weights,
-            block=config.embed.embed_block,
-            threads=config.host_threads,
-            quiet=True,
-            node_ids=nodes,
-            sizes=tuple(reversed(sizes)),
+            (row_of[ids], weights),
+            PassOptions(config.embed.embed_block, config.host_threads, quiet=True),
+            NeededRows(nodes, tuple(reversed(sizes))),
         )
 
     def _lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,17 +1,17 @@
-"""Where the tables of whole-catalog inference lie while, and after, they are filled.
+"""Storage of the tables that layer-wise inference fills: lists, messages, layers, vectors.
 
-ScratchTables  in memory, or in nameless files above a size; gone when they are done.
-KeptTables     in files under a folder, filled shard by shard, so that a run that was
-               killed goes on with the shards that are missing:
+ScratchTables  in memory, or in unnamed temporary files above a size; for one pass.
+KeptTables     in files of a folder, filled shard by shard, so that a run that was killed
+               continues with the missing shards:
 
-  sent1.npy                float32 [N, M], one array, mapped into memory
-  sent1.00002.1a2b3c4d     shard 2 of it is written; the name holds the CRC-32 of its bytes
+  messages1.npy             float32 [N, M], one array, memory-mapped
+  messages1.00002.1a2b3c4d  empty; marks shard 2 as written and names its CRC-32
 
-A shard is flushed to disk before its mark is made.  Opening compares every marked shard
-with its checksum; one that differs is named and filled again.  Like a store of
-neighborhoods (sampling/shards.py) the folder does not say what the tables are of: its
-name is the caller's key.  Unlike there a table is one file, because a row of the next
-layer reads rows of all shards.
+A shard is flushed to disk before its mark is made.  Opening a table compares every marked
+shard with its checksum; a shard that differs is reported and filled again.  As in the
+store of neighborhoods (sampling/shards.py) the name of the folder is a key that the caller
+makes of everything the tables depend on.  Unlike there a table is one file, because a row
+of the next layer reads rows of all shards.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.signals import raise_if_stopped
 
 FOLDER = "layers"
-# Scratch tables that take more than this lie on disk, where there is a folder for them.
+# A scratch table above this size lies on disk, if there is a folder for it.
 MOST_TABLE_BYTES = 1 << 30
 
 # (begin, end, table): fills rows [begin, end) of the table.
@@ -41,18 +41,18 @@ class Tables(Protocol):
     """Tables by name, each filled once.
 
     Attributes:
-      keep: whether they outlive the run.
+      keep: whether the tables stay when the run ends.
     """
 
     keep: bool
 
-    def filled(
+    def get_or_fill(
         self, name: str, shape: tuple[int, int], fill: Fill, dtype: Any = np.float32
     ) -> np.ndarray:
-        """The table of that name; made by `fill` where it is not there yet."""
+        """The table of a name [rows, columns]; `fill` computes rows that are missing."""
 
     def drop(self, name: str) -> None:
-        """The table is not needed any more."""
+        """Frees a table that will not be read again."""
 
 
 class ScratchTables:
@@ -61,11 +61,11 @@ class ScratchTables:
     keep = False
 
     def __init__(self, folder: str | os.PathLike | None = None):
-        """Takes the folder for large tables; None: everything in memory."""
+        """Takes a folder for large tables; None: all tables in memory."""
         self._folder = folder
         self._held: dict[str, np.ndarray] = {}
 
-    def filled(
+    def get_or_fill(
         self, name: str, shape: tuple[int, int], fill: Fill, dtype: Any = np.float32
     ) -> np.ndarray:
         """See Tables."""
@@ -81,14 +81,14 @@ class ScratchTables:
 
 
 class KeptTables:
-    """Tables on disk that outlive a kill."""
+    """Tables on disk, which a run finds again after a kill."""
 
     def __init__(self, folder: pathlib.Path, shard_rows: int, keep: bool = False):
         """Opens or makes the folder.
 
         Args:
-          shard_rows: rows that are written, and found again, at once.
-          keep: whether layers stay when they are not needed any more.
+          shard_rows: rows of a shard.
+          keep: whether the tables of layers stay when they have been read.
 
         Raises:
           UserError: the folder cannot be written.
@@ -98,13 +98,13 @@ class KeptTables:
         self._folder, self._shard_rows, self.keep = folder, shard_rows, keep
         self._held: dict[str, np.ndarray] = {}
 
-    def filled(
+    def get_or_fill(
         self, name: str, shape: tuple[int, int], fill: Fill, dtype: Any = np.float32
     ) -> np.ndarray:
-        """The table of that name, mapped read-only; shards that are missing are filled.
+        """The table of a name, memory-mapped read-only; `fill` computes missing shards.
 
         Raises:
-          Stopped: a signal asked the run to stop; the shards filled so far stay.
+          Stopped: a signal stopped the run; the shards filled so far stay.
           UserError: the disk is full.
         """
         if name in self._held:
@@ -128,28 +128,28 @@ class KeptTables:
                 end = min(begin + self._shard_rows, shape[0])
                 fill(begin, end, table)
                 table.flush()
-                # Only now: a mark says that the shard is on disk.
+                # After the flush: a mark says that the shard is on disk.
                 self._mark(name, number, table[begin:end]).touch()
                 files.release(table)
         self._held[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         return self._held[name]
 
     def drop(self, name: str) -> None:
-        """Deletes a table; what was sent always, a layer unless layers are kept."""
-        if self.keep and not name.startswith("sent"):
+        """Deletes a table: messages always, a layer unless `keep`."""
+        if self.keep and not name.startswith("messages"):
             return
         self._held.pop(name, None)
         for path in self._folder.glob(f"{name}.*"):
             path.unlink()
 
     def remove_others(self) -> None:
-        """Deletes the folders beside this one: tables of other models or data."""
+        """Deletes the other folders beside this one, of other models or data."""
         for path in self._folder.parent.iterdir():
             if path != self._folder and path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
 
     def _opened(self, path: pathlib.Path, shape: tuple[int, int], dtype: np.dtype) -> np.memmap:
-        """The table to be filled, as it was left or new."""
+        """The table to fill: the file of an earlier run, or a new one."""
         if path.exists():
             try:
                 table = np.load(path, mmap_mode="r+", allow_pickle=False)
@@ -162,7 +162,7 @@ class KeptTables:
         return files.new_array(path, dtype, shape)
 
     def _intact(self, name: str, table: np.ndarray, begins: range) -> set[int]:
-        """Numbers of the shards that are marked and have the checksum of their mark."""
+        """Numbers of the marked shards whose checksums are those of their marks."""
         intact = set()
         for path in sorted(self._folder.glob(f"{name}.?????.????????")):
             number = int(path.name.split(".")[1])

@@ -143,7 +143,7 @@ class Update:
         def missing(begin: int, end: int, out: np.ndarray) -> None:
             raise ValueError(f"{name} is not whole")
 
-        return self.old.filled(name, (self.before.num_nodes, width), missing, dtype)
+        return self.old.get_or_fill(name, (self.before.num_nodes, width), missing, dtype)
 
     def _filled(
         self,
@@ -171,7 +171,7 @@ class Update:
                         out[cold, -1] += np.float32(self.offset)
                     progress.update(len(nodes))
 
-        return self.new.filled(name, shape, fill, dtype)
+        return self.new.get_or_fill(name, shape, fill, dtype)
 
     def _list_rows(self, nodes: np.ndarray) -> np.ndarray:
         return list_rows(*self.after.lookup(nodes))

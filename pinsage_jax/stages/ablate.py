@@ -28,6 +28,6 @@ def ablate(config: Config) -> dict[str, Any]:
         raise_if_stopped()
         vectors, trained = embed_over(variant, prepared, graph, held)
         items = vectors[: prepared.graph.num_items]
-        return items, {"checkpoint_step": trained.step, "cold_start_bias": trained.offset}
+        return items, {"checkpoint_step": trained.step, "cold_start_bias": trained.cold_start_bias}
 
     return ablation.ablate(config, prepared, held, embeddings)

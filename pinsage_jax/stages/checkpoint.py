@@ -86,8 +86,8 @@ def as_exported(config: Config, trained: Trained) -> tuple[Trained, VectorCodec]
         )  # fmt: skip
     elif fixed_offset(config) is None:
         # The export may have been given another one than the checkpoint's.
-        offset = float(about.get("cold_start_bias") or 0.0)
-        trained = dataclasses.replace(trained, offset=offset)
+        bias = float(about.get("cold_start_bias") or 0.0)
+        trained = dataclasses.replace(trained, cold_start_bias=bias)
     return trained, codec
 
 
@@ -138,7 +138,7 @@ def kept_tables(
     named = {name: settings[name] for name in ("embed_walks", "shard_rows")}
     sections = (config.split, config.sampling, config.model)
     parts = [*(dataclasses.asdict(section) for section in sections), config.seed, keep]
-    model = [trained.digest, trained.offset]
+    model = [trained.digest, trained.cold_start_bias]
     key = files.fingerprint([named, parts, model, data, graph.digest()])
     return KeptTables(
         pathlib.Path(config.workdir) / layer_tables.FOLDER / key, config.embed.shard_rows, keep
@@ -158,6 +158,6 @@ def about_run(config: Config, trained: Trained) -> dict[str, Any]:
         "parameters": trained.digest,
         "checkpoint": config.embed.checkpoint,
         "normalized": not config.model.popularity_bias,
-        "cold_start_bias": trained.offset,
+        "cold_start_bias": trained.cold_start_bias,
         "seed": config.seed,
     }

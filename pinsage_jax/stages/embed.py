@@ -83,7 +83,7 @@ def embed_over(
     """
     encoder = Encoder.over(config, prepared, graph, spectral_bases(config, prepared, split))
     trained = restored(config, prepared, encoder.inputs.dim, encoder.lists.source.num_nodes)
-    adjust = cold_adjustment(graph, trained.offset)
+    adjust = cold_adjustment(graph, trained.cold_start_bias)
     if on_spark:
         vectors = embed_on_spark(encoder, trained.params)
         adjust(0, len(vectors), vectors)

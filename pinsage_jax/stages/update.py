@@ -85,14 +85,14 @@ def update(config: Config) -> dict[str, Any]:
         return kept_tables(config, catalog.graph, trained, fingerprint, keep=True)
 
     old = tables(first, before.manifest["fingerprint"])
-    fill_tables(first, trained.params, old, cold_adjustment(first.graph, trained.offset))
+    fill_tables(first, trained.params, old, cold_adjustment(first.graph, trained.cold_start_bias))
     with files.atomic_folder(updated) as folder:
         write_changed(before, changes, source / "prepared", folder / "prepared")
         after = open_prepared(folder)
         second = CurrentCatalog(config, trained_on, after, bases)
         new = tables(second, after.manifest["fingerprint"])
         vectors, report = Update(
-            first, second, changes, trained.params, old, new, trained.offset
+            first, second, changes, trained.params, old, new, trained.cold_start_bias
         ).run()
         items = after.graph.num_items
         manifest = writer.write_embeddings(
@@ -139,7 +139,9 @@ def _settings_key(config: Config, trained: Trained) -> str:
     for name in ("embed_block", "keep_layers"):
         del embed[name]
     sampling = dataclasses.asdict(config.sampling)
-    return files.fingerprint([trained.digest, trained.offset, embed, sampling, config.seed])
+    return files.fingerprint(
+        [trained.digest, trained.cold_start_bias, embed, sampling, config.seed]
+    )
 
 
 def _said(report: dict[str, Any]) -> str:

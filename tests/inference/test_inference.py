@@ -17,7 +17,7 @@ from pinsage_jax.core import files
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.export import writer
 from pinsage_jax.inference import layerwise
-from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.layerwise import PassOptions, embed_all
 from pinsage_jax.inference.tables import ScratchTables
 from pinsage_jax.model.pinsage import PinSage
 
@@ -29,7 +29,11 @@ def embedded(run, params, **settings):
     nodes = np.arange(run.lists.source.num_nodes, dtype=np.int32)
     ids, weights = run.lists.lookup(nodes)
     return embed_all(
-        run.model, params, run.inputs, ids, weights, **{"block": 64, "quiet": True, **settings}
+        run.model,
+        params,
+        run.inputs,
+        (ids, weights),
+        PassOptions(**{"block": 64, "quiet": True, **settings}),
     )
 
 
@@ -152,8 +156,8 @@ def test_tables_are_freed_at_once():
     held = []
 
     class Watched(ScratchTables):
-        def filled(self, *arguments, **named):
-            table = super().filled(*arguments, **named)
+        def get_or_fill(self, *arguments, **named):
+            table = super().get_or_fill(*arguments, **named)
             held.append(weakref.ref(table))
             return table
 

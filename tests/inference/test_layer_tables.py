@@ -14,7 +14,7 @@ from small_worlds import make_run, random_params
 from pinsage_jax.core import signals
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference.encoder import list_rows, split_lists, tabled_lists
-from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.layerwise import PassOptions, embed_all
 from pinsage_jax.inference.tables import KeptTables, ScratchTables
 
 ROWS, SHARD = 40, 7
@@ -37,7 +37,7 @@ class Recorded:
 
 
 def fill_all(folder, fill, keep=False):
-    table = KeptTables(folder, SHARD, keep).filled("vectors", (ROWS, 3), fill)
+    table = KeptTables(folder, SHARD, keep).get_or_fill("vectors", (ROWS, 3), fill)
     np.testing.assert_array_equal(table, wanted(0, ROWS))
     return table
 
@@ -65,7 +65,7 @@ def fill(begin, end, out):
         # Rows are written, the mark is not.
         os.kill(os.getpid(), signal.SIGKILL)
 
-KeptTables(pathlib.Path(sys.argv[1]), SHARD).filled("vectors", (ROWS, 3), fill)
+KeptTables(pathlib.Path(sys.argv[1]), SHARD).get_or_fill("vectors", (ROWS, 3), fill)
 """
 
 
@@ -87,7 +87,7 @@ def test_a_stopped_run_keeps_its_shards(tmp_path, monkeypatch):
         monkeypatch.setattr(signals, "_received", signal.SIGINT if begin == 14 else None)
 
     with pytest.raises(signals.Stopped):
-        KeptTables(tmp_path, SHARD).filled("vectors", (ROWS, 3), stopping)
+        KeptTables(tmp_path, SHARD).get_or_fill("vectors", (ROWS, 3), stopping)
     monkeypatch.setattr(signals, "_received", None)
     again = Recorded()
     fill_all(tmp_path, again)
@@ -115,7 +115,7 @@ def test_a_damaged_shard_is_named_and_filled_again(tmp_path, caplog):
     again = Recorded()
     fill_all(tmp_path, again)
     assert again.asked == EVERY
-    KeptTables(tmp_path, SHARD).filled("vectors", (ROWS, 4), lambda begin, end, out: None)
+    KeptTables(tmp_path, SHARD).get_or_fill("vectors", (ROWS, 4), lambda begin, end, out: None)
     again = Recorded()
     fill_all(tmp_path, again)
     assert again.asked == EVERY
@@ -124,12 +124,12 @@ def test_a_damaged_shard_is_named_and_filled_again(tmp_path, caplog):
 def test_tables_are_dropped_or_kept(tmp_path):
     for keep, left in ((False, set()), (True, {"layer1"})):
         tables = KeptTables(tmp_path / str(keep), SHARD, keep)
-        for name in ("sent1", "layer1"):
-            tables.filled(name, (ROWS, 3), Recorded())
+        for name in ("messages1", "layer1"):
+            tables.get_or_fill(name, (ROWS, 3), Recorded())
             tables.drop(name)
         found = {path.name.split(".")[0] for path in (tmp_path / str(keep)).iterdir()}
         assert found == left
-    assert KeptTables(tmp_path / "e", SHARD).filled("x", (0, 3), Recorded()).shape == (0, 3)
+    assert KeptTables(tmp_path / "e", SHARD).get_or_fill("x", (0, 3), Recorded()).shape == (0, 3)
 
 
 def test_other_folders_are_removed(tmp_path):
@@ -160,14 +160,14 @@ class Counted(KeptTables):
         super().__init__(*args)
         self.rows = {}
 
-    def filled(self, name, shape, fill, dtype=np.float32):
+    def get_or_fill(self, name, shape, fill, dtype=np.float32):
         def counting(begin, end, out):
             self.rows[name] = self.rows.get(name, 0) + end - begin
             if name == "layer2" and begin >= 2 * SHARD and self.fails:
                 raise KeyError("killed")
             fill(begin, end, out)
 
-        return super().filled(name, shape, counting, dtype)
+        return super().get_or_fill(name, shape, counting, dtype)
 
     fails = False
 
@@ -181,13 +181,21 @@ def test_inference_resumes_layer_by_layer(tmp_path, neighborhood):
     def embed(tables):
         lists = tabled_lists(tables, run.lists, nodes)
         return embed_all(
-            run.model, params, run.inputs, *lists, block=5, quiet=True, tables=tables,
-            adjust=lambda begin, end, rows: rows.__iadd__(np.arange(begin, end)[:, None]),
-        )  # fmt: skip
+            run.model,
+            params,
+            run.inputs,
+            lists,
+            PassOptions(
+                block=5,
+                quiet=True,
+                tables=tables,
+                adjust=lambda begin, end, rows: rows.__iadd__(np.arange(begin, end)[:, None]),
+            ),
+        )
 
     expected = embed(ScratchTables())
     plain = embed_all(
-        run.model, params, run.inputs, *run.lists.all_rows(), block=5, quiet=True
+        run.model, params, run.inputs, run.lists.all_rows(), PassOptions(block=5, quiet=True)
     ) + np.arange(nodes)[:, None]  # fmt: skip
     np.testing.assert_allclose(expected, plain, atol=1e-5)
     first = Counted(tmp_path, SHARD, False)
@@ -197,7 +205,7 @@ def test_inference_resumes_layer_by_layer(tmp_path, neighborhood):
     again = Counted(tmp_path, SHARD, False)
     np.testing.assert_array_equal(embed(again), expected)
     # Layer 1 and what it sent are whole; of layer 2 two shards are.
-    assert again.rows == {"layer2": nodes - 2 * SHARD, "sent3": nodes, "vectors": nodes}
+    assert again.rows == {"layer2": nodes - 2 * SHARD, "messages3": nodes, "vectors": nodes}
     finished = Counted(tmp_path, SHARD, False)
     np.testing.assert_array_equal(embed(finished), expected)
     assert finished.rows == {}

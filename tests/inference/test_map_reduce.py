@@ -10,7 +10,7 @@ from small_worlds import make_run, random_params, unit_features
 
 from pinsage_jax.config.spark import SparkConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.layerwise import PassOptions, embed_all
 from pinsage_jax.inference.map_reduce import (
     padded,
     reduce_lists,
@@ -139,7 +139,9 @@ def test_tasks_in_turn_are_the_local_engine(pooling, size, block, monkeypatch):
     params = random_params(run.model, run.inputs.dim, 40)
     nodes = np.arange(40, dtype=np.int32)
     ids, weights = run.lists.lookup(nodes)
-    expected = embed_all(run.model, params, run.inputs, ids, weights, block=64, quiet=True)
+    expected = embed_all(
+        run.model, params, run.inputs, (ids, weights), PassOptions(block=64, quiet=True)
+    )
     data = Broadcast(layer_tasks.packed(params))
     model = Model(f"{pooling} {block}", run.model, data, run.inputs.dim, block)
     state = pa.table(

@@ -29,7 +29,7 @@ from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.encoder import Encoder
-from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.layerwise import PassOptions, embed_all
 from pinsage_jax.inference.new_items import Catalog, NewItemEncoder
 from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighborLists
@@ -159,7 +159,9 @@ def full_path(config, prepared, additions, bases, params) -> np.ndarray:
         table = np.zeros((nodes, messages.shape[1]), np.float32)
         table[old_nodes] = messages
         params = {"params": params["params"] | {"neighbor_embeddings": table}}
-    out = embed_all(config.model, params, Inputs(), ids, weights, block=4, quiet=True)
+    out = embed_all(
+        config.model, params, Inputs(), (ids, weights), PassOptions(block=4, quiet=True)
+    )
     return out[items:behind]
 
 
@@ -203,7 +205,7 @@ def test_as_if_they_had_been_in_the_catalog(case, small_rng):
     assert vectors.shape == (NEW, 8) and vectors.dtype == np.float32
     expected = full_path(config, prepared, added, bases, params)
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
-    assert encoder.edgeless.tolist() == [d == 0 for d in added.graph.degree()[:NEW]]
+    assert encoder.isolated.tolist() == [d == 0 for d in added.graph.degree()[:NEW]]
     told_apart = width > 0 or bool(case.get("edges", True))
     assert (np.ptp(vectors, axis=0).max() > 1e-3) == told_apart
 

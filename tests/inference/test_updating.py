@@ -24,7 +24,7 @@ from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.current_catalog import CurrentCatalog, fill_tables
 from pinsage_jax.inference.encoder import Encoder
-from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.layerwise import PassOptions, embed_all
 from pinsage_jax.inference.tables import KeptTables
 from pinsage_jax.inference.updating import Update
 from pinsage_jax.sampling.content_links import ContentLinks
@@ -168,7 +168,9 @@ def whole(config, trained, after, bases, params):
         moved[:known] = messages[:known]
         moved[items : items + COLLECTIONS] = messages[known:]
         params = {"params": params["params"] | {"neighbor_embeddings": moved}}
-    out = embed_all(config.model, params, Inputs(), ids, weights, block=4, quiet=True)
+    out = embed_all(
+        config.model, params, Inputs(), (ids, weights), PassOptions(block=4, quiet=True)
+    )
     out[np.flatnonzero(degree[:items] == 0), -1] += OFFSET
     return out
 

@@ -14,7 +14,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference import tables
-from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.layerwise import PassOptions, embed_all
 from pinsage_jax.inference.tables import ScratchTables
 from pinsage_jax.sampling import content_links as content
 from pinsage_jax.sampling import pairs as pair_sampling
@@ -130,7 +130,7 @@ def test_embeddings_do_not_depend_on_tables_on_disk(layers, tmp_path, monkeypatc
     ids, weights = run.lists.all_rows()
     params = random_params(run.model, run.inputs.dim)
     embed = functools.partial(
-        embed_all, run.model, params, run.inputs, ids, weights, block=16, quiet=True
+        embed_all, run.model, params, run.inputs, (ids, weights), PassOptions(block=16, quiet=True)
     )
     wanted = embed()
     assert not isinstance(embed(tables=ScratchTables(tmp_path)), np.memmap)

@@ -17,7 +17,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import signals
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.inference.layerwise import embed_all
+from pinsage_jax.inference.layerwise import PassOptions, embed_all
 from pinsage_jax.sampling import kernels, shards, store
 from pinsage_jax.sampling.lists import ListColumn, NeighborLists
 from pinsage_jax.sampling.shards import ShardedTable
@@ -77,7 +77,7 @@ from pinsage_jax.core import files
 from pinsage_jax.sampling.shards import ShardedTable
 
 folder = pathlib.Path(sys.argv[1])
-if sys.argv[3] == "writing":
+if sys.argv[4] == "writing":
     # Dies when a part of the fourth shard's file is written and not yet renamed.
     replace, renamed = os.replace, []
     def cut(source, target):
@@ -90,7 +90,7 @@ if sys.argv[3] == "writing":
     os.replace = cut
 
 def sample_rows(begin, end):
-    if sys.argv[3] == "sampling" and begin == 15:
+    if sys.argv[4] == "sampling" and begin == 15:
         os.kill(os.getpid(), signal.SIGKILL)
     return fake_rows(begin, end)
 
@@ -288,7 +288,7 @@ def test_lists_of_all_nodes(kind, small_shards, tmp_path, monkeypatch):
         np.testing.assert_array_equal(weights[rows], wanted_weights[rows])
     params = random_params(run.model, run.inputs.dim)
     first, second = (
-        embed_all(run.model, params, run.inputs, some, mass, block=16)
+        embed_all(run.model, params, run.inputs, (some, mass), PassOptions(block=16))
         for some, mass in ((ids, weights), (wanted_ids, wanted_weights))
     )
     np.testing.assert_array_equal(first, second)

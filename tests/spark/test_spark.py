@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_graph import SETTINGS, hub_graph
 from scipy import stats
 from small_catalog import make_prepared
 from small_worlds import nasty_graph, random_params, unit_features
-from test_pruning import SETTINGS, hub_graph
 
 from pinsage_jax.catalog.prepare import prepare
 from pinsage_jax.config.data import DataConfig, PruneConfig

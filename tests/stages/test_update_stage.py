@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_new_items import catalog, vector_text, write_csv  # noqa: F401
+from embedded_catalog import embedded_catalog, vector_text, write_csv
 
 import pinsage_jax
 from pinsage_jax.catalog.prepare import open_prepared
@@ -16,6 +16,12 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.inference import layerwise, updating
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory):
+    """What embedded_catalog makes, for all tests."""
+    return embedded_catalog(tmp_path_factory.mktemp("catalog"))
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def edges_table(tmp_path, name, rows):
     return write_csv(tmp_path / name, ["collection_id", "item_id"], rows)
 
 
-def test_layers_are_found_again_or_deleted(catalog, nothing_computed):  # noqa: F811
+def test_layers_are_found_again_or_deleted(catalog, nothing_computed):
     config, vectors, _, _ = catalog
     layers = pathlib.Path(config.workdir) / "layers"
     assert not layers.exists()
@@ -59,7 +65,7 @@ def test_layers_are_found_again_or_deleted(catalog, nothing_computed):  # noqa: 
     np.testing.assert_allclose(found, vectors, atol=1e-5)
 
 
-def test_changes_one_after_the_other(catalog, tmp_path, capsys, nothing_computed):  # noqa: F811
+def test_changes_one_after_the_other(catalog, tmp_path, capsys, nothing_computed):
     config, _, features, edges = catalog
     items = write_csv(
         tmp_path / "items.csv",
@@ -107,7 +113,7 @@ def test_changes_one_after_the_other(catalog, tmp_path, capsys, nothing_computed
     assert "fresh" in pq.read_table(updated / "related_items.parquet")["item_id"].to_pylist()
 
 
-def test_an_update_of_another_catalog_is_refused(catalog, tmp_path):  # noqa: F811
+def test_an_update_of_another_catalog_is_refused(catalog, tmp_path):
     config, *_ = catalog
     run = dataclasses.replace(
         config,
@@ -128,7 +134,7 @@ def test_an_update_of_another_catalog_is_refused(catalog, tmp_path):  # noqa: F8
         files.write_checked_json(path, saved)
 
 
-def test_the_same_changes_with_another_model_or_export_are_embedded_anew(catalog, tmp_path):  # noqa: F811
+def test_the_same_changes_with_another_model_or_export_are_embedded_anew(catalog, tmp_path):
     config, *_ = catalog
     run = dataclasses.replace(
         config,
@@ -148,7 +154,7 @@ def test_the_same_changes_with_another_model_or_export_are_embedded_anew(catalog
     assert pinsage_jax.embed(dataclasses.replace(run, embed=walked))["flags"]["embed_walks"] == 700
 
 
-def test_changes_that_are_not_there_are_told_in_a_sentence(catalog, tmp_path):  # noqa: F811
+def test_changes_that_are_not_there_are_told_in_a_sentence(catalog, tmp_path):
     config, *_ = catalog
     missing = UpdateConfig(changed_edges=str(tmp_path / "none.csv"))
     with pytest.raises(UserError, match=r"--changed_edges=\S+none.csv does not exist"):
