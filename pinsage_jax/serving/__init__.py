@@ -1,1 +1,1 @@
-"""Serving: neighbors over HTTP, and the explorer of a catalog of any size."""
+"""Serving: nearest neighbors over HTTP, and the explorer for a catalog of any size."""

@@ -1,13 +1,14 @@
-"""The HTTP service: routes, refusals and limits around a Service (FastAPI).
+"""The HTTP application: routes, errors and limits around a Service (FastAPI).
 
 GET  /neighbors?item=ID&k=10      nearest items of an item
-POST /neighbors/history           {"items": [ID, ...], "k": 10}: for what a user holds
+POST /neighbors/history           {"items": [ID, ...], "k": 10}: items for a user's history
 POST /neighbors/new               {"items": [{COLUMN: VALUE, ...}], "edges": [...], "k": 10}:
-                                  of items that the catalog does not hold
-GET  /health, /metrics            what is served; Prometheus text
+                                  nearest items of items that are not in the catalog
+GET  /health                      size of the catalog, step of the model, kind of search
+GET  /metrics                     counts and latencies, in the text format of Prometheus
 GET  /                            the explorer
 
-Every refusal is {"error": SENTENCE} with a status from 400 to 499.
+Every error response is {"error": SENTENCE} with a status from 400 to 499.
 """
 
 from __future__ import annotations
@@ -26,45 +27,46 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pinsage_jax.core.version import __version__
-from pinsage_jax.serving import measures
-from pinsage_jax.serving.measures import Measures
-from pinsage_jax.serving.middleware import BodyLimit, Measured
-from pinsage_jax.serving.service import MOST_ITEMS, RequestError, Service
+from pinsage_jax.serving import prometheus
+from pinsage_jax.serving.middleware import BodyLimit, RequestMetrics
+from pinsage_jax.serving.prometheus import ServerMetrics
+from pinsage_jax.serving.service import MAX_REQUEST_ITEMS, RequestError, Service
 
-# Names that a browser may know this machine by.  A page elsewhere whose own name is made to
-# lead here (DNS rebinding) sends that name.
+# Host names of a server on the loopback interface.  A web page that reaches it by DNS
+# rebinding sends its own host name, which is refused.
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 _DEFAULT_K = 10
 
 
 class History(BaseModel):
-    """What a user holds."""
+    """The items of a user's history."""
 
     model_config = ConfigDict(extra="forbid")
-    items: Annotated[list[str], Field(min_length=1, max_length=MOST_ITEMS)]
+    items: Annotated[list[str], Field(min_length=1, max_length=MAX_REQUEST_ITEMS)]
     k: int = _DEFAULT_K
 
 
 class NewItems(BaseModel):
-    """Rows as those of --new_items and --new_edges."""
+    """Rows with the columns of --new_items and --new_edges."""
 
     model_config = ConfigDict(extra="forbid")
-    items: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MOST_ITEMS)]
+    items: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_REQUEST_ITEMS)]
     edges: list[dict[str, Any]] = []
     k: int = _DEFAULT_K
 
 
 def make_app(service: Service, threads: int) -> FastAPI:
-    """The application.
+    """Builds the application.
 
     Args:
-      threads: requests that are worked on at once; others wait.
+      service: answers the requests.
+      threads: number of requests that are processed in parallel; further ones wait.
     """
-    settings, about = service.config.serve, service.health()
-    counted = Measures(
+    settings, status = service.config.serve, service.health()
+    server_metrics = ServerMetrics(
         {
-            "pinsage_items": ("Items in the catalog.", about["items"]),
-            "pinsage_dimension": ("Numbers of an embedding.", about["dimension"]),
+            "pinsage_items": ("Number of items in the catalog.", status["items"]),
+            "pinsage_dimension": ("Dimension of the embeddings.", status["dimension"]),
         }
     )
 
@@ -73,7 +75,7 @@ def make_app(service: Service, threads: int) -> FastAPI:
         anyio.to_thread.current_default_thread_limiter().total_tokens = threads
         yield
 
-    # The documentation pages would fetch scripts from elsewhere.
+    # FastAPI's documentation pages would load scripts from the internet.
     app = FastAPI(
         title="pinsage_jax",
         version=__version__,
@@ -81,37 +83,37 @@ def make_app(service: Service, threads: int) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    # The last is the outermost.
+    # The middleware that is added last is the outermost.
     if settings.serve_host in LOCAL_NAMES:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL_NAMES, "[::1]"])
-    app.add_middleware(BodyLimit, most=settings.serve_body_kib << 10)
-    app.add_middleware(Measured, measures=counted)
-    _add_refusals(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.serve_body_kib << 10)
+    app.add_middleware(RequestMetrics, metrics=server_metrics)
+    _add_error_handlers(app)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return about
+        return status
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(counted.text(), media_type=measures.CONTENT_TYPE)
+        return PlainTextResponse(server_metrics.text(), media_type=prometheus.CONTENT_TYPE)
 
     @app.get("/neighbors")
     def neighbors(item: str, k: int = _DEFAULT_K) -> JSONResponse:
         return JSONResponse(service.neighbors(item, k))
 
     @app.post("/neighbors/history")
-    def history(asked: History) -> JSONResponse:
-        return JSONResponse(service.for_history(asked.items, asked.k))
+    def history(body: History) -> JSONResponse:
+        return JSONResponse(service.recommend(body.items, body.k))
 
-    # One at a time, and beside the others: embedding takes longer than a search.
+    # Embedding takes longer than a search, so it has one thread of its own.
     embedding = anyio.CapacityLimiter(1)
 
     @app.post("/neighbors/new")
-    async def new(asked: NewItems) -> JSONResponse:
+    async def new(body: NewItems) -> JSONResponse:
         return JSONResponse(
             await anyio.to_thread.run_sync(
-                service.for_new, asked.items, asked.edges, asked.k, limiter=embedding
+                service.neighbors_of_new_items, body.items, body.edges, body.k, limiter=embedding
             )
         )
 
@@ -120,51 +122,51 @@ def make_app(service: Service, threads: int) -> FastAPI:
 
 
 def _add_explorer(app: FastAPI, service: Service) -> None:
-    """The explorer's page and what it asks for."""
+    """Adds the explorer's page and the routes that its script requests."""
 
     @app.get("/", include_in_schema=False)
     def page() -> HTMLResponse:
         return HTMLResponse(service.page(), headers={"X-Frame-Options": "DENY"})
 
     @app.get("/explorer/search", include_in_schema=False)
-    def search(words: str, most: int = 20) -> JSONResponse:
-        return JSONResponse(service.found(words, max(most, 0)))
+    def search(query: str, limit: int = 20) -> JSONResponse:
+        return JSONResponse(service.search_catalog(query, max(limit, 0)))
 
     @app.get("/explorer/item", include_in_schema=False)
     def item(id: str) -> JSONResponse:
         return JSONResponse(service.item(id))
 
-    @app.get("/explorer/any", include_in_schema=False)
-    def any_item() -> JSONResponse:
-        return JSONResponse(service.any_item())
+    @app.get("/explorer/random", include_in_schema=False)
+    def random_item() -> JSONResponse:
+        return JSONResponse(service.random_item())
 
     @app.get("/explorer/map", include_in_schema=False)
-    def places() -> JSONResponse:
-        return JSONResponse(service.map)
+    def map_data() -> JSONResponse:
+        return JSONResponse(service.map_data)
 
 
-def _add_refusals(app: FastAPI) -> None:
-    """One sentence for whatever cannot be answered."""
+def _add_error_handlers(app: FastAPI) -> None:
+    """Answers every error with one sentence."""
 
     @app.exception_handler(RequestError)
-    async def refused(_: Request, error: RequestError) -> JSONResponse:
+    async def request_error(_: Request, error: RequestError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, error.status)
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return JSONResponse({"error": "The body is not valid JSON."}, 400)
-        # ("body", "items", 3): what precedes says where it was looked for.
-        place = ".".join(str(part) for part in first["loc"][1:]) or "The body"
-        said = first["msg"]
-        return JSONResponse({"error": f"{place}: {said[:1].lower()}{said[1:]}."}, 400)
+        # The location is a tuple such as ("body", "items", 3); its first part is not needed.
+        field = ".".join(str(part) for part in first["loc"][1:]) or "The body"
+        message = first["msg"]
+        return JSONResponse({"error": f"{field}: {message[:1].lower()}{message[1:]}."}, 400)
 
     @app.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         sentence = f"{error.detail}."
         if error.status_code == 404:
-            sentence = "There is nothing at this path; GET /health tells whether the service runs."
+            sentence = "This path does not exist; GET /health reports whether the service runs."
         elif error.status_code == 405:
-            sentence = f"{request.method} is not what this path answers to."
+            sentence = f"This path does not support the method {request.method}."
         return JSONResponse({"error": sentence}, error.status_code, error.headers)

@@ -1,6 +1,6 @@
-"""Finds items by words of their title or id, in a catalog of any size.
+"""Text search over titles and ids, in a catalog of any size.
 
-The order is that of the explorer's own search (reporting/web/explorer.js).
+Results are ordered as by the explorer's own search (reporting/web/explorer.js).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pinsage_jax.catalog.prepare import Prepared
 
 
 class CatalogSearch:
-    """Titles and ids in lower case, searched from end to end."""
+    """Substring search over lower-case titles and ids; every query scans the catalog."""
 
     def __init__(self, prepared: Prepared):
         self._degree = prepared.graph.degree()[: prepared.graph.num_items]
@@ -22,23 +22,26 @@ class CatalogSearch:
         if prepared.titles is not None:
             self._titles = pc.fill_null(pc.utf8_lower(prepared.titles), "")
 
-    def find(self, words: str, most: int) -> tuple[int, np.ndarray]:
-        """How many items hold every word, and the first `most` of them, int64.
+    def find(self, query: str, limit: int) -> tuple[int, np.ndarray]:
+        """Finds the items whose title or id contains every word of the query.
 
-        First comes the item of that very id, then ids and then titles that begin like it;
-        among these, items of more edges.
+        First comes the item whose id equals the query, then ids and then titles that begin
+        with it; among equals, items with more edges come first.
+
+        Returns:
+          The number of matches, and the rows int64 of the first `limit` of them.
         """
-        whole = words.strip().lower()
-        parts = whole.split()
-        if not parts:
+        whole = query.strip().lower()
+        words = whole.split()
+        if not words:
             return 0, np.empty(0, np.int64)
-        held = pa.scalar(True)
-        for part in parts:
-            either = [pc.match_substring(column, part) for column in (self._ids, self._titles)]
-            held = pc.and_(held, pc.or_(*either))
-        found = np.flatnonzero(held.to_numpy(zero_copy_only=False))
-        ids, titles = self._ids.take(pa.array(found)), self._titles.take(pa.array(found))
-        begins = [pc.equal(ids, whole), pc.starts_with(ids, whole), pc.starts_with(titles, whole)]
-        rank = np.select([test.to_numpy(zero_copy_only=False) for test in begins], [0, 1, 2], 3)
-        order = np.lexsort((found, -self._degree[found], rank))
-        return len(found), found[order[:most]]
+        matches = pa.scalar(True)
+        for word in words:
+            in_column = [pc.match_substring(column, word) for column in (self._ids, self._titles)]
+            matches = pc.and_(matches, pc.or_(*in_column))
+        rows = np.flatnonzero(matches.to_numpy(zero_copy_only=False))
+        ids, titles = self._ids.take(pa.array(rows)), self._titles.take(pa.array(rows))
+        tests = [pc.equal(ids, whole), pc.starts_with(ids, whole), pc.starts_with(titles, whole)]
+        rank = np.select([test.to_numpy(zero_copy_only=False) for test in tests], [0, 1, 2], 3)
+        order = np.lexsort((rows, -self._degree[rows], rank))
+        return len(rows), rows[order[:limit]]

@@ -1,4 +1,4 @@
-"""What surrounds every request: the limit on its body, and how it is measured (ASGI)."""
+"""ASGI middleware: a limit on the size of request bodies, and metrics of all requests."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import json
 import time
 from typing import Any
 
-from pinsage_jax.serving.measures import Measures
+from pinsage_jax.serving.prometheus import ServerMetrics
 
 
 class BodyLimit:
-    """Answers 413 instead of reading a body that is too long."""
+    """Answers a request whose body is too long with status 413, without reading all of it."""
 
-    def __init__(self, app: Any, most: int):
-        """Takes the most bytes of a body."""
-        self._app, self._most = app, most
+    def __init__(self, app: Any, max_bytes: int):
+        """Takes the inner application and the largest size of a body in bytes."""
+        self._app, self._max_bytes = app, max_bytes
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
-        """One connection, as ASGI has it."""
+        """Handles one connection (ASGI)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # What the header promises may be wrong or missing, so the bytes are counted; a body
-        # within the limit is small enough to be held.
-        promised = dict(scope["headers"]).get(b"content-length", b"0")
-        body, more = b"", not (promised.isdigit() and int(promised) > self._most)
+        # The Content-Length header may be wrong or missing, so the bytes are counted.  A body
+        # within the limit is small enough to be kept in memory.
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        body, more = b"", not (declared.isdigit() and int(declared) > self._max_bytes)
         too_long = not more
         while more:
             message = await receive()
@@ -32,53 +32,55 @@ class BodyLimit:
                 return
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > self._most:
+            if len(body) > self._max_bytes:
                 too_long, more = True, False
         if too_long:
-            sentence = f"The body is longer than {self._most >> 10} KiB; send fewer items at once."
-            await _answer(send, 413, {"error": sentence})
+            limit = f"{self._max_bytes >> 10} KiB"
+            message = f"The body is longer than {limit}; send fewer items per request."
+            await _respond(send, 413, {"error": message})
             return
-        waiting = [{"type": "http.request", "body": body, "more_body": False}]
+        pending = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> dict:
-            return waiting.pop() if waiting else await receive()
+            return pending.pop() if pending else await receive()
 
         await self._app(scope, replay, send)
 
 
-class Measured:
-    """Counts and times every answer by its route."""
+class RequestMetrics:
+    """Counts and times every request by the path of its route."""
 
-    def __init__(self, app: Any, measures: Measures):
-        self._app, self._measures = app, measures
+    def __init__(self, app: Any, metrics: ServerMetrics):
+        """Takes the inner application and the metrics to update."""
+        self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
-        """One connection, as ASGI has it."""
+        """Handles one connection (ASGI)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         begin, status = time.perf_counter(), 500
 
-        async def noted(message: dict) -> None:
+        async def record_status(message: dict) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, noted)
+            await self._app(scope, receive, record_status)
         finally:
-            # Only routes have names of their own: what people type would be without end.
+            # Unknown paths share one label, because their number is unbounded.
             path = getattr(scope.get("route"), "path", "other")
-            self._measures.add(path, status, time.perf_counter() - begin)
+            self._metrics.add(path, status, time.perf_counter() - begin)
 
 
-async def _answer(send: Any, status: int, content: dict) -> None:
+async def _respond(send: Any, status: int, content: dict) -> None:
     body = json.dumps(content).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        # The rest of the body is not read, so the connection cannot go on.
+        # The rest of the body is not read, so the connection cannot be reused.
         (b"connection", b"close"),
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,6 +1,6 @@
-"""Runs the service until it is told to stop (uvicorn).
+"""Runs the HTTP server (uvicorn) until a stop is requested.
 
-fastapi and uvicorn are an extra, so they are imported when a server is started.
+fastapi and uvicorn are optional dependencies, so they are imported when a server starts.
 """
 
 from __future__ import annotations
@@ -15,47 +15,57 @@ from absl import logging
 
 from pinsage_jax.core.errors import UserError
 
-# Connections beyond these are answered 503 at once instead of waiting.
-_MOST_CONNECTIONS = 256
-_SECONDS_TO_FINISH = 10
-_SECONDS_BETWEEN_LOOKS = 0.2
+# Further connections are answered with status 503 immediately.
+_MAX_CONNECTIONS = 256
+_SHUTDOWN_SECONDS = 10
+_POLL_SECONDS = 0.2
 
 
 def require() -> None:
-    """Raises UserError saying how to install what a server needs, where it is missing."""
+    """Checks that the server's optional dependencies are installed.
+
+    Raises:
+      UserError: one is missing; the message says how to install it.
+    """
     for name in ("fastapi", "uvicorn"):
         if importlib.util.find_spec(name) is None:
             raise UserError(f"--mode=serve needs {name}: pip install 'pinsage-jax[serve]'.")
 
 
-def bound(host: str, port: int) -> socket.socket:
-    """A socket that listens at the address.
+def listen(host: str, port: int) -> socket.socket:
+    """Opens a socket that listens on an address.
 
     Raises:
-      UserError: the port is taken or the address is not this machine's.
+      UserError: the port is in use, or the address is not one of this machine.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=_MOST_CONNECTIONS)
+        return socket.create_server((host, port), family=family, backlog=_MAX_CONNECTIONS)
     except OSError as error:
         raise UserError(
-            f"--serve_host={host} --serve_port={port} cannot be listened at ({error.strerror}); "
-            "choose others, or --serve_port=0 for any free port."
+            f"The server cannot listen on --serve_host={host} --serve_port={port} "
+            f"({error.strerror}); choose others, or --serve_port=0 for any free port."
         ) from None
 
 
 def run(app: Any, listener: socket.socket, stopped: Callable[[], bool]) -> None:
-    """Serves an ASGI application until `stopped` says so; then finishes open requests."""
+    """Serves an ASGI application until `stopped` returns true, then finishes open requests.
+
+    Args:
+      app: the application.
+      listener: a listening socket, which is closed at the end.
+      stopped: polled several times a second.
+    """
     import uvicorn
 
     config = uvicorn.Config(
         app,
-        # Signals and logging are the program's own.
+        # The program installs its own signal handlers and logging.
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=_MOST_CONNECTIONS,
-        timeout_graceful_shutdown=_SECONDS_TO_FINISH,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
     server = uvicorn.Server(config)
     worker = threading.Thread(
@@ -63,10 +73,10 @@ def run(app: Any, listener: socket.socket, stopped: Callable[[], bool]) -> None:
     )
     worker.start()
     host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    logging.info("serving at http://%s:%d/ (the explorer; Ctrl-C stops)", shown, port)
+    url_host = f"[{host}]" if ":" in host else host
+    logging.info("serving at http://%s:%d/ (the explorer; Ctrl-C stops)", url_host, port)
     while worker.is_alive():
-        worker.join(_SECONDS_BETWEEN_LOOKS)
+        worker.join(_POLL_SECONDS)
         if stopped():
             server.should_exit = True
     listener.close()

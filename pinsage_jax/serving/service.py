@@ -1,7 +1,7 @@
-"""What the server answers, without a word about HTTP but for the status of a refusal.
+"""The answers of the server, independent of HTTP except for the status codes of errors.
 
-One object holds the catalog, its vectors and perhaps an index of them; its methods are
-called by several threads at once and only read it.
+One object has the catalog, its vectors and an optional index; its methods may be called by
+several threads in parallel, because they only read.
 
   N items, Z embedding dimensions, k neighbors
 """
@@ -32,21 +32,21 @@ from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.online import ExactSearch
 from pinsage_jax.serving.catalog_search import CatalogSearch
 
-# Items in one request: of a history, and to be embedded.
-MOST_ITEMS = 1000
-_MOST_FOUND = 100
+# Items in one request, both of a history and to be embedded.
+MAX_REQUEST_ITEMS = 1000
+_MAX_SEARCH_RESULTS = 100
 
 
 class RequestError(Exception):
-    """A request that cannot be answered, in one sentence, with the status of its answer."""
+    """A request that cannot be answered: a sentence, and the HTTP status of the response."""
 
-    def __init__(self, status: int, sentence: str):
-        super().__init__(sentence)
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
         self.status = status
 
 
 class Service:
-    """Answers as JSON-like values; RequestError where there is none."""
+    """Answers requests with JSON-serializable values, or raises RequestError."""
 
     def __init__(
         self,
@@ -56,15 +56,21 @@ class Service:
         index: AnnSearch | None,
         new_items: tuple[NewItemModel, VectorCodec] | None,
     ):
-        """Takes vectors float32 [N, Z]; without `index` search is exact, without `new_items`
-        none can be embedded.
+        """Prepares to answer.
+
+        Args:
+          source: the run's settings and manifest.
+          prepared: the catalog.
+          vectors: float32 [N, Z], the items' embeddings.
+          index: an index over the vectors; None searches exactly.
+          new_items: embeds new items; None: they are refused.
         """
         self.config: Config = source.config
         self._source, self._prepared, self._vectors = source, prepared, vectors
         self._index, self._new_items = index, new_items
         self._search = index or ExactSearch(vectors)
         self._degree = prepared.graph.degree()[: prepared.graph.num_items]
-        # IdTable.lookup hashes all ids each time.
+        # A dictionary, because IdTable.lookup hashes all ids in every call.
         self._row_of = {name: row for row, name in enumerate(prepared.item_ids.ids.to_pylist())}
         saved = saved_choice(self.config, vectors)
         self._recommender = Recommender(
@@ -72,7 +78,7 @@ class Service:
             saved[0] if saved else Choice("mean"),
             vectors,
             self._degree,
-            # Requests, not their parts, are what runs at once.
+            # Requests run in parallel, so each has a single thread.
             threads=1,
             search=index,
             quiet=True,
@@ -80,26 +86,34 @@ class Service:
         self._methods = NeighborsByMethod(self.config, prepared, vectors, threads=1)
 
     def health(self) -> dict[str, Any]:
-        """What is served."""
+        """The size of the catalog, the step of the model, and how requests are answered."""
         return {
             "status": "ok",
             "items": len(self._vectors),
             "dimension": int(self._vectors.shape[1]),
             "step": self._source.embeddings.get("step"),
             "search": self._index.setting.name if self._index else "exact",
-            "histories_by": self._recommender.choice.by,
+            "history_scoring": self._recommender.choice.by,
             "new_items": self._new_items is not None,
         }
 
     def neighbors(self, item: str, k: int) -> dict[str, Any]:
-        """The nearest items of an item."""
+        """The k nearest items of an item.
+
+        Raises:
+          RequestError: the item is unknown, or k is out of range.
+        """
         self._check_k(k)
         row = self._row(item)
         ids, scores = self._search.top_k(self._vectors[[row]], k, np.array([row]))
-        return {"item": item, "neighbors": self._listed(ids[0], scores[0])}
+        return {"item": item, "neighbors": self._neighbor_entries(ids[0], scores[0])}
 
-    def for_history(self, items: list[str], k: int) -> dict[str, Any]:
-        """Items for a user who holds `items`; those that the catalog lacks are named."""
+    def recommend(self, items: list[str], k: int) -> dict[str, Any]:
+        """Recommends k items to a user with the given history; lists its unknown items.
+
+        Raises:
+          RequestError: no item of the history is in the catalog, or k is out of range.
+        """
         self._check_k(k)
         unknown = [name for name in items if name not in self._row_of]
         rows = np.unique([self._row_of[name] for name in items if name in self._row_of])
@@ -107,90 +121,103 @@ class Service:
             raise RequestError(404, "None of the items is in the catalog.")
         history = Histories(np.array([0, len(rows)], np.int64), rows.astype(np.int32))
         ids, scores = self._recommender.top_k(history, k)
-        return {"neighbors": self._listed(ids[0], scores[0]), "unknown": unknown}
+        return {"neighbors": self._neighbor_entries(ids[0], scores[0]), "unknown_items": unknown}
 
-    def for_new(
+    def neighbors_of_new_items(
         self, items: list[dict[str, Any]], edges: list[dict[str, Any]], k: int
     ) -> dict[str, Any]:
-        """The nearest catalog items of items that the catalog does not hold.
+        """Embeds items that are not in the catalog and finds their k nearest catalog items.
 
-        Numbers beyond those of the catalog are clipped; sentences under "clipped" name them.
+        Args:
+          items: rows with the columns of --new_items.
+          edges: rows with the columns of --new_edges.
+          k: number of neighbors.
+
+        Returns:
+          "items", the neighbors of each item, and "clipped", sentences that name the numbers
+          clipped to the range of the catalog, if there are any.
+
+        Raises:
+          RequestError: there is no checkpoint, a row is invalid, or k is out of range.
         """
         self._check_k(k)
         if self._new_items is None:
             raise RequestError(
-                409, "The workdir holds no checkpoint of these embeddings to embed items with."
+                409,
+                "New items cannot be embedded: the workdir has no checkpoint of its embeddings.",
             )
         name = self.config.data.item_id_column
         if not any(name in item for item in items):
             items = [{**item, name: f"new-{uuid.uuid4().hex}"} for item in items]
         try:
-            held = _table(edges, "the request's list of edges") if edges else None
+            edge_table = _table(edges, "the request's list of edges") if edges else None
             model, codec = self._new_items
             table = _table(items, "the request's list of items")
-            additions = model.read(table, held)
-            beyond = model.transform.beyond(table.rows) if table.rows is not None else []
+            additions = model.read(table, edge_table)
+            clipped = model.transform.beyond(table.rows) if table.rows is not None else []
             vectors = codec.project(model.embed(additions)[0])
         except UserError as error:
-            said = str(error)
-            raise RequestError(400, f"{said[:1].upper()}{said[1:]}") from None
+            message = str(error)
+            raise RequestError(400, f"{message[:1].upper()}{message[1:]}") from None
         ids, scores = self._search.top_k(vectors, k)
         names = additions.item_ids.ids.to_pylist()
-        found = [self._listed(*lists) for lists in zip(ids, scores)]
-        listed = [{"item": name, "neighbors": near} for name, near in zip(names, found)]
-        return {"items": listed} | ({"clipped": beyond} if beyond else {})
+        neighbors = [self._neighbor_entries(*row) for row in zip(ids, scores)]
+        entries = [{"item": name, "neighbors": row} for name, row in zip(names, neighbors)]
+        return {"items": entries} | ({"clipped": clipped} if clipped else {})
 
-    # What the explorer asks for.
+    # Requests of the explorer.
 
     def page(self) -> str:
-        """The explorer's page, which asks for everything else."""
-        told = explorer.frame(self.config, self._prepared, self._methods)
-        return explorer.document(told, connect="'self'")
+        """The explorer's page, without the items."""
+        data = explorer.page_data(self.config, self._prepared, self._methods)
+        return explorer.document(data, connect="'self'")
 
-    def found(self, words: str, most: int) -> dict[str, Any]:
-        """Items by words of their title or id."""
-        count, rows = self._words.find(words, min(most, _MOST_FOUND))
+    def search_catalog(self, query: str, limit: int) -> dict[str, Any]:
+        """The number of items whose title or id contains the query's words, and the first ones."""
+        count, rows = self._catalog_search.find(query, min(limit, _MAX_SEARCH_RESULTS))
         return {"count": count, "items": self._items(rows)}
 
     def item(self, item: str) -> dict[str, Any]:
-        """An item and its neighbors by every method."""
+        """An item and its neighbors by every method.
+
+        Raises:
+          RequestError: the item is unknown.
+        """
         row = self._row(item)
-        lists = []
+        neighbors = []
         for method in METHODS:
             ids, scores = self._methods.neighbors(method, np.array([row]), explorer.NEIGHBORS)
-            kept = ids[0] >= 0
-            near = self._items(ids[0, kept])
-            lists.append(
-                [{**other, "score": float(score)} for other, score in zip(near, scores[0, kept])]
-            )
-        return {**self._items(np.array([row]))[0], "lists": lists}
+            valid = ids[0] >= 0
+            found = zip(self._items(ids[0, valid]), scores[0, valid])
+            neighbors.append([{**entry, "score": float(score)} for entry, score in found])
+        return {**self._items(np.array([row]))[0], "neighbors": neighbors}
 
-    def any_item(self) -> dict[str, str]:
-        """The id of an item drawn at random."""
+    def random_item(self) -> dict[str, str]:
+        """The id of a random item."""
         row = np.random.default_rng().integers(len(self._vectors))
         return {"id": self._prepared.item_ids.names(np.array([row]))[0].as_py()}
 
     @functools.cached_property
-    def map(self) -> dict[str, Any]:
-        """Places of up to 50,000 items on two axes, computed once."""
-        flat = explorer.flat_map(directions_of(self._source, self._vectors), self.config.seed)
-        rows = flat.pop("rows", np.empty(0, np.int64))
+    def map_data(self) -> dict[str, Any]:
+        """Map coordinates, ids and degrees of up to 50,000 items; computed once."""
+        data = explorer.map_data(directions_of(self._source, self._vectors), self.config.seed)
+        rows = data.pop("rows", np.empty(0, np.int64))
         names = self._prepared.item_ids.names(rows).to_pylist()
-        return {**flat, "ids": names, "degree": explorer.packed(self._degree[rows])}
+        return {**data, "ids": names, "degree": explorer.encode_integers(self._degree[rows])}
 
     @functools.cached_property
-    def _words(self) -> CatalogSearch:
+    def _catalog_search(self) -> CatalogSearch:
         return CatalogSearch(self._prepared)
 
     def _check_k(self, k: int) -> None:
-        most = self.config.serve.serve_most
-        if not 1 <= k <= most:
-            raise RequestError(400, f"k is {k} but must be from 1 to {most}.")
+        limit = self.config.serve.serve_most
+        if not 1 <= k <= limit:
+            raise RequestError(400, f"k is {k} but must be from 1 to {limit}.")
 
     def _row(self, item: str) -> int:
         row = self._row_of.get(item)
         if row is None:
-            raise RequestError(404, "There is no such item in the catalog.")
+            raise RequestError(404, "The item is not in the catalog.")
         return row
 
     def _items(self, rows: np.ndarray) -> list[dict[str, Any]]:
@@ -204,26 +231,30 @@ class Service:
             for name, title, degree in zip(names, titles, self._degree[rows])
         ]
 
-    def _listed(self, ids: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
-        """Neighbors as requests get them: item_id, score, and the title if there are titles."""
-        kept = ids >= 0
-        listed = []
-        for item, score in zip(self._items(ids[kept]), scores[kept]):
+    def _neighbor_entries(self, ids: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+        """item_id, score and, if the catalog has titles, title of each neighbor."""
+        valid = ids >= 0
+        entries = []
+        for item, score in zip(self._items(ids[valid]), scores[valid]):
             entry = {"item_id": item["id"], "score": float(score)}
             if self._prepared.titles is not None:
                 entry["title"] = item["title"]
-            listed.append(entry)
-        return listed
+            entries.append(entry)
+        return entries
 
 
 def _table(rows: list[dict[str, Any]], name: str) -> Table:
-    """Rows of a request as a table; a key that a row lacks is missing there."""
+    """Converts the rows of a request to a table; a key that a row lacks is null there.
+
+    Raises:
+      UserError: the values of a key have incompatible types.
+    """
     columns = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         try:
             columns[key] = pa.array([row.get(key) for row in rows])
         except (pa.ArrowException, OverflowError, UnicodeEncodeError):
             raise UserError(
-                f"Column '{key[:40]}' of {name} holds values that do not go together in one column."
+                f"Column '{key[:40]}' of {name} has values of incompatible types."
             ) from None
     return table_in_memory(pa.table(columns), name)

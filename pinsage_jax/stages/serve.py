@@ -24,7 +24,7 @@ def serve(config: Config) -> None:
     vectors = load_embeddings(config.workdir, prepared)
     index = open_search(config, vectors, threads=1)
     # A taken port is told before the model is loaded.
-    listener = server.bound(config.serve.serve_host, config.serve.serve_port)
+    listener = server.listen(config.serve.serve_host, config.serve.serve_port)
     source = exported_source(config, prepared.graph.num_items)
     new_items = open_new_items(source.config, prepared) if source.trained else None
     if new_items is not None:

@@ -1,4 +1,4 @@
-"""The HTTP service: its answers against plain references, its refusals, and a real socket."""
+"""The HTTP service: its answers against simple references, its errors, and a real socket."""
 
 import base64
 import concurrent.futures
@@ -26,7 +26,7 @@ from pinsage_jax.reporting.sources import read_source
 from pinsage_jax.retrieval import ann
 from pinsage_jax.retrieval.online import ExactSearch
 from pinsage_jax.retrieval.topk import top_k
-from pinsage_jax.serving import measures, server
+from pinsage_jax.serving import prometheus, server
 from pinsage_jax.serving.app import make_app
 from pinsage_jax.serving.service import Service
 from pinsage_jax.stages import serve as serve_stage
@@ -63,9 +63,9 @@ def hostile(tmp_path_factory):
         yield client
 
 
-def nearest(scores: np.ndarray, k: int, left_out=()) -> list[str]:
+def nearest(scores: np.ndarray, k: int, excluded=()) -> list[str]:
     scores = np.array(scores, float)
-    scores[list(left_out)] = -np.inf
+    scores[list(excluded)] = -np.inf
     return [f"i{row}" for row in np.argsort(-scores, kind="stable")[:k]]
 
 
@@ -87,10 +87,10 @@ def test_neighbors_of_an_item(client, catalog):
 
 def test_exact_search_is_that_of_top_k(small_rng):
     vectors = small_rng.integers(-2, 3, (50, 3)).astype(np.float32)
-    own = np.array([4, -1, 49])
+    excluded = np.array([4, -1, 49])
     for k in (1, 5, 49, 60):
-        ids, scores = ExactSearch(vectors).top_k(vectors[[4, 7, 49]], k, own)
-        wanted, values = top_k(vectors[[4, 7, 49]], vectors, k, own)
+        ids, scores = ExactSearch(vectors).top_k(vectors[[4, 7, 49]], k, excluded)
+        wanted, values = top_k(vectors[[4, 7, 49]], vectors, k, excluded)
         assert ids.tolist() == wanted.tolist() and scores.tolist() == values.tolist()
 
 
@@ -100,8 +100,8 @@ def test_for_a_history(client, catalog):
     answer = client.post("/neighbors/history", json=asked).json()
     mean = (vectors[5] + vectors[60]) / 2
     assert ids_of(answer["neighbors"]) == nearest(vectors @ mean, 6, [5, 60])
-    assert answer["unknown"] == ["nobody's"]
-    assert client.get("/health").json()["histories_by"] == "mean"
+    assert answer["unknown_items"] == ["nobody's"]
+    assert client.get("/health").json()["history_scoring"] == "mean"
 
 
 def test_for_new_items(client, catalog, tmp_path):
@@ -147,13 +147,13 @@ def test_for_new_items(client, catalog, tmp_path):
 
 LOOK = {"item_id": "x", "look": [1.0] * 5, "year": 2001}
 REFUSALS = [
-    ("GET", "/neighbors?item=nobody", None, 404, r"There is no such item in the catalog"),
+    ("GET", "/neighbors?item=nobody", None, 404, r"The item is not in the catalog"),
     ("GET", "/neighbors", None, 400, r"item: field required"),
     ("GET", "/neighbors?item=i1&k=0", None, 400, r"k is 0 but must be from 1 to 100"),
     ("GET", "/neighbors?item=i1&k=101", None, 400, r"k is 101 but must be from 1 to 100"),
     ("GET", "/neighbors?item=i1&k=ten", None, 400, r"k: input should be a valid integer"),
-    ("GET", "/nothing", None, 404, r"nothing at this path"),
-    ("DELETE", "/health", None, 405, r"DELETE is not what this path answers to"),
+    ("GET", "/nothing", None, 404, r"This path does not exist"),
+    ("DELETE", "/health", None, 405, r"does not support the method DELETE"),
     ("POST", "/neighbors/history", b"{", 400, r"The body is not valid JSON"),
     ("POST", "/neighbors/history", {"items": []}, 400, r"items: list should have at least 1"),
     ("POST", "/neighbors/history", {"items": ["a"]}, 404, r"None of the items is in"),
@@ -166,8 +166,8 @@ REFUSALS = [
     ("POST", "/neighbors/new", {"items": [{**LOOK, "look": [1.0]}]}, 400, r"'look' holds 1 numb"),
     ("POST", "/neighbors/new", {"items": [{**LOOK, "look": "a"}]}, 400, r"is not a number"),
     ("POST", "/neighbors/new", {"items": [{**LOOK, "year": {}}]}, 400, r"'year' holds struct"),
-    ("POST", "/neighbors/new", {"items": [LOOK, {**LOOK, "item_id": 3}]}, 400, r"do not go toge"),
-    ("POST", "/neighbors/new", {"items": [{**LOOK, "year": 10**400}]}, 400, r"do not go together"),
+    ("POST", "/neighbors/new", {"items": [LOOK, {**LOOK, "item_id": 3}]}, 400, r"incompatible"),
+    ("POST", "/neighbors/new", {"items": [{**LOOK, "year": 10**400}]}, 400, r"incompatible types"),
     ("POST", "/neighbors/new", {"items": [{**LOOK, "item_id": "i7"}]}, 400, r"'i7' .* already"),
     ("POST", "/neighbors/new", {"items": [LOOK, LOOK]}, 400, r"'x' is in the request's list of it"),
     ("POST", "/neighbors/new", {"items": [LOOK], "edges": [{"item_id": "z", "collection_id": "c"}]},
@@ -184,9 +184,9 @@ def test_refusals(client, method, path, body, status, sentence):
     headers = {"content-type": "application/json"}
     answer = client.request(method, path, content=content, headers=headers)
     assert answer.status_code == status
-    said = answer.json()
-    assert list(said) == ["error"] and re.search(sentence, said["error"]), said
-    assert said["error"].endswith(".") and "\n" not in said["error"]
+    body = answer.json()
+    assert list(body) == ["error"] and re.search(sentence, body["error"]), body
+    assert body["error"].endswith(".") and "\n" not in body["error"]
 
 
 def test_long_bodies_are_refused_whatever_they_promise(client):
@@ -202,7 +202,7 @@ def test_long_bodies_are_refused_whatever_they_promise(client):
         )
         assert answer.status_code == 413
         assert answer.json() == {
-            "error": "The body is longer than 256 KiB; send fewer items at once."
+            "error": "The body is longer than 256 KiB; send fewer items per request."
         }
     # One byte less than too long, in pieces, is read as it is.
     fits = long[: 256 << 10]
@@ -230,14 +230,14 @@ def test_without_a_model_new_items_are_refused(hostile):
 def test_health(client, catalog):
     assert client.get("/health").json() == {
         "status": "ok", "items": 80, "dimension": 8, "step": 3, "search": "exact",
-        "histories_by": "mean", "new_items": True,
+        "history_scoring": "mean", "new_items": True,
     }  # fmt: skip
 
 
 def test_metrics_count_what_was_asked(hostile):
     def read() -> dict[str, float]:
         answer = hostile.get("/metrics")
-        assert answer.headers["content-type"] == measures.CONTENT_TYPE
+        assert answer.headers["content-type"] == prometheus.CONTENT_TYPE
         lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
         pairs = [line.rsplit(" ", 1) for line in lines]
         assert len({name for name, _ in pairs}) == len(pairs)
@@ -257,7 +257,7 @@ def test_metrics_count_what_was_asked(hostile):
         value for name, value in after.items()
         if name.startswith('pinsage_request_seconds_bucket{path="/neighbors"')
     ]  # fmt: skip
-    assert buckets == sorted(buckets) and len(buckets) == len(measures.BOUNDS) + 1
+    assert buckets == sorted(buckets) and len(buckets) == len(prometheus.BOUNDS) + 1
     count = after['pinsage_request_seconds_count{path="/neighbors"}']
     assert buckets[-1] == count == sum(
         value for name, value in after.items()
@@ -265,15 +265,15 @@ def test_metrics_count_what_was_asked(hostile):
     )  # fmt: skip
 
 
-def test_the_explorer_asks_for_what_the_page_would_hold(hostile):
+def test_the_explorer_requests_what_the_offline_page_contains(hostile):
     world, vectors = small_world(), small_embeddings()
     ids, titles = world.item_ids.ids.to_pylist(), world.titles.to_pylist()
     degree = world.graph.degree()[:ITEMS]
     page = hostile.get("/")
     policy = re.search(r'Policy" content="([^"]*)"', page.text)[1]
     assert "connect-src 'self'" in policy and page.headers["x-frame-options"] == "DENY"
-    told = json.loads(re.search(r'id="data">(.*?)</script>', page.text)[1])
-    assert "items" not in told and told["first"] == ids[int(np.argmax(degree))]
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page.text)[1])
+    assert "items" not in data and data["first_item"] == ids[int(np.argmax(degree))]
     for words in ("1", "SCRIPT", "lines two", "id 3", 'x= "on', "nothing like it", ids[5], " "):
         whole = words.strip().lower()
         ranked = []
@@ -282,19 +282,19 @@ def test_the_explorer_asks_for_what_the_page_would_hold(hostile):
             if whole and all(part in low or part in text for part in whole.split()):
                 starts = (low == whole, low.startswith(whole), text.startswith(whole), True)
                 ranked.append((starts.index(True), -degree[row], row))
-        found = hostile.get("/explorer/search", params={"words": words, "most": 5}).json()
+        found = hostile.get("/explorer/search", params={"query": words, "limit": 5}).json()
         assert found["count"] == len(ranked)
         assert [item["id"] for item in found["items"]] == [
             ids[row] for *_, row in sorted(ranked)[:5]
         ]
     item = hostile.get("/explorer/item", params={"id": ids[9]}).json()
-    assert (item["title"], item["degree"], len(item["lists"])) == (titles[9], degree[9], 3)
+    assert (item["title"], item["degree"], len(item["neighbors"])) == (titles[9], degree[9], 3)
     near = top_k(vectors[[9]], vectors, 10, np.array([9]))[0][0]
-    assert [other["id"] for other in item["lists"][0]] == [ids[row] for row in near]
+    assert [other["id"] for other in item["neighbors"][0]] == [ids[row] for row in near]
     assert hostile.get("/explorer/item", params={"id": "nobody"}).status_code == 404
-    assert hostile.get("/explorer/any").json()["id"] in ids
-    places = hostile.get("/explorer/map").json()
-    assert places["ids"] == ids and len(base64.b64decode(places["x"]["data"])) == 2 * ITEMS
+    assert hostile.get("/explorer/random").json()["id"] in ids
+    map_data = hostile.get("/explorer/map").json()
+    assert map_data["ids"] == ids and len(base64.b64decode(map_data["x"]["data"])) == 2 * ITEMS
 
 
 def test_many_at_once_get_what_one_gets(client, catalog):
@@ -320,7 +320,7 @@ def test_an_index_answers_in_its_place(client, catalog):
     # It holds so many candidates as there are items, so it misses none.
     near = service.neighbors("i41", 7)["neighbors"]
     assert ids_of(near) == nearest(vectors @ vectors[41], 7, [41])
-    history = service.for_history(["i5", "i60"], 6)["neighbors"]
+    history = service.recommend(["i5", "i60"], 6)["neighbors"]
     assert ids_of(history) == nearest(vectors @ (vectors[5] + vectors[60]), 6, [5, 60])
 
 
@@ -376,17 +376,19 @@ def test_the_stage_serves_until_it_is_stopped(catalog, monkeypatch, caplog):
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-def test_a_taken_port_is_told_before_anything_is_loaded(catalog):
-    with server.bound("127.0.0.1", 0) as taken:
+def test_a_port_in_use_is_reported_before_anything_is_loaded(catalog):
+    with server.listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         config = Config(
             mode="serve", workdir=catalog[0].workdir, seed=0, threads=1,
             serve=ServeConfig(serve_port=port),
         )  # fmt: skip
-        with pytest.raises(UserError, match=f"--serve_port={port} cannot be listened at"):
+        with pytest.raises(
+            UserError, match=f"cannot listen on --serve_host=.* --serve_port={port} "
+        ):
             serve_stage.serve(config)
     with pytest.raises(UserError, match=r"--serve_host=203\.0\.113\.7"):
-        server.bound("203.0.113.7", 0)
+        server.listen("203.0.113.7", 0)
 
 
 def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch, tmp_path):
