@@ -31,22 +31,23 @@ _FEATURES, _EMBEDDING = 300, 256
 # Typed letter by letter, so that each is searched for several times.
 _SEARCHES = ("neural", "graph network", "item-12345", "a", "zzzz")
 _LATER = """async (words) => {
-  const field = document.getElementById("words"), found = document.getElementById("found");
-  const taken = [];
+  const field = document.getElementById("search-field");
+  const results = document.getElementById("results");
+  const times = [];
   for (let end = 1; end <= words.length; end++) {
     const done = new Promise((resolve) => {
       const watcher = new MutationObserver(() => { watcher.disconnect(); resolve(); });
-      watcher.observe(document.getElementById("count"), { childList: true, characterData: true,
-        subtree: true });
+      watcher.observe(document.getElementById("result-count"),
+        { childList: true, characterData: true, subtree: true });
     });
     field.value = words.slice(0, end);
     const begin = performance.now();
     field.dispatchEvent(new Event("input"));
     await done;
-    found.getBoundingClientRect();
-    taken.push(performance.now() - begin);
+    results.getBoundingClientRect();
+    times.push(performance.now() - begin);
   }
-  return taken;
+  return times;
 }"""
 
 

@@ -1,1 +1,1 @@
-"""Reporting: what a run did, for people."""
+"""Reporting: the report of a run, the explorer of its catalog, and the comparison of two runs."""

@@ -1,9 +1,9 @@
-"""--mode=compare: two finished runs beside each other.
+"""--mode=compare: compares two finished runs.
 
-Settings that differ, what the data of either is, metrics of both on the pairs that both
-have (with paired bootstrap intervals of the difference, since the pairs are the same),
-how many nearest neighbors changed, and costs.  The runs may have other catalogs:
-items and pairs are matched by their ids.  WORKDIR/compare.json holds the same.
+The comparison covers the settings that differ, the size of the data, the metrics on the
+pairs that both runs have (with paired bootstrap intervals of the difference), the share of
+nearest neighbors that changed, and the costs.  The catalogs may differ: items and pairs are
+matched by their ids.  The result is printed and written to WORKDIR/compare.json.
 
   N items, P pairs, k neighbors
 """
@@ -23,20 +23,21 @@ from pinsage_jax.core.costs import COSTS_FILE
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import metrics
 from pinsage_jax.export.reader import load_embeddings
-from pinsage_jax.reporting.comparison_text import comparison_text
+from pinsage_jax.reporting.comparison_text import format_comparison
 from pinsage_jax.reporting.sources import Source, read_source
 from pinsage_jax.retrieval.ranks import TIE_RULE
 from pinsage_jax.retrieval.topk import target_ranks, top_k
 
 COMPARE_FILE = "compare.json"
-# What a run is told but what changes no number that it computes.
+# Settings that change no result of a run.
 _NOT_COMPARED = ("mode", "workdir", "threads", "evaluate", "doctor", "compare")
-_MOST_CHANGED = 5
+# Items with the least overlap of neighbors that are named.
+_NAMED_ITEMS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run as its workdir has it."""
+    """One finished run, read from its workdir."""
 
     workdir: str
     prepared: Prepared
@@ -45,20 +46,24 @@ class Run:
 
     @classmethod
     def of(cls, config: Config) -> Run:
-        """Opens the run in config.workdir; UserError if it has no data or embeddings."""
+        """Opens the run in config.workdir.
+
+        Raises:
+          UserError: the workdir has no prepared data or no embeddings.
+        """
         prepared = open_prepared(config.workdir)
         vectors = load_embeddings(config.workdir, prepared)
         return cls(config.workdir, prepared, vectors, read_source(config, len(vectors)))
 
 
 def compare(config: Config) -> dict[str, Any]:
-    """Compares the run in --workdir with that in --compare_with; prints tables, writes JSON.
+    """Compares the runs in --workdir and --compare_with; prints tables and writes compare.json.
 
     Returns:
-      What compare.json holds.
+      The contents of compare.json.
 
     Raises:
-      UserError: a run is not there or not finished, or both are the same.
+      UserError: a run is missing or unfinished, or both are the same.
     """
     other = config.compare.compare_with
     if pathlib.Path(other).resolve() == pathlib.Path(config.workdir).resolve():
@@ -76,7 +81,7 @@ def compare(config: Config) -> dict[str, Any]:
         ),
         "costs": [_costs(run) for run in (first, second)],
     }
-    print(comparison_text(result))
+    print(format_comparison(result))
     files.write_json(pathlib.Path(config.workdir) / COMPARE_FILE, result)
     return result
 
@@ -84,18 +89,20 @@ def compare(config: Config) -> dict[str, Any]:
 def settings_difference(first: Source, second: Source) -> list[dict[str, Any]]:
     """Flag and both values of every setting that differs, in the order of --helpfull."""
     rows = []
-    ours, theirs = dataclasses.asdict(first.config), dataclasses.asdict(second.config)
-    for name, value in ours.items():
-        if name in _NOT_COMPARED:
+    first_config, second_config = (
+        dataclasses.asdict(first.config),
+        dataclasses.asdict(second.config),
+    )
+    for section in first_config:
+        if section in _NOT_COMPARED:
             continue
-        if not isinstance(value, dict):
-            value, other = {name: value}, {name: theirs[name]}
-        else:
-            other = theirs[name]
+        first_values, second_values = first_config[section], second_config[section]
+        if not isinstance(first_values, dict):
+            first_values, second_values = {section: first_values}, {section: second_values}
         rows += [
-            {"flag": flag, "values": [here, other[flag]]}
-            for flag, here in value.items()
-            if here != other[flag]
+            {"flag": flag, "values": [value, second_values[flag]]}
+            for flag, value in first_values.items()
+            if value != second_values[flag]
         ]
     return rows
 
@@ -117,22 +124,28 @@ def _costs(run: Run) -> dict[str, Any] | None:
     return files.read_json(path) if path.exists() else None
 
 
-def rows_in(ours: Prepared, theirs: Prepared) -> np.ndarray:
-    """For every item of `ours` its row in `theirs`, int32 [N], -1 where it has none."""
-    return theirs.item_ids.lookup(ours.item_ids.ids)
+def matching_rows(first: Prepared, second: Prepared) -> np.ndarray:
+    """Row in `second` of every item of `first`, int32 [N]; -1: `second` lacks the item."""
+    return second.item_ids.lookup(first.item_ids.ids)
 
 
 def shared_pairs(first: Run, second: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluation pairs of both, each once: int32 [P, 2] as rows of either, in order of `first`."""
-    rows = rows_in(first.prepared, second.prepared)
-    ours = np.asarray(first.prepared.eval_pairs).reshape(-1, 2)
-    _, places = np.unique(ours, axis=0, return_index=True)
-    ours = ours[np.sort(places)]
-    mapped = rows[ours].reshape(-1, 2)
-    key = mapped[:, 0].astype(np.int64) << 32 | mapped[:, 1].astype(np.int64) & 0xFFFFFFFF
-    given = np.asarray(second.prepared.eval_pairs, np.int64).reshape(-1, 2)
-    both = (mapped >= 0).all(axis=1) & np.isin(key, given[:, 0] << 32 | given[:, 1])
-    return ours[both], mapped[both]
+    """The distinct evaluation pairs that both runs have.
+
+    Returns:
+      int32 [P, 2] twice: the pairs as rows of `first` and as rows of `second`, in the order
+      of `first`.
+    """
+    rows = matching_rows(first.prepared, second.prepared)
+    pairs = np.asarray(first.prepared.eval_pairs).reshape(-1, 2)
+    _, first_index = np.unique(pairs, axis=0, return_index=True)
+    pairs = pairs[np.sort(first_index)]
+    matched = rows[pairs].reshape(-1, 2)
+    key = matched[:, 0].astype(np.int64) << 32 | matched[:, 1].astype(np.int64) & 0xFFFFFFFF
+    second_pairs = np.asarray(second.prepared.eval_pairs, np.int64).reshape(-1, 2)
+    second_key = second_pairs[:, 0] << 32 | second_pairs[:, 1]
+    shared = (matched >= 0).all(axis=1) & np.isin(key, second_key)
+    return pairs[shared], matched[shared]
 
 
 def compare_metrics(first: Run, second: Run, resamples: int, seed: int) -> dict[str, Any]:
@@ -140,47 +153,51 @@ def compare_metrics(first: Run, second: Run, resamples: int, seed: int) -> dict[
 
     Every pair is ranked in the whole catalog of its run.
 
+    Args:
+      first, second: the runs.
+      resamples: bootstrap resamples; 0: no intervals.
+      seed: key of the resamples.
+
     Returns:
-      {pairs, of: [pairs of either], same_pairs, same_catalog, kinds: {kind: {pairs,
-      metrics: {metric: {values, intervals, difference, low, high}}}}}.  Without bootstrap
-      there are no intervals.
+      {pairs, pairs_of_each, same_pairs, same_catalog, tie_rule, interval, kinds: {kind:
+      {pairs, metrics: {metric: {values, intervals, difference, low, high}}}}}.
     """
-    ours, theirs = shared_pairs(first, second)
-    offered = [
+    first_pairs, second_pairs = shared_pairs(first, second)
+    pairs_of_each = [
         len(np.unique(np.asarray(run.prepared.eval_pairs).reshape(-1, 2), axis=0))
         for run in (first, second)
     ]
     same_items = first.prepared.item_ids.digest() == second.prepared.item_ids.digest()
-    found: dict[str, Any] = {
-        "pairs": len(ours),
-        "of": offered,
-        "same_pairs": len(ours) == max(offered),
+    result: dict[str, Any] = {
+        "pairs": len(first_pairs),
+        "pairs_of_each": pairs_of_each,
+        "same_pairs": len(first_pairs) == max(pairs_of_each),
         "same_catalog": same_items,
         "tie_rule": TIE_RULE,
         "interval": f"95%, {resamples} bootstrap resamples of queries",
         "kinds": {},
     }
-    if not len(ours):
-        return found
+    if not len(first_pairs):
+        return result
     ranks = [
         target_ranks(run.embeddings[pairs[:, 0]], run.embeddings, *pairs.T)
-        for run, pairs in ((first, ours), (second, theirs))
+        for run, pairs in ((first, first_pairs), (second, second_pairs))
     ]
-    kinds = _kinds_of(first.prepared, ours)
-    chosen = {"all": np.ones(len(ours), np.bool_)}
-    chosen |= {str(kind): kinds == kind for kind in np.unique(kinds)}
-    for kind, mask in chosen.items():
-        tables = [metrics.query_table(rank[mask], ours[mask, 0]) for rank in ranks]
+    kinds = _kinds_of(first.prepared, first_pairs)
+    masks = {"all": np.ones(len(first_pairs), np.bool_)}
+    masks |= {str(kind): kinds == kind for kind in np.unique(kinds)}
+    for kind, mask in masks.items():
+        tables = [metrics.query_table(rank[mask], first_pairs[mask, 0]) for rank in ranks]
         generator = metrics.keyed_generator(seed, f"compare {kind}")
         samples = metrics.bootstrap_means(tables, resamples, generator) if resamples else None
-        found["kinds"][kind] = {
-            "pairs": int(mask.sum()), "metrics": _side_by_side(tables, samples)
+        result["kinds"][kind] = {
+            "pairs": int(mask.sum()), "metrics": _compare_tables(tables, samples)
         }  # fmt: skip
-    return found
+    return result
 
 
 def _kinds_of(prepared: Prepared, pairs: np.ndarray) -> np.ndarray:
-    """Kind of each of `pairs`, all of which are among the evaluation pairs."""
+    """The kind of each of `pairs`, all of which are evaluation pairs."""
     kinds = {
         (int(query), int(target)): str(kind)
         for (query, target), kind in zip(prepared.eval_pairs, prepared.eval_kinds)
@@ -188,9 +205,10 @@ def _kinds_of(prepared: Prepared, pairs: np.ndarray) -> np.ndarray:
     return np.array([kinds[int(query), int(target)] for query, target in pairs])
 
 
-def _side_by_side(tables: list[metrics.QueryTable], samples: np.ndarray | None) -> dict[str, Any]:
+def _compare_tables(tables: list[metrics.QueryTable], samples: np.ndarray | None) -> dict[str, Any]:
+    """Values, difference and, from samples [2, resamples, M], intervals by metric."""
     means = [table.means() for table in tables]
-    described: dict[str, Any] = {
+    result: dict[str, Any] = {
         name: {
             "values": [mean[name] for mean in means],
             "difference": means[1][name] - means[0][name],
@@ -198,51 +216,55 @@ def _side_by_side(tables: list[metrics.QueryTable], samples: np.ndarray | None) 
         for name in metrics.METRICS
     }
     if samples is None:
-        return described
-    bounds = [metrics.interval(some) for some in (*samples, samples[1] - samples[0])]
-    for place, name in enumerate(metrics.METRICS):
-        pairs = [[float(low[place]), float(high[place])] for low, high in bounds]
-        described[name]["intervals"] = pairs[:2]
-        described[name]["low"], described[name]["high"] = pairs[2]
-    return described
+        return result
+    bounds = [metrics.interval(draws) for draws in (*samples, samples[1] - samples[0])]
+    for column, name in enumerate(metrics.METRICS):
+        intervals = [[float(low[column]), float(high[column])] for low, high in bounds]
+        result[name]["intervals"] = intervals[:2]
+        result[name]["low"], result[name]["high"] = intervals[2]
+    return result
 
 
-def neighbor_churn(first: Run, second: Run, k: int, most: int) -> dict[str, Any]:
-    """How much of the k nearest neighbors changed, over items that both runs have.
+def neighbor_churn(first: Run, second: Run, k: int, limit: int) -> dict[str, Any]:
+    """Measures how much of the k nearest neighbors changed, over items that both runs have.
 
-    An item's overlap is the share of its list in the first run that its list in the
-    second holds too; an item that the other catalog lacks counts as changed.
+    An item's overlap is the share of its neighbors in the first run that are among its
+    neighbors in the second; a neighbor that the second catalog lacks counts as changed.
 
     Args:
-      most: items looked at, evenly spaced.
+      first, second: the runs.
+      k: number of neighbors.
+      limit: number of items to compare, evenly spaced.
 
     Returns:
       {k, items, common_items, mean_overlap, same_first, unchanged, all_new,
-      most_changed: [ids]}; empty lists and zeros where there is nothing to compare.
+      most_changed: [ids]}; zeros and an empty list where there is nothing to compare.
     """
-    rows = rows_in(first.prepared, second.prepared)
+    rows = matching_rows(first.prepared, second.prepared)
     common = np.flatnonzero(rows >= 0)
-    count = min(most, len(common))
-    looked_at = common[np.arange(count) * len(common) // max(count, 1)]
-    found: dict[str, Any] = {
-        "k": k, "items": len(looked_at), "common_items": len(common), "mean_overlap": 0.0,
+    count = min(limit, len(common))
+    queries = common[np.arange(count) * len(common) // max(count, 1)]
+    result: dict[str, Any] = {
+        "k": k, "items": len(queries), "common_items": len(common), "mean_overlap": 0.0,
         "same_first": 0.0, "unchanged": 0.0, "all_new": 0.0, "most_changed": [],
     }  # fmt: skip
-    if not len(looked_at):
-        return found
-    there = rows[looked_at]
-    ours, _ = top_k(first.embeddings[looked_at], first.embeddings, k, looked_at)
-    theirs, _ = top_k(second.embeddings[there], second.embeddings, k, there)
-    # In rows of the second run; -2 for an item that it lacks, so that it meets nothing.
-    mapped = np.where(ours >= 0, np.where(rows[ours] >= 0, rows[ours], -2), -2)
-    listed = np.maximum((ours >= 0).sum(axis=1), 1)
-    shared = np.array([len(np.intersect1d(a, b)) for a, b in zip(mapped, theirs)])
-    overlap = shared / listed
-    worst = looked_at[np.argsort(overlap, kind="stable")[:_MOST_CHANGED]]
-    return found | {
+    if not len(queries):
+        return result
+    second_queries = rows[queries]
+    neighbors, _ = top_k(first.embeddings[queries], first.embeddings, k, queries)
+    second_neighbors, _ = top_k(
+        second.embeddings[second_queries], second.embeddings, k, second_queries
+    )
+    # As rows of the second run; -2, which equals no row and no padding, for a missing item.
+    mapped = np.where(neighbors >= 0, np.where(rows[neighbors] >= 0, rows[neighbors], -2), -2)
+    sizes = np.maximum((neighbors >= 0).sum(axis=1), 1)
+    shared = np.array([len(np.intersect1d(a, b)) for a, b in zip(mapped, second_neighbors)])
+    overlap = shared / sizes
+    most_changed = queries[np.argsort(overlap, kind="stable")[:_NAMED_ITEMS]]
+    return result | {
         "mean_overlap": float(overlap.mean()),
-        "same_first": float((mapped[:, 0] == theirs[:, 0]).mean()),
+        "same_first": float((mapped[:, 0] == second_neighbors[:, 0]).mean()),
         "unchanged": float((overlap == 1.0).mean()),
         "all_new": float((overlap == 0.0).mean()),
-        "most_changed": first.prepared.item_ids.names(worst).to_pylist(),
+        "most_changed": first.prepared.item_ids.names(most_changed).to_pylist(),
     }

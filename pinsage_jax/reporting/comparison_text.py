@@ -1,4 +1,4 @@
-"""compare.json as aligned text for a terminal."""
+"""Formats compare.json as aligned text tables for a terminal."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from pinsage_jax.core.text_table import aligned
 
-_SHOWN = ("hit@10", "hit@100", "ndcg@10", "mrr")
+_TABLE_METRICS = ("hit@10", "hit@100", "ndcg@10", "mrr")
 _GIB = 2**30
 
 
-def comparison_text(result: dict[str, Any]) -> str:
-    """Settings, data, metrics, neighbors and costs; A is the first run, B the second."""
+def format_comparison(result: dict[str, Any]) -> str:
+    """Tables of settings, data, metrics, neighbors and costs; A is the first run, B the second."""
     lines = [f"A: {result['runs'][0]}", f"B: {result['runs'][1]}", ""]
     lines += _settings(result)
     rows = [["data", "A", "B"]]
@@ -26,7 +26,7 @@ def comparison_text(result: dict[str, Any]) -> str:
 
 def _settings(result: dict[str, Any]) -> list[str]:
     lines = [
-        f"The settings of {name} are not known (no checkpoint of its embeddings)."
+        f"The settings of {name} are unknown (no checkpoint of its embeddings' step)."
         for name, known in zip("AB", result["settings_known"])
         if not known
     ]
@@ -38,26 +38,27 @@ def _settings(result: dict[str, Any]) -> list[str]:
     return [*lines, *aligned(rows), ""]
 
 
-def _metrics(found: dict[str, Any]) -> list[str]:
-    if not found["pairs"]:
+def _metrics(result: dict[str, Any]) -> list[str]:
+    of_a, of_b = result["pairs_of_each"]
+    if not result["pairs"]:
         return [
-            f"No evaluation pair is in both runs (A has {found['of'][0]:,}, B {found['of'][1]:,}), "
-            "so there are no metrics to compare."
+            f"The runs share no evaluation pair (A has {of_a:,}, B {of_b:,}), so there are no "
+            "metrics to compare."
         ]
-    if found["same_pairs"]:
-        lines = [f"Both are ranked on the same {found['pairs']:,} evaluation pairs."]
+    if result["same_pairs"]:
+        lines = [f"Both runs are evaluated on the same {result['pairs']:,} evaluation pairs."]
     else:
         lines = [
-            f"Ranked on the {found['pairs']:,} evaluation pairs that both have, of "
-            f"{found['of'][0]:,} and {found['of'][1]:,}."
+            f"Both runs are evaluated on the {result['pairs']:,} evaluation pairs that they share, "
+            f"of {of_a:,} (A) and {of_b:,} (B)."
         ]
-    if not found["same_catalog"]:
-        lines.append("The catalogs differ: each run is ranked in its own.")
-    lines.append(f"In brackets: {found['interval']}; those of B - A are paired.")
-    for kind, scored in found["kinds"].items():
+    if not result["same_catalog"]:
+        lines.append("The catalogs differ: each run ranks its own catalog.")
+    lines.append(f"In brackets: {result['interval']}; those of B - A are paired.")
+    for kind, scored in result["kinds"].items():
         title = "all pairs" if kind == "all" else f"kind {kind}"
         rows = [[f"{title} ({scored['pairs']:,})", "A", "B", "B - A"]]
-        for name in _SHOWN:
+        for name in _TABLE_METRICS:
             values = scored["metrics"][name]
             intervals = values.get("intervals", [None, None])
             cells = [_number(*pair) for pair in zip(values["values"], intervals)]
@@ -73,17 +74,18 @@ def _number(value: float, interval: list[float] | None, signed: bool = False) ->
     return text if interval is None else text + " [{0:{2}.3f}, {1:{2}.3f}]".format(*interval, sign)
 
 
-def _neighbors(found: dict[str, Any]) -> list[str]:
-    if not found["items"]:
-        return ["No item is in both runs, so no neighbors are compared."]
-    changed = ", ".join(" ".join(name.split()) for name in found["most_changed"])
+def _neighbors(result: dict[str, Any]) -> list[str]:
+    if not result["items"]:
+        return ["The runs share no item, so no neighbors are compared."]
+    changed = ", ".join(" ".join(name.split()) for name in result["most_changed"])
     return [
-        f"Of the {found['k']} nearest neighbors in A, {found['mean_overlap']:.1%} are in B too "
-        f"(mean over {found['items']:,} of {found['common_items']:,} items in both): "
-        f"{1 - found['mean_overlap']:.1%} churn.",
-        f"The nearest is the same for {found['same_first']:.1%} of the items; all are the same for "
-        f"{found['unchanged']:.1%} and none for {found['all_new']:.1%}.",
-        f"Changed most: {changed}.",
+        f"Of an item's {result['k']} nearest neighbors in A, {result['mean_overlap']:.1%} are also "
+        f"in B (mean over {result['items']:,} of {result['common_items']:,} shared items): "
+        f"{1 - result['mean_overlap']:.1%} churn.",
+        f"The nearest neighbor is the same for {result['same_first']:.1%} of the items; all "
+        f"neighbors are the same for {result['unchanged']:.1%} and none for "
+        f"{result['all_new']:.1%}.",
+        f"Items that changed most: {changed}.",
     ]
 
 

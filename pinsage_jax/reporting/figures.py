@@ -1,10 +1,10 @@
-"""Charts as inline SVG by matplotlib; no text of users ever gets in here.
+"""Charts as inline SVG, drawn by matplotlib; they contain no text of the catalog.
 
-Charts are as wide as a phone, so that their text is readable there, and the page
-sets several side by side where there is room.  What is drawn in ink takes the
-page's text color; the other colors are legible on white and on black.
+Charts are as wide as a phone's screen, so that their text is readable there; a wider page
+shows several side by side.  Axes and text have the page's text color; the other colors are
+legible on white and on black.
 
-matplotlib is an extra, so it is imported when a chart is drawn.
+matplotlib is an optional dependency, so it is imported when a chart is drawn.
 """
 
 from __future__ import annotations
@@ -56,12 +56,13 @@ _STYLE = {
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One line or one row of points.
+    """One line of a line chart, or the points of one metric.
 
     Attributes:
+      label: name in the legend.
       x, y: float [n].
-      low, high: float [n], ends of intervals around y.
-      fill: shade the area down to 0.
+      low, high: float [n], bounds of intervals around y.
+      fill: whether to shade the area between the line and 0.
     """
 
     label: str
@@ -78,7 +79,11 @@ def available() -> bool:
 
 
 def require() -> None:
-    """Raises UserError saying how to install matplotlib where it is missing."""
+    """Checks that matplotlib is installed.
+
+    Raises:
+      UserError: it is missing; the message says how to install it.
+    """
     if not available():
         raise UserError("The report needs matplotlib: pip install 'pinsage-jax[report]'.")
 
@@ -94,26 +99,30 @@ def line_chart(
     from_zero: bool = True,
     mark: float | None = None,
 ) -> Html:
-    """Lines over numbers.
+    """A line chart.
 
     Args:
-      name: of letters; unique on the page.
-      x_ticks: these places alone, on a logarithmic axis.
-      from_zero: the vertical axis begins at 0.
+      name: prefix of the ids in the chart; letters, unique on the page.
+      alt: description of the chart for screen readers.
+      series: the lines.
+      x_label: label of the horizontal axis.
+      percent: whether the vertical axis is in percent.
+      x_ticks: the ticks of a logarithmic horizontal axis; None: a linear axis.
+      from_zero: whether the vertical axis starts at 0.
       mark: x of a vertical line.
     """
 
     def draw(figure, axes):
         from matplotlib import ticker
 
-        for place, line in enumerate(series):
-            dots = "o" if len(line.x) <= 12 else None
-            # Ours comes first: a little stronger, and on top of the others.
-            axes.plot(line.x, line.y, _DASHES[place % 4], color=_color(place), marker=dots,
-                      linewidth=1.4 if place else 2.0, zorder=3 if place else 4,
+        for number, line in enumerate(series):
+            marker = "o" if len(line.x) <= 12 else None
+            # The first line, PinSage, is thicker and drawn on top of the others.
+            axes.plot(line.x, line.y, _DASHES[number % 4], color=_color(number), marker=marker,
+                      linewidth=1.4 if number else 2.0, zorder=3 if number else 4,
                       label=line.label)  # fmt: skip
             if line.fill:
-                axes.fill_between(line.x, line.y, color=_color(place), alpha=0.15, linewidth=0)
+                axes.fill_between(line.x, line.y, color=_color(number), alpha=0.15, linewidth=0)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
         if x_ticks is not None:
             axes.set_xscale("log")
@@ -135,25 +144,29 @@ def line_chart(
 def interval_chart(
     name: str, alt: str, labels: Sequence[str], series: Sequence[Series], x_label: str
 ) -> Html:
-    """A row per label: points with their intervals along a horizontal axis from 0.
+    """A chart with one row per label: points with intervals on a horizontal axis from 0.
 
     Args:
-      series: y is what is measured (one value per label), x is not looked at.
+      name: prefix of the ids in the chart; letters, unique on the page.
+      alt: description of the chart for screen readers.
+      labels: the rows.
+      series: y has one value per label; x is ignored.
+      x_label: label of the horizontal axis.
     """
 
     def draw(figure, axes):
         rows = np.arange(len(labels), dtype=float)
         shift = 0.26 if len(series) > 1 else 0.0
-        for place, points in enumerate(series):
-            at = rows + shift * (place - (len(series) - 1) / 2)
+        for number, points in enumerate(series):
+            positions = rows + shift * (number - (len(series) - 1) / 2)
             value = np.asarray(points.y, float)
             error = None
             if points.low is not None and points.high is not None:
-                # Rounding can leave an end of an interval on the wrong side of the value.
+                # By rounding, a bound may lie on the wrong side of the value.
                 low, high = np.asarray(points.low, float), np.asarray(points.high, float)
                 error = np.maximum(np.stack([value - low, high - value]), 0.0)
-            axes.errorbar(value, at, xerr=error, fmt="os^D"[place % 4], color=_color(place),
-                          linewidth=1.4, label=points.label)  # fmt: skip
+            axes.errorbar(value, positions, xerr=error, fmt="os^D"[number % 4],
+                          color=_color(number), linewidth=1.4, label=points.label)  # fmt: skip
         axes.set_yticks(rows, labels)
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.grid(False, axis="y")
@@ -172,20 +185,23 @@ def scatter_chart(
     group: np.ndarray,
     labels: Sequence[str],
 ) -> Html:
-    """Dots colored by group, on axes without a unit.
+    """A scatter chart without axes, its dots colored by group.
 
     Args:
+      name: prefix of the ids in the chart; letters, unique on the page.
+      alt: description of the chart for screen readers.
       points: float [n, 2].
-      group: int [n], places in `labels`.
+      group: int [n], indices into `labels`.
+      labels: names of the groups.
     """
 
     def draw(figure, axes):
-        # In the order of the points, so that no group hides the others.  Thousands of dots
-        # are smaller as one picture than as shapes.
-        axes.scatter(points[:, 0], points[:, 1], s=6.0, c=[_color(place) for place in group],
+        # In the order of the points, so that no group hides the others.  As a bitmap,
+        # thousands of dots take fewer bytes than as shapes.
+        axes.scatter(points[:, 0], points[:, 1], s=6.0, c=[_color(number) for number in group],
                      alpha=0.8, linewidths=0, rasterized=True)  # fmt: skip
-        for place, label in enumerate(labels):
-            axes.scatter([], [], s=6.0, color=_color(place), label=label)
+        for number, label in enumerate(labels):
+            axes.scatter([], [], s=6.0, color=_color(number), label=label)
         axes.set_axis_off()
         axes.set_aspect("equal", "datalim")
         _legend(figure, axes, len(labels), 2.0)
@@ -193,8 +209,8 @@ def scatter_chart(
     return _draw(name, alt, 3.6, draw)
 
 
-def _color(place: int) -> str:
-    return COLORS[place % len(COLORS)]
+def _color(number: int) -> str:
+    return COLORS[number % len(COLORS)]
 
 
 def _legend_columns(count: int) -> int:
@@ -208,12 +224,12 @@ def _legend(figure, axes, count: int, scale: float = 1.0) -> None:
 
 
 def _draw(name: str, alt: str, height: float, draw) -> Html:
-    """Runs `draw(figure, axes)` on an empty chart of `height` inches."""
+    """Calls `draw(figure, axes)` on an empty chart of `height` inches; returns it as SVG."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    # Neither a person's matplotlibrc nor a display has a say.
+    # The chart must depend neither on the user's matplotlibrc nor on a display.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         parameters: Any = matplotlib.rcParams
@@ -227,18 +243,18 @@ def _draw(name: str, alt: str, height: float, draw) -> Html:
 
 
 def _inline(svg: str, name: str, alt: str) -> Html:
-    """matplotlib's file as an element of a page: no addresses, ids that are unique there."""
+    """Turns matplotlib's SVG file into an element of a page: no URLs, ids unique on the page."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Its one style sheet would apply to the whole page.
+    # Its style sheet would apply to the whole page.
     svg = re.sub(r"<style\b.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     used = set(re.findall(r"""(?:url\(|href=")#([^)"]+)""", svg))
 
-    def kept(match: re.Match) -> str:
+    def prefixed(match: re.Match) -> str:
         return f' id="{name}-{match[1]}"' if match[1] in used else ""
 
-    svg = re.sub(r'\sid="([^"]*)"', kept, svg)
+    svg = re.sub(r'\sid="([^"]*)"', prefixed, svg)
     svg = re.sub(r"url\(#", f"url(#{name}-", svg)
     svg = re.sub(r'href="#', f'href="#{name}-', svg)
     svg = svg.replace(_INK, "currentColor")

@@ -1,9 +1,9 @@
-"""HTML without a way to forget escaping: plain text in, escaped markup out.
+"""Builds HTML from plain text; escaping cannot be forgotten.
 
-Every function escapes what it is given unless it is `Html`, which only these
-functions and the charts make; text of users (ids, titles, kinds, paths) can therefore be passed
-anywhere.  The page that `document` makes needs no script and no network, and its
-content security policy forbids both; explorer.py makes one with a script.
+Every function escapes its arguments unless they are `Html`, which only these functions and
+the charts create.  Text of the catalog (ids, titles, kinds, paths) can therefore be passed
+anywhere.  The page of `document` needs neither scripts nor the network, and its content
+security policy forbids both; the page of explorer.py has a script.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 _VOID = ("meta",)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
-# What every page of ours begins with: its colors, by day and by night, and its letters.
+# Shared by all pages: colors for light and dark mode, and fonts.
 BASE_STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --quiet: #57606a; --paper: #ffffff;
   --line: #d0d7de; --panel: #f6f8fa; --link: #0b5cad; }
@@ -81,29 +81,29 @@ footer { color: var(--quiet); font-size: 0.85rem; padding-bottom: 2rem; }
 
 
 class Html(str):
-    """Markup that is safe to insert as it is."""
+    """Markup that is safe to insert without escaping."""
 
 
 def text(value: object) -> Html:
-    """`value` as markup: escaped, on one line, unless it is Html already.
+    """`value` as markup: escaped and on one line, unless it is Html already.
 
-    Control characters, which HTML forbids, and what UTF-8 cannot hold become U+FFFD.
+    Control characters, which HTML forbids, become U+FFFD; what UTF-8 cannot encode becomes ?.
     """
     if isinstance(value, Html):
         return value
     line = re.sub(r"\s+", " ", str(value))
     line = line.encode("utf-8", "replace").decode("utf-8")
-    shown = ("\ufffd" if unicodedata.category(sign) == "Cc" else sign for sign in line)
-    return Html(html.escape("".join(shown), quote=True))
+    characters = ("\ufffd" if unicodedata.category(char) == "Cc" else char for char in line)
+    return Html(html.escape("".join(characters), quote=True))
 
 
 def join(parts: Iterable[object], between: object = "") -> Html:
-    """The parts one after another."""
+    """Concatenates the parts, with `between` as separator."""
     return Html(text(between).join(text(part) for part in parts))
 
 
 def element(tag: str, *children: object, **attributes: object) -> Html:
-    """One element; an attribute `class_` or `aria_label` is written class or aria-label."""
+    """An element; an attribute named `class_` or `aria_label` becomes class or aria-label."""
     written = []
     for name, value in attributes.items():
         written.append(f' {name.rstrip("_").replace("_", "-")}="{text(value)}"')
@@ -117,15 +117,15 @@ def paragraph(*children: object) -> Html:
 
 
 def note(*children: object) -> Html:
-    """A paragraph in small print: definitions, limits, what is missing."""
+    """A paragraph in small print, for definitions, limits and missing data."""
     return element("p", *children, class_="note")
 
 
-def foreign(value: object, longest: int = 160) -> Html:
-    """Text of users: cut where it is very long, and kept from reordering its surroundings."""
+def user_text(value: object, max_length: int = 160) -> Html:
+    """Text of the catalog: truncated, and isolated so that right-to-left text reorders no other."""
     line = " ".join(str(value).split())
-    if len(line) > longest:
-        line = line[: longest - 3] + "..."
+    if len(line) > max_length:
+        line = line[: max_length - 3] + "..."
     return element("bdi", line)
 
 
@@ -137,18 +137,21 @@ def table(
     numbers: bool = False,
     main: int | None = None,
 ) -> Html:
-    """A table whose first column names the rows; it scrolls by itself where it is too wide.
+    """A table whose first column names the rows; if it is too wide, it scrolls horizontally.
 
     Args:
-      numbers: the other columns are numbers, aligned to the right and never broken.
-      main: a row to set off.
+      caption: title of the table.
+      head: titles of the columns.
+      rows: cells of each row.
+      numbers: whether the other columns are numbers, right-aligned and on one line.
+      main: index of a row to highlight.
     """
     body = []
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         cells = [element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])]
-        body.append(element("tr", *cells, **({"class_": "main"} if place == main else {})))
+        body.append(element("tr", *cells, **({"class_": "main"} if index == main else {})))
     heading = element("tr", *(element("th", cell, scope="col") for cell in head))
-    whole = element(
+    content = element(
         "table",
         element("caption", element("span", caption)),
         element("thead", heading),
@@ -156,38 +159,39 @@ def table(
         **({"class_": "numbers"} if numbers else {}),
     )
     label = re.sub(r"<[^>]*>", " ", text(caption))
-    # Only what can be focused can be scrolled by keyboard.
-    return element("div", whole, class_="wide", role="region", tabindex="0", aria_label=Html(label))
+    # Only an element that can have the focus can be scrolled by keyboard.
+    attributes = {"class_": "wide", "role": "region", "tabindex": "0", "aria_label": Html(label)}
+    return element("div", content, **attributes)
 
 
 def minus(numbers: str) -> str:
-    """Numbers with the sign that is read as a minus, not a hyphen."""
+    """Replaces hyphens by minus signs, which screen readers read as such."""
     return numbers.replace("-", "\u2212")
 
 
-def with_interval(value: str, low_to_high: str = "") -> Html:
-    """A number and, in small print below, its interval."""
-    return join((value, element("small", low_to_high) if low_to_high else ""))
+def with_interval(value: str, small_print: str = "") -> Html:
+    """A number and, in small print below it, its interval."""
+    return join((value, element("small", small_print) if small_print else ""))
 
 
-def figure(svg: Html, title: object, about: object = "", *, single: bool = False) -> Html:
-    """A picture under its title; `single` keeps one that stands alone from growing large."""
-    caption = element("figcaption", title, element("small", about) if about else "")
+def figure(svg: Html, title: object, subtitle: object = "", *, single: bool = False) -> Html:
+    """A chart below its title; `single` limits the width of a chart that stands alone."""
+    caption = element("figcaption", title, element("small", subtitle) if subtitle else "")
     return element("figure", caption, svg, **({"class_": "single"} if single else {}))
 
 
 def figures(*parts: Html) -> Html:
-    """Pictures side by side where there is room."""
+    """A grid of charts, with as many columns as the window is wide."""
     return element("div", *parts, class_="figures")
 
 
 def details(summary: object, *children: object) -> Html:
-    """Something to unfold."""
+    """Content that is collapsed until its summary is clicked."""
     return element("details", element("summary", summary), *children)
 
 
 def section(name: str, title: str, *children: object) -> Html:
-    """A part of the page that `document` links to as #name."""
+    """A section of the page; `document` links to it as #name."""
     heading = element("h2", title, id=f"{name}-title")
     return element("section", heading, *children, id=name, aria_labelledby=f"{name}-title")
 
@@ -195,7 +199,14 @@ def section(name: str, title: str, *children: object) -> Html:
 def document(
     title: str, lead: object, sections: Sequence[tuple[str, str, Html]], footer: object
 ) -> str:
-    """The page: `sections` are (name, title, what is in it)."""
+    """A page with a table of contents.
+
+    Args:
+      title: title of the page.
+      lead: content below the title.
+      sections: (name, title, content) of each section.
+      footer: content at the end.
+    """
     links = [element("li", element("a", heading, href=f"#{name}")) for name, heading, _ in sections]
     body = element(
         "body",
@@ -204,11 +215,18 @@ def document(
         element("main", *(section(*part) for part in sections)),
         element("footer", footer),
     )
-    return whole_page(title, _POLICY, BASE_STYLE + _STYLE, body)
+    return html_file(title, _POLICY, BASE_STYLE + _STYLE, body)
 
 
-def whole_page(title: str, policy: str, style: str, body: Html) -> str:
-    """A file: `body` is the element of that name, `policy` the content security policy."""
+def html_file(title: str, policy: str, style: str, body: Html) -> str:
+    """The text of an HTML file.
+
+    Args:
+      title: title of the page.
+      policy: its content security policy.
+      style: its style sheet.
+      body: its body element.
+    """
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -221,5 +239,5 @@ def whole_page(title: str, policy: str, style: str, body: Html) -> str:
         element("title", title),
         element("style", Html(style)),
     )
-    whole = element("html", head, "", body, lang="en")
-    return f"<!DOCTYPE html>\n{whole}\n"
+    root = element("html", head, "", body, lang="en")
+    return f"<!DOCTYPE html>\n{root}\n"

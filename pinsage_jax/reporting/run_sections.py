@@ -1,4 +1,4 @@
-"""The report's parts about the run itself: what was run, and how training went."""
+"""Sections of the report about the run: data, model, settings and learning curves."""
 
 from __future__ import annotations
 
@@ -15,70 +15,70 @@ from pinsage_jax.reporting.figures import Series, line_chart
 from pinsage_jax.reporting.page import Html
 from pinsage_jax.reporting.sources import METRICS_FILE, Source
 
-# Points drawn per curve; a longer log is thinned out.
-_MOST_POINTS = 400
+# Points drawn per curve; a longer log is thinned.
+_MAX_POINTS = 400
 _HIT_RATES = r"(\w+_)?hit@\d+"
-# Key, title, what it is, pattern of the fields' names, whether it is a percentage.
+# Key, title, subtitle, pattern of the log's field names, whether the axis is in percent.
 _CURVES = (
-    ("loss", "Training loss", "mean since the point before", "loss", False),
-    ("validation", "Validation hit-rate", "share of pairs whose target ranks K or better",
+    ("loss", "Training loss", "mean since the previous point", "loss", False),
+    ("validation", "Validation hit-rate", "share of pairs whose target has rank K or better",
      _HIT_RATES, False),
-    ("rate", "Learning rate", "of the step logged", "learning_rate", False),
-    ("hard", "Hard negatives per query", "mean since the point before", "hard_per_query", False),
-    ("wait", "Device wait", "share of the time that it waits for batches", "wait_share", True),
+    ("rate", "Learning rate", "at the logged step", "learning_rate", False),
+    ("hard", "Hard negatives per query", "mean since the previous point", "hard_per_query", False),
+    ("wait", "Device wait", "share of time in which devices wait for batches", "wait_share", True),
 )  # fmt: skip
 
 
-def what_was_run(source: Source, prepared: Prepared) -> Html:
-    """Counts, the model's step, and every setting that is not the default."""
+def data_and_settings(source: Source, prepared: Prepared) -> Html:
+    """The size of the data, the model, and every setting that differs from its default."""
     counts = prepared.manifest.get("counts", {})
     features = prepared.manifest.get("features", {})
     degree = prepared.graph.degree()[: prepared.graph.num_items]
     linked = degree[degree > 0]
     rows = [
         ("items", _count(prepared.graph.num_items)),
-        ("items without edges", _with_share(int((degree == 0).sum()), len(degree))),
+        ("isolated items (no edges)", _with_share(int((degree == 0).sum()), len(degree))),
         ("collections", _count(prepared.graph.num_collections)),
         ("edges", _count(prepared.graph.num_edges)),
         ("duplicate rows of edges merged", _count(counts.get("duplicate_edges"))),
         (
-            "edges per linked item: median, 99th percentile, most",
+            "edges per item with edges: median, 99th percentile, maximum",
             ", ".join(_count(value) for value in (*np.quantile(linked, [0.5, 0.99]), linked.max()))
             if len(linked)
             else "none",
         ),
-        ("features", _feature_words(features, prepared.features.shape[1])),
+        ("features", _describe_features(features, prepared.features.shape[1])),
         (
             "training pairs",
-            "drawn from shared collections"
+            "sampled from shared collections"
             if prepared.train_pairs is None
             else f"{len(prepared.train_pairs):,} given",
         ),
         ("evaluation pairs given", _count(len(prepared.eval_pairs))),
     ]
     rows = [(name, value) for name, value in rows if value]
-    parts = [page.table("The data", ("what", "count"), rows), _model(source)]
+    parts = [page.table("Data", ("quantity", "value"), rows), _model(source)]
     changed = changed_settings(source.config)
     if changed:
         parts.append(
-            page.table("Settings that differ from their defaults", ("flag", "here", "default"),
-                       [(f"--{name}", page.foreign(here), page.foreign(default) if default != ""
-                         else "(empty)") for name, here, default in changed])
+            page.table("Settings that differ from their defaults", ("flag", "value", "default"),
+                       [(f"--{name}", page.user_text(value), page.user_text(default)
+                         if default != "" else "(empty)") for name, value, default in changed])
         )  # fmt: skip
     else:
-        parts.append(page.paragraph("Every setting has its default."))
+        parts.append(page.paragraph("All settings have their defaults."))
     if not source.trained:
         parts.append(
             page.note(
-                "No checkpoint of these embeddings is in the workdir, so the settings are those "
-                "that this report was made with, which may differ from those of the training."
+                "The workdir has no checkpoint of these embeddings, so the settings shown are the "
+                "flags of this report, which may differ from those of the training run."
             )
         )
     return page.join(parts)
 
 
 def changed_settings(config: Any) -> list[tuple[str, Any, Any]]:
-    """(flag, value, default) of every setting that is not the default, in order."""
+    """(flag, value, default) of every setting that differs from its default, in order."""
     changed = []
     for section in dataclasses.fields(config):
         settings = getattr(config, section.name)
@@ -92,37 +92,37 @@ def changed_settings(config: Any) -> list[tuple[str, Any, Any]]:
 
 
 def _model(source: Source) -> Html:
-    about, train = source.embeddings, source.config.train
-    step = about.get("step")
+    manifest, train = source.embeddings, source.config.train
+    step = manifest.get("step")
     rows: list[tuple[str, Any]] = []
     if step is not None:
-        which = {"best": "the best on validation", "last": "the last"}.get(
-            str(about.get("checkpoint")), ""
+        which = {"best": "best on validation", "last": "last"}.get(
+            str(manifest.get("checkpoint")), ""
         )
-        rows.append(("step of the model", f"{_count(step)}{f' ({which})' if which else ''}"))
+        rows.append(("step of the checkpoint", f"{_count(step)}{f' ({which})' if which else ''}"))
         if source.trained:
-            rows.append(("pairs it has seen", f"{step * train.batch_size:,}"))
+            rows.append(("training pairs up to this step", f"{step * train.batch_size:,}"))
     if source.training:
-        rows.append(("steps trained in all", _count(source.training[-1]["step"])))
+        rows.append(("training steps in total", _count(source.training[-1]["step"])))
         if "epoch" in source.training[-1]:
-            rows.append(("epochs begun", _count(source.training[-1]["epoch"])))
+            rows.append(("epochs started", _count(source.training[-1]["epoch"])))
     rows.append(("loss", train.loss))
     rows.append(("layers, pooling", f"{source.config.model.num_layers}, {_pooling(source)}"))
-    if "dimension" in about:
-        kind = "of unit length" if about.get("normalized") else "of any length"
-        rows.append(("embedding", f"{_count(about['dimension'])} numbers, {kind}"))
-    if about.get("cold_start_bias"):
-        rows.append(("offset of items without edges", f"{about['cold_start_bias']:.3g}"))
+    if "dimension" in manifest:
+        norm = "normalized to unit length" if manifest.get("normalized") else "not normalized"
+        rows.append(("embedding", f"{_count(manifest['dimension'])} dimensions, {norm}"))
+    if manifest.get("cold_start_bias"):
+        rows.append(("cold-start bias of isolated items", f"{manifest['cold_start_bias']:.3g}"))
     rows.append(("seed", source.config.seed))
-    return page.table("The model", ("what", "value"), rows)
+    return page.table("Model", ("quantity", "value"), rows)
 
 
 def _pooling(source: Source) -> str:
     model, sampling = source.config.model, source.config.sampling
-    return f"{model.pooling} over {sampling.num_neighbors} neighbors of the walk"
+    return f"{model.pooling} over {sampling.num_neighbors} neighbors from random walks"
 
 
-def _feature_words(report: dict[str, Any], width: int) -> Any:
+def _describe_features(report: dict[str, Any], width: int) -> Any:
     if not width:
         return "none"
     columns = [
@@ -131,38 +131,47 @@ def _feature_words(report: dict[str, Any], width: int) -> Any:
         if isinstance(block, dict)
         for name in block.get("columns", [])
     ]
-    of = page.join((" from ", page.foreign(", ".join(map(str, columns))))) if columns else ""
-    return page.join((f"{width:,} numbers per item", of))
+    of = page.join((" from ", page.user_text(", ".join(map(str, columns))))) if columns else ""
+    return page.join((f"{width:,} dimensions", of))
 
 
 def learning(source: Source) -> Html:
-    """Loss, validation hit-rate, learning rate, hard negatives and waiting, by step."""
+    """Curves of loss, validation hit-rate, learning rate, hard negatives and wait, by step."""
     if not source.training and not source.validation:
         return page.note(
             f"There is no {METRICS_FILE} in the workdir, so there are no learning curves."
         )
     step = source.embeddings.get("step")
     step = step if isinstance(step, int) else None
-    pictures = [_curve(source, *curve, mark=step) for curve in _CURVES]
+    charts = [_curve(source, *curve, mark=step) for curve in _CURVES]
     lead = _best(source)
     if step is not None:
         lead = page.join(
-            (lead, page.note(f"The dotted line is step {step:,}, which was embedded."))
+            (
+                lead,
+                page.note(f"The dotted line marks step {step:,}, whose checkpoint was embedded."),
+            )
         )
-    return page.join((lead, page.figures(*pictures)))
+    return page.join((lead, page.figures(*charts)))
 
 
 def _curve(
-    source: Source, key: str, title: str, about: str, fields: str, percent: bool, mark: int | None
+    source: Source,
+    key: str,
+    title: str,
+    subtitle: str,
+    pattern: str,
+    percent: bool,
+    mark: int | None,
 ) -> Html:
-    """One chart of the fields whose names match; a sentence where there is none."""
-    lines = source.validation if key == "validation" else source.training
-    names = _matching(lines, fields)
+    """A chart of the log's fields whose names match; a note if there are none."""
+    entries = source.validation if key == "validation" else source.training
+    names = _matching(entries, pattern)
     if not names:
-        return page.figure(page.note("The log holds none."), title)
+        return page.figure(page.note("The log has no such values."), title)
     labels = [name.replace("_", " ") for name in names] if len(names) > 1 else [title]
-    series = [_series(lines, name, shown) for name, shown in zip(names, labels)]
-    alt = "; ".join(_told(line, title, percent) for line in series)
+    series = [_series(entries, name, label) for name, label in zip(names, labels)]
+    alt = "; ".join(_describe_line(line, title, percent) for line in series)
     chart = line_chart(
         f"learning-{key}",
         f"{alt}.",
@@ -172,40 +181,43 @@ def _curve(
         from_zero=key != "loss",
         mark=mark,
     )
-    return page.figure(chart, title, about)
+    return page.figure(chart, title, subtitle)
 
 
 def _best(source: Source) -> Html:
+    """The scores of the best validation."""
     if not source.validation:
-        return page.note("No validation was made during training.")
-    best = max(source.validation, key=lambda line: line["score"])
+        return page.note("Training ran no validation.")
+    best = max(source.validation, key=lambda entry: entry["score"])
     names = _matching([best], _HIT_RATES)
     rates = [f"{name.replace('_', ' ')} {best[name]:.3f}" for name in names]
-    told = ", ".join(rates) or f"score {best['score']:.4f}"
-    return page.paragraph(f"Best validation at step {best['step']:,}: {told}.")
+    scores = ", ".join(rates) or f"score {best['score']:.4f}"
+    return page.paragraph(f"Best validation at step {best['step']:,}: {scores}.")
 
 
-def _matching(lines: Sequence[dict[str, Any]], pattern: str) -> list[str]:
-    """Names of fields that match, in order of appearance."""
-    names = dict.fromkeys(name for line in lines for name in line)
+def _matching(entries: Sequence[dict[str, Any]], pattern: str) -> list[str]:
+    """Names of the fields that match, in order of appearance."""
+    names = dict.fromkeys(name for entry in entries for name in entry)
     return [name for name in names if re.fullmatch(pattern, name)]
 
 
-def _series(lines: Sequence[dict[str, Any]], field: str, label: str) -> Series:
-    """One field by step, thinned to what a small chart can show; both ends stay."""
-    found = [(line["step"], line[field]) for line in lines if field in line]
-    if len(found) > _MOST_POINTS:
-        places = np.unique(np.linspace(0, len(found) - 1, _MOST_POINTS).round().astype(int))
-        found = [found[place] for place in places]
-    return Series(label, [x for x, _ in found], [y for _, y in found])
+def _series(entries: Sequence[dict[str, Any]], field: str, label: str) -> Series:
+    """One field by step, thinned to _MAX_POINTS points including both ends."""
+    points = [(entry["step"], entry[field]) for entry in entries if field in entry]
+    if len(points) > _MAX_POINTS:
+        indices = np.unique(np.linspace(0, len(points) - 1, _MAX_POINTS).round().astype(int))
+        points = [points[index] for index in indices]
+    return Series(label, [x for x, _ in points], [y for _, y in points])
 
 
-def _told(line: Series, title: str, percent: bool) -> str:
-    def shown(value: float) -> str:
+def _describe_line(line: Series, title: str, percent: bool) -> str:
+    """The ends of a line in words, for screen readers."""
+
+    def number(value: float) -> str:
         return f"{value:.0%}" if percent else f"{value:.4g}"
 
     name = title if line.label == title else f"{title} {line.label}"
-    ends = f"from {shown(line.y[0])} at step {line.x[0]:,} to {shown(line.y[-1])}"
+    ends = f"from {number(line.y[0])} at step {line.x[0]:,} to {number(line.y[-1])}"
     return f"{name}: {ends} at step {line.x[-1]:,}"
 
 

@@ -1,4 +1,4 @@
-"""The report's parts about eval.json: scoreboard, hit-rate by K and by degree."""
+"""Sections of the report about eval.json: metrics by method, hit-rate by K and by degree."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pinsage_jax.reporting.figures import Series, interval_chart, line_chart
 from pinsage_jax.reporting.page import Html
 from pinsage_jax.reporting.sources import Source
 
-_SHOWN = ("hit@10", "hit@100", "recall@100", "ndcg@10", "mrr")
+_TABLE_METRICS = ("hit@10", "hit@100", "recall@100", "ndcg@10", "mrr")
 _COMPARED = ("hit@10", "hit@100")
-# Kinds of pairs are free text, so there may be any number of them.
-_MOST_KINDS = 8
+# The kinds of pairs are free text, so there may be any number of them.
+_MAX_KINDS = 8
 _DEGREE_METHODS = (MAIN, "content", "walk")
 _LABELS = {
     MAIN: "PinSage",
@@ -32,12 +32,12 @@ _FUSIONS = {
 
 
 def label(method: str) -> str:
-    """A method's name as people write it."""
+    """The display name of a method."""
     return _LABELS.get(method, method.replace("_", " "))
 
 
 def missing(source: Source) -> Html | None:
-    """The sentence for a run without scores; None if there are some."""
+    """A note that explains why there are no scores; None if there are scores."""
     if source.scores is not None:
         return None
     if source.scores_damaged:
@@ -48,80 +48,81 @@ def missing(source: Source) -> Html | None:
     )
 
 
-def in_short(source: Source) -> Html:
-    """hit@10 over all pairs beside the best rival, in two sentences."""
+def summary(source: Source) -> Html:
+    """hit@10 over all pairs, of PinSage and of the best baseline, in two sentences."""
     if source.scores is None:
         return page.join(())
     methods = source.known_scores["methods"]
     main = _metrics(methods[MAIN], "overall", "all").get("hit@10")
     if main is None:
         return page.join(())
-    rivals = {
+    baselines = {
         name: _metrics(values, "overall", "all")["hit@10"]["value"]
         for name, values in methods.items()
         if name != MAIN and "hit@10" in _metrics(values, "overall", "all")
     }
     lead = (
-        f"For {main['value']:.1%} of {source.scores['pairs']:,} pairs{_percent_range(main)} the "
-        f"target is among the first 10 of {source.known_scores['catalog_items']:,} items."
+        f"For {main['value']:.1%} of {source.scores['pairs']:,} pairs{_percent_range(main)}, "
+        "PinSage ranks the target among the first 10 of "
+        f"{source.known_scores['catalog_items']:,} items."
     )
-    if not rivals:
+    if not baselines:
         return page.paragraph(lead)
-    best = max(rivals, key=lambda name: rivals[name])
-    gap = methods[best]["overall"]["all"].get(DIFFERENCE, {}).get("hit@10")
-    tail = f" The best rival here, {label(best)}, finds {rivals[best]:.1%}"
-    if gap is not None:
-        low, high = gap.get("low"), gap.get("high")
+    best = max(baselines, key=lambda name: baselines[name])
+    difference = methods[best]["overall"]["all"].get(DIFFERENCE, {}).get("hit@10")
+    comparison = f" The best baseline, {label(best)}, does so for {baselines[best]:.1%}"
+    if difference is not None:
+        low, high = difference.get("low"), difference.get("high")
+        interval = f", 95% interval {_interval(difference, signed=True)}" if low is not None else ""
+        comparison += page.minus(f" (PinSage - baseline: {difference['value']:+.3f}{interval})")
         if low is not None and high is not None and low <= 0 <= high:
-            tail += "; the difference may be chance"
-        where = f", {_interval(gap, signed=True)}" if low is not None else ""
-        tail += page.minus(f" (PinSage minus it: {gap['value']:+.3f}{where})")
-    return page.paragraph(lead + tail + ".")
+            comparison += "; the difference is not statistically significant"
+    return page.paragraph(lead + comparison + ".")
 
 
-def scoreboard(source: Source) -> Html:
-    """Every method over all pairs and per kind of pair, with intervals."""
-    if (sentence := missing(source)) is not None:
-        return sentence
+def metrics_by_method(source: Source) -> Html:
+    """Metrics of every method over all pairs and per kind of pair, with intervals."""
+    if (note := missing(source)) is not None:
+        return note
     scores = source.known_scores
     methods = scores["methods"]
-    parts = [*_remarks(source)]
+    parts = [*_notes(source)]
     slices = [("overall", "all", page.text("All pairs"))]
     kinds = list(methods[MAIN].get("by_kind", {}))
     if len(kinds) > 1:
         size = {kind: methods[MAIN]["by_kind"][kind].get("pairs", 0) for kind in kinds}
-        shown = sorted(kinds, key=lambda kind: (-size[kind], kind))[:_MOST_KINDS]
+        largest = sorted(kinds, key=lambda kind: (-size[kind], kind))[:_MAX_KINDS]
         slices += [
-            ("by_kind", kind, page.join(("Pairs of kind ", page.foreign(kind, 60))))
-            for kind in shown
+            ("by_kind", kind, page.join(("Pairs of kind ", page.user_text(kind, 60))))
+            for kind in largest
         ]
-        if len(kinds) > len(shown):
-            left = len(kinds) - len(shown)
-            parts.append(page.note(f"{left} rarer kinds of pairs are in {EVAL_FILE} only."))
-    pictures, tables = [], []
+        if len(kinds) > len(largest):
+            omitted = len(kinds) - len(largest)
+            parts.append(page.note(f"{omitted} rarer kinds of pairs are in {EVAL_FILE} only."))
+    charts, tables = [], []
     for number, (group, name, title) in enumerate(slices):
         size = methods[MAIN][group][name]
-        about = f"{size['pairs']:,} pairs of {size['queries']:,} queries"
+        counts = f"{size['pairs']:,} pairs of {size['queries']:,} queries"
         series, names = [], _scored(methods, group, name)
         for metric in _COMPARED:
             series.append(_interval_series(methods, names, group, name, metric))
         alt = "; ".join(
-            f"{label(method)}: hit@10 {one:.3f}, hit@100 {other:.3f}"
-            for method, one, other in zip(names, series[0].y, series[1].y)
+            f"{label(method)}: hit@10 {hit_10:.3f}, hit@100 {hit_100:.3f}"
+            for method, hit_10, hit_100 in zip(names, series[0].y, series[1].y)
         )
         chart = interval_chart(
             f"scores-{number}", f"Hit-rates with 95% intervals. {alt}.",
             [label(method) for method in names], series, "share of pairs",
         )  # fmt: skip
-        pictures.append(page.figure(chart, title, about))
-        tables.append(_table(methods, names, group, name, title, about))
-    parts += [page.figures(*pictures), *tables]
+        charts.append(page.figure(chart, title, counts))
+        tables.append(_table(methods, names, group, name, title, counts))
+    parts += [page.figures(*charts), *tables]
     parts.append(
         page.note(
-            "In small print: ",
-            page.text(scores.get("interval", "no intervals")),
+            "Intervals, in small print: ",
+            page.text(scores.get("interval", "none")),
             ". Differences are paired: both methods are scored on the same resamples. "
-            "hit@K is the share of pairs whose target ranks K or better; recall@100 and ndcg@10 "
+            "hit@K is the share of pairs whose target has rank K or better; recall@100 and ndcg@10 "
             "are averaged over queries; mrr is the mean of 1 / rank.",
             page.text(_fusions(methods)),
         )
@@ -131,8 +132,8 @@ def scoreboard(source: Source) -> Html:
 
 def by_cutoff(source: Source) -> Html:
     """Hit-rate over all pairs by K."""
-    if (sentence := missing(source)) is not None:
-        return sentence
+    if (note := missing(source)) is not None:
+        return note
     methods = source.known_scores["methods"]
     curves = {
         name: {int(k): rate for k, rate in values["hit_curve"].items()}
@@ -140,10 +141,10 @@ def by_cutoff(source: Source) -> Html:
         if values.get("hit_curve")
     }
     if MAIN not in curves:
-        return page.note(f"{EVAL_FILE} holds no hit-rates by K; run --mode=evaluate again.")
-    # From the catalog's size on every target is found.
-    catalog = source.known_scores["catalog_items"]
-    ks = sorted(k for k in curves[MAIN] if k < catalog) or [min(curves[MAIN])]
+        return page.note(f"{EVAL_FILE} has no hit-rates by K; run --mode=evaluate again.")
+    # With K as large as the catalog, every hit-rate is 1.
+    items = source.known_scores["catalog_items"]
+    ks = sorted(k for k in curves[MAIN] if k < items) or [min(curves[MAIN])]
     series = [
         Series(label(name), ks, [curve[k] for k in ks])
         for name, curve in curves.items()
@@ -152,44 +153,44 @@ def by_cutoff(source: Source) -> Html:
     alt = "; ".join(f"{line.label}: {line.y[0]:.1%} at 1, {line.y[-1]:.1%} at {ks[-1]:,}"
                     for line in series)  # fmt: skip
     chart = line_chart("cutoff", f"Hit-rate by K. {alt}.", series, "K", percent=True,
-                       x_ticks=_few(ks))  # fmt: skip
+                       x_ticks=_ticks(ks))  # fmt: skip
     rows = [(line.label, *(f"{rate:.3f}" for rate in line.y)) for line in series]
     numbers = page.table(
         "Hit-rate by K", ("method", *(f"{k:,}" for k in ks)), rows, numbers=True, main=0
     )
     return page.join(
         (
-            page.figure(chart, "Share of pairs whose target ranks K or better",
+            page.figure(chart, "Share of pairs whose target has rank K or better",
                         "all pairs, logarithmic K", single=True),
-            page.details("The numbers", numbers),
+            page.details("Table", numbers),
         )
     )  # fmt: skip
 
 
 def by_degree(source: Source) -> Html:
-    """Hit-rate by the target's edges, PinSage next to content and walk."""
-    if (sentence := missing(source)) is not None:
-        return sentence
+    """Hit-rate by degree of the target, of PinSage, content and the walk."""
+    if (note := missing(source)) is not None:
+        return note
     methods = source.known_scores["methods"]
     buckets = methods[MAIN].get("by_degree", {})
     filled = [name for name, _ in DEGREE_BUCKETS if buckets.get(name, {}).get("pairs")]
     if not filled:
-        return page.note(f"{EVAL_FILE} holds no hit-rates by degree.")
+        return page.note(f"{EVAL_FILE} has no hit-rates by degree.")
     compared = [name for name in _DEGREE_METHODS if name in methods]
     labels = [f"{name} edges" for name in filled]
-    pictures = []
+    charts = []
     for metric in _COMPARED:
         series = []
         for method in compared:
-            found = [_metrics(methods[method], "by_degree", name)[metric] for name in filled]
-            series.append(_points(label(method), found))
+            values = [_metrics(methods[method], "by_degree", name)[metric] for name in filled]
+            series.append(_points(label(method), values))
         alt = "; ".join(
-            f"targets with {name}: " + ", ".join(f"{s.label} {s.y[place]:.3f}" for s in series)
-            for place, name in enumerate(labels)
+            f"targets with {name}: " + ", ".join(f"{s.label} {s.y[row]:.3f}" for s in series)
+            for row, name in enumerate(labels)
         )
         chart = interval_chart(f"degree-{metric.replace('@', '')}", f"{metric}: {alt}.", labels,
                                series, f"{metric}, share of pairs")  # fmt: skip
-        pictures.append(page.figure(chart, metric, "by edges of the target, 95% intervals"))
+        charts.append(page.figure(chart, metric, "by degree of the target, 95% intervals"))
     names = [name for name in methods if methods[name].get("by_degree")]
     rows = []
     for method in names:
@@ -200,40 +201,44 @@ def by_degree(source: Source) -> Html:
         rows.append(row)
     head = [page.with_interval(name, f"{buckets[name]['pairs']:,} pairs") for name in filled]
     numbers = page.table(
-        "hit@10 / hit@100 by edges of the target", ("method", *head), rows, numbers=True,
+        "hit@10 / hit@100 by degree of the target", ("method", *head), rows, numbers=True,
         main=names.index(MAIN),
     )  # fmt: skip
-    parts = [page.figures(*pictures), numbers]
+    parts = [page.figures(*charts), numbers]
     if "content" not in methods:
-        parts.append(page.note("Content was not scored here (no features, or not in --baselines)."))
+        parts.append(
+            page.note("Content was not evaluated (no features, or not among --baselines).")
+        )
     return page.join(parts)
 
 
-def _remarks(source: Source) -> list[Html]:
-    """What a reader must know before the numbers."""
-    scores, found = source.known_scores, list[Html]()
+def _notes(source: Source) -> list[Html]:
+    """Notes about the evaluation, to be read before its results."""
+    scores, notes = source.known_scores, list[Html]()
     if source.stale:
-        found.append(
+        notes.append(
             page.note(
-                f"{EVAL_FILE} is older than the embeddings; run --mode=evaluate to be sure that "
-                "it scores these."
+                f"{EVAL_FILE} is older than the embeddings; run --mode=evaluate to score these "
+                "embeddings."
             )
         )
-    found += [page.note("Note: ", page.text(remark), ".") for remark in scores.get("notes", [])]
+    notes += [page.note("Note: ", page.text(note), ".") for note in scores.get("notes", [])]
     dropped = [
         f"{count:,} {name.replace('_', ' ')}"
         for name, count in scores.get("dropped_pairs", {}).items()
         if count
     ]
     if dropped:
-        found.append(page.note("Pairs dropped: ", ", ".join(dropped), "."))
-    for name, why in scores.get("skipped_baselines", {}).items():
-        found.append(page.note(f"Left out: {label(name)}, because ", page.text(why), "."))
+        notes.append(page.note("Dropped pairs: ", ", ".join(dropped), "."))
+    for name, reason in scores.get("skipped_baselines", {}).items():
+        notes.append(
+            page.note(f"Skipped baseline: {label(name)}, because ", page.text(reason), ".")
+        )
     candidates = "the whole catalog" if not scores.get("sampled_candidates") else "a sample"
-    found.append(
+    notes.append(
         page.note(f"Each target is ranked among {candidates}. Ties: {scores.get('tie_rule', '')}.")
     )
-    return found
+    return notes
 
 
 def _table(
@@ -242,24 +247,24 @@ def _table(
     group: str,
     name: str,
     title: Html,
-    about: str,
+    counts: str,
 ) -> Html:
     rows = []
     for method in names:
-        found = _metrics(methods[method], group, name)
+        values = _metrics(methods[method], group, name)
         row: list[Any] = [label(method)]
-        row += [_cell(found.get(metric)) for metric in _SHOWN]
-        gaps = methods[method][group][name].get(DIFFERENCE, {})
-        row += [_cell(gaps.get(metric), signed=True) for metric in _COMPARED]
+        row += [_cell(values.get(metric)) for metric in _TABLE_METRICS]
+        difference = methods[method][group][name].get(DIFFERENCE, {})
+        row += [_cell(difference.get(metric), signed=True) for metric in _COMPARED]
         rows.append(row)
-    head = ["method", *_SHOWN]
-    head += [page.with_interval(metric, "PinSage minus this") for metric in _COMPARED]
-    caption = page.join((title, f": {about}"))
+    head = ["method", *_TABLE_METRICS]
+    head += [page.with_interval(metric, page.minus("PinSage - baseline")) for metric in _COMPARED]
+    caption = page.join((title, f": {counts}"))
     return page.table(caption, head, rows, numbers=True, main=list(names).index(MAIN))
 
 
 def _scored(methods: Mapping[str, Any], group: str, name: str) -> list[str]:
-    """Methods with numbers for this slice."""
+    """The methods that have metrics for this slice of the pairs."""
     return [method for method in methods if _metrics(methods[method], group, name)]
 
 
@@ -279,12 +284,12 @@ def _interval_series(
     return _points(metric, [_metrics(methods[method], group, name)[metric] for method in names])
 
 
-def _points(title: str, found: Sequence[Mapping[str, float]]) -> Series:
-    """One point per value, with intervals if all have them."""
-    value = [entry["value"] for entry in found]
+def _points(title: str, entries: Sequence[Mapping[str, float]]) -> Series:
+    """One point per metric, with intervals if all metrics have one."""
+    value = [entry["value"] for entry in entries]
     low = high = None
-    if all("low" in entry and "high" in entry for entry in found):
-        low, high = [entry["low"] for entry in found], [entry["high"] for entry in found]
+    if all("low" in entry and "high" in entry for entry in entries):
+        low, high = [entry["low"] for entry in entries], [entry["high"] for entry in entries]
     return Series(title, range(len(value)), value, low, high)
 
 
@@ -308,7 +313,7 @@ def _percent_range(values: Mapping[str, float]) -> str:
     return f" (95% interval {values['low']:.1%} to {values['high']:.1%})"
 
 
-def _few(ks: Sequence[int]) -> list[int]:
-    """Ticks that do not touch: powers of ten, and the ends of a short range."""
+def _ticks(ks: Sequence[int]) -> list[int]:
+    """Axis ticks that do not overlap: powers of ten, or the ends of a short range."""
     tens = [k for k in ks if str(k).strip("0") == "1"]
     return tens if len(tens) > 1 else [ks[0], ks[-1]]

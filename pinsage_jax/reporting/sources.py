@@ -1,7 +1,7 @@
-"""What a finished run left in its workdir, for the report: settings, log and scores.
+"""Reads the files of a finished run for its report: settings, training log and scores.
 
-Nothing here is required: a file that is missing or damaged becomes None or an empty
-list and the report says so.
+No file is required: one that is missing or damaged becomes None or an empty list, and the
+report says so.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from pinsage_jax.export import writer
 from pinsage_jax.training.checkpoints import Checkpoints
 
 METRICS_FILE = "metrics.jsonl"
-# Settings that a checkpoint remembers but has no say in.
-_OF_NOW = ("mode", "workdir", "threads", "evaluate", "recommend", "serve")
+# Settings that are taken from the flags, not from the checkpoint.
+_FROM_FLAGS = ("mode", "workdir", "threads", "evaluate", "recommend", "serve")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A run as its files tell it.
+    """The contents of a run's files.
 
     Attributes:
-      config: as given now, with what the model was trained with in its place.
-      trained: whether that is known (a checkpoint of the embeddings' step is there).
-      embeddings: the manifest of the export, {} if there is none.
-      training, validation: lines of metrics.jsonl, by step.
-      scores: eval.json with methods in their usual order, None if there is none for this
+      config: the current flags, with the training settings replaced by the checkpoint's.
+      trained: whether the workdir has a checkpoint of the embeddings' step.
+      embeddings: the manifest of the export; {} if there is none.
+      training: training entries of metrics.jsonl, by step.
+      validation: validation entries of metrics.jsonl, by step.
+      scores: eval.json with the methods in display order; None if there is none for this
         catalog.
       stale: whether the scores are older than the embeddings.
-      scores_damaged: why eval.json is not used although it is there; "" otherwise.
+      scores_damaged: why an existing eval.json is not used; "" otherwise.
     """
 
     config: Config
@@ -56,24 +57,31 @@ class Source:
 
     @property
     def known_scores(self) -> dict[str, Any]:
-        """The scores, for what is called only where there are any."""
+        """The scores, for callers that have checked that there are any."""
         assert self.scores is not None
         return self.scores
 
 
 def read_source(config: Config, num_items: int) -> Source:
-    """Reads what is there."""
+    """Reads the files of the run in config.workdir.
+
+    Args:
+      config: the current flags.
+      num_items: size of the catalog; scores of another catalog are not used.
+    """
     workdir = pathlib.Path(config.workdir)
     manifest_path = workdir / writer.FOLDER / writer.MANIFEST
     manifest = _json(manifest_path) or {}
     scores, damaged = _scores(workdir)
     if scores is not None and not _usable(scores, num_items):
-        logging.warning("report: %s does not fit and is left out.", workdir / EVAL_FILE)
+        logging.warning("report: %s is not of this catalog and is not shown.", workdir / EVAL_FILE)
         scores = None
     if scores is not None:
-        # JSON comes in alphabetical order.
-        order = {name: place for place, name in enumerate((MAIN, *NAMES))}
-        methods = sorted(scores["methods"].items(), key=lambda pair: order.get(pair[0], len(order)))
+        # The keys of the file are in alphabetical order.
+        positions = {name: position for position, name in enumerate((MAIN, *NAMES))}
+        methods = sorted(
+            scores["methods"].items(), key=lambda pair: positions.get(pair[0], len(positions))
+        )
         scores = {**scores, "methods": dict(methods)}
     stale = (
         scores is not None
@@ -83,7 +91,7 @@ def read_source(config: Config, num_items: int) -> Source:
     saved = _saved_config(workdir, manifest.get("step"))
     lines = _lines(workdir / METRICS_FILE)
     return Source(
-        config=config if saved is None else with_saved(config, saved, _OF_NOW),
+        config=config if saved is None else with_saved(config, saved, _FROM_FLAGS),
         trained=saved is not None,
         embeddings=manifest,
         training=[line for line in lines if "loss" in line],
@@ -95,9 +103,9 @@ def read_source(config: Config, num_items: int) -> Source:
 
 
 def directions_of(source: Source, embeddings: np.ndarray) -> np.ndarray:
-    """Embeddings [N, Z] without the coordinate, if there is one, that tells popularity."""
-    popularity = source.config.model.popularity_bias and not source.embeddings.get("normalized")
-    return embeddings[:, :-1] if popularity else embeddings
+    """Embeddings [N, Z] without the popularity bias, if their last coordinate is one."""
+    has_bias = source.config.model.popularity_bias and not source.embeddings.get("normalized")
+    return embeddings[:, :-1] if has_bias else embeddings
 
 
 def _saved_config(workdir: pathlib.Path, step: Any) -> Mapping[str, Any] | None:
@@ -109,13 +117,13 @@ def _saved_config(workdir: pathlib.Path, step: Any) -> Mapping[str, Any] | None:
                 return None
             saved = checkpoints.meta(step).get("config")
     except UserError as error:
-        logging.warning("report: the settings of the training are not shown: %s", error)
+        logging.warning("report: the training settings are not shown: %s", error)
         return None
     return saved if isinstance(saved, Mapping) else None
 
 
 def _json(path: pathlib.Path) -> dict[str, Any] | None:
-    """A JSON object; None if the file is missing, damaged or something else."""
+    """Reads a JSON object; None if the file is missing, damaged or not an object."""
     if not path.exists():
         return None
     try:
@@ -127,13 +135,13 @@ def _json(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _scores(workdir: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
-    """eval.json, if it is there and intact, and what is wrong with it if it is not intact."""
+    """eval.json, or None if it is missing or damaged, and what is wrong with it, or ""."""
     if not (workdir / EVAL_FILE).exists():
         return None, ""
     try:
         return read_evaluation(workdir), ""
     except UserError as error:
-        logging.warning("The scores are left out: %s", error)
+        logging.warning("report: the scores are not shown: %s", error)
         return None, str(error)
 
 
@@ -145,22 +153,22 @@ def _usable(scores: dict[str, Any], num_items: int) -> bool:
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Lines with a step and finite numbers, ascending; others are passed over."""
-    found = []
+    """The finite numbers of each entry of a log, ordered by step; malformed lines are skipped."""
+    entries = []
     content = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in content.splitlines():
         try:
             values = json.loads(line)
         except ValueError:
-            # A killed process can leave its last line half-written.
+            # A process that was killed may have written half of its last line.
             continue
         if isinstance(values, dict) and isinstance(values.get("step"), int):
             numbers = (int, float)
-            found.append(
+            entries.append(
                 {
                     name: value
                     for name, value in values.items()
                     if isinstance(value, numbers) and math.isfinite(value)
                 }
             )
-    return sorted(found, key=lambda values: values["step"])
+    return sorted(entries, key=lambda values: values["step"])

@@ -1,9 +1,9 @@
-"""What a vector space looks like: cosines of random pairs and a flat projection.
+"""Statistics of a vector space: cosine similarities of random pairs, and a 2-D projection.
 
-PinSage section 4.3 and Figure 4: similarities that spread widely keep items apart,
-and the kurtosis of their distribution says how much of it sits in a narrow peak.
+Ying et al. 2018, section 4.3 and Figure 4: widely spread similarities separate unrelated
+items; the kurtosis of their distribution measures how much of it is in a narrow peak.
 
-  N items, D dimensions, P pairs
+  N vectors, D dimensions, n values
 """
 
 from __future__ import annotations
@@ -12,44 +12,45 @@ import dataclasses
 
 import numpy as np
 
-# Pairs compared at once; rows may have thousands of numbers.
-_PAIRS_AT_ONCE = 4096
-_NARROWEST = 0.004
+# Pairs per block; vectors may have thousands of dimensions.
+_PAIR_BLOCK = 4096
+_MIN_BANDWIDTH = 0.004
 
 
 def random_cosines(
     vectors: np.ndarray, pairs: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """Cosines of random pairs of different rows.
+    """Cosine similarities of random pairs of distinct vectors.
 
     Args:
       vectors: float [N, D]; may be memory-mapped.
-      generator: consumed.
+      pairs: number of pairs.
+      generator: source of the draws; its state advances.
 
     Returns:
-      float64 [at most pairs] and the share of pairs left out because a row has length 0
-      (1.0 where there are no pairs).
+      The cosines float64 [at most pairs], and the share of pairs that were dropped because a
+      vector has length 0 (1.0 if there are no pairs).
     """
     count = len(vectors)
     if count < 2 or vectors.shape[1] == 0:
         return np.empty(0), 1.0
-    left = generator.integers(0, count, pairs)
-    # A step of 1 to N - 1 around the circle never ends where it began.
-    right = (left + generator.integers(1, count, pairs)) % count
-    found = []
-    for start in range(0, pairs, _PAIRS_AT_ONCE):
-        chosen = slice(start, start + _PAIRS_AT_ONCE)
-        one = np.asarray(vectors[left[chosen]], np.float64)
-        other = np.asarray(vectors[right[chosen]], np.float64)
-        length = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-        product = np.einsum("pd,pd->p", one, other)
-        found.append(np.clip(product[length > 0] / length[length > 0], -1.0, 1.0))
-    cosines = np.concatenate(found)
+    first = generator.integers(0, count, pairs)
+    # A shift of 1 to N - 1 modulo N always gives another row.
+    second = (first + generator.integers(1, count, pairs)) % count
+    blocks = []
+    for start in range(0, pairs, _PAIR_BLOCK):
+        chosen = slice(start, start + _PAIR_BLOCK)
+        first_rows = np.asarray(vectors[first[chosen]], np.float64)
+        second_rows = np.asarray(vectors[second[chosen]], np.float64)
+        length = np.linalg.norm(first_rows, axis=1) * np.linalg.norm(second_rows, axis=1)
+        product = np.einsum("pd,pd->p", first_rows, second_rows)
+        blocks.append(np.clip(product[length > 0] / length[length > 0], -1.0, 1.0))
+    cosines = np.concatenate(blocks)
     return cosines, 1.0 - len(cosines) / pairs
 
 
 def kurtosis(values: np.ndarray) -> float:
-    """Excess kurtosis (0 for a normal distribution) of float [n]; NaN if all are equal."""
+    """Excess kurtosis (0 for a normal distribution) of values float [n]; NaN if all are equal."""
     centered = np.asarray(values, np.float64) - np.mean(values) if len(values) else np.empty(0)
     variance = np.mean(np.square(centered)) if len(values) else 0.0
     if variance < 1e-20:
@@ -58,57 +59,65 @@ def kurtosis(values: np.ndarray) -> float:
 
 
 def density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Density of cosines on a grid, float64 [g], by a Gaussian kernel.
+    """Gaussian kernel density estimate of cosines.
 
-    The kernel's width follows Silverman's rule.  What it would put outside [-1, 1] is
-    folded back, so that the density has area 1 inside.
+    The bandwidth follows Silverman's rule.  Mass beyond the ends of [-1, 1] is reflected, so
+    that the density integrates to 1 inside.
 
     Args:
       values: float64 [n] in [-1, 1], n > 0.
       grid: float64 [g] in [-1, 1].
+
+    Returns:
+      The density float64 [g] at the grid's points.
     """
     spread = np.std(values)
     quartiles = np.quantile(values, [0.25, 0.75])
-    if (middle := (quartiles[1] - quartiles[0]) / 1.34) > 0:
-        spread = min(spread, middle)
-    width = max(0.9 * spread * len(values) ** -0.2, _NARROWEST)
+    if (robust_spread := (quartiles[1] - quartiles[0]) / 1.34) > 0:
+        spread = min(spread, robust_spread)
+    bandwidth = max(0.9 * spread * len(values) ** -0.2, _MIN_BANDWIDTH)
     total = np.zeros(len(grid))
-    for start in range(0, len(values), _PAIRS_AT_ONCE):
-        part = values[start : start + _PAIRS_AT_ONCE]
-        for images in (part, 2.0 - part, -2.0 - part):
-            total += np.exp(-0.5 * np.square((grid[:, None] - images) / width)).sum(axis=1)
-    return total / (len(values) * width * np.sqrt(2.0 * np.pi))
+    for start in range(0, len(values), _PAIR_BLOCK):
+        block = values[start : start + _PAIR_BLOCK]
+        for images in (block, 2.0 - block, -2.0 - block):
+            total += np.exp(-0.5 * np.square((grid[:, None] - images) / bandwidth)).sum(axis=1)
+    return total / (len(values) * bandwidth * np.sqrt(2.0 * np.pi))
 
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """Rows of unit length on their two main axes.
+    """A sample of vectors, scaled to unit length, on their first two principal components.
 
     Attributes:
-      rows: int64 [n], ascending: which rows were drawn.
+      rows: int64 [n], ascending, rows of the sample.
       points: float64 [n, 2].
-      kept: share of the variance that the two axes hold.
+      explained_variance: share of the variance that the two components explain.
     """
 
     rows: np.ndarray
     points: np.ndarray
-    kept: float
+    explained_variance: float
 
 
 def projection(
-    vectors: np.ndarray, most: int, generator: np.random.Generator, seed: int
+    vectors: np.ndarray, limit: int, generator: np.random.Generator, seed: int
 ) -> Projection | None:
-    """Principal components of at most `most` rows; None if they all point the same way.
+    """Projects a sample of vectors onto its first two principal components.
 
     Args:
       vectors: float [N, D]; may be memory-mapped.
-      generator: consumed; draws the rows.
-      seed: of the randomized decomposition.
+      limit: upper bound on the size of the sample.
+      generator: draws the sample; its state advances.
+      seed: seed of the randomized decomposition.
+
+    Returns:
+      The projection; None if there are fewer than three vectors with a direction, or if all
+      have the same.
     """
     from sklearn.decomposition import PCA
 
     count = len(vectors)
-    rows = np.sort(generator.choice(count, min(count, most), replace=False))
+    rows = np.sort(generator.choice(count, min(count, limit), replace=False))
     if len(rows) < 3 or vectors.shape[1] < 2:
         return None
     sample = np.asarray(vectors[rows], np.float64)

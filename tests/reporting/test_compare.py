@@ -1,4 +1,4 @@
-"""Two runs beside each other: references for ranks, intervals, churn; runs that differ."""
+"""Comparison of two runs: references for ranks, intervals and churn; runs that differ."""
 
 import dataclasses
 import json
@@ -72,9 +72,9 @@ def test_metrics_on_the_same_pairs(vectors, tmp_path):
 
 
 def test_intervals_of_the_difference_are_paired(vectors, tmp_path):
-    # The second run ranks as the first but for a rotation, which changes no score.
-    turned = vectors[0] @ np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0]
-    runs = [small_run(tmp_path, some.astype(np.float32), PAIRS) for some in (vectors[0], turned)]
+    # The second run's vectors are rotated, which changes no score.
+    rotated = vectors[0] @ np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0]
+    runs = [small_run(tmp_path, some.astype(np.float32), PAIRS) for some in (vectors[0], rotated)]
     found = comparison.compare_metrics(*runs, 200, 3)["kinds"]["all"]["metrics"]
     for name in metrics.METRICS:
         assert (found[name]["low"], found[name]["high"]) == (0.0, 0.0)
@@ -101,11 +101,11 @@ def test_another_order_of_items_is_the_same_run(vectors, tmp_path):
     assert churn["mean_overlap"] == churn["same_first"] == churn["unchanged"] == 1.0
 
 
-def test_pairs_that_only_one_run_has_are_left_out(vectors, tmp_path):
+def test_pairs_that_only_one_run_has_are_not_compared(vectors, tmp_path):
     first = small_run(tmp_path, vectors[0], np.concatenate([PAIRS, PAIRS[:2]]), KINDS + KINDS[:2])
     second = small_run(tmp_path, vectors[1], np.array([[5, 6], [0, 1], [11, 12]]))
     found = comparison.compare_metrics(first, second, 50, 3)
-    assert (found["pairs"], found["of"], found["same_pairs"]) == (2, [7, 3], False)
+    assert (found["pairs"], found["pairs_of_each"], found["same_pairs"]) == (2, [7, 3], False)
     nothing = small_run(tmp_path, vectors[1], np.array([[11, 12]]))
     assert comparison.compare_metrics(first, nothing, 50, 3)["kinds"] == {}
 

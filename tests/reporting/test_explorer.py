@@ -1,6 +1,6 @@
-"""The explorer's file: what is in it against plain references, and that titles stay data.
+"""The explorer's file: its data against simple references, and titles that stay data.
 
-test_explorer_browser.py clicks through it in a browser.
+test_explorer_browser.py uses it in a browser.
 """
 
 import base64
@@ -51,9 +51,9 @@ class Scripts(html.parser.HTMLParser):
             self.contents[self.inside] = self.contents.get(self.inside, "") + data
 
 
-def unpacked(packed) -> np.ndarray:
-    """Whole numbers, int64, with -1 for what is missing."""
-    numbers = np.frombuffer(base64.b64decode(packed["data"]), KINDS[packed["bytes"]])
+def decoded(encoded) -> np.ndarray:
+    """Decoded integers, int64, with -1 for missing values."""
+    numbers = np.frombuffer(base64.b64decode(encoded["data"]), KINDS[encoded["bytes"]])
     return np.where(numbers == np.iinfo(numbers.dtype).max, -1, numbers.astype(np.int64))
 
 
@@ -73,13 +73,13 @@ def page(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told(page):
+def data(page):
     return json.loads(page.contents["data"])
 
 
-def test_titles_are_data_and_nothing_else(page, told):
-    assert told["items"]["titles"] == small_world().titles.to_pylist()
-    assert told["items"]["ids"] == small_world().item_ids.ids.to_pylist()
+def test_titles_are_data_and_nothing_else(page, data):
+    assert data["items"]["titles"] == small_world().titles.to_pylist()
+    assert data["items"]["ids"] == small_world().item_ids.ids.to_pylist()
     assert page.tags.count("script") == 2 and page.tags.count("style") == 1
     assert not {"img", "svg", "iframe", "link", "object", "form", "base"} & set(page.tags)
     assert [name for _, name, _ in page.attributes if name.startswith("on")] == []
@@ -98,27 +98,27 @@ def test_the_policy_allows_this_script_and_this_style_alone(page):
         assert rules[rule] == "'none'"
 
 
-def test_the_script_makes_no_markup_of_text(page):
+def test_the_script_inserts_no_markup(page):
     script = page.contents["script"]
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(",
                 "Function(", "setTimeout", "srcdoc"):  # fmt: skip
         assert way not in script
 
 
-def test_neighbors_are_those_of_each_method(told):
+def test_neighbors_are_those_of_each_method(data):
     world, vectors = small_world(), small_embeddings()
     config = small_config("unused")
-    k, queries = told["k"], np.arange(ITEMS, dtype=np.int32)
+    k, queries = data["k"], np.arange(ITEMS, dtype=np.int32)
     unit = world.features / np.linalg.norm(world.features, axis=1, keepdims=True)
     dense = {
         "PinSage": vectors @ vectors.T,
         "Content": unit @ unit.T,
         "Walk": Walk(world.graph, config.sampling, config.seed, 1).scores(queries),
     }
-    assert [method["name"] for method in told["methods"]] == list(dense) == list(METHODS)
-    for method in told["methods"]:
-        rows = unpacked(method["rows"]).reshape(ITEMS, k)
-        scores = method["low"] + method["step"] * unpacked(method["scores"]).reshape(ITEMS, k)
+    assert [method["name"] for method in data["methods"]] == list(dense) == list(METHODS)
+    for method in data["methods"]:
+        rows = decoded(method["rows"]).reshape(ITEMS, k)
+        scores = method["offset"] + method["step"] * decoded(method["scores"]).reshape(ITEMS, k)
         for query in queries:
             line = dense[method["name"]][query].astype(float)
             line[query] = -np.inf
@@ -132,10 +132,10 @@ def test_neighbors_are_those_of_each_method(told):
             assert scores[query, : len(best)] == pytest.approx(best, abs=1e-4)
 
 
-def test_the_map_keeps_distances_and_counts_collections(told):
+def test_the_map_keeps_distances_and_counts_collections(data):
     degree = small_world().graph.degree()[:ITEMS]
-    assert unpacked(told["items"]["degree"]).tolist() == degree.tolist()
-    points = np.stack([unpacked(told["map"][axis]) for axis in "xy"], 1)
+    assert decoded(data["items"]["degree"]).tolist() == degree.tolist()
+    points = np.stack([decoded(data["map"][axis]) for axis in "xy"], 1)
     assert points.min() >= 0 and np.ptp(points, axis=0).max() == 65534
     unit = small_embeddings().astype(float)
     _, _, axes = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
@@ -148,7 +148,7 @@ def test_the_map_keeps_distances_and_counts_collections(told):
     assert distances(points.astype(float)) == pytest.approx(distances(flat) * scale, abs=40)
 
 
-def test_popularity_is_no_place_on_the_map(tmp_path):
+def test_the_popularity_bias_does_not_change_the_map(tmp_path):
     config = dataclasses.replace(small_config(tmp_path), model=ModelConfig(popularity_bias=True))
     wide = np.concatenate([small_embeddings(), np.full((ITEMS, 1), 50.0, np.float32)], 1)
     with_popularity = json.loads(Scripts(written(tmp_path, None, config, wide)).contents["data"])
@@ -161,11 +161,11 @@ def test_without_features_titles_or_edges(tmp_path):
     same = np.ones((ITEMS, 6), np.float32)
     found = json.loads(Scripts(written(tmp_path, bare, vectors=same)).contents["data"])
     assert found["items"]["titles"] is None
-    assert found["map"] == {"note": "There is nothing to spread over two axes."}
+    assert found["map"] == {"note": "The embeddings do not span two axes."}
     for method in found["methods"][1:]:
-        assert (unpacked(method["rows"]) == -1).all()
-    assert found["methods"][1]["why"] == ["The items have no features."] * 2
-    assert found["methods"][2]["why"][0] == "The item has no edges, so no walk leaves it."
+        assert (decoded(method["rows"]) == -1).all()
+    assert found["methods"][1]["empty_reasons"] == ["The items have no features."] * 2
+    assert found["methods"][2]["empty_reasons"][0] == "The item has no edges, so no walk leaves it."
 
 
 def test_one_item(tmp_path):
@@ -180,10 +180,10 @@ def test_one_item(tmp_path):
     found = json.loads(
         Scripts(written(tmp_path, one, vectors=small_embeddings()[:1])).contents["data"]
     )
-    assert [unpacked(method["rows"]).tolist() for method in found["methods"]] == [[-1]] * 3
+    assert [decoded(method["rows"]).tolist() for method in found["methods"]] == [[-1]] * 3
 
 
-def test_a_large_catalog_has_none_and_loses_an_older_one(tmp_path):
+def test_a_large_catalog_has_no_page_and_an_older_one_is_removed(tmp_path):
     written(tmp_path)
     limited = dataclasses.replace(
         small_config(tmp_path), serve=ServeConfig(explorer_limit=ITEMS - 1)
@@ -192,7 +192,7 @@ def test_a_large_catalog_has_none_and_loses_an_older_one(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_is_the_same_every_time_and_whole_or_absent(tmp_path, monkeypatch):
+def test_writing_is_deterministic_and_atomic(tmp_path, monkeypatch):
     first = written(tmp_path)
     assert written(tmp_path) == first
 
@@ -210,9 +210,9 @@ def test_it_is_the_same_every_time_and_whole_or_absent(tmp_path, monkeypatch):
     "numbers, width",
     [([0, 254], 1), ([0, 255], 2), ([65534, -1], 2), ([65535], 4), ([], 1), ([-1], 1)],
 )
-def test_packing_and_back(numbers, width):
-    packed = explorer.packed(np.array(numbers, np.int64))
-    assert packed["bytes"] == width and unpacked(packed).tolist() == numbers
+def test_encoding_and_decoding_of_integers(numbers, width):
+    encoded = explorer.encode_integers(np.array(numbers, np.int64))
+    assert encoded["bytes"] == width and decoded(encoded).tolist() == numbers
 
 
 def test_the_best_scored_by_sorting_everything():
@@ -220,18 +220,19 @@ def test_the_best_scored_by_sorting_everything():
     for trial in range(60):
         columns = int(rng.integers(1, 12))
         scores = rng.integers(0, 4, (3, columns)).astype(np.float32)
-        own = np.array([-1, 0, columns - 1])
+        excluded = np.array([-1, 0, columns - 1])
         k = 1 + trial % 5
-        ids, best = best_of_scores(scores.copy(), own, k)
+        ids, best = best_of_scores(scores.copy(), excluded, k)
         for row in range(3):
-            ranked = sorted((-scores[row, at], at) for at in range(columns) if at != own[row])[:k]
+            candidates = [column for column in range(columns) if column != excluded[row]]
+            ranked = sorted((-scores[row, column], column) for column in candidates)[:k]
             padding = [-1] * (k - len(ranked))
-            assert ids[row].tolist() == [at for _, at in ranked] + padding
+            assert ids[row].tolist() == [column for _, column in ranked] + padding
             assert best[row].tolist() == [-score for score, _ in ranked] + [-np.inf] * len(padding)
 
 
 def test_lists_of_some_items_are_those_of_all():
-    """In blocks of queries, and whatever their order."""
+    """Neither blocks of queries nor their order change the neighbors."""
     methods = NeighborsByMethod(small_config("unused"), small_world(), small_embeddings(), 1)
     every = np.arange(ITEMS)
     for name in METHODS:
@@ -241,7 +242,7 @@ def test_lists_of_some_items_are_those_of_all():
         assert few == pytest.approx(scores[[9, 2, 17]], abs=1e-6)
 
 
-def test_what_the_page_refers_to_is_there(page):
+def test_all_referenced_ids_exist(page):
     ids = {value for _, name, value in page.attributes if name == "id"}
     script = page.contents["script"]
     named = set(re.findall(r'byId\("([\w-]+)"\)', script))

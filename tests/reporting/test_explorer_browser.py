@@ -1,7 +1,7 @@
-"""The explorer and the report in a real browser: search, click through, keyboard, phone.
+"""The explorer and the report in a real browser: search, links, keyboard, phone.
 
-Every page fails its test when the browser reports an error, and the explorer's when it
-asks the network for anything.
+A test fails if the browser reports an error on the page, or if the explorer makes any network
+request.
 """
 
 import base64
@@ -43,20 +43,20 @@ def workdir(tmp_path_factory):
 
 
 class Visit:
-    """A page that is open, with what went wrong on it."""
+    """An open page, its errors and its requests; `offline`: the page itself is the only one."""
 
-    def __init__(self, browser, address, viewport=WIDE, touch=False, alone=True):
-        self.origin, self.alone = address.split("#")[0], alone
+    def __init__(self, browser, address, viewport=WIDE, touch=False, offline=True):
+        self.origin, self.offline = address.split("#")[0], offline
         self.context = browser.new_context(viewport=viewport, has_touch=touch)
         self.page = self.context.new_page()
         self.page.set_default_timeout(20_000)
-        self.wrong, self.asked = [], []
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.wrong.append(dialog.message))
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.errors, self.requests = [], []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.errors.append(dialog.message))
+        self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on(
             "console",
-            lambda message: self.wrong.append(message.text) if message.type == "error" else None,
+            lambda message: self.errors.append(message.text) if message.type == "error" else None,
         )
         self.page.goto(address)
 
@@ -65,12 +65,12 @@ class Visit:
         return self.page
 
     def __exit__(self, kind, *_):
-        asked, wrong = self.asked, self.wrong
+        requests, errors = self.requests, self.errors
         self.context.close()
         if kind is None:
-            assert wrong == []
-            assert all(url.startswith(self.origin) for url in asked), asked
-            assert not self.alone or len(asked) == 1, asked
+            assert errors == []
+            assert all(url.startswith(self.origin) for url in requests), requests
+            assert not self.offline or len(requests) == 1, requests
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def visit(browser, workdir):
     return opened
 
 
-def shown(text: str) -> str:
-    """A title or id as the page shows it."""
+def displayed(text: str) -> str:
+    """A title or id as the page displays it."""
     line = " ".join(text.split())
     return "".join("\ufffd" if ord(sign) < 32 or 127 <= ord(sign) < 160 else sign for sign in line)
 
@@ -90,12 +90,12 @@ def shown(text: str) -> str:
 def name_of(row: int) -> str:
     world = small_world()
     title = world.titles[row].as_py()
-    return shown(title if title and title.strip() else world.item_ids.ids[row].as_py())
+    return displayed(title if title and title.strip() else world.item_ids.ids[row].as_py())
 
 
 def ids_in(page, column: int) -> list[str]:
-    """Ids that a list leads to, in its order."""
-    addresses = page.locator(f"#lists > div:nth-child({column}) a").evaluate_all(
+    """Ids of the links of a list, in order."""
+    addresses = page.locator(f"#neighbors > div:nth-child({column}) a").evaluate_all(
         "links => links.map((link) => decodeURIComponent(link.getAttribute('href').slice(1)))"
     )
     return addresses
@@ -106,28 +106,28 @@ def test_search_open_and_click_through(visit):
     vectors = small_embeddings()
     near, scores = top_k(vectors, vectors, 10, np.arange(ITEMS))
     with visit() as page:
-        page.fill("#words", "17 ")
-        option = page.locator("#found li").first
+        page.fill("#search-field", "17 ")
+        option = page.locator("#results li").first
         assert option.locator("bdi").first.text_content() == name_of(17)
         option.click()
         page.wait_for_function("id => document.body.dataset.item === id", arg=ids[17])
-        assert page.locator("#name").text_content() == name_of(17)
+        assert page.locator("#item-title").text_content() == name_of(17)
         assert ids_in(page, 1) == [ids[row] for row in near[17]]
-        first = page.locator("#lists > div:nth-child(1) li small").first.text_content()
+        first = page.locator("#neighbors > div:nth-child(1) li small").first.text_content()
         assert first.startswith(f"{scores[17, 0]:.3f}")
-        # Through to the third neighbor, and from it to its own first.
-        page.locator("#lists > div:nth-child(1) a").nth(2).click()
+        # Click the third neighbor, and then its first neighbor.
+        page.locator("#neighbors > div:nth-child(1) a").nth(2).click()
         third = near[17, 2]
         page.wait_for_function("id => document.body.dataset.item === id", arg=ids[third])
-        assert page.locator("#name").text_content() == name_of(third)
-        page.locator("#lists > div:nth-child(1) a").first.click()
+        assert page.locator("#item-title").text_content() == name_of(third)
+        page.locator("#neighbors > div:nth-child(1) a").first.click()
         page.wait_for_function("id => document.body.dataset.item === id", arg=ids[near[third, 0]])
-        # Back, as in any page, and an address that can be kept.
+        # The browser's Back works, and the address can be saved.
         page.go_back()
         page.wait_for_function("id => document.body.dataset.item === id", arg=ids[third])
         address = page.evaluate("location.hash")
     with visit(address) as page:
-        assert page.locator("#name").text_content() == name_of(third)
+        assert page.locator("#item-title").text_content() == name_of(third)
 
 
 def test_search_finds_what_a_plain_search_finds(visit):
@@ -146,46 +146,47 @@ def test_search_finds_what_a_plain_search_finds(visit):
                     starts = (low == whole, low.startswith(whole), text.startswith(whole), True)
                     ranked.append((starts.index(True), -degree[row], row))
             wanted = [name_of(row) for *_, row in sorted(ranked)][:20]
-            page.fill("#words", words)
+            page.fill("#search-field", words)
             page.wait_for_function(
-                "count => document.querySelectorAll('#found li').length === count",
+                "count => document.querySelectorAll('#results li').length === count",
                 arg=len(wanted),
             )
-            found = page.locator("#found li > bdi").all_text_contents()
+            found = page.locator("#results li > bdi").all_text_contents()
             assert found == wanted, words
-            count = page.locator("#count").text_content()
-            assert count.startswith("Nothing" if not ranked else f"{len(ranked)} found")
+            count = page.locator("#result-count").text_content()
+            items = "1 item" if len(ranked) == 1 else f"{len(ranked)} items"
+            assert count.startswith("No item found" if not ranked else f"{items} found")
 
 
 def test_by_keyboard_alone(visit):
     with visit() as page:
         page.keyboard.press("/")
-        assert page.evaluate("document.activeElement.id") == "words"
+        assert page.evaluate("document.activeElement.id") == "search-field"
         page.keyboard.type("2 ")
-        page.wait_for_selector("#found li")
+        page.wait_for_selector("#results li")
         page.keyboard.press("ArrowDown")
         page.keyboard.press("ArrowDown")
         page.keyboard.press("ArrowUp")
-        chosen = page.locator('#found li[aria-selected="true"]')
-        active = page.get_attribute("#words", "aria-activedescendant")
-        assert chosen.count() == 1 and chosen.get_attribute("id") == active == "found-0"
+        chosen = page.locator('#results li[aria-selected="true"]')
+        active = page.get_attribute("#search-field", "aria-activedescendant")
+        assert chosen.count() == 1 and chosen.get_attribute("id") == active == "result-0"
         wanted = chosen.locator("bdi").first.text_content()
         page.keyboard.press("Enter")
-        page.wait_for_function("() => document.activeElement.id === 'name'")
-        assert page.locator("#name").text_content() == wanted
-        assert page.locator("#found").is_hidden()
-        # From the heading the next stop is the first neighbor.
+        page.wait_for_function("() => document.activeElement.id === 'item-title'")
+        assert page.locator("#item-title").text_content() == wanted
+        assert page.locator("#results").is_hidden()
+        # From the heading, Tab leads to the first neighbor.
         page.keyboard.press("Tab")
         link = page.evaluate("document.activeElement.textContent")
         page.keyboard.press("Enter")
         page.wait_for_function(
-            "text => document.getElementById('name').textContent === text", arg=link
+            "text => document.getElementById('item-title').textContent === text", arg=link
         )
         page.keyboard.press("/")
         page.keyboard.type("1")
-        page.wait_for_selector("#found li")
+        page.wait_for_selector("#results li")
         page.keyboard.press("Escape")
-        assert page.locator("#found").is_hidden()
+        assert page.locator("#results").is_hidden()
 
 
 def test_hostile_titles_are_text(visit):
@@ -194,25 +195,26 @@ def test_hostile_titles_are_text(visit):
             page.evaluate("id => { location.hash = '#' + encodeURIComponent(id) }",
                           small_world().item_ids.ids[row].as_py())  # fmt: skip
             page.wait_for_function(
-                "text => document.getElementById('name').textContent === text", arg=name_of(row)
+                "text => document.getElementById('item-title').textContent === text",
+                arg=name_of(row),
             )
         assert page.locator("h1").count() == 1 and page.locator("img, svg, iframe").count() == 0
         assert page.locator("script").count() == 2
-        # Not even a script that somebody manages to add would run.
+        # The policy also blocks a script that is added later.
         page.evaluate(
             "() => { const made = document.createElement('script');"
             "made.textContent = 'window.ran = true'; document.body.append(made) }"
         )
         assert page.evaluate("window.ran") is None
-        assert "Content Security Policy" in opened.wrong.pop()
+        assert "Content Security Policy" in opened.errors.pop()
 
 
-def test_an_address_of_no_item_is_told(visit):
+def test_an_address_of_an_unknown_item(visit):
     with visit("#%E0%A4%A") as page:
-        assert page.locator("#name").text_content() == "There is no such item"
+        assert page.locator("#item-title").text_content() == "Item not found"
         assert "%E0%A4%A" in page.locator("#details").text_content()
-        page.click("#any")
-        page.wait_for_selector("#lists li")
+        page.click("#random")
+        page.wait_for_selector("#neighbors li")
 
 
 def test_the_map(visit):
@@ -225,7 +227,7 @@ def test_the_map(visit):
             "let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n }"
         )
         assert page.evaluate(painted) > ITEMS
-        # Where the item shown is, found by what the page says is under the pointer.
+        # The dot of an item, recognized by the name that is displayed under the pointer.
         box = canvas.bounding_box()
         data = json.loads(page.locator("#data").text_content())
         x, y = (
@@ -237,46 +239,46 @@ def test_the_map(visit):
         left = box["x"] + box["width"] / 2 + (x[row] - 65535 / 2) * unit
         top = box["y"] + box["height"] / 2 - (y[row] - 65535 / 2) * unit
         page.mouse.move(left, top)
-        assert page.locator("#under").text_content() == name_of(row)
+        assert page.locator("#hovered").text_content() == name_of(row)
         page.mouse.click(left, top)
         wanted = small_world().item_ids.ids[row].as_py()
         page.wait_for_function("id => document.body.dataset.item === id", arg=wanted)
         before = canvas.screenshot()
-        page.click("#closer")
+        page.click("#zoom-in")
         page.wait_for_timeout(100)
         assert canvas.screenshot() != before
-        # The item shown is now in the middle; dragging moves it.
+        # The current item is now in the center; dragging moves it.
         canvas.scroll_into_view_if_needed()
         box = canvas.bounding_box()
         middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         page.mouse.move(*middle)
-        assert page.locator("#under").text_content() == name_of(row)
+        assert page.locator("#hovered").text_content() == name_of(row)
         page.mouse.down()
         page.mouse.move(middle[0] + 60, middle[1] + 40, steps=3)
         page.mouse.up()
         assert page.evaluate("document.body.dataset.item") == wanted
         page.mouse.move(middle[0] + 60, middle[1] + 40)
-        assert page.locator("#under").text_content() == name_of(row)
+        assert page.locator("#hovered").text_content() == name_of(row)
 
 
 def test_on_a_phone(visit):
     with visit(viewport=PHONE, touch=True) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-        page.locator("#words").tap()
+        page.locator("#search-field").tap()
         page.keyboard.type("5")
-        page.wait_for_selector("#found li")
-        box = page.locator("#found").bounding_box()
+        page.wait_for_selector("#results li")
+        box = page.locator("#results").bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"]
-        page.locator("#found li").first.tap()
-        page.wait_for_function("() => document.activeElement.id === 'name'")
-        name = page.locator("#name").text_content()
-        page.locator("#lists a").first.tap()
+        page.locator("#results li").first.tap()
+        page.wait_for_function("() => document.activeElement.id === 'item-title'")
+        name = page.locator("#item-title").text_content()
+        page.locator("#neighbors a").first.tap()
         page.wait_for_function(
-            "text => document.getElementById('name').textContent !== text", arg=name
+            "text => document.getElementById('item-title').textContent !== text", arg=name
         )
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-        # Fingers hit what is at least 24 pixels high.
-        heights = page.locator("button, input, #lists a").evaluate_all(
+        # Touch targets must be at least 24 pixels high.
+        heights = page.locator("button, input, #neighbors a").evaluate_all(
             "all => all.map((one) => one.getBoundingClientRect().height)"
         )
         assert min(heights) >= 24
@@ -287,7 +289,7 @@ def served(tmp_path):
     """The address of a server."""
     source = read_source(small_config(tmp_path), ITEMS)
     service = Service(source, small_world(), small_embeddings(), None, None)
-    stop, listener = threading.Event(), server.bound("127.0.0.1", 0)
+    stop, listener = threading.Event(), server.listen("127.0.0.1", 0)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     worker = threading.Thread(target=server.run, args=(make_app(service, 2), listener, stop.is_set))
     worker.start()
@@ -301,62 +303,62 @@ def test_the_served_explorer(browser, served):
     ids = small_world().item_ids.ids.to_pylist()
     vectors = small_embeddings()
     near = top_k(vectors, vectors, 10, np.arange(ITEMS))[0]
-    with (opened := Visit(browser, served, alone=False)) as page:
+    with (opened := Visit(browser, served, offline=False)) as page:
         assert page.locator("#map").is_visible()
-        page.fill("#words", "17 ")
-        page.wait_for_selector("#found li")
+        page.fill("#search-field", "17 ")
+        page.wait_for_selector("#results li")
         page.keyboard.press("Enter")
         page.wait_for_function("id => document.body.dataset.item === id", arg=ids[17])
-        assert page.locator("#name").text_content() == name_of(17)
+        assert page.locator("#item-title").text_content() == name_of(17)
         assert ids_in(page, 1) == [ids[row] for row in near[17]]
-        page.locator("#lists > div:nth-child(1) a").first.click()
+        page.locator("#neighbors > div:nth-child(1) a").first.click()
         page.wait_for_function("id => document.body.dataset.item === id", arg=ids[near[17, 0]])
         page.evaluate("location.hash = '#nobody'")
         page.wait_for_function(
-            "() => document.getElementById('name').textContent === 'There is no such item'"
+            "() => document.getElementById('item-title').textContent === 'Item not found'"
         )
-        # What the browser says about an answer of 404.
-        assert "404" in opened.wrong.pop()
+        # The browser reports the response of status 404.
+        assert "404" in opened.errors.pop()
 
 
-@pytest.mark.parametrize("bare", ["titles", "edges", "map"])
-def test_where_something_is_missing(browser, tmp_path, bare):
-    world = small_world(titles=bare != "titles", edges=bare != "edges")
-    vectors = np.ones((ITEMS, 6), np.float32) if bare == "map" else small_embeddings()
+@pytest.mark.parametrize("absent", ["titles", "edges", "map"])
+def test_where_something_is_missing(browser, tmp_path, absent):
+    world = small_world(titles=absent != "titles", edges=absent != "edges")
+    vectors = np.ones((ITEMS, 6), np.float32) if absent == "map" else small_embeddings()
     explorer.write_explorer(small_config(tmp_path), world, vectors)
     with Visit(browser, (tmp_path / "explorer.html").as_uri()) as page:
-        assert page.locator("#lists > div").count() == 3
-        assert page.locator("#map").is_visible() == (bare != "map")
-        if bare == "edges":
-            assert "no walk leaves it" in page.locator("#lists").text_content()
-        if bare == "titles":
-            assert page.locator("#name").text_content().startswith("id ")
+        assert page.locator("#neighbors > div").count() == 3
+        assert page.locator("#map").is_visible() == (absent != "map")
+        if absent == "edges":
+            assert "no walk leaves it" in page.locator("#neighbors").text_content()
+        if absent == "titles":
+            assert page.locator("#item-title").text_content().startswith("id ")
 
 
 def test_the_report_is_as_wide_as_the_window(browser, workdir):
     for viewport in (WIDE, PHONE):
         context = browser.new_context(viewport=viewport)
         page = context.new_page()
-        asked = []
-        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        requests = []
+        page.on("request", lambda request, requests=requests: requests.append(request.url))
         page.goto((workdir / "report.html").as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
         assert page.locator("figure svg").count() >= 5
         for caption in page.locator("caption > span").all():
             box = caption.bounding_box()
             assert box["x"] + box["width"] <= viewport["width"]
-        assert len([url for url in asked if not url.startswith("data:")]) == 1
+        assert len([url for url in requests if not url.startswith("data:")]) == 1
         context.close()
 
 
 def test_hostile_titles_are_text_in_the_report(browser, workdir):
     context = browser.new_context(viewport=WIDE)
     page = context.new_page()
-    wrong = []
-    page.on("dialog", lambda dialog: wrong.append(dialog.message))
-    page.on("pageerror", lambda error: wrong.append(str(error)))
+    errors = []
+    page.on("dialog", lambda dialog: errors.append(dialog.message))
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto((workdir / "report.html").as_uri())
-    # Whatever a title would do on loading or under the mouse has had its chance.
+    # Handlers of load and mouse events in a title would run now.
     page.mouse.move(300, 300)
     text = page.locator("body").text_content()
     assert "<script>alert(1)</script>" in text and "</style><h1>broken" in text
@@ -364,5 +366,5 @@ def test_hostile_titles_are_text_in_the_report(browser, workdir):
     assert page.locator("script:has-text('alert'), img, iframe, svg[onload]").count() == 0
     handlers = "() => [...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames())"
     assert [name for name in page.evaluate(handlers) if name.startswith("on")] == []
-    assert wrong == []
+    assert errors == []
     context.close()

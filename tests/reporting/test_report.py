@@ -1,7 +1,7 @@
-"""The report: nothing of the user's gets into the markup, and every part says what it has.
+"""The report: text of the catalog never becomes markup, and every section shows its data.
 
-The workdirs are put together by hand: a small catalog with hostile ids and titles,
-random embeddings, a log and an eval.json by the real evaluation.
+The workdirs are built by hand: a small catalog with hostile ids and titles, random
+embeddings, a log, and an eval.json written by the evaluation.
 """
 
 import dataclasses
@@ -30,20 +30,20 @@ from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.loop import Outcome
 
 SECTIONS = {
-    "scores": "Scoreboard",
+    "scores": "Metrics by method",
     "cutoff": "Hit-rate by K",
     "degree": "Hit-rate by degree",
     "learning": "Learning curves",
     "similarity": "Similarity of random pairs",
     "projection": "Projection",
     "examples": "Example queries",
-    "run": "What was run",
+    "run": "Data and settings",
 }
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
 
 class Page(html.parser.HTMLParser):
-    """Reads a page as a browser would, and insists that it is well formed."""
+    """Parses a page and checks that it is well formed."""
 
     def __init__(self, source: str):
         super().__init__(convert_charrefs=True)
@@ -93,7 +93,7 @@ def write_log(workdir, lines: int = 30) -> None:
         if place % 5 == 0:
             scores = {"score": place / 40, "warm_hit@10": place / 90, "warm_hit@100": place / 40}
             text.append(json.dumps({"step": 5 * place, "epoch": place / 10, **scores}))
-    # What a killed process leaves, and a hostile field.
+    # Lines that a killed process may leave, and a hostile field.
     text += ['{"step": 7, "lo', "[1]", '{"step": 9, "score": 0.0, "</svg>hit@10": 1.0}', "\x00"]
     (workdir / "metrics.jsonl").write_text("\n".join(text), encoding="utf-8")
 
@@ -120,7 +120,7 @@ def full(tmp_path_factory):
     return workdir, written(workdir, config=config)
 
 
-# What the user wrote is text and nothing else.
+# Text of the catalog stays text.
 
 
 def test_the_page_is_well_formed_and_needs_nothing_else(full):
@@ -139,7 +139,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else(full):
     assert not re.search(r"\w+://", re.sub(r"https://example\.org/", "", full[1]))
 
 
-def test_hostile_text_is_shown_and_never_obeyed(full):
+def test_hostile_text_is_displayed_and_never_interpreted(full):
     found = Page(full[1])
     allowed_images = [tag for tag in found.tags if tag == "img"]
     assert allowed_images == [] and found.tags.count("h1") == 1 and found.tags.count("style") == 1
@@ -189,7 +189,7 @@ def test_charts_take_the_color_of_the_page(full):
     assert not re.search(r"fill: ?#ffffff", full[1])
 
 
-# What it says.
+# The contents of the sections.
 
 
 def test_numbers_are_those_of_eval_json(full):
@@ -208,7 +208,7 @@ def test_numbers_are_those_of_eval_json(full):
             if bucket["pairs"]:
                 two = [bucket["metrics"][name]["value"] for name in ("hit@10", "hit@100")]
                 assert " / ".join(f"{value:.3f}" for value in two) in shown["degree"]
-    # Ours first, then the usual order, not the alphabet's; likewise degrees.
+    # PinSage first, then the order of the baselines, not the alphabetical one; also degrees.
     first = shown["scores"]
     assert first.index("PinSage") < first.index("popularity") < first.index("content")
     buckets = [name for name in ("1-2 edges", "3-10 edges", "11+ edges") if name in shown["degree"]]
@@ -251,11 +251,11 @@ def test_learning_curves_and_settings(full):
     assert "hit@10: from 1" not in labels
     learning = shown.section_texts["learning"]
     assert "Best validation at step 150: warm hit@10 0.333, warm hit@100 0.750." in learning
-    assert "The dotted line is step 100" in learning
+    assert "The dotted line marks step 100" in learning
     run = shown.section_texts["run"]
     assert "--batch_size64" in run.replace(" ", "") and "--num_walks" in run
     assert "--learning_rate" not in run
-    assert "items without edges4 (16.7%)" in run and HOSTILE[0] in run
+    assert "isolated items (no edges)4 (16.7%)" in run and HOSTILE[0] in run
 
 
 def test_examples_are_neighbors_by_each_method(full):
@@ -292,12 +292,12 @@ def test_settings_are_those_of_the_checkpoint(tmp_path):
     ) in changed
     assert source.config.train.batch_size == 64
     assert with_saved(source.config, {}) == source.config
-    # Another step than the embedded one says nothing about it.
+    # A checkpoint of another step does not describe the embeddings.
     files.write_json(tmp_path / "embeddings" / "manifest.json", {"step": 5})
     assert not read_source(small_config(tmp_path), ITEMS).trained
 
 
-# What is missing is said.
+# Missing data is reported.
 
 
 def test_an_empty_workdir(tmp_path):
@@ -306,7 +306,7 @@ def test_an_empty_workdir(tmp_path):
     for name in ("scores", "cutoff", "degree"):
         assert "There is no eval.json" in shown[name]
     assert "There is no metrics.jsonl" in shown["learning"]
-    assert "No checkpoint of these embeddings" in shown["run"]
+    assert "The workdir has no checkpoint of these embeddings" in shown["run"]
     assert "kurtosis" in shown["similarity"]
 
 
@@ -319,8 +319,8 @@ def test_no_features_no_titles_no_edges(tmp_path):
     assert "The items have no titles, so their ids are shown." in shown["examples"]
     assert "id 3 </title><img" in shown["examples"] or "id " in shown["examples"]
     assert "The items have no features." in shown["examples"]
-    assert "Left out: content, because the items have no features." in shown["scores"]
-    assert "Content was not scored here" in shown["degree"]
+    assert "Skipped baseline: content, because the items have no features." in shown["scores"]
+    assert "Content was not evaluated" in shown["degree"]
     assert "featuresnone" in shown["run"]
 
 
@@ -329,19 +329,19 @@ def test_vectors_that_all_point_the_same_way(tmp_path):
     prepared = dataclasses.replace(prepared, features=np.zeros((ITEMS, 3), np.float32))
     same = np.ones((ITEMS, 6), np.float32)
     shown = Page(written(tmp_path, prepared, vectors=same)).section_texts
-    assert "not defined (all are equal)" in shown["similarity"]
-    assert "raw features: there are not two vectors" in shown["similarity"]
-    assert "there is nothing to spread over two axes" in shown["projection"]
+    assert "undefined (all are equal)" in shown["similarity"]
+    assert "raw features: fewer than two vectors are nonzero" in shown["similarity"]
+    assert "the vectors do not span two axes" in shown["projection"]
     assert "No other item has similar features." in shown["examples"]
 
 
-def test_popularity_is_left_out_of_directions(tmp_path):
+def test_directions_exclude_the_popularity_bias(tmp_path):
     vectors = np.concatenate([small_embeddings(), np.full((ITEMS, 1), 50.0, np.float32)], 1)
     config = dataclasses.replace(small_config(tmp_path), model=ModelConfig(popularity_bias=True))
     shown = Page(written(tmp_path, config=config, vectors=vectors)).section_texts["similarity"]
-    assert "without the last coordinate" in shown
+    assert "without their last coordinate" in shown
     plain = Page(written(tmp_path)).section_texts["similarity"]
-    assert "without the last coordinate" not in plain
+    assert "without their last coordinate" not in plain
     row = re.search("PinSage(\u2212?\\d+\\.\\d\\d\u2212?0\\.\\d{3})", plain)[1]
     assert f"PinSage{row}" in shown
 
@@ -381,8 +381,8 @@ def test_scores_that_were_changed_are_named_and_not_shown(tmp_path, caplog):
 def test_a_log_without_validation(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}))
     shown = Page(written(tmp_path)).section_texts["learning"]
-    assert "No validation was made during training." in shown
-    assert shown.count("The log holds none.") == 4
+    assert "Training ran no validation." in shown
+    assert shown.count("The log has no such values.") == 4
 
 
 def test_scores_older_than_the_embeddings_are_named(tmp_path):
@@ -395,7 +395,7 @@ def test_scores_older_than_the_embeddings_are_named(tmp_path):
     assert not read_source(small_config(tmp_path), ITEMS).stale
 
 
-def test_without_intervals_or_rivals(tmp_path):
+def test_without_intervals_or_baselines(tmp_path):
     config = dataclasses.replace(
         small_config(tmp_path), evaluate=EvalConfig(bootstrap=0, baselines="none", k=2)
     )
@@ -403,7 +403,7 @@ def test_without_intervals_or_rivals(tmp_path):
     shown = Page(written(tmp_path, config=config))
     assert "of 1,500 items" not in shown.section_texts["scores"]
     assert " to " not in "".join(shown.section_texts["cutoff"])
-    assert "best rival" not in "".join(shown.texts)
+    assert "best baseline" not in "".join(shown.texts)
 
 
 def test_a_vector_that_is_not_finite_is_refused(tmp_path):
@@ -415,7 +415,7 @@ def test_a_vector_that_is_not_finite_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# How it is written.
+# Writing the file.
 
 
 def test_the_same_run_gives_the_same_bytes_whatever_the_matplotlibrc(full):
@@ -429,7 +429,7 @@ def test_the_same_run_gives_the_same_bytes_whatever_the_matplotlibrc(full):
     assert dict(matplotlib.rcParams) == before
 
 
-def test_it_is_written_whole_or_not_at_all(full, monkeypatch):
+def test_writing_is_atomic(full, monkeypatch):
     workdir, first = full
 
     def fails(*_):
@@ -465,7 +465,7 @@ def test_the_pipeline_ends_with_it_where_matplotlib_is(tmp_path, monkeypatch, in
     assert ran == ["prepare", "embed", "evaluate"] + ["report"] * installed
 
 
-# The building blocks.
+# Elements, charts and statistics.
 
 
 def test_text_is_escaped_once_and_markup_stays():
@@ -476,11 +476,11 @@ def test_text_is_escaped_once_and_markup_stays():
     # Putting markup into a plain string makes it text again.
     assert page.element("p", f"{page.element('b', 'x')}!") == "<p>&lt;b&gt;x&lt;/b&gt;!</p>"
     assert page.text("a\ud800b") == "a?b"
-    assert page.foreign("a" * 500) == f"<bdi>{'a' * 157}...</bdi>"
+    assert page.user_text("a" * 500) == f"<bdi>{'a' * 157}...</bdi>"
 
 
 def test_a_table_names_its_rows_and_can_be_scrolled_by_keyboard():
-    found = Page(page.table(page.foreign("<cap>"), ("a", "b"), [("x", "<1>")], main=0))
+    found = Page(page.table(page.user_text("<cap>"), ("a", "b"), [("x", "<1>")], main=0))
     assert found.tags == ["div", "table", "caption", "span", "bdi", "thead", "tr", "th", "th",
                           "tbody", "tr", "th", "td"]  # fmt: skip
     assert found.values("scope") == ["col", "col", "row"]
@@ -488,12 +488,12 @@ def test_a_table_names_its_rows_and_can_be_scrolled_by_keyboard():
     assert [value.strip() for value in found.values("aria-label")] == ["<cap>"]
 
 
-def slow_density(values, place, width):
-    """Kernels of every value and of its mirror images at -1 and 1, one after another."""
+def slow_density(values, point, width):
+    """The kernels of every value and of its reflections at -1 and 1, one by one."""
     total = 0.0
     for value in values:
         for image in (value, 2.0 - value, -2.0 - value):
-            total += math.exp(-0.5 * ((place - image) / width) ** 2)
+            total += math.exp(-0.5 * ((point - image) / width) ** 2)
     return total / (len(values) * width * math.sqrt(2.0 * math.pi))
 
 
@@ -535,12 +535,12 @@ def test_kurtosis_against_its_definition(small_rng):
 def test_random_cosines(small_rng):
     vectors = small_rng.normal(size=(3, 4)).astype(np.float32)
     vectors[2] = 0.0
-    found, left_out = space.random_cosines(vectors, 9000, np.random.default_rng(1))
+    found, dropped = space.random_cosines(vectors, 9000, np.random.default_rng(1))
     one, other = vectors[0].astype(float), vectors[1].astype(float)
     wanted = one @ other / math.sqrt((one @ one) * (other @ other))
     # Two of the three pairs of different rows have the row of zeros; none is a row with itself.
-    assert np.allclose(found, wanted) and left_out == pytest.approx(2 / 3, abs=0.02)
-    assert left_out == 1.0 - len(found) / 9000
+    assert np.allclose(found, wanted) and dropped == pytest.approx(2 / 3, abs=0.02)
+    assert dropped == 1.0 - len(found) / 9000
     # All ordered pairs are equally likely.
     angles = np.arange(5) * 0.4
     circle = np.stack([np.cos(angles), np.sin(angles)], 1)
@@ -565,7 +565,7 @@ def test_projection_is_the_two_main_axes(small_rng):
     for axis in range(2):
         sign = np.sign(wanted[:, axis] @ flat.points[:, axis])
         assert np.allclose(flat.points[:, axis], sign * wanted[:, axis], atol=1e-4)
-    assert flat.kept == pytest.approx(values[-2:].sum() / values.sum(), abs=1e-4)
+    assert flat.explained_variance == pytest.approx(values[-2:].sum() / values.sum(), abs=1e-4)
     fewer = space.projection(vectors, 10, np.random.default_rng(0), 0)
     assert len(fewer.rows) <= 10 and len(set(fewer.rows.tolist())) == len(fewer.rows)
     for nothing in (np.ones((9, 4)), np.zeros((9, 4)), np.ones((2, 4)), np.ones((9, 1))):

@@ -1,46 +1,49 @@
-// The explorer: search, an item's neighbors by each method, and a map of the catalog.
+// The explorer: search, the neighbors of an item by each method, and a map of the catalog.
 //
-// Text of users (titles, ids) only ever becomes the content of text nodes.  Where the data is
-// in the page itself (explorer.html) `embedded` reads it, else (--mode=serve) `served` does; both
-// answer search(words), item(id), any() and map().
+// Text of the catalog (titles, ids) is only ever inserted as text nodes.  The data comes from
+// the page itself (explorer.html, `embeddedSource`) or from the server (--mode=serve,
+// `serverSource`); both sources offer search(query), item(id), random() and map().
 "use strict";
 (() => {
-  const MOST_FOUND = 20;
-  const LONGEST = 160;
-  const NEAR = 14;
-  const CLOSEST = 200;
+  const MAX_RESULTS = 20;
+  const MAX_TEXT_LENGTH = 160;
+  // Pixels between the pointer and the center of a dot.
+  const HOVER_RADIUS = 14;
+  const MAX_ZOOM = 200;
   const byId = (name) => document.getElementById(name);
-  const told = JSON.parse(byId("data").textContent);
+  const pageData = JSON.parse(byId("data").textContent);
 
-  // Numbers come as little-endian bytes in base64.
-  function unpacked(packed) {
-    const text = atob(packed.data);
+  // Integers are encoded as little-endian bytes in base64.
+  function decodeIntegers(encoded) {
+    const text = atob(encoded.data);
     const bytes = new Uint8Array(text.length);
-    for (let place = 0; place < text.length; place++) bytes[place] = text.charCodeAt(place);
-    const kinds = { 1: Uint8Array, 2: Uint16Array, 4: Uint32Array };
-    return new kinds[packed.bytes](bytes.buffer);
+    for (let index = 0; index < text.length; index++) bytes[index] = text.charCodeAt(index);
+    const arrays = { 1: Uint8Array, 2: Uint16Array, 4: Uint32Array };
+    return new arrays[encoded.bytes](bytes.buffer);
   }
 
-  const missing = (packed) => 2 ** (8 * packed.bytes) - 1;
+  // The largest number stands for a missing value.
+  const missingValue = (encoded) => 2 ** (8 * encoded.bytes) - 1;
 
-  function embedded() {
-    const { ids, titles } = told.items;
-    const degree = unpacked(told.items.degree);
+  function embeddedSource() {
+    const { ids, titles } = pageData.items;
+    const degree = decodeIntegers(pageData.items.degree);
     const title = (row) => (titles === null ? null : titles[row]);
     const item = (row) => ({ id: ids[row], title: title(row), degree: degree[row] });
     const lowIds = ids.map((id) => id.toLowerCase());
     const lowTitles = ids.map((_, row) => (title(row) ?? "").toLowerCase());
     const rowOf = new Map(ids.map((id, row) => [id, row]));
-    const methods = told.methods.map((method) => ({
+    const methods = pageData.methods.map((method) => ({
       ...method,
-      rows: unpacked(method.rows),
-      scores: unpacked(method.scores),
-      none: missing(method.rows),
-      step: method.step,
+      rows: decodeIntegers(method.rows),
+      scores: decodeIntegers(method.scores),
+      missing: missingValue(method.rows),
     }));
 
-    function search(words) {
-      const whole = words.trim().toLowerCase();
+    // First the item with this id, then ids, then titles that begin with the query; among
+    // equals the item with more collections comes first.
+    function search(query) {
+      const whole = query.trim().toLowerCase();
       const parts = whole.split(/\s+/);
       const found = [];
       for (let row = 0; row < ids.length; row++) {
@@ -53,16 +56,16 @@
       found.sort((a, b) => a[0] - b[0] || degree[b[1]] - degree[a[1]] || a[1] - b[1]);
       return {
         count: found.length,
-        items: found.slice(0, MOST_FOUND).map(([, row]) => item(row)),
+        items: found.slice(0, MAX_RESULTS).map(([, row]) => item(row)),
       };
     }
 
     function neighbors(method, row) {
       const found = [];
-      for (let place = row * told.k; place < (row + 1) * told.k; place++) {
-        if (method.rows[place] === method.none) break;
-        const score = method.low + method.step * method.scores[place];
-        found.push({ ...item(method.rows[place]), score });
+      for (let index = row * pageData.k; index < (row + 1) * pageData.k; index++) {
+        if (method.rows[index] === method.missing) break;
+        const score = method.offset + method.step * method.scores[index];
+        found.push({ ...item(method.rows[index]), score });
       }
       return found;
     }
@@ -72,107 +75,110 @@
       item: (id) => {
         const row = rowOf.get(id);
         if (row === undefined) return null;
-        return { ...item(row), lists: methods.map((method) => neighbors(method, row)) };
+        return { ...item(row), neighbors: methods.map((method) => neighbors(method, row)) };
       },
-      any: () => ids[Math.floor(Math.random() * ids.length)],
-      map: () => ({ ...told.map, ids, degree: told.items.degree }),
+      random: () => ids[Math.floor(Math.random() * ids.length)],
+      map: () => ({ ...pageData.map, ids, degree: pageData.items.degree }),
     };
   }
 
-  function served() {
-    const ask = async (path, query = {}) => {
-      const answer = await fetch(`explorer/${path}?${new URLSearchParams(query)}`);
-      return answer.status === 404 ? null : answer.json();
+  function serverSource() {
+    const request = async (path, parameters = {}) => {
+      const response = await fetch(`explorer/${path}?${new URLSearchParams(parameters)}`);
+      return response.status === 404 ? null : response.json();
     };
     return {
-      search: (words) => ask("search", { words, most: MOST_FOUND }),
-      item: (id) => ask("item", { id }),
-      any: async () => (await ask("any")).id,
-      map: () => ask("map"),
+      search: (query) => request("search", { query, limit: MAX_RESULTS }),
+      item: (id) => request("item", { id }),
+      random: async () => (await request("random")).id,
+      map: () => request("map"),
     };
   }
 
-  const source = told.items ? embedded() : served();
+  const source = pageData.items ? embeddedSource() : serverSource();
 
-  // Text of users on one line, without signs that have no shape, cut where it is very long.
-  function shown(text) {
+  // Text on one line, without control characters, truncated.
+  function oneLine(text) {
     const line = text.replace(/\s+/g, " ").replace(/\p{Cc}/gu, "\ufffd").trim();
-    return line.length > LONGEST ? `${line.slice(0, LONGEST - 3)}...` : line;
+    return line.length > MAX_TEXT_LENGTH ? `${line.slice(0, MAX_TEXT_LENGTH - 3)}...` : line;
   }
 
   function element(tag, ...children) {
-    const made = document.createElement(tag);
-    made.append(...children);
-    return made;
+    const created = document.createElement(tag);
+    created.append(...children);
+    return created;
   }
 
-  // Text of users, kept from reordering what is around it.
-  const foreign = (text) => element("bdi", shown(text));
-  const titled = (item) => item.title !== null && item.title.trim() !== "";
-  const nameOf = (item) => foreign(titled(item) ? item.title : item.id);
-  const held = (item) =>
+  // Text of the catalog, isolated so that right-to-left text does not reorder its surroundings.
+  const userText = (text) => element("bdi", oneLine(text));
+  const hasTitle = (item) => item.title !== null && item.title.trim() !== "";
+  const nameOf = (item) => userText(hasTitle(item) ? item.title : item.id);
+  const degreeOf = (item) =>
     item.degree === 1 ? "1 collection" : `${item.degree.toLocaleString("en")} collections`;
-  const detailsOf = (item) => (titled(item) ? [foreign(item.id), " \u00b7 ", held(item)] : [held(item)]);
+  const detailsOf = (item) =>
+    hasTitle(item) ? [userText(item.id), " \u00b7 ", degreeOf(item)] : [degreeOf(item)];
   const addressOf = (id) => `#${encodeURIComponent(id)}`;
   const scoreOf = (method, score) =>
-    method.whole ? `${score.toLocaleString("en")} visits` : score.toFixed(3);
+    method.is_count ? `${score.toLocaleString("en")} visits` : score.toFixed(3);
 
-  function listOf(method, found, others, degree) {
-    const box = element("div", element("h3", method.name), element("p", method.about));
+  // A list of neighbors; `others` are [method, ids] of the other methods.
+  function listOf(method, neighbors, others, degree) {
+    const box = element("div", element("h3", method.name), element("p", method.description));
     box.lastChild.className = "note";
-    if (found.length === 0) {
-      box.append(element("p", method.why[degree === 0 ? 0 : 1]));
+    if (neighbors.length === 0) {
+      box.append(element("p", method.empty_reasons[degree === 0 ? 0 : 1]));
       return box;
     }
-    const entries = found.map((item) => {
+    const entries = neighbors.map((item) => {
       const link = element("a", nameOf(item));
       link.href = addressOf(item.id);
       const also = others.filter(([, ids]) => ids.has(item.id)).map(([name]) => name);
       const small = element("small", scoreOf(method, item.score), " \u00b7 ", ...detailsOf(item));
-      if (also.length > 0) small.append(` \u00b7 also ${also.join(", ")}`);
+      if (also.length > 0) small.append(` \u00b7 also in ${also.join(", ")}`);
       return element("li", link, small);
     });
     box.append(element("ol", ...entries));
     return box;
   }
 
-  let asked = 0;
+  let openRequests = 0;
   let map = null;
 
-  async function open(id, byPerson) {
-    const ticket = ++asked;
+  async function open(id, focusTitle) {
+    const request = ++openRequests;
     const item = await source.item(id);
-    if (ticket !== asked) return;
+    // A later request has replaced this one.
+    if (request !== openRequests) return;
     if (item === null) {
-      byId("name").replaceChildren("There is no such item");
-      byId("details").replaceChildren("No item has the id ", foreign(id), ".");
-      byId("lists").replaceChildren();
+      byId("item-title").replaceChildren("Item not found");
+      byId("details").replaceChildren("No item has the id ", userText(id), ".");
+      byId("neighbors").replaceChildren();
       map?.mark(null, []);
       return;
     }
-    byId("name").replaceChildren(nameOf(item));
+    byId("item-title").replaceChildren(nameOf(item));
     byId("details").replaceChildren(...detailsOf(item));
-    const sets = item.lists.map((found, place) => [
-      told.methods[place].name,
-      new Set(found.map((other) => other.id)),
+    const idsByMethod = item.neighbors.map((neighbors, method) => [
+      pageData.methods[method].name,
+      new Set(neighbors.map((neighbor) => neighbor.id)),
     ]);
-    byId("lists").replaceChildren(
-      ...item.lists.map((found, place) => {
-        const others = sets.filter((_, other) => other !== place);
-        return listOf(told.methods[place], found, others, item.degree);
+    byId("neighbors").replaceChildren(
+      ...item.neighbors.map((neighbors, method) => {
+        const others = idsByMethod.filter((_, other) => other !== method);
+        return listOf(pageData.methods[method], neighbors, others, item.degree);
       }),
     );
-    map?.mark(item.id, item.lists[0].map((other) => other.id));
+    map?.mark(item.id, item.neighbors[0].map((neighbor) => neighbor.id));
     document.body.dataset.item = item.id;
-    if (byPerson) byId("name").focus();
+    if (focusTitle) byId("item-title").focus();
   }
 
-  function go(id) {
+  function navigateTo(id) {
     if (location.hash === addressOf(id)) open(id, true);
     else location.hash = addressOf(id);
   }
 
-  function addressed() {
+  function idFromAddress() {
     try {
       return decodeURIComponent(location.hash.slice(1));
     } catch {
@@ -180,228 +186,231 @@
     }
   }
 
-  // Search: a combobox; the arrows choose, Enter opens, Escape closes.
-  const words = byId("words");
-  const foundList = byId("found");
+  // Search is a combobox: the arrow keys select, Enter opens, Escape closes.
+  const searchField = byId("search-field");
+  const resultList = byId("results");
   let options = [];
-  let chosen = -1;
-  let searched = 0;
+  let selected = -1;
+  let searchRequests = 0;
 
   function close() {
-    foundList.hidden = true;
-    foundList.replaceChildren();
-    words.setAttribute("aria-expanded", "false");
-    words.removeAttribute("aria-activedescendant");
+    resultList.hidden = true;
+    resultList.replaceChildren();
+    searchField.setAttribute("aria-expanded", "false");
+    searchField.removeAttribute("aria-activedescendant");
     options = [];
-    chosen = -1;
+    selected = -1;
   }
 
-  function choose(place) {
-    const entries = [...foundList.children];
-    chosen = (place + entries.length) % entries.length;
-    entries.forEach((entry, at) => entry.setAttribute("aria-selected", String(at === chosen)));
-    words.setAttribute("aria-activedescendant", entries[chosen].id);
-    entries[chosen].scrollIntoView({ block: "nearest" });
+  function select(index) {
+    const entries = [...resultList.children];
+    selected = (index + entries.length) % entries.length;
+    entries.forEach((entry, i) => entry.setAttribute("aria-selected", String(i === selected)));
+    searchField.setAttribute("aria-activedescendant", entries[selected].id);
+    entries[selected].scrollIntoView({ block: "nearest" });
   }
 
   async function search() {
-    const ticket = ++searched;
-    if (words.value.trim() === "") {
+    const request = ++searchRequests;
+    if (searchField.value.trim() === "") {
       close();
-      byId("count").textContent = "";
+      byId("result-count").textContent = "";
       return;
     }
-    const result = await source.search(words.value);
-    if (ticket !== searched) return;
+    const result = await source.search(searchField.value);
+    if (request !== searchRequests) return;
     close();
     options = result.items;
-    foundList.replaceChildren(
-      ...options.map((item, place) => {
+    resultList.replaceChildren(
+      ...options.map((item, index) => {
         const entry = element("li", nameOf(item), element("small", ...detailsOf(item)));
-        entry.id = `found-${place}`;
+        entry.id = `result-${index}`;
         entry.setAttribute("role", "option");
         entry.setAttribute("aria-selected", "false");
-        // Before the field loses the focus, which closes the list.
+        // Otherwise the field would lose the focus, which closes the list before the click.
         entry.addEventListener("pointerdown", (event) => event.preventDefault());
-        entry.addEventListener("click", () => take(place));
+        entry.addEventListener("click", () => openOption(index));
         return entry;
       }),
     );
-    foundList.hidden = options.length === 0;
-    words.setAttribute("aria-expanded", String(options.length > 0));
-    const count = result.count.toLocaleString("en");
-    byId("count").textContent =
+    resultList.hidden = options.length === 0;
+    searchField.setAttribute("aria-expanded", String(options.length > 0));
+    const count = `${result.count.toLocaleString("en")} ${result.count === 1 ? "item" : "items"}`;
+    byId("result-count").textContent =
       result.count === 0
-        ? "Nothing found."
+        ? "No item found."
         : result.count > options.length
-          ? `${count} found, the first ${options.length} shown.`
+          ? `${count} found; showing the first ${options.length}.`
           : `${count} found.`;
   }
 
-  function take(place) {
-    const { id } = options[place];
-    words.value = "";
-    byId("count").textContent = "";
-    searched++;
+  function openOption(index) {
+    const { id } = options[index];
+    searchField.value = "";
+    byId("result-count").textContent = "";
+    searchRequests++;
     close();
-    go(id);
+    navigateTo(id);
   }
 
-  words.addEventListener("input", search);
-  words.addEventListener("blur", close);
-  words.addEventListener("focus", search);
-  words.addEventListener("keydown", (event) => {
+  searchField.addEventListener("input", search);
+  searchField.addEventListener("blur", close);
+  searchField.addEventListener("focus", search);
+  searchField.addEventListener("keydown", (event) => {
     if (event.key === "Escape") close();
     else if (options.length === 0) return;
-    else if (event.key === "ArrowDown") choose(chosen + 1);
-    else if (event.key === "ArrowUp") choose(chosen < 0 ? options.length - 1 : chosen - 1);
-    else if (event.key === "Enter") take(Math.max(chosen, 0));
+    else if (event.key === "ArrowDown") select(selected + 1);
+    else if (event.key === "ArrowUp") select(selected < 0 ? options.length - 1 : selected - 1);
+    else if (event.key === "Enter") openOption(Math.max(selected, 0));
     else return;
     event.preventDefault();
   });
   document.addEventListener("keydown", (event) => {
-    const writing = event.target instanceof HTMLInputElement;
-    if (event.key !== "/" || writing || event.ctrlKey || event.metaKey || event.altKey) return;
+    const typing = event.target instanceof HTMLInputElement;
+    if (event.key !== "/" || typing || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
-    words.focus();
+    searchField.focus();
   });
-  byId("any").addEventListener("click", async () => go(await source.any()));
+  byId("random").addEventListener("click", async () => navigateTo(await source.random()));
 
-  // The map: dots on a canvas, colored by how many collections hold the item.
-  function drawnMap(data) {
+  // The map: one dot per item on a canvas, colored by the number of collections.
+  function createMap(data) {
     const canvas = byId("canvas");
     const context = canvas.getContext("2d");
     const { ids } = data;
-    const none = missing(data.x);
-    const x = unpacked(data.x);
-    const y = unpacked(data.y);
-    const degree = unpacked(data.degree);
-    const placeOf = new Map(ids.map((id, place) => [id, place]));
+    // Coordinates are below `range`; `range` itself means that the item is not on the map.
+    const range = missingValue(data.x);
+    const x = decodeIntegers(data.x);
+    const y = decodeIntegers(data.y);
+    const degrees = decodeIntegers(data.degree);
+    const rowOf = new Map(ids.map((id, row) => [id, row]));
     const colors = Uint8Array.from(
-      degree,
-      (count) => told.buckets.filter((bucket) => count >= bucket.from).length - 1,
+      degrees,
+      (degree) => pageData.buckets.filter((bucket) => degree >= bucket.from).length - 1,
     );
     let view = { scale: 1, x: 0.5, y: 0.5 };
-    let self = null;
-    let near = [];
-    let waiting = false;
+    let current = null;
+    let neighbors = [];
+    let drawPending = false;
 
     function size() {
       const box = canvas.getBoundingClientRect();
       return { width: box.width, height: box.height, unit: Math.min(box.width, box.height) * 0.96 };
     }
 
-    function place(at, box) {
-      const zoom = (view.scale * box.unit) / none;
+    // Canvas coordinates of a dot.
+    function position(row, box) {
+      const zoom = (view.scale * box.unit) / range;
       return [
-        box.width / 2 + x[at] * zoom - view.x * none * zoom,
-        box.height / 2 - y[at] * zoom + view.y * none * zoom,
+        box.width / 2 + x[row] * zoom - view.x * range * zoom,
+        box.height / 2 - y[row] * zoom + view.y * range * zoom,
       ];
     }
 
     function draw() {
-      waiting = false;
+      drawPending = false;
       const box = size();
-      const dense = window.devicePixelRatio || 1;
-      canvas.width = Math.round(box.width * dense);
-      canvas.height = Math.round(box.height * dense);
-      context.setTransform(dense, 0, 0, dense, 0, 0);
+      const pixelRatio = window.devicePixelRatio || 1;
+      canvas.width = Math.round(box.width * pixelRatio);
+      canvas.height = Math.round(box.height * pixelRatio);
+      context.setTransform(pixelRatio, 0, 0, pixelRatio, 0, 0);
       const dot = Math.min(Math.max(250 / Math.sqrt(ids.length), 1.6), 5) + Math.log2(view.scale);
       context.globalAlpha = 0.8;
       let color = -1;
-      for (let at = 0; at < x.length; at++) {
-        if (x[at] === none) continue;
-        const [left, top] = place(at, box);
+      for (let row = 0; row < x.length; row++) {
+        if (x[row] === range) continue;
+        const [left, top] = position(row, box);
         if (left < -9 || top < -9 || left > box.width + 9 || top > box.height + 9) continue;
-        if (colors[at] !== color) {
-          color = colors[at];
-          context.fillStyle = told.buckets[color].color;
+        if (colors[row] !== color) {
+          color = colors[row];
+          context.fillStyle = pageData.buckets[color].color;
         }
         context.fillRect(left - dot / 2, top - dot / 2, dot, dot);
       }
       context.globalAlpha = 1;
       const ink = getComputedStyle(canvas).color;
       context.strokeStyle = ink;
-      for (const at of near) circle(at, box, 4.5, 1.5);
-      if (self !== null) {
-        circle(self, box, 8, 2.5);
-        circle(self, box, 2, 2.5);
+      for (const row of neighbors) circle(row, box, 4.5, 1.5);
+      if (current !== null) {
+        circle(current, box, 8, 2.5);
+        circle(current, box, 2, 2.5);
       }
     }
 
-    function circle(at, box, radius, width) {
-      if (x[at] === none) return;
+    function circle(row, box, radius, width) {
+      if (x[row] === range) return;
       context.lineWidth = width;
       context.beginPath();
-      context.arc(...place(at, box), radius, 0, 2 * Math.PI);
+      context.arc(...position(row, box), radius, 0, 2 * Math.PI);
       context.stroke();
     }
 
     function redraw() {
-      if (waiting) return;
-      waiting = true;
+      if (drawPending) return;
+      drawPending = true;
       requestAnimationFrame(draw);
     }
 
-    function under(event) {
+    // The row of the dot nearest to the pointer, if one is near.
+    function itemAt(event) {
       const bounds = canvas.getBoundingClientRect();
       const box = size();
-      let best = null;
-      let least = NEAR * NEAR;
-      for (let at = 0; at < x.length; at++) {
-        if (x[at] === none) continue;
-        const [left, top] = place(at, box);
-        const far =
+      let nearest = null;
+      let smallest = HOVER_RADIUS * HOVER_RADIUS;
+      for (let row = 0; row < x.length; row++) {
+        if (x[row] === range) continue;
+        const [left, top] = position(row, box);
+        const distance =
           (left + bounds.left - event.clientX) ** 2 + (top + bounds.top - event.clientY) ** 2;
-        if (far < least) [best, least] = [at, far];
+        if (distance < smallest) [nearest, smallest] = [row, distance];
       }
-      return best;
+      return nearest;
     }
 
-    function look(scale, toX, toY) {
-      const limit = (value) => Math.min(Math.max(value, 0), 1);
-      view = { scale: Math.min(Math.max(scale, 1), CLOSEST), x: limit(toX), y: limit(toY) };
+    function setView(scale, centerX, centerY) {
+      const clamp = (value) => Math.min(Math.max(value, 0), 1);
+      view = { scale: Math.min(Math.max(scale, 1), MAX_ZOOM), x: clamp(centerX), y: clamp(centerY) };
       if (view.scale === 1) view = { scale: 1, x: 0.5, y: 0.5 };
-      // A finger that moves over the whole map scrolls the page, over a part it moves the map.
-      canvas.classList.toggle("near", view.scale > 1);
+      // By touch, a zoomed map is dragged; otherwise the page scrolls.
+      canvas.classList.toggle("zoomed", view.scale > 1);
       redraw();
     }
 
-    // Towards the item shown, if it is on the map.
+    // Zooms in on the current item if the whole map is visible, else on the center.
     function zoom(factor) {
       const center =
-        self !== null && x[self] !== none && view.scale === 1
-          ? [x[self] / none, y[self] / none]
+        current !== null && x[current] !== range && view.scale === 1
+          ? [x[current] / range, y[current] / range]
           : [view.x, view.y];
-      look(view.scale * factor, ...center);
+      setView(view.scale * factor, ...center);
     }
 
-    let grip = null;
+    let drag = null;
     canvas.addEventListener("pointerdown", (event) => {
-      grip = { x: event.clientX, y: event.clientY, from: view, moved: false };
+      drag = { x: event.clientX, y: event.clientY, startView: view, moved: false };
     });
     canvas.addEventListener("pointermove", (event) => {
-      if (grip === null || event.buttons === 0) {
-        const at = under(event);
-        byId("under").replaceChildren(at === null ? "" : data.named(at));
+      if (drag === null || event.buttons === 0) {
+        const row = itemAt(event);
+        byId("hovered").replaceChildren(row === null ? "" : data.nameAt(row));
         return;
       }
-      const [right, down] = [event.clientX - grip.x, event.clientY - grip.y];
-      grip.moved ||= Math.hypot(right, down) > 4;
-      if (!grip.moved || view.scale === 1) return;
+      const [right, down] = [event.clientX - drag.x, event.clientY - drag.y];
+      drag.moved ||= Math.hypot(right, down) > 4;
+      if (!drag.moved || view.scale === 1) return;
       const unit = size().unit * view.scale;
-      look(view.scale, grip.from.x - right / unit, grip.from.y + down / unit);
+      setView(view.scale, drag.startView.x - right / unit, drag.startView.y + down / unit);
     });
     canvas.addEventListener("pointerup", (event) => {
-      const at = grip === null || grip.moved ? null : under(event);
-      grip = null;
-      if (at !== null) go(ids[at]);
+      const row = drag === null || drag.moved ? null : itemAt(event);
+      drag = null;
+      if (row !== null) navigateTo(ids[row]);
     });
-    canvas.addEventListener("pointercancel", () => (grip = null));
+    canvas.addEventListener("pointercancel", () => (drag = null));
     canvas.addEventListener(
       "wheel",
       (event) => {
-        // Without Ctrl (which a pinch on a touchpad sends) the wheel scrolls the page.
+        // Without Ctrl, which a pinch gesture on a touchpad also sets, the wheel scrolls the page.
         if (!event.ctrlKey) return;
         event.preventDefault();
         zoom(2 ** (-event.deltaY / 200));
@@ -420,43 +429,44 @@
       else if (event.key === "-") zoom(1 / 1.5);
       else if (event.key in moves && view.scale > 1) {
         const [right, up] = moves[event.key];
-        look(view.scale, view.x + right, view.y + up);
+        setView(view.scale, view.x + right, view.y + up);
       } else return;
       event.preventDefault();
     });
-    byId("closer").addEventListener("click", () => zoom(1.5));
-    byId("farther").addEventListener("click", () => zoom(1 / 1.5));
-    byId("whole").addEventListener("click", () => look(1, 0.5, 0.5));
+    byId("zoom-in").addEventListener("click", () => zoom(1.5));
+    byId("zoom-out").addEventListener("click", () => zoom(1 / 1.5));
+    byId("reset-view").addEventListener("click", () => setView(1, 0.5, 0.5));
     new ResizeObserver(redraw).observe(canvas);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
-    for (const { label, color } of told.buckets) {
-      const key = element("i");
-      key.className = "key";
-      key.style.background = color;
-      byId("legend").append(element("span", key, label));
+    for (const { label, color } of pageData.buckets) {
+      const swatch = element("i");
+      swatch.className = "swatch";
+      swatch.style.background = color;
+      byId("legend").append(element("span", swatch, label));
     }
     byId("map-note").textContent = data.note;
     byId("map").hidden = false;
     draw();
     return {
       mark: (id, others) => {
-        self = placeOf.get(id) ?? null;
-        near = others.map((other) => placeOf.get(other)).filter((at) => at !== undefined);
+        current = rowOf.get(id) ?? null;
+        neighbors = others.map((other) => rowOf.get(other)).filter((row) => row !== undefined);
         redraw();
       },
     };
   }
 
   async function begin() {
-    byId("about").replaceChildren("Run ", foreign(told.run), told.lead);
-    const id = addressed() || told.first;
+    byId("summary").replaceChildren("Run ", userText(pageData.run), pageData.summary);
+    const id = idFromAddress() || pageData.first_item;
     const data = await source.map();
     if (data !== null && data.x) {
-      const named = (at) => foreign(told.items?.titles?.[at]?.trim() ? told.items.titles[at] : data.ids[at]);
-      map = drawnMap({ ...data, named });
+      const titles = pageData.items?.titles;
+      const nameAt = (row) => userText(titles?.[row]?.trim() ? titles[row] : data.ids[row]);
+      map = createMap({ ...data, nameAt });
     }
-    window.addEventListener("hashchange", () => open(addressed(), true));
+    window.addEventListener("hashchange", () => open(idFromAddress(), true));
     await open(id, false);
     document.body.dataset.ready = "yes";
     performance.mark("ready");
