@@ -3,9 +3,12 @@
 import importlib.util
 import pathlib
 import re
+import tomllib
 
 import pytest
 import test_structure
+
+import pinsage_jax
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
@@ -103,3 +106,38 @@ def test_the_index_names_every_page():
     linked = set(re.findall(r"\]\((\w+\.md)\)", text_of("docs/README.md")))
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert linked == pages
+
+
+def project() -> dict:
+    """pyproject.toml."""
+    return tomllib.loads(text_of("pyproject.toml"))
+
+
+def test_versions_agree():
+    headings = re.findall(r"^## (.*)$", text_of("CHANGELOG.md"), re.MULTILINE)
+    newest, *released = [re.match(r"(\d+\.\d+\.\d+) (.*)$", heading) for heading in headings]
+    development = pinsage_jax.__version__.endswith(".dev0")
+    assert newest[1] == pinsage_jax.__version__.removesuffix(".dev0")
+    assert (newest[2] == "(unreleased)") == development
+    last = released[0] if development else newest
+    assert re.fullmatch(r"- \d{4}-\d\d-\d\d", last[2])
+    cited = f'version: {last[1]}\ndate-released: "{last[2][2:]}"\n'
+    assert cited in text_of("CITATION.cff")
+
+
+def test_python_versions_agree():
+    classified = [
+        entry.rpartition(" ")[2]
+        for entry in project()["project"]["classifiers"]
+        if re.fullmatch(r"Programming Language :: Python :: 3\.\d+", entry)
+    ]
+    low, high = re.fullmatch(
+        r">=3\.(\d+),<3\.(\d+)", project()["project"]["requires-python"]
+    ).groups()
+    assert classified == [f"3.{minor}" for minor in range(int(low), int(high))]
+    assert f"Python {', '.join(classified[:-1])} or {classified[-1]}" in text_of("README.md")
+
+
+def test_the_package_ships_its_types():
+    assert (ROOT / "pinsage_jax" / "py.typed").exists()
+    assert "py.typed" in project()["tool"]["setuptools"]["package-data"]["pinsage_jax"]
