@@ -22,8 +22,6 @@ from absl import flags
 from pinsage_jax import cli
 from pinsage_jax.config.settings import Config
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-
 
 def text() -> str:
     """docs/flags.md: one table a topic, in the order of --helpfull."""
@@ -55,7 +53,7 @@ def notes(document: str) -> str:
     Raises:
       ValueError: a cell of that column names no setting.
     """
-    default, paper = _config(), _config("--flagfile=experiments/paper.flags")
+    default, paper = _config(), _config("--preset=paper")
     lines, head = [], list[str]()
     for line in document.splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -79,12 +77,8 @@ def notes(document: str) -> str:
 def _config(*arguments: str) -> Config:
     values = flags.FlagValues()
     cli.define_flags(values)
-    cli.parse_flags(values, ["flags.py", "--synthetic", "--workdir=notes", *_from_root(arguments)])
+    cli.parse_flags(values, ["flags.py", "--synthetic", "--workdir=notes", *arguments])
     return cli.config_from_flags(values)
-
-
-def _from_root(arguments: tuple[str, ...]) -> list[str]:
-    return [argument.replace("=experiments/", f"={ROOT}/experiments/") for argument in arguments]
 
 
 def _value(name: str, config: Config) -> Any:

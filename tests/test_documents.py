@@ -1,5 +1,6 @@
 """The documents: up to date where they are generated, short, and without broken references."""
 
+import dataclasses
 import importlib.util
 import pathlib
 import re
@@ -9,6 +10,7 @@ import pytest
 import test_structure
 
 import pinsage_jax
+from pinsage_jax.config.presets import PAPER
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
@@ -50,6 +52,16 @@ def test_values_are_filled_in_by_column():
     for wrong in ("`--no_such_setting`", "`model.no_such_field`", "no name"):
         with pytest.raises((ValueError, AttributeError)):
             flags_script().notes(f"{table.splitlines()[0]}\n| x | {wrong} | | |\n")
+
+
+def test_the_notes_name_every_deviation_of_the_method():
+    default = flags_script()._config()
+    deviations = text_of("BUILD_NOTES.md").split("## Deviations", 1)[1].split("\n## ", 1)[0]
+    named = {name.lstrip("-").split(".")[-1] for name in re.findall(r"`([^`]+)`", deviations)}
+    sections = [getattr(default, field.name) for field in dataclasses.fields(default)]
+    values = dict(pair for part in sections for pair in getattr(part, "__dict__", {}).items())
+    differing = {name for name, value in PAPER.method.items() if values[name] != value}
+    assert differing and differing <= named
 
 
 @pytest.mark.parametrize("name, most", [("BUILD_NOTES.md", 300), ("README.md", 200)])
