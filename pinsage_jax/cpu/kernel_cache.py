@@ -5,6 +5,9 @@ names, and drops it when that file changes.  The code also holds what the functi
 and reads from other files: functions, intrinsics, constants.  Here the names of the cache's
 files end with a digest of the function's file and of all files of the same package that it
 imports, directly or not.  A change of any of them names other files.
+
+A file that changes while a process runs may have been imported before; what that process
+compiles from it is not kept.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import inspect
 import os
 import pathlib
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -27,6 +31,7 @@ from numba.core.sigutils import normalize_signature
 # The package's folder.
 _ROOT = pathlib.Path(__file__).parents[1]
 _DIGEST_LETTERS = 16
+_started = time.time()
 # Imports of the package's modules: `from MODULE import NAMES` or `import MODULE`.  A parser of
 # Python would need twenty times as long, in every process.
 _MODULE = rf"({_ROOT.name}(?:\.\w+)*)"
@@ -80,7 +85,8 @@ def cfunc(signature: Any) -> Callable[[Callable], Any]:
 
 
 def _enable(compiled: Any, function: Callable) -> None:
-    # No file to read (a zip archive, a notebook), or no folder that Numba can write to.
+    # No file to read (a zip archive, a notebook), one that has just changed, or no folder that
+    # Numba can write to.
     with contextlib.suppress(OSError, RuntimeError):
         compiled._cache = _Cache(function)
 
@@ -94,6 +100,7 @@ def source_digest(path: str) -> str:
 
     Raises:
       OSError: it cannot be read.
+      RuntimeError: a file has changed since this process started.
     """
     files: dict[str, bytes] = {}
     waiting = [path]
@@ -110,6 +117,9 @@ def source_digest(path: str) -> str:
 @functools.cache
 def _read(path: str) -> tuple[bytes, list[str]]:
     """The digest of one file, and the paths of the package's files that it imports."""
+    # A time to come is a clock that was wrong, not a change.
+    if _started < os.stat(path).st_mtime <= time.time():
+        raise RuntimeError(f"{path} has changed since this process started")
     source = pathlib.Path(path).read_bytes()
     return hashlib.sha256(source).digest(), list(_imported_files(source))
 

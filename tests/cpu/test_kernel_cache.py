@@ -51,7 +51,7 @@ CHANGES = {
     "an atomic addition": (_RELEASE, "cpu/intrinsics.py", ('atomic_rmw("add"', 'atomic_rmw("sub"')),
     "a constant": (
         _PERMUTED,
-        "sampling/kernels.py",
+        "cpu/counter_random.py",
         ("GOLDEN = np.uint64(0x9E3779B97F4A7C15)", "GOLDEN = np.uint64(0x9E3779B97F4A7C17)"),
     ),
 }
@@ -97,6 +97,22 @@ def test_compiled_code_does_not_outlive_a_change_of_what_it_was_made_from(case, 
     assert second != first and statistics == [0, 1]
 
 
+def test_what_a_process_compiles_of_a_file_that_has_just_changed_is_not_kept(copied):
+    _, _, (before, after) = CHANGES["an intrinsic"]
+    change = (
+        "import pathlib, time\n"
+        "from pinsage_jax.cpu import kernel_cache, prefetch\n"
+        "time.sleep(0.1)\n"
+        "file = pathlib.Path(prefetch.__file__)\n"
+        f"file.write_text(file.read_text().replace({before!r}, {after!r}))\n"
+    )
+    # It holds the old file in memory, and finds the new one on disk.
+    first = answers(change + _READ_ROWS, copied)
+    second, *statistics = answers(_READ_ROWS, copied)
+    assert second != first[0] and statistics == [0, 1]
+    assert answers(_READ_ROWS, copied) == (second, 1, 0)
+
+
 def test_a_package_that_cannot_be_written_to(copied, tmp_path):
     home = tmp_path / "home"
     for folder in (copied, *(path for path in copied.iterdir() if path.is_dir())):
@@ -140,7 +156,7 @@ def test_the_digest_is_of_contents_and_of_all_that_is_imported(copied):
     # Another folder with the same files has the same digest.
     script = (
         "from pinsage_jax.cpu.kernel_cache import _ROOT, source_digest\n"
-        "print(source_digest(str(_ROOT / 'sampling' / 'pair_kernels.py')))"
+        "print(source_digest(str(_ROOT / 'cpu' / 'pooling_kernels.py')))"
     )
 
     def digest():
@@ -154,11 +170,11 @@ def test_the_digest_is_of_contents_and_of_all_that_is_imported(copied):
         )
         return ran.stdout.strip()
 
-    here = kernel_cache.source_digest(str(PACKAGE / "sampling" / "pair_kernels.py"))
+    here = kernel_cache.source_digest(str(PACKAGE / "cpu" / "pooling_kernels.py"))
     assert digest() == here
-    unrelated, related = copied / "graph" / "csr.py", copied / "cpu" / "prefetch.py"
+    unrelated, related = copied / "graph" / "csr.py", copied / "cpu" / "ffi_structs.py"
     unrelated.write_text(unrelated.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert digest() == here
-    # pair_kernels imports kernels, which imports prefetch.
+    # pooling_kernels imports ffi_handlers, which imports ffi_structs.
     related.write_text(related.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert digest() != here
