@@ -65,7 +65,8 @@ def last_line(text: str) -> str:
 def results(workdir: pathlib.Path, mode: str) -> dict[str, str]:
     """Checksums of what the last stage leaves, by file."""
     folder = workdir / ("embeddings" if mode == "pipeline" else "prepared")
-    manifest = files.read_json(folder / "manifest.json")
+    name = "_manifest.json" if mode == "pipeline" else "manifest.json"
+    manifest = files.read_json(folder / name)
     return manifest["files"] if mode == "pipeline" else manifest["checksums"]
 
 

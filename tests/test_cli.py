@@ -696,7 +696,7 @@ def test_ci_finds_the_commands_of_the_readme(tmp_path):
         "#!/bin/bash\n"
         f'echo "$(basename "$0") $* in $PWD" >> {log}\n'
         'for a in "$@"; do case "$a" in --workdir=*) d="${a#--workdir=}";\n'
-        'mkdir -p "$d/embeddings"; for f in eval.json embeddings/manifest.json '
+        'mkdir -p "$d/embeddings"; for f in eval.json embeddings/_manifest.json '
         'related_items.parquet; do echo x > "$d/$f"; done;; esac; done\n'
         'case "$*" in *pytest*) exit ${TESTS_EXIT:-0};; esac\n'
         'END\nchmod +x "$3/bin/$tool"; done\n'

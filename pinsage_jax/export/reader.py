@@ -32,7 +32,7 @@ class Export:
 
     Attributes:
       folder: the folder of the export.
-      manifest: contents of its manifest.json.
+      manifest: contents of its _manifest.json.
       codec: how its vectors are stored.
     """
 

@@ -8,8 +8,8 @@ or as arrays for memory-mapping (--export_format=npy):
   vectors.npy             [N, d]; item_ids.parquet: item_id, in the same order
   collection_vectors.npy, collection_ids.parquet; with --neighborhood=all
 and with either:
-  transform.npy           float32 [Z, d], where vectors were rotated or truncated
-  manifest.json           the run that wrote the export, counts, recall lost, checksums
+  _transform.npy          float32 [Z, d], where vectors were rotated or truncated
+  _manifest.json          the run that wrote the export, counts, recall lost, checksums
 
 int8 vectors have scales, in the columns `scale` and (with a popularity bias) `bias_scale`
 or in vectors.scales.npy [N, G]: see codec.py.  New items that the catalog does not
@@ -36,8 +36,9 @@ from pinsage_jax.export.codec import VectorCodec
 
 FOLDER = "embeddings"
 NEW_FOLDER = "new_embeddings"
-MANIFEST = "manifest.json"
-TRANSFORM = "transform.npy"
+# Readers of a folder of Parquet files pass over names that begin with an underscore.
+MANIFEST = "_manifest.json"
+TRANSFORM = "_transform.npy"
 FORMAT = 3
 
 

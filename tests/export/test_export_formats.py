@@ -72,7 +72,7 @@ def test_every_format_comes_back(catalog, tmp_path, layout, dtype, separate_bias
         np.testing.assert_array_equal(found, vectors.astype(dtype).astype(np.float32))
     expected = {"layout": layout, "dtype": dtype, "dimension": WIDTH, "full_dimension": WIDTH}
     assert expected.items() <= manifest.items()
-    present = {path.name for path in (tmp_path / "embeddings").iterdir()} - {"manifest.json"}
+    present = {path.name for path in (tmp_path / "embeddings").iterdir()} - {"_manifest.json"}
     assert present == set(manifest["files"])
     export = open_export(tmp_path / "embeddings")
     assert export.ids().ids.equals(prepared.item_ids.ids)
@@ -120,7 +120,7 @@ def test_damage_is_named(catalog, tmp_path, name):
 def test_arrays_that_do_not_fit_their_manifest(catalog, tmp_path):
     prepared, _, write = catalog
     write(export_format="npy")
-    path = tmp_path / "embeddings" / "manifest.json"
+    path = tmp_path / "embeddings" / "_manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dimension": 5}))
     with pytest.raises(UserError, match="another length"):
         load_embeddings(tmp_path, prepared)

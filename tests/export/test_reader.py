@@ -64,15 +64,15 @@ def test_damaged(tmp_path, exported):
 def test_a_file_that_is_no_parquet_though_its_checksum_fits(tmp_path, exported):
     folder = tmp_path / "embeddings"
     (folder / "part-00000.parquet").write_bytes(b"")
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "_manifest.json").read_text())
     manifest["files"]["part-00000.parquet"] = "00000000"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "_manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"part-00000\.parquet is damaged"):
         load_embeddings(tmp_path, exported[0])
 
 
 def test_another_format_version_is_refused(tmp_path, exported):
-    path = tmp_path / "embeddings" / "manifest.json"
+    path = tmp_path / "embeddings" / "_manifest.json"
     manifest = json.loads(path.read_text())
     # Format 2 called the scale of the popularity bias last_scale and last_apart.
     manifest |= {"format": 2, "last_apart": manifest.pop("separate_bias_scale")}
@@ -83,7 +83,7 @@ def test_another_format_version_is_refused(tmp_path, exported):
 
 @pytest.mark.parametrize("change", [{"files": None}, {"dimension": None}, {"dimension": 5}])
 def test_a_manifest_that_does_not_fit(tmp_path, exported, change):
-    path = tmp_path / "embeddings" / "manifest.json"
+    path = tmp_path / "embeddings" / "_manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match="run --mode=embed again"):
         load_embeddings(tmp_path, exported[0])

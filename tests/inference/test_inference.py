@@ -210,7 +210,7 @@ def test_export_round_trip(dtype, shard_rows, shards, tmp_path, small_rng):
     assert joined["item_id"].to_pylist() == names
     back = np.array([list(row) for row in joined["embedding"].to_pylist()], np.float32)
     np.testing.assert_array_equal(back, vectors.astype(dtype).astype(np.float32))
-    assert manifest == files.read_json(folder / "manifest.json")
+    assert manifest == files.read_json(folder / "_manifest.json")
     assert {**about, "count": 10, "dimension": 6, "dtype": dtype}.items() <= manifest.items()
     assert set(manifest["files"]) == {path.name for path in paths}
     for path in paths:
@@ -235,7 +235,10 @@ def test_export_of_collections_and_replacement(tmp_path, small_rng):
     # A second export leaves nothing of the first.
     config = dataclasses.replace(config, shard_rows=100)
     writer.write_embeddings(tmp_path, config, items, parts[0], {})
-    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "part-00000.parquet"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "_manifest.json",
+        "part-00000.parquet",
+    ]
 
 
 @pytest.mark.parametrize("rows", [0, 1])

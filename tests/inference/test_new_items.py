@@ -248,7 +248,7 @@ def exported(config):
     folder = pathlib.Path(config.workdir) / "new_embeddings"
     table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))])
     vectors = np.array(table["embedding"].to_pylist(), np.float32)
-    return table, vectors, files.read_json(folder / "manifest.json")
+    return table, vectors, files.read_json(folder / "_manifest.json")
 
 
 def test_twins_of_catalog_items(catalog, tmp_path):

@@ -114,7 +114,7 @@ def full(tmp_path_factory):
     evaluation.evaluate(config, small_world(), small_embeddings())
     write_log(workdir)
     files.write_json(
-        workdir / "embeddings" / "manifest.json",
+        workdir / "embeddings" / "_manifest.json",
         {"step": 100, "checkpoint": HOSTILE[0], "dimension": 6, "normalized": True},
     )
     return workdir, written(workdir, config=config)
@@ -281,7 +281,7 @@ def test_settings_are_those_of_the_checkpoint(tmp_path):
     saved["train"] |= {"gone": 2, "batch_size": "many"}
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(4, {"w": np.zeros(2)}, {"config": saved, "data": {}})
-    files.write_json(tmp_path / "embeddings" / "manifest.json", {"step": 4})
+    files.write_json(tmp_path / "embeddings" / "_manifest.json", {"step": 4})
     source = read_source(small_config(tmp_path), ITEMS)
     assert source.trained and source.config.seed == 9 and source.config.evaluate.k == 4
     changed = run_sections.changed_settings(source.config)
@@ -293,7 +293,7 @@ def test_settings_are_those_of_the_checkpoint(tmp_path):
     assert source.config.train.batch_size == 64
     assert with_saved(source.config, {}) == source.config
     # A checkpoint of another step does not describe the embeddings.
-    files.write_json(tmp_path / "embeddings" / "manifest.json", {"step": 5})
+    files.write_json(tmp_path / "embeddings" / "_manifest.json", {"step": 5})
     assert not read_source(small_config(tmp_path), ITEMS).trained
 
 
@@ -387,7 +387,7 @@ def test_a_log_without_validation(tmp_path):
 
 def test_scores_older_than_the_embeddings_are_named(tmp_path):
     evaluation.evaluate(small_config(tmp_path), small_world(), small_embeddings())
-    manifest = tmp_path / "embeddings" / "manifest.json"
+    manifest = tmp_path / "embeddings" / "_manifest.json"
     files.write_json(manifest, {"step": 1})
     os.utime(tmp_path / "eval.json", ns=(2, 2))
     assert "eval.json is older than the embeddings" in written(tmp_path)

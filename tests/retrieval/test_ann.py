@@ -188,7 +188,7 @@ def test_an_index_is_not_used_when_it_should_not(indexed_catalog, tmp_path):
     with pytest.raises(UserError, match="indexes other vectors"):
         index_table.open_search(searching(config, "hnsw8:16"), vectors[:-1], 1)
     # The embeddings were exported again after the index was built.
-    manifest = folder.parent / "embeddings" / "manifest.json"
+    manifest = folder.parent / "embeddings" / "_manifest.json"
     before = manifest.read_text()
     try:
         manifest.write_text(before.replace("part-00000", "part-00001"))

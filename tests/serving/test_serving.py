@@ -117,7 +117,7 @@ def test_for_new_items(client, catalog, tmp_path):
         new_edges=write_csv(tmp_path / "more.csv", ["collection_id", "item_id"], edges),
     )
     pinsage_jax.embed(config.__class__(**{**vars(config), "new": new}))
-    embedded = files.read_json(f"{config.workdir}/new_embeddings/manifest.json")
+    embedded = files.read_json(f"{config.workdir}/new_embeddings/_manifest.json")
     assert embedded["count"] == 2
     import pyarrow.parquet as pq
 
