@@ -21,7 +21,7 @@ from pinsage_jax.core import logging_setup
 from pinsage_jax.cpu import allocator
 from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.stages import modes
-from pinsage_jax.synthetic import world
+from pinsage_jax.synthetic import generator
 
 _SAMPLED = 100_000
 _ROUNDS = 5
@@ -31,7 +31,7 @@ def generate(config: Config) -> None:
     """Writes the catalog to WORKDIR/inputs."""
     # Ranking a pair in the whole catalog costs as much as the catalog is large.
     settings = dataclasses.replace(config.synthetic.chosen, topics=256, pairs=1000)
-    world.write_world(settings, pathlib.Path(config.workdir) / "inputs")
+    generator.write_catalog(settings, pathlib.Path(config.workdir) / "inputs")
 
 
 def sample(config: Config) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from pinsage_jax import main
 from pinsage_jax.catalog.prepare import open_prepared
-from pinsage_jax.config.data import SyntheticConfig, SyntheticWorld
+from pinsage_jax.config.data import SyntheticCatalog, SyntheticConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
@@ -30,7 +30,7 @@ from pinsage_jax.sampling import spectral
 from pinsage_jax.stages.prepare import prepare
 from pinsage_jax.training.checkpoints import Checkpoints
 
-WORLD = SyntheticWorld(
+CATALOG = SyntheticCatalog(
     items=60, collections=20, edges=300, topics=4,
     styles=2, pairs=20,
 )  # fmt: skip
@@ -48,7 +48,9 @@ def small_disk(max_bytes):
 
 
 def config_for(workdir):
-    return Config("prepare", str(workdir), 0, 1, synthetic=SyntheticConfig(True, world=WORLD))
+    return Config(
+        "prepare", str(workdir), 0, 1, synthetic=SyntheticConfig(True, synthetic_catalog=CATALOG)
+    )
 
 
 @pytest.fixture(scope="module")

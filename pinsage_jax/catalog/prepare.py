@@ -36,7 +36,7 @@ from pinsage_jax.data.ids import IdTable, load_column, save_column, unmet_ids
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.pruning import keep_edges, kept_edges, read_topics
-from pinsage_jax.synthetic import world
+from pinsage_jax.synthetic import generator
 
 _FORMAT = 2
 _FOLDER, _INPUTS = "prepared", "inputs"
@@ -100,7 +100,9 @@ def input_tables(config: Config) -> tuple[DataConfig, dict[str, pathlib.Path]]:
     """
     data = config.data
     if config.synthetic.synthetic:
-        paths = world.write_world(config.synthetic.chosen, pathlib.Path(config.workdir) / _INPUTS)
+        paths = generator.write_catalog(
+            config.synthetic.chosen, pathlib.Path(config.workdir) / _INPUTS
+        )
         # The example's tables have the default column names.
         names = ("collection_column", "item_column", "item_id_column")
         changed: dict[str, Any] = {name: getattr(DataConfig(), name) for name in names}

@@ -60,7 +60,7 @@ class Inputs:
     """What could be read.
 
     Attributes:
-      data: the settings, with the paths of the generated world if that is asked for.
+      data: the settings, with the paths of the synthetic catalog if --synthetic is set.
       tables: by flag, those that open.
       ids, graph: None where the edge table cannot be used.
       pairs: by flag, those that can be used.

@@ -109,8 +109,8 @@ class DataConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class SyntheticWorld(Checked):
-    """What the generated Pinterest-like catalog is like; the defaults are the size `small`."""
+class SyntheticCatalog(Checked):
+    """Parameters of the generated Pinterest-like catalog; the defaults are the size `small`."""
 
     items: int = constant(10_000, "Items (pins).", low=20)
     collections: int = constant(2_500, "Collections (boards).", low=4)
@@ -135,12 +135,12 @@ class SyntheticWorld(Checked):
 
 
 SIZES = {
-    "tiny": SyntheticWorld(
+    "tiny": SyntheticCatalog(
         items=600, collections=150, edges=5_000, topics=12, styles=3, pairs=600
     ),
-    "small": SyntheticWorld(),
+    "small": SyntheticCatalog(),
     # Large enough for hard negatives of the paper's ranks, 2000 to 5000.
-    "large": SyntheticWorld(
+    "large": SyntheticCatalog(
         items=1_000_000, collections=250_000, edges=20_000_000, visual_dim=256, text_dim=64,
         pairs=200_000,
     ),
@@ -162,31 +162,31 @@ class SyntheticConfig(Checked):
         "large (1 million and 20 million), or ITEMSxEDGES, such as 50000x600000.",
         basic=True,
     )
-    world: SyntheticWorld | None = constant(
-        None, "The generated catalog in every detail, in place of a size.", auto=SyntheticWorld
+    synthetic_catalog: SyntheticCatalog | None = constant(
+        None, "All parameters of the generated catalog, in place of a size.", auto=SyntheticCatalog
     )
 
     @property
-    def chosen(self) -> SyntheticWorld:
-        """What to generate.
+    def chosen(self) -> SyntheticCatalog:
+        """The parameters to use.
 
         Raises:
-          UserError: --synthetic_size is no size.
+          UserError: --synthetic_size is not a valid size.
         """
-        return self.world or world_of(self.synthetic_size)
+        return self.synthetic_catalog or catalog_of_size(self.synthetic_size)
 
     def validate(self) -> None:
         super().validate()
-        world = self.chosen
+        catalog = self.chosen
         try:
-            world.validate()
+            catalog.validate()
         except UserError as error:
-            if self.world:
+            if self.synthetic_catalog:
                 raise
             raise UserError(f"--synthetic_size={self.synthetic_size}: {error}") from None
 
 
-def world_of(size: str) -> SyntheticWorld:
+def catalog_of_size(size: str) -> SyntheticCatalog:
     """The catalog that a --synthetic_size stands for.
 
     Raises:
@@ -201,7 +201,7 @@ def world_of(size: str) -> SyntheticWorld:
         )
     items, edges = int(found[1]), int(found[2])
     # The proportions of `small`; fewer topics where there are too few items to tell them apart.
-    return SyntheticWorld(
+    return SyntheticCatalog(
         items=items,
         collections=max(items // 4, 4),
         edges=edges,

@@ -201,11 +201,11 @@ def _counts(
         "withheld_edges": graph.num_edges - withheld.train_graph.num_edges,
         "withheld_collections": len(withheld.collections),
         "withheld_items": len(withheld.items),
-        "collections_giving_pairs": sum(group.num_pairs > 0 for group in withheld.groups),
+        "collections_with_pairs": sum(group.num_pairs > 0 for group in withheld.groups),
         "eval_pairs": len(pairs),
         "warm_pairs": int((kinds == "warm").sum()),
         "cold_pairs": int((kinds == "cold").sum()),
-        "pairs_together_in_training": _count_pairs_together(withheld.train_graph, pairs),
+        "pairs_sharing_a_training_collection": _count_pairs_together(withheld.train_graph, pairs),
     }
 
 

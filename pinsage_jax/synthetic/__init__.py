@@ -1,1 +1,1 @@
-"""The embedded example: a generated world of pins and boards."""
+"""The embedded example: a generated catalog of pins and boards, and its engagement pairs."""

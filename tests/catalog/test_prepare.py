@@ -11,12 +11,12 @@ import pytest
 
 from pinsage_jax.catalog import prepare
 from pinsage_jax.catalog.prepare import open_prepared
-from pinsage_jax.config.data import DataConfig, SyntheticConfig, SyntheticWorld
+from pinsage_jax.config.data import DataConfig, SyntheticCatalog, SyntheticConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import features, tables
 from pinsage_jax.data.pairs_table import read_pairs
-from pinsage_jax.synthetic import world as synthetic
+from pinsage_jax.synthetic import generator
 
 HOSTILE = ["a,b", 'q"x"', "two\nlines", "two\r\nends", "emoji \U0001f9f7", "007", "7", "x" * 10_240]
 
@@ -28,11 +28,12 @@ def write_csv(path, header, rows):
         writer.writerows(rows)
 
 
-def run(tmp_path, world=None, **data):
+def run(tmp_path, synthetic=None, **data):
     return prepare.prepare(
         Config(
             "prepare", str(tmp_path / "work"), 0, 1,
-            data=DataConfig(data_dir=str(tmp_path), **data), synthetic=world or SyntheticConfig(),
+            data=DataConfig(data_dir=str(tmp_path), **data),
+            synthetic=synthetic or SyntheticConfig(),
         )
     )  # fmt: skip
 
@@ -183,10 +184,10 @@ def test_a_failed_run_leaves_the_old_folder_and_no_litter(inputs):
     assert not list((inputs / "work" / "prepared").rglob("*codes*"))
 
 
-def test_generated_world(tmp_path, monkeypatch):
+def test_the_synthetic_catalog_is_written_once_per_setting(tmp_path, monkeypatch):
     calls = []
 
-    def write_world(world, folder):
+    def write_catalog(settings, folder):
         calls.append(folder)
         folder.mkdir(parents=True, exist_ok=True)
         edges = {"collection_id": ["b0", "b0"], "item_id": ["p0", "p1"]}
@@ -202,13 +203,17 @@ def test_generated_world(tmp_path, monkeypatch):
             pq.write_table(pa.table(table), paths[name])
         return paths
 
-    monkeypatch.setattr(synthetic, "write_world", write_world)
-    found = run(tmp_path, world=SyntheticConfig(True), item_column="other")
+    monkeypatch.setattr(generator, "write_catalog", write_catalog)
+    found = run(tmp_path, synthetic=SyntheticConfig(True), item_column="other")
     assert calls == [tmp_path / "work" / "inputs"]
     assert found.graph.num_edges == 2 and found.train_pairs.tolist() == [[0, 1]]
-    run(tmp_path, world=SyntheticConfig(True), item_column="other")
+    run(tmp_path, synthetic=SyntheticConfig(True), item_column="other")
     assert len(calls) == 1
-    run(tmp_path, world=SyntheticConfig(True, world=SyntheticWorld(seed=1)), item_column="other")
+    run(
+        tmp_path,
+        synthetic=SyntheticConfig(True, synthetic_catalog=SyntheticCatalog(seed=1)),
+        item_column="other",
+    )
     assert len(calls) == 2
 
 

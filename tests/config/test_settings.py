@@ -10,7 +10,7 @@ from absl import flags
 
 import pinsage_jax
 from pinsage_jax import cli
-from pinsage_jax.config.data import SIZES, SyntheticConfig, SyntheticWorld, world_of
+from pinsage_jax.config.data import SIZES, SyntheticCatalog, SyntheticConfig, catalog_of_size
 from pinsage_jax.config.fields import with_saved
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.presets import PRESETS
@@ -214,13 +214,13 @@ def test_the_flagfiles_generate_their_catalogs():
 
 
 def test_any_number_of_items_and_edges():
-    assert world_of("10000x100000") == SIZES["small"] == SyntheticWorld()
+    assert catalog_of_size("10000x100000") == SIZES["small"] == SyntheticCatalog()
     found = parsed("--synthetic_size=400x3000").synthetic.chosen
     assert (found.items, found.edges, found.collections) == (400, 3000, 100)
-    assert world_of("20x30").collections == 5 and world_of("20x30").topics == 2
-    own = SyntheticWorld(items=50, collections=9, edges=90)
-    assert SyntheticConfig(True, world=own).chosen == own
-    assert pinsage_jax.settings("w", world=own).synthetic.chosen == own
+    assert catalog_of_size("20x30").collections == 5 and catalog_of_size("20x30").topics == 2
+    own = SyntheticCatalog(items=50, collections=9, edges=90)
+    assert SyntheticConfig(True, synthetic_catalog=own).chosen == own
+    assert pinsage_jax.settings("w", synthetic_catalog=own).synthetic.chosen == own
 
 
 @pytest.mark.parametrize(

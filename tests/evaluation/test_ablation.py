@@ -12,7 +12,7 @@ from small_catalog import make_config, make_prepared, random_graph
 
 from pinsage_jax import cli
 from pinsage_jax.catalog.prepare import open_prepared
-from pinsage_jax.config.data import SplitConfig, SyntheticConfig, SyntheticWorld
+from pinsage_jax.config.data import SplitConfig, SyntheticCatalog, SyntheticConfig
 from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.sampling import SamplingConfig
@@ -319,7 +319,7 @@ def test_two_variants_of_a_generated_world(tmp_path, capsys):
         threads=1,
         synthetic=SyntheticConfig(
             True,
-            world=SyntheticWorld(
+            synthetic_catalog=SyntheticCatalog(
                 items=150, collections=40, edges=1200, topics=6, pairs=100, visual_dim=8, text_dim=4
             ),
         ),

@@ -115,11 +115,11 @@ def test_tables_follow_the_definition(tmp_path, by, limit):
     counts = manifest["counts"]
     assert counts["edge_rows"] == len(rows) and counts["train_edge_rows"] == len(train)
     assert counts["train_edges"] == len({(r["collection_id"], r["item_id"]) for r in train})
-    assert counts["collections_giving_pairs"] == len(allowed)
+    assert counts["collections_with_pairs"] == len(allowed)
     together = {}
     for row in train:
         together.setdefault(row["item_id"], set()).add(row["collection_id"])
-    assert counts["pairs_together_in_training"] == sum(
+    assert counts["pairs_sharing_a_training_collection"] == sum(
         bool(together.get(q, set()) & together.get(t, set())) for q, t in drawn
     )
     again = run_split(tmp_path, rows, data=data, split_by=by, split_share=0.25, split_pairs=limit)

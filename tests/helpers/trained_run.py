@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from pinsage_jax.config.data import SyntheticConfig, SyntheticWorld
+from pinsage_jax.config.data import SyntheticCatalog, SyntheticConfig
 from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.sampling import SamplingConfig
@@ -13,7 +13,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.stages.pipeline import pipeline
 
-WORLD = SyntheticWorld(
+CATALOG = SyntheticCatalog(
     items=300,
     collections=80,
     edges=2500,
@@ -30,7 +30,7 @@ def settings(workdir: str | pathlib.Path, **train) -> Config:
         workdir=str(workdir),
         seed=0,
         threads=1,
-        synthetic=SyntheticConfig(True, world=WORLD),
+        synthetic=SyntheticConfig(True, synthetic_catalog=CATALOG),
         sampling=SamplingConfig(num_neighbors=10, num_walks=40, hard_walks=60),
         model=ModelConfig(hidden_dim=32, layer_dim=32, output_dim=16, spectral_dim=16),
         train=TrainConfig(

@@ -19,7 +19,7 @@ import pytest
 
 import pinsage_jax
 from pinsage_jax.batching.builder import MinibatchBuilder
-from pinsage_jax.config.data import DataConfig, SyntheticConfig, SyntheticWorld
+from pinsage_jax.config.data import DataConfig, SyntheticCatalog, SyntheticConfig
 from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.sampling import SamplingConfig
@@ -33,7 +33,7 @@ from pinsage_jax.stages.prepare import prepare
 from pinsage_jax.training.checkpoints import Checkpoints
 
 TESTS = pathlib.Path(__file__).parents[1]
-WORLD = SyntheticWorld(
+CATALOG = SyntheticCatalog(
     items=600,
     collections=150,
     edges=5000,
@@ -52,7 +52,7 @@ def config_for(workdir, *, seed=0, sampling=None, model=None, train=None) -> Con
         workdir=str(workdir),
         seed=seed,
         threads=1,
-        synthetic=SyntheticConfig(True, world=WORLD),
+        synthetic=SyntheticConfig(True, synthetic_catalog=CATALOG),
         sampling=SamplingConfig(
             **{"num_neighbors": 10, "num_walks": 40, "hard_walks": 60, **(sampling or {})}
         ),
@@ -290,7 +290,8 @@ def test_a_checkpoint_of_other_data_is_refused(workdir, saved):
     config = config_for(workdir, train={"max_steps": 3})
     pinsage_jax.train(config)
     other = dataclasses.replace(
-        config, synthetic=SyntheticConfig(True, world=dataclasses.replace(WORLD, items=500))
+        config,
+        synthetic=SyntheticConfig(True, synthetic_catalog=dataclasses.replace(CATALOG, items=500)),
     )
     prepare(other)
     with pytest.raises(UserError, match="catalog of 600 items but the workdir holds"):
