@@ -242,7 +242,7 @@ class Training:
             # The first batch fills the queue and is not timed.
             for number, (batch, info) in enumerate(batches):  # noqa: B007
                 self._state, metrics = self._step(self._state, batch, *self._constants)
-                clock.handed_over(metrics)
+                clock.step_dispatched(metrics)
                 if number == 0:
                     idle, made = clock.idle_seconds(), batches.make_seconds
                     begun = time.perf_counter()

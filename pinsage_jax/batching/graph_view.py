@@ -1,8 +1,10 @@
 """What training and inference read of a catalog over one graph: neighbor lists and inputs.
 
-A run makes two such views: one over the training graph, to fit and to validate, and one
-over the whole graph, to embed.  The network is inductive, so neighbors and degrees may
-come from edges that training withheld.
+A run has two such views: one of the training graph, to train and to validate, and one of
+the whole graph, to embed.  The network is inductive, so the neighbors and degrees of the
+second may come from edges that training did not see.
+
+Axis letters: r spectral dimensions, n items of a list, C content links per item.
 """
 
 from __future__ import annotations
@@ -33,14 +35,19 @@ from pinsage_jax.sampling.store import NeighborhoodSource
 
 @dataclasses.dataclass(frozen=True)
 class GraphView:
-    """The neighbor lists and the input vectors of all nodes of one graph."""
+    """The neighbor lists and the input vectors of all nodes of one graph.
+
+    Attributes:
+      lists: neighbor lists with pooling weights.
+      inputs: input vectors.
+    """
 
     lists: NeighborLists
     inputs: NodeInputs
 
     @classmethod
     def over(cls, config: Config, prepared: Prepared, graph: Graph, bases: np.ndarray) -> GraphView:
-        """Neighborhoods, degrees and spectral features of `graph`.
+        """The view with the neighborhoods, degrees and spectral features of `graph`.
 
         Args:
           bases: float32 [num_items, r] of the training graph (spectral_bases).
@@ -79,9 +86,11 @@ def node_inputs(
 
 
 def spectral_bases(config: Config, prepared: Prepared, split: ValidationSplit) -> np.ndarray:
-    """Base vectors of the training graph's structure, [num_items, r]; r = 0 for none.
+    """Base vectors of the training graph's SVD (sampling/spectral.py), saved in the workdir.
 
-    r is --spectral_dim, or less where that would make more than MAX_SPECTRAL_NUMBERS.
+    Returns:
+      float32 [num_items, r]; r is --spectral_dim, or less where num_items times r would
+      exceed MAX_SPECTRAL_NUMBERS; 0 for no spectral features.
     """
     items = prepared.graph.num_items
     dim = min(config.model.spectral_dim, MAX_SPECTRAL_NUMBERS // max(items, 1))
@@ -100,9 +109,9 @@ def spectral_bases(config: Config, prepared: Prepared, split: ValidationSplit) -
 
 
 def lists_of_some(config: Config, prepared: Prepared, items: np.ndarray) -> NeighborLists:
-    """The lists that embeddings of `items` (int [n]) pool over; of no other node.
+    """The neighbor lists that the embeddings of `items` (int [n]) pool over.
 
-    The same as Encoder.final_lists over the whole graph, without the work for all.
+    The same as Encoder.final_lists over the whole graph, without the lists of other nodes.
     """
     walks = config.embed.embed_walks or config.sampling.num_walks
     sampling = dataclasses.replace(config.sampling, num_walks=walks)
@@ -114,9 +123,9 @@ def lists_of_some(config: Config, prepared: Prepared, items: np.ndarray) -> Neig
 def content_links_over(
     config: Config, prepared: Prepared, graph: Graph, only: np.ndarray | None = None
 ) -> ContentLinks:
-    """Content links over `graph`, of the items `only` (int [n], ascending) or of all.
+    """Content links of the items `only` (int [n], ascending), or of all items.
 
-    None where there is no content or none are asked for.
+    Without features, or with --content_neighbors=0, the links are empty (C = 0).
     """
     size, items = config.sampling.content_neighbors, graph.num_items
     if not size or not prepared.features.shape[1]:
@@ -142,10 +151,14 @@ def item_links(
     size: int,
     threads: int = 1,
 ) -> ContentLinks:
-    """Links of the items `wanted` to the items `linked`; the others of `items` have none.
+    """Content links from the items `wanted` to the items `linked`.
 
     Args:
       link_rows: as in content_links.
+      items: number of items; those that are not in `wanted` get no links.
+      wanted, linked: int [n], int [c] items, `linked` ascending.
+      size: C.
+      threads: host threads.
     """
     ids = np.full((len(wanted) + 1, size), -1, np.int32)
     shares = np.zeros((len(wanted) + 1, size), np.float32)

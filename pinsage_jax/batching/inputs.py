@@ -25,7 +25,7 @@ _SCALE_ROWS = 100_000
 
 
 def feature_scale(features: np.ndarray, whiten: float) -> np.ndarray:
-    """Factor of every feature column, float32 [F].
+    """Factors of the feature columns, float32 [F].
 
     Columns are divided by rms ** whiten (0 leaves them, 1 makes all equally large)
     and then all by one number, so that rows have length one in the root mean square.

@@ -1,12 +1,12 @@
 """The localized convolution (Ying et al. 2018, Algorithm 1) as Flax modules.
 
-Shapes: n_k rows of frontier S(k), which is a prefix of the n_{k-1} rows of S(k-1);
-T neighbors; M width of Q; d width of a layer.
+The projection Q h + q of line 1 is a module of its own, because whole-catalog inference
+computes it once per node and then joins it with the neighborhoods, where training computes
+it once per row of a minibatch: same parameters, same arithmetic.  Lines 2 and 3 are the
+module Combine.
 
-The projection ReLU(Q h + q) is a module of its own because whole-catalog
-inference computes it once per node and then joins it with the neighborhoods,
-where training computes it once per row of a minibatch: same parameters, same
-arithmetic.
+Axis letters: n rows (nodes), F width of the layer's input h, M width of Q, d width of the
+layer's output.  Modules compute in their dtype (--compute_dtype); parameters are float32.
 """
 
 from __future__ import annotations
@@ -19,32 +19,38 @@ _EPSILON = 1e-12
 
 
 def l2_normalize(vectors: jax.Array) -> jax.Array:
-    """Rows of [n, d] scaled to unit length; a zero row stays zero (and so does its gradient)."""
+    """Rows of [n, d] scaled to unit length (Algorithm 1, line 3).
+
+    A row of zeros stays zeros, and so does its gradient.
+    """
     squared = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
     return vectors * jax.lax.rsqrt(jnp.maximum(squared, _EPSILON))
 
 
 def unit_input_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Kernel for inputs of unit length: entries N(0, 1) keep the output's scale.
+    """Initial kernel for inputs of unit length: entries of N(0, 1).
 
-    The usual 1/sqrt(fan-in) is made for inputs whose every entry is about one.
-    Features and layer outputs here have unit length instead; with small weights on
-    them an Adam step, whose size does not depend on the weight's, would be far too
-    large in proportion.
+    The usual 1/sqrt(fan-in) is meant for inputs whose entries are all about one.  Features
+    and layer outputs have unit length instead, and N(0, 1) gives outputs with entries of
+    about one.  With smaller weights an Adam step, whose size does not depend on that of
+    the weights, would be far too large in proportion.
     """
     return jax.random.normal(key, shape, dtype)
 
 
 def self_and_neighbors_init(self_width: int) -> nn.initializers.Initializer:
-    """Kernel [self_width + M, d] over [h ; n]: h has unit length, n has M entries of about one."""
+    """Initial kernel [self_width + M, d] of Combine, over [h ; n].
+
+    h has unit length (unit_input_init); n has M entries of about one (1/sqrt(fan-in)).
+    """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-        own, pooled = jax.random.split(key)
+        self_key, pooled_key = jax.random.split(key)
         fan_in = shape[0] - self_width
         return jnp.concatenate(
             [
-                jax.random.normal(own, (self_width, shape[1]), dtype),
-                jax.random.normal(pooled, (fan_in, shape[1]), dtype) / jnp.sqrt(fan_in),
+                jax.random.normal(self_key, (self_width, shape[1]), dtype),
+                jax.random.normal(pooled_key, (fan_in, shape[1]), dtype) / jnp.sqrt(fan_in),
             ]
         )
 
@@ -52,66 +58,71 @@ def self_and_neighbors_init(self_width: int) -> nn.initializers.Initializer:
 
 
 class Project(nn.Module):
-    """The dense layer of ReLU(Q h + q), what a node sends to the nodes that it neighbors."""
+    """The dense layer of the message ReLU(Q h + q) that a node sends (Algorithm 1, line 1)."""
 
     width: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
-        self, hidden: jax.Array, embeddings: jax.Array | None = None
+        self, h: jax.Array, embeddings: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """The message before its bias and ReLU, and the bias: Q h (+ e) [n, M] and q [M].
+        """The message before its bias and ReLU, and the bias.
 
         Args:
-          hidden: [n, in], h; embeddings: [n, M] to add, e; or None.
+          h: [n, F].
+          embeddings: [n, M] to add to Q h, e; or None.
+
+        Returns:
+          (Q h + e, q): [n, M] and [M], both of the module's dtype.
         """
-        kernel, bias = _Affine(self.width, self.dtype, name="Q")(hidden.shape[-1])
-        product = hidden.astype(self.dtype) @ kernel
+        kernel, bias = _DenseParams(self.width, self.dtype, name="Q")(h.shape[-1])
+        product = h.astype(self.dtype) @ kernel
         return product if embeddings is None else product + embeddings.astype(self.dtype), bias
 
 
-class _Affine(nn.Module):
-    """The parameters of a dense layer."""
+class _DenseParams(nn.Module):
+    """The kernel and the bias of a dense layer, for callers that multiply themselves."""
 
     width: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, entries: int) -> tuple[jax.Array, jax.Array]:
-        kernel = self.param("kernel", unit_input_init, (entries, self.width))
+    def __call__(self, input_width: int) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", unit_input_init, (input_width, self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 class Combine(nn.Module):
-    """L2(ReLU(W [h ; n] + w)): self first, then the pooled neighbors."""
+    """L2(ReLU(W [h ; n] + w)), of a node and its pooled neighbors (Algorithm 1, lines 2, 3)."""
 
     width: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, pooled: jax.Array) -> jax.Array:
-        """[n, in], [n, M] -> [n, d] of unit length (Algorithm 1, lines 2 and 3)."""
-        dense = _JoinedDense(self.width, self.dtype, name="W")
-        return l2_normalize(nn.relu(dense(hidden, pooled)))
+    def __call__(self, h: jax.Array, pooled: jax.Array) -> jax.Array:
+        """h [n, F] and pooled [n, M] -> [n, d], rows of unit length."""
+        dense = _ConcatDense(self.width, self.dtype, name="W")
+        return l2_normalize(nn.relu(dense(h, pooled)))
 
 
-class _JoinedDense(nn.Module):
-    """W [h ; n] + w, with the parameters of a dense layer over the joined vectors.
+class _ConcatDense(nn.Module):
+    """W [h ; n] + w, with the parameters of a dense layer over the concatenated vectors.
 
-    Multiplied apart: nothing is copied together, and the derivative towards h is left
-    out where nobody asks for it, which in the first layer is all of it.
+    The halves of W multiply h and n one by one.  So h and n are not copied into one array,
+    and XLA drops the derivative with respect to h where it is not needed, as in the first
+    layer, whose h are inputs.
     """
 
     width: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, pooled: jax.Array) -> jax.Array:
-        own = hidden.shape[-1]
-        shape = (own + pooled.shape[-1], self.width)
-        kernel = self.param("kernel", self_and_neighbors_init(own), shape).astype(self.dtype)
+    def __call__(self, h: jax.Array, pooled: jax.Array) -> jax.Array:
+        split = h.shape[-1]
+        shape = (split + pooled.shape[-1], self.width)
+        kernel = self.param("kernel", self_and_neighbors_init(split), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
-        from_self = hidden.astype(self.dtype) @ kernel[:own]
-        return from_self + pooled.astype(self.dtype) @ kernel[own:] + bias[None, :]
+        from_self = h.astype(self.dtype) @ kernel[:split]
+        return from_self + pooled.astype(self.dtype) @ kernel[split:] + bias[None, :]

@@ -1,4 +1,4 @@
-"""Ranking losses on the embeddings of a minibatch; each returns (sum, count).
+"""Ranking losses over the scores of a minibatch; each returns (sum, count).
 
   margin         Ying et al. 2018, equation 1: the paper's.
   cross_entropy  the paper's ablation: positives and negatives as binary labels.
@@ -8,8 +8,8 @@
 Sums and counts, not means: devices hold different numbers of pairs that count, and
 the mean over all of them is psum(sum) / psum(count).
 
-Shapes: B pairs, R shared random negatives, H hard negatives per query, Z width,
-C candidates = targets of all devices.
+Axis letters: B pairs, R shared random negatives, H hard negatives per query, C in-batch
+candidates (the targets of all devices).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _MASKED = -1e9
 
 
 class Scored(NamedTuple):
-    """What a loss compares, as scores (inner products), masks and log chances.
+    """What a loss compares: scores (inner products), masks and log probabilities (logQ).
 
-    The positive itself is masked among the in-batch candidates.
+    A pair's own positive is masked among the in-batch candidates.
     """
 
     positive: jax.Array  # float32 [B]
@@ -50,30 +50,39 @@ def _negatives(scored: Scored) -> tuple[jax.Array, jax.Array]:
     return scores, jnp.concatenate([scored.random_mask, scored.hard_mask], axis=1)
 
 
+def _masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean float32 [B] of the entries of values [B, n] where mask is True; 0 of none."""
+    count = jnp.maximum(mask.sum(axis=1), 1).astype(values.dtype)
+    return (values * mask.astype(values.dtype)).sum(axis=1) / count
+
+
 def margin_loss(scored: Scored, config: TrainConfig) -> tuple[jax.Array, jax.Array]:
-    """Mean over a pair's negatives of max(0, z_q.z_n - z_q.z_i + margin), summed over pairs."""
+    """Mean over a pair's negatives of max(0, z_q.z_n - z_q.z_i + margin), summed over pairs.
+
+    Returns:
+      (sum, count) of the pairs, by their weights; float32 [].
+    """
     scores, mask = _negatives(scored)
-    hinge = jax.nn.relu(scores - scored.positive[:, None] + config.margin) * mask
-    each = hinge.sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
+    hinge = jax.nn.relu(scores - scored.positive[:, None] + config.margin)
+    each = _masked_mean(hinge, mask)
     return (each * scored.weights).sum(), scored.weights.sum()
 
 
 def cross_entropy_loss(scored: Scored, config: TrainConfig) -> tuple[jax.Array, jax.Array]:
-    """Binary cross-entropy: the positive against the mean over its negatives."""
+    """Binary cross-entropy of the positive and of the mean of its negatives; see margin_loss."""
     scores, mask = _negatives(scored)
-    wrong = jax.nn.softplus(scores / config.temperature) * mask
-    each = jax.nn.softplus(-scored.positive / config.temperature)
-    each = each + wrong.sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
+    wrong = jax.nn.softplus(scores / config.temperature)
+    each = jax.nn.softplus(-scored.positive / config.temperature) + _masked_mean(wrong, mask)
     return (each * scored.weights).sum(), scored.weights.sum()
 
 
 def softmax_loss(scored: Scored, config: TrainConfig) -> tuple[jax.Array, jax.Array]:
-    """Sampled softmax over the positive, in-batch, random and hard negatives.
+    """Sampled softmax over the positive, in-batch, random and hard negatives; see margin_loss.
 
-    An item that stands among the candidates more often than another must not be
-    pushed away more for it: with `logq` the log of its expected share is taken from
-    its score, so that scores learn how likely an item is.  Without it they learn how
-    much likelier than its popularity says.
+    An item that is often a candidate is often a negative.  With `logq` the log of its
+    expected share among the candidates is subtracted from its score, which corrects for
+    that: scores then learn how likely an item is.  Without the correction they learn how
+    much likelier it is than its popularity says.
     """
     scale = 1.0 / config.temperature
 

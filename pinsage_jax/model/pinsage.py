@@ -1,11 +1,12 @@
 """PinSage as a Flax module (Ying et al. 2018, Algorithms 1 and 2).
 
-The same parameters serve two paths: `__call__` runs K convolutions over the compact
-graph of a minibatch (training), and `project`, `combine`, `finish` and `head` run one stage
-over any block of nodes (whole-catalog inference, section 3.4).
+The same parameters are used in two ways: `__call__` runs K convolutions over the compact
+graph of a minibatch (training), and `project`, `combine`, `finish` and `head` each run one
+stage over any block of nodes (whole-catalog inference, section 3.4).
 
-Shapes: n_k rows of frontier S(k), a prefix of S(k-1); T neighbors; D input
-features; M width of Q; d width of a layer; Z width of the output.
+Axis letters: n_k rows of frontier S(k), a prefix of S(k-1); n rows of a block; K layers;
+T neighbors; D input features; F width of a layer's input; M width of Q; d width of a
+layer's output; Z width of the embedding.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.model.layers import Combine, Project, l2_normalize, unit_input_init
 from pinsage_jax.model.pooling import pool_neighbors
 
-# Keeps a step of the optimizer small beside the other coordinates, which make unit vectors.
+# Factor of the popularity bias: a step of the optimizer moves it no more than it moves the
+# other coordinates, which form a unit vector.
 _POPULARITY_SCALE = 0.1
 
-
-# The random stream of the pooled neighbors' skip matrix, folded into the key of all parameters.
+# Folded into the key of all parameters for the initial skip matrix of the pooled neighbors.
 _SKIP_STREAM = 0xCB498BEF
 
 
@@ -31,9 +32,9 @@ class PinSage(nn.Module):
 
     Attributes:
       config: sizes and variants.
-      rows: rows of every frontier, seeds first (n_K, ..., n_0); the sizes that one
-        minibatch has.  Only `__call__` needs it.
-      num_ids: nodes that have an id message; 0 for none.
+      rows: rows of every frontier of a minibatch, seeds first: (n_K, ..., n_0).  Only
+        `__call__` needs it.
+      num_ids: nodes that have a neighbor embedding, [0, num_ids); 0 for none.
     """
 
     config: ModelConfig
@@ -69,60 +70,65 @@ class PinSage(nn.Module):
             )
 
     def _skip_init(self) -> nn.initializers.Initializer:
-        """Flax keys initial values by a module's name; these keep theirs under any name."""
+        """Initial values that do not depend on the module's name, as Flax's own would."""
         init = nn.initializers.lecun_normal()
         if self.scope is None or not self.is_initializing():
             return init
         root = self.scope.rngs["params"].rng
         return lambda _, shape, dtype: init(jax.random.fold_in(root, _SKIP_STREAM), shape, dtype)
 
-    def project(self, layer: int, hidden: jax.Array, node_ids: jax.Array) -> jax.Array:
-        """Line 1's dense layer, ReLU(Q h + q): [n, in] -> [n, M]; `layer` counts from 1.
+    def project(self, layer: int, h: jax.Array, node_ids: jax.Array) -> jax.Array:
+        """Messages ReLU(Q h + q) of a block of nodes (Algorithm 1, line 1).
 
-        With id messages the first layer sends ReLU(Q h + q + e), e a vector of the
-        sender's id: neighbors can then be told apart even without features, while
-        an item that the training never saw is still embedded through neighbors
-        that it did see.
+        With neighbor embeddings the messages of the first layer are ReLU(Q h + q + e), e
+        a learned vector of the sender's id.  Neighbors then differ even without features,
+        and an item that training never saw still has neighbors that training saw.
 
         Args:
+          layer: from 1.
+          h: [n, F].
           node_ids: int32 [n]; ids outside [0, num_ids) have no vector.
+
+        Returns:
+          [n, M], not negative.
         """
-        projected, bias = self._before_relu(layer, hidden, node_ids)
+        projected, bias = self._before_relu(layer, h, node_ids)
         return nn.relu(projected + bias[None, :])
 
-    def _before_relu(self, layer, hidden, node_ids) -> tuple[jax.Array, jax.Array]:
+    def _before_relu(self, layer, h, node_ids) -> tuple[jax.Array, jax.Array]:
         """Q h (+ e) and q of `project`: [n, M], [M]."""
         embeddings = None
         if layer == 1 and self.num_ids:
             known = (node_ids >= 0) & (node_ids < self.num_ids)
             embeddings = self.neighbor_embeddings[jnp.clip(node_ids, 0, self.num_ids - 1)]
             embeddings = jnp.where(known[:, None], embeddings, 0.0)
-        return self.projections[layer - 1](hidden, embeddings)
+        return self.projections[layer - 1](h, embeddings)
 
-    def combine(self, layer: int, hidden: jax.Array, pooled: jax.Array) -> jax.Array:
-        """Lines 2 and 3: [n, in], [n, M] -> [n, d]; `layer` counts from 1."""
-        return self.combinations[layer - 1](hidden, pooled)
+    def combine(self, layer: int, h: jax.Array, pooled: jax.Array) -> jax.Array:
+        """h [n, F] and pooled [n, M] -> [n, d] of `layer`, from 1 (Algorithm 1, lines 2, 3)."""
+        return self.combinations[layer - 1](h, pooled)
 
-    def head(
-        self, hidden: jax.Array, features: jax.Array, pooled: jax.Array | None = None
-    ) -> jax.Array:
-        """Algorithm 2, last line: G2 ReLU(G1 h + g).
+    def head(self, h: jax.Array, features: jax.Array, pooled: jax.Array | None = None) -> jax.Array:
+        """Embeddings G2 ReLU(G1 h + g), scaled to unit length (Algorithm 2, line 16).
 
-        With `skip`, linear maps of the node's own input and of what the last layer
-        pooled are added: a short way round the nonlinearities, not in the paper.
-        With `popularity_bias` the last coordinate is 1 + b: an inner product then holds
-        (1 + b_q)(1 + b_i), which ranks items by b_i in addition to their closeness,
-        so that popularity need not bend the directions of the other coordinates.
+        Additions that are not in the paper:
+
+        * `skip`: linear maps of the node's input and of its pooled neighbors are added, so
+          that both reach the output without a nonlinearity between.
+        * `popularity_bias`: the last coordinate is 1 + b with b learned.  An inner product
+          then contains (1 + b_q)(1 + b_i), which ranks items by b_i in addition to their
+          similarity, so that the directions of the other coordinates need not encode
+          popularity.
 
         Args:
-          hidden: [n, d] of the last layer (with K = 0: the input itself).
+          h: [n, d] of the last layer (with K = 0: the input itself).
           features: [n, D] input vectors of the same nodes.
           pooled: [n, M] of the last layer; None with K = 0.
 
         Returns:
           float32 [n, Z].
         """
-        active = nn.relu(self.G1(hidden))
+        active = nn.relu(self.G1(h))
         out = self.G2(active)
         if self.config.skip:
             out = out + self.skip_self(features)
@@ -130,15 +136,14 @@ class PinSage(nn.Module):
                 out = out + self.skip_neighbors(pooled)
         out = l2_normalize(out.astype(jnp.float32))
         if self.config.popularity_bias:
-            likely = self.popularity(active) + self.popularity_self(features)
-            likely = 1.0 + _POPULARITY_SCALE * likely.astype(jnp.float32)
-            out = jnp.concatenate([out, likely], axis=-1)
+            bias = self.popularity(active.astype(jnp.float32)) + self.popularity_self(features)
+            last = 1.0 + _POPULARITY_SCALE * bias.astype(jnp.float32)
+            out = jnp.concatenate([out, last], axis=-1)
         return out
 
-    def finish(self, hidden: jax.Array, pooled: jax.Array, features: jax.Array) -> jax.Array:
-        """The last layer's `combine` and the `head` in one: -> float32 [n, Z]."""
-        combined = self.combine(self.config.num_layers, hidden, pooled)
-        return self.head(combined, features, pooled)
+    def finish(self, h: jax.Array, pooled: jax.Array, features: jax.Array) -> jax.Array:
+        """`combine` of the last layer and `head`: h [n, F], [n, M], [n, D] -> float32 [n, Z]."""
+        return self.head(self.combine(self.config.num_layers, h, pooled), features, pooled)
 
     def __call__(
         self,
@@ -147,7 +152,7 @@ class PinSage(nn.Module):
         neighbors: jax.Array,
         weights: jax.Array,
     ) -> jax.Array:
-        """Embeds the seeds of a minibatch.
+        """Embeds the seeds of a minibatch (Algorithm 2, lines 8-17).
 
         Args:
           features: float32 [n_0, D] input vectors.
@@ -158,14 +163,14 @@ class PinSage(nn.Module):
         Returns:
           float32 [n_K, Z].
         """
-        hidden, pooled = features, None
+        h, pooled = features, None
         for layer in range(1, self.config.num_layers + 1):
             size = self.rows[self.config.num_layers - layer]
             pooled = pool_neighbors(
-                *self._before_relu(layer, hidden, node_ids),
+                *self._before_relu(layer, h, node_ids),
                 neighbors[:size],
                 weights[:size],
                 self.config.pooling,
             )
-            hidden = self.combine(layer, hidden[:size], pooled)
-        return self.head(hidden, features[: hidden.shape[0]], pooled)
+            h = self.combine(layer, h[:size], pooled)
+        return self.head(h, features[: h.shape[0]], pooled)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to this data and this model, and how it differs if not."""
+"""Whether a checkpoint fits this data, this model and these settings, and if not, why not."""
 
 from __future__ import annotations
 
@@ -59,23 +59,28 @@ def check_same_training(
     Raises:
       UserError: one sentence that says how they differ, data first.
     """
-    told = []
+    differences = []
     for name, saved, now in _differences(
         meta.get("data", {}), data_identity, first=list(_DATA_SENTENCES)
     ):
         sentence = _DATA_SENTENCES.get(name, f"with {name}={{saved}} but the workdir has {{now}}")
-        told.append(sentence.format(saved=_shown(saved), now=_shown(now)))
+        differences.append(sentence.format(saved=_format_value(saved), now=_format_value(now)))
     for name, saved, now in _differences(meta.get("config", {}).get("model", {}), model_config):
-        told.append(f"with {name}={saved} but this run asks for {now}")
-    if told:
-        raise UserError(f"The checkpoint in {folder} was trained {_joined(told)}; {_REMEDY}.")
+        differences.append(f"with {name}={saved} but this run asks for {now}")
+    if differences:
+        listed = _format_list(differences)
+        raise UserError(f"The checkpoint in {folder} was trained {listed}; {_REMEDY}.")
 
 
 def check_resume_config(config: Config, meta: dict[str, Any]) -> None:
-    """Refuses to go on with settings that would make a mixture of two runs.
+    """Refuses to continue a run with settings that change what its steps compute.
+
+    Args:
+      meta: as restored from a checkpoint; meta["config"] is the settings that it was
+        trained with, as a dict.
 
     Raises:
-      UserError: naming the first flag that differs.
+      UserError: one sentence that names the first flag that differs.
     """
     current, saved = dataclasses.asdict(config), meta["config"]
     for section in ("split", "sampling", "train"):
@@ -106,12 +111,12 @@ def check_same_arrays(
     Raises:
       UserError: one sentence naming the first paths that differ.
     """
-    told = []
+    differences = []
     for path in [*like, *(path for path in saved if path not in like)]:
         if path not in saved:
-            told.append(f"{path} is not in it")
+            differences.append(f"{path} is not in it")
         elif path not in like:
-            told.append(f"it has {path} in addition")
+            differences.append(f"it has {path} in addition")
         else:
             dtype, shape = saved[path]
             leaf = like[path]
@@ -119,10 +124,11 @@ def check_same_arrays(
             wanted = str(leaf.dtype) if hasattr(leaf, "dtype") else dtype
             here = list(np.shape(leaf))
             if (here, wanted) != (shape, dtype):
-                told.append(f"{path} is {dtype}{shape} there and {wanted}{here} here")
-    if told:
+                differences.append(f"{path} is {dtype}{shape} there and {wanted}{here} here")
+    if differences:
         raise UserError(
-            f"The checkpoint {folder} does not fit this model: {_joined(told)}; {_REMEDY}."
+            f"The checkpoint {folder} does not fit this model: {_format_list(differences)}; "
+            f"{_REMEDY}."
         )
 
 
@@ -139,11 +145,11 @@ def _differences(
     return [pair for pair in pairs if pair[1] != pair[2]]
 
 
-def _joined(told: list[str]) -> str:
-    more = len(told) - _MOST_DIFFERENCES
-    return ", ".join(told[:_MOST_DIFFERENCES]) + (f" ({more} more)" if more > 0 else "")
+def _format_list(differences: list[str]) -> str:
+    more = len(differences) - _MOST_DIFFERENCES
+    return ", ".join(differences[:_MOST_DIFFERENCES]) + (f" ({more} more)" if more > 0 else "")
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     is_count = isinstance(value, int) and not isinstance(value, bool)
     return f"{value:,}" if is_count else str(value)

@@ -1,4 +1,4 @@
-"""What happens at which step: the length of a run, its hard negatives, validations, saves.
+"""What happens at which step: the end of the run, hard negatives, validations, checkpoints.
 
 The curriculum of Ying et al. 2018, section 3.3: no hard negative in the first epoch, n-1
 per query in epoch n, up to a limit.  Everything here is a pure function of the step or the
@@ -37,23 +37,23 @@ def hard_negatives_in(epoch: int, train: TrainConfig) -> int:
 def hard_slots(train: TrainConfig, pairs_per_epoch: int) -> int:
     """H: the most hard negatives per query in any step of the run.
 
-    Of a run that --max_steps ends before --epochs, as many as without that limit: H is the
-    width of an array, and sums over another width round differently, so that the run could
-    not be continued to its end bit for bit.
+    If --max_steps ends the run before --epochs, H is that of --epochs.  It is the width of
+    an array, and a sum over another width rounds differently: with a smaller H the run could
+    not be continued to --epochs with the same bits.
     """
-    without_limit = total_steps(dataclasses.replace(train, max_steps=0), pairs_per_epoch)
+    without_limit = total_steps(dataclasses.replace(train, max_steps=None), pairs_per_epoch)
     last_step = max(total_steps(train, pairs_per_epoch), without_limit) - 1
     return hard_negatives_in(last_step * train.batch_size // pairs_per_epoch, train)
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """At which steps something happens; the same after a resume.
+    """The steps at which a run logs, validates, saves and ends; the same after a resume.
 
     Attributes:
-      steps_per_epoch: may be fractional, batches run across the end of an epoch.
+      steps_per_epoch: a fraction, since a batch may span the end of an epoch.
       total: steps of the run.
-      validate_every, save_every, log_every: in steps; all happen at the last too.
+      validate_every, save_every, log_every: in steps; each also happens at the last step.
     """
 
     steps_per_epoch: float

@@ -1,15 +1,15 @@
-"""How long the device had nothing to do, seen without stopping the training loop.
+"""Measures how long the device was idle, without stopping the training loop.
 
-JAX hands steps to the device and returns before they are computed, so a loop that waits
-for a batch does not mean a device that waits: several steps may still lie before it.
-Here a thread of its own waits for each step to end; the device was idle from then until
-the loop handed over the next one, if that came later.
+JAX dispatches a step and returns before it is computed, so the device need not be idle while
+the loop waits for a batch: steps that were dispatched before may still be running.  Here a
+thread waits for each step to end; the device was idle from then until the loop dispatched
+the next step, if that was later.
 
 Example:
   with DeviceClock() as clock:
       for batch in batches:
           state, metrics = step(state, batch)
-          clock.handed_over(metrics)
+          clock.step_dispatched(metrics)
   print(clock.idle_seconds())
 """
 
@@ -25,14 +25,14 @@ import jax
 
 
 class DeviceClock:
-    """Adds up the device's idle time; for one loop."""
+    """Adds up the device's idle time, for one training loop."""
 
     def __init__(self):
-        """Time before the first step counts from here."""
+        """Starts the clock: time from here to the first step is idle time."""
         self._entries: queue.Queue[tuple[float, Any] | None] = queue.Queue()
         self._idle = 0.0
         self._free_since = time.perf_counter()
-        # Daemon: a program that dies of an error is not held up by a step.
+        # A daemon, so that a program that ends with an error does not wait for a step.
         self._thread = threading.Thread(target=self._watch, name="device-clock", daemon=True)
         self._thread.start()
 
@@ -43,16 +43,16 @@ class DeviceClock:
         self._entries.put(None)
         self._thread.join()
 
-    def handed_over(self, results: Any) -> None:
-        """To be called right after a step, with some of its arrays that are not given away."""
+    def step_dispatched(self, results: Any) -> None:
+        """Call this right after a step, with some of its results that are not donated."""
         self._entries.put((time.perf_counter(), results))
 
     def resume(self) -> None:
-        """What has passed since the last step was no training."""
+        """Call this after a pause: the time since the last step is not idle time."""
         self._entries.put((time.perf_counter(), None))
 
     def idle_seconds(self) -> float:
-        """Idle time before the steps handed over so far; waits for them."""
+        """Idle time before the steps dispatched so far; waits for them."""
         self._entries.join()
         return self._idle
 
@@ -61,12 +61,12 @@ class DeviceClock:
             moment, results = entry
             if results is not None:
                 self._idle += max(moment - self._free_since, 0.0)
-                # Whoever reads the results meets an error that they hold.
+                # An error in the results is raised where the loop reads them.
                 with contextlib.suppress(Exception):
                     jax.block_until_ready(results)
                 moment = time.perf_counter()
             self._free_since = max(self._free_since, moment)
-            # Held on to no longer: the loop may wait before it hands over the next.
+            # The results would stay in memory until the next step, which may take a while.
             del entry, results
             self._entries.task_done()
         self._entries.task_done()

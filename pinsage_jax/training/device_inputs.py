@@ -30,7 +30,7 @@ def keeps_table(train: TrainConfig, inputs: NodeInputs) -> bool:
 
 
 def read_inputs(batch: Minibatch, table: jax.Array | None) -> jax.Array:
-    """Input vectors float32 [n_0, D] of a minibatch, the same bits either way.
+    """Input vectors float32 [n_0, D] of a minibatch, the same bits with and without a table.
 
     Args:
       table: float32 [N, D] of NodeInputs.table, or None: the batch brings them.

@@ -1,12 +1,12 @@
-"""The batch of a step whose loss is not finite, written down for debugging.
+"""A file with the batch of a step whose loss is not finite, for debugging.
 
 WORKDIR/not_finite_step_STEP.json holds the node ids of the batch, which are positions in
-prepared/item_ids.arrow, with the settings that the batch is a function of: the step
-counted from 1, the epoch and the seed.  `MinibatchBuilder.make(STEP - 1)` makes the very
-same batch again, and the same command, run from the last checkpoint, the same step.
+prepared/item_ids.arrow, and what the batch is a function of: the step (counted from 1),
+the epoch and the seed.  `MinibatchBuilder.make(STEP - 1)` makes the same batch again, and
+the same command, run from the last checkpoint, repeats the same step.
 
-Of several processes, which all meet the same step, process 0 writes the parts of all of
-them: any process can make any part.
+Of several processes, which all reach the same step, process 0 writes the shards of all of
+them: any process can make any shard.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def dump_batch(
 ) -> pathlib.Path:
     """Writes the ids of the batch of `step` (counted from 1) and `about`; returns the path.
 
-    Every process must call it; the file is whole when it returns.  Queries and targets are
-    lists of B ids, hard negatives B lists (-1 where there is none), negatives R ids, or as
-    often R as there are devices.
+    Every process must call it; the file is complete when it returns.  The file holds B
+    query ids, B target ids, B lists of H hard negatives (-1 where there is none), and the R
+    random negatives, once for every device.
     """
     path = pathlib.Path(workdir) / f"not_finite_step_{step}.json"
     if process_group.is_rank0():
         _write_batch(path, builder, step, about)
-    # The others would end, and process 0 with them, while it writes.
+    # A process that ended now would end process 0 too, before it has written the file.
     process_group.all_gather_object(None)
     return path
 
@@ -47,6 +47,6 @@ def _write_batch(
     ids = {}
     for name in _IDS:
         array = np.asarray(getattr(batch, name))
-        # The leading axis is that of the devices.
+        # The first axis is that of the devices.
         ids[name] = array.reshape(-1, *array.shape[2:]).tolist()
     files.write_json(path, {"step": step, **about, **ids})

@@ -1,4 +1,4 @@
-"""Pytree leaves by their path, the form in which checkpoints store a state."""
+"""Pytrees as dicts of leaves by their path, as checkpoints store them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import jax
 
 
 def by_path(tree: Any) -> dict[str, Any]:
-    """Leaves by their path, such as "params/layer_0/kernel"."""
+    """The leaves of a pytree by their path, such as "params/layer_0/kernel".
+
+    Raises:
+      ValueError: there is no leaf, or two have the same path.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = {
         jax.tree_util.keystr(path, simple=True, separator="/") or "value": leaf
@@ -21,7 +25,10 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": leaf} as {"a": {"b": leaf}}, which Orbax's own tools can read too."""
+    """Nested dicts from leaves by path: {"a/b": leaf} gives {"a": {"b": leaf}}.
+
+    Orbax's own tools can read a checkpoint of nested dicts too.
+    """
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *folders, name = path.split("/")

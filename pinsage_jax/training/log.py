@@ -30,7 +30,7 @@ class Events:
     """
 
     def __init__(self, workdir: str | pathlib.Path, resume_step: int):
-        """Opens WORKDIR/tensorboard to go on after `resume_step`.
+        """Opens WORKDIR/tensorboard to continue after `resume_step`.
 
         Raises:
           UserError: the extra is not installed.
@@ -61,11 +61,11 @@ class Events:
 class MetricsLog:
     """Appends lines to metrics.jsonl; a resume first drops the lines of undone steps.
 
-    Of several processes only the writer has one that writes.
+    Of several processes only process 0 writes.
     """
 
     def __init__(self, path: pathlib.Path, resume_step: int, events: Events | None = None):
-        """Opens `path` to go on after `resume_step`; `events` gets every line too."""
+        """Opens `path` to continue after `resume_step`; `events` gets every line too."""
         self._path = path
         self._events = events
         if not process_group.is_rank0():
@@ -92,10 +92,11 @@ class MetricsLog:
 
 
 class MetricsWindow:
-    """Sums over the steps since the last line, in wall-clock time less pauses.
+    """Sums over the steps since the last line of metrics.jsonl, without the pauses.
 
     Attributes:
-      seconds, waited: time of all closed windows, and in which the devices waited.
+      seconds: wall-clock time of all closed windows.
+      waited: part of it in which the devices waited for a batch.
     """
 
     def __init__(
@@ -106,14 +107,14 @@ class MetricsWindow:
         learning_rate_fn: Callable[[int], Any],
         dump_batch: Callable[[int, dict[str, Any]], pathlib.Path],
     ):
-        """Begins the first line.
+        """Begins the first window.
 
         Args:
-          budget_rows: rows that a step's frontier has on all devices together.
-          clock: of the devices; the window tells it of steps and pauses.
+          budget_rows: rows of a step's last frontier, summed over all devices.
+          clock: of the devices; the window reports steps and pauses to it.
           learning_rate_fn: the learning rate of a step counted from 0.
-          dump_batch: writes down the batch of a step counted from 1, with what else is
-            known of it, and returns where.
+          dump_batch: writes the batch of a step (counted from 1) with the given facts to a
+            file and returns its path.
         """
         self._train = train
         self._budget_rows = budget_rows
@@ -133,8 +134,8 @@ class MetricsWindow:
         self._start = time.perf_counter()
 
     def add(self, metrics: dict[str, jax.Array], info: BatchInfo) -> None:
-        """Adds one step that was just handed over; does not wait for it."""
-        self._clock.handed_over(metrics["loss_sum"])
+        """Adds one step that was just dispatched; does not wait for it."""
+        self._clock.step_dispatched(metrics["loss_sum"])
         self._losses.append((metrics["loss_sum"], metrics["loss_count"]))
         self._gradient_norms.append(metrics["gradient_norm"])
         self._infos.append(info)
@@ -150,11 +151,11 @@ class MetricsWindow:
     def check(self, step: int) -> float:
         """The mean loss since the last line; waits for the device.
 
-        To be called before a checkpoint too: one that is not finite would be
-        continued from for ever.
+        Call it before a checkpoint too: parameters that are not finite must not be saved,
+        since every later run would continue from them.
 
         Raises:
-          UserError: the loss or the gradient of a step is not finite; its batch is kept.
+          UserError: the loss or the gradient of a step is not finite; its batch is in a file.
         """
         sums = [(float(part), float(count)) for part, count in self._losses]
         norms = [float(norm) for norm in self._gradient_norms]
@@ -174,13 +175,14 @@ class MetricsWindow:
         )
 
     def close(self, step: int, make_seconds: float = 0.0) -> dict[str, Any]:
-        """The line of all steps since the last one; waits for the device.
+        """Ends the window and begins the next: a line of metrics.jsonl; waits for the device.
 
-        What the processes of a run count each for themselves is summed over them, and
-        their shares of time are averaged.
+        Counts are sums over all processes of the run, and times their means.
 
         Args:
-          make_seconds: seconds that threads spent making them so far, added up.
+          step: of the last step, counted from 1.
+          make_seconds: time that the threads of this process spent making batches since
+            the start, added up.
 
         Raises:
           UserError: see `check`.
@@ -189,32 +191,31 @@ class MetricsWindow:
         seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
         steps = len(self._infos)
         idle = self._clock.idle_seconds()
-        everywhere = process_group.all_gather_object(
-            [
-                sum(sum(info.used) for info in self._infos),
-                sum(info.left_out for info in self._infos),
-                sum(info.hard_per_query for info in self._infos),
-                sum(info.edge_dropout_share for info in self._infos),
-                min(idle - self._idle_before, seconds),
-                make_seconds - self._make_before,
-            ]
-        )
+        local = {
+            "used": sum(sum(info.used) for info in self._infos),
+            "left_out": sum(info.left_out for info in self._infos),
+            "hard": sum(info.hard_per_query for info in self._infos),
+            "dropout": sum(info.edge_dropout_share for info in self._infos),
+            "waited": min(idle - self._idle_before, seconds),
+            "making": make_seconds - self._make_before,
+        }
+        everywhere = process_group.all_gather_object(local)
         processes = len(everywhere)
-        used, left_out, hard, dropout, idle_there, made = map(sum, zip(*everywhere))
-        waited, making = idle_there / processes, made / processes
+        total = {name: sum(counts[name] for counts in everywhere) for name in local}
+        waited, making = total["waited"] / processes, total["making"] / processes
         line = {
             "step": step,
             "loss": loss,
             "learning_rate": float(self._learning_rate_fn(step - 1)),
-            "hard_per_query": hard / (steps * processes),
+            "hard_per_query": total["hard"] / (steps * processes),
             "pairs_per_second": steps * self._train.batch_size / seconds,
             "wait_share": waited / seconds,
             "make_ms": 1e3 * making / steps,
-            # As many make batches as fast as the device takes them, if cores allow.
+            # So many threads make batches as fast as the device takes them, if there are cores.
             "producers_needed": max(math.ceil(making / max(seconds - waited, 1e-3)), 1),
-            "padding_share": 1.0 - used / (self._budget_rows * steps),
-            "neighbors_left_out": left_out,
-            "edge_dropout_share": dropout / (steps * processes),
+            "padding_share": 1.0 - total["used"] / (self._budget_rows * steps),
+            "neighbors_left_out": total["left_out"],
+            "edge_dropout_share": total["dropout"] / (steps * processes),
         }
         self._idle_before = idle
         self._make_before = make_seconds

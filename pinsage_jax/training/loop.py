@@ -60,9 +60,10 @@ class Outcome:
       total: steps the run has.
       best: validation metrics of the best checkpoint, with its "step".
       interrupted: whether `should_stop` ended it before the last step.
-      seconds, pairs: time and training pairs of this session.
-      devices: devices they were computed on.
-      wait_share: share of this session's time of training in which they waited.
+      seconds: time of this session.
+      pairs: training pairs of this session.
+      devices: devices of all processes.
+      wait_share: share of this session's training time in which the devices waited.
     """
 
     step: int
@@ -180,7 +181,7 @@ class Run:
         return last or self.done % every == 0
 
     def take_step(self, batch: Minibatch, info: BatchInfo) -> None:
-        """Hands one step to the devices; does not wait for them."""
+        """Dispatches one step to the devices; does not wait for them."""
         self._state, metrics = self._step_function(self._state, batch)
         self._window.add(metrics, info)
         self.done += 1

@@ -1,4 +1,4 @@
-"""What a training step carries along, and the optimizer that moves it.
+"""The state of training, and the optimizer that updates it.
 
 Learning rate: linear warm-up over the first epoch to a peak that is scaled
 linearly with the batch, then exponential decay (Ying et al. 2018, section 3.3,
@@ -19,12 +19,12 @@ _REFERENCE_BATCH = 1024
 
 
 class TrainState(NamedTuple):
-    """One pytree, checkpointed whole.
+    """The pytree that a step updates and a checkpoint stores.
 
     Attributes:
       step: int32 scalar, steps taken.
       params: the network's parameters.
-      opt_state: Optax state.
+      opt_state: state of the Optax optimizer.
     """
 
     step: jax.Array
@@ -53,17 +53,24 @@ def learning_rate_schedule(config: TrainConfig, steps_per_epoch: float) -> optax
 
 
 def make_optimizer(config: TrainConfig, steps_per_epoch: float) -> optax.GradientTransformation:
-    """AdamW under the schedule, with gradients clipped to `clip_norm` if it is set."""
+    """AdamW with the learning rate schedule, and gradients clipped to `clip_norm` (0: not)."""
     adam = optax.adamw(
         learning_rate_schedule(config, steps_per_epoch),
         b2=config.adam_b2,
         weight_decay=config.weight_decay,
-        # Biases and other vectors are not shrunk towards zero.
+        # Weight decay is for matrices only, not for biases and other vectors.
         mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
     )
     if config.clip_norm > 0:
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
-    return adam
+        adam = optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        # Adam raises a float to its int32 step count, which a program with strict dtype
+        # promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            return adam.update(updates, state, params)
+
+    return optax.GradientTransformation(adam.init, update)
 
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:

@@ -1,10 +1,11 @@
 """The training step: pure functions of (state, minibatch), for one or many devices.
 
-Every device holds a part of the pairs and the whole of the parameters.  Losses are
+Every device has a shard of the pairs and a copy of the parameters.  Losses are
 (sum, count); the gradient of the mean over all devices is psum(gradient of sum)
 divided by psum(count), which is exact however unevenly pairs are masked.
 
-Shapes as in batching.blocks and model.losses.
+Axis letters as in batching/blocks.py and model/losses.py; Z width of the embedding, N nodes
+and D input features of a table.
 """
 
 from __future__ import annotations
@@ -26,37 +27,39 @@ from pinsage_jax.training.state import TrainState
 
 
 def score(
-    embedded: jax.Array, batch: Minibatch, axis_name: str | None, *, transpose: bool = False
+    embedded: jax.Array, batch: Minibatch, axis_name: str | None, *, reverse: bool = False
 ) -> Scored:
-    """Inner products and masks of a minibatch from its seeds' embeddings [n_K, Z].
+    """Inner products and masks of a minibatch.
 
     Args:
+      embedded: float32 [n_K, Z], the seeds' embeddings.
       axis_name: the in-batch candidates are the targets of all devices on this axis, so
         that the loss does not depend on how a batch is cut; None: those of this device.
-      turned: let the targets ask and the queries be found.  Hard negatives belong
-        to the queries and are masked then.
+      reverse: targets take the part of the queries and queries that of the targets.
+        Hard negatives belong to the queries and are masked then.
     """
     query, target = embedded[batch.queries], embedded[batch.targets]
-    asked_ids, answer_ids, answer_logq = batch.query_ids, batch.target_ids, batch.target_logq
-    if transpose:
+    query_ids, target_ids, target_logq = batch.query_ids, batch.target_ids, batch.target_logq
+    if reverse:
         query, target = target, query
-        asked_ids, answer_ids, answer_logq = answer_ids, asked_ids, batch.query_logq
+        query_ids, target_ids, target_logq = target_ids, query_ids, batch.query_logq
     candidates, candidate_ids, candidate_logq, counted = all_gather_if(
-        (target, answer_ids, answer_logq, batch.pair_weights > 0), axis_name
+        (target, target_ids, target_logq, batch.pair_weights > 0), axis_name
     )
-    first = axis_index_or_zero(axis_name) * len(asked_ids)
-    own = first + jnp.arange(len(asked_ids))
+    # The candidates come in the order of the devices, so these are the pairs' own targets.
+    first = axis_index_or_zero(axis_name) * len(query_ids)
+    positive_columns = first + jnp.arange(len(query_ids))
 
     def differs(ids: jax.Array) -> jax.Array:
         """bool [B, n]: ids [n] or [B, n] that are neither the row's query nor its target."""
         ids = ids[None, :] if ids.ndim == 1 else ids
-        return (ids != asked_ids[:, None]) & (ids != answer_ids[:, None]) & (ids >= 0)
+        return (ids != query_ids[:, None]) & (ids != target_ids[:, None]) & (ids >= 0)
 
-    not_own = jnp.arange(len(candidate_ids))[None, :] != own[:, None]
-    hard_ids = jnp.full_like(batch.hard_ids, -1) if transpose else batch.hard_ids
+    not_positive = jnp.arange(len(candidate_ids))[None, :] != positive_columns[:, None]
+    hard_ids = jnp.full_like(batch.hard_ids, -1) if reverse else batch.hard_ids
     return Scored(
         positive=jnp.sum(query * target, axis=-1),
-        positive_logq=answer_logq,
+        positive_logq=target_logq,
         random=query @ embedded[batch.negatives].T,
         random_mask=differs(batch.negative_ids),
         random_logq=batch.negative_logq,
@@ -64,7 +67,7 @@ def score(
         hard_mask=differs(hard_ids),
         hard_logq=batch.hard_logq,
         in_batch=query @ candidates.T,
-        in_batch_mask=differs(candidate_ids) & not_own & counted[None, :],
+        in_batch_mask=differs(candidate_ids) & not_positive & counted[None, :],
         in_batch_logq=candidate_logq,
         weights=batch.pair_weights,
     )
@@ -78,16 +81,22 @@ def loss_sum(
     axis_name: str | None,
     table: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """(sum, count) of the loss over this device's pairs."""
+    """(sum, count) of the loss over this device's pairs, float32 [].
+
+    Args:
+      axis_name: as in `score`.
+      table: float32 [N, D] as in read_inputs.
+    """
     features = read_inputs(batch, table)
-    made = model.apply(params, features, batch.node_ids, batch.neighbors, batch.weights)
-    embedded = cast(jax.Array, made)
+    embedded = cast(
+        jax.Array, model.apply(params, features, batch.node_ids, batch.neighbors, batch.weights)
+    )
     loss = LOSSES[config.loss]
     total, count = loss(score(embedded, batch, axis_name), config)
     if not config.symmetric:
         return total, count
-    transpose, turned_count = loss(score(embedded, batch, axis_name, transpose=True), config)
-    return total + transpose, count + turned_count
+    reverse_total, reverse_count = loss(score(embedded, batch, axis_name, reverse=True), config)
+    return total + reverse_total, count + reverse_count
 
 
 def global_gradients(
@@ -98,7 +107,14 @@ def global_gradients(
     axis_name: str | None,
     table: jax.Array | None = None,
 ) -> tuple[Any, jax.Array, jax.Array]:
-    """Gradient of the mean loss over all devices, with the loss's global sum and count."""
+    """Gradient of the mean loss over all devices, with the loss's global sum and count.
+
+    Args:
+      axis_name, table: as in `loss_sum`.
+
+    Returns:
+      (gradients like `params`, sum float32 [], count float32 []), the same on all devices.
+    """
     (total, count), gradients = jax.value_and_grad(loss_sum, has_aux=True)(
         params, batch, model, config, axis_name, table
     )
@@ -111,7 +127,12 @@ def global_gradients(
 def make_train_step(
     model: PinSage, config: TrainConfig, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[TrainState, dict]]:
-    """The step for devices.compile_step: (state, batch, [table,] axis_name) -> new ones."""
+    """The step for devices.compile_step.
+
+    Returns:
+      A function (state, batch, [table,] axis_name) -> (state, metrics); metrics are
+      loss_sum, loss_count and gradient_norm, float32 [].
+    """
 
     def train_step(
         state: TrainState,

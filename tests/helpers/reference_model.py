@@ -177,7 +177,7 @@ def loss(name, pairs, shared, hard, **settings) -> tuple[float, float]:
     return total, count
 
 
-def turned(pairs) -> list[dict]:
+def reversed_pairs(pairs) -> list[dict]:
     """The same pairs with the targets asking."""
     return [
         {

@@ -99,7 +99,7 @@ def slow_loss(all_embedded, batch, gathered, **settings):
         parts = [joined]
     total = count = 0.0
     for pairs, shared, hard in parts:
-        for sides, their_hard in ((pairs, hard), (slow.turned(pairs), [[] for _ in pairs])):
+        for sides, their_hard in ((pairs, hard), (slow.reversed_pairs(pairs), [[] for _ in pairs])):
             found = slow.loss("softmax", sides, shared, their_hard, **settings)
             total, count = total + found[0], count + found[1]
     return total, count

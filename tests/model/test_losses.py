@@ -56,7 +56,7 @@ def random_batch(rng, pairs=PAIRS, random=RANDOM, hard=HARD):
     return embedded, batch
 
 
-def slow_loss(embedded, batch, config, turned=False):
+def slow_loss(embedded, batch, config, reverse=False):
     """The reference on the same batch."""
     pairs = [
         {
@@ -76,7 +76,7 @@ def slow_loss(embedded, batch, config, turned=False):
 
     shared = candidates(batch.negatives, batch.negative_ids, batch.negative_logq)
     hard = [
-        [] if turned else candidates(rows, ids, logq)
+        [] if reverse else candidates(rows, ids, logq)
         for rows, ids, logq in zip(batch.hard, batch.hard_ids, batch.hard_logq)
     ]
     settings = {"margin": {"margin": config.margin}}.get(
@@ -84,13 +84,13 @@ def slow_loss(embedded, batch, config, turned=False):
     )
     if config.loss == "softmax":
         settings |= {"logq": float(config.logq), "in_batch": config.in_batch}
-    sides = slow.turned(pairs) if turned else pairs
+    sides = slow.reversed_pairs(pairs) if reverse else pairs
     return slow.loss(config.loss, sides, shared, hard, **settings)
 
 
-def fast_loss(embedded, batch, config, turned=False):
+def fast_loss(embedded, batch, config, reverse=False):
     def both(embedded, batch):
-        return LOSSES[config.loss](score(embedded, batch, None, transpose=turned), config)
+        return LOSSES[config.loss](score(embedded, batch, None, reverse=reverse), config)
 
     total, count = jax.jit(both)(jnp.asarray(embedded), batch)
     assert total.shape == count.shape == () and total.dtype == count.dtype == jnp.float32
@@ -110,13 +110,13 @@ SETTINGS += [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
-@pytest.mark.parametrize("turned", [False, True])
-def test_loss_equals_the_reference(settings, turned, small_rng):
+@pytest.mark.parametrize("reverse", [False, True])
+def test_loss_equals_the_reference(settings, reverse, small_rng):
     config = TrainConfig(**settings)
     for _ in range(4):
         embedded, batch = random_batch(small_rng)
         close(
-            fast_loss(embedded, batch, config, turned), slow_loss(embedded, batch, config, turned)
+            fast_loss(embedded, batch, config, reverse), slow_loss(embedded, batch, config, reverse)
         )
 
 

@@ -243,7 +243,8 @@ def test_learning_rate_is_the_schedule_of_optax_up_to_rounding(warmup, steps):
     )
     numbers = np.arange(2000)
     rates = jax.vmap(learning_rate_schedule(train, steps))(numbers)
-    np.testing.assert_allclose(rates, jax.vmap(expected)(numbers), rtol=1e-3)
+    with jax.numpy_dtype_promotion("standard"):
+        np.testing.assert_allclose(rates, jax.vmap(expected)(numbers), rtol=1e-3)
 
 
 def test_without_decay_the_rate_stays():
