@@ -41,7 +41,7 @@ def text() -> str:
         lines += ["", f"## {title}", "", f"{summary[:1].upper()}{summary[1:]}.", ""]
         lines += ["| flag | level | default | |", "|---|---|---|---|"]
         for flag in found:
-            default = "" if flag.default in (None, "") else f"`{flag.default}`"
+            default = "" if flag.default in (None, "") else _cell(f"`{flag.default}`")
             level = cli.level_of(flag.name)
             lines.append(f"| `--{flag.name}` | {level} | {default} | {_cell(flag.help)} |")
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ import test_structure
 
 import pinsage_jax
 from pinsage_jax.config.presets import PAPER
+from pinsage_jax.stages import modes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
@@ -118,6 +119,11 @@ def test_the_index_names_every_page():
     linked = set(re.findall(r"\]\((\w+\.md)\)", text_of("docs/README.md")))
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert linked == pages
+
+
+def test_the_readme_names_every_mode():
+    named = set(re.findall(r"(?:`|--mode=)(\w+)", text_of("README.md")))
+    assert set(modes.MODULES) <= named
 
 
 def project() -> dict:
