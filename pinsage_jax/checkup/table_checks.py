@@ -17,7 +17,15 @@ from pinsage_jax.data import column_choice, leaks
 from pinsage_jax.data import columns as column_values
 from pinsage_jax.data import feature_blocks as blocks
 from pinsage_jax.data.columns import examples, format_id, share
-from pinsage_jax.data.ids import COMPARED_IDS, spelled_alike, spelling, unmet_ids
+from pinsage_jax.data.ids import (
+    COMPARED_IDS,
+    IdTable,
+    look_alikes,
+    missing_ids,
+    spelled_alike,
+    spelling,
+    unmet_ids,
+)
 from pinsage_jax.data.tables import Table, iter_batches
 
 _FEW, _MANY, _HALF, _NEARLY_ALL = 0.01, 0.1, 0.5, 0.95
@@ -38,6 +46,8 @@ def check_ids(inputs: Inputs, findings: Findings) -> dict[str, Any]:
         if found := unmet_ids(ids.items, ids.item_rows, degree):
             say = findings.problem if found.problem else findings.warn
             say("ids", found.sentence)
+    for what, id_table in (("items", ids.items), ("collections", ids.collections)):
+        _check_names(what, id_table, findings)
     for flag, table in inputs.pairs.items():
         known = ids.items.names(np.arange(min(graph.num_items, COMPARED_IDS))).to_pylist()
         alike = spelled_alike(table.unknown_ids, known)
@@ -56,6 +66,23 @@ def check_ids(inputs: Inputs, findings: Findings) -> dict[str, Any]:
                 f"{table.repeated:,} are there twice; they count once or not at all.",
             )
     return counts
+
+
+def _check_names(what: str, table: IdTable, findings: Findings) -> None:
+    """Warns of ids that look like a missing value, or like one another."""
+    if missing := missing_ids(table):
+        findings.warn(
+            "ids",
+            f"{share(len(missing), len(table))} {what} have ids that look like a missing value"
+            f"{examples(missing)}: rows without an id would all be one of the {what}.",
+        )
+    if alike := look_alikes(table):
+        one, other = alike[0]
+        findings.warn(
+            "ids",
+            f"{share(len(alike), len(table))} {what} have an id that looks like another one, such "
+            f"as {format_id(one)} like {format_id(other)}: is one thing listed under several ids?",
+        )
 
 
 def check_features(inputs: Inputs, findings: Findings) -> tuple[list[dict[str, Any]], list[str]]:

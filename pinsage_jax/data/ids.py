@@ -26,6 +26,10 @@ _DIGEST_ROWS = 1 << 20
 # Ids on either side that are compared as spellings of one another.
 COMPARED_IDS = 100_000
 _FEW, _MANY = 0.01, 0.1
+_MISSING_IDS = pa.array(
+    ["na", "n/a", "#n/a", "nan", "null", "none", "nil", "undefined", "unknown", "-", "?", "\\n"],
+    pa.large_string(),
+)
 
 
 class IdTable:
@@ -178,6 +182,28 @@ def unmet_ids(items: IdTable, item_rows: int, degree: np.ndarray) -> Unmet | Non
             f"--items{examples(names)}: they have no features.{spelling(alike, '--items')}",
         )
     return None
+
+
+def missing_ids(table: IdTable) -> list[str]:
+    """Ids that are spelled as a missing value, such as NA, null or nan."""
+    plain = pc.utf8_lower(pc.utf8_trim_whitespace(table.ids))
+    return table.ids.filter(pc.is_in(plain, value_set=_MISSING_IDS)).to_pylist()
+
+
+def look_alikes(table: IdTable) -> list[tuple[str, str]]:
+    """Pairs of ids that look alike: an id, and an earlier one that it equals but for case,
+    blanks, the composition of characters (NFKC), zeros before or '.0' after a number.
+    """
+    plain = pc.utf8_lower(pc.utf8_trim_whitespace(pc.utf8_normalize(table.ids, "NFKC")))
+    plain = pc.replace_substring_regex(plain, r"^(\d+)\.0$", r"\1")
+    plain = pc.replace_substring_regex(plain, r"^0+(\d+)$", r"\1")
+    first = pc.index_in(plain, value_set=pc.unique(plain)).to_numpy(zero_copy_only=False)
+    # The position of the first id of each group, in the order of pc.unique.
+    earliest = np.unique(first, return_index=True)[1]
+    later = np.flatnonzero(earliest[first] != np.arange(len(first)))[:COMPARED_IDS]
+    return list(
+        zip(table.names(later).to_pylist(), table.names(earliest[first[later]]).to_pylist())
+    )
 
 
 def spelled_alike(ids: list[str], others: list[str]) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from small_catalog import random_graph
 
@@ -247,6 +248,30 @@ def test_hashes_do_not_depend_on_blocks(monkeypatch, small_rng):
 def test_tails_are_sizes_that_occur():
     assert graph_checks.tails(np.array([1, 2, 3, 50])) == {"p50": 3, "p99": 50, "max": 50}
     assert graph_checks.tails(np.array([], int)) == {"p50": 0, "p99": 0, "max": 0}
+
+
+def test_ids_that_look_like_missing_values_or_one_another(tmp_path):
+    edges = [*good_edges(), ("c0", "NaN"), ("c1", "NaN"), ("C1", "i1"), ("C1", "i2"), ("c2", "I5 ")]
+    _, failed, said = examined(tmp_path, **inputs(tmp_path, edges))
+    assert not failed
+    assert [line for line in said["warning"] if line.startswith("ids")] == [
+        "ids: 1 of 27 (3.7%) items have ids that look like a missing value (such as 'NaN'): rows "
+        "without an id would all be one of the items.",
+        "ids: 1 of 27 (3.7%) items have an id that looks like another one, such as 'I5 ' like "
+        "'i5': is one thing listed under several ids?",
+        "ids: 1 of 21 (4.8%) collections have an id that looks like another one, such as 'C1' "
+        "like 'c1': is one thing listed under several ids?",
+    ]
+    table = ids.IdTable(pa.array(["007", "e\u0301", "7", "8.0", "\u00e9", "8", "x"]))
+    assert ids.look_alikes(table) == [("7", "007"), ("\u00e9", "e\u0301"), ("8", "8.0")]
+
+
+def test_numbers_that_are_names_are_warned_of(tmp_path):
+    flags = inputs(tmp_path, good_edges())
+    write(tmp_path / "items.csv", "item_id,isbn", [(f"i{i}", f"0{7 * i}") for i in range(27)])
+    _, failed, said = examined(tmp_path, **flags, items="items.csv")
+    assert not failed
+    assert "features: Column 'isbn' of --items holds numbers that are names" in said["warning"][0]
 
 
 def test_spelled_alike():
