@@ -76,6 +76,7 @@ JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 UNPICKLING = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 LONGEST = 400
 MOST_MODULES = 12
+LONGEST_FUNCTION = 100
 # Stems that British spelling ends in -our, -re, a doubled l, and -ise.
 _OUR = "neighb|col|behavi|fav|hon|lab|flav|hum|rum|harb|vap|endeav|rig"
 _RE = "cent|met|lit|theat|fib|calib"
@@ -286,6 +287,31 @@ def test_folders_are_small():
         if folder.is_dir()
     }
     assert {name: count for name, count in counts.items() if count > MOST_MODULES} == {}
+
+
+def length_complaints(name: str, tree: ast.Module) -> list[str]:
+    """Long functions; a kernel may be long where calls would cost speed."""
+    if name.endswith("kernels"):
+        return []
+    return [
+        f"{name}:{node.lineno} {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno - node.lineno >= LONGEST_FUNCTION
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_functions_are_short(name):
+    assert length_complaints(name, MODULES[name]) == []
+
+
+def test_the_length_rule_bites():
+    lines = "\n".join(["    pass"] * LONGEST_FUNCTION)
+    tree = ast.parse(f"def f():\n{lines}")
+    assert length_complaints("x", tree) == ["x:1 f has 101 lines"]
+    assert length_complaints("sampling.kernels", tree) == []
+    assert length_complaints("x", ast.parse("def f():\n" + "    pass\n" * 99)) == []
 
 
 def british_words(text: str) -> list[str]:
