@@ -46,8 +46,8 @@ def choose_kernels(choice: str) -> None:
     reason = _obstacle()
     if choice == "on" and reason:
         raise UserError(
-            f"--cpu_kernels=on cannot be: {reason}; with --cpu_kernels=auto XLA's own operations "
-            "are used."
+            f"--cpu_kernels=on needs kernels that cannot be called here: {reason}; "
+            "--cpu_kernels=auto uses XLA's own operations instead."
         )
     _settings["choice"] = choice
     kernels_are_used()
