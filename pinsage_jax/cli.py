@@ -132,7 +132,10 @@ def define_flags(flag_values: flags.FlagValues, levels: tuple[str, ...] = LEVELS
     groups = [(_RUN_GROUP, _run_fields())]
     for section in _sections():
         summary = (type(section.default).__doc__ or "").strip().splitlines()[0].rstrip(".")
-        group = f"{section.name}: {summary[:1].lower()}{summary[1:]}"
+        first = summary.split(maxsplit=1)[0]
+        # A name such as PinSage keeps its capitals.
+        started = summary if first[1:] != first[1:].lower() else summary[:1].lower() + summary[1:]
+        group = f"{section.name}: {started}"
         groups.append((group, list(_settings_of(section))))
     for group, fields in groups:
         for field in fields:
