@@ -14,7 +14,10 @@ import pytest
 
 TESTS = pathlib.Path(__file__).parent
 
-KERNEL_TESTS = ("walks", "pairs", "bounded_memory", "link_spaces", "pooling_kernels", "topk")
+KERNEL_TESTS = (
+    *("walks", "nearly_sort", "pairs", "bounded_memory", "link_spaces", "pooling_kernels"),
+    *("topk", "selection"),
+)
 
 # Run before the tests, in the same process: the setting has taken effect.
 NOT_COMPILED = """
