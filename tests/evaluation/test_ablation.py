@@ -31,7 +31,7 @@ from pinsage_jax.training.curriculum import Schedule, hard_negatives_in, hard_sl
 DEFAULT = Config(mode="ablate", workdir="w", seed=0, threads=1)
 ALL = {name: overrides for group in ablation.VARIANTS.values() for name, overrides in group.items()}
 # Variants that spell out what the default is.
-LIKE_DEFAULT = {"T20", "K1", "hard_curriculum", "logq_1"}
+LIKE_DEFAULT = {"T20", "K1", "hard_curriculum", "softmax"}
 
 
 def value_of(config, name):

@@ -84,7 +84,7 @@ def test_weights_are_those_that_the_embedding_pools_over(trained, pair):
     bases = spectral_bases(trained, prepared, split_of(trained, prepared))
     ids, weights = Encoder.over(trained, prepared, prepared.graph, bases).final_lists
     rows = np.array([target, query])
-    some_ids, some_weights = lists_of_some(trained, prepared, rows).of(rows.astype(np.int32))
+    some_ids, some_weights = lists_of_some(trained, prepared, rows).lookup(rows.astype(np.int32))
     np.testing.assert_array_equal(some_ids, ids[rows])
     np.testing.assert_allclose(some_weights, weights[rows], atol=1e-6)
 

@@ -1,6 +1,5 @@
 """Computations that large graphs do in blocks or samples equal their direct versions."""
 
-import functools
 import pathlib
 import types
 
@@ -129,9 +128,11 @@ def test_embeddings_do_not_depend_on_tables_on_disk(layers, tmp_path, monkeypatc
     run = make_run(model={"num_layers": layers})
     ids, weights = run.lists.all_rows()
     params = random_params(run.model, run.inputs.dim)
-    embed = functools.partial(
-        embed_all, run.model, params, run.inputs, (ids, weights), PassOptions(block=16, quiet=True)
-    )
+
+    def embed(tables=None):
+        options = PassOptions(block=16, quiet=True, tables=tables)
+        return embed_all(run.model, params, run.inputs, (ids, weights), options)
+
     wanted = embed()
     assert not isinstance(embed(tables=ScratchTables(tmp_path)), np.memmap)
     monkeypatch.setattr(tables, "MOST_TABLE_BYTES", 0)

@@ -77,7 +77,7 @@ from pinsage_jax.core import files
 from pinsage_jax.sampling.shards import ShardedTable
 
 folder = pathlib.Path(sys.argv[1])
-if sys.argv[4] == "writing":
+if sys.argv[3] == "writing":
     # Dies when a part of the fourth shard's file is written and not yet renamed.
     replace, renamed = os.replace, []
     def cut(source, target):
@@ -90,7 +90,7 @@ if sys.argv[4] == "writing":
     os.replace = cut
 
 def sample_rows(begin, end):
-    if sys.argv[4] == "sampling" and begin == 15:
+    if sys.argv[3] == "sampling" and begin == 15:
         os.kill(os.getpid(), signal.SIGKILL)
     return fake_rows(begin, end)
 
