@@ -251,7 +251,8 @@ class _Profile:
         """Skewness of the numbers; 0 if there are few or one is negative."""
         if self._count < _LEAST_ROWS or self._least < 0 or self.largest <= 1 or self._square <= 0:
             return 0.0
-        return float(self._cube / self._count / (self._square / self._count) ** 1.5)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return float(self._cube / self._count / (self._square / self._count) ** 1.5)
 
     def add(self, column: pa.Array, is_csv: bool, separator: str) -> None:
         """Adds one batch."""
@@ -282,15 +283,17 @@ class _Profile:
         values = values[np.isfinite(values)]
         if not len(values):
             return
-        steps = np.diff(values) if self._last is None else np.diff(values, prepend=self._last)
+        with np.errstate(over="ignore"):
+            steps = np.diff(values) if self._last is None else np.diff(values, prepend=self._last)
         self.consecutive = self.consecutive and bool((steps == 1).all())
         self._last = float(values[-1])
         self._least = min(self._least, float(values.min()))
         self.largest = max(self.largest, float(values.max()))
         # Moments are merged as in Chan et al. 1979; overflow makes them useless, not wrong.
         with np.errstate(over="ignore", invalid="ignore"):
-            count, mean = len(values), float(values.mean())
-            square, cube = float(((values - mean) ** 2).sum()), float(((values - mean) ** 3).sum())
+            # NumPy's numbers become infinite where Python's raise OverflowError.
+            count, mean = len(values), np.float64(values.mean())
+            square, cube = ((values - mean) ** 2).sum(), ((values - mean) ** 3).sum()
             old, both, change = self._count, self._count + count, mean - self._mean
             self._cube += cube + change**3 * old * count * (old - count) / both**2
             self._cube += 3 * change * (old * square - count * self._square) / both

@@ -119,3 +119,14 @@ def test_numbers_off_scale_are_clipped_and_named(value, logarithm, caplog):
     caplog.clear()
     block.transform(lambda _: pa.array([0.0, 49.0]), 2, str)
     assert not caplog.text
+
+
+def test_numbers_of_any_size_are_profiled():
+    largest = np.finfo(np.float64).max
+    profile = column_choice._Profile("n")
+    for batch in ([largest] * 15, [-largest, 1.0, largest] * 5, [1e200] * 20, [0.0, 1e-300]):
+        profile.add(pa.array(batch), False, "")
+    assert not profile.skewness() > column_choice._SKEWED and profile.largest == largest
+    profile = column_choice._Profile("n")
+    profile.add(pa.array([0.0] * 40 + [largest]), False, "")
+    assert np.isnan(profile.skewness()) or profile.skewness() >= 0
