@@ -106,10 +106,11 @@ def check_features(inputs: Inputs, findings: Findings) -> tuple[list[dict[str, A
         return [], lines
     lines.append(chosen.line(table))
     for name, why in chosen.ignored.items():
-        if "that are names" in why:
+        if why.startswith(column_choice.NUMBERS_AS_NAMES):
             findings.warn(
                 "features",
-                f"Column '{name}' of --items holds {why.split(';')[0]}: it is no feature.",
+                f"Column '{name}' of --items holds {column_choice.NUMBERS_AS_NAMES}: it is no "
+                "feature.",
             )
     described = []
     kinds = (

@@ -34,6 +34,8 @@ _NUMBERS = re.compile(r"[\s\[(]*[\d.eE+-]+([\s,;]+[\d.eE+-]+)+[\s\])]*")
 # Strings of at most this many values, each in this many rows on average, are categories.
 _FEW_VALUES, _ROWS_A_VALUE = 50, 5
 _MOST_COUNTED = 2_000
+# Why a column of codes, such as postcodes, is no feature.
+NUMBERS_AS_NAMES = "numbers that are names"
 # Fewer rows than this tell neither row numbers nor skewness.
 _LEAST_ROWS = 20
 # Skewness of positive numbers from which on their logarithm is taken.
@@ -190,7 +192,7 @@ def _kind_of(
             return "", f"row numbers; --numeric_columns={name}?"
         large = 2**53 < values.largest < 2**64 and not pa.types.is_floating(kind)
         if _CODE.fullmatch(name) or values.leading_zero or large:
-            return "", f"numbers that are names; --categorical_columns={name}?"
+            return "", f"{NUMBERS_AS_NAMES}; --categorical_columns={name}?"
         return "numeric_columns", ""
     return _kind_of_strings(name, kind, values)
 

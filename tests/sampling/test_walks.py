@@ -111,26 +111,15 @@ def test_equal_to_the_reference(shape, uneven):
     tables = WalkTables(graph)
     starts, masked_collection, masked_neighbor = starts_and_masks(graph, np.random.default_rng(3))
     for name, sampling in SETTINGS.items():
-        got = visit_counts(
-            tables,
-            starts,
-            sampling,
-            seed=11,
-            epoch=2,
-            masked_collection=masked_collection,
-            masked_neighbor=masked_neighbor,
-            restart_ends=name.startswith("restart ends"),
-        )
-        ids, counts = reference.neighborhoods(
-            graph,
-            starts,
-            sampling,
-            seed=11,
-            epoch=2,
-            masked_collection=masked_collection,
-            masked_neighbor=masked_neighbor,
-            restart_ends=name.startswith("restart ends"),
-        )
+        same = {
+            "seed": 11,
+            "epoch": 2,
+            "masked_collection": masked_collection,
+            "masked_neighbor": masked_neighbor,
+            "restart_ends": name.startswith("restart ends"),
+        }
+        got = visit_counts(tables, starts, sampling, **same)
+        ids, counts = reference.neighborhoods(graph, starts, sampling, **same)
         assert got.ids.dtype == np.int32 and got.counts.dtype == np.int32
         np.testing.assert_array_equal(got.ids, ids, err_msg=name)
         np.testing.assert_array_equal(got.counts, counts, err_msg=name)
