@@ -67,6 +67,39 @@ def test_listing_neighbors_brings_in_no_training_code():
     assert ran.stdout == "[]\n", ran.stderr
 
 
+# Libraries that take long to load.
+HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "numba", "llvmlite", "sklearn", "scipy"}
+HEAVY |= {"matplotlib", "pyspark", "faiss", "starlette", "uvicorn"}
+
+
+def run_and_list_modules(*arguments):
+    """Runs the program in a process of its own: what it printed, the heavy modules loaded."""
+    program = (
+        "import sys; from pinsage_jax import main;"
+        "code = main.main(['pinsage_jax', *sys.argv[1:]]);"
+        f"print(code, sorted({HEAVY} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", program, *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.stdout, ran.stderr
+    *printed, modules = ran.stdout.splitlines()
+    return printed, modules
+
+
+def test_a_query_for_neighbors_loads_nothing_that_it_does_not_use(trained):
+    ids, _ = pinsage_jax.embeddings(trained)
+    printed, modules = run_and_list_modules(
+        f"--workdir={trained.workdir}", "--mode=neighbors", f"--query={ids[0]},{ids[1]}"
+    )
+    assert modules == "0 []"
+    assert sum(line.startswith("query") for line in printed) == 2
+
+
+@pytest.mark.parametrize("flag", ["--help", "--helpfull", "--version"])
+def test_answers_load_nothing_heavy(flag):
+    assert run_and_list_modules(flag)[1] == "0 []"
+
+
 def test_settings_are_those_of_the_flags(tmp_path):
     made = pinsage_jax.settings(
         tmp_path,

@@ -26,10 +26,9 @@ _DIGEST_ROWS = 1 << 20
 # Ids on either side that are compared as spellings of one another.
 COMPARED_IDS = 100_000
 _FEW, _MANY = 0.01, 0.1
-_MISSING_IDS = pa.array(
-    ["na", "n/a", "#n/a", "nan", "null", "none", "nil", "undefined", "unknown", "-", "?", "\\n"],
-    pa.large_string(),
-)
+_MISSING_IDS = (
+    "na", "n/a", "#n/a", "nan", "null", "none", "nil", "undefined", "unknown", "-", "?", "\\n",
+)  # fmt: skip
 
 
 class IdTable:
@@ -187,7 +186,8 @@ def unmet_ids(items: IdTable, item_rows: int, degree: np.ndarray) -> Unmet | Non
 def missing_ids(table: IdTable) -> list[str]:
     """Ids that are spelled as a missing value, such as NA, null or nan."""
     plain = pc.utf8_lower(pc.utf8_trim_whitespace(table.ids))
-    return table.ids.filter(pc.is_in(plain, value_set=_MISSING_IDS)).to_pylist()
+    spellings = pa.array(_MISSING_IDS, pa.large_string())
+    return table.ids.filter(pc.is_in(plain, value_set=spellings)).to_pylist()
 
 
 def look_alikes(table: IdTable) -> list[tuple[str, str]]:

@@ -18,13 +18,15 @@ import pathlib
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import logging
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from pinsage_jax.core import files
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 MAX_FITTED_ROWS = 200_000
 FILE_NAMES = ("text_terms.json", "text_idf.npy", "text_components.npy")
@@ -235,12 +237,17 @@ def fit_text(
         # Without a reduction the SVD is a rotation, which changes no inner product.
         components = np.eye(len(terms), dtype=np.float32)
     else:
+        from sklearn.decomposition import TruncatedSVD
+
         svd = TruncatedSVD(fitted, random_state=_SEED).fit(matrix)
         components = svd.components_.astype(np.float32)
     return TextTransform(terms, vectorizer.idf_, components)
 
 
 def _vectorizer(**settings) -> TfidfVectorizer:
+    # Here and not above: scikit-learn takes a second to load, and few stages read text.
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     return TfidfVectorizer(
         sublinear_tf=True, dtype=np.float32, lowercase=False, analyzer=terms_of, **settings
     )

@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from scipy.linalg import block_diag, eigh
 
 _ROWS = 1 << 16
 _STEPS = 127
@@ -129,6 +128,9 @@ def principal_directions(vectors: np.ndarray, dim: int, separate_bias: bool) -> 
     Raises:
       ValueError: `dim` exceeds Z, or is so small that nothing but the bias is left.
     """
+    # Only where it is used: readers of an export need no SciPy.
+    from scipy.linalg import eigh
+
     width, bias = vectors.shape[1], int(separate_bias)
     if not bias < dim <= width:
         raise ValueError(f"cannot project {width} dimensions onto {dim}")
@@ -146,5 +148,8 @@ def principal_directions(vectors: np.ndarray, dim: int, separate_bias: bool) -> 
 
 def extend_to_bias(matrix: np.ndarray, separate_bias: bool) -> np.ndarray:
     """Extends a float matrix by the identity on the bias coordinate, if there is one: float32."""
-    extended = block_diag(matrix, np.ones((1, 1))) if separate_bias else matrix
-    return extended.astype(np.float32)
+    extended = np.asarray(matrix, np.float32)
+    if separate_bias:
+        extended = np.pad(extended, ((0, 1), (0, 1)))
+        extended[-1, -1] = 1.0
+    return extended

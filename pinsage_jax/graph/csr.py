@@ -17,12 +17,12 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import types
 
 import numpy as np
 
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph import build_kernels as kernels
 
 _MANIFEST = "manifest.json"
 _FORMAT = 2
@@ -85,11 +85,11 @@ class Graph:
                 raise ValueError(f"indices must lie in [0, {count})")
             isolated[first + names] = True
         indptr = np.empty(self.num_nodes + 1, np.int64)
-        kernels.count_kept(self.indptr, self.indices, isolated, indptr)
+        _kernels().count_kept(self.indptr, self.indices, isolated, indptr)
         indices = np.empty(indptr[-1], np.int32)
         weights = _empty(np.float32) if self.weights is None else np.empty(len(indices), np.float32)
         old_weights = _empty(np.float32) if self.weights is None else self.weights
-        kernels.copy_kept(self.indptr, self.indices, old_weights, isolated, indices, weights)
+        _kernels().copy_kept(self.indptr, self.indices, old_weights, isolated, indices, weights)
         # The caller goes on with the new graph: pages of this one are not needed in memory.
         files.release(self.indices)
         files.release(self.weights)
@@ -242,7 +242,7 @@ def _checked_edges(
     items, collections = _cast(items, np.int32), _cast(collections, np.int32)
     if weights is not None:
         weights = _cast(weights, np.float32)
-        if (bad := kernels.first_bad_weight(weights)) >= 0:
+        if (bad := _kernels().first_bad_weight(weights)) >= 0:
             raise UserError(
                 f"Edge {bad + 1:,} has the weight {weights[bad]}; "
                 "weights must be finite and above 0."
@@ -285,7 +285,7 @@ class _ItemRows:
         indices[:count] = self.collections
         if weights is not None:
             weights[:count] = self.weights
-        kernels.transpose_rows(
+        _kernels().transpose_rows(
             self.offsets,
             self.collections,
             self.weights,
@@ -315,17 +315,17 @@ def _item_rows(
     num_items, num_collections = sizes
     by_collection = _offsets(collections, num_collections)
     middle = arrays.edge_arrays("by_collection", len(items), optional)
-    kernels.scatter_edges(
+    _kernels().scatter_edges(
         collections, items, *optional.values(), by_collection[:-1].copy(), *middle
     )
     by_item = _offsets(items, num_items)
     rows = arrays.edge_arrays("by_item", len(items), optional)
-    kernels.transpose_rows(by_collection, *middle, by_item[:-1].copy(), *rows)
+    _kernels().transpose_rows(by_collection, *middle, by_item[:-1].copy(), *rows)
     arrays.discard("by_collection")
-    kept = kernels.merge_duplicates(by_item, *rows)
+    kept = _kernels().merge_duplicates(by_item, *rows)
     ids, weights, times = (array[:kept] if len(array) else array for array in rows)
     # A sum of finite weights can still overflow.
-    if kernels.first_bad_weight(weights) >= 0:
+    if _kernels().first_bad_weight(weights) >= 0:
         raise UserError("The weights of one edge's duplicates add up to infinity; scale them down.")
     return _ItemRows(by_item, ids, weights, times, num_collections)
 
@@ -363,9 +363,16 @@ class _Arrays:
 def _offsets(keys: np.ndarray, rows: int) -> np.ndarray:
     """Row starts int64 [rows+1] for the rows that `keys` names."""
     counts = np.zeros(rows + 1, np.int64)
-    if (bad := kernels.count_keys(keys, counts[1:])) >= 0:
+    if (bad := _kernels().count_keys(keys, counts[1:])) >= 0:
         raise ValueError(f"edge {bad} names {keys[bad]}, outside [0, {rows})")
     return np.cumsum(counts)
+
+
+def _kernels() -> types.ModuleType:
+    """The compiled kernels; a graph that is only opened does not load Numba."""
+    from pinsage_jax.graph import build_kernels
+
+    return build_kernels
 
 
 def _cast(array: np.ndarray, dtype: type) -> np.ndarray:

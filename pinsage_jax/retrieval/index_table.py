@@ -21,10 +21,8 @@ from absl import logging
 
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
-from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.core.text_table import aligned
-from pinsage_jax.export import writer
 from pinsage_jax.retrieval import ann
 from pinsage_jax.retrieval.ann import AnnSearch, Setting
 from pinsage_jax.retrieval.export_quality import (
@@ -32,10 +30,9 @@ from pinsage_jax.retrieval.export_quality import (
     evenly_spaced_rows,
     recall_per_query,
 )
+from pinsage_jax.retrieval.saved_index import EXACT, FOLDER, TABLE, embeddings_key
 from pinsage_jax.retrieval.topk import top_k
 
-FOLDER, TABLE = "index", "index.json"
-EXACT = "exact"
 # A single query by exact search may take seconds, so timing stops after this long.
 _MAX_TIMING_SECONDS = 10.0
 _MIN_TIMED_QUERIES = 5
@@ -95,7 +92,7 @@ def build_indexes(config: Config, vectors: np.ndarray, threads: int) -> dict[str
                 logging.info("index: %s measured", setting.name)
         result = {
             "format": 1,
-            "embeddings": _embeddings_key(config.workdir),
+            "embeddings": embeddings_key(config.workdir),
             "items": len(vectors),
             "dimension": dimension,
             "queries": len(rows),
@@ -106,36 +103,6 @@ def build_indexes(config: Config, vectors: np.ndarray, threads: int) -> dict[str
         files.write_json(temporary / TABLE, result)
     print(format_table(table))
     return result
-
-
-def open_search(config: Config, vectors: np.ndarray, threads: int) -> AnnSearch | None:
-    """Opens the index that --search names and verifies it; None for exact search.
-
-    Raises:
-      UserError: there is no such index, it is damaged, or it was built from other embeddings.
-    """
-    name = config.search.search
-    if name == EXACT:
-        return None
-    setting = ann.fit_code_size(Setting.parse(name, "search"), vectors.shape[1])
-    folder = pathlib.Path(config.workdir) / FOLDER
-    if not (folder / TABLE).exists():
-        raise UserError(f"--search={name}: {folder} holds no index; run --mode=index first.")
-    about = files.read_json(folder / TABLE)
-    if about.get("embeddings") != _embeddings_key(config.workdir):
-        raise UserError(
-            f"{folder} was built from other embeddings than WORKDIR/{writer.FOLDER} holds; "
-            "run --mode=index again."
-        )
-    file = f"{setting.index_name}.faiss"
-    if file not in about["files"]:
-        present = ", ".join(sorted(pathlib.Path(name).stem for name in about["files"])) or "none"
-        raise UserError(
-            f"--search={name}: {folder} has no such index (built: {present}); "
-            "run --mode=index with it among --index_settings."
-        )
-    index = ann.load(folder / file, about["files"][file], vectors)
-    return AnnSearch(index, setting, vectors, threads)
 
 
 def format_table(table: list[dict[str, Any]]) -> str:
@@ -193,8 +160,3 @@ def _latency(search: Callable[[np.ndarray], Any], rows: np.ndarray) -> dict[str,
         "p99_ms": float(np.percentile(latencies, 99)),
         "timed_queries": len(latencies),
     }
-
-
-def _embeddings_key(workdir: str) -> str:
-    manifest = files.read_json(pathlib.Path(workdir) / writer.FOLDER / writer.MANIFEST)
-    return files.fingerprint(manifest["files"])

@@ -26,11 +26,13 @@ from pinsage_jax.core.text_table import aligned
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.filters import Filters
-from pinsage_jax.retrieval.topk import top_k
+from pinsage_jax.retrieval.online import ExactSearch
 
 RELATED_FILE = "related_items.parquet"
 _MAX_QUERY_BLOCK = 16384
 _MAX_BLOCK_ROWS = 1 << 21
+# So many queries are searched one by one with NumPy, unless their scores take more than 1 GiB.
+_FEW_QUERIES, _MAX_SCORES = 32, 1 << 28
 _TITLE_WIDTH = 70
 # String similarity is slow, so an unknown id is compared with this many known ids at most.
 _MAX_COMPARED_IDS = 20_000
@@ -73,6 +75,11 @@ def _nearest(
         query_rows = rows[queries]
         if search is not None:
             return search.top_k(embeddings[query_rows], depth, query_rows)
+        if len(rows) <= _FEW_QUERIES and len(rows) * len(embeddings) <= _MAX_SCORES:
+            # No JAX, whose import takes longer than the search.
+            return ExactSearch(embeddings).top_k(embeddings[query_rows], depth, query_rows)
+        from pinsage_jax.retrieval.topk import top_k
+
         return top_k(embeddings[query_rows], embeddings, depth, query_rows)
 
     def seen_of(query: int) -> np.ndarray:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pinsage_jax.core.errors import UserError
+
 
 def best_of_scores(
     scores: np.ndarray, excluded: np.ndarray, k: int
@@ -49,11 +51,17 @@ class ExactSearch:
     def top_k(
         self, queries: np.ndarray, k: int, exclude_self: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Like topk.top_k over the vectors, for a few queries float32 [Q, D]."""
+        """Like topk.top_k over the vectors, for a few queries float32 [Q, D].
+
+        Raises:
+          UserError: a score is not finite.
+        """
         excluded = np.full(len(queries), -1) if exclude_self is None else exclude_self
         scores = np.empty((len(queries), len(self._vectors)), np.float32)
         # One matrix-vector product per query: the rounding of a matrix-matrix product may
         # depend on Q, and a query's scores must not depend on the other queries.
         for query, row_scores in zip(queries, scores):
             np.matmul(self._vectors, query, out=row_scores)
+        if not np.isfinite(scores).all():
+            raise UserError("A score is not finite; train again with a lower --learning_rate.")
         return best_of_scores(scores, excluded, k)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.export.reader import load_embeddings
-from pinsage_jax.recommend import recommend as recommending
-from pinsage_jax.recommend.choice import Validation, validation_users
 from pinsage_jax.retrieval import neighbors as related
-from pinsage_jax.retrieval.index_table import build_indexes, open_search
 from pinsage_jax.retrieval.neighbors import Related
+from pinsage_jax.retrieval.saved_index import open_search
 from pinsage_jax.stages.runs import split_of
+
+if TYPE_CHECKING:
+    from pinsage_jax.recommend.choice import Validation
 
 
 def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Related]]:
@@ -37,12 +38,18 @@ def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Relat
 
 def index(config: Config) -> dict[str, Any]:
     """Builds and measures approximate indexes of the embeddings: WORKDIR/index."""
+    from pinsage_jax.retrieval.index_table import build_indexes
+
     vectors = load_embeddings(config.workdir, open_prepared(config.workdir))
     return build_indexes(config, vectors, config.host_threads)
 
 
 def recommend(config: Config) -> dict[str, Any] | None:
     """Shows, writes or scores items for collections; see recommend/recommend.py."""
+    # Here and not above: --mode=neighbors loads neither SciPy nor the kernels of these.
+    from pinsage_jax.recommend import recommend as recommending
+    from pinsage_jax.recommend.choice import validation_users
+
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
 

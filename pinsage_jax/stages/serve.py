@@ -7,7 +7,7 @@ from threadpoolctl import threadpool_limits
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.export.reader import load_embeddings
-from pinsage_jax.retrieval.index_table import open_search
+from pinsage_jax.retrieval.saved_index import open_search
 from pinsage_jax.serving import server
 from pinsage_jax.stages.checkpoint import exported_source, open_new_items
 from pinsage_jax.stages.runs import stop_requested

@@ -20,7 +20,7 @@ from pinsage_jax.recommend.choice import Choice
 from pinsage_jax.recommend.recommend import recommend
 from pinsage_jax.recommend.recommender import Recommender
 from pinsage_jax.recommend.scores import histories_of
-from pinsage_jax.retrieval import ann, index_table, neighbors
+from pinsage_jax.retrieval import ann, index_table, neighbors, saved_index
 from pinsage_jax.retrieval.ann import AnnSearch, Setting
 from pinsage_jax.retrieval.topk import top_k
 from pinsage_jax.stages import search
@@ -69,7 +69,7 @@ def test_the_table_reports_the_recall_of_each_setting(indexed_catalog, tmp_path,
         if name == "exact":
             assert line["recall@10"] == 1.0
             continue
-        search = index_table.open_search(searching(config, name), vectors, 1)
+        search = saved_index.open_search(searching(config, name), vectors, 1)
         found = search.top_k(vectors, 10, rows)[0].tolist()
         recall = np.mean([len(set(a) & b) / 10 for a, b in zip(found, expected)])
         assert line["recall@10"] == pytest.approx(recall, abs=1e-9)
@@ -85,7 +85,7 @@ def test_the_table_reports_the_recall_of_each_setting(indexed_catalog, tmp_path,
 
 def test_scores_and_order_are_exact(indexed_catalog):
     config, _, vectors, _ = indexed_catalog
-    search = index_table.open_search(searching(config, "ivfpq12:99"), vectors, 1)
+    search = saved_index.open_search(searching(config, "ivfpq12:99"), vectors, 1)
     rows = np.array([3, 77])
     ids, scores = search.top_k(vectors[rows], 7, rows)
     assert ids.dtype == np.int32 and not (ids == rows[:, None]).any()
@@ -104,7 +104,7 @@ def test_neighbors_by_an_index(indexed_catalog, capsys):
     )
     neighbors.print_neighbors(config, prepared, vectors)
     exact = capsys.readouterr().out
-    search = index_table.open_search(config, vectors, 1)
+    search = saved_index.open_search(config, vectors, 1)
     neighbors.print_neighbors(config, prepared, vectors, search)
     assert capsys.readouterr().out == exact
 
@@ -139,7 +139,7 @@ def test_recommendations_among_everything_are_the_exact_ones(indexed_catalog, by
     found, values = dataclasses.replace(exact, search=Everything()).top_k(histories, 6)
     np.testing.assert_allclose(values, scores, rtol=1e-4, atol=1e-6)
     assert (found == ids).mean() > 0.98  # but for the order of near ties
-    real = index_table.open_search(searching(config, "hnsw8:300"), vectors, 1)
+    real = saved_index.open_search(searching(config, "hnsw8:300"), vectors, 1)
     near, _ = dataclasses.replace(exact, search=real).top_k(histories, 6)
     assert np.mean([len(set(a) & set(b)) / 6 for a, b in zip(near.tolist(), ids.tolist())]) > 0.6
     inside = [set(row.tolist()) & set(histories.of(user)) for user, row in enumerate(found)]
@@ -148,7 +148,7 @@ def test_recommendations_among_everything_are_the_exact_ones(indexed_catalog, by
 
 def test_recommendations_by_an_index_log_its_recall(indexed_catalog, tmp_path, caplog):
     config, prepared, vectors, _ = indexed_catalog
-    search = index_table.open_search(searching(config, "hnsw8:300"), vectors, 1)
+    search = saved_index.open_search(searching(config, "hnsw8:300"), vectors, 1)
     config = dataclasses.replace(
         config,
         workdir=str(tmp_path),
@@ -170,30 +170,30 @@ def test_an_index_is_not_used_when_it_should_not(indexed_catalog, tmp_path):
     config, _, vectors, _ = indexed_catalog
     folder = index_table.pathlib.Path(config.workdir) / "index"
     with pytest.raises(UserError, match=r"no such index \(built: hnsw8, ivfpq12, ivfpq4\)"):
-        index_table.open_search(searching(config, "hnsw9:16"), vectors, 1)
+        saved_index.open_search(searching(config, "hnsw9:16"), vectors, 1)
     with pytest.raises(UserError, match="holds no index; run --mode=index first"):
         elsewhere = dataclasses.replace(searching(config, "hnsw8:16"), workdir=str(tmp_path))
-        index_table.open_search(elsewhere, vectors, 1)
+        saved_index.open_search(elsewhere, vectors, 1)
     for text in ("hnsw", "hnsw1:4", "ivfpq8:0", "flat:3"):
         with pytest.raises(UserError, match=r"--search: .* is no index; write hnswM:EF"):
-            index_table.open_search(searching(config, text), vectors, 1)
+            saved_index.open_search(searching(config, text), vectors, 1)
     path = folder / "hnsw8.faiss"
     whole = path.read_bytes()
     try:
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         with pytest.raises(UserError, match=r"hnsw8\.faiss is missing or damaged"):
-            index_table.open_search(searching(config, "hnsw8:16"), vectors, 1)
+            saved_index.open_search(searching(config, "hnsw8:16"), vectors, 1)
     finally:
         path.write_bytes(whole)
     with pytest.raises(UserError, match="indexes other vectors"):
-        index_table.open_search(searching(config, "hnsw8:16"), vectors[:-1], 1)
+        saved_index.open_search(searching(config, "hnsw8:16"), vectors[:-1], 1)
     # The embeddings were exported again after the index was built.
     manifest = folder.parent / "embeddings" / "_manifest.json"
     before = manifest.read_text()
     try:
         manifest.write_text(before.replace("part-00000", "part-00001"))
         with pytest.raises(UserError, match="built from other embeddings"):
-            index_table.open_search(searching(config, "hnsw8:16"), vectors, 1)
+            saved_index.open_search(searching(config, "hnsw8:16"), vectors, 1)
     finally:
         manifest.write_text(before)
 
@@ -209,7 +209,7 @@ def test_small_catalogs_have_no_quantized_index(tmp_path, capsys):
     assert [line["setting"] for line in result["settings"]] == ["exact", "hnsw4:8"]
     rows = np.arange(30)
     exact = top_k(vectors, vectors, 10, rows)[0]
-    search = index_table.open_search(searching(config, "hnsw4:8"), vectors, 1)
+    search = saved_index.open_search(searching(config, "hnsw4:8"), vectors, 1)
     assert (search.top_k(vectors, 10, rows)[0] == exact).mean() > 0.5
 
 
@@ -223,7 +223,7 @@ def test_without_faiss_the_extra_is_named(indexed_catalog, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     config, _, vectors, _ = indexed_catalog
     with pytest.raises(UserError, match=r"pip install 'pinsage-jax\[ann\]'"):
-        index_table.open_search(searching(config, "hnsw8:16"), vectors, 1)
+        saved_index.open_search(searching(config, "hnsw8:16"), vectors, 1)
 
 
 def test_the_stage(tmp_path, monkeypatch):
