@@ -100,6 +100,6 @@ class UpdateConfig(Checked):
     )
 
     @property
-    def asked(self) -> bool:
+    def has_changes(self) -> bool:
         """Whether there are changes."""
         return bool(self.changed_edges or self.removed_edges or self.changed_items)

@@ -81,7 +81,7 @@ class Config(Checked):
             raise UserError("--workdir is required: the folder that everything is written to.")
         if self.new.new_items and self.mode != "embed":
             raise UserError(f"--new_items={self.new.new_items} needs --mode=embed.")
-        if self.update.asked and (self.mode != "embed" or self.new.new_items):
+        if self.update.has_changes and (self.mode != "embed" or self.new.new_items):
             raise UserError(
                 "--changed_edges, --removed_edges and --changed_items need --mode=embed, without "
                 "--new_items."
@@ -102,7 +102,7 @@ class Config(Checked):
                 f"--export_dim={dim} must be at least {least} and at most "
                 f"--output_dim={self.model.output_dim}."
             )
-        if self.spark.on_spark and (self.new.new_items or self.update.asked):
+        if self.spark.on_spark and (self.new.new_items or self.update.has_changes):
             raise UserError("--new_items and changes are embedded on this machine; drop --engine.")
         if self.mode == "graph_tables" and not self.data.edges:
             raise UserError("--edges is required: a Parquet file or folder.")

@@ -1,8 +1,8 @@
-"""The encoder: one graph, its neighbor lists and inputs, and how they become embeddings.
+"""The encoder: embeds the nodes of one graph from their neighbor lists and inputs.
 
-Training and export use two of them with the same parameters: over the training graph
-to fit and validate, over the whole graph to embed.  The network is inductive, so edges
-that training withheld may be pooled over afterwards.
+A run has two encoders with the same parameters: one over the training graph, to fit and to
+validate, and one over the whole graph, to embed.  The network is inductive, so it may pool
+over edges that training did not see.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pinsage_jax.inference.layerwise import Adjust, PassOptions, embed_all
 from pinsage_jax.inference.tables import ScratchTables, Tables
 from pinsage_jax.sampling.lists import ListColumn, NeighborLists
 
-_LISTS_AT_ONCE = 1 << 14
+_LIST_ROWS = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """What turns nodes of one graph into embeddings, given parameters.
+    """Turns nodes of one graph into embeddings, given parameters.
 
     Attributes:
       lists: neighbor lists that minibatches are built from.
@@ -41,7 +41,7 @@ class Encoder:
 
     @classmethod
     def over(cls, config: Config, prepared: Prepared, graph: Graph, bases: np.ndarray) -> Encoder:
-        """An encoder whose neighborhoods, degrees and places come from `graph`.
+        """The encoder with the neighborhoods, degrees and spectral features of `graph`.
 
         Args:
           bases: float32 [num_items, r] of the training graph (spectral_bases).
@@ -51,17 +51,17 @@ class Encoder:
 
     @property
     def final_source(self) -> NeighborLists:
-        """What makes the lists that embeddings pool over.
+        """Samples the lists that embeddings pool over, from --embed_walks walks per node.
 
-        Of the same kind as in training, from more walks (--embed_walks): visit counts
-        are estimates, and here they are made once instead of every step.
+        There are more walks than in training because visit counts are estimates, and these
+        lists are sampled once instead of every step.
         """
         walks = self.config.embed.embed_walks or self.config.sampling.num_walks
         return self.lists.with_num_walks(walks)
 
     @functools.cached_property
     def final_lists(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
-        """Lists of all nodes that embeddings pool over: ids and weights [N, T+C]."""
+        """The lists of all nodes that embeddings pool over: ids and weights [N, T+C]."""
         return self.final_source.all_rows()
 
     def embed(
@@ -71,16 +71,16 @@ class Encoder:
         tables: Tables | None = None,
         adjust: Adjust | None = None,
     ) -> np.ndarray:
-        """float32 [nodes, Z] of every item (and collection, with --neighborhood=all).
+        """Embeds every item, and with --neighborhood=all every collection: float32 [nodes, Z].
 
         Args:
-          tables, adjust: as in PassOptions; by default tables of this pass alone.
+          tables, adjust: see PassOptions; by default the tables are freed after the pass.
         """
-        # Lists that a store keeps on disk are found again without a copy here.
+        # Lists that a store keeps on disk need no copy in the tables.
         ids: np.ndarray | ListColumn
         weights: np.ndarray | ListColumn
         if tables is not None and (tables.keep or self.lists.source.store != "disk"):
-            ids, weights = tabled_lists(tables, self.final_source, self.lists.source.num_nodes)
+            ids, weights = stored_lists(tables, self.final_source, self.lists.source.num_nodes)
         else:
             ids, weights = self.final_lists
         return embed_all(
@@ -99,7 +99,7 @@ class Encoder:
 
 
 class ListSource(Protocol):
-    """What makes the lists of any nodes: `lookup`(int32 [n]) is ids and weights [n, W]."""
+    """Makes the neighbor lists of any nodes, all of width W."""
 
     @property
     def width(self) -> int:
@@ -109,15 +109,15 @@ class ListSource(Protocol):
         """Ids int32 [n, W] and weights float32 [n, W] of `nodes`."""
 
 
-def tabled_lists(
+def stored_lists(
     tables: Tables, lists: ListSource, num_nodes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lists of all nodes as one table `lists`: ids int32 [N, W] and weights float32 [N, W]."""
+    """Fills the table "lists" where it is missing: ids int32 [N, W], weights float32 [N, W]."""
 
     def fill(begin: int, end: int, out: np.ndarray) -> None:
         with Progress(end - begin, "node", "sampling neighborhoods") as progress:
-            for first in range(begin, end, _LISTS_AT_ONCE):
-                nodes = np.arange(first, min(first + _LISTS_AT_ONCE, end), dtype=np.int32)
+            for first in range(begin, end, _LIST_ROWS):
+                nodes = np.arange(first, min(first + _LIST_ROWS, end), dtype=np.int32)
                 out[first : first + len(nodes)] = list_rows(*lists.lookup(nodes))
                 progress.update(len(nodes))
 
@@ -126,11 +126,11 @@ def tabled_lists(
 
 
 def list_rows(ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Ids and weights [n, W] as rows int32 [n, 2W] of the table of lists."""
+    """Packs ids and weights [n, W] into rows int32 [n, 2W] of the table of lists."""
     return np.concatenate([ids, weights.astype(np.float32).view(np.int32)], axis=1)
 
 
 def split_lists(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 and weights float32 [n, W] of rows of the table of lists, without a copy."""
+    """Views of rows of the table of lists: ids int32 [n, W] and weights float32 [n, W]."""
     width = rows.shape[1] // 2
     return rows[:, :width], rows[:, width:].view(np.float32)

@@ -1,8 +1,8 @@
-"""Layer-wise inference over the arrays of one machine: every node once per layer.
+"""Layer-wise inference over the arrays of one machine: each layer computes every node once.
 
 The stages are those of map_reduce.py.  Dense layers run in JAX on blocks of fixed shape,
 the join and the reduction in Numba on the host, so memory is bounded by two layers;
-tables.py decides where the tables lie and which of them a killed run finds again.
+tables.py decides where the tables are stored and which of them outlive a killed run.
 
 Shapes: N nodes, T neighbors, D input features, M width of Q, d layer width, Z embedding
 dimensions.
@@ -79,7 +79,7 @@ class PassOptions:
       block: rows that the dense layers compute at once.
       threads: host threads of the reduction.
       quiet: no progress messages.
-      tables: where tables lie; None: in memory.  Tables that are complete already
+      tables: where tables are stored; None: in memory.  Tables that are complete already
         (messages1, layer1, messages2, ..., vectors) are not computed.
       adjust: changes rows of the result before they are stored.
     """

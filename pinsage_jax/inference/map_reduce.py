@@ -99,7 +99,7 @@ def padded(
     return np.asarray(function(*with_padding(parts, rows)))[: len(parts[0])]
 
 
-def regrouped(
+def rebatch(
     pieces: Iterable[tuple[np.ndarray, ...]], rows: int
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """Cuts a stream of columns in pieces of any size into pieces of `rows` and a shorter last."""
@@ -151,5 +151,5 @@ def reduce_messages(
       vectors: float32 [E, M], one per message; receivers: int [E], rows of `out`; weights:
         float32 [E], 1 for a message that is a partial result.
     """
-    reducer = reduce_kernels.keep_largest if pooling == "max" else reduce_kernels.add_messages
+    reducer = reduce_kernels.max_messages if pooling == "max" else reduce_kernels.add_messages
     reducer(vectors, receivers, weights, out)

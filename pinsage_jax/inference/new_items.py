@@ -1,23 +1,22 @@
-"""Embeddings of items that the catalog does not hold, without embedding it again.
+"""Embeds items that the catalog does not contain, without embedding the catalog again.
 
-New items read the catalog; the catalog does not change.  Precisely: a new item's
-vector is what layer-wise inference (layerwise.py) gives its row over the catalog with
-the new items behind its items and the new collections behind its collections, when
+The vector of a new item is what layer-wise inference (layerwise.py) computes for it over the
+extended graph, which has the new items and the new collections too, under these rules:
 
-* the catalog's nodes keep what they have: their inputs (degree, place), their
-  neighbor lists and so their states in every layer, and a collection its place;
-* a new item's walks run over all edges, old and new, keyed by its index behind the
-  catalog's items, so that they may meet other new items of the same collections;
-* its content links lead to the catalog's items with edges; its degree counts its new
-  edges, and its place is that of its collections (new ones have none);
-* everything that training fitted stays: feature transform and scale, spectral bases,
-  id messages (new nodes have none) and parameters.
+* The catalog's nodes do not change: they have the same inputs, neighbor lists and hence
+  states in every layer as without the new items.
+* The walks of a new item run over all edges, old and new, with the random streams of its
+  node id in the extended graph.  They may visit other new items of the same collections.
+* Its content links lead to items of the catalog that have edges.  Its degree counts its new
+  edges.  Its spectral feature is the sum over its collections; that of a new collection is 0.
+* Everything that training fitted stays: the feature transform and scale, the base vectors of
+  the spectral features, the neighbor embeddings (new nodes have none) and the parameters.
 
-Only the rows that the new items need are computed: with K layers their neighbors, the
-neighbors of these, and so on K times.  Beside that there is one pass over the graph.
+Only the rows that the new items need are computed: their neighbors, the neighbors of these,
+and so on for each of the K layers.  Besides there is one pass over the graph.
 
-Node numbers here: the catalog's nodes as they are [0, N+C), new items [N+C, N+C+n),
-new collections behind them.  The extended graph has its own, with all items first.
+Node ids in this module: the catalog's nodes are [0, N+C), the new items [N+C, N+C+n), and the
+new collections follow.  The extended graph has other ids, with all items first.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from pinsage_jax.sampling.store import NeighborhoodSource
 
 
 class _StackedRows:
-    """Link rows of the catalog's items and then of the new ones, read by row."""
+    """The link rows of the catalog's items, followed by those of the new items."""
 
     def __init__(self, first: np.ndarray, second: np.ndarray):
         self._parts = first, second
@@ -58,7 +57,7 @@ class _StackedRows:
 
 
 class _StackedInputs:
-    """Stands in for NodeInputs: catalog nodes, then new ones from `first` on."""
+    """The inputs of the catalog's nodes, followed by those of new nodes from id `first` on."""
 
     def __init__(self, catalog: NodeInputs, new: NodeInputs, first: int):
         self._catalog, self._new, self._first = catalog, new, first
@@ -74,7 +73,7 @@ class _StackedInputs:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Extended:
-    """The extended graph and how its nodes are numbered here."""
+    """The extended graph, with conversions between its node ids and those of this module."""
 
     graph: Graph
     items: int  # N
@@ -82,7 +81,7 @@ class _Extended:
     new: int  # n
 
     def from_graph(self, ids: np.ndarray) -> np.ndarray:
-        """Node ids (or -1) of the extended graph in the numbers of this module."""
+        """Converts node ids (or -1) of the extended graph to those of this module."""
         new = (ids >= self.items) & (ids < self.items + self.new)
         old = (ids >= self.items + self.new) & (ids < self.items + self.new + self.collections)
         return np.where(new, ids + self.collections, np.where(old, ids - self.new, ids)).astype(
@@ -90,18 +89,18 @@ class _Extended:
         )
 
     def to_graph(self, new_nodes: np.ndarray) -> np.ndarray:
-        """New nodes in the numbers of the extended graph."""
+        """Converts ids of new nodes to those of the extended graph."""
         item = new_nodes < self.items + self.collections + self.new
         return np.where(item, new_nodes - self.collections, new_nodes).astype(np.int32)
 
 
 class Catalog:
-    """What new items read of the catalog, computed once for any number of them.
+    """What embedding new items reads of the catalog, computed once for any number of them.
 
     Attributes:
-      inputs: input vectors of its nodes.
-      spectral: spectral features of its nodes; None without any.
-      num_nodes: nodes that its network embeds.
+      inputs: input vectors of the catalog's nodes.
+      spectral: spectral features of these nodes, or None.
+      num_nodes: number of nodes that the network embeds.
     """
 
     def __init__(self, config: Config, prepared: Prepared, bases: np.ndarray):
@@ -114,10 +113,10 @@ class Catalog:
 
 
 class NewItemEncoder:
-    """What turns some new items into embeddings, given parameters.
+    """Turns new items into embeddings, given parameters.
 
     Attributes:
-      isolated: bool [n], new items without edges.
+      isolated: bool [n], which new items have no edges.
     """
 
     def __init__(self, catalog: Catalog, additions: Additions):
@@ -129,7 +128,7 @@ class NewItemEncoder:
         )
         spectral, degree = catalog.spectral, new.degree()
         self.isolated = degree[: new.num_items] == 0
-        of_new = np.concatenate(
+        new_degree = np.concatenate(
             [degree[: new.num_items], degree[new.num_items + graph.num_collections :]]
         )
         if spectral is not None:
@@ -139,12 +138,12 @@ class NewItemEncoder:
             )
         self._inputs = _StackedInputs(
             catalog.inputs,
-            node_inputs(config, additions.features, of_new, spectral, catalog.inputs.scale),
+            node_inputs(config, additions.features, new_degree, spectral, catalog.inputs.scale),
             graph.num_nodes,
         )
 
     def embed(self, params: Any) -> np.ndarray:
-        """float32 [n, Z] of the new items."""
+        """Embeds the new items: float32 [n, Z]."""
         config, layers = self._config, self._config.model.num_layers
         first = self._prepared.graph.num_nodes
         nodes = np.arange(first, first + self._additions.graph.num_items, dtype=np.int32)
@@ -171,7 +170,7 @@ class NewItemEncoder:
         )
 
     def _lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lists of any nodes: the catalog's over its own graph, new ones over both."""
+        """The lists of catalog nodes over the catalog's graph, of new nodes over the extended."""
         width = self._config.sampling.num_neighbors + self._link_size()
         ids = np.empty((len(nodes), width), np.int32)
         weights = np.empty((len(nodes), width), np.float32)
@@ -210,7 +209,7 @@ class NewItemEncoder:
     def _links(self, link_rows, degree, linked, wanted) -> ContentLinks:
         if not self._link_size():
             return ContentLinks.none(len(degree))
-        # The catalog's size decides, so that new items have links if its items do.
+        # The catalog's size decides, so that new items have links exactly if its items do.
         if self._prepared.graph.num_items > self._config.sampling.content_limit:
             wanted = wanted[degree[wanted] == 0]
             linked = evenly_spaced(linked, MAX_CANDIDATES)
@@ -219,8 +218,10 @@ class NewItemEncoder:
 
 def _known_collections(new: Graph, collections: int) -> sparse.csr_matrix:
     """float32 [n, C], 1 where a new item is in a collection of the catalog."""
-    held = new.indices[: new.num_edges] - np.int32(new.num_items)
+    collection = new.indices[: new.num_edges] - np.int32(new.num_items)
     rows = np.repeat(np.arange(new.num_items), np.diff(new.indptr[: new.num_items + 1]))
-    known = held < collections
+    known = collection < collections
     ones = np.ones(int(known.sum()), np.float32)
-    return sparse.csr_matrix((ones, (rows[known], held[known])), shape=(new.num_items, collections))
+    return sparse.csr_matrix(
+        (ones, (rows[known], collection[known])), shape=(new.num_items, collections)
+    )

@@ -24,16 +24,16 @@ def add_messages(messages, receivers, weights, out):
         if weight == 0.0:
             continue
         row = receivers[message]
-        for place in range(out.shape[1]):
-            out[row, place] += weight * messages[message, place]
+        for column in range(out.shape[1]):
+            out[row, column] += weight * messages[message, column]
 
 
 @njit(nogil=True, cache=True)
-def keep_largest(messages, receivers, weights, out):
+def max_messages(messages, receivers, weights, out):
     """out[receivers[e]] = its elementwise maximum with messages[e] >= 0, for all e."""
     for message in range(messages.shape[0]):
         if weights[message] <= 0.0:
             continue
         row = receivers[message]
-        for place in range(out.shape[1]):
-            out[row, place] = max(out[row, place], messages[message, place])
+        for column in range(out.shape[1]):
+            out[row, column] = max(out[row, column], messages[message, column])

@@ -1,8 +1,8 @@
 """Storage of the tables that layer-wise inference fills: lists, messages, layers, vectors.
 
-ScratchTables  in memory, or in unnamed temporary files above a size; for one pass.
-KeptTables     in files of a folder, filled shard by shard, so that a run that was killed
-               continues with the missing shards:
+ScratchTables     in memory, or in unnamed temporary files above a size; for one pass.
+PersistentTables  in files of a folder, filled shard by shard, so that a run that was killed
+                  continues with the missing shards:
 
   messages1.npy             float32 [N, M], one array, memory-mapped
   messages1.00002.1a2b3c4d  empty; marks shard 2 as written and names its CRC-32
@@ -30,8 +30,8 @@ from pinsage_jax.core import files
 from pinsage_jax.core.signals import raise_if_stopped
 
 FOLDER = "layers"
-# A scratch table above this size lies on disk, if there is a folder for it.
-MOST_TABLE_BYTES = 1 << 30
+# A larger scratch table is a file, if there is a folder for it.
+MAX_TABLE_BYTES = 1 << 30
 
 # (begin, end, table): fills rows [begin, end) of the table.
 Fill = Callable[[int, int, np.ndarray], None]
@@ -63,25 +63,25 @@ class ScratchTables:
     def __init__(self, folder: str | os.PathLike | None = None):
         """Takes a folder for large tables; None: all tables in memory."""
         self._folder = folder
-        self._held: dict[str, np.ndarray] = {}
+        self._loaded: dict[str, np.ndarray] = {}
 
     def get_or_fill(
         self, name: str, shape: tuple[int, int], fill: Fill, dtype: Any = np.float32
     ) -> np.ndarray:
         """See Tables."""
-        if name not in self._held:
-            table = files.scratch_array(shape, self._folder, MOST_TABLE_BYTES, dtype)
+        if name not in self._loaded:
+            table = files.scratch_array(shape, self._folder, MAX_TABLE_BYTES, dtype)
             fill(0, shape[0], table)
-            self._held[name] = table
-        return self._held[name]
+            self._loaded[name] = table
+        return self._loaded[name]
 
     def drop(self, name: str) -> None:
         """See Tables."""
-        self._held.pop(name, None)
+        self._loaded.pop(name, None)
 
 
-class KeptTables:
-    """Tables on disk, which a run finds again after a kill."""
+class PersistentTables:
+    """Tables on disk, with which a run continues after it was killed."""
 
     def __init__(self, folder: pathlib.Path, shard_rows: int, keep: bool = False):
         """Opens or makes the folder.
@@ -96,7 +96,7 @@ class KeptTables:
         with files.reported_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._shard_rows, self.keep = folder, shard_rows, keep
-        self._held: dict[str, np.ndarray] = {}
+        self._loaded: dict[str, np.ndarray] = {}
 
     def get_or_fill(
         self, name: str, shape: tuple[int, int], fill: Fill, dtype: Any = np.float32
@@ -107,11 +107,11 @@ class KeptTables:
           Stopped: a signal stopped the run; the shards filled so far stay.
           UserError: the disk is full.
         """
-        if name in self._held:
-            return self._held[name]
+        if name in self._loaded:
+            return self._loaded[name]
         if 0 in shape:
-            self._held[name] = np.empty(shape, dtype)
-            return self._held[name]
+            self._loaded[name] = np.empty(shape, dtype)
+            return self._loaded[name]
         path = self._folder / f"{name}.npy"
         with files.reported_os_errors(path):
             table = self._opened(path, shape, np.dtype(dtype))
@@ -119,7 +119,7 @@ class KeptTables:
             intact = self._intact(name, table, begins)
             if intact and len(intact) < len(begins):
                 logging.info(
-                    "%s: %d of %d shards are there already", path, len(intact), len(begins)
+                    "%s: %d of %d shards are on disk already", path, len(intact), len(begins)
                 )
             for number, begin in enumerate(begins):
                 if number in intact:
@@ -131,14 +131,14 @@ class KeptTables:
                 # After the flush: a mark says that the shard is on disk.
                 self._mark(name, number, table[begin:end]).touch()
                 files.release(table)
-        self._held[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return self._held[name]
+        self._loaded[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return self._loaded[name]
 
     def drop(self, name: str) -> None:
         """Deletes a table: messages always, a layer unless `keep`."""
         if self.keep and not name.startswith("messages"):
             return
-        self._held.pop(name, None)
+        self._loaded.pop(name, None)
         for path in self._folder.glob(f"{name}.*"):
             path.unlink()
 
@@ -157,7 +157,7 @@ class KeptTables:
                 table = None
             if table is not None and table.shape == shape and table.dtype == dtype:
                 return table
-            logging.warning("%s is damaged: it is made again.", path)
+            logging.warning("%s is damaged; computing it again.", path)
             self._unmark(path.stem)
         return files.new_array(path, dtype, shape)
 
@@ -172,7 +172,7 @@ class KeptTables:
                     intact.add(number)
                     continue
             logging.warning(
-                "%s: shard %d is damaged: it is computed again.",
+                "%s: shard %d is damaged; computing it again.",
                 self._folder / f"{name}.npy", number,
             )  # fmt: skip
             path.unlink()

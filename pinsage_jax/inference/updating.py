@@ -1,15 +1,15 @@
-"""Embedding a catalog again after a change: only the rows that the change reaches.
+"""Embeds a catalog again after a change, recomputing only the rows that the change affects.
 
-The result is that of whole inference over the changed catalog (current_catalog.py says what
-stays as training fitted it).
+The result equals that of full inference over the changed catalog (current_catalog.py says
+what training fitted and a change leaves alone).
 
-What is reached, layer by layer (Ying et al. 2018, section 3.4, read backwards):
+These rows are affected, layer by layer (Ying et al. 2018, section 3.4, read backwards):
 
-  inputs     of nodes whose degree, place or features differ, and of new nodes
-  lists      walks are repeated where they may have read a changed row (sampling/reach.py),
-             links where a changed item may have entered or left; most come out the same
-  layer k    rows whose list differs, whose own row of layer k - 1 was recomputed, or
-             whose list names such a row
+  inputs     of nodes whose degree, spectral feature or item features changed, and of new nodes
+  lists      of nodes whose walks may have read a changed row of the graph (sampling/reach.py),
+             and of items whose content links may have changed; most are the same afterwards
+  layer k    rows whose list changed, whose row of layer k - 1 was recomputed, or whose list
+             contains such a row
 
 Shapes: N nodes with lists before, M after the change; W width of a list.
 """
@@ -27,121 +27,121 @@ from pinsage_jax.core.progress import Progress
 from pinsage_jax.inference.current_catalog import CurrentCatalog
 from pinsage_jax.inference.encoder import list_rows, split_lists
 from pinsage_jax.inference.map_reduce import Stages, padded, reduce_lists
-from pinsage_jax.inference.tables import KeptTables
+from pinsage_jax.inference.tables import PersistentTables
 from pinsage_jax.sampling.reach import nodes_to_resample
 
 _ROWS = 1 << 14
-# Links made again beside others may have shares that differ in the last bit.
+# Content links that are computed again in another block may differ in the last bit.
 _SAME_WEIGHT = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Update:
-    """Recomputes what a change reaches.
+    """Recomputes the rows that a change affects.
 
     Attributes:
       before, after: the catalog without and with the change.
-      old, new: their tables; those of `old` are whole, those of `new` are to be filled.
-      offset: cold offset.
+      old, new: their tables; `old` is complete, `new` is to be filled.
+      cold_start_bias: added to the last coordinate of isolated items.
     """
 
     before: CurrentCatalog
     after: CurrentCatalog
     changes: Changes
     params: Any
-    old: KeptTables
-    new: KeptTables
-    offset: float
+    old: PersistentTables
+    new: PersistentTables
+    cold_start_bias: float
 
     def run(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """Vectors float32 [M, Z] after the change, and how many rows of what it took."""
+        """The vectors float32 [M, Z] after the change, and counts of the recomputed rows."""
         after, model = self.after, self.after.config.model
         inputs = self._inputs_changed()
-        walked, listed = self._relisted(inputs)
+        resampled, relisted = self._nodes_to_sample(inputs)
         old_lists = self._old("lists", 2 * after.width, np.int32)
-        table = self._filled("lists", old_lists, listed, self._list_rows, np.int32)
-        differs = self._differs(old_lists, table, listed)
+        table = self._filled("lists", old_lists, relisted, self._list_rows, np.int32)
+        changed = self._lists_changed(old_lists, table, relisted)
         ids, weights = split_lists(table)
         dirty, projected, computed = inputs, [], []
-        hidden: np.ndarray | None = None
+        h: np.ndarray | None = None
         for layer in range(1, model.num_layers + 1):
-            rows = dirty | differs | _naming(ids, weights, dirty)
-            reads = _Layer(self, layer, hidden, ids, weights, rows)
+            rows = dirty | changed | _lists_containing(ids, weights, dirty)
+            computation = _Layer(self, layer, h, ids, weights, rows)
             name, width = f"layer{layer}", model.layer_dim
             if layer == model.num_layers:
                 name, width = "vectors", model.output_dim
-            hidden = self._filled(name, self._old(name, width), rows, reads.rows_of)
+            h = self._filled(name, self._old(name, width), rows, computation.compute)
             dirty = rows
-            projected.append(len(reads.needed))
+            projected.append(len(computation.needed))
             computed.append(int(rows.sum()))
         if not model.num_layers:
-            hidden = self._filled(
-                "vectors", self._old("vectors", model.output_dim), dirty, self._headed
+            h = self._filled(
+                "vectors", self._old("vectors", model.output_dim), dirty, self._head_rows
             )
             computed = [int(dirty.sum())]
-        assert hidden is not None
+        assert h is not None
         total = after.num_nodes
-        return hidden, {
+        return h, {
             **self.changes.report,
             "nodes": total,
             "inputs_changed": int(inputs.sum()),
-            "walked_again": int(walked.sum()),
-            "lists_changed": int(differs.sum()),
+            "resampled": int(resampled.sum()),
+            "lists_changed": int(changed.sum()),
             "projected": projected,
             "computed": computed,
-            "share_walked": float(walked.sum() / max(total, 1)),
+            "share_resampled": float(resampled.sum() / max(total, 1)),
             "share_computed": float(computed[-1] / max(total, 1)),
         }
 
     @property
-    def _numbers_moved(self) -> bool:
-        """Whether nodes have other numbers: collections as nodes, behind new items."""
+    def _nodes_renumbered(self) -> bool:
+        """Whether ids of nodes changed: those of embedded collections follow those of the items."""
         same = self.before.graph.num_items == self.after.graph.num_items
         return self.after.num_nodes > self.after.graph.num_items and not same
 
     def _inputs_changed(self) -> np.ndarray:
-        """bool [M], nodes whose input vectors may differ."""
+        """bool [M]: nodes whose input vectors may have changed."""
         graph, known = self.after.graph, self.before.num_nodes
         changed = np.zeros(graph.num_nodes, np.bool_)
         members = self.changes.memberships
         changed[members[:, 0]] = True
         changed[self.changes.changed_items] = True
         changed[members[:, 1] + graph.num_items] = True
-        # A collection lies at the mean of its items that have a base.
-        based = members[members[:, 0] < self.after.based]
+        # The spectral feature of a collection is the mean over its items with a base vector.
+        based = members[members[:, 0] < self.after.num_based]
         for collection in np.unique(based[:, 1]) + graph.num_items:
             changed[graph.neighbors(collection)] = True
         changed = changed[: self.after.num_nodes]
         changed[known:] = True
-        if self._numbers_moved:
+        if self._nodes_renumbered:
             changed[:] = True
         return changed
 
-    def _relisted(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """bool [M]: nodes that are walked from again, and nodes whose lists are made again."""
+    def _nodes_to_sample(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """bool [M]: nodes whose walks are sampled again, and nodes whose lists are made again."""
         after, sampling = self.after, self.after.config.sampling
-        if not after.width or self._numbers_moved:
+        if not after.width or self._nodes_renumbered:
             return inputs & bool(after.width), inputs
-        walked = nodes_to_resample(after.graph, self.changes.touched, sampling.walk_length)
-        walked = walked[: after.num_nodes]
-        listed = walked.copy()
-        listed[self.before.num_nodes :] = True
-        listed[self.changes.changed_items] = True
+        resampled = nodes_to_resample(after.graph, self.changes.touched, sampling.walk_length)
+        resampled = resampled[: after.num_nodes]
+        relisted = resampled.copy()
+        relisted[self.before.num_nodes :] = True
+        relisted[self.changes.changed_items] = True
         items = self.before.graph.num_items
         old = self._old("lists", 2 * after.width, np.int32)
-        assert old is not None  # Numbers have not moved.
+        assert old is not None  # Nodes have the same ids.
         links = split_lists(old[:items])[0]
         known = self.changes.changed_items[self.changes.changed_items < items]
-        listed[:items] |= after.relinked(known, links[:, sampling.num_neighbors :])
-        return walked, listed
+        relisted[:items] |= after.links_affected(known, links[:, sampling.num_neighbors :])
+        return resampled, relisted
 
     def _old(self, name: str, width: int, dtype: Any = np.float32) -> np.ndarray | None:
-        """A table before the change; None where no row of it stays."""
-        if self._numbers_moved:
+        """A table before the change; None if no row of it can be used again."""
+        if self._nodes_renumbered:
             return None
 
         def missing(begin: int, end: int, out: np.ndarray) -> None:
-            raise ValueError(f"{name} is not whole")
+            raise ValueError(f"the table {name} is incomplete")
 
         return self.old.get_or_fill(name, (self.before.num_nodes, width), missing, dtype)
 
@@ -153,7 +153,7 @@ class Update:
         compute: Callable[[np.ndarray], np.ndarray],
         dtype: Any = np.float32,
     ) -> np.ndarray:
-        """The table after the change: `rows` bool [M] computed, the others as they were."""
+        """The table after the change: `rows` bool [M] are computed, the others copied."""
         model = self.after.config.model
         widths = {"lists": 2 * self.after.width, "vectors": model.output_dim}
         shape = self.after.num_nodes, widths.get(name, model.layer_dim)
@@ -167,8 +167,8 @@ class Update:
                     nodes = some[first : first + _ROWS].astype(np.int32)
                     out[nodes] = compute(nodes)
                     if name == "vectors":
-                        cold = nodes[self.after.edgeless(nodes)]
-                        out[cold, -1] += np.float32(self.offset)
+                        isolated = nodes[self.after.isolated(nodes)]
+                        out[isolated, -1] += np.float32(self.cold_start_bias)
                     progress.update(len(nodes))
 
         return self.new.get_or_fill(name, shape, fill, dtype)
@@ -176,86 +176,89 @@ class Update:
     def _list_rows(self, nodes: np.ndarray) -> np.ndarray:
         return list_rows(*self.after.lookup(nodes))
 
-    def _headed(self, nodes: np.ndarray) -> np.ndarray:
+    def _head_rows(self, nodes: np.ndarray) -> np.ndarray:
         config, features = self.after.config, self.after.inputs.gather(nodes)
         stages = Stages(config.model, self.after.params(self.params))
         return _blocks(stages.head, [features], config.embed.embed_block)
 
-    def _differs(self, old: np.ndarray | None, new: np.ndarray, listed: np.ndarray) -> np.ndarray:
-        """bool [M], nodes whose lists came out otherwise."""
+    def _lists_changed(
+        self, old: np.ndarray | None, new: np.ndarray, relisted: np.ndarray
+    ) -> np.ndarray:
+        """bool [M]: nodes of `relisted` whose lists changed."""
         if old is None:
-            return listed.copy()
-        differs = np.zeros(len(new), np.bool_)
-        differs[len(old) :] = True
-        some = np.flatnonzero(listed[: len(old)])
+            return relisted.copy()
+        changed = np.zeros(len(new), np.bool_)
+        changed[len(old) :] = True
+        some = np.flatnonzero(relisted[: len(old)])
         for first in range(0, len(some), _ROWS):
             rows = some[first : first + _ROWS]
-            (ids, weights), (other, share) = split_lists(old[rows]), split_lists(new[rows])
-            apart = (ids != other) | (np.abs(weights - share) > _SAME_WEIGHT)
-            differs[rows] = apart.any(axis=1)
-        return differs
+            ids, weights = split_lists(old[rows])
+            other_ids, other_weights = split_lists(new[rows])
+            different = (ids != other_ids) | (np.abs(weights - other_weights) > _SAME_WEIGHT)
+            changed[rows] = different.any(axis=1)
+        return changed
 
 
 class _Layer:
-    """One layer for chosen rows.
+    """Computes one layer for some rows.
 
     Attributes:
-      needed: int32 [n], ascending: nodes whose messages the rows read.
+      needed: int32 [n], ascending, nodes whose messages these rows read.
     """
 
-    def __init__(self, update: Update, layer: int, hidden, ids, weights, rows: np.ndarray):
-        self._after, self._layer, self._hidden = update.after, layer, hidden
+    def __init__(self, update: Update, layer: int, h, ids, weights, rows: np.ndarray):
+        self._after, self._layer, self._h = update.after, layer, h
         self._ids, self._weights = ids, weights
         self._stages = Stages(update.after.config.model, update.after.params(update.params))
-        self._sent: np.ndarray | None = None
+        self._message_rows: np.ndarray | None = None
         wanted = np.zeros(len(rows) + 1, np.bool_)
         chosen = np.flatnonzero(rows)
         for first in range(0, len(chosen), _ROWS):
             some = chosen[first : first + _ROWS]
-            # An empty place, -1, marks the last entry, which is no node.
+            # The id -1 of an empty slot marks the last entry, which is no node.
             wanted[ids[some][weights[some] > 0]] = True
         self.needed = np.flatnonzero(wanted[:-1]).astype(np.int32)
 
-    def rows_of(self, nodes: np.ndarray) -> np.ndarray:
-        """The layer's output for nodes int32 [n]; of the last layer, the embeddings."""
+    def compute(self, nodes: np.ndarray) -> np.ndarray:
+        """The layer's output for nodes int32 [n]; for the last layer, their embeddings."""
         config, after = self._after.config, self._after
         ids, weights = self._ids[nodes], np.ascontiguousarray(self._weights[nodes])
         used = (ids >= 0) & (weights > 0)
         rows = np.where(used, np.searchsorted(self.needed, np.where(used, ids, 0)), -1)
         pooled = np.empty((len(nodes), config.model.hidden_dim), np.float32)
         reduce_lists(config.model.pooling, self._messages(), rows.astype(np.int32), weights, pooled)
-        own = self._before(nodes)
+        h = self._input(nodes)
         if self._layer == config.model.num_layers:
-            parts = [own, pooled, after.inputs.gather(nodes)]
+            parts = [h, pooled, after.inputs.gather(nodes)]
             return _blocks(self._stages.finish, parts, config.embed.embed_block)
 
         def combine(*parts):
             return self._stages.combine(self._layer, *parts)
 
-        return _blocks(combine, [own, pooled], config.embed.embed_block)
+        return _blocks(combine, [h, pooled], config.embed.embed_block)
 
-    def _before(self, nodes: np.ndarray) -> np.ndarray:
-        return self._after.inputs.gather(nodes) if self._layer == 1 else self._hidden[nodes]
+    def _input(self, nodes: np.ndarray) -> np.ndarray:
+        return self._after.inputs.gather(nodes) if self._layer == 1 else self._h[nodes]
 
     def _messages(self) -> np.ndarray:
-        """What the needed nodes send, float32 [n, M]; made when first asked for."""
-        if self._sent is None:
+        """The messages of the needed nodes, float32 [n, M], computed in the first call."""
+        if self._message_rows is None:
             config = self._after.config
-            self._sent = np.empty((len(self.needed), config.model.hidden_dim), np.float32)
+            self._message_rows = np.empty((len(self.needed), config.model.hidden_dim), np.float32)
 
             def project(*parts):
                 return self._stages.project(self._layer, *parts)
 
             for first in range(0, len(self.needed), _ROWS):
                 some = self.needed[first : first + _ROWS]
-                self._sent[first : first + len(some)] = _blocks(
-                    project, [self._before(some), some], config.embed.embed_block
+                self._message_rows[first : first + len(some)] = _blocks(
+                    project, [self._input(some), some], config.embed.embed_block
                 )
-        return self._sent
+        return self._message_rows
 
 
 def _blocks(function: Callable, parts: list[np.ndarray], block: int) -> np.ndarray:
-    """function(*parts) in blocks of one shape."""
+    """Computes function(*parts) in padded blocks of `block` rows."""
     starts = range(0, len(parts[0]), block)
     return np.concatenate(
         [padded(function, [part[first : first + block] for part in parts], block)
@@ -263,8 +266,8 @@ def _blocks(function: Callable, parts: list[np.ndarray], block: int) -> np.ndarr
     )  # fmt: skip
 
 
-def _naming(ids: np.ndarray, weights: np.ndarray, marked: np.ndarray) -> np.ndarray:
-    """bool [M], rows whose list names a marked node with some weight."""
+def _lists_containing(ids: np.ndarray, weights: np.ndarray, marked: np.ndarray) -> np.ndarray:
+    """bool [M]: rows whose list contains a marked node with a positive weight."""
     found = np.zeros(len(ids), np.bool_)
     padded_marks = np.append(marked, False)
     for first in range(0, len(ids), _ROWS):

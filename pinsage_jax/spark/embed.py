@@ -29,7 +29,7 @@ from absl import logging
 from pinsage_jax.core import files
 from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.inference.encoder import Encoder
-from pinsage_jax.inference.tables import MOST_TABLE_BYTES
+from pinsage_jax.inference.tables import MAX_TABLE_BYTES
 from pinsage_jax.spark import layer_tasks, tables
 from pinsage_jax.spark.layer_tasks import MESSAGE, OWN, Model
 from pinsage_jax.spark.session import partitions, spark_session
@@ -53,7 +53,7 @@ def embed_on_spark(encoder: Encoder, params: Any) -> np.ndarray:
     """
     config = encoder.config
     nodes, width = encoder.lists.source.num_nodes, config.model.output_dim
-    out = files.scratch_array((nodes, width), config.workdir, MOST_TABLE_BYTES)
+    out = files.scratch_array((nodes, width), config.workdir, MAX_TABLE_BYTES)
     with (
         tables.scratch_folder(config.spark.spark_folder or config.workdir) as folder,
         spark_session(config.spark, "embed") as session,

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pinsage_jax.config.model import ModelConfig
-from pinsage_jax.inference.map_reduce import Stages, padded, reduce_messages, regrouped
+from pinsage_jax.inference.map_reduce import Stages, padded, rebatch, reduce_messages
 from pinsage_jax.sampling.lists import NeighborLists, append_links
 from pinsage_jax.sampling.neighborhoods import pooling_weights
 from pinsage_jax.spark.columns import from_column, to_column
@@ -91,7 +91,7 @@ def project(model: Model, layer: int) -> Task:
             (_ints(batch, "node"), _own(batch, model, layer)[:, : model.width(layer)])
             for batch in batches
         )
-        for nodes, hidden in regrouped(pieces, model.block):
+        for nodes, hidden in rebatch(pieces, model.block):
             work = functools.partial(stages.project, layer)
             sent = _padded(work, [hidden, nodes.astype(np.int32)], model)
             yield _batch(node=nodes, vector=to_column(sent))
@@ -109,7 +109,7 @@ def combine_messages(model: Model) -> Task:
 
     def run(batches: Batches) -> Iterator[pa.RecordBatch]:
         held = _Sums(width)
-        for receivers, weights, vectors in regrouped(_messages(batches, width), _MESSAGES_AT_ONCE):
+        for receivers, weights, vectors in rebatch(_messages(batches, width), _MESSAGES_AT_ONCE):
             slots = held.slots_of(receivers)
             if slots is None:
                 yield from held.taken(model.block)
@@ -174,7 +174,7 @@ def finish(model: Model, layer: int) -> Task:
         stages = _stages(model)
         config, width = model.config, model.width(layer)
         last = layer == config.num_layers
-        for nodes, own, pooled in regrouped(_pooled(batches, model, layer), model.block):
+        for nodes, own, pooled in rebatch(_pooled(batches, model, layer), model.block):
             hidden, features = own[:, :width], own[:, -model.input_dim :]
             if last:
                 out = _padded(stages.finish, [hidden, pooled, features], model)
@@ -220,7 +220,7 @@ def head(model: Model) -> Task:
     def run(batches: Batches) -> Iterator[pa.RecordBatch]:
         stages = _stages(model)
         pieces = ((_ints(batch, "node"), _own(batch, model, 1)) for batch in batches)
-        for nodes, features in regrouped(pieces, model.block):
+        for nodes, features in rebatch(pieces, model.block):
             out = _padded(stages.head, [features], model)
             yield _batch(node=nodes, vector=to_column(out))
 

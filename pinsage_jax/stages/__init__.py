@@ -1,1 +1,1 @@
-"""One function per --mode, in one module per family of modes; modes.py is their table."""
+"""One function for each --mode, in one module for each family of modes; see modes.py."""

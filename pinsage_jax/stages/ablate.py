@@ -17,17 +17,17 @@ from pinsage_jax.stages.train import train
 
 
 def ablate(config: Config) -> dict[str, Any]:
-    """Variants of the settings trained and compared: WORKDIR/ablate.json and tables."""
-    # A wrong name is told before the data is prepared.
+    """Trains and compares variants of the settings; writes WORKDIR/ablate.json, prints tables."""
+    # An unknown name is reported before the data is prepared.
     ablation.chosen_variants(config.ablate.ablate_variants)
     prepared = prepare(config)
-    held = split_of(config, prepared)
+    split = split_of(config, prepared)
 
     def embeddings(variant: Config, graph: Graph) -> tuple[np.ndarray, dict[str, Any]]:
         train(variant)
         raise_if_stopped()
-        vectors, trained = embed_over(variant, prepared, graph, held)
+        vectors, trained = embed_over(variant, prepared, graph, split)
         items = vectors[: prepared.graph.num_items]
         return items, {"checkpoint_step": trained.step, "cold_start_bias": trained.cold_start_bias}
 
-    return ablation.ablate(config, prepared, held, embeddings)
+    return ablation.ablate(config, prepared, split, embeddings)

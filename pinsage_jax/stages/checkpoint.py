@@ -1,4 +1,4 @@
-"""The checkpoint that a stage embeds with, and how its vectors are exported."""
+"""Loads the checkpoint that a stage embeds with, and describes how its vectors are exported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pinsage_jax.inference import tables as layer_tables
 from pinsage_jax.inference.layerwise import Adjust
 from pinsage_jax.inference.new_item_model import NewItemModel, Trained
 from pinsage_jax.inference.new_items import Catalog
-from pinsage_jax.inference.tables import KeptTables
+from pinsage_jax.inference.tables import PersistentTables
 from pinsage_jax.model.init import init_model
 from pinsage_jax.reporting.sources import Source, read_source
 from pinsage_jax.stages.runs import identity_of, split_of
@@ -33,15 +33,19 @@ from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.state import TrainState, initial_state, make_optimizer
 
 
-def fixed_offset(config: Config) -> float | None:
-    """The cold offset that is not to be chosen; None: choose it."""
+def fixed_cold_start_bias(config: Config) -> float | None:
+    """The cold-start bias that the settings fix; None if validation chooses it."""
     if not config.model.popularity_bias:
         return 0.0
     return config.embed.cold_start_bias
 
 
 def chosen_checkpoint(config: Config) -> tuple[Checkpoints, int]:
-    """The checkpoint that `config.embed.checkpoint` names."""
+    """The checkpoint that `config.embed.checkpoint` names, and its step.
+
+    Raises:
+      UserError: nothing was trained yet.
+    """
     folder = pathlib.Path(config.workdir) / "checkpoints"
     checkpoints = Checkpoints(folder, read_only=True)
     best = config.embed.checkpoint == "best"
@@ -51,8 +55,16 @@ def chosen_checkpoint(config: Config) -> tuple[Checkpoints, int]:
     return checkpoints, step
 
 
-def restored(config: Config, prepared: Prepared, input_dim: int, num_nodes: int) -> Trained:
-    """The chosen checkpoint of a network of that size."""
+def load_trained(config: Config, prepared: Prepared, input_dim: int, num_nodes: int) -> Trained:
+    """Loads the chosen checkpoint into a network for the given inputs.
+
+    Args:
+      input_dim: D, width of a node's input vector.
+      num_nodes: number of nodes that the network embeds.
+
+    Raises:
+      UserError: there is no checkpoint, or it is of other data or another network.
+    """
     checkpoints, step = chosen_checkpoint(config)
     meta = checkpoints.meta(step)
     checkpoints.check(meta, identity_of(prepared), dataclasses.asdict(config.model))
@@ -61,78 +73,82 @@ def restored(config: Config, prepared: Prepared, input_dim: int, num_nodes: int)
         _, params = init_model(config, input_dim, num_nodes)
         return initial_state(params, make_optimizer(config.train, 1.0))
 
-    # Only its shapes are asked for: making one compiles for seconds.
+    # Only the shapes are needed, and making a real state compiles for seconds.
     state = jax.eval_shape(new_state)
-    offset = fixed_offset(config)
-    if offset is None:
-        offset = float(checkpoints.metrics(step).get("cold_start_bias") or 0.0)
-    return Trained(checkpoints.restore(step, state)[0].params, step, offset)
+    bias = fixed_cold_start_bias(config)
+    if bias is None:
+        bias = float(checkpoints.metrics(step).get("cold_start_bias") or 0.0)
+    return Trained(checkpoints.restore(step, state)[0].params, step, bias)
 
 
-def as_exported(config: Config, trained: Trained) -> tuple[Trained, VectorCodec]:
-    """Cold-start bias and codec that put vectors into the space of WORKDIR/embeddings."""
+def match_export(config: Config, trained: Trained) -> tuple[Trained, VectorCodec]:
+    """The network with the cold-start bias of WORKDIR/embeddings, and the codec of that export.
+
+    New vectors that are made with both can be compared with the exported ones.
+    """
     codec = VectorCodec(config.embed.export_dtype, config.model.popularity_bias)
     exported = pathlib.Path(config.workdir) / writer.FOLDER
     if not (exported / writer.MANIFEST).exists():
         return trained, codec
-    about = files.read_json(exported / writer.MANIFEST)
-    if writer.TRANSFORM in about.get("files", {}):
+    manifest = files.read_json(exported / writer.MANIFEST)
+    if writer.TRANSFORM in manifest.get("files", {}):
         codec = dataclasses.replace(codec, transform=open_export(exported).codec.transform)
-    if about.get("step") != trained.step:
+    if manifest.get("step") != trained.step:
         logging.warning(
             "%s is of step %s, the checkpoint of step %d: run --mode=embed alone to have both in "
             "one space.",
-            exported, about.get("step"), trained.step,
+            exported, manifest.get("step"), trained.step,
         )  # fmt: skip
-    elif fixed_offset(config) is None:
-        # The export may have been given another one than the checkpoint's.
-        bias = float(about.get("cold_start_bias") or 0.0)
+    elif fixed_cold_start_bias(config) is None:
+        # The export may have used another bias than the checkpoint's.
+        bias = float(manifest.get("cold_start_bias") or 0.0)
         trained = dataclasses.replace(trained, cold_start_bias=bias)
     return trained, codec
 
 
 def open_new_items(config: Config, prepared: Prepared) -> tuple[NewItemModel, VectorCodec]:
-    """The chosen checkpoint, for new items, and the codec of their vectors.
+    """The chosen checkpoint as a model for new items, and the codec of their vectors.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no checkpoint.
     """
     workdir = pathlib.Path(config.workdir)
     bases = spectral_bases(config, prepared, split_of(config, prepared))
     catalog = Catalog(config, prepared, bases)
-    trained = restored(config, prepared, catalog.inputs.dim, catalog.num_nodes)
-    trained, codec = as_exported(config, trained)
+    trained = load_trained(config, prepared, catalog.inputs.dim, catalog.num_nodes)
+    trained, codec = match_export(config, trained)
     transform = FeatureTransform.load(workdir / "prepared" / "features")
     return NewItemModel(catalog, transform, trained), codec
 
 
 def exported_source(config: Config, num_items: int) -> Source:
-    """read_source with the settings that embed another item as the export's were embedded."""
+    """read_source, with `checkpoint` set to the one that the export was embedded with."""
     source = read_source(config, num_items)
-    which = source.embeddings.get("checkpoint")
-    if which not in ("best", "last"):
+    checkpoint = source.embeddings.get("checkpoint")
+    if checkpoint not in ("best", "last"):
         return source
-    embed = dataclasses.replace(source.config.embed, checkpoint=which)
+    embed = dataclasses.replace(source.config.embed, checkpoint=checkpoint)
     return dataclasses.replace(source, config=dataclasses.replace(source.config, embed=embed))
 
 
-def cold_adjustment(graph: Graph, offset: float) -> Adjust:
-    """Adds the cold offset to the last coordinate of items without edges."""
-    edgeless = graph.degree()[: graph.num_items] == 0
+def cold_start_adjustment(graph: Graph, bias: float) -> Adjust:
+    """A function that adds the cold-start bias to the last coordinate of isolated items."""
+    isolated = graph.degree()[: graph.num_items] == 0
 
     def adjust(begin: int, end: int, rows: np.ndarray) -> None:
-        rows[np.flatnonzero(edgeless[begin:end]), -1] += np.float32(offset)
+        rows[np.flatnonzero(isolated[begin:end]), -1] += np.float32(bias)
 
     return adjust
 
 
-def kept_tables(
+def persistent_tables(
     config: Config, graph: Graph, trained: Trained, data: str, keep: bool
-) -> KeptTables:
-    """Tables that a killed run finds again, in WORKDIR/layers.
+) -> PersistentTables:
+    """Tables in WORKDIR/layers, with which a run continues after it was killed.
 
     Args:
       data: fingerprint of the items and their features.
+      keep: whether the tables of layers stay when they have been read.
     """
     settings = dataclasses.asdict(config.embed)
     named = {name: settings[name] for name in ("embed_walks", "shard_rows")}
@@ -140,16 +156,16 @@ def kept_tables(
     parts = [*(dataclasses.asdict(section) for section in sections), config.seed, keep]
     model = [trained.digest, trained.cold_start_bias]
     key = files.fingerprint([named, parts, model, data, graph.digest()])
-    return KeptTables(
+    return PersistentTables(
         pathlib.Path(config.workdir) / layer_tables.FOLDER / key, config.embed.shard_rows, keep
     )
 
 
-def about_run(config: Config, trained: Trained) -> dict[str, Any]:
-    """Which run and which flags made an export."""
-    made_by = ("data", "synthetic", "split", "sampling", "model", "train", "embed")
+def run_metadata(config: Config, trained: Trained) -> dict[str, Any]:
+    """Entries of an export's manifest that name the program, the flags and the checkpoint."""
+    sections = ("data", "synthetic", "split", "sampling", "model", "train", "embed")
     flags = {"seed": config.seed, "workdir": config.workdir}
-    for name in made_by:
+    for name in sections:
         flags |= dataclasses.asdict(getattr(config, name))
     return {
         "program": f"pinsage_jax {__version__}",

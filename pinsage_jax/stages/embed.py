@@ -1,4 +1,4 @@
-"""Embedding the catalog, or items it does not hold, with a trained checkpoint."""
+"""The stage that embeds the catalog, or new items, with a trained checkpoint."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference import tables as layer_tables
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.new_item_model import Trained
-from pinsage_jax.inference.tables import KeptTables, Tables
+from pinsage_jax.inference.tables import PersistentTables, Tables
 from pinsage_jax.retrieval.export_quality import choose_codec
 from pinsage_jax.spark.embed import embed_on_spark
 from pinsage_jax.stages.checkpoint import (
-    about_run,
     chosen_checkpoint,
-    cold_adjustment,
-    kept_tables,
+    cold_start_adjustment,
+    load_trained,
     open_new_items,
-    restored,
+    persistent_tables,
+    run_metadata,
 )
 from pinsage_jax.stages.runs import identity_of, split_of
 from pinsage_jax.stages.update import update
@@ -39,14 +39,14 @@ from pinsage_jax.training.compatibility import RESUMABLE_OVERRIDES
 
 
 def embed(config: Config) -> dict[str, Any]:
-    """Embeds the catalog, items that it does not hold, or what changes of it affect."""
-    return update(config) if config.update.asked else embed_catalog(config)
+    """Embeds the catalog, new items, or the nodes that changes of the catalog affect."""
+    return update(config) if config.update.has_changes else embed_catalog(config)
 
 
 def embed_catalog(config: Config) -> dict[str, Any]:
     """Embeds the whole catalog on the whole graph into WORKDIR/embeddings.
 
-    With --new_items: those items alone, into WORKDIR/new_embeddings.
+    With --new_items it embeds only those items, into WORKDIR/new_embeddings.
     """
     if config.new.new_items:
         return _embed_new(config)
@@ -55,8 +55,8 @@ def embed_catalog(config: Config) -> dict[str, Any]:
     folder = pathlib.Path(config.workdir) / layer_tables.FOLDER
     keep = config.embed.keep_layers
 
-    def tables_for(trained: Trained) -> KeptTables:
-        tables = kept_tables(config, graph, trained, prepared.manifest["fingerprint"], keep)
+    def tables_for(trained: Trained) -> PersistentTables:
+        tables = persistent_tables(config, graph, trained, prepared.manifest["fingerprint"], keep)
         tables.remove_others()
         return tables
 
@@ -76,14 +76,19 @@ def embed_over(
     tables_for: Callable[[Trained], Tables] | None = None,
     on_spark: bool = False,
 ) -> tuple[np.ndarray, Trained]:
-    """Embeddings of every node over `graph`, and what they are made with.
+    """Embeds every node over the edges of `graph`.
 
     Args:
-      tables_for: where tables lie, by what was trained; None: nothing is kept.
+      split: the run's validation split, whose training graph the spectral features come from.
+      tables_for: makes the tables of a pass for a trained network; None: no table is kept.
+      on_spark: whether Spark computes the pass.
+
+    Returns:
+      Embeddings float32 [nodes, Z], and the network that made them.
     """
     encoder = Encoder.over(config, prepared, graph, spectral_bases(config, prepared, split))
-    trained = restored(config, prepared, encoder.inputs.dim, encoder.lists.source.num_nodes)
-    adjust = cold_adjustment(graph, trained.cold_start_bias)
+    trained = load_trained(config, prepared, encoder.inputs.dim, encoder.lists.source.num_nodes)
+    adjust = cold_start_adjustment(graph, trained.cold_start_bias)
     if on_spark:
         vectors = embed_on_spark(encoder, trained.params)
         adjust(0, len(vectors), vectors)
@@ -95,7 +100,7 @@ def embed_over(
 def _export(
     config: Config, prepared: Prepared, vectors: np.ndarray, trained: Trained
 ) -> dict[str, Any]:
-    """Writes the vectors float32 [nodes, Z] of a catalog as the flags of the export ask."""
+    """Writes the vectors float32 [nodes, Z] of a catalog in the format that the flags name."""
     items = prepared.graph.num_items
     everything = config.sampling.neighborhood == "all"
     codec, quality = choose_codec(
@@ -112,7 +117,7 @@ def _export(
         prepared.item_ids,
         vectors[:items],
         {
-            **about_run(config, trained),
+            **run_metadata(config, trained),
             **quality,
             "settings": _embed_fingerprint(config, trained.step),
             "ids": prepared.item_ids.digest(),
@@ -130,7 +135,7 @@ def _embed_new(config: Config) -> dict[str, Any]:
     """Embeds the items of --new_items into WORKDIR/new_embeddings."""
     workdir = pathlib.Path(config.workdir)
     prepared = open_prepared(workdir)
-    chosen_checkpoint(config)  # Without one there is no need to read the tables.
+    chosen_checkpoint(config)  # Fails early, before the tables are read.
     additions = read_additions(
         prepared,
         workdir / "prepared" / "features",
@@ -139,38 +144,40 @@ def _embed_new(config: Config) -> dict[str, Any]:
         config.new.new_edges,
     )
     model, codec = open_new_items(config, prepared)
-    vectors, edgeless = model.embed(additions)
+    vectors, isolated = model.embed(additions)
     manifest = writer.write_embeddings(
         workdir,
         config.embed,
         additions.item_ids,
         vectors,
         {
-            **about_run(config, model.trained),
+            **run_metadata(config, model.trained),
             "catalog": prepared.item_ids.digest(),
-            "without_edges": int(edgeless.sum()),
+            "isolated": int(isolated.sum()),
         },
         folder_name=writer.NEW_FOLDER,
         codec=codec,
     )
     logging.info(
-        "embedded %d new items, %d of them without edges, into %s",
-        len(vectors), manifest["without_edges"], workdir / writer.NEW_FOLDER,
+        "embedded %d new items, %d of them isolated, into %s",
+        len(vectors), manifest["isolated"], workdir / writer.NEW_FOLDER,
     )  # fmt: skip
     return manifest
 
 
 def _embed_fingerprint(config: Config, step: int) -> str:
+    """Hash of everything that the export depends on."""
     manifest = files.read_json(pathlib.Path(config.workdir) / "prepared" / "manifest.json")
     named = ("split", "sampling", "model", "train")
     parts = {name: dataclasses.asdict(getattr(config, name)) for name in named}
-    # The same step of a run trained otherwise is another model.
+    # The same step of a run with other training settings is another model.
     parts["train"] = {k: v for k, v in parts["train"].items() if k not in RESUMABLE_OVERRIDES}
     embed_settings = dataclasses.asdict(config.embed)
     return files.fingerprint([parts, embed_settings, config.seed, step, manifest["fingerprint"]])
 
 
 def embeddings_are_current(config: Config) -> bool:
+    """Whether WORKDIR/embeddings was made from this data with these settings."""
     path = pathlib.Path(config.workdir) / writer.FOLDER / writer.MANIFEST
     if not path.exists():
         return False

@@ -1,4 +1,4 @@
-"""The stages that judge a run by its embeddings: evaluate, explain, compare and report."""
+"""The stages that measure and show the embeddings: evaluate, explain, compare and report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pinsage_jax.stages.runs import split_of
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Ranks the catalog for every evaluation pair; WORKDIR/eval.json and a table."""
+    """Ranks the catalog for every evaluation pair; writes WORKDIR/eval.json and prints tables."""
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
     split, fingerprint = split_of(config, prepared), _eval_fingerprint(config)
@@ -30,7 +30,7 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 
 def saved_evaluation(config: Config) -> dict[str, Any] | None:
-    """What eval.json holds, if it is intact and of just this export and these settings."""
+    """The content of eval.json if it is intact and of this export and these settings, else None."""
     if not (pathlib.Path(config.workdir) / evaluation.EVAL_FILE).exists():
         return None
     try:
@@ -42,27 +42,27 @@ def saved_evaluation(config: Config) -> dict[str, Any] | None:
 
 
 def _eval_fingerprint(config: Config) -> str:
-    """What eval.json depends on: the export and the settings of the evaluation."""
+    """Hash of what eval.json depends on: the export and the settings of the evaluation."""
     manifest = files.read_json(pathlib.Path(config.workdir) / writer.FOLDER / writer.MANIFEST)
-    # Not all of it: it names places, and a workdir may be moved.
-    made = {name: manifest.get(name) for name in ("files", "ids", "parameters", "settings")}
-    asked = [config.evaluate.baselines, config.evaluate.bootstrap]
-    return files.fingerprint([made, *asked])
+    # Not the whole manifest: it names paths, and a workdir may be moved.
+    export = {name: manifest.get(name) for name in ("files", "ids", "parameters", "settings")}
+    settings = [config.evaluate.baselines, config.evaluate.bootstrap]
+    return files.fingerprint([export, *settings])
 
 
 def explain(config: Config) -> dict[str, Any]:
-    """Why --target stands where it does for --query: tables and WORKDIR/explain/."""
+    """Explains the rank of --target for --query; prints tables and writes WORKDIR/explain/."""
     prepared = open_prepared(config.workdir)
     return explaining.explain(config, prepared, load_embeddings(config.workdir, prepared))
 
 
 def compare(config: Config) -> dict[str, Any]:
-    """This run beside that in --compare_with: tables and WORKDIR/compare.json."""
+    """Compares this run with that in --compare_with; writes WORKDIR/compare.json, prints tables."""
     return comparison.compare(config)
 
 
 def report(config: Config) -> pathlib.Path:
-    """The run on one page, WORKDIR/report.html, and its catalog, WORKDIR/explorer.html."""
+    """Writes the run's report, WORKDIR/report.html, and the explorer, WORKDIR/explorer.html."""
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
     path = write_report(config, prepared, vectors)

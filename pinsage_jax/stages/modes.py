@@ -1,6 +1,6 @@
-"""Which module of this folder holds the stage of each --mode.
+"""The table of modes: which module of this folder implements each --mode.
 
-A stage is imported when it runs: listing neighbors does not load the training code.
+A module is imported when its stage runs, so listing neighbors does not load the training code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MODULES = {
     "explain": "evaluate",
     "compare": "evaluate",
 }
-# These run compiled steps, which allocate and free the same memory again and again.
+# Modes that run compiled steps, which allocate and free the same memory again and again.
 WITH_STEPS = ("pipeline", "train", "embed", "ablate", "doctor")
 
 

@@ -1,4 +1,4 @@
-"""The stages in order, from prepare to report; what the workdir holds already is skipped."""
+"""Runs the stages in order, from prepare to report, and skips those that are up to date."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pinsage_jax.stages.train import train
 
 
 def pipeline(config: Config) -> dict[str, Any]:
-    """prepare, train, embed, evaluate, report; skips what is there for the same settings."""
+    """Runs prepare, train, embed, evaluate and report; skips what these settings made already."""
     costs = Costs()
     with costs.stage("prepare"):
         prepare(config)
@@ -54,7 +54,7 @@ def pipeline(config: Config) -> dict[str, Any]:
     else:
         logging.info("no report: it needs matplotlib (pip install 'pinsage-jax[report]')")
     if outcome.pairs:
-        # A run that found everything done would overwrite what it had cost.
+        # A run that found everything finished must not overwrite the costs of the real one.
         costs.save(config.workdir)
     logging.info("this run cost %s", costs.summary())
     return result

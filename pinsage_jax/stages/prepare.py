@@ -13,10 +13,9 @@ from pinsage_jax.spark.graph_tables import write_graph_tables
 
 
 def load_graph(config: Config) -> Prepared:
-    """Graph, features, ids and pairs; input tables are read into WORKDIR/prepared first.
+    """Reads the input tables into WORKDIR/prepared, unless it is up to date, and opens it.
 
-    What is there already, of the same tables and settings, is only opened.  Of several
-    processes only the writer reads the tables.
+    Of several processes only that of rank 0 reads the tables.
     """
     if process_group.is_rank0():
         prepare_tables(config)
@@ -25,12 +24,12 @@ def load_graph(config: Config) -> Prepared:
 
 
 def prepare(config: Config) -> Prepared:
-    """Input tables to the graph, features and pairs in WORKDIR/prepared."""
+    """Turns the input tables into the graph, features and pairs in WORKDIR/prepared."""
     return load_graph(config)
 
 
 def doctor(config: Config) -> dict[str, Any]:
-    """What is odd about the inputs, and what a run of them costs: WORKDIR/doctor.json."""
+    """Checks the inputs and forecasts the costs of a run; writes WORKDIR/doctor.json."""
     # Its forecast trains for some steps; the other stages of this module need no JAX.
     from pinsage_jax.checkup.doctor import examine
 
@@ -38,10 +37,13 @@ def doctor(config: Config) -> dict[str, Any]:
 
 
 def split(config: Config) -> dict[str, Any]:
-    """Train and eval tables from one edge table, into WORKDIR/split."""
+    """Splits one edge table into train and eval tables, in WORKDIR/split."""
     return split_tables.split(config)
 
 
 def graph_tables(config: Config) -> dict[str, Any]:
-    """Clean, pruned, numbered edges and neighbor lists by Spark: WORKDIR/graph_tables."""
+    """Cleans, prunes and numbers the edges and samples neighbor lists on Spark.
+
+    The tables go to WORKDIR/graph_tables.
+    """
     return write_graph_tables(config)

@@ -1,4 +1,4 @@
-"""What stages know of a run: its validation split, its data, its embeddings, its stop."""
+"""What several stages read of a run: its split, the identity of its data, its embeddings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def split_of(config: Config, prepared: Prepared) -> ValidationSplit:
 
 
 def identity_of(prepared: Prepared) -> dict[str, Any]:
-    """What the data is, as checkpoints and exports remember it."""
+    """What identifies the data; checkpoints and exports save it, to refuse other data later."""
     return {
         "ids": prepared.item_ids.digest(),
         "num_items": prepared.graph.num_items,
@@ -37,5 +37,5 @@ def embeddings(config: Config) -> tuple[list[str], np.ndarray]:
 
 
 def stop_requested() -> bool:
-    """Whether a signal has asked this run, in whichever of its processes, to stop."""
+    """Whether a signal has asked any process of this run to stop."""
     return stop_requested_anywhere(process_group.all_gather_object)

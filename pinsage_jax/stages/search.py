@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Related]]:
-    """The --k nearest items of each of `items`, best first.
+    """Finds the --k nearest items of each of `items`, best first.
 
-    Without `items`: those of --query, which are printed; without that too, those of all
-    items go to WORKDIR/related_items.parquet, and nothing is returned.
+    Without `items` it prints the neighbors of --query.  Without --query too it writes those
+    of all items to WORKDIR/related_items.parquet and returns nothing.
     """
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
@@ -37,7 +37,7 @@ def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Relat
 
 
 def index(config: Config) -> dict[str, Any]:
-    """Builds and measures approximate indexes of the embeddings: WORKDIR/index."""
+    """Builds and measures approximate indexes of the embeddings, in WORKDIR/index."""
     from pinsage_jax.retrieval.index_table import build_indexes
 
     vectors = load_embeddings(config.workdir, open_prepared(config.workdir))
@@ -45,8 +45,8 @@ def index(config: Config) -> dict[str, Any]:
 
 
 def recommend(config: Config) -> dict[str, Any] | None:
-    """Shows, writes or scores items for collections; see recommend/recommend.py."""
-    # Here and not above: --mode=neighbors loads neither SciPy nor the kernels of these.
+    """Prints, writes or evaluates recommendations; see recommend/recommend.py."""
+    # Imported here so that --mode=neighbors loads neither SciPy nor the kernels.
     from pinsage_jax.recommend import recommend as recommending
     from pinsage_jax.recommend.choice import validation_users
 
@@ -57,13 +57,13 @@ def recommend(config: Config) -> dict[str, Any] | None:
         # Only the choice of settings embeds anything; the rest needs no network.
         from pinsage_jax.stages.embed import embed_over
 
-        held = split_of(config, prepared)
-        if len(held.collections) == 0:
+        split = split_of(config, prepared)
+        if len(split.collections) == 0:
             return None
         logging.info("recommend: embedding without the withheld collections, to choose settings")
-        clean, _ = embed_over(config, prepared, held.train_graph, held)
-        items = clean[: prepared.graph.num_items]
-        return validation_users(prepared.graph, held, items, config.seed)
+        vectors, _ = embed_over(config, prepared, split.train_graph, split)
+        items = vectors[: prepared.graph.num_items]
+        return validation_users(prepared.graph, split, items, config.seed)
 
     threads = config.host_threads
     search = open_search(config, vectors, threads)

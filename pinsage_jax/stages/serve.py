@@ -1,4 +1,4 @@
-"""The stage that answers over HTTP from a finished run."""
+"""The stage that serves a finished run over HTTP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pinsage_jax.stages.runs import stop_requested
 
 
 def serve(config: Config) -> None:
-    """Neighbors over HTTP, and the explorer, until a signal stops it."""
+    """Serves neighbors and the explorer over HTTP until a signal stops it."""
     server.require()
     # The framework takes a while to load, and is an extra.
     from pinsage_jax.serving.app import make_app
@@ -23,13 +23,13 @@ def serve(config: Config) -> None:
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
     index = open_search(config, vectors, threads=1)
-    # A taken port is told before the model is loaded.
+    # A port that is in use is reported before the model is loaded.
     listener = server.listen(config.serve.serve_host, config.serve.serve_port)
     source = exported_source(config, prepared.graph.num_items)
     new_items = open_new_items(source.config, prepared) if source.trained else None
     if new_items is not None:
         new_items[0].warm_up()
     service = Service(source, prepared, vectors, index, new_items)
-    # Requests run beside each other; products of several threads each would be in their way.
+    # Requests run in parallel, so the matrix products of each use a single thread.
     with threadpool_limits(1, "blas"):
         server.run(make_app(service, config.host_threads), listener, stop_requested)

@@ -22,7 +22,7 @@ from pinsage_jax.evaluation import calibration
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.sampling.pairs import PairSource, hard_band
-from pinsage_jax.stages.checkpoint import fixed_offset
+from pinsage_jax.stages.checkpoint import fixed_cold_start_bias
 from pinsage_jax.stages.runs import identity_of, split_of, stop_requested
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
@@ -32,7 +32,7 @@ from pinsage_jax.training.resume import is_finished
 
 
 def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outcome:
-    """Trains the network, or continues, into WORKDIR/checkpoints.
+    """Trains the network, or continues training, and saves checkpoints in WORKDIR/checkpoints.
 
     Args:
       should_stop: called after every step; True ends training with a checkpoint.  By
@@ -43,7 +43,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     """
     prepared = open_prepared(config.workdir)
     identity = identity_of(prepared)
-    # Opening a checkpoint is a use of JAX already.
+    # Reading a checkpoint uses JAX already.
     connect()
     if process_group.broadcast_from_rank0(lambda: is_finished(config, identity)):
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
@@ -94,7 +94,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
 def _builder(
     config: Config, encoder: Encoder, pairs: PairSource, num_items: int
 ) -> MinibatchBuilder:
-    """Makes the minibatches of this process's devices; random negatives are of all items."""
+    """The builder of minibatches for this process's devices, with all items as negatives."""
     num_devices, local_devices = _devices(config)
     spec = BatchSpec(
         config.train,
@@ -111,14 +111,14 @@ def _builder(
 
 
 def _devices(config: Config) -> tuple[int, range]:
-    """Devices of all processes, and which of them are this process's.
+    """The number of devices of all processes, and the range of those of this process.
 
     Raises:
       UserError: the processes have unequal numbers of devices, or the batch cannot be cut
         into as many equal parts.
     """
-    own = len(make_devices(config.train.devices))
-    counts = process_group.all_gather_object(own)
+    local = len(make_devices(config.train.devices))
+    counts = process_group.all_gather_object(local)
     if len({*counts}) > 1:
         raise UserError(
             f"The processes have {counts} devices; set --devices to have as many in each."
@@ -129,14 +129,14 @@ def _devices(config: Config) -> tuple[int, range]:
             f"--batch_size={config.train.batch_size} is not a multiple of the {devices} devices; "
             "change it or set --devices."
         )
-    first = own * process_group.current().index
-    return devices, range(first, first + own)
+    first = local * process_group.current().index
+    return devices, range(first, first + local)
 
 
 def _validator(
     config: Config, prepared: Prepared, encoder: Encoder, split: ValidationSplit
 ) -> loop.Validate:
-    """Scores parameters on the validation pairs, over the training graph."""
+    """A function that scores parameters on the validation pairs, over the training graph."""
     items = prepared.graph.num_items
     graph = split.train_graph
     baselines = calibration.BaselineHitRates.measure(
@@ -148,6 +148,8 @@ def _validator(
 
     def validate(params: Any) -> dict[str, float]:
         vectors = encoder.embed(params, quiet=True)[:items]
-        return calibration.validate(vectors, isolated, split, baselines, fixed_offset(config))
+        return calibration.validate(
+            vectors, isolated, split, baselines, fixed_cold_start_bias(config)
+        )
 
     return validate

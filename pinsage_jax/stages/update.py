@@ -1,9 +1,8 @@
-"""Embedding a catalog after a change, into WORKDIR/updated.
+"""The stage that embeds a catalog again after a change, into WORKDIR/updated.
 
-WORKDIR/updated/ has the form of a workdir: prepared/ and embeddings/ of the catalog with
-every change so far, so that --workdir=WORKDIR/updated lists neighbors and builds indexes
-of it.  Another change goes on from there.  WORKDIR/layers holds what the next one is
-computed from.
+WORKDIR/updated/ is itself a workdir, with prepared/ and embeddings/ of the catalog after
+every change so far, so that --workdir=WORKDIR/updated lists neighbors and builds indexes.
+The next change starts from it and from the tables in WORKDIR/layers.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from pinsage_jax.data.tables import open_table
 from pinsage_jax.export import writer
 from pinsage_jax.inference.current_catalog import CurrentCatalog, fill_tables
 from pinsage_jax.inference.new_item_model import Trained
-from pinsage_jax.inference.tables import KeptTables
+from pinsage_jax.inference.tables import PersistentTables
 from pinsage_jax.inference.updating import Update
 from pinsage_jax.retrieval.export_quality import recall_against_float32
 from pinsage_jax.stages.checkpoint import (
-    about_run,
-    as_exported,
-    cold_adjustment,
-    kept_tables,
-    restored,
+    cold_start_adjustment,
+    load_trained,
+    match_export,
+    persistent_tables,
+    run_metadata,
 )
 from pinsage_jax.stages.runs import identity_of, split_of
 
@@ -59,40 +58,50 @@ def update(config: Config) -> dict[str, Any]:
         raise UserError(
             f"{updated} is of another catalog than {workdir / 'prepared'}; delete it and run again."
         )
-    key, changed = _changes_key(config), config.update
+    key, change_tables = _changes_key(config), config.update
     bases = spectral_bases(config, trained_on, split_of(config, trained_on))
-    first = CurrentCatalog(config, trained_on, before, bases)
-    nodes = trained_on.graph
+    catalog_before = CurrentCatalog(config, trained_on, before, bases)
     everything = config.sampling.neighborhood == "all"
-    trained = restored(
-        config, trained_on, first.inputs.dim, nodes.num_nodes if everything else nodes.num_items
+    num_nodes = trained_on.graph.num_nodes if everything else trained_on.graph.num_items
+    trained = load_trained(
+        config,
+        trained_on,
+        catalog_before.inputs.dim,
+        num_nodes,
     )
-    trained, codec = as_exported(config, trained)
-    made_with = _settings_key(config, trained)
+    trained, codec = match_export(config, trained)
+    settings_key = _settings_key(config, trained)
     if source == updated:
         done = files.read_json(updated / writer.FOLDER / writer.MANIFEST)
         if done.get("changes") != key:
-            logging.info("update: on top of the changes that %s holds", updated)
-        elif done.get("made_with") == made_with:
-            logging.info("update: %s holds these changes already", updated)
+            logging.info("update: the changes are applied to the catalog in %s", updated)
+        elif done.get("settings_key") == settings_key:
+            logging.info("update: %s contains these changes already", updated)
             return done
         else:
-            logging.info("update: %s holds these changes; embedding it anew", updated)
-            changed = UpdateConfig()
-    changes = read_changes(before, workdir / "prepared" / "features", config.data, changed)
+            logging.info("update: %s contains these changes; embedding it anew", updated)
+            change_tables = UpdateConfig()
+    changes = read_changes(before, workdir / "prepared" / "features", config.data, change_tables)
 
-    def tables(catalog: CurrentCatalog, fingerprint: str) -> KeptTables:
-        return kept_tables(config, catalog.graph, trained, fingerprint, keep=True)
+    def tables(catalog: CurrentCatalog, fingerprint: str) -> PersistentTables:
+        return persistent_tables(config, catalog.graph, trained, fingerprint, keep=True)
 
-    old = tables(first, before.manifest["fingerprint"])
-    fill_tables(first, trained.params, old, cold_adjustment(first.graph, trained.cold_start_bias))
+    old = tables(catalog_before, before.manifest["fingerprint"])
+    adjust = cold_start_adjustment(catalog_before.graph, trained.cold_start_bias)
+    fill_tables(catalog_before, trained.params, old, adjust)
     with files.atomic_folder(updated) as folder:
         write_changed(before, changes, source / "prepared", folder / "prepared")
         after = open_prepared(folder)
-        second = CurrentCatalog(config, trained_on, after, bases)
-        new = tables(second, after.manifest["fingerprint"])
+        catalog_after = CurrentCatalog(config, trained_on, after, bases)
+        new = tables(catalog_after, after.manifest["fingerprint"])
         vectors, report = Update(
-            first, second, changes, trained.params, old, new, trained.cold_start_bias
+            catalog_before,
+            catalog_after,
+            changes,
+            trained.params,
+            old,
+            new,
+            trained.cold_start_bias,
         ).run()
         items = after.graph.num_items
         manifest = writer.write_embeddings(
@@ -101,12 +110,12 @@ def update(config: Config) -> dict[str, Any]:
             after.item_ids,
             vectors[:items],
             {
-                **about_run(config, trained),
+                **run_metadata(config, trained),
                 "against_float32": recall_against_float32(codec, vectors[:items]),
                 "ids": after.item_ids.digest(),
                 "data": identity_of(after),
                 "changes": key,
-                "made_with": made_with,
+                "settings_key": settings_key,
                 "update": report,
             },
             after.collection_ids if everything else None,
@@ -114,13 +123,13 @@ def update(config: Config) -> dict[str, Any]:
             codec=codec,
         )
     new.remove_others()
-    print(_said(report))
+    print(_format_report(report))
     logging.info("update: the catalog with its changes is in %s", updated)
     return manifest
 
 
 def _changes_key(config: Config) -> str:
-    """Hash of the rows that the tables of changes hold, whatever catalog they change.
+    """Hash of the files of the tables of changes, independent of the catalog that they change.
 
     Raises:
       UserError: a table cannot be opened.
@@ -134,7 +143,7 @@ def _changes_key(config: Config) -> str:
 
 
 def _settings_key(config: Config, trained: Trained) -> str:
-    """Hash of the model and of the settings that decide its exported vectors."""
+    """Hash of the model and of the settings that its exported vectors depend on."""
     embed = dataclasses.asdict(config.embed)
     for name in ("embed_block", "keep_layers"):
         del embed[name]
@@ -144,8 +153,8 @@ def _settings_key(config: Config, trained: Trained) -> str:
     )
 
 
-def _said(report: dict[str, Any]) -> str:
-    """The report for a terminal."""
+def _format_report(report: dict[str, Any]) -> str:
+    """The report of an update as lines of text."""
     nodes, total = report["nodes"], max(report["nodes"], 1)
 
     def share(count: int) -> str:
@@ -155,7 +164,7 @@ def _said(report: dict[str, Any]) -> str:
         f"changes: {report['edges_added']:,} edges added, {report['edges_reweighted']:,} "
         f"reweighted, {report['edges_removed']:,} removed; {report['items_added']:,} items added, "
         f"{report['items_changed']:,} changed; {report['collections_added']:,} collections added",
-        f"walked again from {share(report['walked_again'])}; lists that differ: "
+        f"neighborhoods sampled again for {share(report['resampled'])}; lists that changed: "
         f"{share(report['lists_changed'])}",
     ]
     for layer, count in enumerate(report["computed"]):

@@ -13,9 +13,9 @@ from small_worlds import make_run, random_params
 
 from pinsage_jax.core import signals
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.inference.encoder import list_rows, split_lists, tabled_lists
+from pinsage_jax.inference.encoder import list_rows, split_lists, stored_lists
 from pinsage_jax.inference.layerwise import PassOptions, embed_all
-from pinsage_jax.inference.tables import KeptTables, ScratchTables
+from pinsage_jax.inference.tables import PersistentTables, ScratchTables
 
 ROWS, SHARD = 40, 7
 
@@ -37,7 +37,7 @@ class Recorded:
 
 
 def fill_all(folder, fill, keep=False):
-    table = KeptTables(folder, SHARD, keep).get_or_fill("vectors", (ROWS, 3), fill)
+    table = PersistentTables(folder, SHARD, keep).get_or_fill("vectors", (ROWS, 3), fill)
     np.testing.assert_array_equal(table, wanted(0, ROWS))
     return table
 
@@ -57,7 +57,7 @@ KILLED = """
 import os, pathlib, signal, sys
 sys.path[:0] = sys.argv[2:]
 from test_layer_tables import SHARD, ROWS, wanted
-from pinsage_jax.inference.tables import KeptTables
+from pinsage_jax.inference.tables import PersistentTables
 
 def fill(begin, end, out):
     out[begin:end] = wanted(begin, end)
@@ -65,7 +65,7 @@ def fill(begin, end, out):
         # Rows are written, the mark is not.
         os.kill(os.getpid(), signal.SIGKILL)
 
-KeptTables(pathlib.Path(sys.argv[1]), SHARD).get_or_fill("vectors", (ROWS, 3), fill)
+PersistentTables(pathlib.Path(sys.argv[1]), SHARD).get_or_fill("vectors", (ROWS, 3), fill)
 """
 
 
@@ -87,7 +87,7 @@ def test_a_stopped_run_keeps_its_shards(tmp_path, monkeypatch):
         monkeypatch.setattr(signals, "_received", signal.SIGINT if begin == 14 else None)
 
     with pytest.raises(signals.Stopped):
-        KeptTables(tmp_path, SHARD).get_or_fill("vectors", (ROWS, 3), stopping)
+        PersistentTables(tmp_path, SHARD).get_or_fill("vectors", (ROWS, 3), stopping)
     monkeypatch.setattr(signals, "_received", None)
     again = Recorded()
     fill_all(tmp_path, again)
@@ -115,7 +115,9 @@ def test_a_damaged_shard_is_named_and_filled_again(tmp_path, caplog):
     again = Recorded()
     fill_all(tmp_path, again)
     assert again.asked == EVERY
-    KeptTables(tmp_path, SHARD).get_or_fill("vectors", (ROWS, 4), lambda begin, end, out: None)
+    PersistentTables(tmp_path, SHARD).get_or_fill(
+        "vectors", (ROWS, 4), lambda begin, end, out: None
+    )
     again = Recorded()
     fill_all(tmp_path, again)
     assert again.asked == EVERY
@@ -123,18 +125,21 @@ def test_a_damaged_shard_is_named_and_filled_again(tmp_path, caplog):
 
 def test_tables_are_dropped_or_kept(tmp_path):
     for keep, left in ((False, set()), (True, {"layer1"})):
-        tables = KeptTables(tmp_path / str(keep), SHARD, keep)
+        tables = PersistentTables(tmp_path / str(keep), SHARD, keep)
         for name in ("messages1", "layer1"):
             tables.get_or_fill(name, (ROWS, 3), Recorded())
             tables.drop(name)
         found = {path.name.split(".")[0] for path in (tmp_path / str(keep)).iterdir()}
         assert found == left
-    assert KeptTables(tmp_path / "e", SHARD).get_or_fill("x", (0, 3), Recorded()).shape == (0, 3)
+    assert PersistentTables(tmp_path / "e", SHARD).get_or_fill("x", (0, 3), Recorded()).shape == (
+        0,
+        3,
+    )
 
 
 def test_other_folders_are_removed(tmp_path):
-    KeptTables(tmp_path / "old", SHARD)
-    mine = KeptTables(tmp_path / "new", SHARD)
+    PersistentTables(tmp_path / "old", SHARD)
+    mine = PersistentTables(tmp_path / "new", SHARD)
     mine.remove_others()
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
@@ -142,7 +147,7 @@ def test_other_folders_are_removed(tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
-        KeptTables(tmp_path / "file" / "folder", SHARD)
+        PersistentTables(tmp_path / "file" / "folder", SHARD)
 
 
 def test_lists_as_a_table():
@@ -153,7 +158,7 @@ def test_lists_as_a_table():
     np.testing.assert_array_equal(found[1], weights)
 
 
-class Counted(KeptTables):
+class Counted(PersistentTables):
     """Kept tables that count the rows computed of each."""
 
     def __init__(self, *args):
@@ -179,7 +184,7 @@ def test_inference_resumes_layer_by_layer(tmp_path, neighborhood):
     nodes = run.lists.source.num_nodes
 
     def embed(tables):
-        lists = tabled_lists(tables, run.lists, nodes)
+        lists = stored_lists(tables, run.lists, nodes)
         return embed_all(
             run.model,
             params,

@@ -13,9 +13,9 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.inference.layerwise import PassOptions, embed_all
 from pinsage_jax.inference.map_reduce import (
     padded,
+    rebatch,
     reduce_lists,
     reduce_messages,
-    regrouped,
 )
 from pinsage_jax.spark import layer_tasks, tables
 from pinsage_jax.spark.columns import from_column, to_column
@@ -78,7 +78,7 @@ def test_lists_and_messages_reduce_alike(pooling, lists, small_rng):
 def test_pieces_are_regrouped(sizes):
     begins = np.cumsum([0, *sizes])
     pieces = [(np.arange(a, b), np.arange(a, b) * 2.0) for a, b in pairwise(begins)]
-    found = list(regrouped(iter(pieces), 4))
+    found = list(rebatch(iter(pieces), 4))
     assert [len(piece[0]) for piece in found] == [4] * (sum(sizes) // 4) + [sum(sizes) % 4] * bool(
         sum(sizes) % 4
     )

@@ -79,13 +79,13 @@ def unit(vector):
     return vector / max(np.linalg.norm(vector), 1e-12)
 
 
-def slow_links(config, features, added, degree, edgeless) -> ContentLinks:
+def slow_links(config, features, added, degree, isolated) -> ContentLinks:
     """Links of new items only, item by item; the rows of old items are not read."""
     size = config.sampling.content_neighbors if features.shape[1] else 0
     ids = np.full((len(features) + len(added), size), -1, np.int32)
     shares = np.zeros(ids.shape, np.float32)
     for new, row in enumerate(added) if size else ():
-        if len(features) > config.sampling.content_limit and not edgeless[new]:
+        if len(features) > config.sampling.content_limit and not isolated[new]:
             continue
         scored = [
             (float(unit(row) @ unit(features[i])), -i)
@@ -176,7 +176,7 @@ CASES = {
     "no spectral features, no messages": {
         "model": {"spectral_dim": 0, "neighbor_embeddings": "off"}
     },
-    "links for the edgeless": {"sampling": {"content_limit": 10}, "model": {"num_layers": 2}},
+    "links for the isolated": {"sampling": {"content_limit": 10}, "model": {"num_layers": 2}},
     "collections too": {"sampling": {"neighborhood": "all"}, "model": {"num_layers": 2}},
     "half features": {"dtype": np.float16},
     "links by words": {"texts": text_transform(6, 5), "model": {"num_layers": 2}},
@@ -262,7 +262,7 @@ def test_twins_of_catalog_items(catalog, tmp_path):
     assert table["item_id"].to_pylist() == ["twin3", "twin75", "twin41"]
     assert table.schema.field("embedding").type == pa.list_(pa.float32(), 8)
     assert saved == manifest
-    expected = {"count": 3, "dimension": 8, "step": 3, "cold_start_bias": 0.25, "without_edges": 1}
+    expected = {"count": 3, "dimension": 8, "step": 3, "cold_start_bias": 0.25, "isolated": 1}
     assert expected.items() <= manifest.items()
     after = files.checksum(pathlib.Path(config.workdir) / "embeddings/part-00000.parquet")
     assert before == after
@@ -284,7 +284,7 @@ def test_a_second_export_replaces_the_first(catalog, tmp_path):
         pinsage_jax.embed(run)
         table, vectors, manifest = exported(run)
         assert table["item_id"].to_pylist() == [name]
-        assert manifest["without_edges"] == 0 and np.isfinite(vectors).all()
+        assert manifest["isolated"] == 0 and np.isfinite(vectors).all()
 
 
 GOOD = [("x", np.ones(5), 2001), ("y", np.zeros(5), 2002)]

@@ -25,7 +25,7 @@ from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.current_catalog import CurrentCatalog, fill_tables
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.layerwise import PassOptions, embed_all
-from pinsage_jax.inference.tables import KeptTables
+from pinsage_jax.inference.tables import PersistentTables
 from pinsage_jax.inference.updating import Update
 from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighborLists
@@ -33,7 +33,7 @@ from pinsage_jax.sampling.reach import nodes_to_resample
 from pinsage_jax.sampling.store import NeighborhoodSource
 
 ITEMS, COLLECTIONS, WIDTH = 60, 14, 6
-OFFSET = 0.25
+COLD_START_BIAS = 0.25
 
 # Of the graph below: what each change is about.
 ADDED = [("c-2", "item-7"), ("c-new", "item-7"), ("c-new", "item-55"), ("c-2", "item-57")]
@@ -171,14 +171,14 @@ def whole(config, trained, after, bases, params):
     out = embed_all(
         config.model, params, Inputs(), (ids, weights), PassOptions(block=4, quiet=True)
     )
-    out[np.flatnonzero(degree[:items] == 0), -1] += OFFSET
+    out[np.flatnonzero(degree[:items] == 0), -1] += COLD_START_BIAS
     return out
 
 
 def adjustment(catalog):
     def adjust(begin, end, rows):
-        cold = catalog.edgeless(np.arange(begin, end))
-        rows[cold, -1] += np.float32(OFFSET)
+        cold = catalog.isolated(np.arange(begin, end))
+        rows[cold, -1] += np.float32(COLD_START_BIAS)
 
     return adjust
 
@@ -188,10 +188,10 @@ def updated(config, world, before, after, changes, bases, params, name="0", old=
     first = CurrentCatalog(config, world.before, before, bases)
     second = CurrentCatalog(config, world.before, after, bases)
     if old is None:
-        old = KeptTables(world.root / "layers" / "old", 16, keep=True)
+        old = PersistentTables(world.root / "layers" / "old", 16, keep=True)
         fill_tables(first, params, old, adjustment(first))
-    new = KeptTables(world.root / "layers" / name, 16, keep=True)
-    vectors, report = Update(first, second, changes, params, old, new, OFFSET).run()
+    new = PersistentTables(world.root / "layers" / name, 16, keep=True)
+    vectors, report = Update(first, second, changes, params, old, new, COLD_START_BIAS).run()
     return vectors, report, new
 
 
@@ -211,7 +211,7 @@ CASES = {
     "collections too, items come": {
         "added": [("c-3", "fresh-0")], "items": NEW, "sampling": {"neighborhood": "all"},
     },
-    "links for the edgeless": {
+    "links for the isolated": {
         "added": ADDED, "removed": 3, "items": {"item-3": 2} | NEW,
         "sampling": {"content_limit": 10}, "model": {"num_layers": 2},
     },
@@ -245,9 +245,9 @@ def test_equal_to_whole_inference(case, tmp_path, small_rng):
     old = np.load(world.root / "layers" / "old" / "vectors.npy")
     assert np.abs(old[:ITEMS] - expected[:ITEMS]).max() > 1e-4
     assert 0 < report["computed"][-1] <= report["nodes"] == len(vectors)
-    plain = Encoder.over(config, world.before, world.graph, bases)
-    before = plain.embed(params, quiet=True)
-    before[np.flatnonzero(world.graph.degree()[:ITEMS] == 0), -1] += OFFSET
+    encoder = Encoder.over(config, world.before, world.graph, bases)
+    before = encoder.embed(params, quiet=True)
+    before[np.flatnonzero(world.graph.degree()[:ITEMS] == 0), -1] += COLD_START_BIAS
     np.testing.assert_allclose(old, before, atol=1e-5)
 
 
@@ -273,7 +273,7 @@ def test_what_is_out_of_reach_stays_bit_for_bit(tmp_path, small_rng):
     old = np.load(world.root / "layers" / "old" / "vectors.npy")
     np.testing.assert_array_equal(vectors[:30], old[:30])
     assert report["computed"][0] <= report["computed"][1] <= 32
-    assert 0 < report["walked_again"] <= 30 and report["lists_changed"] <= 32
+    assert 0 < report["resampled"] <= 30 and report["lists_changed"] <= 32
     assert max(report["projected"]) <= 32
     # The next change starts from these tables.
     trained, middle, world.before = world.before, after, after

@@ -135,7 +135,7 @@ def test_embeddings_do_not_depend_on_tables_on_disk(layers, tmp_path, monkeypatc
 
     wanted = embed()
     assert not isinstance(embed(tables=ScratchTables(tmp_path)), np.memmap)
-    monkeypatch.setattr(tables, "MOST_TABLE_BYTES", 0)
+    monkeypatch.setattr(tables, "MAX_TABLE_BYTES", 0)
     found = embed(tables=ScratchTables(tmp_path))
     assert isinstance(found, np.memmap) and not list(tmp_path.iterdir())
     np.testing.assert_array_equal(found, wanted)

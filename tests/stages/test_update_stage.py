@@ -83,7 +83,7 @@ def test_changes_one_after_the_other(catalog, tmp_path, capsys, nothing_computed
     manifest = pinsage_jax.embed(first)
     said = capsys.readouterr().out
     assert "2 edges added, 0 reweighted, 1 removed; 1 items added, 1 changed" in said
-    assert "recomputed in layer 1: " in said and "walked again from " in said
+    assert "recomputed in layer 1: " in said and "neighborhoods sampled again for " in said
     updated = pathlib.Path(config.workdir) / "updated"
     prepared = open_prepared(updated)
     found = load_embeddings(updated, prepared)
@@ -146,7 +146,7 @@ def test_the_same_changes_with_another_model_or_export_are_embedded_anew(catalog
     first = pinsage_jax.embed(run)
     coarse = dataclasses.replace(run, embed=dataclasses.replace(run.embed, export_dtype="int8"))
     second = pinsage_jax.embed(coarse)
-    assert second["made_with"] != first["made_with"] and second["changes"] == first["changes"]
+    assert second["settings_key"] != first["settings_key"] and second["changes"] == first["changes"]
     assert second["flags"]["export_dtype"] == "int8"
     # Nothing is applied twice: a removed edge would be refused as unknown.
     assert second["update"]["edges_added"] == second["update"]["edges_removed"] == 0
