@@ -56,6 +56,7 @@ WITHOUT_JAX = (
     "distributed.channel",
     "core.logging_setup",
     "core.signals",
+    "core.splitmix",
     "cpu.allocator",
     "core.progress",
     "core.workdir",

@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from pinsage_jax.cpu.counter_random import mix
 from pinsage_jax.cpu.kernel_cache import njit
 
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
-_U32 = np.uint64(32)
-_U30 = np.uint64(30)
-_U31 = np.uint64(31)
-_U27 = np.uint64(27)
+_U13, _U32 = np.uint64(13), np.uint64(32)
 
 
 @njit(nogil=True, cache=True)
@@ -28,13 +24,9 @@ def _slot_of(node, collection, neighbor, nodes, masked_collection, masked_neighb
     """Slot that holds this instance's row number, or the empty slot for it."""
     mask = table.shape[0] - 1
     value = (
-        (np.uint64(node) << _U32)
-        ^ np.uint64(collection + 1)
-        ^ (np.uint64(neighbor + 1) << np.uint64(13))
+        (np.uint64(node) << _U32) ^ np.uint64(collection + 1) ^ (np.uint64(neighbor + 1) << _U13)
     )
-    value = (value ^ (value >> _U30)) * _MIX_1
-    value = (value ^ (value >> _U27)) * _MIX_2
-    slot = np.int64((value ^ (value >> _U31)) & np.uint64(mask))
+    slot = np.int64(mix(value) & np.uint64(mask))
     while table[slot] >= 0:
         row = table[slot]
         if (

@@ -1,9 +1,9 @@
-"""How fast this machine is now, measured on short pieces of the very work of a run.
+"""Measures how fast this machine runs the parts of a pipeline.
 
-Nothing here is a constant of some machine: each function runs the code of a stage on
-a small part of the data, or on made-up data of the right shape, and gives seconds a
-unit.  Seconds are float64 [2] everywhere: by the clock, in which what else runs on the
-machine now is felt, and of the CPU, in which it hardly is.
+No figure here is a constant of some machine.  Each function runs the code of a stage on a
+small part of the data, or on random data of the right shape, and returns seconds per unit of
+work.  Seconds are float64 [2] everywhere: wall-clock time, which other processes on the
+machine increase, and CPU time, which they hardly affect.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from pinsage_jax.sampling.neighborhoods import WalkTables, visit_counts
 _STARTS = 512
 _LINK_ROWS, _LINK_CANDIDATES = 1024, 8192
 _RANK_PAIRS, _RANK_ROWS = 1024, 8192
-_RIVAL_PAIRS = 48
+_BASELINE_PAIRS = 48
 _DISK_BYTES = 1 << 25
-# Operations of the decomposition that is tried.
-_TRIED_OPERATIONS = 1.5e10
-# A sparse product reads a number from memory for every two operations.
+# Operations of the smaller of the two decompositions that are timed.
+_TIMED_OPERATIONS = 1.5e10
+# Cost of an operation of a sparse product, which reads a number for every two operations.
 _SPARSE_WEIGHT = 4.0
 OVERSAMPLES = 10
 
 
 def now() -> np.ndarray:
-    """Seconds so far by the clock and of the CPU (all threads of this process)."""
+    """The current wall-clock time and the CPU time of all threads of this process, in seconds."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 def timed(work: Callable[[], object]) -> np.ndarray:
-    """Seconds of one call."""
+    """Seconds that one call takes."""
     start = now()
     work()
     return now() - start
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Memory of this machine and how much of it is available, in bytes."""
+    """The memory of this machine and the part that is available, in bytes."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = page * os.sysconf("SC_PHYS_PAGES")
     try:
@@ -66,12 +66,12 @@ def memory_bytes() -> tuple[int, int]:
 
 
 def disk_free(folder: str | os.PathLike) -> int:
-    """Free bytes where `folder` lies."""
+    """Free bytes on the disk of `folder`."""
     return shutil.disk_usage(folder).free
 
 
 def write_seconds(folder: str | os.PathLike) -> np.ndarray:
-    """Seconds a byte to write and sync a file in `folder`."""
+    """Seconds per byte to write and sync a file in `folder`."""
     content = np.random.default_rng(0).bytes(_DISK_BYTES)
     where = os.fspath(folder)
     with files.reported_os_errors(folder), tempfile.NamedTemporaryFile(dir=where) as handle:
@@ -85,20 +85,20 @@ def write_seconds(folder: str | os.PathLike) -> np.ndarray:
 
 
 def walk_seconds(
-    graph: Graph, sampling: SamplingConfig, walks: int, kept: int, seed: int, threads: int
+    graph: Graph, sampling: SamplingConfig, walks: int, num_neighbors: int, seed: int, threads: int
 ) -> np.ndarray:
-    """Seconds a start of `walks` walks over the graph that keep `kept` neighbors."""
+    """Seconds per start node of `walks` walks that keep the `num_neighbors` most visited."""
     tables = WalkTables(graph)
-    linked = np.flatnonzero(graph.degree()[: graph.num_items] > 0)
-    if not len(linked):
+    with_edges = np.flatnonzero(graph.degree()[: graph.num_items] > 0)
+    if not len(with_edges):
         return np.zeros(2)
-    count = min(len(linked), _STARTS * threads)
-    starts = linked[np.arange(count) * len(linked) // count]
+    count = min(len(with_edges), _STARTS * threads)
+    starts = with_edges[np.arange(count) * len(with_edges) // count]
 
     def walk(some: np.ndarray) -> None:
         visit_counts(
             tables, some, sampling, seed=seed, threads=threads,
-            num_neighbors=kept, num_walks=walks,
+            num_neighbors=num_neighbors, num_walks=walks,
         )  # fmt: skip
 
     walk(starts[:2])
@@ -106,7 +106,7 @@ def walk_seconds(
 
 
 def link_seconds(width: int, size: int, threads: int) -> np.ndarray:
-    """Seconds a pair of items to link by content vectors of `width` numbers."""
+    """Seconds per pair of items to find `size` content links by vectors of `width` numbers."""
     rows = np.random.default_rng(0).normal(size=(_LINK_CANDIDATES, width)).astype(np.float32)
     queries, candidates = np.arange(_LINK_ROWS * threads), np.arange(_LINK_CANDIDATES)
     queries %= _LINK_CANDIDATES
@@ -116,58 +116,58 @@ def link_seconds(width: int, size: int, threads: int) -> np.ndarray:
 
 
 def svd_operations(rows: float, columns: float, entries: float, width: int, power: int) -> float:
-    """Operations of a randomized truncated SVD of a sparse matrix, roughly.
+    """Approximate number of operations of a randomized truncated SVD of a sparse matrix.
 
-    Products with the matrix, an LU of both sides a power iteration, then a QR, a small
-    SVD and one more product.
+    These are products with the matrix and an LU factorization of both sides for each of the
+    `power` iterations, then a QR factorization, a small SVD and one more product.
     """
-    kept = min(width + OVERSAMPLES, rows, columns)
-    products = 2.0 * (2 * power + 2) * entries * kept
-    dense = kept**2 * (2 * power * (rows + columns) + 6 * rows + 8 * columns)
+    rank = min(width + OVERSAMPLES, rows, columns)
+    products = 2.0 * (2 * power + 2) * entries * rank
+    dense = rank**2 * (2 * power * (rows + columns) + 6 * rows + 8 * columns)
     return _SPARSE_WEIGHT * products + dense
 
 
 def svd_seconds(rows: int, columns: int, entries: int, width: int, power: int) -> np.ndarray:
-    """Seconds of the SVD of svd_operations, from those of two smaller matrices of its kind.
+    """Seconds of the SVD of svd_operations, extrapolated from two smaller matrices.
 
-    From two, because a part of the work depends on `width` alone and would weigh too much
-    in one small matrix.
+    One would not do: a part of the work depends on `width` alone and would be
+    overrepresented in a single small matrix.
     """
-    whole = svd_operations(rows, columns, entries, width, power)
-    scale = max(whole / _TRIED_OPERATIONS, 1.0)
-    tried, operations = [], []
-    for times in (1, 2):
-        least = times * 2 * (width + OVERSAMPLES)
-        part_rows = int(min(rows, max(times * rows / scale, least)))
-        part_columns = int(min(columns, max(times * columns / scale, least)))
+    total = svd_operations(rows, columns, entries, width, power)
+    scale = max(total / _TIMED_OPERATIONS, 1.0)
+    timings, operations = [], []
+    for factor in (1, 2):
+        smallest = factor * 2 * (width + OVERSAMPLES)
+        part_rows = int(min(rows, max(factor * rows / scale, smallest)))
+        part_columns = int(min(columns, max(factor * columns / scale, smallest)))
         part_entries = max(int(entries / max(rows, 1) * part_rows), part_rows)
-        kept = min(width, part_rows, part_columns)
-        tried.append(_one_svd(part_rows, part_columns, part_entries, kept, power))
-        operations.append(svd_operations(part_rows, part_columns, part_entries, kept, power))
+        part_width = min(width, part_rows, part_columns)
+        timings.append(_one_svd(part_rows, part_columns, part_entries, part_width, power))
+        operations.append(svd_operations(part_rows, part_columns, part_entries, part_width, power))
     more = operations[1] - operations[0]
     if more <= 0:
-        return tried[1] * whole / operations[1]
-    # Noise must not turn into a forecast of nothing: no more than nine tenths are fixed.
-    rate = np.maximum(tried[1] - tried[0], tried[1] * 0.1 * more / operations[1]) / more
-    return tried[1] + rate * (whole - operations[1])
+        return timings[1] * total / operations[1]
+    # Noise must not make the forecast zero: at most nine tenths of the time count as fixed.
+    rate = np.maximum(timings[1] - timings[0], timings[1] * 0.1 * more / operations[1]) / more
+    return timings[1] + rate * (total - operations[1])
 
 
 def _one_svd(rows: int, columns: int, entries: int, width: int, power: int) -> np.ndarray:
     rng = np.random.default_rng(0)
-    places = rng.integers(0, rows, entries), rng.integers(0, columns, entries)
+    coordinates = rng.integers(0, rows, entries), rng.integers(0, columns, entries)
     values = rng.random(entries, np.float32)
-    matrix = sparse.csr_matrix((values, places), shape=(rows, columns))
+    matrix = sparse.csr_matrix((values, coordinates), shape=(rows, columns))
     return timed(lambda: randomized_svd(matrix, width, n_iter=power, random_state=0))
 
 
 def text_seconds(
     documents: list[str], vocabulary: int, min_df: int
 ) -> tuple[np.ndarray, int, float]:
-    """How long reading text takes.
+    """Measures how long text columns take to process.
 
     Returns:
-      seconds a document to count its words twice (to fit and to write), terms of the
-      sample, and distinct terms a document.
+      Seconds per document to count its words twice (to fit and to transform), the number of
+      terms in the sample, and the mean number of distinct terms per document.
     """
 
     start = now()
@@ -179,7 +179,7 @@ def text_seconds(
 
 
 def rank_seconds(dimensions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds to compile the exact ranking, and seconds a (pair, item) of it."""
+    """Seconds to compile the exact ranking, and seconds per (pair, item) of ranking."""
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(_RANK_ROWS, dimensions)).astype(np.float32)
     query, target = np.arange(_RANK_PAIRS), np.arange(_RANK_PAIRS) + 1
@@ -191,9 +191,9 @@ def rank_seconds(dimensions: int) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(first - second, 0.0), second / (_RANK_PAIRS * _RANK_ROWS)
 
 
-def rival_seconds(baseline: Baseline, items: np.ndarray, num_items: int) -> np.ndarray:
-    """Seconds a pair to rank by a rival; `items`: int [n] to draw queries and targets from."""
-    count = min(len(items) - 1, _RIVAL_PAIRS)
+def baseline_seconds(baseline: Baseline, items: np.ndarray, num_items: int) -> np.ndarray:
+    """Seconds per pair to rank by a baseline; queries and targets are from `items`, int [n]."""
+    count = min(len(items) - 1, _BASELINE_PAIRS)
     if count < 1:
         return np.zeros(2)
     drawn = items[np.arange(count + 1) * len(items) // (count + 1)]
@@ -203,7 +203,7 @@ def rival_seconds(baseline: Baseline, items: np.ndarray, num_items: int) -> np.n
 
 
 def bootstrap_seconds() -> np.ndarray:
-    """Seconds a (resample, query, method) of the bootstrap."""
+    """Seconds per (resample, query, method) of the bootstrap."""
     queries, resamples = 2000, 50
     ranks = np.random.default_rng(0).integers(1, 1000, queries)
     table = metrics.query_table(ranks, np.arange(queries))
@@ -214,11 +214,11 @@ def bootstrap_seconds() -> np.ndarray:
 
 
 def python_overhead_seconds() -> np.ndarray:
-    """Seconds of a fixed piece of pure Python: what start-up, plots and tables are made of."""
+    """Seconds of a fixed loop in pure Python, the unit for start-up, plots and tables."""
 
-    def think() -> None:
+    def loop() -> None:
         total = 0
         for number in range(3_000_000):
             total += number & 7
 
-    return timed(think)
+    return timed(loop)

@@ -1,8 +1,8 @@
-"""--mode=doctor: the check-up as a table, sentences and WORKDIR/doctor.json.
+"""--mode=doctor: prints the findings and the forecast, and writes WORKDIR/doctor.json.
 
-Nothing of a run is changed: what is written is doctor.json (and, with --synthetic, the
-example's tables).  Problems are what a run would refuse, or what makes its figures
-worthless; they end in exit code 2.  Warnings are worth a look; alone they end in 0.
+The doctor writes doctor.json (and, with --synthetic, the example's tables) and changes nothing
+else of a run.  A problem would stop a run or make its figures worthless; the exit code is
+then 2.  With warnings alone it is 0.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from pinsage_jax.core.text_table import aligned
 DOCTOR_FILE = "doctor.json"
 _WIDTH = 100
 _GIB = 2**30
-# Of what there is, so that a forecast that is somewhat too low is heard of as well.
-_COMFORTABLE = 0.7
+# Share of the available memory or disk; the rest is a margin for the error of the forecast.
+_SAFE_SHARE = 0.7
 
 
 def examine(config: Config) -> dict[str, Any]:
-    """Reads the inputs, measures the machine, prints what was found, writes doctor.json.
+    """Checks the inputs, forecasts the costs of a run, prints both and writes doctor.json.
 
     Returns:
-      {counts, features, columns: a sentence a table, forecast, findings: [{level, topic,
+      {counts, features, columns: a sentence for each table, forecast, findings: [{level, topic,
       sentence}]}.
 
     Raises:
@@ -54,7 +54,7 @@ def examine(config: Config) -> dict[str, Any]:
         counts |= table_checks.check_leaks(inputs, findings)
     forecast = None
     if config.doctor.forecast and inputs.graph is not None and not findings.of(PROBLEM):
-        logging.info("doctor: the inputs are read; measuring this machine")
+        logging.info("doctor: the inputs are checked; measuring this machine")
         with findings.caught("machine"):
             forecast = forecasting.forecast(config, inputs, columns, column_seconds)
             _check_machine(forecast, findings)
@@ -73,29 +73,29 @@ def examine(config: Config) -> dict[str, Any]:
 
 def _check_machine(forecast: dict[str, Any], findings: Findings) -> None:
     machine = forecast["machine"]
-    for what, need, there, advice in (
+    for what, needed, available, advice in (
         ("memory", "memory_bytes", "memory_available_bytes", "lower --spectral_dim, --hidden_dim "
          "or --text_dim, or set --neighbor_embeddings=off"),
         ("disk", "disk_bytes", "disk_free_bytes", "choose another --workdir"),
     ):  # fmt: skip
-        if forecast[need] > _COMFORTABLE * machine[there]:
+        if forecast[needed] > _SAFE_SHARE * machine[available]:
             findings.warn(
                 "machine",
-                f"The run is forecast to need {forecast[need] / _GIB:.1f} GiB of {what}, and "
-                f"{machine[there] / _GIB:.1f} GiB are free; {advice}.",
+                f"The run is forecast to need {forecast[needed] / _GIB:.1f} GiB of {what}, and "
+                f"{machine[available] / _GIB:.1f} GiB are free; {advice}.",
             )
 
 
 def doctor_text(result: dict[str, Any]) -> str:
-    """The tables and sentences for a person."""
+    """The tables and findings as text for a terminal."""
     lines: list[str] = []
     if counts := result["counts"]:
         lines += [*aligned(_count_rows(counts)), ""]
-        tails = [["how many", "half have at most", "99% have at most", "most"]]
+        quantiles = [["sizes", "median", "99th percentile", "maximum"]]
         for what in ("collections_per_item", "items_per_collection"):
-            told = counts[what]
-            tails.append([what.replace("_", " "), *(f"{told[name]:,}" for name in told)])
-        lines += [*aligned(tails), ""]
+            numbers = [f"{value:,}" for value in counts[what].values()]
+            quantiles.append([what.replace("_", " "), *numbers])
+        lines += [*aligned(quantiles), ""]
     if result["features"]:
         rows = [["feature column", "kind", "width", "rows with a value"]]
         for column in result["features"]:
@@ -125,7 +125,7 @@ def doctor_text(result: dict[str, Any]) -> str:
                 break_on_hyphens=False,
             )
     if not found:
-        lines.append("Nothing odd was found.")
+        lines.append("No problems and no warnings.")
     return "\n".join(lines)
 
 
@@ -135,19 +135,19 @@ def _count_rows(counts: dict[str, Any]) -> list[list[str]]:
         if isinstance(value, dict):
             continue
         if isinstance(value, bool):
-            shown = "yes" if value else "no"
+            text = "yes" if value else "no"
         else:
-            shown = f"{value:.1%}" if isinstance(value, float) else f"{value:,}"
-        rows.append([name.replace("_", " "), shown])
+            text = f"{value:.1%}" if isinstance(value, float) else f"{value:,}"
+        rows.append([name.replace("_", " "), text])
     return rows
 
 
 def _forecast_lines(forecast: dict[str, Any]) -> list[str]:
     machine = forecast["machine"]
-    rows = [["forecast of --mode=pipeline", "minutes here and now", "minutes of CPU"]]
+    rows = [["forecast of --mode=pipeline", "minutes", "CPU minutes"]]
     for name, value in forecast["seconds"].items():
         rows.append([name, f"{value / 60:.1f}", f"{forecast['cpu_seconds'][name] / 60:.1f}"])
-    rows.append(["in all", f"{forecast['minutes']:.1f}", f"{forecast['cpu_minutes']:.1f}"])
+    rows.append(["total", f"{forecast['minutes']:.1f}", f"{forecast['cpu_minutes']:.1f}"])
     lines = [*aligned(rows), ""]
     rows = [
         ["steps", f"{forecast['steps']:,} of {forecast['step_seconds']:.2f} s"],

@@ -1,4 +1,4 @@
-"""What the doctor has to say: problems, which a run would fail on, and warnings."""
+"""Findings of the doctor: problems, on which a run would fail, and warnings."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ PROBLEM, WARNING = "problem", "warning"
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One sentence about the inputs.
+    """One finding about the inputs.
 
     Attributes:
-      level: PROBLEM (training or evaluation cannot be trusted, or would refuse) or
-        WARNING (worth a look).
-      topic: what it is about: edges, items, collections, ids, features, leaks, machine.
-      sentence: for a person; names examples where there are any.
+      level: PROBLEM (the run would stop, or its figures could not be trusted) or WARNING
+        (the run works, but the user should check something).
+      topic: edges, items, collections, ids, features, leaks or machine.
+      sentence: the message to the user, with examples where there are any.
     """
 
     level: str
@@ -26,10 +26,10 @@ class Finding:
 
 
 class Findings(list[Finding]):
-    """All findings, in the order in which they came up."""
+    """A list of findings, in the order in which they were made."""
 
     def problem(self, topic: str, sentence: str) -> None:
-        """Adds a problem, unless the same sentence was said before."""
+        """Adds a problem, unless a finding with the same sentence exists."""
         if sentence not in [finding.sentence for finding in self]:
             self.append(Finding(PROBLEM, topic, sentence))
 
@@ -38,17 +38,20 @@ class Findings(list[Finding]):
         self.append(Finding(WARNING, topic, sentence))
 
     def of(self, level: str) -> list[Finding]:
-        """Those of one level."""
+        """The findings of one level."""
         return [finding for finding in self if finding.level == level]
 
     def caught(self, topic: str) -> _Caught:
-        """For a with statement: a UserError inside becomes a problem, and the check-up goes on."""
+        """A context manager that turns a UserError into a problem, so that the checks continue."""
         return _Caught(self, topic)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Caught:
-    """A class, because a generator would not tell a type checker that it ends errors."""
+    """The context manager of Findings.caught.
+
+    It is a class because type checkers do not see that a generator suppresses exceptions.
+    """
 
     findings: Findings
     topic: str

@@ -1,9 +1,8 @@
-"""Reads the input tables as the prepare stage does, but goes on after what is wrong.
+"""Reads the input tables as the prepare stage does, but continues after an error.
 
-The prepare stage stops at the first thing it cannot use.  Here each part is tried by
-itself: what one table gets wrong becomes a finding, and the other tables are still
-looked at.  Features are checked column by column but not fitted, and nothing is left
-in the workdir.
+The prepare stage stops at the first error.  Here each table is read on its own: its error
+becomes a finding, and the other tables are still checked.  Features are checked column by
+column but not fitted, and no file stays in the workdir.
 """
 
 from __future__ import annotations
@@ -28,21 +27,22 @@ from pinsage_jax.data.tables import Table
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
 
-# Unknown ids that are kept to be named and compared.
-_KEPT_IDS = 10_000
+# Unknown ids that are collected, to be named and compared.
+_MAX_UNKNOWN_IDS = 10_000
 
 
 @dataclasses.dataclass
 class PairTable:
-    """A table of pairs as far as it can be read.
+    """A table of pairs.
 
     Attributes:
       pairs: int32 [P, 2] usable pairs.
       kinds: str [P].
       rows: rows of the table.
-      unknown: rows that name an unknown id; unknown_ids: some of those ids.
-      self_pairs: rows that pair an item with itself.
-      repeated: usable rows that are there before.
+      unknown: number of rows with an unknown id.
+      unknown_ids: some of the unknown ids.
+      self_pairs: number of rows that pair an item with itself.
+      repeated: number of usable rows that repeat an earlier one.
     """
 
     table: Table
@@ -57,14 +57,14 @@ class PairTable:
 
 @dataclasses.dataclass
 class Inputs:
-    """What could be read.
+    """The input tables that could be read.
 
     Attributes:
       data: the settings, with the paths of the synthetic catalog if --synthetic is set.
-      tables: by flag, those that open.
-      ids, graph: None where the edge table cannot be used.
-      pairs: by flag, those that can be used.
-      seconds: that reading ids and edges and building the graph took, as in probe.py.
+      tables: tables by flag, without those that cannot be opened.
+      ids, graph: None if the edge table cannot be used.
+      pairs: pair tables by flag, without those that cannot be used.
+      seconds: time to read the ids and edges and to build the graph, as in clock.py.
     """
 
     data: DataConfig
@@ -88,10 +88,10 @@ class Inputs:
 
 
 def read_inputs(config: Config, findings: Findings) -> Inputs:
-    """Opens the tables, makes the graph in memory and reads the pairs.
+    """Opens the tables, builds the graph in memory and reads the pairs.
 
     Raises:
-      UserError: there is no edge table at all.
+      UserError: there is no edge table.
     """
     data, paths = input_tables(config)
     inputs = Inputs(data, {})
@@ -115,7 +115,7 @@ def read_inputs(config: Config, findings: Findings) -> Inputs:
 
 
 def _ids(inputs: Inputs, findings: Findings) -> Ids | None:
-    """Ids of both tables; of the edges alone where the item table cannot be used."""
+    """The ids of the edge and item tables, or of the edge table if the other cannot be used."""
     edges, items = inputs.tables["edges"], inputs.tables.get("items")
     if items is not None:
         with findings.caught("items"):
@@ -128,7 +128,7 @@ def _ids(inputs: Inputs, findings: Findings) -> Ids | None:
 
 
 def _graph(inputs: Inputs, workdir: pathlib.Path) -> Graph:
-    """The graph, in memory; codes lie in a nameless folder meanwhile."""
+    """Builds the graph in memory, with a temporary folder for the encoded edges."""
     ids = inputs.ids
     assert ids is not None
     with files.reported_os_errors(workdir), tempfile.TemporaryDirectory(dir=workdir) as folder:
@@ -142,7 +142,7 @@ def _graph(inputs: Inputs, workdir: pathlib.Path) -> Graph:
 
 
 def read_pair_table(table: Table, inputs: Inputs) -> PairTable:
-    """Reads a pair table, with examples of ids that are not known.
+    """Reads a pair table and counts its unusable rows.
 
     Raises:
       UserError: a missing column or id, or no usable pair.
@@ -169,7 +169,7 @@ def read_pair_table(table: Table, inputs: Inputs) -> PairTable:
 
 
 def unknown_ids(table: Table, columns: list[str], ids: Ids) -> list[str]:
-    """Some of the ids in `columns` that no item has, each once, in order of appearance."""
+    """Ids in `columns` that no item has, each once, in order of appearance; at most 10,000."""
     for name in columns:
         table.require(name)
     found: dict[str, None] = {}
@@ -179,7 +179,7 @@ def unknown_ids(table: Table, columns: list[str], ids: Ids) -> list[str]:
         for name in columns:
             column = pa.chunked_array([batch.column(name) for batch in group])
             missing = pa.array(ids.items.lookup(column) < 0)
-            found |= dict.fromkeys(column.filter(missing).slice(0, _KEPT_IDS).to_pylist())
-        if len(found) >= _KEPT_IDS:
+            found |= dict.fromkeys(column.filter(missing).slice(0, _MAX_UNKNOWN_IDS).to_pylist())
+        if len(found) >= _MAX_UNKNOWN_IDS:
             break
     return list(found)

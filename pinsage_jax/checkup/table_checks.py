@@ -1,4 +1,4 @@
-"""Checks across tables: ids that do not meet, features that are missing, leaks."""
+"""Checks across tables: ids that do not match, features that are missing, leaks."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ from pinsage_jax.data.tables import Table, iter_batches
 
 _FEW, _MANY, _HALF, _NEARLY_ALL = 0.01, 0.1, 0.5, 0.95
 _BATCH_ROWS = 8192
-# Rows whose features are compared for repetition.
+# Rows that are compared in the search for items with equal features.
 _COMPARED_ROWS = 20_000
-_LOOKED_AT = 5_000
+# Evaluation pairs that are looked up in the edges.
+_CHECKED_PAIRS = 5_000
 
 
 def check_ids(inputs: Inputs, findings: Findings) -> dict[str, Any]:
-    """Ids of edges, items and pairs beside each other; counts for the table."""
+    """Compares the ids of edges, items and pairs; returns counts for the table."""
     ids, graph = inputs.ids, inputs.graph
     assert ids is not None and graph is not None
     counts: dict[str, Any] = {}
@@ -44,16 +45,17 @@ def check_ids(inputs: Inputs, findings: Findings) -> dict[str, Any]:
     if ids.item_rows:
         counts["items_without_row"] = graph.num_items - ids.item_rows
         if found := unmet_ids(ids.items, ids.item_rows, degree):
-            say = findings.problem if found.problem else findings.warn
-            say("ids", found.sentence)
+            report = findings.problem if found.problem else findings.warn
+            report("ids", found.sentence)
     for what, id_table in (("items", ids.items), ("collections", ids.collections)):
         _check_names(what, id_table, findings)
     for flag, table in inputs.pairs.items():
         known = ids.items.names(np.arange(min(graph.num_items, COMPARED_IDS))).to_pylist()
         alike = spelled_alike(table.unknown_ids, known)
         if table.unknown:
-            say = findings.problem if len(alike) > _MANY * len(table.unknown_ids) else findings.warn
-            say(
+            many = len(alike) > _MANY * len(table.unknown_ids)
+            report = findings.problem if many else findings.warn
+            report(
                 "ids",
                 f"{share(table.unknown, table.rows)} pairs of --{flag} name an item that is in "
                 f"neither --edges nor --items{examples(table.unknown_ids)}; they are left out."
@@ -62,8 +64,8 @@ def check_ids(inputs: Inputs, findings: Findings) -> dict[str, Any]:
         if table.self_pairs + table.repeated > _FEW * table.rows:
             findings.warn(
                 "ids",
-                f"--{flag}: {table.self_pairs:,} pairs join an item with itself and "
-                f"{table.repeated:,} are there twice; they count once or not at all.",
+                f"--{flag}: {table.self_pairs:,} pairs join an item with itself, "
+                f"which are left out, and {table.repeated:,} are repeated, which count once.",
             )
     return counts
 
@@ -86,10 +88,10 @@ def _check_names(what: str, table: IdTable, findings: Findings) -> None:
 
 
 def check_features(inputs: Inputs, findings: Findings) -> tuple[list[dict[str, Any]], list[str]]:
-    """One entry per feature column (kind, rows without a value), and a sentence per table.
+    """Checks the feature columns as the prepare stage does; its errors become problems.
 
-    Columns are read with the checks of the prepare stage; what it would refuse is a
-    problem here.
+    Returns:
+      An entry for each feature column (kind, rows with a value), and a sentence for each table.
     """
     lines = [
         column_choice.line_of_columns(table, used_columns(flag, inputs.data))
@@ -192,66 +194,75 @@ def _check_repeated(table: Table, data: DataConfig, names: list[str], findings: 
     if len(copies) > _FEW * rows:
         findings.warn(
             "items",
-            f"{share(len(copies), rows)} items have the very features of an earlier item"
+            f"{share(len(copies), rows)} items have the same features as an earlier item"
             f"{examples(copies)}: is one thing listed under several ids?",
         )
 
 
 def check_leaks(inputs: Inputs, findings: Findings) -> dict[str, Any]:
-    """Refusals of the prepare stage as problems, and how much pairs share with the edges."""
+    """Checks that evaluation pairs cannot be read off the edges or the training pairs.
+
+    Leaks that the prepare stage refuses become problems.
+
+    Returns:
+      Counts of evaluation pairs for the table.
+    """
     counts: dict[str, Any] = {}
     ids, graph = inputs.ids, inputs.graph
     assert ids is not None and graph is not None
-    train, held = inputs.pairs.get("train_pairs"), inputs.pairs.get("eval_pairs")
-    if train is not None and held is not None:
+    train, eval_pairs = inputs.pairs.get("train_pairs"), inputs.pairs.get("eval_pairs")
+    if train is not None and eval_pairs is not None:
         with findings.caught("leaks"):
-            leaks.check_disjoint_pairs(train.pairs, held.pairs, ids.items)
-    if held is None:
+            leaks.check_disjoint_pairs(train.pairs, eval_pairs.pairs, ids.items)
+    if eval_pairs is None:
         return counts
     with findings.caught("leaks"):
         leaks.check_against_split(
-            held.table.path,
+            eval_pairs.table.path,
             inputs.tables["edges"],
             (ids.items, inputs.degree),
             (ids.collections, inputs.sizes),
         )
-    counts["eval_pairs"] = len(held.pairs)
-    counts["eval_pairs_cold"] = int((inputs.degree[held.pairs[:, 1]] == 0).sum())
-    together, looked_at, example = together_already(held, inputs)
-    counts["warm_eval_pairs_together_in_edges"] = together / max(looked_at, 1)
-    if together > _NEARLY_ALL * looked_at:
+    counts["eval_pairs"] = len(eval_pairs.pairs)
+    counts["eval_pairs_cold"] = int((inputs.degree[eval_pairs.pairs[:, 1]] == 0).sum())
+    together, checked, example = pairs_in_one_collection(eval_pairs, inputs)
+    counts["share_of_eval_pairs_in_one_collection"] = together / max(checked, 1)
+    if together > _NEARLY_ALL * checked:
         query, target = (format_id(name.as_py()) for name in ids.items.names(np.array(example)))
         findings.warn(
             "leaks",
-            f"{share(together, looked_at)} pairs of --eval_pairs whose two items have edges are in "
-            f"a collection of --edges together (such as {query} with {target}): were they made "
-            "from these edges, evaluation asks what training was told; --mode=split makes tables "
-            "that do not meet.",
+            f"{share(together, checked)} pairs of --eval_pairs whose two items have edges are in "
+            f"a collection of --edges together (such as {query} with {target}): if they were "
+            "made from these edges, training has seen the answers; --mode=split makes tables "
+            "without this leak.",
         )
     return counts
 
 
-def together_already(table: PairTable, inputs: Inputs) -> tuple[int, int, list[int]]:
-    """How many of how many pairs share a collection of the edges, and the first that does.
+def pairs_in_one_collection(table: PairTable, inputs: Inputs) -> tuple[int, int, list[int]]:
+    """Counts pairs whose two items are in the same collection.
 
-    Of pairs whose two items have edges, 5,000 at most.
+    Only pairs whose two items have edges are checked, at most 5,000 of them.
+
+    Returns:
+      The number of such pairs, the number of checked pairs, and the first such pair.
     """
     graph = inputs.graph
     assert graph is not None
-    places = np.flatnonzero((inputs.degree[table.pairs] > 0).all(axis=1))
-    if len(places) > _LOOKED_AT:
-        places = places[np.arange(_LOOKED_AT) * len(places) // _LOOKED_AT]
+    rows = np.flatnonzero((inputs.degree[table.pairs] > 0).all(axis=1))
+    if len(rows) > _CHECKED_PAIRS:
+        rows = rows[np.arange(_CHECKED_PAIRS) * len(rows) // _CHECKED_PAIRS]
     found, example = 0, [0, 0]
-    for query, target in table.pairs[places].tolist():
+    for query, target in table.pairs[rows].tolist():
         # Rows are ascending and hold each neighbor once.
         if len(np.intersect1d(graph.neighbors(query), graph.neighbors(target), True)):
             found += 1
             example = [query, target] if found == 1 else example
-    return found, len(places), example
+    return found, len(rows), example
 
 
 def refuse_problems(findings: Findings) -> None:
-    """Raises UserError if there is any problem, so that the exit code is 2."""
+    """Raises UserError if there is a problem, so that the exit code is 2."""
     if count := len(findings.of("problem")):
         things = "problem" if count == 1 else "problems"
         raise UserError(

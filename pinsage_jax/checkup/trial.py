@@ -1,8 +1,8 @@
-"""A few real steps of training, and of embedding, with made-up inputs of the right size.
+"""Times a few steps of training and of embedding, with placeholder inputs of the right size.
 
-The graph, the settings and the shapes are those of the run; what would take minutes to
-find (features, spectral features, content links) is made up, because its values change nothing
-of what a step costs.  Nothing is written.
+The graph, the settings and the shapes are those of the run.  Features, spectral features and
+content links would take minutes to compute, and their values do not affect the time of a
+step, so zeros and random links stand in for them.  No file is written.
 """
 
 from __future__ import annotations
@@ -36,20 +36,24 @@ from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step
 
 _STEPS = 8
-_EMBEDDED = 4096
+_EMBEDDED_NODES = 4096
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
-    """What was measured; seconds as in probe.py.
+    """The measurements; seconds as in clock.py.
 
     Attributes:
-      total_steps: steps of the run; validations: how often it validates and saves.
-      step_seconds: of a step, batches being made beside it; hard negatives not counted.
-      budget_seconds: of measuring the size of batches; compile_seconds: of making
-        parameters and compiling the step and the embedding.
-      embed_seconds: a node.
-      state_bytes: of parameters and optimizer; pairs_per_epoch: of the schedule.
+      total_steps: number of steps of the run.
+      validations: number of times that the run validates and saves.
+      step_seconds: time of a step while batches are made in parallel, without the time to
+        rank hard negatives.
+      budget_seconds: time to measure the size of batches.
+      compile_seconds: time to make the parameters and to compile the step and the embedding.
+      embed_seconds: time to embed a node.
+      state_bytes: size of the parameters and the optimizer state.
+      parameter_bytes: size of the parameters.
+      pairs_per_epoch: pairs of an epoch of the schedule.
     """
 
     total_steps: int
@@ -64,24 +68,30 @@ class Trial:
 
 
 def try_training(
-    config: Config, graph: Graph, width: int, places: int, given: np.ndarray | None, threads: int
+    config: Config,
+    graph: Graph,
+    width: int,
+    spectral_dim: int,
+    train_pairs: np.ndarray | None,
+    threads: int,
 ) -> Trial:
-    """Compiles the step of the run and takes a few.
+    """Compiles the step of the run and times a few steps.
 
     Args:
-      width: feature columns; places: dimensions of the spectral features.
-      given: int32 [P, 2] training pairs, if there are.
+      width: number of feature columns.
+      spectral_dim: dimensions of the spectral features.
+      train_pairs: int32 [P, 2], the table of training pairs, or None.
       threads: host threads.
 
     Raises:
-      UserError: what training would refuse.
+      UserError: training would refuse these settings.
     """
     ops.choose_kernels(config.train.cpu_kernels)
     devices = make_devices(config.train.devices)
-    view = _made_up_view(config, graph, width, places, threads)
+    view = _placeholder_view(config, graph, width, spectral_dim, threads)
     inputs = view.inputs
     pairs = PairSource(
-        graph, config.seed, given, config.train.pairs_per_epoch, config.sampling.pair_power
+        graph, config.seed, train_pairs, config.train.pairs_per_epoch, config.sampling.pair_power
     )
     start = now()
     builder = MinibatchBuilder(
@@ -112,33 +122,35 @@ def try_training(
         make_train_step(model, config.train, optimizer), len(devices), constants=len(constants)
     )
     state = replicate(state, devices)
-    state, told = run(state, builder.make(0)[0], *constants)
-    jax.block_until_ready((state, told))
+    state, metrics = run(state, builder.make(0)[0], *constants)
+    jax.block_until_ready((state, metrics))
     compile_seconds = now() - start
     epoch = max(int(schedule.steps_per_epoch), 1)
-    step_seconds = _seconds_a_step(
-        config, builder, epoch, state, lambda s, b: run(s, b, *constants)
+    step_seconds = _step_seconds(config, builder, epoch, state, lambda s, b: run(s, b, *constants))
+    embed_compile_seconds, embed_seconds = _embedding(
+        config, params, inputs, view.lists.width, builder.num_nodes
     )
-    first, each = _embedding(config, params, inputs, view.lists.width, builder.num_nodes)
     return Trial(
         total_steps=schedule.total,
         validations=-(-schedule.total // schedule.validate_every),
         step_seconds=step_seconds,
         budget_seconds=budget_seconds,
-        compile_seconds=compile_seconds + first,
-        embed_seconds=each,
+        compile_seconds=compile_seconds + embed_compile_seconds,
+        embed_seconds=embed_seconds,
         state_bytes=size,
         parameter_bytes=parameters,
         pairs_per_epoch=pairs.per_epoch,
     )
 
 
-def _made_up_view(config: Config, graph: Graph, width: int, places: int, threads: int) -> GraphView:
-    """The graph with features of zeros and random content links."""
+def _placeholder_view(
+    config: Config, graph: Graph, width: int, spectral_dim: int, threads: int
+) -> GraphView:
+    """A view of the graph with features of zeros and random content links."""
     source = NeighborhoodSource(graph, config.sampling, config.seed, threads, "none")
     lists = NeighborLists.from_config(source, _links(config, graph, width), config)
-    # Zero pages take no memory until they are written; places stand for as many features.
-    features = np.zeros((graph.num_items, width + places), np.float32)
+    # Zero pages take no memory until they are written.  Spectral features count as features.
+    features = np.zeros((graph.num_items, width + spectral_dim), np.float32)
     inputs = NodeInputs(
         features,
         graph.degree(),
@@ -148,18 +160,18 @@ def _made_up_view(config: Config, graph: Graph, width: int, places: int, threads
     return GraphView(lists, inputs)
 
 
-def _seconds_a_step(
+def _step_seconds(
     config: Config,
     builder: MinibatchBuilder,
     epoch: int,
     state: Any,
     run: Callable[[Any, Minibatch], tuple[Any, Any]],
 ) -> np.ndarray:
-    """Mean seconds of _STEPS steps after one more, batches being made beside them.
+    """Mean seconds of _STEPS steps after a warm-up step, with batches made in parallel.
 
     Args:
-      epoch: steps of the first epoch.  It has no hard negatives; their cost is counted by
-        query.
+      epoch: steps of the first epoch, which has no hard negatives; the forecast counts their
+        cost by query.
     """
 
     def make(index: int) -> tuple[Minibatch, BatchInfo]:
@@ -168,17 +180,17 @@ def _seconds_a_step(
     train = config.train
     with Prefetcher(make, 1, 2 + _STEPS, train.batches_ahead, train.producers) as queue:
         batch, _ = next(queue)
-        state, told = run(state, batch)
-        jax.block_until_ready(told)
+        state, metrics = run(state, batch)
+        jax.block_until_ready(metrics)
         start = now()
         for batch, _ in queue:
-            state, told = run(state, batch)
-        jax.block_until_ready((state, told))
+            state, metrics = run(state, batch)
+        jax.block_until_ready((state, metrics))
         return (now() - start) / _STEPS
 
 
 def _links(config: Config, graph: Graph, width: int) -> ContentLinks:
-    """Links to random items where the run would have links."""
+    """Random content links for the items that have links in the run."""
     size, items = config.sampling.content_neighbors, graph.num_items
     if not size or not width:
         return ContentLinks.none(items)
@@ -190,12 +202,12 @@ def _links(config: Config, graph: Graph, width: int) -> ContentLinks:
 def _embedding(
     config: Config, params: object, inputs: NodeInputs, width: int, nodes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds to compile the embedding of nodes, and seconds a node of it."""
-    count = min(nodes, _EMBEDDED)
+    """Seconds to compile the embedding of nodes, and seconds to embed a node."""
+    count = min(nodes, _EMBEDDED_NODES)
     ids = np.random.default_rng(0).integers(0, count, (count, width)).astype(np.int32)
     weights = np.full(ids.shape, np.float32(1.0 / width))
 
-    options = PassOptions(_EMBEDDED, quiet=True)
+    options = PassOptions(_EMBEDDED_NODES, quiet=True)
 
     def embed() -> None:
         embed_all(config.model, params, inputs, (ids, weights), options)

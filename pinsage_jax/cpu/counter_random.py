@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from pinsage_jax.core.splitmix import GOLDEN, MIX_1, MIX_2
 from pinsage_jax.cpu.kernel_cache import njit
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-MIX_2 = np.uint64(0x94D049BB133111EB)
 U1 = np.uint64(1)
 U32 = np.uint64(32)
 _U16, _U27, _U30, _U31 = (np.uint64(bits) for bits in (16, 27, 30, 31))

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pinsage_jax.config.data import PruneConfig
+from pinsage_jax.core.splitmix import GOLDEN, mix_array
 from pinsage_jax.data import columns as column_values
 from pinsage_jax.data.tables import Table, iter_batches
 from pinsage_jax.graph.csr import Graph, build
@@ -113,7 +114,4 @@ def _hash(seed: int, items: np.ndarray, collections: np.ndarray) -> np.ndarray:
     """A random number uint64 [E] per edge, a hash of seed, item and collection."""
     value = items.astype(np.uint64) << np.uint64(32) | collections.astype(np.uint64)
     # An array, not a scalar: only scalars warn when they overflow.
-    value += np.array([seed], np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        value = (value ^ (value >> np.uint64(shift))) * np.uint64(factor)
-    return value ^ (value >> np.uint64(31))
+    return mix_array(value + np.array([seed], np.uint64) * GOLDEN)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.core import splitmix
 from pinsage_jax.cpu import counter_random
 from pinsage_jax.sampling import kernels
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
 LISTS = "node long, ids array<int>, counts array<int>"
-_MIX = ((30, int(counter_random.MIX_1)), (27, int(counter_random.MIX_2)), (31, None))
+_MIX = ((30, int(splitmix.MIX_1)), (27, int(splitmix.MIX_2)), (31, None))
 _LOW_32 = 0xFFFFFFFF
 
 
@@ -166,7 +167,7 @@ def _top(walks: DataFrame, seed: int, size: int) -> DataFrame:
     counts = _keyed(counts, seed, F.col("start"))
     tie = F.col("draw").bitwiseXOR(F.lit(_signed(kernels.TIE_STREAM)))
     counts = _mixed(
-        counts.withColumn("draw", tie + F.col("other") * F.lit(_signed(counter_random.GOLDEN)))
+        counts.withColumn("draw", tie + F.col("other") * F.lit(_signed(splitmix.GOLDEN)))
     )
     best = Window.partitionBy("start").orderBy(
         F.desc("visited"), F.desc(F.shiftrightunsigned("draw", 32)), "other"
@@ -190,9 +191,7 @@ def _drawn(walks: DataFrame, seed: int, index: int) -> DataFrame:
 
     walks = _keyed(walks, seed, F.col("start"))
     place = F.shiftleft(F.col("walk").cast("long"), 16) + (index + 1)
-    return _mixed(
-        walks.withColumn("draw", F.col("draw") + place * F.lit(_signed(counter_random.GOLDEN)))
-    )
+    return _mixed(walks.withColumn("draw", F.col("draw") + place * F.lit(_signed(splitmix.GOLDEN))))
 
 
 def _keyed(rows: DataFrame, seed: int, node: Column) -> DataFrame:
@@ -200,11 +199,9 @@ def _keyed(rows: DataFrame, seed: int, node: Column) -> DataFrame:
     from pyspark.sql import functions as F
 
     with np.errstate(over="ignore"):
-        first = counter_random.mix(np.uint64(seed) + counter_random.GOLDEN)
+        first = counter_random.mix(np.uint64(seed) + splitmix.GOLDEN)
         key = counter_random.mix(np.uint64(first) + counter_random.U1)
-    value = (
-        node.cast("long") * F.lit(_signed(counter_random.GOLDEN)) + F.lit(1) + F.lit(_signed(key))
-    )
+    value = node.cast("long") * F.lit(_signed(splitmix.GOLDEN)) + F.lit(1) + F.lit(_signed(key))
     return _mixed(rows.withColumn("draw", value))
 
 

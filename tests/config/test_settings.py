@@ -57,8 +57,8 @@ def values_of(config: Config) -> dict:
 
 # Levels.
 
-# Abilities that came after the flags were sorted into levels; a research switch is a constant of its
-# dataclass and never stands here.
+# Abilities that came after the flags were sorted into levels; a research switch is a constant of
+# its dataclass and never stands here.
 LATER: frozenset[str] = frozenset({})
 
 

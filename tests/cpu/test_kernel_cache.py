@@ -51,7 +51,7 @@ CHANGES = {
     "an atomic addition": (_RELEASE, "cpu/intrinsics.py", ('atomic_rmw("add"', 'atomic_rmw("sub"')),
     "a constant": (
         _PERMUTED,
-        "cpu/counter_random.py",
+        "core/splitmix.py",
         ("GOLDEN = np.uint64(0x9E3779B97F4A7C15)", "GOLDEN = np.uint64(0x9E3779B97F4A7C17)"),
     ),
 }

@@ -8,6 +8,7 @@ import reference_sampling as reference
 from scipy import stats
 
 from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.core import splitmix
 from pinsage_jax.cpu import counter_random
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling import kernels, neighborhoods
@@ -291,10 +292,7 @@ def test_equal_hashes_are_ordered_by_id(others):
     # The kernel XORs the key with the tie stream, so that the key of the hashes is 0.
     key = np.uint64(reference._TIES)
     nodes = np.arange(1, 200_000, dtype=np.uint64)
-    hashes = nodes * counter_random.GOLDEN
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
-    hashes >>= np.uint64(32)
+    hashes = splitmix.mix_array(nodes * splitmix.GOLDEN) >> np.uint64(32)
     order = np.argsort(hashes, kind="stable")
     twice = np.flatnonzero(np.diff(hashes[order]) == 0)
     assert len(twice)
