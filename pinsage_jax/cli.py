@@ -9,8 +9,9 @@ absl the last mention of a flag wins, so overrides come last:
 
   python -m pinsage_jax.main --flagfile=experiments/tiny.flags --epochs=3
 
-A preset gives way to every flag that is mentioned, wherever.  A few settings may come
-from the environment instead (`option(environment=...)`).
+A preset gives way to every flag that is mentioned, wherever.  Flags that are not mentioned
+are those that the workdir remembers (WORKDIR/run.flags), unless the command names its data.
+A few settings may come from the environment instead (`option(environment=...)`).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import Any
 
 from absl import flags
 
-from pinsage_jax.config.fields import AUTO, from_values, option
-from pinsage_jax.config.presets import NO_PRESET, PRESETS, with_preset
+from pinsage_jax.api import with_remembered
+from pinsage_jax.config.fields import AUTO, option
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.flagfiles import Argument, expand_flagfiles
@@ -58,13 +59,6 @@ class _RunFlags:
         choices=MODES, basic=True,
     )  # fmt: skip
     workdir: str = option("", "Folder that everything is written to.", basic=True)
-    preset: str = option(
-        NO_PRESET,
-        "Settings that belong together; paper: those of Ying et al. 2018, too large for a CPU. "
-        "Every flag that is given overrides the preset, before or after it.",
-        choices=(NO_PRESET, *PRESETS),
-        basic=True,
-    )
     verbosity: str = option("info", "Least severe messages shown.", choices=VERBOSITIES)
     help: bool = option(False, "Show how to run the program and its basic flags.", basic=True)
     helpfull: bool = option(False, "Show all flags.", basic=True)
@@ -149,8 +143,7 @@ def level_of(name: str) -> str:
     Raises:
       KeyError: there is no such flag.
     """
-    fields = [*_run_fields(), *(field for part in _sections() for field in _settings_of(part))]
-    return {field.name: field.metadata["level"] for field in fields}[name]
+    return {field.name: field.metadata["level"] for field in _all_fields()}[name]
 
 
 def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
@@ -209,7 +202,7 @@ def _of_environment() -> list[Argument]:
 
 
 def config_from_flags(flag_values: flags.FlagValues) -> Config:
-    """The validated settings.
+    """The validated settings: those given, and else those that the workdir remembers.
 
     Raises:
       UserError: a value is out of range or settings do not fit together.
@@ -222,7 +215,7 @@ def config_from_flags(flag_values: flags.FlagValues) -> Config:
     given = {"mode": flag_values.mode, "workdir": flag_values.workdir, **given}
     own = {field.name for field in dataclasses.fields(_RunFlags)} - {"mode", "workdir"}
     settings = {name: value for name, value in given.items() if name not in own}
-    return from_values(Config, with_preset(flag_values.preset, settings))
+    return with_remembered(settings, Config)
 
 
 def free_global_flags() -> None:
@@ -270,6 +263,10 @@ def _sections() -> list[dataclasses.Field]:
 def _settings_of(section: dataclasses.Field) -> tuple[dataclasses.Field, ...]:
     kind: Any = type(section.default)
     return dataclasses.fields(kind)
+
+
+def _all_fields() -> list[dataclasses.Field]:
+    return [*_run_fields(), *(field for part in _sections() for field in _settings_of(part))]
 
 
 def _run_fields() -> list[dataclasses.Field]:

@@ -31,9 +31,9 @@ def main(argv: list[str]) -> int:
         if answer := cli.answer(flag_values):
             print(answer)
             return 0
+        logging_setup.set_up(flag_values.verbosity)
         config = cli.config_from_flags(flag_values)
         cli.free_global_flags()
-        logging_setup.set_up(flag_values.verbosity)
         for name in overruled:
             logging.warning("--%s before --flagfile has no effect; put it after.", name)
         shared = config.distributed

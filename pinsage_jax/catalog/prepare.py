@@ -371,7 +371,9 @@ def _input_paths(data: DataConfig) -> dict[str, pathlib.Path]:
 
 def _fingerprint(config: Config) -> str:
     """Hash of the settings and of every input file's path, size and time of change."""
-    value: dict[str, Any] = {"format": _FORMAT, "data": dataclasses.asdict(config.data)}
+    # Not how a path is written: the same file named otherwise is the same input.
+    data = dataclasses.asdict(config.data) | {"data_dir": "", **dict.fromkeys(_INPUT_FLAGS, "")}
+    value: dict[str, Any] = {"format": _FORMAT, "data": data}
     if config.prune.prunes:
         value["prune"] = [dataclasses.asdict(config.prune), config.seed]
     if config.synthetic.synthetic:

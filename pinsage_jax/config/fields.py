@@ -127,6 +127,22 @@ def from_values(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def from_text(field: dataclasses.Field, text: str) -> Any:
+    """The value that a flagfile spells as `text`; None for `auto`.
+
+    Raises:
+      ValueError: it is not of the field's type.
+    """
+    kind: type = field.metadata["auto"] or type(field.default)
+    if field.metadata["auto"] and text == AUTO:
+        return None
+    if kind is not bool:
+        return kind(text)
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
 def _typed(field: dataclasses.Field, value: Any) -> Any:
     """A value of the field's type: paths become text, whole numbers numbers, `auto` None.
 
@@ -138,6 +154,8 @@ def _typed(field: dataclasses.Field, value: Any) -> Any:
         if value is None or value == AUTO:
             return None
         wanted = meta["auto"]
+        if dataclasses.is_dataclass(wanted) and isinstance(value, Mapping):
+            value = wanted(**value)  # type: ignore[operator]
     else:
         # Annotations are text; a field without a default is a path, a word or a number.
         wanted = {"int": int, "str": str}.get(str(field.type), type(default))

@@ -18,18 +18,30 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from pinsage_jax.config.data import DataConfig, PruneConfig, SplitConfig, SyntheticConfig
 from pinsage_jax.config.distributed import DistributedConfig
 from pinsage_jax.config.embed import EmbedConfig, NewItemsConfig, UpdateConfig
-from pinsage_jax.config.fields import Checked, option
+from pinsage_jax.config.fields import Checked, from_values, option
 from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.presets import NO_PRESET, PRESETS, with_preset
 from pinsage_jax.config.sampling import SamplingConfig, StoreConfig
 from pinsage_jax.config.search import EvalConfig, RecommendConfig, SearchConfig, ServeConfig
 from pinsage_jax.config.spark import SparkConfig
 from pinsage_jax.config.tools import AblateConfig, CompareConfig, DoctorConfig, SplitToolConfig
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core.errors import UserError
+
+# Sections whose settings belong to a run, and those of them that belong to one command.
+_REMEMBERED_SECTIONS = (
+    "data", "synthetic", "split", "sampling", "model", "train", "embed", "evaluate", "store",
+    "prune",
+)  # fmt: skip
+_OF_ONE_COMMAND = ("data_dir", "query", "target", "k", "devices", "producers", "prefetch")
+_INPUT_PATHS = ("edges", "items", "train_pairs", "eval_pairs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +55,13 @@ class Config(Checked):
     )
     threads: int | None = option(
         None, "Host threads; auto: one per core available.", auto=int, low=1
+    )
+    preset: str = option(
+        NO_PRESET,
+        "Settings that belong together; paper: those of Ying et al. 2018, too large for a CPU. "
+        "Every flag that is given overrides the preset, before or after it.",
+        choices=(NO_PRESET, *PRESETS),
+        basic=True,
     )
     data: DataConfig = DataConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
@@ -119,6 +138,47 @@ class Config(Checked):
             raise UserError("--edges is required (or --synthetic for the embedded example).")
 
 
+def remembered_values(config: Config) -> dict[str, Any]:
+    """The settings of a run by name, constants too, that a later command can leave out.
+
+    Only values other than the defaults (or the preset's) are among them.  Input paths are
+    absolute.  Mode, workdir and what concerns one command alone, such as a query or a number
+    of devices, are not among them.
+    """
+    usual = from_values(Config, {"workdir": ".", "mode": "", **with_preset(config.preset, {})})
+    found: dict[str, Any] = {"preset": config.preset, "seed": config.seed}
+    for name in _REMEMBERED_SECTIONS:
+        section, default = getattr(config, name), getattr(usual, name)
+        for field in dataclasses.fields(section):
+            value = getattr(section, field.name)
+            if field.name in _OF_ONE_COMMAND or value == getattr(default, field.name):
+                continue
+            if field.name in _INPUT_PATHS:
+                value = os.path.abspath(config.data.path(value))
+            elif field.name == "align_to":
+                value = os.path.abspath(pathlib.Path(value).expanduser())
+            found[field.name] = value
+    if config.preset == NO_PRESET:
+        del found["preset"]
+    if config.seed == Config.seed:
+        del found["seed"]
+    return found
+
+
+def remembered_fields() -> dict[str, dataclasses.Field]:
+    """The settings that a run remembers, by name."""
+    plain = {field.name: field for field in dataclasses.fields(Config)}
+    sections: list[Any] = [plain[name].default for name in _REMEMBERED_SECTIONS]
+    found = {field.name: field for section in sections for field in dataclasses.fields(section)}
+    found |= {name: plain[name] for name in ("preset", "seed")}
+    return {name: field for name, field in found.items() if name not in _OF_ONE_COMMAND}
+
+
+def names_data(values: Mapping[str, Any]) -> bool:
+    """Whether settings by name say where the data come from: such a command is a run of its own."""
+    return bool(values.get("edges") or values.get("synthetic"))
+
+
 def path_of(name: str) -> str:
     """The setting as section.field.
 
@@ -131,3 +191,14 @@ def path_of(name: str) -> str:
         }:
             return f"{section.name}.{name}"
     raise KeyError(name)
+
+
+def constants() -> frozenset[str]:
+    """Names of the settings without a flag."""
+    return frozenset(
+        field.name
+        for section in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(section.default)
+        for field in dataclasses.fields(section.default)
+        if field.metadata["level"] == "constant"
+    )

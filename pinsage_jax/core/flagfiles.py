@@ -2,16 +2,25 @@
 
 A flagfile includes another with --flagfile=PATH; PATH is looked up from the current
 folder and, failing that, from the folder of the file that includes it.
+
+WORKDIR/run.flags is a flagfile of the settings that a run remembers.  What no line of a
+flagfile can hold, such as a setting without a flag, stands in it as a comment:
+`#: NAME=JSON`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from pinsage_jax.core.errors import UserError
+
+RUN_FLAGS = "run.flags"
+_JSON_LINE = re.compile(r"#: (\w+)=(.*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +66,67 @@ def expand_flagfiles(argv: list[str], takes_value: Callable[[str], bool]) -> lis
     return arguments
 
 
+def run_flags_text(values: Mapping[str, Any], constants: Collection[str], program: str) -> str:
+    """The text of a run.flags.
+
+    Args:
+      values: settings by name; None is `auto`.
+      constants: names of settings that have no flag.
+      program: name and version of the program.
+    """
+    lines = [
+        f"# Settings of this run, written by {program}; every mode reads them from here, so that "
+        "--workdir alone is enough."
+    ]
+    others = []
+    for name, value in values.items():
+        text = _flag_text(value)
+        if name not in constants and _fits_a_line(text):
+            lines.append(f"--{name}={text}")
+        else:
+            others.append(f"#: {name}={json.dumps(_plain(value))}")
+    return "\n".join([*lines, *others]) + "\n"
+
+
+def read_run_flags(path: pathlib.Path) -> tuple[list[Argument], dict[str, Any]]:
+    """The flags of a run.flags, and its other settings by name.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    arguments, others = _read_flagfile(path, [], ""), {}
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not (found := _JSON_LINE.fullmatch(line.strip())):
+            continue
+        try:
+            others[found[1]] = json.loads(found[2])
+        except ValueError:
+            raise UserError(f"{path}, line {number}: {found[2]!r} is not JSON.") from None
+    return arguments, others
+
+
+def _flag_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "auto" if value is None else str(value)
+
+
+def _fits_a_line(text: str) -> bool:
+    """Whether a flagfile can hold the value: readers strip it, and end it at a line's end."""
+    lone_surrogates = any("\ud800" <= c <= "\udfff" for c in text)
+    one_line = text.splitlines() in ([], [text])
+    return one_line and text == text.strip() and not re.search(r"\s#", text) and not lone_surrogates
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+
+
 def _read_flagfile(path: pathlib.Path, within: list[pathlib.Path], where: str) -> list[Argument]:
     """Arguments of a flagfile; `within` are the files that include it, outermost first."""
     if within and not path.exists() and (within[-1].parent / path).exists():
         path = within[-1].parent / path
-    named = f"{where}={path}" if not within else f"{where} includes {path}, which"
+    named = f"{where} includes {path}, which" if within else f"{where}={path}".lstrip("=")
     if any(path.exists() and path.samefile(outer) for outer in within):
         raise UserError(f"{named} includes itself.")
     try:

@@ -33,7 +33,7 @@ from pinsage_jax.stages.checkpoint import (
     persistent_tables,
     run_metadata,
 )
-from pinsage_jax.stages.runs import identity_of, split_of
+from pinsage_jax.stages.runs import identity_of, remember, split_of
 from pinsage_jax.stages.update import update
 from pinsage_jax.training.compatibility import RESUMABLE_OVERRIDES
 
@@ -63,6 +63,7 @@ def embed_catalog(config: Config) -> dict[str, Any]:
     on_spark = config.spark.on_spark
     vectors, trained = embed_over(config, prepared, graph, split, tables_for, on_spark)
     manifest = _export(config, prepared, vectors, trained)
+    remember(config)
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)
     return manifest

@@ -7,9 +7,12 @@ from typing import Any
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.catalog.prepare import prepare as prepare_tables
 from pinsage_jax.config.settings import Config
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.distributed import process_group
 from pinsage_jax.graph import split_tables
 from pinsage_jax.spark.graph_tables import write_graph_tables
+from pinsage_jax.stages.runs import remember
+from pinsage_jax.training import compatibility
 
 
 def load_graph(config: Config) -> Prepared:
@@ -19,8 +22,21 @@ def load_graph(config: Config) -> Prepared:
     """
     if process_group.is_rank0():
         prepare_tables(config)
+        if _fits_checkpoint(config):
+            remember(config)
     process_group.all_gather_object(None)
     return open_prepared(config.workdir)
+
+
+def _fits_checkpoint(config: Config) -> bool:
+    """Whether a checkpoint of the workdir, if there is one, has these settings."""
+    meta = compatibility.saved_meta(config.workdir)
+    try:
+        if meta is not None:
+            compatibility.check_same_settings(config, meta)
+    except UserError:
+        return False
+    return True
 
 
 def prepare(config: Config) -> Prepared:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import numpy as np
 
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
-from pinsage_jax.config.settings import Config
+from pinsage_jax.config.settings import Config, constants, remembered_values
+from pinsage_jax.core import files, flagfiles
 from pinsage_jax.core.signals import stop_requested_anywhere
+from pinsage_jax.core.version import __version__
 from pinsage_jax.distributed import process_group
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
@@ -17,6 +20,23 @@ from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
 def split_of(config: Config, prepared: Prepared) -> ValidationSplit:
     """The validation split of this run; the same in every stage."""
     return validation_split(prepared.graph, config.split, config.seed, prepared.train_pairs)
+
+
+def remember(config: Config, workdir: str | pathlib.Path | None = None) -> None:
+    """Writes the settings of the run to WORKDIR/run.flags, for commands with --workdir alone.
+
+    Args:
+      workdir: another folder than that of the settings.
+    """
+    if not process_group.is_rank0():
+        return
+    text = flagfiles.run_flags_text(
+        remembered_values(config), constants(), f"pinsage_jax {__version__}"
+    )
+    path = pathlib.Path(workdir or config.workdir) / flagfiles.RUN_FLAGS
+    if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
+        with files.atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def identity_of(prepared: Prepared) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.stages.checkpoint import fixed_cold_start_bias
-from pinsage_jax.stages.runs import identity_of, split_of, stop_requested
+from pinsage_jax.stages.runs import identity_of, remember, split_of, stop_requested
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.device_inputs import keeps_table
@@ -47,7 +47,9 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     connect()
     if process_group.broadcast_from_rank0(lambda: is_finished(config, identity)):
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
+        remember(config)
         return Outcome(0, 0, {}, interrupted=False)
+    remember(config)
     ops.choose_kernels(config.train.cpu_kernels)
     split = split_of(config, prepared)
     bases = process_group.rank0_first(lambda: spectral_bases(config, prepared, split))

@@ -16,6 +16,7 @@ from absl import logging
 from pinsage_jax.batching.graph_view import spectral_bases
 from pinsage_jax.catalog.changes import read_changes, write_changed
 from pinsage_jax.catalog.prepare import open_prepared
+from pinsage_jax.config.data import SyntheticConfig
 from pinsage_jax.config.embed import UpdateConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
@@ -34,7 +35,7 @@ from pinsage_jax.stages.checkpoint import (
     persistent_tables,
     run_metadata,
 )
-from pinsage_jax.stages.runs import identity_of, split_of
+from pinsage_jax.stages.runs import identity_of, remember, split_of
 
 FOLDER = "updated"
 
@@ -122,6 +123,11 @@ def update(config: Config) -> dict[str, Any]:
             vectors[items:] if everything else None,
             codec=codec,
         )
+        # Without the tables: they are those of the catalog before its changes.
+        columns = dataclasses.replace(
+            config.data, edges="", items="", train_pairs="", eval_pairs=""
+        )
+        remember(dataclasses.replace(config, data=columns, synthetic=SyntheticConfig()), folder)
     new.remove_others()
     print(_format_report(report))
     logging.info("update: the catalog with its changes is in %s", updated)

@@ -46,7 +46,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.training import compatibility
 from pinsage_jax.training.leaf_paths import by_path, nested
 
-_SEAL = "checksums.json"
+_SEAL = compatibility.SEAL
 _REPLACED = ".replaced"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _DISK_FULL = ("No space left", "Disk quota exceeded", "RESOURCE_EXHAUSTED")

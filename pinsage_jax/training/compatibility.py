@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 
+CHECKPOINTS, SEAL = "checkpoints", "checksums.json"
 # Settings of TrainConfig that do not change which numbers a step computes.
 RESUMABLE_OVERRIDES = frozenset(
     (
@@ -40,6 +43,23 @@ _DATA_SENTENCES = {
     "feature_dim": "on features of {saved} dimensions but those in the workdir have {now}",
     "ids": "on other ids (digest {saved}) than the workdir holds (digest {now})",
 }
+
+
+def saved_meta(workdir: str | os.PathLike) -> dict[str, Any] | None:
+    """The meta of the newest checkpoint of a workdir, without opening its arrays.
+
+    None: there is none, or it cannot be read (which training itself reports).
+    """
+    folder = pathlib.Path(workdir) / CHECKPOINTS
+    if not folder.is_dir():
+        return None
+    steps = [path for path in folder.iterdir() if path.name.isdecimal() and (path / SEAL).exists()]
+    for path in sorted(steps, key=lambda path: -int(path.name)):
+        with contextlib.suppress(OSError, ValueError):
+            meta = json.loads((path / "meta" / "metadata").read_text(encoding="utf-8"))
+            if isinstance(meta, dict) and "config" in meta and "data" in meta:
+                return meta
+    return None
 
 
 def check_same_training(
@@ -70,6 +90,17 @@ def check_same_training(
     if differences:
         listed = _format_list(differences)
         raise UserError(f"The checkpoint in {folder} was trained {listed}; {_REMEDY}.")
+
+
+def check_same_settings(config: Config, meta: dict[str, Any]) -> None:
+    """check_same_training and check_resume_config of the settings alone, whatever the data.
+
+    Raises:
+      UserError: one sentence that names what differs.
+    """
+    folder = pathlib.Path(config.workdir) / CHECKPOINTS
+    check_same_training(folder, meta, meta["data"], dataclasses.asdict(config.model))
+    check_resume_config(config, meta)
 
 
 def check_resume_config(config: Config, meta: dict[str, Any]) -> None:

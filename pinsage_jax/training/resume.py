@@ -12,10 +12,10 @@ from absl import logging
 from pinsage_jax.config.settings import Config
 from pinsage_jax.distributed import process_group
 from pinsage_jax.training.checkpoints import Checkpoints
-from pinsage_jax.training.compatibility import check_resume_config
+from pinsage_jax.training.compatibility import CHECKPOINTS, check_resume_config
 from pinsage_jax.training.state import TrainState
 
-_FOLDER = "checkpoints"
+_FOLDER = CHECKPOINTS
 
 
 def is_finished(config: Config, identity: dict[str, Any]) -> bool:
