@@ -264,12 +264,15 @@ def read_edge_rows(table: Table, data: DataConfig, weighted: bool) -> EdgeRows:
 
 
 def lookup_collections(names: pa.ChunkedArray, known: IdTable) -> tuple[np.ndarray, IdTable]:
-    """Indices int32 [n] of collections, new ones after those that are `known`, and new ids."""
+    """Indices int32 [n] of collections, and the ids of new ones, sorted.
+
+    New collections are numbered after those that are `known`.
+    """
     found = known.lookup(names)
     unique = UniqueIds()
     for chunk in names.filter(pa.array(found < 0)).chunks:
         unique.add(chunk)
-    fresh = unique.finish("new collections")
+    fresh = unique.finish("new collections", sorted_from=0)
     found = np.where(found >= 0, found, len(known) + fresh.lookup(names))
     return found.astype(np.int32), fresh
 

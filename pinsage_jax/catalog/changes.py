@@ -162,8 +162,11 @@ def _edge_changes(
     set_keys, inverse = np.unique(_edge_keys(changed.pairs, collections), return_inverse=True)
     weights = None
     if changed.weights is not None:
-        weights = np.zeros(len(set_keys), np.float32)
-        np.add.at(weights, inverse, changed.weights)
+        # As graph.build adds them: in float64, the smallest first.
+        order = np.lexsort((changed.weights, inverse))
+        totals = np.zeros(len(set_keys))
+        np.add.at(totals, inverse[order], changed.weights[order])
+        weights = totals.astype(np.float32)
     removed_keys = _edge_keys(removed.pairs, collections)
     # A collection that the catalog lacks is numbered behind the known ones, as are those
     # of --changed_edges: its key may be that of another edge.

@@ -1,7 +1,8 @@
 """Reads the edge and item tables into ids and edge indices, in two streaming passes.
 
 Pass 1 collects the distinct ids: the items of the item table in its order, then the items
-that only the edge table has, and the collections in the order of their first appearance.
+that only the edge table has, and the collections, both sorted by id, so that the order of
+the rows of the edge table changes nothing.
 Pass 2 writes the int32 indices of each edge's item and collection to memory-mapped files,
 with its weight and time; `csr.build` builds the graph from them.
 """
@@ -121,12 +122,12 @@ def collect_ids(
             collection_ids.add(batch.column(config.collection_column))
             edge_rows += len(batch)
             progress.update(len(batch))
-    all_items = item_ids.finish("items")
+    all_items = item_ids.finish("items", sorted_from=item_rows)
     aligned_titles = None
     if title_column:
         untitled = pa.nulls(len(all_items) - item_rows, pa.large_string())
         aligned_titles = pa.concat_arrays([*titles, untitled])
-    collections = collection_ids.finish("collections")
+    collections = collection_ids.finish("collections", sorted_from=0)
     return Ids(all_items, collections, item_rows, edge_rows, aligned_titles, integer_columns)
 
 

@@ -93,7 +93,7 @@ class IdTable:
 
 
 class UniqueIds:
-    """Collects the distinct ids of a stream in the order of their first appearance."""
+    """Collects the distinct ids of a stream."""
 
     def __init__(self, kind: pa.DataType | None = None):
         """Takes the type of the ids: pa.int64(), or None for text."""
@@ -113,11 +113,13 @@ class UniqueIds:
         if enough or self._pending_bytes > max(_PENDING_BYTES, self._known.nbytes):
             self._merge()
 
-    def finish(self, kind: str) -> IdTable:
-        """The table of all distinct ids.
+    def finish(self, kind: str, sorted_from: int | None = None) -> IdTable:
+        """The table of all distinct ids, in the order of their first appearance.
 
         Args:
           kind: 'items' or 'collections', for the message.
+          sorted_from: ids from this index on are sorted as text, by bytes, so that they do
+            not depend on the order of the stream; None: none are.
 
         Raises:
           UserError: there are more ids than int32 can number.
@@ -128,7 +130,12 @@ class UniqueIds:
                 f"There are {len(self._known):,} {kind}, more than the {_MAX_IDS:,} that 32-bit "
                 "ids can name; split the data."
             )
-        return IdTable(self._known)
+        if sorted_from is None:
+            return IdTable(self._known)
+        rest = self._known.slice(sorted_from)
+        # As text also where ids are integers: the order may not depend on the file format.
+        order = pc.sort_indices(rest.cast(pa.large_string()))
+        return IdTable(pa.concat_arrays([self._known.slice(0, sorted_from), rest.take(order)]))
 
     def _merge(self) -> None:
         if self._pending:

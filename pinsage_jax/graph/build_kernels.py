@@ -81,8 +81,9 @@ def transpose_rows(indptr, ids, weights, times, cursor, out_ids, out_weights, ou
 def merge_duplicates(indptr, ids, weights, times):
     """Merges equal neighbors of sorted rows in place and returns the edges left.
 
-    Weights are added (in float64), the earliest time is kept, and indptr is
-    rewritten for the shortened rows.
+    Weights are added (in float64, the smallest first, so that the order of the input
+    changes no bit), the earliest time is kept, and indptr is rewritten for the shortened
+    rows.
     """
     written = np.int64(0)
     start = indptr[0]
@@ -95,6 +96,13 @@ def merge_duplicates(indptr, ids, weights, times):
             earliest = np.int64(0)
             if times.shape[0] > 0:
                 earliest = times[edge]
+            if weights.shape[0] > 0:
+                last = edge + 1
+                while last < end and ids[last] == neighbor:
+                    last += 1
+                # Two weights have the same sum either way.
+                if last > edge + 2:
+                    weights[edge:last].sort()
             while edge < end and ids[edge] == neighbor:
                 if weights.shape[0] > 0:
                     total += weights[edge]

@@ -165,7 +165,10 @@ def _clean_edges(session: SparkSession, config: Config) -> tuple[DataFrame, int]
         table = table.withColumn("weight", F.col("weight").cast("float"))
         bad = F.isnan("weight") | (F.col("weight") <= 0) | (F.col("weight") == float("inf"))
         faults["a weight that is not finite and above 0"] = F.col("weight").isNull() | bad
-        merged.append(F.sum(F.col("weight").cast("double")).cast("float").alias("weight"))
+        # As graph.build adds them: in float64, the smallest first.
+        ascending = F.sort_array(F.collect_list(F.col("weight").cast("double")))
+        total = F.aggregate(ascending, F.lit(0.0), lambda one, other: one + other)
+        merged.append(total.cast("float").alias("weight"))
     if data.time_column:
         merged.append(F.min("time").alias("time"))
     rows, *found = table.agg(

@@ -24,12 +24,14 @@ def write(path: pathlib.Path, header: list[str], rows) -> str:
 class Tables:
     """Edges {(collection, item): weight} and titles {item: title}, as files and prepared."""
 
-    def __init__(self, folder: pathlib.Path, edges: dict, titles: dict):
+    def __init__(self, folder: pathlib.Path, edges: dict, titles: dict, rows: list | None = None):
+        """`rows` (collection, item, weight) take the place of `edges`, duplicates included."""
         folder.mkdir()
         self.edges, self.titles = edges, titles
+        rows = rows or [(*edge, weight) for edge, weight in edges.items()]
         self.config = pinsage_jax.settings(
             folder / "run",
-            edges=write(folder / "edges.csv", EDGE_COLUMNS, [(*e, w) for e, w in edges.items()]),
+            edges=write(folder / "edges.csv", EDGE_COLUMNS, rows),
             items=write(
                 folder / "items.csv", ["item_id", "title", "size"],
                 [(item, title, len(item)) for item, title in titles.items()],
@@ -113,3 +115,33 @@ def test_a_title_that_a_change_leaves_out_stays(tmp_path):
     after = changed(before, tmp_path / "after", {("c0", "new"): 2.0}, [], {"new": "fresh"})
     titles = contents(after)[1]
     assert titles == before.titles | {"new": "fresh"}
+
+
+def test_the_row_order_of_changed_edges_changes_no_bit(tmp_path):
+    """New collections are numbered by id, and weights of duplicates added as prepare does it."""
+    rng = np.random.default_rng(6)
+    before = random_tables(rng, tmp_path / "before")
+    source = pathlib.Path(before.config.workdir) / "prepared"
+    rows = [
+        (f"c{rng.integers(3, 20)}", f"i{rng.integers(12)}", str(10.0 ** rng.uniform(-9, 9)))
+        for _ in range(300)
+    ]
+    # Edges that the catalog has get the weight of the change; here all are new or replaced.
+    unchanged = [(*e, w) for e, w in before.edges.items() if e not in {row[:2] for row in rows}]
+    checksums, found = set(), []
+    for seed in range(3):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        order = np.random.default_rng(seed).permutation(300) if seed else np.arange(300)
+        shuffled = [rows[place] for place in order]
+        update = UpdateConfig(changed_edges=write(folder / "e.csv", EDGE_COLUMNS, shuffled))
+        changes = read_changes(before.prepared, source / "features", before.config.data, update)
+        write_changed(before.prepared, changes, source, folder / "prepared")
+        after = open_prepared(folder)
+        checksums.add(str(sorted(after.manifest["checksums"].items())))
+        found.append(contents(after))
+        new = after.collection_ids.ids.to_pylist()[before.prepared.graph.num_collections :]
+        assert new == sorted(new) and len(new) > 5
+    assert len(checksums) == 1
+    fresh = Tables(tmp_path / "fresh", {}, before.titles, [*unchanged, *rows])
+    assert found[0] == contents(fresh.prepared)

@@ -118,13 +118,13 @@ def test_items_weights_times_and_pairs(tmp_path, monkeypatch):
         item_id_column="pin", weight_column="w", time_column="at", feature_dtype="float16",
     )  # fmt: skip
     assert found.item_ids.ids.to_pylist() == ["1", "2", "3", "9"]
-    assert found.collection_ids.ids.to_pylist() == ["B", "A"]
+    assert found.collection_ids.ids.to_pylist() == ["A", "B"]
     assert edge_set(found) == {
         ("1", "A"): 2.0, ("1", "B"): 4.0, ("3", "B"): 1.75, ("9", "A"): 1.0,
     }  # fmt: skip
     days = np.load(tmp_path / "work" / "prepared" / "times.npy") // (86400 * 10**6) - 19722
-    # Rows of items 1 (B, A), 3 (B, the earlier of two), 9 (A).
-    assert days.tolist() == [4, 5, 1, 3]
+    # Rows of items 1 (A, B), 3 (B, the earlier of two), 9 (A).
+    assert days.tolist() == [5, 4, 1, 3]
     assert found.manifest["time_kind"] == "timestamp"
     np.testing.assert_allclose(found.features, [[0.6, 0.8], [0, 0], [1, 0], [0, 0]], atol=1e-3)
     assert found.features.dtype == np.float16
@@ -149,6 +149,40 @@ def test_no_item_table(inputs):
     found = run(inputs, edges="e.csv")
     assert found.features.shape == (2, 0) and found.titles is None
     assert found.eval_pairs.shape == (0, 2) and len(found.eval_kinds) == 0
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.int64()])
+@pytest.mark.parametrize("with_items", [False, True])
+def test_the_row_order_of_edges_changes_no_bit(with_items, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "BATCH_ROWS", 50)
+    rng = np.random.default_rng(4)
+    boards, pins = rng.integers(-3, 9, 400), rng.integers(0, 30, 400)
+    # Many duplicates, of weights whose float64 sum depends on the order.
+    weights = (10.0 ** rng.uniform(-9, 9, 400)).astype(np.float32)
+    times = rng.integers(0, 1000, 400)
+    chosen = {"items": "items.csv", "text_columns": ""} if with_items else {}
+    checksums, ids = set(), []
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(400) if seed else np.arange(400)
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        columns = {
+            "collection_id": pa.array(boards[order]).cast(kind),
+            "item_id": pa.array(pins[order]).cast(kind),
+            "w": weights[order],
+            "t": times[order],
+        }
+        pq.write_table(pa.table(columns), folder / "edges.parquet")
+        # Numbered by the rows of --items where there are such.
+        write_csv(folder / "items.csv", ["item_id", "n"], [(n, n / 7) for n in (20, 3, 11, 40)])
+        found = run(folder, edges="edges.parquet", weight_column="w", time_column="t", **chosen)
+        checksums.add(json.dumps(found.manifest["checksums"], sort_keys=True))
+        ids.append((found.item_ids.ids.to_pylist(), found.collection_ids.ids.to_pylist()))
+    assert len(checksums) == 1
+    items, collections = ids[0]
+    assert collections == sorted(str(board) for board in set(boards.tolist()))
+    rows = ["20", "3", "11", "40"] if with_items else []
+    assert items == rows + sorted({str(pin) for pin in pins.tolist()} - set(rows))
 
 
 def test_unchanged_inputs_are_not_read_again(inputs, monkeypatch):

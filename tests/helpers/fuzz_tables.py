@@ -147,5 +147,6 @@ def expected_graph(
             if not np.isfinite(weight):
                 return None
         graph[key] = weight
-    items_in_order = list(dict.fromkeys([*first, *(row["item_id"] for row in edges)]))
-    return items_in_order, list(dict.fromkeys(row["collection_id"] for row in edges)), graph
+    # By bytes, as UTF-8 orders them, which is also the order of code points.
+    rest = sorted({row["item_id"] for row in edges} - set(first))
+    return [*first, *rest], sorted({row["collection_id"] for row in edges}), graph

@@ -303,6 +303,33 @@ def test_graph_tables_are_prepared_as_here(local_session, name, weighted, tmp_pa
     assert prepare(config).graph.num_edges == counts["edges"]
 
 
+def test_graph_tables_of_edges_in_any_order_are_prepared_to_the_same_bits(local_session, tmp_path):
+    rng = np.random.default_rng(8)
+    boards, pins = rng.integers(0, 12, 400), rng.integers(0, 30, 400)
+    weights = (10.0 ** rng.uniform(-9, 9, 400)).astype(np.float32)
+    checksums = []
+    for seed in range(2):
+        order = rng.permutation(400)
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        columns = {"board": boards[order], "pin": pins[order], "mass": weights[order]}
+        pq.write_table(pa.table(columns), folder / "edges.parquet")
+        data = DataConfig(
+            data_dir=str(folder), edges="edges.parquet", item_column="pin",
+            collection_column="board", weight_column="mass",
+        )  # fmt: skip
+        config = make_config(folder / "run", sampling={"num_walks": 10})
+        config = dataclasses.replace(config, mode="graph_tables", data=data, threads=1)
+        write_graph_tables(config)
+        tabled = DataConfig(
+            edges=str(folder / "run" / "graph_tables" / "edges"), weight_column="weight"
+        )
+        for name, given in (("here", data), ("tabled", tabled)):
+            prepared = prepare(dataclasses.replace(config, workdir=str(folder / name), data=given))
+            checksums.append(prepared.manifest["checksums"])
+    assert all(found == checksums[0] for found in checksums)
+
+
 @pytest.mark.parametrize(
     "rows,said",
     [
