@@ -45,10 +45,13 @@ class Minibatch(NamedTuple):
     target_ids: Array  # int32 [B]
     negative_ids: Array  # int32 [R]
     hard_ids: Array  # int32 [B, H]; -1 where masked
-    query_logq: Array  # float32 [B] log probability of being drawn as a candidate
-    target_logq: Array  # float32 [B] likewise
+    # Log probabilities of being drawn as a candidate: for queries and reverse_negative_logq
+    # of the reverse direction, whose candidates are the queries of other pairs.
+    query_logq: Array  # float32 [B]
+    target_logq: Array  # float32 [B]
     negative_logq: Array  # float32 [R]
     hard_logq: Array  # float32 [B, H]
+    reverse_negative_logq: Array  # float32 [R]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,10 @@ class MinibatchBuilder:
         self._source = source = view.lists.source
         self._rankings = Rankings(source.tables, source.sampling, spec.seed, source.threads)
         self._frontiers = FrontierPool(source.num_nodes, view.lists.width)
-        self._logq = candidate_logq(pairs.target_probability(), negative_pool, spec)
+        chances = pairs.target_probability(), pairs.query_probability()
+        self._logq, self._reverse_logq = (
+            candidate_logq(likely, negative_pool, spec) for likely in chances
+        )
         self.budgets = budgets or self._measure_budgets()
 
     @property
@@ -174,10 +177,11 @@ class MinibatchBuilder:
             target_ids=pairs.targets,
             negative_ids=np.where(negative_rows >= 0, negatives, -1),
             hard_ids=np.where(hard_rows >= 0, hard, -1),
-            query_logq=self._logq[pairs.queries],
+            query_logq=self._reverse_logq[pairs.queries],
             target_logq=self._logq[np.maximum(pairs.targets, 0)],
             negative_logq=self._logq[negatives],
             hard_logq=self._logq[np.maximum(hard, 0)],
+            reverse_negative_logq=self._reverse_logq[negatives],
         )
         info = BatchInfo(
             tuple(frontier.used),
@@ -248,25 +252,25 @@ class MinibatchBuilder:
 
 
 def candidate_logq(
-    target_probability: np.ndarray, negative_pool: np.ndarray, spec: BatchSpec
+    probability: np.ndarray, negative_pool: np.ndarray, spec: BatchSpec
 ) -> np.ndarray:
     """log of the expected share of each item among the candidates of a softmax.
 
-    Candidates are the targets of the batch, drawn by popularity, and uniform random
-    negatives; an item can come from either.
+    Candidates are the targets of the batch (the queries in the reverse direction), drawn
+    by popularity, and uniform random negatives; an item can come from either.
 
     Args:
-      target_probability: float32 [num_items], of a drawn pair's target.
+      probability: float32 [num_items], of a drawn pair's target (or query).
       negative_pool: int32 [P] items that random negatives are drawn from.
 
     Returns:
       float32 [num_items].
     """
     train = spec.train
-    uniform = np.zeros_like(target_probability)
+    uniform = np.zeros_like(probability)
     uniform[negative_pool] = 1.0 / len(negative_pool)
     in_batch = train.batch_size if train.in_batch else 0
-    share = in_batch * target_probability + train.random_negatives * uniform
+    share = in_batch * probability + train.random_negatives * uniform
     # An item that can be no candidate keeps a finite entry, for hard negatives.
     share = np.maximum(share / (in_batch + train.random_negatives), 1e-12)
     return np.log(share).astype(np.float32)

@@ -142,11 +142,22 @@ class PairSource:
 
     def target_probability(self) -> np.ndarray:
         """Probability that an item is the target of a drawn pair, float32 [num_items]."""
+        return self._end_probability(1)
+
+    def query_probability(self) -> np.ndarray:
+        """Probability that an item is the query of a drawn pair, float32 [num_items].
+
+        Pairs of a table may have a direction; two items of one collection have none.
+        """
+        return self._end_probability(0)
+
+    def _end_probability(self, column: int) -> np.ndarray:
+        """Probability of either end of a pair; `column` of the table of pairs, if there is one."""
         count = self._graph.num_items
         if self._pairs is not None:
-            total = np.bincount(self._pairs[:, 1], minlength=count).astype(np.float64)
+            total = np.bincount(self._pairs[:, column], minlength=count).astype(np.float64)
         else:
-            # All items of a collection are equally likely to be the target.
+            # All items of a collection are equally likely to be the query, and the target.
             sizes = np.diff(self._graph.indptr[count:])
             weights = (sizes > 1) * sizes.astype(np.float64)
             if self._cumulative is not None:

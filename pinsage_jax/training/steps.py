@@ -35,14 +35,17 @@ def score(
       embedded: float32 [n_K, Z], the seeds' embeddings.
       axis_name: the in-batch candidates are the targets of all devices on this axis, so
         that the loss does not depend on how a batch is cut; None: those of this device.
-      reverse: targets take the part of the queries and queries that of the targets.
+      reverse: targets take the part of the queries and queries that of the targets, also
+        in how likely a candidate is.
         Hard negatives belong to the queries and are masked then.
     """
     query, target = embedded[batch.queries], embedded[batch.targets]
     query_ids, target_ids, target_logq = batch.query_ids, batch.target_ids, batch.target_logq
+    random_logq = batch.negative_logq
     if reverse:
         query, target = target, query
         query_ids, target_ids, target_logq = target_ids, query_ids, batch.query_logq
+        random_logq = batch.reverse_negative_logq
     candidates, candidate_ids, candidate_logq, counted = all_gather_if(
         (target, target_ids, target_logq, batch.pair_weights > 0), axis_name
     )
@@ -62,7 +65,7 @@ def score(
         positive_logq=target_logq,
         random=query @ embedded[batch.negatives].T,
         random_mask=differs(batch.negative_ids),
-        random_logq=batch.negative_logq,
+        random_logq=random_logq,
         hard=jnp.einsum("bz,bhz->bh", query, embedded[batch.hard]),
         hard_mask=differs(hard_ids),
         hard_logq=batch.hard_logq,

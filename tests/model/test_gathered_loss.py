@@ -16,7 +16,7 @@ from small_worlds import Run, embed_batch, make_run, random_params, unit_feature
 
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.model.pinsage import PinSage
-from pinsage_jax.training.steps import global_gradients
+from pinsage_jax.training.steps import global_gradients, score
 
 STEP = 11
 MOVED = 1e-5
@@ -197,6 +197,34 @@ def test_log_chances_are_of_the_candidates_of_all_devices(devices):
     ):
         there = ids >= 0
         np.testing.assert_allclose(given[there], wanted[ids[there]], rtol=1e-5)
+
+
+def test_directed_pairs_reversed_are_the_pairs_of_a_table_the_other_way_round():
+    """Few queries, many targets: each direction is corrected by its own candidates."""
+    drawn = np.random.default_rng(5)
+    pairs = np.stack([drawn.integers(0, 4, 60), drawn.integers(4, 40, 60)], axis=1)
+    given = {"features": FEATURES, "links": 2, "model": MODEL, "train": TRAIN | {"hard_max": 0}}
+    one, other = (make_run(train_pairs=table, **given) for table in (pairs, pairs[:, ::-1]))
+    builders = one.builder(1), other.builder(1)
+    batch, swapped = (builder.make(STEP)[0] for builder in builders)
+    params = random_params(one.model, one.inputs.dim, one.lists.source.num_nodes)
+    sides = []
+    for builder, each, reverse in zip(builders, (batch, swapped), (True, False), strict=True):
+        model = PinSage(one.model, builder.budgets.rows, 0)
+        embedded = embed_batch(model, params, each, 0)
+        part = jax.tree.map(lambda leaf: leaf[0], each)
+        sides.append(score(embedded, part, None, reverse=reverse))
+    for name, ours, theirs in zip(sides[0]._fields, *sides, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6, err_msg=name)
+    # The expected share of each candidate, counted by hand.
+    queries, random = one.train.batch_size, one.train.random_negatives
+    for ids, logq in (
+        (batch.query_ids, batch.query_logq),
+        (batch.negative_ids, batch.reverse_negative_logq),
+    ):
+        likely = np.array([(pairs[:, 0] == item).mean() for item in ids.reshape(-1)])
+        share = (queries * likely + random / one.graph.num_items) / (queries + random)
+        np.testing.assert_allclose(logq.reshape(-1), np.log(share), rtol=1e-5)
 
 
 def test_random_negatives_are_shared_by_all_devices():

@@ -52,6 +52,7 @@ def random_batch(rng, pairs=PAIRS, random=RANDOM, hard=HARD):
         target_logq=logq[row["t"]],
         negative_logq=logq[negatives],
         hard_logq=logq[hards],
+        reverse_negative_logq=logq[negatives] - 0.5,
     )
     return embedded, batch
 
@@ -74,7 +75,8 @@ def slow_loss(embedded, batch, config, reverse=False):
     def candidates(rows, ids, logq):
         return [(embedded[r], int(i), float(q)) for r, i, q in zip(rows, ids, logq)]
 
-    shared = candidates(batch.negatives, batch.negative_ids, batch.negative_logq)
+    logq = batch.reverse_negative_logq if reverse else batch.negative_logq
+    shared = candidates(batch.negatives, batch.negative_ids, logq)
     hard = [
         [] if reverse else candidates(rows, ids, logq)
         for rows, ids, logq in zip(batch.hard, batch.hard_ids, batch.hard_logq)
@@ -152,6 +154,7 @@ def test_accidental_hits_do_not_count(name, small_rng):
         negatives=np.array([14, 15, 16], np.int32),
         negative_ids=np.array(own, np.int32),
         negative_logq=np.zeros(3, np.float32),
+        reverse_negative_logq=np.zeros(3, np.float32),
         hard=np.full((PAIRS, 2), 17, np.int32),
         hard_ids=np.tile(np.array(own[1:], np.int32), (PAIRS, 1)),
         hard_logq=np.zeros((PAIRS, 2), np.float32),

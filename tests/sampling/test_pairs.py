@@ -237,6 +237,15 @@ def test_target_probability_is_that_of_drawn_pairs():
     )
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_items_of_a_collection_are_as_often_query_as_target(power):
+    source = PairSource(toy(), seed=3, power=power)
+    np.testing.assert_array_equal(source.query_probability(), source.target_probability())
+    drawn = source.batch(0, 4000 * toy().num_edges)
+    counts = np.bincount(drawn.queries[drawn.targets >= 0], minlength=toy().num_items)
+    np.testing.assert_allclose(counts / counts.sum(), source.query_probability(), atol=0.006)
+
+
 def test_pairs_of_a_mapped_graph(tmp_path):
     graph = scattered(4)
     graph.save(tmp_path)
@@ -272,6 +281,9 @@ def test_target_probability_and_epochs_of_listed_pairs():
     source = PairSource(toy(), seed=0, pairs=given)
     np.testing.assert_allclose(
         source.target_probability(), np.array([0, 0.4, 0, 0.6, 0, 0, 0, 0], np.float32)
+    )
+    np.testing.assert_allclose(
+        source.query_probability(), np.array([0.2, 0, 0.2, 0, 0.2, 0.2, 0.2, 0], np.float32)
     )
     assert source.per_epoch == 5 and [source.epoch_of(n) for n in (0, 4, 5, 14)] == [0, 0, 1, 2]
     shorter = PairSource(toy(), seed=0, pairs=given, per_epoch=2)
