@@ -60,7 +60,7 @@ def _run_stage(config: Config, group: process_group.ProcessGroup) -> int:
 
         if process_group.is_rank0():
             files.remove_temporary_files(config.workdir)
-        with contextlib.suppress(signals.Stopped):
+        with group.stopping_together():
             signals.raise_if_stopped()
             modes.stage(config.mode)(config)
         sys.stdout.flush()

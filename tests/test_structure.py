@@ -54,6 +54,8 @@ WITHOUT_JAX = (
     "distributed.process_group",
     "api",
     "distributed.channel",
+    "distributed.hellos",
+    "distributed.identity",
     "core.logging_setup",
     "core.signals",
     "core.splitmix",

@@ -14,6 +14,8 @@ from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_CODE_BASE = 128
+
 _received: int | None = None
 _previous_handlers: dict[int, Any] = {}
 
@@ -63,6 +65,13 @@ def stop_requested_anywhere(all_gather: Callable[[int], list[int]]) -> bool:
     return number > 0
 
 
+def request_stop(code: int) -> None:
+    """Requests a stop as the signal of this exit code does; another process received it."""
+    global _received
+    if _received is None:
+        _received = code - _CODE_BASE
+
+
 def raise_if_stopped() -> None:
     """Raises Stopped if this process has received a signal to stop."""
     if stop_requested():
@@ -71,14 +80,14 @@ def raise_if_stopped() -> None:
 
 def exit_code() -> int:
     """Exit code by the shell's convention, 128 + signal number (130, 143); 0 without a signal."""
-    return 0 if _received is None else 128 + _received
+    return 0 if _received is None else _CODE_BASE + _received
 
 
 def _handle(number: int, _frame: object) -> None:
     global _received
     if _received is not None:
         # Not sys.exit, which waits for threads and runs exception handlers.
-        os._exit(128 + number)
+        os._exit(_CODE_BASE + number)
     _received = number
     # Not logging: the signal may have interrupted the logging of a line.
     os.write(2, b"\nstopping after the current step; once more to end at once\n")

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import pathlib
+import secrets
 import tempfile
 from collections.abc import Iterator
 
@@ -21,6 +22,7 @@ from absl import logging
 from pinsage_jax.core.errors import UserError
 
 LOCK = ".lock"
+_SHARED = ".shared-"
 
 
 @contextlib.contextmanager
@@ -57,20 +59,44 @@ def locked(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         os.close(handle)
 
 
-def check_shared(path: str | os.PathLike, holder: int) -> None:
-    """Checks that `path` is the folder that process `holder` has locked.
+def mark_shared(path: str | os.PathLike) -> str:
+    """Process 0 of several: makes a file of random name in the folder, and returns the name.
 
-    The processes of a run other than process 0 call it; `holder` is the process id of
-    process 0, on this host or another.
+    Process ids would not do, since they are the same in many containers.  And nobody has looked
+    up the name before, so that no cache of a network file system says that it is not there.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    remove_marks(path)
+    mark = pathlib.Path(path) / f"{_SHARED}{secrets.token_hex(16)}"
+    try:
+        for name, flags in ((mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL), (path, os.O_RDONLY)):
+            handle = os.open(name, flags | os.O_CLOEXEC, 0o644)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+    except OSError as error:
+        raise UserError(
+            f"--workdir={path} cannot be written ({error.strerror}); name another folder."
+        ) from None
+    return mark.name
+
+
+def remove_marks(path: str | os.PathLike) -> None:
+    """Removes the files of `mark_shared`, those of killed runs included."""
+    for mark in pathlib.Path(path).glob(f"{_SHARED}*"):
+        mark.unlink(missing_ok=True)
+
+
+def check_shared(path: str | os.PathLike, name: str) -> None:
+    """Checks that `path` is the folder in which process 0 has made the file `name` (`mark_shared`).
 
     Raises:
       UserError: it is another folder, for instance one on this host's own disk.
     """
-    try:
-        lock_owner = (pathlib.Path(path) / LOCK).read_text(encoding="utf-8").strip()
-    except OSError:
-        lock_owner = ""
-    if lock_owner != str(holder):
+    if not (name.startswith(_SHARED) and "/" not in name and (pathlib.Path(path) / name).exists()):
         raise UserError(
             f"--workdir={path} is not the folder that process 0 has locked; "
             "all processes of a run need one workdir that their hosts share."

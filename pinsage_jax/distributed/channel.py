@@ -10,9 +10,11 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from typing import Any
 
 _MAX_MESSAGE_BYTES = 1 << 24
+_CONNECT_SECONDS = 10.0
 
 
 class Channel:
@@ -47,10 +49,17 @@ class Channel:
         data = self._reader.readline(_MAX_MESSAGE_BYTES)
         if not data.endswith(b"\n"):
             return None
-        message = json.loads(data)
+        try:
+            message = json.loads(data)
+        except RecursionError:
+            raise ValueError("not a message: nested too deeply") from None
         if not isinstance(message, dict):
-            raise ValueError(f"not a message: {message!r}")
+            raise ValueError(f"not a message: {message!r:.80}")
         return message
+
+    def set_timeout(self, seconds: float) -> None:
+        """From now on a peer that sends nothing for so long is lost."""
+        self._connection.settimeout(seconds)
 
     def close(self) -> None:
         """Closes the connection in both directions; may be called repeatedly."""
@@ -59,10 +68,32 @@ class Channel:
         self._connection.close()
 
 
-def free_port(host: str) -> int:
-    """A free TCP port of `host`, an address of this machine."""
-    with socket.create_server((host, 0), family=family_of(host)) as server:
-        return server.getsockname()[1]
+def connect(address: tuple[str, int], seconds: float) -> socket.socket:
+    """Connects to a server that may start up to so many seconds later.
+
+    Raises:
+      OSError: it does not answer in time.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_connection(address, timeout=_CONNECT_SECONDS)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def reserve_port(host: str) -> socket.socket:
+    """A socket that holds a free TCP port of `host`, an address of this machine, while it is open.
+
+    It does not listen.  A server of this user that sets SO_REUSEPORT, as gRPC's do, can bind
+    the port beside it; anything else finds it taken.
+    """
+    held = socket.socket(family_of(host), socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind((host, 0))
+    return held
 
 
 def family_of(host: str) -> socket.AddressFamily:

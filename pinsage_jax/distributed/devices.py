@@ -40,12 +40,16 @@ mesh, a second time.  A weakly typed leaf (a Python number) has the same effect.
 from __future__ import annotations
 
 import functools
+import os
+import pathlib
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from pinsage_jax.core.errors import UserError
@@ -82,10 +86,41 @@ def connect() -> None:
         coordinator_bind_address=bind,
         cluster_detection_method="deactivate",
         heartbeat_timeout_seconds=_JAX_HEARTBEAT_SECONDS,
+        local_device_ids=group.own_devices,
     )
     # All processes exchange their devices in this call.  Without it, the first process that
     # uses JAX would wait for the others.
     jax.devices()
+    claims = [
+        [_host(), os.environ.get("CUDA_VISIBLE_DEVICES"), device.local_hardware_id]
+        for device in jax.local_devices()
+        if device.platform != "cpu"
+    ]
+    everywhere = process_group.all_gather_object(claims, "accelerators")
+    if shared := claimed_twice(everywhere):
+        logging.warning(
+            "processes %d and %d use the same accelerators of one host; give each its own with "
+            "--local_device_ids.", *shared,
+        )  # fmt: skip
+
+
+def claimed_twice(claims: Sequence[Sequence[Any]]) -> tuple[int, int] | None:
+    """The first two processes that claim the same accelerator; None if no two do.
+
+    Args:
+      claims: for each process what it claims; what is equal is the same accelerator.
+    """
+    for second, ours in enumerate(claims):
+        for first in range(second):
+            if any(claim in claims[first] for claim in ours):
+                return first, second
+    return None
+
+
+def _host() -> str:
+    """Identifies the machine, whatever its name is; containers on one machine agree on it."""
+    path = pathlib.Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else socket.gethostname()
 
 
 def _bracketed(host: str) -> str:

@@ -8,14 +8,13 @@ last checkpoint.
 
 In a run of a single process every function here returns at once.
 
-  prepared = process_group.rank0_first(lambda: prepare(config))
-  best = max(process_group.all_gather_object(score))
+  prepared = process_group.rank0_first(lambda: prepare(config), "prepared data")
+  best = max(process_group.all_gather_object(score, "scores"))
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import queue
 import socket
@@ -29,20 +28,19 @@ from typing import Any, TypeVar
 from absl import logging
 
 from pinsage_jax.config.distributed import DistributedConfig
-from pinsage_jax.core import workdir
+from pinsage_jax.core import signals, workdir
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.distributed import channel
+from pinsage_jax.distributed import channel, hellos
+from pinsage_jax.distributed.identity import difference, run_identity
 
 T = TypeVar("T")
 
-# Packages whose versions must be the same in all processes: they affect the computed values.
-_PACKAGES = ("pinsage-jax", "jax", "jaxlib", "numpy", "numba")
-# Settings that may differ between processes; only process 0 reads the input tables.
-_LOCAL_SECTIONS = ("distributed", "data")
-_LOCAL_SETTINGS = ("threads", "producers", "prefetch")
 # When a peer dies, a collective operation may fail before its channel is seen to be broken.
 _GRACE_SECONDS = 5.0
-_HANDSHAKE_SECONDS = 10.0
+# Name of the last operation, in which the processes end.
+_EXIT = "exit"
+# How often a process that waits looks for a stop.
+_POLL_SECONDS = 0.1
 
 
 def _exit_process(message: str | None, code: int = 2) -> None:
@@ -62,6 +60,7 @@ class ProcessGroup:
       index: number of this process, from 0.
       count: number of processes.
       service: host and port of JAX's coordination service.
+      own_devices: numbers of this host's accelerators that are this process's; None: all.
     """
 
     def __init__(self, config: DistributedConfig, on_lost: Callable[[str], None] | None = None):
@@ -74,18 +73,21 @@ class ProcessGroup:
         """
         self.index, self.count = config.process_id, config.num_processes
         self.service: tuple[str, int] = ("", 0)
+        self.own_devices = config.own_devices
         self._config = config
         self._channels: dict[int, channel.Channel] = {}
         self._inbox: dict[int, queue.Queue] = {}
-        self._closing = False
+        self._closing = self._at_exit = False
+        self._stop_code, self._stop_lock = 0, threading.Lock()
         self._lost_lock = threading.Lock()
         self._on_lost = on_lost or _exit_process
 
-    def listen(self, identity: dict[str, Any]) -> None:
+    def listen(self, identity: dict[str, Any], folder: str) -> None:
         """Process 0: waits until all other processes have connected.
 
         Args:
           identity: what must be the same in all processes (`run_identity`).
+          folder: the workdir, which this process has locked.
 
         Raises:
           UserError: the address cannot be used, a process does not connect in time, or its
@@ -94,53 +96,44 @@ class ProcessGroup:
         host, port = self._config.address
         try:
             server = socket.create_server((host, port), family=channel.family_of(host))
+            # Held until the process ends: JAX's service starts minutes later.
+            self._reserved = channel.reserve_port(host)
         except OSError as error:
             raise UserError(
                 f"Process 0 cannot listen on --coordinator={self._config.coordinator} "
                 f"({error.strerror}); name an address of this host and a free port."
             ) from None
-        self.service = (host, channel.free_port(host))
+        self.service = (host, self._reserved.getsockname()[1])
         deadline = time.monotonic() + self._config.join_seconds
-        with server:
+        with contextlib.closing(hellos.Reception(server)) as reception:
             while len(self._channels) < self.count - 1:
-                server.settimeout(max(deadline - time.monotonic(), 0.01))
-                try:
-                    connection, _ = server.accept()
-                except TimeoutError:
+                hello = reception.next(deadline - time.monotonic())
+                if hello is None:
                     missing = sorted({*range(1, self.count)} - {*self._channels})
                     raise UserError(
                         f"Of {self.count} processes {', '.join(map(str, missing))} did not "
                         f"connect to --coordinator={self._config.coordinator} within "
                         f"{self._config.join_seconds} s; start all of them."
-                    ) from None
-                self._accept(channel.Channel(connection, _HANDSHAKE_SECONDS), connection, identity)
-        for peer in self._channels.values():
-            peer.send({"service": self.service, "lock_owner": os.getpid()})
+                    )
+                self._admit(hello, identity)
+        self._send({"service": self.service, "mark": workdir.mark_shared(folder)})
         self._start_threads()
 
-    def _accept(
-        self, peer: channel.Channel, connection: socket.socket, identity: dict[str, Any]
-    ) -> None:
-        try:
-            # A peer that has closed the connection sends no handshake.
-            handshake = peer.read() or {}
-            index, theirs = int(handshake["process"]), handshake["identity"]
-        except (OSError, ValueError, KeyError, TypeError):
-            # The peer is not a process of this program.
-            peer.close()
-            return
-        mismatch: str | None
-        if not 0 < index < self.count or index in self._channels:
-            mismatch = f"there is another --process_id={index}"
-        else:
-            mismatch = difference(identity, theirs)
-        if mismatch:
+    def _admit(self, hello: hellos.Hello, identity: dict[str, Any]) -> None:
+        index, peer = hello.process, hello.peer
+        taken = not 0 < index < self.count or index in self._channels
+        same = f"there is another --process_id={index}" if taken else None
+        if mismatch := same or difference(identity, hello.identity):
             message = f"Process {index} does not match process 0: {mismatch}."
             with contextlib.suppress(OSError):
                 peer.send({"error": message})
-            raise UserError(message)
-        connection.settimeout(self._config.lost_seconds)
-        self._channels[index] = peer
+            if not taken:
+                raise UserError(message)
+            # The process that has the number already is not to blame.
+            logging.warning("%s It was turned away.", message)
+        else:
+            peer.set_timeout(self._config.lost_seconds)
+            self._channels[index] = peer
 
     def join(self, identity: dict[str, Any], folder: str) -> None:
         """Any other process: connects to process 0 and waits until all have connected.
@@ -153,34 +146,26 @@ class ProcessGroup:
           UserError: process 0 cannot be reached, rejects this process, or has another
             workdir.
         """
-        deadline = time.monotonic() + self._config.join_seconds
-        while True:
-            try:
-                connection = socket.create_connection(
-                    self._config.address, timeout=_HANDSHAKE_SECONDS
-                )
-                break
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"Process 0 does not answer at --coordinator={self._config.coordinator} "
-                        f"({error.strerror or error}) after {self._config.join_seconds} s; "
-                        "read its output, and start all processes."
-                    ) from None
-                time.sleep(0.2)
-        # Process 0 answers when the last process has connected.
-        peer = channel.Channel(connection, self._config.join_seconds + _HANDSHAKE_SECONDS)
         try:
-            peer.send({"process": self.index, "identity": identity})
+            connection = channel.connect(self._config.address, self._config.join_seconds)
+        except OSError as error:
+            raise UserError(
+                f"Process 0 does not answer at --coordinator={self._config.coordinator} "
+                f"({error.strerror or error}) after {self._config.join_seconds} s; "
+                "read its output, and start all processes."
+            ) from None
+        # Process 0 answers when the last process has connected.
+        peer = channel.Channel(connection, self._config.join_seconds + hellos.SECONDS)
+        reply = None
+        with contextlib.suppress(OSError, ValueError):
+            peer.send(hellos.message(self.index, identity))
             reply = peer.read()
-        except (OSError, ValueError):
-            reply = None
         if reply is None:
             raise UserError("Process 0 ended while the processes connected; read its output.")
         if "error" in reply:
             raise UserError(reply["error"])
-        workdir.check_shared(folder, reply["lock_owner"])
-        connection.settimeout(self._config.lost_seconds)
+        workdir.check_shared(folder, reply["mark"])
+        peer.set_timeout(self._config.lost_seconds)
         self.service = tuple(reply["service"])
         self._channels[0] = peer
         self._start_threads()
@@ -196,32 +181,99 @@ class ProcessGroup:
     def _start_thread(target: Callable[..., None], *arguments: Any) -> None:
         threading.Thread(target=target, args=arguments, name="process_group", daemon=True).start()
 
-    def all_gather_object(self, value: T, last: bool = False) -> list[T]:
+    def all_gather_object(self, value: T, operation: str, interruptible: bool = True) -> list[T]:
         """The values of all processes, in order of process; waits for all of them.
 
         Every process must call it equally often and in the same order.
 
         Args:
           value: a JSON value.
-          last: this is the last message; from now on a closed channel is no failure.
+          operation: name of this call, the same in all processes, for the error message.
+          interruptible: whether a signal to this process ends the wait.  In the step loop it
+            does not: there all processes agree on the step after which they stop.
+
+        Raises:
+          Stopped: a process has stopped and will not take part.
+          UserError: another process is at another operation.
         """
         if not self._channels:
             return [value]
         if self.index:
-            self._send({"value": value, "last": last})
-            return self._inbox[0].get()
-        values = [value, *(self._inbox[index].get() for index in range(1, self.count))]
-        self._send({"value": values, "last": last})
+            self._send({"operation": operation, "value": value})
+            return self._receive(0, operation, interruptible)
+        others = range(1, self.count)
+        values = [value, *(self._receive(index, operation, interruptible) for index in others)]
+        self._send({"operation": operation, "value": values})
         return values
 
+    def _receive(self, index: int, operation: str, interruptible: bool) -> Any:
+        """The value that process `index` sends for an operation."""
+        while True:
+            try:
+                message = self._inbox[index].get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                stop = signals.exit_code() if interruptible else 0
+                if operation == _EXIT and stop:
+                    self.stop(stop)
+                elif operation != _EXIT and (self._stop_code or stop):
+                    raise signals.Stopped from None
+                continue
+            if message["operation"] == operation:
+                return message["value"]
+            # A stop leaves messages behind that nobody has read.
+            if not self._stop_code:
+                raise UserError(
+                    f"Process {index} is at '{message['operation']}', process {self.index} at "
+                    f"'{operation}'; start all {self.count} again with the same command."
+                )
+
+    @contextlib.contextmanager
+    def stopping_together(self) -> Iterator[None]:
+        """Ends the block when a signal stops this process, and tells the others to stop too."""
+        try:
+            yield
+        except signals.Stopped:
+            self.stop(signals.exit_code())
+
+    def stop(self, code: int) -> None:
+        """Tells the other processes that this one stops and will exit with `code`.
+
+        They stop at their next `raise_if_stopped` or where they wait for this process.  One
+        that does neither within --lost_seconds, because it waits in a collective operation of
+        JAX, ends at once.
+        """
+        with self._stop_lock:
+            if self._stop_code or not self._channels:
+                return
+            self._stop_code = code
+        self._send({"stop": code})
+        self._start_thread(self._end_overdue)
+
+    def _end_overdue(self) -> None:
+        time.sleep(self._config.lost_seconds)
+        if self._closing or self._at_exit:
+            return
+        text = "process %d could not stop within %d s; it ends now"
+        logging.warning(text, self.index, self._config.lost_seconds)
+        code = self._stop_code
+        value = code if self.index else [code] * self.count
+        self._send({"operation": _EXIT, "value": value})
+        _exit_process(None, code)
+
     def barrier_exit(self, code: int) -> int:
-        """Waits until all processes have called it; returns the largest of their exit codes."""
-        return max(self.all_gather_object(code, last=True))
+        """Waits until all processes have called it; returns the largest of their exit codes.
+
+        After `stop` it ends this process instead: JAX's exit would wait for the others.
+        """
+        self._at_exit = True
+        code = max(self.all_gather_object(code, _EXIT, interruptible=code == 0))
+        if self._stop_code:
+            _exit_process(None, max(code, self._stop_code))
+        return code
 
     def fail(self, reason: str) -> None:
         """Sends the others the reason why this process ends; they end too."""
-        reason = reason.rstrip(".")
-        self._send_error(f"Process {self.index} of {self.count} ended: {reason}.")
+        self._send_error(f"Process {self.index} of {self.count} ended: {reason.rstrip('.')}.")
 
     def _send_error(self, message: str) -> None:
         self._closing = True
@@ -234,21 +286,25 @@ class ProcessGroup:
                 peer.send(message)
 
     def _read(self, index: int, peer: channel.Channel) -> None:
-        reason = "has ended without an error message"
+        reason, last = "has ended without an error message", False
         try:
             while (message := peer.read()) is not None:
                 if "error" in message:
                     self._report_lost(message["error"])
                     return
-                if "value" in message:
-                    self._inbox[index].put(message["value"])
-                    if message["last"]:
-                        return
+                if "stop" in message:
+                    signals.request_stop(message["stop"])
+                    # Process 0 passes it on.
+                    self.stop(message["stop"])
+                if "operation" in message:
+                    self._inbox[index].put(message)
+                    last = message["operation"] == _EXIT
         except TimeoutError:
             reason = f"was silent for {self._config.lost_seconds} seconds"
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError):
             pass
-        self._report_lost(f"Process {index} of {self.count} {reason}.")
+        if not last:
+            self._report_lost(f"Process {index} of {self.count} {reason}.")
 
     def _send_heartbeats(self) -> None:
         while not self._closing:
@@ -279,63 +335,25 @@ def is_rank0() -> bool:
     return _current.index == 0
 
 
-def all_gather_object(value: T) -> list[T]:
+def all_gather_object(value: T, operation: str, interruptible: bool = True) -> list[T]:
     """See ProcessGroup.all_gather_object."""
-    return _current.all_gather_object(value)
+    return _current.all_gather_object(value, operation, interruptible)
 
 
-def broadcast_from_rank0(function: Callable[[], T]) -> T:
+def broadcast_from_rank0(function: Callable[[], T], operation: str) -> T:
     """Calls `function` in process 0 only; every process returns its result, a JSON value."""
-    values: list[Any] = all_gather_object(function() if is_rank0() else None)
+    values: list[Any] = all_gather_object(function() if is_rank0() else None, operation)
     return values[0]
 
 
-def rank0_first(function: Callable[[], T]) -> T:
+def rank0_first(function: Callable[[], T], operation: str) -> T:
     """Calls `function` in process 0 and then in the others, which find the files it wrote."""
     if is_rank0():
         result = function()
-        all_gather_object(None)
+        all_gather_object(None, operation)
         return result
-    all_gather_object(None)
+    all_gather_object(None, operation)
     return function()
-
-
-def run_identity(settings: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same in all processes: settings and package versions.
-
-    Args:
-      settings: the fields of a Config by name; a section is a dictionary.
-    """
-    sections = {}
-    for name, value in settings.items():
-        if name in _LOCAL_SECTIONS or name in _LOCAL_SETTINGS:
-            continue
-        if isinstance(value, dict):
-            value = {key: each for key, each in value.items() if key not in _LOCAL_SETTINGS}
-        sections[name] = value
-    return {"settings": sections, "versions": {name: _version(name) for name in _PACKAGES}}
-
-
-def _version(package: str) -> str | None:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None
-
-
-def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
-    """Describes the first difference between two run identities; None if they are equal."""
-    for package, version in ours["versions"].items():
-        if (other := theirs["versions"].get(package)) != version:
-            return f"it has {package} {other}, not {version}"
-    for section, value in ours["settings"].items():
-        other = theirs["settings"].get(section)
-        if not isinstance(value, dict):
-            value, other = {section: value}, {section: other}
-        for name, setting in value.items():
-            # Hosts may mount the workdir at different paths; `join` checks that it is shared.
-            if name != "workdir" and other.get(name) != setting:
-                return f"it has --{name}={other.get(name)}, not {setting}"
-    return None
 
 
 @contextlib.contextmanager
@@ -361,7 +379,7 @@ def joined(config: DistributedConfig, settings: dict[str, Any]) -> Iterator[Proc
     if group.index:
         group.join(identity, settings["workdir"])
     else:
-        group.listen(identity)
+        group.listen(identity, settings["workdir"])
     logging.info("connected %d processes; this is process %d", group.count, group.index)
     _current = group
     try:
@@ -377,3 +395,5 @@ def joined(config: DistributedConfig, settings: dict[str, Any]) -> Iterator[Proc
         _exit_process(None, 1)
     finally:
         _current = _single
+        if not group.index:
+            workdir.remove_marks(settings["workdir"])

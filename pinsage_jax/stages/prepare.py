@@ -24,7 +24,7 @@ def load_graph(config: Config) -> Prepared:
         prepare_tables(config)
         if _fits_checkpoint(config):
             remember(config)
-    process_group.all_gather_object(None)
+    process_group.all_gather_object(None, "prepared data")
     return open_prepared(config.workdir)
 
 

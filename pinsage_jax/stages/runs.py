@@ -58,4 +58,6 @@ def embeddings(config: Config) -> tuple[list[str], np.ndarray]:
 
 def stop_requested() -> bool:
     """Whether a signal has asked any process of this run to stop."""
-    return stop_requested_anywhere(process_group.all_gather_object)
+    return stop_requested_anywhere(
+        lambda number: process_group.all_gather_object(number, "stop request", interruptible=False)
+    )

@@ -26,7 +26,7 @@ from pinsage_jax.stages.checkpoint import fixed_cold_start_bias
 from pinsage_jax.stages.runs import identity_of, remember, split_of, stop_requested
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
-from pinsage_jax.training.device_inputs import keeps_table
+from pinsage_jax.training.device_inputs import all_keep_table
 from pinsage_jax.training.loop import Outcome
 from pinsage_jax.training.resume import is_finished
 
@@ -45,19 +45,21 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     identity = identity_of(prepared)
     # Reading a checkpoint uses JAX already.
     connect()
-    if process_group.broadcast_from_rank0(lambda: is_finished(config, identity)):
+    if process_group.broadcast_from_rank0(lambda: is_finished(config, identity), "finished run"):
         logging.info("train: %s/checkpoints holds the finished run", config.workdir)
         remember(config)
         return Outcome(0, 0, {}, interrupted=False)
     remember(config)
     ops.choose_kernels(config.train.cpu_kernels)
     split = split_of(config, prepared)
-    bases = process_group.rank0_first(lambda: spectral_bases(config, prepared, split))
+    bases = process_group.rank0_first(
+        lambda: spectral_bases(config, prepared, split), "spectral features"
+    )
     encoder = Encoder.over(config, prepared, split.train_graph, bases)
     if not config.sampling.resample:
         source = encoder.lists.source
         if source.store == "disk":
-            process_group.rank0_first(source.materialize)
+            process_group.rank0_first(source.materialize, "neighborhoods")
         else:
             source.materialize()
     pairs = PairSource(
@@ -106,7 +108,7 @@ def _builder(
         hard_slots=hard_slots(config.train, pairs.per_epoch),
         num_devices=num_devices,
         local_devices=local_devices,
-        table_on_device=keeps_table(config.train, encoder.inputs),
+        table_on_device=all_keep_table(config.train, encoder.inputs),
     )
     view = GraphView(encoder.lists, encoder.inputs)
     return MinibatchBuilder(view, pairs, spec, np.arange(num_items, dtype=np.int32))
@@ -120,7 +122,7 @@ def _devices(config: Config) -> tuple[int, range]:
         into as many equal parts.
     """
     local = len(make_devices(config.train.devices))
-    counts = process_group.all_gather_object(local)
+    counts = process_group.all_gather_object(local, "number of devices")
     if len({*counts}) > 1:
         raise UserError(
             f"The processes have {counts} devices; set --devices to have as many in each."

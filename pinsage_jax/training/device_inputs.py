@@ -13,6 +13,7 @@ from pinsage_jax.batching.blocks import Minibatch
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.cpu.ops import read_rows
+from pinsage_jax.distributed import process_group
 from pinsage_jax.distributed.devices import make_devices, max_table_bytes
 
 
@@ -27,6 +28,15 @@ def keeps_table(train: TrainConfig, inputs: NodeInputs) -> bool:
         return train.device_features == "on" and any(inputs.table_columns)
     fits = inputs.table_bytes <= max_table_bytes(make_devices(train.devices))
     return fits and any(inputs.table_columns)
+
+
+def all_keep_table(train: TrainConfig, inputs: NodeInputs) -> bool:
+    """`keeps_table` of all processes of the run; the one with the least memory decides.
+
+    The compiled step is the same in all of them, and it either has a table or not.
+    """
+    own = keeps_table(train, inputs)
+    return all(process_group.all_gather_object(own, "input table on the devices"))
 
 
 def read_inputs(batch: Minibatch, table: jax.Array | None) -> jax.Array:

@@ -36,7 +36,7 @@ def dump_batch(
     if process_group.is_rank0():
         _write_batch(path, builder, step, about)
     # A process that ended now would end process 0 too, before it has written the file.
-    process_group.all_gather_object(None)
+    process_group.all_gather_object(None, "batch that is not finite", interruptible=False)
     return path
 
 

@@ -199,7 +199,7 @@ class MetricsWindow:
             "waited": min(idle - self._idle_before, seconds),
             "making": make_seconds - self._make_before,
         }
-        everywhere = process_group.all_gather_object(local)
+        everywhere = process_group.all_gather_object(local, "training log", interruptible=False)
         processes = len(everywhere)
         total = {name: sum(counts[name] for counts in everywhere) for name in local}
         waited, making = total["waited"] / processes, total["making"] / processes

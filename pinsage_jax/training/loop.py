@@ -242,7 +242,7 @@ class Run:
                 state = jax.tree.map(np.asarray, self._state)
                 self._checkpoints.save(self.done, state, self._meta(), self._scores)
         # The other processes wait here rather than in the next step's sums, which time out.
-        process_group.all_gather_object(None)
+        process_group.all_gather_object(None, "checkpoint", interruptible=False)
 
     def _meta(self) -> dict[str, Any]:
         """What a checkpoint holds beside the state, as JSON."""

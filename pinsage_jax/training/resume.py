@@ -50,7 +50,7 @@ def open_checkpoints(config: Config, stack: contextlib.ExitStack) -> Checkpoints
         return stack.enter_context(Checkpoints(folder, config.train.keep, read_only=read_only))
 
     # Process 0 first: it removes what a killed run left half-written.
-    return process_group.rank0_first(opened)
+    return process_group.rank0_first(opened, "checkpoint folder")
 
 
 class Restored(NamedTuple):
@@ -82,7 +82,7 @@ def restore_latest(
     Raises:
       UserError: a checkpoint of other data, settings or shapes, or a damaged one.
     """
-    latest = process_group.broadcast_from_rank0(checkpoints.latest_step)
+    latest = process_group.broadcast_from_rank0(checkpoints.latest_step, "latest checkpoint")
     if latest is None:
         return Restored(0, {}, state)
     meta = checkpoints.meta(latest)

@@ -4,6 +4,7 @@ The first tests run the processes as threads of one process, the later ones as p
 Tests that wait until a silent process counts as lost are in the long suite (-m long).
 """
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,9 +22,11 @@ import pytest
 from small_worlds import make_run
 
 from pinsage_jax.config.distributed import DistributedConfig
-from pinsage_jax.core import files
+from pinsage_jax.config.training import TrainConfig
+from pinsage_jax.core import files, workdir
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.distributed import channel, process_group
+from pinsage_jax.distributed import channel, devices, hellos, process_group
+from pinsage_jax.training import device_inputs
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.divergence import dump_batch
 from pinsage_jax.training.leaf_paths import by_path, nested
@@ -31,6 +35,19 @@ pytestmark = pytest.mark.timeout(240)
 
 ROOT = pathlib.Path(__file__).parents[2]
 IDENTITY = {"settings": {"train": {"epochs": 3}, "seed": 1}, "versions": {"jax": "0.10.2"}}
+
+
+_started: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def _kill_started_processes():
+    """Kills the processes of a test that failed before they ended."""
+    yield
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.communicate()
 
 
 def free_port() -> int:
@@ -55,14 +72,12 @@ def settings(process: int, port: int, count: int = 2, **others) -> DistributedCo
 def connected(folder, count, lost, identities=None):
     """`count` connected groups, each from a thread; an entry is a UserError if it failed."""
     port, results = free_port(), {}
-    # Process 0 holds the lock of the workdir, as in main.
-    (folder / ".lock").write_text(f"{os.getpid()}\n")
 
     def connect(process: int) -> None:
         group = process_group.ProcessGroup(settings(process, port, count), lost.append)
         identity = (identities or {}).get(process, IDENTITY)
         try:
-            group.join(identity, str(folder)) if process else group.listen(identity)
+            group.join(identity, str(folder)) if process else group.listen(identity, str(folder))
             results[process] = group
         except UserError as error:
             results[process] = error
@@ -91,10 +106,10 @@ def call_in_all(groups, function):
 
 
 def test_a_single_process_gets_its_own_values():
-    assert process_group.is_rank0() and process_group.all_gather_object(3) == [3]
+    assert process_group.is_rank0() and process_group.all_gather_object(3, "test") == [3]
     assert (
-        process_group.broadcast_from_rank0(lambda: 4) == 4
-        and process_group.rank0_first(lambda: 5) == 5
+        process_group.broadcast_from_rank0(lambda: 4, "test") == 4
+        and process_group.rank0_first(lambda: 5, "test") == 5
     )
 
 
@@ -103,7 +118,10 @@ def test_all_processes_gather_values_and_exit_with_the_largest_code(count, tmp_p
     lost = []
     groups = connected(tmp_path, count, lost)
     for number in range(3):
-        values = call_in_all(groups, lambda group: group.all_gather_object([group.index, number]))  # noqa: B023
+        values = call_in_all(
+            groups,
+            lambda group: group.all_gather_object([group.index, number], "test"),  # noqa: B023
+        )
         assert values == [[[index, number] for index in range(count)]] * count
     # Longer than --lost_seconds: heartbeats keep the channels open.
     time.sleep(2.5)
@@ -129,7 +147,7 @@ def test_processes_with_different_settings_or_versions_do_not_start(theirs, mess
 def test_the_error_names_the_processes_that_do_not_connect():
     port = free_port()
     with pytest.raises(UserError, match="Of 3 processes 1, 2 did not connect to --coordinator"):
-        process_group.ProcessGroup(settings(0, port, 3, join_seconds=1)).listen(IDENTITY)
+        process_group.ProcessGroup(settings(0, port, 3, join_seconds=1)).listen(IDENTITY, "nowhere")
     with pytest.raises(UserError, match="Process 0 does not answer at --coordinator"):
         process_group.ProcessGroup(settings(1, port, 2, join_seconds=1)).join(IDENTITY, "nowhere")
 
@@ -182,6 +200,237 @@ def test_the_error_about_an_invalid_setting_names_its_flag(given, named):
         DistributedConfig(**given).validate()
 
 
+# Strangers, and mistakes of the user.
+
+
+def raw(port: int, sent: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    connection.sendall(sent)
+    return connection
+
+
+HELLO = json.dumps(hellos.message(1, IDENTITY)).encode()
+STRANGERS = {
+    "garbage": b"\x16\x03\x01\x00\xff\xfe\n",
+    "another protocol": b"GET / HTTP/1.1\r\n\r\n",
+    "closed at once": None,
+    "silent": b"",
+    "half a message": HELLO[:40],
+    "wrong token": HELLO.replace(hellos.PROTOCOL.encode(), b"something else") + b"\n",
+    "no token": b'{"process": 1, "identity": {"settings": {}, "versions": {}}}\n',
+    "odd number": HELLO.replace(b'"process": 1', b'"process": Infinity') + b"\n",
+    "odd settings": HELLO.replace(b'{"train": {"epochs": 3}, "seed": 1}', b"[]") + b"\n",
+    "nested": b"[" * 200_000 + b"\n",
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_stranger_does_not_end_process_0(stranger, tmp_path):
+    port, lost, outcome = free_port(), [], {}
+    first = process_group.ProcessGroup(settings(0, port), lost.append)
+    second = process_group.ProcessGroup(settings(1, port), lost.append)
+
+    def listen():
+        try:
+            first.listen(IDENTITY, str(tmp_path))
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    connection = channel.connect(("127.0.0.1", port), 10)
+    if STRANGERS[stranger] is None:
+        connection.close()
+    else:
+        connection.sendall(STRANGERS[stranger])
+    started = time.monotonic()
+    second.join(IDENTITY, str(tmp_path))
+    thread.join(20)
+    # A silent connection keeps nobody waiting.
+    assert time.monotonic() - started < 8 and outcome == {}
+    values = call_in_all([first, second], lambda group: group.all_gather_object(group.index, "t"))
+    assert values == [[0, 1]] * 2
+    call_in_all([first, second], lambda group: group.barrier_exit(0))
+    connection.close()
+
+
+@pytest.mark.parametrize("number", [1, 2, -1])
+def test_a_number_that_is_taken_or_too_large_is_turned_away_and_the_others_go_on(number, tmp_path):
+    port, lost = free_port(), []
+    groups = [process_group.ProcessGroup(settings(i, port, 3), lost.append) for i in range(3)]
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(groups[0].listen, IDENTITY, str(tmp_path))]
+        waiting.append(pool.submit(groups[1].join, IDENTITY, str(tmp_path)))
+        wait_until(lambda: 1 in groups[0]._channels, 10)
+        odd = 5 if number == 2 else number
+        with raw(port, json.dumps(hellos.message(odd, IDENTITY)).encode() + b"\n") as other:
+            assert f"there is another --process_id={odd}" in other.makefile().readline()
+        waiting.append(pool.submit(groups[2].join, IDENTITY, str(tmp_path)))
+        for future in waiting:
+            future.result(20)
+    assert call_in_all(groups, lambda group: group.barrier_exit(0)) == [0, 0, 0]
+    assert lost == []
+
+
+def test_the_shared_folder_is_known_by_a_random_file(tmp_path):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.mkdir(), theirs.mkdir()
+    # Both folders are locked by a process of the same number, as in two containers.
+    for folder in (ours, theirs):
+        (folder / ".lock").write_text(f"{os.getpid()}\n")
+    mark = workdir.mark_shared(ours)
+    workdir.check_shared(ours, mark)
+    with pytest.raises(UserError, match="is not the folder that process 0 has locked"):
+        workdir.check_shared(theirs, mark)
+    with pytest.raises(UserError, match="is not the folder"):
+        workdir.check_shared(theirs, str(ours / mark))
+    # A killed run leaves its file; the next one has another name.
+    assert workdir.mark_shared(ours) != mark and len(list(ours.glob(".shared-*"))) == 1
+    workdir.remove_marks(ours)
+    assert [path.name for path in ours.iterdir()] == [".lock"]
+
+
+def test_the_port_of_jax_is_held_until_it_is_used(tmp_path):
+    groups = connected(tmp_path, 2, [])
+    host, port = groups[0].service
+    assert groups[1].service == (host, port)
+    with pytest.raises(OSError):
+        socket.create_server((host, port))
+    # JAX's service binds it with this option.
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        server.bind((host, port))
+        server.listen()
+        socket.create_connection((host, port), timeout=5).close()
+    call_in_all(groups, lambda group: group.barrier_exit(0))
+
+
+def test_processes_at_different_operations_are_refused_by_name(tmp_path):
+    groups = connected(tmp_path, 2, [])
+    names = ["neighborhoods", "latest checkpoint"]
+    with pytest.raises(UserError, match="Process 1 is at 'latest checkpoint', process 0 at 'nei"):
+        groups[1]._send({"operation": names[1], "value": None})
+        groups[0].all_gather_object(None, names[0])
+
+
+def test_the_process_with_the_least_memory_decides_on_the_input_table(monkeypatch):
+    train = TrainConfig(device_features="auto")
+    inputs = SimpleNamespace(table_bytes=1000, table_columns=[True])
+    assert device_inputs.all_keep_table(train, inputs)
+    for memory, everywhere in ((10_000, [True, False]), (10_000, [True] * 2), (10, [False] * 2)):
+        gathered = []
+        monkeypatch.setattr(device_inputs, "max_table_bytes", lambda devices: memory)  # noqa: B023
+        monkeypatch.setattr(
+            process_group,
+            "all_gather_object",
+            lambda value, name: gathered.append((value, name)) or everywhere,  # noqa: B023
+        )
+        assert device_inputs.all_keep_table(train, inputs) is (everywhere == [True, True])
+        assert gathered == [(memory > 1000, "input table on the devices")]
+
+
+@pytest.mark.parametrize(
+    "claims,shared",
+    [
+        ([[], []], None),
+        ([[["a", None, 0]], [["b", None, 0]]], None),
+        ([[["a", "0", 0]], [["a", "1", 0]]], None),
+        ([[["a", None, 0]], [["b", None, 0]], [["b", None, 1], ["b", None, 0]]], (1, 2)),
+    ],
+)
+def test_processes_that_use_the_same_accelerators_are_found(claims, shared):
+    assert devices.claimed_twice(claims) == shared
+
+
+def test_the_accelerators_of_a_process_are_passed_to_jax(monkeypatch):
+    given = {}
+    group = process_group.ProcessGroup(settings(0, 1, local_device_ids="2, 3"))
+    monkeypatch.setattr(process_group, "_current", group)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **named: given.update(named))
+    monkeypatch.setattr(jax.config, "update", lambda *a: None)
+    devices.connect()
+    assert given["local_device_ids"] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "ids,count,named",
+    [
+        ("0,x", 2, "must be different numbers"),
+        ("0,0", 2, "must be different numbers"),
+        ("-1", 2, "must be different numbers"),
+        ("0", 1, "CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_accelerators_that_cannot_be_meant(ids, count, named):
+    with pytest.raises(UserError, match=named):
+        DistributedConfig(
+            coordinator="a:1", num_processes=count, process_id=0, local_device_ids=ids
+        ).validate()
+
+
+# Stops outside the step loop: programs without JAX, which start quickly.
+
+SCENE = """
+import sys, time
+from pinsage_jax.config.distributed import DistributedConfig
+from pinsage_jax.core import signals
+from pinsage_jax.distributed import process_group
+
+index, port, folder, scene = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+config = DistributedConfig(f"127.0.0.1:{port}", int(sys.argv[5]), index, lost_seconds=3)
+
+def work():
+    for _ in range(2000):
+        signals.raise_if_stopped()
+        time.sleep(0.02)
+
+with process_group.joined(config, {"workdir": folder}) as group:
+    signals.install()
+    print("ready", flush=True)
+    with group.stopping_together():
+        signals.raise_if_stopped()
+        if scene == "store":
+            process_group.rank0_first(work, "neighborhoods")
+        elif scene == "different":
+            work() if index == 0 else process_group.all_gather_object(1, "number of devices")
+        elif scene == "hangs":
+            # A collective operation of JAX looks neither at signals nor at messages.
+            work() if index == 0 else [time.sleep(0.02) for _ in range(2000)]
+        elif scene == "done":
+            work() if index == 0 else None
+    code = group.barrier_exit(signals.exit_code())
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    "scene,signaled,count",
+    [
+        ("store", 0, 2), ("store", 1, 2), ("store", 2, 3), ("different", 0, 2),
+        ("different", 1, 2), ("hangs", 0, 2), ("done", 1, 2), ("done", 0, 3),
+    ],
+)  # fmt: skip
+def test_a_stop_outside_the_step_loop_ends_all_processes_alike(scene, signaled, count, tmp_path):
+    port = str(free_port())
+    for index in range(count):
+        arguments = (str(index), port, str(tmp_path), scene, str(count))
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCENE, *arguments],
+            cwd=ROOT, env=dict(os.environ, PYTHONPATH=str(ROOT)), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        _started.append(process)
+    processes = list(_started)
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    processes[signaled].send_signal(signal.SIGTERM)
+    for process in processes:
+        _, errors = process.communicate(timeout=25)
+        assert process.returncode == 143, errors
+        assert "Traceback" not in errors and "error:" not in errors
+
+
 # The program itself.
 
 # Enough steps that a run is still training when its first checkpoint has been written.
@@ -193,19 +442,6 @@ FLAGS = (
     "--pairs_per_epoch=512", "--checkpoint_every=4", "--validate_every=6", "--baselines=none",
     "--bootstrap=0", "--threads=1", f"--lost_seconds={LOST_SECONDS}",
 )  # fmt: skip
-
-
-_started: list[subprocess.Popen] = []
-
-
-@pytest.fixture(autouse=True)
-def _kill_started_processes():
-    """Kills the processes of a test that failed before they ended."""
-    yield
-    while _started:
-        process = _started.pop()
-        process.kill()
-        process.communicate()
 
 
 def start(workdir, devices, *more):
