@@ -79,20 +79,22 @@ class Changes:
         return np.unique([both[:, 0], both[:, 1] + len(self.item_ids)]).astype(np.int32)
 
     def digest(self) -> str:
-        """Hash of all arrays and ids."""
-        ids = f"{self.item_ids.digest()} {self.collection_ids.digest()}"
-        total = hashlib.blake2b(ids.encode(), digest_size=8)
-        for name in (
-            "changed_items",
-            "features",
-            "words",
-            "kept",
-            "edges",
-            "weights",
-            "memberships",
-        ):
-            array = getattr(self, name)
-            total.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+        """Hash of everything that changes: all fields but the report, which follows from them."""
+        total = hashlib.blake2b(digest_size=8)
+        for field in dataclasses.fields(self):
+            if field.name == "report":
+                continue
+            total.update(field.name.encode())
+            value = getattr(self, field.name)
+            if isinstance(value, pa.Array):
+                # IdTable reads a missing title as an empty one.
+                total.update(value.is_null().to_numpy(zero_copy_only=False).tobytes())
+                value = IdTable(value)
+            if isinstance(value, IdTable):
+                total.update(value.digest().encode())
+            elif value is not None:
+                total.update(f"{value.dtype} {value.shape} ".encode())
+                total.update(np.ascontiguousarray(value).data)
         return total.hexdigest()
 
 
