@@ -74,6 +74,13 @@ class SearchConfig(Checked):
     one_per_collection: bool = option(
         False, "List no item that shares a collection with one listed above it."
     )
+    popularity_weight: float = option(
+        1.0,
+        "How much the popularity of an item counts in every list, from 0 to 1 (needs "
+        "--popularity_bias). Less shows more of the catalog and finds fewer isolated items.",
+        low=0.0,
+        high=1.0,
+    )
     min_degree: int = option(0, "List items with at least so many edges only.", low=0)
     diversity: float = option(
         0.0,

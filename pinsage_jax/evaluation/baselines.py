@@ -16,6 +16,7 @@ import numpy as np
 from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph.csr import Graph
+from pinsage_jax.retrieval.online import best_of_scores
 from pinsage_jax.retrieval.ranks import ranks_from_scores
 from pinsage_jax.sampling.neighborhoods import visit_scores
 
@@ -69,6 +70,22 @@ def rank_pairs(baseline: Baseline, pairs: np.ndarray, num_items: int) -> np.ndar
             ranks[chosen] = ranks_from_scores(baseline.scores(queries), rows, query, target)
             progress.update(len(chosen))
     return ranks
+
+
+def top_items(baseline: Baseline, queries: np.ndarray, k: int, num_items: int) -> np.ndarray:
+    """The k items of highest score for each query, int32 [Q, k], padded with -1.
+
+    An item that a baseline knows nothing about (no score above 0) is not listed.
+
+    Args:
+      queries: int [Q], ascending; no item is listed for itself.
+      num_items: N.
+    """
+    found = []
+    for block in query_blocks(queries, num_items):
+        ids, scores = best_of_scores(np.array(baseline.scores(block), np.float32), block, k)
+        found.append(np.where(scores > 0, ids, -1))
+    return np.concatenate([np.empty((0, k), np.int32), *found])
 
 
 class Popularity:

@@ -23,18 +23,29 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import metrics
 from pinsage_jax.evaluation.baseline_choice import Baselines, parse_baselines
-from pinsage_jax.evaluation.baselines import rank_pairs
+from pinsage_jax.evaluation.baselines import rank_pairs, top_items
 from pinsage_jax.evaluation.tables import evaluation_tables
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
+from pinsage_jax.retrieval.export_quality import evenly_spaced_rows
+from pinsage_jax.retrieval.list_statistics import (
+    PLACES,
+    list_statistics,
+    sampled_queries,
+    warn_if_lists_share_an_item,
+)
+from pinsage_jax.retrieval.popularity import weigh_popularity
 from pinsage_jax.retrieval.ranks import TIE_RULE
-from pinsage_jax.retrieval.topk import target_ranks
+from pinsage_jax.retrieval.topk import target_ranks, top_k
 
 EVAL_FILE = "eval.json"
 MAIN = "pinsage"
 DIFFERENCE = f"{MAIN}_minus_baseline"
 # Name and lowest degree of each bucket of targets.
 DEGREE_BUCKETS = (("0", 0), ("1-2", 1), ("3-10", 3), ("11+", 11))
+# Values of --popularity_weight whose lists and hit-rates the report compares.
+POPULARITY_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_MAX_WEIGHTED_PAIRS = 10_000
 # Values of k in the hit-rate curve.
 CURVE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
@@ -46,6 +57,7 @@ def evaluate(
     validation: ValidationSplit | None = None,
     graph: Graph | None = None,
     fingerprint: str = "",
+    has_popularity: bool = False,
 ) -> dict[str, Any]:
     """Scores the embeddings and --baselines; prints tables and writes WORKDIR/eval.json.
 
@@ -55,11 +67,14 @@ def evaluate(
     Args:
       config: settings of the run.
       prepared: the catalog.
-      embeddings: float32 [N, Z]; the score of two items is their inner product.
+      embeddings: float32 [N, Z]; the score of two items is their inner product, in which
+        the last coordinate counts as --popularity_weight asks.
       validation: pairs on which the baselines' hyperparameters are chosen.
       graph: the graph over which the embeddings were computed; the baselines use the same.
         Default: prepared.graph.
       fingerprint: written to eval.json, to tell later whether it belongs to the same run.
+      has_popularity: whether the last coordinate is the popularity of an item; the lists are
+        then measured for several weights of it.
 
     Returns:
       The contents of eval.json without its checksum; {} if there is no pair at all.
@@ -75,18 +90,26 @@ def evaluate(
         return {}
     pairs = scored.pairs
     query, target = pairs.T
+    unweighted, weight = embeddings, config.search.popularity_weight
+    embeddings = weigh_popularity(unweighted, weight, has_popularity)
 
     ranks = {MAIN: target_ranks(embeddings[query], embeddings, query, target)}
     settings: dict[str, Any] = {MAIN: {"dimensions": int(embeddings.shape[1])}}
+    lists = {MAIN: _neighbors(embeddings, sampled_queries(graph.num_items))}
     baselines = Baselines(config, graph, prepared.features, validation, config.host_threads)
     for baseline in baselines.build(names):
         ranks[baseline.name] = rank_pairs(baseline, pairs, graph.num_items)
         settings[baseline.name] = baseline.settings
+        queries = sampled_queries(graph.num_items)
+        lists[baseline.name] = top_items(baseline, queries, PLACES, graph.num_items)
 
     methods: dict[str, dict[str, Any]] = {
         name: {"settings": settings[name], "hit_curve": _curve(ranks[name])} for name in ranks
     }
     degree = graph.degree()[: graph.num_items]
+    for name, ids in lists.items():
+        methods[name]["lists"] = list_statistics(ids, degree, graph.num_collections)
+    _report_lists(methods[MAIN]["lists"], prepared)
     for (group, name), mask in _slices(scored.kinds, degree[target]).items():
         label = f"bootstrap {group} {name}"
         found = _score(ranks, query, mask, config.evaluate.bootstrap, config.seed, label)
@@ -110,6 +133,10 @@ def evaluate(
         "score": "inner product of embeddings",
         "interval": f"95%, {config.evaluate.bootstrap} bootstrap resamples of queries",
         "seed": config.seed,
+        "popularity_weight": weight,
+        "popularity_weights": _by_popularity_weight(unweighted, scored, graph)
+        if has_popularity
+        else [],
         "fingerprint": fingerprint,
         "notes": scored.notes,
         "methods": methods,
@@ -182,6 +209,51 @@ def _pairs_to_score(
     first = np.sort(first)
     repeated = len(pairs) - len(first)
     return _ScoredPairs(np.asarray(pairs)[first], np.asarray(kinds)[first], source, repeated, notes)
+
+
+def _neighbors(embeddings: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """The nearest items int32 [Q, 10] of the queries."""
+    return top_k(embeddings[queries], embeddings, PLACES, queries)[0]
+
+
+def _report_lists(statistics: dict[str, Any], prepared: Prepared) -> None:
+    """Logs what the lists of PinSage show, and warns if most of them share an item."""
+    logging.info(
+        "evaluate: lists of %d show %.1f%% of the catalog; 1%% of the items fill %.1f%% of the "
+        "places",
+        PLACES, 100 * statistics["coverage"], 100 * statistics["top_1_percent"],
+    )  # fmt: skip
+    if statistics["most_listed_row"] is not None:
+        row = np.array([statistics["most_listed_row"]])
+        warn_if_lists_share_an_item(statistics, prepared.item_ids.names(row)[0].as_py())
+
+
+def _by_popularity_weight(
+    embeddings: np.ndarray, scored: _ScoredPairs, graph: Graph
+) -> list[dict[str, Any]]:
+    """Hit-rates and list statistics of several --popularity_weight, for the report.
+
+    Args:
+      embeddings: float32 [N, Z], unweighted, with the popularity as last coordinate.
+    """
+    queries = sampled_queries(graph.num_items)
+    chosen = evenly_spaced_rows(len(scored.pairs), _MAX_WEIGHTED_PAIRS)
+    (query, target), kinds = scored.pairs[chosen].T, scored.kinds[chosen]
+    degree, result = graph.degree()[: graph.num_items], []
+    for weight in POPULARITY_WEIGHTS:
+        vectors = weigh_popularity(embeddings, weight, has_popularity=True)
+        ranks = target_ranks(vectors[query], vectors, query, target)
+        hits = {"all": ranks} | {str(kind): ranks[kinds == kind] for kind in np.unique(kinds)}
+        result.append(
+            {
+                "weight": weight,
+                "hit@10": {name: float(np.mean(rank <= 10)) for name, rank in hits.items()},
+                "lists": list_statistics(
+                    _neighbors(vectors, queries), degree, graph.num_collections
+                ),
+            }
+        )
+    return result
 
 
 def _slices(kinds: np.ndarray, degree: np.ndarray) -> dict[tuple[str, str], np.ndarray]:

@@ -12,6 +12,15 @@ from pinsage_jax.retrieval.ranks import TIE_RULE
 _WITH_INTERVAL = ("hit@10", "hit@100")
 _WITHOUT_INTERVAL = ("hit@500", "recall@100", f"ndcg@{NDCG_DEPTH}", "mrr", "scaled_mrr")
 _DIFFERENCE = "pinsage_minus_baseline"
+# Keys of list_statistics and what tables call them.
+LIST_COLUMNS = {
+    "coverage": "catalog listed",
+    "gini": "Gini",
+    "top_1_percent": "places of the top 1%",
+    "most_listed": "lists with one item",
+    "mean_degree": "mean degree",
+    "novelty": "novelty, bits",
+}
 
 
 def evaluation_tables(result: dict[str, Any]) -> str:
@@ -39,6 +48,8 @@ def evaluation_tables(result: dict[str, Any]) -> str:
         for kind in first["by_kind"]:
             lines += ["", *_metric_table(f"kind {kind}", "by_kind", kind, methods)]
     lines += ["", *_degree_table(methods)]
+    if all("lists" in values for values in methods.values()):
+        lines += ["", *_list_table(methods)]
     return "\n".join(lines)
 
 
@@ -72,6 +83,20 @@ def _degree_table(methods: dict[str, Any]) -> list[str]:
             row.append(" / ".join(cells) if scored["pairs"] else "")
         rows.append(row)
     return aligned(rows)
+
+
+def _list_table(methods: dict[str, Any]) -> list[str]:
+    queries = next(iter(methods.values()))["lists"]["queries"]
+    rows = [[f"lists of 10 for {queries:,} items", *LIST_COLUMNS.values()]]
+    for method, values in methods.items():
+        rows.append([method, *(format_statistic(values["lists"], name) for name in LIST_COLUMNS)])
+    return aligned(rows)
+
+
+def format_statistic(statistics: dict[str, Any], name: str) -> str:
+    """One of LIST_COLUMNS for a table."""
+    share = name in ("coverage", "top_1_percent", "most_listed")
+    return f"{statistics[name]:.1%}" if share else f"{statistics[name]:.2f}"
 
 
 def _number(

@@ -199,7 +199,8 @@ def _choice_fingerprint(config: Config, vectors: np.ndarray) -> str:
             config.recommend.recommend_by,
             dataclasses.asdict(config.split),
             config.seed,
-            f"{zlib.crc32(np.ascontiguousarray(vectors).data):08x}",
+            # Without the last coordinate: a choice holds for every --popularity_weight.
+            f"{zlib.crc32(np.ascontiguousarray(vectors[:, :-1]).data):08x}",
         ]
     )
 

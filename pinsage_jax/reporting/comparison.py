@@ -22,6 +22,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.costs import COSTS_FILE
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import metrics
+from pinsage_jax.evaluation.evaluate import MAIN
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.reporting.comparison_text import format_comparison
 from pinsage_jax.reporting.sources import Source, read_source
@@ -79,6 +80,7 @@ def compare(config: Config) -> dict[str, Any]:
         "neighbors": neighbor_churn(
             first, second, config.evaluate.neighbors_listed, config.compare.compare_items
         ),
+        "lists": [_lists(run) for run in (first, second)],
         "costs": [_costs(run) for run in (first, second)],
     }
     print(format_comparison(result))
@@ -117,6 +119,12 @@ def _data(run: Run) -> dict[str, Any]:
         "step": run.source.embeddings.get("step"),
         "dimension": int(run.embeddings.shape[1]),
     }
+
+
+def _lists(run: Run) -> dict[str, Any] | None:
+    """What the run's lists show, by its eval.json; None where it does not say."""
+    scores = run.source.scores
+    return None if scores is None else scores["methods"].get(MAIN, {}).get("lists")
 
 
 def _costs(run: Run) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pinsage_jax.core.text_table import aligned
+from pinsage_jax.evaluation.tables import LIST_COLUMNS, format_statistic
 
 _TABLE_METRICS = ("hit@10", "hit@100", "ndcg@10", "mrr")
 _GIB = 2**30
@@ -20,7 +21,8 @@ def format_comparison(result: dict[str, Any]) -> str:
         for name in result["data"][0]
     ]
     lines += [*aligned(rows), "", *_metrics(result["metrics"]), ""]
-    lines += [*_neighbors(result["neighbors"]), *_costs(result["costs"])]
+    lines += [*_neighbors(result["neighbors"]), *_lists(result["lists"])]
+    lines += _costs(result["costs"])
     return "\n".join(lines)
 
 
@@ -87,6 +89,16 @@ def _neighbors(result: dict[str, Any]) -> list[str]:
         f"{result['all_new']:.1%}.",
         f"Items that changed most: {changed}.",
     ]
+
+
+def _lists(lists: list[dict[str, Any] | None]) -> list[str]:
+    if any(statistics is None for statistics in lists):
+        return []
+    rows = [["lists of 10", "A", "B"]]
+    for name, title in LIST_COLUMNS.items():
+        cells = [format_statistic(found, name) for found in lists if found is not None]
+        rows.append([title, *cells])
+    return ["", *aligned(rows)]
 
 
 def _costs(costs: list[dict[str, Any] | None]) -> list[str]:

@@ -63,6 +63,7 @@ def write_report(config: Config, prepared: Prepared, embeddings: np.ndarray) -> 
         ("scores", "Metrics by method", score_sections.metrics_by_method(source)),
         ("cutoff", "Hit-rate by K", score_sections.by_cutoff(source)),
         ("degree", "Hit-rate by degree", score_sections.by_degree(source)),
+        ("lists", "What lists show", score_sections.lists(source)),
         ("learning", "Learning curves", run_sections.learning(source)),
         (
             "similarity",

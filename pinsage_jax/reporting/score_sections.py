@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS, DIFFERENCE, EVAL_FILE, MAIN
+from pinsage_jax.evaluation.tables import LIST_COLUMNS, format_statistic
 from pinsage_jax.reporting import page
 from pinsage_jax.reporting.figures import Series, interval_chart, line_chart
 from pinsage_jax.reporting.page import Html
@@ -209,6 +210,49 @@ def by_degree(source: Source) -> Html:
         parts.append(
             page.note("Content was not evaluated (no features, or not among --baselines).")
         )
+    return page.join(parts)
+
+
+def lists(source: Source) -> Html:
+    """Coverage and concentration of the lists of every method and --popularity_weight."""
+    if (note := missing(source)) is not None:
+        return note
+    methods = source.known_scores["methods"]
+    names = [name for name in methods if "lists" in methods[name]]
+    if MAIN not in names:
+        return page.note(f"{EVAL_FILE} has no statistics of lists; run --mode=evaluate again.")
+    queries = methods[MAIN]["lists"]["queries"]
+    rows = [
+        (label(name), *(format_statistic(methods[name]["lists"], key) for key in LIST_COLUMNS))
+        for name in names
+    ]
+    parts = [
+        page.table(
+            f"The first 10 neighbors of {queries:,} items", ("method", *LIST_COLUMNS.values()),
+            rows, numbers=True, main=names.index(MAIN),
+        )
+    ]  # fmt: skip
+    if weights := source.known_scores.get("popularity_weights"):
+        kinds = list(weights[0]["hit@10"])[: _MAX_KINDS + 1]
+        head = ["--popularity_weight", *LIST_COLUMNS.values()]
+        head += [page.join(("hit@10, ", page.user_text(kind, 60))) for kind in kinds]
+        rows = [
+            (
+                f"{entry['weight']:g}",
+                *(format_statistic(entry["lists"], key) for key in LIST_COLUMNS),
+                *(f"{entry['hit@10'][kind]:.3f}" for kind in kinds),
+            )
+            for entry in weights
+        ]
+        title = "PinSage by the weight of popularity in its lists"
+        parts.append(page.table(title, head, rows, numbers=True))
+    parts.append(
+        page.note(
+            "Catalog listed is the share of items that stand in a list; Gini is 0 if all items "
+            "stand in as many lists and near 1 if few fill them; novelty is the mean of "
+            "log2((C + 1) / (degree + 1)) over the places, with C collections."
+        )
+    )
     return page.join(parts)
 
 

@@ -27,7 +27,7 @@ from pinsage_jax.training.checkpoints import Checkpoints
 
 METRICS_FILE = "metrics.jsonl"
 # Settings that are taken from the flags, not from the checkpoint.
-_FROM_FLAGS = ("mode", "workdir", "threads", "evaluate", "recommend", "serve")
+_FROM_FLAGS = ("mode", "workdir", "threads", "evaluate", "search", "recommend", "serve")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -160,9 +160,17 @@ class AnnSearch:
       setting: how the index was built and how thoroughly it is searched.
     """
 
-    def __init__(self, index: Any, setting: Setting, vectors: np.ndarray, threads: int):
-        """Takes the indexed vectors, float32 [N, d]."""
+    def __init__(
+        self,
+        index: Any,
+        setting: Setting,
+        vectors: np.ndarray,
+        threads: int,
+        popularity_weight: float = 1.0,
+    ):
+        """Takes the indexed vectors float32 [N, d], weighted by weigh_popularity."""
         self.setting, self._index, self._vectors = setting, index, vectors
+        self._popularity_weight = popularity_weight
         self._threads = threads
         if setting.kind == "hnsw":
             index.hnsw.efSearch = setting.effort
@@ -172,6 +180,11 @@ class AnnSearch:
     def candidates(self, queries: np.ndarray, k: int) -> np.ndarray:
         """Rows of the k best by the index's own scores, int64 [Q, k], padded with -1."""
         _faiss().omp_set_num_threads(self._threads)
+        if self._popularity_weight != 1.0:
+            # The index holds vectors with the full popularity, so its share of the weight must
+            # come from the query as well.
+            queries = np.array(queries, np.float32)
+            queries[:, -1] *= np.float32(math.sqrt(self._popularity_weight))
         return self._index.search(np.ascontiguousarray(queries, np.float32), k)[1]
 
     def top_k(

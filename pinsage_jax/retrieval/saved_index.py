@@ -23,6 +23,9 @@ EXACT = "exact"
 def open_search(config: Config, vectors: np.ndarray, threads: int) -> AnnSearch | None:
     """Opens the index that --search names and verifies it; None for exact search.
 
+    Args:
+      vectors: float32 [N, d], weighted by --popularity_weight.
+
     Raises:
       UserError: there is no such index, it is damaged, or it was built from other embeddings.
     """
@@ -47,7 +50,7 @@ def open_search(config: Config, vectors: np.ndarray, threads: int) -> AnnSearch 
             "run --mode=index with it among --index_settings."
         )
     index = ann.load(folder / file, about["files"][file], vectors)
-    return AnnSearch(index, setting, vectors, threads)
+    return AnnSearch(index, setting, vectors, threads, config.search.popularity_weight)
 
 
 def embeddings_key(workdir: str) -> str:

@@ -30,6 +30,7 @@ from pinsage_jax.reporting import explorer
 from pinsage_jax.reporting.sources import Source, directions_of
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.online import ExactSearch
+from pinsage_jax.retrieval.popularity import weigh_popularity
 from pinsage_jax.serving.catalog_search import CatalogSearch
 
 # Items in one request, both of a history and to be embedded.
@@ -61,7 +62,7 @@ class Service:
         Args:
           source: the run's settings and manifest.
           prepared: the catalog.
-          vectors: float32 [N, Z], the items' embeddings.
+          vectors: float32 [N, Z], the items' embeddings, weighted by --popularity_weight.
           index: an index over the vectors; None searches exactly.
           new_items: embeds new items; None: they are refused.
         """
@@ -156,6 +157,8 @@ class Service:
             additions = model.read(table, edge_table)
             clipped = model.transform.beyond(table.rows) if table.rows is not None else []
             vectors = codec.project(model.embed(additions)[0])
+            weight = self.config.search.popularity_weight
+            vectors = weigh_popularity(vectors, weight, has_popularity=True)
         except UserError as error:
             message = str(error)
             raise RequestError(400, f"{message[:1].upper()}{message[1:]}") from None

@@ -18,7 +18,7 @@ from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.reporting import comparison
 from pinsage_jax.reporting.explorer import write_explorer
 from pinsage_jax.reporting.report import write_report
-from pinsage_jax.stages.runs import split_of
+from pinsage_jax.stages.runs import has_popularity, listed_vectors, split_of
 
 
 def evaluate(config: Config) -> dict[str, Any]:
@@ -26,7 +26,14 @@ def evaluate(config: Config) -> dict[str, Any]:
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
     split, fingerprint = split_of(config, prepared), _eval_fingerprint(config)
-    return evaluation.evaluate(config, prepared, vectors, split, fingerprint=fingerprint)
+    return evaluation.evaluate(
+        config,
+        prepared,
+        vectors,
+        split,
+        fingerprint=fingerprint,
+        has_popularity=has_popularity(config),
+    )
 
 
 def saved_evaluation(config: Config) -> dict[str, Any] | None:
@@ -47,13 +54,14 @@ def _eval_fingerprint(config: Config) -> str:
     # Not the whole manifest: it names paths, and a workdir may be moved.
     export = {name: manifest.get(name) for name in ("files", "ids", "parameters", "settings")}
     settings = [config.evaluate.baselines, config.evaluate.bootstrap]
+    settings += [config.search.popularity_weight, "list statistics"]
     return files.fingerprint([export, *settings])
 
 
 def explain(config: Config) -> dict[str, Any]:
     """Explains the rank of --target for --query; prints tables and writes WORKDIR/explain/."""
     prepared = open_prepared(config.workdir)
-    return explaining.explain(config, prepared, load_embeddings(config.workdir, prepared))
+    return explaining.explain(config, prepared, listed_vectors(config, prepared))
 
 
 def compare(config: Config) -> dict[str, Any]:
@@ -64,7 +72,7 @@ def compare(config: Config) -> dict[str, Any]:
 def report(config: Config) -> pathlib.Path:
     """Writes the run's report, WORKDIR/report.html, and the explorer, WORKDIR/explorer.html."""
     prepared = open_prepared(config.workdir)
-    vectors = load_embeddings(config.workdir, prepared)
+    vectors = listed_vectors(config, prepared)
     path = write_report(config, prepared, vectors)
     write_explorer(config, prepared, vectors)
     return path

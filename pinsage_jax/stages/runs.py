@@ -13,8 +13,10 @@ from pinsage_jax.core import files, flagfiles
 from pinsage_jax.core.signals import stop_requested_anywhere
 from pinsage_jax.core.version import __version__
 from pinsage_jax.distributed import process_group
+from pinsage_jax.export import writer
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
+from pinsage_jax.retrieval.popularity import weigh_popularity
 
 
 def split_of(config: Config, prepared: Prepared) -> ValidationSplit:
@@ -54,6 +56,22 @@ def embeddings(config: Config) -> tuple[list[str], np.ndarray]:
     """Ids of all items and their exported embeddings, float32 [num_items, Z]."""
     prepared = open_prepared(config.workdir)
     return prepared.item_ids.ids.to_pylist(), load_embeddings(config.workdir, prepared)
+
+
+def listed_vectors(config: Config, prepared: Prepared) -> np.ndarray:
+    """The exported embeddings float32 [num_items, Z], weighted as --popularity_weight asks.
+
+    Raises:
+      UserError: there is no export of this catalog, or it has no popularity coordinate.
+    """
+    vectors = load_embeddings(config.workdir, prepared)
+    return weigh_popularity(vectors, config.search.popularity_weight, has_popularity(config))
+
+
+def has_popularity(config: Config) -> bool:
+    """Whether the last coordinate of the exported embeddings is the items' popularity."""
+    manifest = files.read_json(pathlib.Path(config.workdir) / writer.FOLDER / writer.MANIFEST)
+    return manifest.get("normalized") is False
 
 
 def stop_requested() -> bool:

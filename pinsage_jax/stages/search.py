@@ -13,7 +13,7 @@ from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.retrieval import neighbors as related
 from pinsage_jax.retrieval.neighbors import Related
 from pinsage_jax.retrieval.saved_index import open_search
-from pinsage_jax.stages.runs import split_of
+from pinsage_jax.stages.runs import listed_vectors, split_of
 
 if TYPE_CHECKING:
     from pinsage_jax.recommend.choice import Validation
@@ -26,7 +26,7 @@ def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Relat
     of all items to WORKDIR/related_items.parquet and returns nothing.
     """
     prepared = open_prepared(config.workdir)
-    vectors = load_embeddings(config.workdir, prepared)
+    vectors = listed_vectors(config, prepared)
     search = open_search(config, vectors, config.host_threads)
     if items:
         return related.nearest(config, items, prepared, vectors, search)
@@ -51,7 +51,7 @@ def recommend(config: Config) -> dict[str, Any] | None:
     from pinsage_jax.recommend.choice import validation_users
 
     prepared = open_prepared(config.workdir)
-    vectors = load_embeddings(config.workdir, prepared)
+    vectors = listed_vectors(config, prepared)
 
     def validation() -> Validation | None:
         # Only the choice of settings embeds anything; the rest needs no network.

@@ -6,11 +6,10 @@ from threadpoolctl import threadpool_limits
 
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config
-from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.retrieval.saved_index import open_search
 from pinsage_jax.serving import server
 from pinsage_jax.stages.checkpoint import exported_source, open_new_items
-from pinsage_jax.stages.runs import stop_requested
+from pinsage_jax.stages.runs import listed_vectors, stop_requested
 
 
 def serve(config: Config) -> None:
@@ -21,7 +20,7 @@ def serve(config: Config) -> None:
     from pinsage_jax.serving.service import Service
 
     prepared = open_prepared(config.workdir)
-    vectors = load_embeddings(config.workdir, prepared)
+    vectors = listed_vectors(config, prepared)
     index = open_search(config, vectors, threads=1)
     # A port that is in use is reported before the model is loaded.
     listener = server.listen(config.serve.serve_host, config.serve.serve_port)

@@ -59,7 +59,7 @@ def values_of(config: Config) -> dict:
 
 # Abilities that came after the flags were sorted into levels; a research switch is a constant of
 # its dataclass and never stands here.
-LATER: frozenset[str] = frozenset({"local_device_ids"})
+LATER: frozenset[str] = frozenset({"local_device_ids", "popularity_weight"})
 
 
 def shown(text: str) -> set[str]:

@@ -33,6 +33,7 @@ SECTIONS = {
     "scores": "Metrics by method",
     "cutoff": "Hit-rate by K",
     "degree": "Hit-rate by degree",
+    "lists": "What lists show",
     "learning": "Learning curves",
     "similarity": "Similarity of random pairs",
     "projection": "Projection",
