@@ -29,6 +29,8 @@ from pinsage_jax.catalog.additions import (
     read_item_rows,
     row_name,
 )
+from pinsage_jax.catalog.edge_keys import contained, edge_keys, edges_of, pairs_of_keys
+from pinsage_jax.catalog.item_columns import FILE, table_bytes, write_changed_columns
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.config.embed import UpdateConfig
@@ -58,6 +60,7 @@ class Changes:
       weights: float32 [a] of these edges; None if edges have no weights.
       memberships: int32 [m, 2], items and collections of edges that are added or removed.
       report: counts, for the manifest.
+      columns: the other columns of --items, of these items; None if the catalog keeps none.
     """
 
     item_ids: IdTable
@@ -71,6 +74,7 @@ class Changes:
     weights: np.ndarray | None
     memberships: np.ndarray
     report: dict[str, int]
+    columns: pa.Table | None = None
 
     @property
     def touched(self) -> np.ndarray:
@@ -90,7 +94,9 @@ class Changes:
                 # IdTable reads a missing title as an empty one.
                 total.update(value.is_null().to_numpy(zero_copy_only=False).tobytes())
                 value = IdTable(value)
-            if isinstance(value, IdTable):
+            if isinstance(value, pa.Table):
+                total.update(table_bytes(value))
+            elif isinstance(value, IdTable):
                 total.update(value.digest().encode())
             elif value is not None:
                 total.update(f"{value.dtype} {value.shape} ".encode())
@@ -135,6 +141,7 @@ def read_changes(
             "items_changed": int((items.changed < graph.num_items).sum()),
             "collections_added": len(changed.new_collections),
         },
+        items.columns,
     )
 
 
@@ -160,8 +167,8 @@ def _edge_changes(
     Raises:
       UserError: an edge to remove is not in the graph, or is in both tables.
     """
-    keys = _edge_keys(_edges(graph), collections)  # ascending, as rows are
-    set_keys, inverse = np.unique(_edge_keys(changed.pairs, collections), return_inverse=True)
+    keys = edge_keys(edges_of(graph), collections)  # ascending, as rows are
+    set_keys, inverse = np.unique(edge_keys(changed.pairs, collections), return_inverse=True)
     weights = None
     if changed.weights is not None:
         # As graph.build adds them: in float64, the smallest first.
@@ -169,17 +176,17 @@ def _edge_changes(
         totals = np.zeros(len(set_keys))
         np.add.at(totals, inverse[order], changed.weights[order])
         weights = totals.astype(np.float32)
-    removed_keys = _edge_keys(removed.pairs, collections)
+    removed_keys = edge_keys(removed.pairs, collections)
     # A collection that the catalog lacks is numbered behind the known ones, as are those
     # of --changed_edges: its key may be that of another edge.
     unknown = removed.pairs[:, 1] >= graph.num_collections
-    if (row := first_true(unknown | ~_contained(removed_keys, keys))) is not None:
+    if (row := first_true(unknown | ~contained(removed_keys, keys))) is not None:
         raise UserError(f"{removed.edge_name(row)} is not in the catalog; leave it out.")
     if (row := first_true(np.isin(removed_keys, set_keys))) is not None:
         raise UserError(
             f"{removed.edge_name(row)} is also in --changed_edges; keep one of the two."
         )
-    known = _contained(set_keys, keys)
+    known = contained(set_keys, keys)
     place = np.searchsorted(keys, set_keys[known])
     same = np.zeros(len(set_keys), np.bool_)
     same[known] = True
@@ -191,9 +198,9 @@ def _edge_changes(
     kept[np.searchsorted(keys, removed_keys)] = False
     return _EdgeChanges(
         kept,
-        _pairs_of_keys(set_keys[~same], collections),
+        pairs_of_keys(set_keys[~same], collections),
         None if weights is None else weights[~same],
-        _pairs_of_keys(np.concatenate([set_keys[~known], removed_keys]), collections),
+        pairs_of_keys(np.concatenate([set_keys[~known], removed_keys]), collections),
         {
             "edges_added": int((~known).sum()),
             "edges_reweighted": int((known & ~same).sum()),
@@ -216,7 +223,7 @@ def write_changed(
     graph, items = before.graph, len(changes.item_ids)
     (folder / "features").mkdir(parents=True)
     (folder / "graph").mkdir()
-    pairs = np.concatenate([_edges(graph)[changes.kept], changes.edges])
+    pairs = np.concatenate([edges_of(graph)[changes.kept], changes.edges])
     weights = None
     if graph.weights is not None:
         weights = np.concatenate([graph.weights[: graph.num_edges][changes.kept], changes.weights])
@@ -235,6 +242,9 @@ def write_changed(
             shutil.copyfile(path, folder / "features" / path.name)
     changes.item_ids.save(folder / "item_ids.arrow")
     changes.collection_ids.save(folder / "collection_ids.arrow")
+    if before.columns_file is not None:
+        columns = changes.columns, changes.changed_items
+        write_changed_columns(before.columns_file, items, *columns, folder / FILE)
     if changes.titles is not None:
         save_column(folder / "titles.arrow", changes.titles, "title")
     for name in ("eval_pairs.npy", "eval_kinds.json", "train_pairs.npy"):
@@ -320,6 +330,7 @@ class _Items:
     features: np.ndarray
     words: np.ndarray
     titles: pa.Array | None
+    columns: pa.Table | None = None
 
 
 def _read_items(
@@ -337,7 +348,8 @@ def _read_items(
     places = np.where(known >= 0, known, len(before.item_ids) + np.cumsum(known < 0) - 1)
     ids = IdTable(pa.concat_arrays([before.item_ids.ids, fresh]))
     titles = _titles(before, table, places, len(ids))
-    return _Items(ids, places.astype(np.int32), rows.features, rows.words, titles)
+    columns = before.item_columns.given(table, rows.ids) if before.columns_file else None
+    return _Items(ids, places.astype(np.int32), rows.features, rows.words, titles, columns)
 
 
 def _titles(before: Prepared, table: Table, places: np.ndarray, items: int) -> pa.Array | None:
@@ -372,26 +384,3 @@ def _write_rows(
         out[begin : min(begin + _COPIED_ROWS, len(old))] = old[begin : begin + _COPIED_ROWS]
     out[changed] = new
     out.flush()
-
-
-def _edges(graph: csr.Graph) -> np.ndarray:
-    """Items and collections int32 [E, 2] of all edges, in the order of the items' rows."""
-    counts = np.diff(graph.indptr[: graph.num_items + 1])
-    items = np.repeat(np.arange(graph.num_items, dtype=np.int32), counts)
-    return np.stack([items, graph.indices[: graph.num_edges] - np.int32(graph.num_items)], axis=1)
-
-
-def _edge_keys(pairs: np.ndarray, collections: int) -> np.ndarray:
-    """One int64 [n] per edge of int32 [n, 2], in the order of (item, collection)."""
-    return pairs[:, 0].astype(np.int64) * collections + pairs[:, 1]
-
-
-def _pairs_of_keys(keys: np.ndarray, collections: int) -> np.ndarray:
-    """The inverse of _edge_keys."""
-    return np.stack(np.divmod(keys, max(collections, 1)), axis=1).astype(np.int32)
-
-
-def _contained(some: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Which of `some` (int64 [n]) are among the ascending keys: bool [n]."""
-    place = np.minimum(np.searchsorted(keys, some), max(len(keys) - 1, 0))
-    return keys[place] == some if len(keys) else np.zeros(len(some), np.bool_)

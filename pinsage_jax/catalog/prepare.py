@@ -8,6 +8,7 @@ WORKDIR/prepared/
   train_pairs.npy        int32 [P, 2]; only with --train_pairs
   eval_pairs.npy         int32 [P, 2], and eval_kinds.json: a list of P strings
   times.npy              int64 [E] in the order of the items' rows; only with --time_column
+  columns.parquet        the columns of --items that filters read (item_columns.py)
   manifest.json          counts, reports, checksums, and the fingerprint of the inputs
 
 The folder is replaced as a whole, and reused while settings and input files are the same.
@@ -18,6 +19,7 @@ again, the other modes refuse it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -27,6 +29,8 @@ import numpy as np
 import pyarrow as pa
 from absl import logging
 
+from pinsage_jax.catalog import item_columns
+from pinsage_jax.catalog.item_columns import ItemColumns
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
@@ -57,6 +61,12 @@ class Prepared:
     eval_kinds: np.ndarray  # str [P]
     manifest: dict[str, Any]
     words: np.ndarray | None = None  # int32 [num_items, 2K] where items are text alone
+    columns_file: pathlib.Path | None = None
+
+    @functools.cached_property
+    def item_columns(self) -> ItemColumns:
+        """The columns of --items, each read when it is first asked for."""
+        return item_columns.open_columns(self.columns_file, self.item_ids, self.manifest)
 
     @property
     def link_rows(self) -> np.ndarray:
@@ -139,6 +149,7 @@ def open_prepared(workdir: str | pathlib.Path) -> Prepared:
         eval_kinds=np.array(files.read_json(folder / "eval_kinds.json"), dtype=np.str_),
         manifest=manifest,
         words=files.read_array(words) if words.exists() else None,
+        columns_file=item_columns.saved_file(folder),
     )
     counts = manifest["counts"]
     for name, found, expected in (
@@ -214,6 +225,7 @@ def _write(
     feature_report = features.write_features(
         items, data, ids.item_rows, len(ids.items), folder / "features"
     )
+    kept_columns = item_columns.write_item_columns(items, data.item_id_column, folder)
     pairs = _write_pairs(inputs, ids, built.graph.degree(), folder)
     counts = _counts(ids, built, pairs)
     about = {
@@ -225,6 +237,7 @@ def _write(
         "pairs": {flag: found.report for flag, found in pairs.tables.items()},
         "leak_checks": pairs.leak_checks,
         "title_column": title_column,
+        "item_columns": kept_columns,
         "has_titles": ids.titles is not None,
         "has_train_pairs": "train_pairs" in inputs,
         "weighted": built.graph.weights is not None,
@@ -336,15 +349,6 @@ def _files_to_check(folder: pathlib.Path) -> list[str]:
     )
 
 
-def used_columns(flag: str, data: DataConfig) -> dict[str, str]:
-    """What the columns of a table that is not --items are, by name."""
-    if flag.endswith("_pairs"):
-        pairs = (pairs_table.QUERY_COLUMN, pairs_table.TARGET_COLUMN)
-        return dict.fromkeys(pairs, "ids") | {pairs_table.KIND_COLUMN: "kind"}
-    used = dict.fromkeys((data.collection_column, data.item_column), "ids")
-    return used | {data.weight_column: "weights", data.time_column: "times"}
-
-
 def _check_ids_meet(ids: edges_table.Ids, graph: Graph) -> None:
     """Warns of ids of --edges that --items lacks.
 
@@ -360,10 +364,7 @@ def _check_ids_meet(ids: edges_table.Ids, graph: Graph) -> None:
 
 def _input_paths(data: DataConfig) -> dict[str, pathlib.Path]:
     """Paths of the inputs that are given; relative ones are looked up in --data_dir."""
-    paths = {}
-    for flag in _INPUT_FLAGS:
-        if value := getattr(data, flag):
-            paths[flag] = data.path(value)
+    paths = {flag: data.path(value) for flag in _INPUT_FLAGS if (value := getattr(data, flag))}
     if "edges" not in paths:
         raise UserError("--edges is required (or --synthetic for the embedded example).")
     return paths

@@ -8,12 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pinsage_jax.catalog.prepare import used_columns
 from pinsage_jax.checkup.findings import Findings
 from pinsage_jax.checkup.inputs import Inputs, PairTable
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.data import column_choice, leaks
+from pinsage_jax.data import column_choice, leaks, pairs_table
 from pinsage_jax.data import columns as column_values
 from pinsage_jax.data import feature_blocks as blocks
 from pinsage_jax.data.columns import examples, format_id, share
@@ -94,7 +93,7 @@ def check_features(inputs: Inputs, findings: Findings) -> tuple[list[dict[str, A
       An entry for each feature column (kind, rows with a value), and a sentence for each table.
     """
     lines = [
-        column_choice.line_of_columns(table, used_columns(flag, inputs.data))
+        column_choice.line_of_columns(table, _used_columns(flag, inputs.data))
         for flag, table in inputs.tables.items()
         if flag != "items"
     ]
@@ -269,3 +268,12 @@ def refuse_problems(findings: Findings) -> None:
             f"The inputs have {count} {things}, listed above; correct "
             f"{'it' if count == 1 else 'them'} and run --mode=doctor again."
         )
+
+
+def _used_columns(flag: str, data: DataConfig) -> dict[str, str]:
+    """What the columns of a table that is not --items are, by name."""
+    if flag.endswith("_pairs"):
+        pairs = (pairs_table.QUERY_COLUMN, pairs_table.TARGET_COLUMN)
+        return dict.fromkeys(pairs, "ids") | {pairs_table.KIND_COLUMN: "kind"}
+    used = dict.fromkeys((data.collection_column, data.item_column), "ids")
+    return used | {data.weight_column: "weights", data.time_column: "times"}

@@ -82,6 +82,22 @@ class SearchConfig(Checked):
         high=1.0,
     )
     min_degree: int = option(0, "List items with at least so many edges only.", low=0)
+    where: str = option(
+        "",
+        "Expression over columns of --items that must hold for an item to be listed, such as "
+        '"in_stock and category == query.category and price < 2 * query.price".',
+    )
+    boost: str = option(
+        "",
+        'Expression above 0 that scores are multiplied by, such as "1 + 0.2 * on_sale".',
+    )
+    one_per: str = option(
+        "", "Column of --items of whose values each is listed once, such as a product's variants."
+    )
+    block_items: str = option(
+        "", "Items that are not listed: comma-separated ids, or a table with a column of item ids."
+    )
+    allow_items: str = option("", "The items that may be listed; empty: all. As --block_items.")
     diversity: float = option(
         0.0,
         "Weight of unlikeness to what is listed above (maximal marginal relevance); 0: none.",

@@ -28,6 +28,7 @@ def best_of_candidates(
     histories: Histories,
     k: int,
     exclude: Histories | None = None,
+    allowed: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Like scores.best_items, but over the candidates of an index only.
 
@@ -38,6 +39,7 @@ def best_of_candidates(
       histories: the items of each user.
       k: number of recommendations.
       exclude: items that must not be recommended to each user; default: the histories.
+      allowed: bool [N], items that may be recommended; default: all.
 
     Returns:
       ids int32 [U, k] and scores float32 [U, k], best first, padded with -1 and -inf.
@@ -56,6 +58,8 @@ def best_of_candidates(
             of_items = item_neighbors[np.searchsorted(items, block.of(row))]
             found = np.unique(np.concatenate([mean_neighbors[row], of_items.ravel()]))
             found = np.setdiff1d(found[found >= 0], excluded.of(row))
+            if allowed is not None:
+                found = found[allowed[found]]
             values = _scores(scorer, block.select(np.array([row])), found)
             order = np.argsort(-values, kind="stable")[:k]
             ids[user, : len(order)], scores[user, : len(order)] = found[order], values[order]

@@ -26,6 +26,8 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.text_table import aligned
+from pinsage_jax.listing.filters import Filters
+from pinsage_jax.listing.rules import rules_of
 from pinsage_jax.recommend import metrics
 from pinsage_jax.recommend.choice import Choice, Validation, choose, needs_validation
 from pinsage_jax.recommend.recommender import Recommender
@@ -40,7 +42,6 @@ from pinsage_jax.recommend.scores import (
 from pinsage_jax.recommend.walks import HistoryWalk
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.export_quality import evenly_spaced_rows, recall_per_query
-from pinsage_jax.retrieval.filters import Filters
 from pinsage_jax.retrieval.neighbors import query_ids, similar_ids
 
 RECOMMENDATIONS_FILE, SCORES_FILE = "recommendations.parquet", "recommend.json"
@@ -95,10 +96,12 @@ def recommend(
     degree = graph.degree()[: graph.num_items]
     exclude_history = config.search.exclude_seen != "off"
     # The recommender excludes the history itself; the filters apply the other rules.
-    filters = Filters(config.search, graph, vectors, exclude_seen=False)
+    rules = rules_of(config, prepared, histories=True)
+    filters = Filters(config.search, graph, vectors, exclude_seen=False, rules=rules)
     recommender = Recommender(
-        settings, choice, vectors, degree, threads, half_life, search, filters, exclude_history
-    )
+        settings, choice, vectors, degree, threads, half_life, search, filters, exclude_history,
+        rules=rules,
+    )  # fmt: skip
     histories = histories_of(graph, times)
     if search is not None:
         _log_index_recall(recommender, histories, listed)

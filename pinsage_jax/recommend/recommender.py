@@ -11,15 +11,46 @@ import dataclasses
 import numpy as np
 
 from pinsage_jax.config.search import RecommendConfig
+from pinsage_jax.listing.filters import Filters
+from pinsage_jax.listing.rules import Rules
 from pinsage_jax.recommend import multi_interest
 from pinsage_jax.recommend.ann import best_of_candidates
 from pinsage_jax.recommend.choice import Choice
-from pinsage_jax.recommend.scores import Histories, Mean, Scorer, Shape, Sharpened, best_items
+from pinsage_jax.recommend.scores import (
+    Histories,
+    Mean,
+    Scorer,
+    Shape,
+    Sharpened,
+    Tile,
+    best_items,
+)
 from pinsage_jax.retrieval.ann import AnnSearch
-from pinsage_jax.retrieval.filters import Filters
+from pinsage_jax.retrieval.ruled_search import boosted, enough_for_index
 
 # Users whose histories are clustered before their interests are searched for together.
 _CLUSTERED_USERS = 4096
+
+
+class Boosted:
+    """Another scorer, whose scores of an item are multiplied by a factor of that item."""
+
+    def __init__(self, scorer: Scorer, factors: np.ndarray):
+        """Takes factors above 0, float32 [N]."""
+        self.name, self.max_users = scorer.name, scorer.max_users
+        self._scorer, self._factors = scorer, factors
+
+    def tile(self, histories: Histories) -> Tile:
+        """Prepares a tile of the scorer; similarities below 0 are divided."""
+        tile = self._scorer.tile(histories)
+
+        def block(columns: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            similarities, scales = tile.block(columns)
+            # Either there is one row for each user, or no similarity is below 0: the factor
+            # of each row is that of the sum.
+            return boosted(similarities, self._factors[columns]), scales
+
+        return dataclasses.replace(tile, block=block)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,6 +68,7 @@ class Recommender:
       filters: rules for the recommended items; None: no rules.
       exclude_history: whether items of the history are excluded.
       quiet: whether to show no progress bar.
+      rules: which items may be recommended, and boosts of their scores; None: all, and none.
     """
 
     config: RecommendConfig
@@ -49,6 +81,7 @@ class Recommender:
     filters: Filters | None = None
     exclude_history: bool = True
     quiet: bool = False
+    rules: Rules | None = None
 
     def top_k(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Recommends k items to each user.
@@ -60,7 +93,7 @@ class Recommender:
             return self._unfiltered(histories, k)
         return self.filters.top_k(
             lambda users, depth: self._unfiltered(histories.select(users), depth),
-            len(histories), k, histories.of,
+            len(histories), k, histories.of, self.search is None,
         )  # fmt: skip
 
     def _unfiltered(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,12 +119,29 @@ class Recommender:
         self, scorer: Scorer, histories: Histories, k: int, exclude: Histories, quiet: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best items by a scorer, of the whole catalog or of the index's candidates."""
-        if self.search is not None:
-            return best_of_candidates(self.search, self.vectors, scorer, histories, k, exclude)
-        return best_items(
-            scorer, histories, len(self.vectors), k,
-            threads=self.threads, exclude=exclude, quiet=quiet,
-        )  # fmt: skip
+        allowed = None
+        if self.rules is not None:
+            if (factors := self.rules.factors(0)) is not None:
+                scorer = Boosted(scorer, factors)
+            allowed = self.rules.allowed(0)
+
+        def exact(some: Histories, not_listed: Histories) -> tuple[np.ndarray, np.ndarray]:
+            return best_items(
+                scorer, some, len(self.vectors), k,
+                threads=self.threads, exclude=not_listed, items=allowed, quiet=quiet,
+            )  # fmt: skip
+
+        if self.search is None or not enough_for_index(self.rules, len(self.vectors)):
+            return exact(histories, exclude)
+        mask = None if self.rules is None else self.rules.mask
+        ids, scores = best_of_candidates(
+            self.search, self.vectors, scorer, histories, k, exclude, mask
+        )
+        if allowed is not None:
+            # The candidates may hold too few items that are allowed.
+            short = np.flatnonzero((ids[:, k - 1] < 0) & (np.diff(histories.indptr) > 0))
+            ids[short], scores[short] = exact(histories.select(short), exclude.select(short))
+        return ids, scores
 
     def _by_interests(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
         ids = np.full((len(histories), k), -1, np.int32)

@@ -287,6 +287,7 @@ def best_of_variants(
     *,
     threads: int = 1,
     exclude: Histories | None = None,
+    items: np.ndarray | None = None,
     columns: int = _COLUMNS,
     quiet: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -300,6 +301,7 @@ def best_of_variants(
       variants: B, the number of variants of the scorer.
       threads: number of threads.
       exclude: items that must not be returned for each user; default: the histories.
+      items: the items that may be returned, int64, ascending; default: all.
       columns: items per block.
       quiet: whether to show no progress bar.
 
@@ -309,34 +311,48 @@ def best_of_variants(
     users = len(histories)
     ids = np.full((variants, users, k), -1, np.int32)
     scores = np.full((variants, users, k), -np.inf, np.float32)
-    exclude = exclude or histories
+    exclude, candidates = exclude or histories, num_items
+    if items is not None:
+        exclude, candidates = _among(exclude, items), len(items)
     with Progress(users, "history", f"recommending by {scorer.name}", quiet=quiet) as progress:
         for begin, end in _tiles(histories.indptr, num_items, scorer.max_users):
             chosen = np.arange(begin, end)
             tile, excluded = scorer.tile(histories.select(chosen)), exclude.select(chosen)
             best_ids, best_scores = ids[:, begin:end].copy(), scores[:, begin:end].copy()
-            for first in range(0, num_items, columns):
-                block = slice(first, min(first + columns, num_items))
-                _merge_block(tile, block, excluded, best_scores, best_ids, threads)
+            for first in range(0, candidates, columns):
+                block = slice(first, min(first + columns, candidates))
+                found = tile.block(block if items is None else items[block])
+                _merge_block(found, first, tile, excluded, best_scores, best_ids, threads)
             ids[:, begin:end], scores[:, begin:end] = best_ids, best_scores
             progress.update(end - begin)
+    if items is not None and len(items):
+        ids = np.where(ids >= 0, items[ids], -1).astype(np.int32)
     return ids, scores
 
 
+def _among(histories: Histories, items: np.ndarray) -> Histories:
+    """The histories without other items, which are named by their places in `items`."""
+    place = np.searchsorted(items, histories.items)
+    kept = np.append(items, -1)[place] == histories.items
+    counts = np.concatenate([[0], np.cumsum(kept)])
+    return Histories(counts[histories.indptr].astype(np.int64), place[kept].astype(np.int32))
+
+
 def _merge_block(
+    found: tuple[np.ndarray, np.ndarray],
+    first: int,
     tile: Tile,
-    columns: slice,
     excluded: Histories,
     scores: np.ndarray,
     ids: np.ndarray,
     threads: int,
 ) -> None:
-    """Scores a block of columns and merges it into scores and ids [B, U, k] in place."""
-    block, scales = (np.ascontiguousarray(array, np.float32) for array in tile.block(columns))
+    """Scores a block of columns from `first` on, and merges it into scores and ids [B, U, k]."""
+    block, scales = (np.ascontiguousarray(array, np.float32) for array in found)
 
     def work(low: int, high: int) -> None:
         kernels.merge_block(
-            block, columns.start, tile.indptr, tile.rows, tile.weights, scales, excluded.indptr,
+            block, first, tile.indptr, tile.rows, tile.weights, scales, excluded.indptr,
             excluded.items, low, high, scores, ids, np.empty(block.shape[1], np.float32),
         )  # fmt: skip
 

@@ -1,1 +1,1 @@
-"""Retrieval by inner product: top-k (exact, approximate), ranks, filters and related items."""
+"""Retrieval by inner product: top-k (exact, approximate), ranks and related items."""

@@ -24,9 +24,11 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.core.text_table import aligned
 from pinsage_jax.data.ids import IdTable
+from pinsage_jax.listing.filters import Filters
+from pinsage_jax.listing.rules import rules_of
 from pinsage_jax.retrieval.ann import AnnSearch
-from pinsage_jax.retrieval.filters import Filters
 from pinsage_jax.retrieval.online import ExactSearch
+from pinsage_jax.retrieval.ruled_search import RuledSearch
 
 RELATED_FILE = "related_items.parquet"
 _MAX_QUERY_BLOCK = 16384
@@ -71,8 +73,13 @@ def _nearest(
       ids int32 [Q, k] and scores float32 [Q, k], padded with -1 and -inf.
     """
 
+    rules = filters.rules
+    ruled = None if rules is None else RuledSearch(rules, embeddings, search)
+
     def fetch(queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         query_rows = rows[queries]
+        if ruled is not None:
+            return ruled.top_k(embeddings[query_rows], depth, query_rows, query_rows)
         if search is not None:
             return search.top_k(embeddings[query_rows], depth, query_rows)
         if len(rows) <= _FEW_QUERIES and len(rows) * len(embeddings) <= _MAX_SCORES:
@@ -85,12 +92,14 @@ def _nearest(
     def seen_of(query: int) -> np.ndarray:
         return filters.items_sharing_a_collection(int(rows[query]))
 
-    return filters.top_k(fetch, len(rows), config.evaluate.neighbors_listed, seen_of)
+    exact = ruled is not None or search is None
+    return filters.top_k(fetch, len(rows), config.evaluate.neighbors_listed, seen_of, exact)
 
 
 def _filters(config: Config, prepared: Prepared, embeddings: np.ndarray) -> Filters:
     exclude_seen = config.search.exclude_seen == "on"
-    return Filters(config.search, prepared.graph, embeddings, exclude_seen)
+    rules = rules_of(config, prepared)
+    return Filters(config.search, prepared.graph, embeddings, exclude_seen, rules)
 
 
 def print_neighbors(
@@ -224,6 +233,8 @@ def write_related(
     count, k = len(embeddings), config.evaluate.neighbors_listed
     block = int(np.clip(_MAX_BLOCK_ROWS // k, 1, _MAX_QUERY_BLOCK))
     filters = _filters(config, prepared, embeddings)
+    if filters.rules is not None:
+        RuledSearch(filters.rules, embeddings, search).log_recall(np.arange(count), k)
     with (
         files.atomic_file(path) as temporary,
         pq.ParquetWriter(temporary, RELATED_SCHEMA) as writer,

@@ -59,7 +59,17 @@ def values_of(config: Config) -> dict:
 
 # Abilities that came after the flags were sorted into levels; a research switch is a constant of
 # its dataclass and never stands here.
-LATER: frozenset[str] = frozenset({"local_device_ids", "popularity_weight"})
+LATER: frozenset[str] = frozenset(
+    {
+        "popularity_weight",
+        "local_device_ids",
+        "where",
+        "boost",
+        "one_per",
+        "block_items",
+        "allow_items",
+    }
+)
 
 
 def shown(text: str) -> set[str]:

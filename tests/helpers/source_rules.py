@@ -11,6 +11,7 @@ ORDER = (
     ("synthetic",),
     ("graph",),
     ("catalog",),
+    ("listing",),
     ("sampling",),
     ("batching",),
     ("model",),

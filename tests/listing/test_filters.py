@@ -9,8 +9,9 @@ import pytest
 from small_catalog import make_config, make_prepared, random_graph
 
 from pinsage_jax.config.search import SearchConfig
-from pinsage_jax.retrieval import filters, neighbors
-from pinsage_jax.retrieval.filters import Filters
+from pinsage_jax.listing import filters
+from pinsage_jax.listing.filters import Filters
+from pinsage_jax.retrieval import neighbors
 from pinsage_jax.retrieval.topk import top_k
 
 ITEMS = 60

@@ -14,6 +14,7 @@ import numpy as np
 
 from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.graph.csr import Graph
+from pinsage_jax.listing.rules import Rules
 
 # (query rows int64 [q], number of candidates C) -> ids int32 [q, C] and scores float32
 # [q, C], best first, padded with -1 and -inf.
@@ -29,17 +30,28 @@ class Filters:
     """Filters over one catalog.
 
     Attributes:
+      rules: which candidates a search may return; None: all.  They are the search's to apply,
+        except that each value of a column is listed once.
       active: whether any filter or diversity is on; otherwise the result is the plain top k.
     """
 
-    def __init__(self, config: SearchConfig, graph: Graph, vectors: np.ndarray, exclude_seen: bool):
+    def __init__(
+        self,
+        config: SearchConfig,
+        graph: Graph,
+        vectors: np.ndarray,
+        exclude_seen: bool,
+        rules: Rules | None = None,
+    ):
         """Takes the items' vectors float32 [N, d] and whether items already seen are excluded."""
+        self.rules = rules
+        self._values = None if rules is None else rules.values
         self._config, self._graph, self._vectors = config, graph, vectors
         self._exclude_seen = exclude_seen
         self._degree = graph.degree()[: graph.num_items]
         self.active = bool(
             exclude_seen or config.one_per_collection or config.min_degree or config.diversity
-        )
+        ) or (self._values is not None)
 
     def items_sharing_a_collection(self, item: int) -> np.ndarray:
         """Items that share a collection with `item`, int32, ascending."""
@@ -48,7 +60,12 @@ class Filters:
         return np.unique(np.concatenate([np.empty(0, np.int32), *parts]))
 
     def top_k(
-        self, fetch: Fetch, queries: int, k: int, seen_of: Callable[[int], np.ndarray]
+        self,
+        fetch: Fetch,
+        queries: int,
+        k: int,
+        seen_of: Callable[[int], np.ndarray],
+        exact: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best candidates of every query that pass the filters.
 
@@ -56,6 +73,8 @@ class Filters:
           fetch: returns a number of candidates for some of the queries.
           queries: Q, the number of queries.
           seen_of: items that a query has seen; only called where those are excluded.
+          exact: whether `fetch` returns fewer candidates than requested only where there are
+            no more.
 
         Returns:
           ids int32 [Q, k] and scores float32 [Q, k], padded with -1 and -inf; in order of
@@ -81,7 +100,8 @@ class Filters:
                 ids[row, : len(chosen)], scores[row, : len(chosen)] = chosen, chosen_scores
                 # Not `len(found) < depth`: an approximate index may return fewer candidates
                 # than requested and still find more at a greater depth.
-                if not complete and depth < count:
+                more = depth < count and not (exact and valid.sum() < depth)
+                if not complete and more:
                     incomplete.append(row)
             pending, depth = np.array(incomplete, np.int64), _GROWTH * depth
         return ids, scores
@@ -122,15 +142,21 @@ class Filters:
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
             similarity -= 1.0
         used_collections: set[int] = set()
+        used_values: set[int] = set()
         while len(chosen) < k and free.any():
             marginal = relevance - weight * similarity if chosen else relevance
             best = int(np.argmax(np.where(free, marginal, -np.inf)))
             free[best] = False
+            value = -1 if self._values is None else int(self._values[ids[best]])
+            if value in used_values:
+                continue
             if self._config.one_per_collection:
                 collections = set(self._graph.neighbors(int(ids[best])).tolist())
                 if collections & used_collections:
                     continue
                 used_collections |= collections
+            if value >= 0:
+                used_values.add(value)
             chosen.append(best)
             if weight:
                 similarity = np.maximum(similarity, rows @ rows[best])
