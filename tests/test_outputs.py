@@ -13,7 +13,7 @@ from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.data import SyntheticConfig
 from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.export.reader import load_embeddings
-from pinsage_jax.export.writer import write_embeddings
+from pinsage_jax.export.writer import Embeddings, write_embeddings
 from pinsage_jax.stages.prepare import split
 from pinsage_jax.stages.search import neighbors
 
@@ -30,7 +30,9 @@ def workdir(trained, tmp_path_factory):
     prepared = open_prepared(folder)
     vectors = load_embeddings(folder, prepared)
     export = EmbedConfig(export_format="npy")
-    write_embeddings(folder, export, prepared.item_ids, vectors, {}, folder_name="arrays")
+    write_embeddings(
+        folder, export, Embeddings(prepared.item_ids, vectors), {}, folder_name="arrays"
+    )
     data = dataclasses.replace(config.data, edges=str(folder / "inputs" / "edges.parquet"))
     split(dataclasses.replace(config, data=data, synthetic=SyntheticConfig()))
     return folder

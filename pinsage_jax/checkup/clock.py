@@ -8,6 +8,7 @@ machine increase, and CPU time, which they hardly affect.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -95,11 +96,10 @@ def walk_seconds(
     count = min(len(with_edges), _STARTS * threads)
     starts = with_edges[np.arange(count) * len(with_edges) // count]
 
+    sampling = dataclasses.replace(sampling, num_neighbors=num_neighbors, num_walks=walks)
+
     def walk(some: np.ndarray) -> None:
-        visit_counts(
-            tables, some, sampling, seed=seed, threads=threads,
-            num_neighbors=num_neighbors, num_walks=walks,
-        )  # fmt: skip
+        visit_counts(tables, some, sampling, seed=seed, threads=threads)
 
     walk(starts[:2])
     return timed(lambda: walk(starts)) / count

@@ -29,21 +29,21 @@ def option(
     low: float | None = None,
     high: float | None = None,
     environment: str = "",
-    flag: bool = True,
 ) -> Any:
     """A dataclass field that carries its help text and its allowed values.
 
     Args:
       basic: whether --help shows the flag; --helpfull shows every flag.
       auto: type of the values beside None, which is written `auto`; None: there is no auto.
+      choices: the allowed values; None allows all.
+      low, high: bounds of a number, both inclusive; None is no bound.
       environment: variable that holds the value where the flag is not given.
-      flag: whether there is a flag; without one the field is a constant.
     """
     return dataclasses.field(
         default=default,
         metadata={
             "help": help,
-            "level": ("basic" if basic else "full") if flag else "constant",
+            "level": "basic" if basic else "full",
             "auto": auto,
             "choices": choices,
             "low": low,
@@ -54,8 +54,9 @@ def option(
 
 
 def constant(default: Any, help: str, **limits: Any) -> Any:
-    """A field without a flag; `limits` are those of `option`."""
-    return option(default, help, flag=False, **limits)
+    """A dataclass field without a flag; `limits` are the allowed values, as in `option`."""
+    metadata = option(default, help, **limits).metadata
+    return dataclasses.field(default=default, metadata={**metadata, "level": "constant"})
 
 
 class Checked:

@@ -81,16 +81,15 @@ class NeighborsByMethod:
     def _walk(self, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         if self._tables is None:
             return np.full((len(items), k), -1, np.int32), np.zeros((len(items), k), np.float32)
-        sampling = self._config.sampling
-        found = visit_counts(
-            self._tables,
-            items,
-            # The baseline lists items, even where the model also pools over collections.
-            dataclasses.replace(sampling, neighborhood="items"),
-            seed=self._config.seed,
-            threads=self._threads,
+        # The baseline lists items, even where the model also pools over collections.
+        sampling = dataclasses.replace(
+            self._config.sampling,
+            neighborhood="items",
             num_neighbors=k,
-            num_walks=WALK_FACTOR * sampling.num_walks,
+            num_walks=WALK_FACTOR * self._config.sampling.num_walks,
+        )
+        found = visit_counts(
+            self._tables, items, sampling, seed=self._config.seed, threads=self._threads
         )
         return found.ids, found.counts.astype(np.float32)
 

@@ -52,6 +52,19 @@ class Kind:
     id_column: str
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Vectors with their ids.
+
+    Attributes:
+      ids: n ids of items or of collections.
+      vectors: float32 [n, Z], in the order of `ids`.
+    """
+
+    ids: IdTable
+    vectors: np.ndarray
+
+
 ITEMS = Kind("part", "vectors", "item_ids", "item_id")
 COLLECTIONS = Kind("collections", "collection_vectors", "collection_ids", "collection_id")
 
@@ -59,12 +72,12 @@ COLLECTIONS = Kind("collections", "collection_vectors", "collection_ids", "colle
 def _write_parquet(
     folder: pathlib.Path,
     kind: Kind,
-    ids: IdTable,
-    vectors: np.ndarray,
+    embeddings: Embeddings,
     codec: VectorCodec,
     rows: int,
 ) -> list[str]:
-    """Writes vectors [n, Z] in shards of `rows` rows; returns the file names."""
+    """Writes Parquet shards of `rows` rows; returns the file names."""
+    ids, vectors = embeddings.ids, embeddings.vectors
     names = []
     for number, begin in enumerate(range(0, max(len(vectors), 1), rows)):
         codes, scales = codec.encode(vectors[begin : begin + rows])
@@ -84,12 +97,12 @@ def _write_parquet(
 def _write_arrays(
     folder: pathlib.Path,
     kind: Kind,
-    ids: IdTable,
-    vectors: np.ndarray,
+    embeddings: Embeddings,
     codec: VectorCodec,
     rows: int,
 ) -> list[str]:
-    """Writes vectors [n, Z] as NumPy arrays, `rows` rows at a time; returns the file names."""
+    """Writes NumPy arrays, `rows` rows at a time; returns the file names."""
+    ids, vectors = embeddings.ids, embeddings.vectors
     width = codec.encode(vectors[:0])[0].shape[1]
     names = [f"{kind.vectors}.npy", f"{kind.ids}.parquet"]
     out = _mapped(folder / names[0], (len(vectors), width), np.dtype(codec.dtype))
@@ -106,8 +119,9 @@ def _write_arrays(
     return names
 
 
-def _check_finite(ids: IdTable, vectors: np.ndarray, what: str, rows: int) -> None:
-    """Raises UserError if a vector, float32 [n, Z], holds NaN or infinity."""
+def _check_finite(embeddings: Embeddings, what: str, rows: int) -> None:
+    """Raises UserError if a vector has NaN or infinity; `rows` vectors are checked at a time."""
+    ids, vectors = embeddings.ids, embeddings.vectors
     for begin in range(0, len(vectors), rows):
         finite = np.isfinite(vectors[begin : begin + rows]).all(axis=1)
         if not finite.all():
@@ -129,11 +143,10 @@ def _mapped(path: pathlib.Path, shape: tuple[int, int], dtype: np.dtype) -> np.n
 def write_embeddings(
     workdir: str | pathlib.Path,
     config: EmbedConfig,
-    item_ids: IdTable,
-    items: np.ndarray,
+    items: Embeddings,
     metadata: dict[str, Any],
-    collection_ids: IdTable | None = None,
-    collections: np.ndarray | None = None,
+    collections: Embeddings | None = None,
+    *,
     folder_name: str = FOLDER,
     codec: VectorCodec | None = None,
 ) -> dict[str, Any]:
@@ -142,11 +155,9 @@ def write_embeddings(
     Args:
       workdir: the run's folder.
       config: settings of the export.
-      item_ids: N item ids.
-      items: float32 [N, Z], in the order of `item_ids`.
+      items: the items' embeddings.
       metadata: further entries of the manifest: step, settings, normalized, ...
-      collection_ids: ids of the collections, if they were embedded.
-      collections: float32 [num_collections, Z], if collections were embedded.
+      collections: the collections' embeddings; None if they were not embedded.
       folder_name: folder of the workdir to write.
       codec: how vectors are stored; by default --export_dtype without a transform.
 
@@ -156,20 +167,15 @@ def write_embeddings(
     Raises:
       UserError: a vector is not finite; nothing is written then.
     """
-    for ids, vectors, what in (
-        (item_ids, items, "item"),
-        (collection_ids, collections, "collection"),
-    ):
-        if vectors is not None and ids is not None:
-            _check_finite(ids, vectors, what, config.shard_rows)
+    _check_finite(items, "item", config.shard_rows)
+    if collections is not None:
+        _check_finite(collections, "collection", config.shard_rows)
     codec = codec or VectorCodec(config.export_dtype)
     write = _write_arrays if config.export_format == "npy" else _write_parquet
     with files.atomic_folder(pathlib.Path(workdir) / folder_name) as folder:
-        names = write(folder, ITEMS, item_ids, items, codec, config.shard_rows)
-        if collections is not None and collection_ids is not None:
-            names += write(
-                folder, COLLECTIONS, collection_ids, collections, codec, config.shard_rows
-            )
+        names = write(folder, ITEMS, items, codec, config.shard_rows)
+        if collections is not None:
+            names += write(folder, COLLECTIONS, collections, codec, config.shard_rows)
         if codec.transform is not None:
             files.write_array(folder / TRANSFORM, codec.transform)
             names.append(TRANSFORM)
@@ -177,10 +183,10 @@ def write_embeddings(
             **metadata,
             "format": FORMAT,
             "layout": config.export_format,
-            "count": len(items),
-            "collections": 0 if collections is None else len(collections),
-            "dimension": int(codec.project(items[:0]).shape[1]),
-            "full_dimension": int(items.shape[1]),
+            "count": len(items.vectors),
+            "collections": 0 if collections is None else len(collections.vectors),
+            "dimension": int(codec.project(items.vectors[:0]).shape[1]),
+            "full_dimension": int(items.vectors.shape[1]),
             "dtype": codec.dtype,
             "separate_bias_scale": codec.separate_bias_scale,
             "files": files.checksums(folder, names),

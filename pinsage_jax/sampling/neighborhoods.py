@@ -118,6 +118,39 @@ def run_blocks(
         future.result()
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Masks:
+    """What the walks from each start node must not see.
+
+    Attributes:
+      collection: int [S], node id of a collection that the walks of this row never enter, or
+        -1; None masks no collection.
+      neighbor: int [S], node id that this row does not count, or -1; None masks no node.
+    """
+
+    collection: np.ndarray | None = None
+    neighbor: np.ndarray | None = None
+
+    def arrays(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Both masks as int32 [S].
+
+        Raises:
+          ValueError: a mask has another shape.
+        """
+        arrays = []
+        for name, mask in (("collection", self.collection), ("neighbor", self.neighbor)):
+            array = np.full(count, -1) if mask is None else np.asarray(mask)
+            if array.shape != (count,):
+                raise ValueError(
+                    f"the {name} mask has shape {array.shape}, the start nodes have ({count},)"
+                )
+            arrays.append(np.ascontiguousarray(array, np.int32))
+        return arrays[0], arrays[1]
+
+
+_NO_MASKS = Masks()
+
+
 def visit_counts(
     tables: WalkTables,
     starts: np.ndarray,
@@ -126,10 +159,7 @@ def visit_counts(
     seed: int,
     epoch: int = 0,
     threads: int = 1,
-    masked_collection: np.ndarray | None = None,
-    masked_neighbor: np.ndarray | None = None,
-    num_neighbors: int | None = None,
-    num_walks: int | None = None,
+    masks: Masks = _NO_MASKS,
     restart_ends: bool = False,
 ) -> Neighborhoods:
     """Samples the neighborhoods of `starts`.
@@ -141,10 +171,7 @@ def visit_counts(
       seed, epoch: together with node and walk the key of the random numbers; equal keys
         give equal lists whatever the threads and the other start nodes.
       threads: host threads.
-      masked_collection: int [S], node id of a collection that the walks of this row never
-        enter, or -1.
-      masked_neighbor: int [S], node id that this row does not count, or -1.
-      num_neighbors, num_walks: override T and W of `sampling`.
+      masks: collections and nodes that walks must not see.
       restart_ends: end a walk where it would return to its start (or is stuck), as DGL's
         PinSAGESampler does; for comparisons.
 
@@ -159,22 +186,11 @@ def visit_counts(
     nodes = tables.indptr.shape[0] - 1
     if starts.size and (starts.min() < 0 or starts.max() >= nodes):
         raise IndexError(f"start nodes must be in [0, {nodes})")
-    masks = []
-    for name, mask in (
-        ("masked_collection", masked_collection),
-        ("masked_neighbor", masked_neighbor),
-    ):
-        array = np.full(starts.shape, -1) if mask is None else mask
-        masks.append(np.ascontiguousarray(array, np.int32))
-        if masks[-1].shape != starts.shape:
-            raise ValueError(f"{name} has shape {masks[-1].shape}, starts have {starts.shape}")
-    collection_mask, neighbor_mask = masks
-    size = num_neighbors or sampling.num_neighbors
-    walks = num_walks or sampling.num_walks
-    ids = np.empty((starts.shape[0], size), np.int32)
-    counts = np.empty((starts.shape[0], size), np.int32)
+    collection_mask, neighbor_mask = masks.arrays(len(starts))
+    ids = np.empty((len(starts), sampling.num_neighbors), np.int32)
+    counts = np.empty_like(ids)
     plan = (
-        walks,
+        sampling.num_walks,
         sampling.walk_length,
         np.uint64(round(sampling.restart * 2**32)),
         restart_ends,
@@ -185,7 +201,7 @@ def visit_counts(
         kernels.sample_block(
             tables.kernel_arguments,
             plan,
-            starts_in_flight(walks),
+            starts_in_flight(sampling.num_walks),
             starts[begin:end],
             collection_mask[begin:end],
             neighbor_mask[begin:end],
@@ -195,7 +211,7 @@ def visit_counts(
             counts[begin:end],
         )
 
-    run_blocks(starts.shape[0], threads, work)
+    run_blocks(len(starts), threads, work)
     return Neighborhoods(ids, counts)
 
 
@@ -213,15 +229,9 @@ def visit_scores(
       (ids, counts): int32 [S, C] each, padded with -1 and 0, where C is the largest number
       of items that the walks can reach: W times the walk length, or all other items.
     """
-    items_only = dataclasses.replace(sampling, neighborhood="items")
     reachable = min(num_walks * sampling.walk_length, max(graph.num_items - 1, 1))
-    lists = visit_counts(
-        WalkTables(graph),
-        queries,
-        items_only,
-        seed=seed,
-        threads=threads,
-        num_neighbors=reachable,
-        num_walks=num_walks,
+    sampling = dataclasses.replace(
+        sampling, neighborhood="items", num_neighbors=reachable, num_walks=num_walks
     )
+    lists = visit_counts(WalkTables(graph), queries, sampling, seed=seed, threads=threads)
     return lists.ids, lists.counts

@@ -225,7 +225,12 @@ class Rankings:
         self.low, self.high = hard_band(sampling, items)
         self.seed = seed
         self._tables = tables
-        self._sampling = dataclasses.replace(sampling, neighborhood="items")
+        self._sampling = dataclasses.replace(
+            sampling,
+            neighborhood="items",
+            num_neighbors=self.high,
+            num_walks=sampling.hard_walks,
+        )
         self._threads = threads
         self._use_cache = 4 * items * self.high <= max_bytes
         # The system allocates a page of the array when it is first written.
@@ -253,8 +258,6 @@ class Rankings:
             self._sampling,
             seed=self.seed ^ _HARD_STREAM,
             threads=self._threads,
-            num_neighbors=self.high,
-            num_walks=self._sampling.hard_walks,
         ).ids
         if not self._use_cache:
             return new, rows

@@ -34,7 +34,7 @@ from pinsage_jax.core.progress import Progress
 from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling.epoch_lists import EpochLists
-from pinsage_jax.sampling.neighborhoods import Neighborhoods, WalkTables, visit_counts
+from pinsage_jax.sampling.neighborhoods import Masks, Neighborhoods, WalkTables, visit_counts
 from pinsage_jax.sampling.shards import SHARD_NODES, ShardedTable
 
 FOLDER = "neighborhoods"
@@ -155,8 +155,7 @@ class NeighborhoodSource:
             seed=self.seed,
             epoch=epoch,
             threads=threads,
-            masked_collection=masked_collection,
-            masked_neighbor=masked_neighbor,
+            masks=Masks(masked_collection, masked_neighbor),
         )
 
     def lookup(
@@ -175,7 +174,7 @@ class NeighborhoodSource:
         Args:
           nodes: int [S].
           epoch: epoch of the walks.
-          masked_collection, masked_neighbor: int32 [S], -1 for no mask; see visit_counts.
+          masked_collection, masked_neighbor: int32 [S], -1 for no mask; see Masks.
           threads: host threads; None means those of the source.
         """
         threads = self.threads if threads is None else threads

@@ -17,6 +17,7 @@ from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.export import writer
+from pinsage_jax.export.writer import Embeddings
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference import tables as layer_tables
@@ -115,8 +116,7 @@ def _export(
     manifest = writer.write_embeddings(
         config.workdir,
         config.embed,
-        prepared.item_ids,
-        vectors[:items],
+        Embeddings(prepared.item_ids, vectors[:items]),
         {
             **run_metadata(config, trained),
             **quality,
@@ -124,8 +124,7 @@ def _export(
             "ids": prepared.item_ids.digest(),
             "data": {**identity_of(prepared), "inputs": prepared.manifest["inputs"]},
         },
-        prepared.collection_ids if everything else None,
-        vectors[items:] if everything else None,
+        Embeddings(prepared.collection_ids, vectors[items:]) if everything else None,
         codec=codec,
     )
     logging.info("embedded %d items into %s", items, pathlib.Path(config.workdir) / writer.FOLDER)
@@ -149,8 +148,7 @@ def _embed_new(config: Config) -> dict[str, Any]:
     manifest = writer.write_embeddings(
         workdir,
         config.embed,
-        additions.item_ids,
-        vectors,
+        Embeddings(additions.item_ids, vectors),
         {
             **run_metadata(config, model.trained),
             "catalog": prepared.item_ids.digest(),

@@ -23,6 +23,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import open_table
 from pinsage_jax.export import writer
+from pinsage_jax.export.writer import Embeddings
 from pinsage_jax.inference.current_catalog import CurrentCatalog, fill_tables
 from pinsage_jax.inference.new_item_model import Trained
 from pinsage_jax.inference.tables import PersistentTables
@@ -108,8 +109,7 @@ def update(config: Config) -> dict[str, Any]:
         manifest = writer.write_embeddings(
             folder,
             config.embed,
-            after.item_ids,
-            vectors[:items],
+            Embeddings(after.item_ids, vectors[:items]),
             {
                 **run_metadata(config, trained),
                 "against_float32": recall_against_float32(codec, vectors[:items]),
@@ -119,8 +119,7 @@ def update(config: Config) -> dict[str, Any]:
                 "settings_key": settings_key,
                 "update": report,
             },
-            after.collection_ids if everything else None,
-            vectors[items:] if everything else None,
+            Embeddings(after.collection_ids, vectors[items:]) if everything else None,
             codec=codec,
         )
         # Without the tables: they are those of the catalog before its changes.

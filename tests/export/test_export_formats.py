@@ -16,7 +16,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.export.codec import StoredVectors, VectorCodec, principal_directions
 from pinsage_jax.export.reader import load_embeddings, open_export
-from pinsage_jax.export.writer import write_embeddings
+from pinsage_jax.export.writer import Embeddings, write_embeddings
 from pinsage_jax.retrieval import export_quality
 from pinsage_jax.retrieval.export_quality import choose_codec, recall_against_float32
 
@@ -49,8 +49,8 @@ def catalog(tmp_path, small_rng):
     def write(codec=None, **embed):
         config = EmbedConfig(**{"shard_rows": 12} | embed)
         return write_embeddings(
-            tmp_path, config, prepared.item_ids, vectors, {"step": 1}, prepared.collection_ids,
-            np.full((9, WIDTH), 99, np.float32), codec=codec,
+            tmp_path, config, Embeddings(prepared.item_ids, vectors), {"step": 1},
+            Embeddings(prepared.collection_ids, np.full((9, WIDTH), 99, np.float32)), codec=codec,
         )  # fmt: skip
 
     return prepared, vectors, write
@@ -129,9 +129,8 @@ def test_arrays_that_do_not_fit_their_manifest(catalog, tmp_path):
 @pytest.mark.parametrize("layout", ["parquet", "npy"])
 def test_nothing_to_export(tmp_path, layout):
     ids = IdTable(pa.array([], pa.string()))
-    write_embeddings(
-        tmp_path, EmbedConfig(export_format=layout), ids, np.ones((0, 3), np.float32), {}
-    )
+    none = Embeddings(ids, np.ones((0, 3), np.float32))
+    write_embeddings(tmp_path, EmbedConfig(export_format=layout), none, {})
     export = open_export(tmp_path / "embeddings")
     assert export.vectors().shape == (0, 3) and len(export.ids()) == 0
 

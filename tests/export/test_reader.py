@@ -10,7 +10,7 @@ from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.export import reader
 from pinsage_jax.export.reader import load_embeddings
-from pinsage_jax.export.writer import write_embeddings
+from pinsage_jax.export.writer import Embeddings, write_embeddings
 
 
 @pytest.fixture
@@ -23,11 +23,9 @@ def exported(tmp_path, small_rng):
         write_embeddings(
             tmp_path,
             EmbedConfig(shard_rows=rows, export_dtype=dtype),
-            prepared.item_ids,
-            items,
+            Embeddings(prepared.item_ids, items),
             {"step": 1},
-            prepared.collection_ids,
-            np.full((9, items.shape[1]), 99, np.float32),
+            Embeddings(prepared.collection_ids, np.full((9, items.shape[1]), 99, np.float32)),
         )
 
     write()

@@ -193,7 +193,9 @@ def test_export_round_trip(dtype, shard_rows, shards, tmp_path, small_rng):
     names = [f"item {i} é" for i in range(10)]
     about = {"step": 7, "normalized": True}
     config = EmbedConfig(export_dtype=dtype, shard_rows=shard_rows)
-    manifest = writer.write_embeddings(tmp_path, config, IdTable(pa.array(names)), vectors, about)
+    manifest = writer.write_embeddings(
+        tmp_path, config, writer.Embeddings(IdTable(pa.array(names)), vectors), about
+    )
     folder = tmp_path / "embeddings"
     paths = sorted(folder.glob("*.parquet"))
     assert [path.name for path in paths] == [f"part-{i:05d}.parquet" for i in range(shards)]
@@ -224,7 +226,10 @@ def test_export_of_collections_and_replacement(tmp_path, small_rng):
     collections = IdTable(pa.array([f"c{n}" for n in range(graph.num_collections)]))
     config = EmbedConfig(shard_rows=7)
     parts = vectors[: graph.num_items], vectors[graph.num_items :]
-    manifest = writer.write_embeddings(tmp_path, config, items, parts[0], {}, collections, parts[1])
+    embedded = writer.Embeddings(items, parts[0])
+    manifest = writer.write_embeddings(
+        tmp_path, config, embedded, {}, writer.Embeddings(collections, parts[1])
+    )
     folder = tmp_path / "embeddings"
     table = pa.concat_tables(
         [pq.read_table(path) for path in sorted(folder.glob("collections-*.parquet"))]
@@ -234,7 +239,7 @@ def test_export_of_collections_and_replacement(tmp_path, small_rng):
     assert manifest["collections"] == graph.num_collections
     # A second export leaves nothing of the first.
     config = dataclasses.replace(config, shard_rows=100)
-    writer.write_embeddings(tmp_path, config, items, parts[0], {})
+    writer.write_embeddings(tmp_path, config, embedded, {})
     assert sorted(path.name for path in folder.iterdir()) == [
         "_manifest.json",
         "part-00000.parquet",
@@ -245,6 +250,7 @@ def test_export_of_collections_and_replacement(tmp_path, small_rng):
 def test_export_of_little(rows, tmp_path):
     config = EmbedConfig()
     ids = IdTable(pa.array(["a"] * rows, pa.string()))
-    manifest = writer.write_embeddings(tmp_path, config, ids, np.ones((rows, 3), np.float32), {})
+    embedded = writer.Embeddings(ids, np.ones((rows, 3), np.float32))
+    manifest = writer.write_embeddings(tmp_path, config, embedded, {})
     assert manifest["count"] == rows
     assert pq.read_table(tmp_path / "embeddings" / "part-00000.parquet").num_rows == rows

@@ -165,7 +165,9 @@ def test_the_mode_end_to_end(trained, tmp_path, capsys):
     vectors = vectors + np.random.default_rng(0).normal(0, 0.2, vectors.shape).astype(np.float32)
     manifest = json.loads((second / "embeddings" / "_manifest.json").read_text())
     about = {name: manifest[name] for name in ("step", "settings", "ids", "seed", "normalized")}
-    writer.write_embeddings(second, trained.embed, prepared.item_ids, vectors, about)
+    writer.write_embeddings(
+        second, trained.embed, writer.Embeddings(prepared.item_ids, vectors), about
+    )
     config = dataclasses.replace(
         trained, workdir=str(first), compare=CompareConfig(compare_with=str(second))
     )

@@ -15,7 +15,7 @@ import pinsage_jax
 from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.config.search import RecommendConfig, SearchConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.export.writer import write_embeddings
+from pinsage_jax.export.writer import Embeddings, write_embeddings
 from pinsage_jax.recommend.choice import Choice
 from pinsage_jax.recommend.recommend import recommend
 from pinsage_jax.recommend.recommender import Recommender
@@ -39,7 +39,7 @@ def indexed_catalog(tmp_path_factory):
     vectors = centers[rng.integers(0, 25, ITEMS)] + 0.4 * rng.normal(size=(ITEMS, WIDTH))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     vectors[:, -1] = 1.0
-    write_embeddings(workdir, EmbedConfig(), prepared.item_ids, vectors, {"step": 1})
+    write_embeddings(workdir, EmbedConfig(), Embeddings(prepared.item_ids, vectors), {"step": 1})
     config = dataclasses.replace(
         make_config(workdir, k=5), mode="index", search=SearchConfig(index_settings=SETTINGS)
     )
@@ -201,7 +201,7 @@ def test_an_index_is_not_used_when_it_should_not(indexed_catalog, tmp_path):
 def test_small_catalogs_have_no_quantized_index(tmp_path, capsys):
     prepared = make_prepared(random_graph(np.random.default_rng(0)))
     vectors = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
-    write_embeddings(tmp_path, EmbedConfig(), prepared.item_ids, vectors, {"step": 1})
+    write_embeddings(tmp_path, EmbedConfig(), Embeddings(prepared.item_ids, vectors), {"step": 1})
     config = dataclasses.replace(
         make_config(tmp_path), search=SearchConfig(index_settings="ivfpq4:2,hnsw4:8")
     )
@@ -229,7 +229,7 @@ def test_without_faiss_the_extra_is_named(indexed_catalog, monkeypatch):
 def test_the_stage(tmp_path, monkeypatch):
     prepared = make_prepared(random_graph(np.random.default_rng(0)))
     vectors = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
-    write_embeddings(tmp_path, EmbedConfig(), prepared.item_ids, vectors, {"step": 1})
+    write_embeddings(tmp_path, EmbedConfig(), Embeddings(prepared.item_ids, vectors), {"step": 1})
     monkeypatch.setattr(search, "open_prepared", lambda workdir: prepared)
     config = dataclasses.replace(make_config(tmp_path), mode="index")
     assert "hnsw16:32" in {line["setting"] for line in search.index(config)["settings"]}

@@ -13,6 +13,7 @@ from pinsage_jax.cpu import counter_random
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling import kernels, neighborhoods
 from pinsage_jax.sampling.neighborhoods import (
+    Masks,
     WalkTables,
     pooling_weights,
     visit_counts,
@@ -112,15 +113,17 @@ def test_equal_to_the_reference(shape, uneven):
     tables = WalkTables(graph)
     starts, masked_collection, masked_neighbor = starts_and_masks(graph, np.random.default_rng(3))
     for name, sampling in SETTINGS.items():
-        same = {
-            "seed": 11,
-            "epoch": 2,
-            "masked_collection": masked_collection,
-            "masked_neighbor": masked_neighbor,
-            "restart_ends": name.startswith("restart ends"),
-        }
-        got = visit_counts(tables, starts, sampling, **same)
-        ids, counts = reference.neighborhoods(graph, starts, sampling, **same)
+        same = {"seed": 11, "epoch": 2, "restart_ends": name.startswith("restart ends")}
+        masks = Masks(masked_collection, masked_neighbor)
+        got = visit_counts(tables, starts, sampling, masks=masks, **same)
+        ids, counts = reference.neighborhoods(
+            graph,
+            starts,
+            sampling,
+            masked_collection=masked_collection,
+            masked_neighbor=masked_neighbor,
+            **same,
+        )
         assert got.ids.dtype == np.int32 and got.counts.dtype == np.int32
         np.testing.assert_array_equal(got.ids, ids, err_msg=name)
         np.testing.assert_array_equal(got.counts, counts, err_msg=name)
@@ -154,8 +157,7 @@ def test_equal_to_the_reference_on_random_graphs(trial):
         starts,
         sampling,
         seed=seed,
-        masked_collection=masked_collection,
-        masked_neighbor=masked_neighbor,
+        masks=Masks(masked_collection, masked_neighbor),
         restart_ends=ends,
     )
     ids, counts = reference.neighborhoods(
@@ -461,8 +463,7 @@ def test_masked_collections_and_neighbors():
             arrays[0],
             sampling,
             seed=0,
-            masked_collection=arrays[1],
-            masked_neighbor=arrays[2],
+            masks=Masks(arrays[1], arrays[2]),
         )
         assert ((found.ids >= 0) == (found.counts > 0)).all()
         return {node for node in found.ids[0].tolist() if node >= 0}
@@ -544,7 +545,7 @@ def sampled_visits(start, sampling, weighted, masked_collection, epochs, restart
             sampling,
             seed=77,
             epoch=epoch,
-            masked_collection=masked_collection,
+            masks=Masks(masked_collection),
             restart_ends=restart_ends,
         )
         counts[epoch, found.ids[0]] = found.counts[0]
@@ -628,9 +629,10 @@ def test_invalid_starts_and_masks_raise():
     for starts in ([-1], [6], [0, 99]):
         with pytest.raises(IndexError, match=r"\[0, 6\)"):
             visit_counts(tables, np.array(starts), SamplingConfig(), seed=0)
-    for mask in ("masked_collection", "masked_neighbor"):
-        with pytest.raises(ValueError, match=mask):
-            visit_counts(tables, np.arange(3), SamplingConfig(), seed=0, **{mask: np.array([3, 3])})
+    for mask in ("collection", "neighbor"):
+        with pytest.raises(ValueError, match=f"the {mask} mask"):
+            masks = Masks(**{mask: np.array([3, 3])})
+            visit_counts(tables, np.arange(3), SamplingConfig(), seed=0, masks=masks)
 
 
 def test_mapped_graph_gives_the_same_lists(wide, tmp_path):
