@@ -6,7 +6,6 @@ traceback), 2 something to correct (one sentence on stderr), 130 SIGINT, 143 SIG
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import sys
@@ -15,7 +14,7 @@ from absl import flags, logging
 
 from pinsage_jax import cli
 from pinsage_jax.config.settings import Config
-from pinsage_jax.core import logging_setup, signals, workdir
+from pinsage_jax.core import logging_setup, signals
 from pinsage_jax.core.errors import UserError, printable_message
 from pinsage_jax.cpu import allocator
 from pinsage_jax.distributed import process_group
@@ -36,9 +35,9 @@ def main(argv: list[str]) -> int:
         cli.free_global_flags()
         for name in overruled:
             logging.warning("--%s before --flagfile has no effect; put it after.", name)
-        shared = config.distributed
-        held = contextlib.nullcontext() if shared.process_id else workdir.locked(config.workdir)
-        with held, process_group.joined(shared, dataclasses.asdict(config)) as group:
+        config = modes.in_its_workdir(config)
+        identity = dataclasses.asdict(config)
+        with modes.opened(config), process_group.joined(config.distributed, identity) as group:
             return _run_stage(config, group)
     except UserError as error:
         print(f"error: {printable_message(error)}", file=sys.stderr)
@@ -58,7 +57,7 @@ def _run_stage(config: Config, group: process_group.ProcessGroup) -> int:
         # NumPy and JAX take seconds to load: only now, so that wrong flags are told at once.
         from pinsage_jax.core import files
 
-        if process_group.is_rank0():
+        if process_group.is_rank0() and not modes.only_reads(config):
             files.remove_temporary_files(config.workdir)
         with group.stopping_together():
             signals.raise_if_stopped()

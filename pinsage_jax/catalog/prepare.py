@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,13 @@ import pyarrow as pa
 from absl import logging
 
 from pinsage_jax.catalog import item_columns
+from pinsage_jax.catalog.inputs import (
+    FOLDER,
+    FORMAT,
+    fingerprint_of,
+    input_tables,
+    saved_fingerprint,
+)
 from pinsage_jax.catalog.item_columns import ItemColumns
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.config.settings import Config
@@ -40,11 +47,6 @@ from pinsage_jax.data.ids import IdTable, load_column, save_column, unmet_ids
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.pruning import keep_edges, kept_edges, read_topics
-from pinsage_jax.synthetic import generator
-
-_FORMAT = 2
-_FOLDER, _INPUTS = "prepared", "inputs"
-_INPUT_FLAGS = ("edges", "items", "train_pairs", "eval_pairs")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,8 +76,12 @@ class Prepared:
         return self.features if self.words is None else self.words
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, check: Callable[[Prepared], None] | None = None) -> Prepared:
     """Writes WORKDIR/prepared, or reuses it, and opens it.
+
+    Args:
+      check: called with the new catalog before it replaces what is there; raises UserError
+        to leave everything as it is.
 
     Raises:
       UserError: an input table or a setting has a mistake.
@@ -83,9 +89,9 @@ def prepare(config: Config) -> Prepared:
     workdir = pathlib.Path(config.workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder.")
-    folder = workdir / _FOLDER
-    wanted = _fingerprint(config)
-    if _saved_fingerprint(folder) == wanted:
+    folder = workdir / FOLDER
+    wanted = fingerprint_of(config)
+    if saved_fingerprint(folder) == wanted:
         try:
             prepared = open_prepared(workdir)
         except UserError as error:
@@ -97,27 +103,9 @@ def prepare(config: Config) -> Prepared:
     inputs = {flag: tables.open_table(path, flag, data) for flag, path in paths.items()}
     with files.atomic_folder(folder) as temporary:
         _write(inputs, config, data, temporary, wanted)
+        if check is not None:
+            check(_open(temporary))
     return open_prepared(workdir)
-
-
-def input_tables(config: Config) -> tuple[DataConfig, dict[str, pathlib.Path]]:
-    """Settings of the input tables, and the path of each table by flag.
-
-    With --synthetic the tables are generated first, into WORKDIR/inputs.
-
-    Raises:
-      UserError: there is no --edges.
-    """
-    data = config.data
-    if config.synthetic.synthetic:
-        paths = generator.write_catalog(
-            config.synthetic.chosen, pathlib.Path(config.workdir) / _INPUTS
-        )
-        # The example's tables have the default column names.
-        names = ("collection_column", "item_column", "item_id_column")
-        changed: dict[str, Any] = {name: getattr(DataConfig(), name) for name in names}
-        data = dataclasses.replace(data, data_dir="", **(changed | paths))
-    return data, _input_paths(data)
 
 
 def open_prepared(workdir: str | pathlib.Path) -> Prepared:
@@ -126,11 +114,14 @@ def open_prepared(workdir: str | pathlib.Path) -> Prepared:
     Raises:
       UserError: it is not there, or a file is missing, damaged or of another size.
     """
-    folder = pathlib.Path(workdir) / _FOLDER
+    return _open(pathlib.Path(workdir) / FOLDER)
+
+
+def _open(folder: pathlib.Path) -> Prepared:
     if not (folder / "manifest.json").exists():
         raise UserError(f"{folder} holds no prepared data; run --mode=prepare first.")
     manifest = files.read_checked_json(folder / "manifest.json")
-    if manifest.get("format") != _FORMAT:
+    if manifest.get("format") != FORMAT:
         raise UserError(f"{folder} has another format; delete it and run --mode=prepare again.")
     titles = train_pairs = None
     if manifest["has_titles"]:
@@ -229,7 +220,7 @@ def _write(
     pairs = _write_pairs(inputs, ids, built.graph.degree(), folder)
     counts = _counts(ids, built, pairs)
     about = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "fingerprint": fingerprint,
         "inputs": {flag: str(table.path) for flag, table in inputs.items()},
         "counts": counts,
@@ -360,41 +351,3 @@ def _check_ids_meet(ids: edges_table.Ids, graph: Graph) -> None:
         raise UserError(f"{found.sentence} Write the ids of both tables alike.")
     if found is not None:
         logging.warning("%s", found.sentence)
-
-
-def _input_paths(data: DataConfig) -> dict[str, pathlib.Path]:
-    """Paths of the inputs that are given; relative ones are looked up in --data_dir."""
-    paths = {flag: data.path(value) for flag in _INPUT_FLAGS if (value := getattr(data, flag))}
-    if "edges" not in paths:
-        raise UserError("--edges is required (or --synthetic for the embedded example).")
-    return paths
-
-
-def _fingerprint(config: Config) -> str:
-    """Hash of the settings and of every input file's path, size and time of change."""
-    # Not how a path is written: the same file named otherwise is the same input.
-    data = dataclasses.asdict(config.data) | {"data_dir": "", **dict.fromkeys(_INPUT_FLAGS, "")}
-    value: dict[str, Any] = {"format": _FORMAT, "data": data}
-    if config.prune.prunes:
-        value["prune"] = [dataclasses.asdict(config.prune), config.seed]
-    if config.synthetic.synthetic:
-        value["synthetic"] = dataclasses.asdict(config.synthetic.chosen)
-        return files.fingerprint(value)
-    found = []
-    for flag, path in _input_paths(config.data).items():
-        if not path.exists():
-            raise UserError(f"--{flag}={path} does not exist.")
-        parts = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for part in parts:
-            state = part.stat()
-            found.append([flag, str(part.resolve()), state.st_size, state.st_mtime_ns])
-    value["files"] = found
-    return files.fingerprint(value)
-
-
-def _saved_fingerprint(folder: pathlib.Path) -> str | None:
-    """The fingerprint of what is there; None if there is nothing usable."""
-    try:
-        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

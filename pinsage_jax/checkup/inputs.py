@@ -14,7 +14,7 @@ import tempfile
 import numpy as np
 import pyarrow as pa
 
-from pinsage_jax.catalog.prepare import input_tables
+from pinsage_jax.catalog.inputs import input_tables
 from pinsage_jax.checkup.clock import now
 from pinsage_jax.checkup.findings import Findings
 from pinsage_jax.config.data import DataConfig

@@ -32,7 +32,7 @@ from pinsage_jax.config.sampling import SamplingConfig, StoreConfig
 from pinsage_jax.config.search import EvalConfig, RecommendConfig, SearchConfig, ServeConfig
 from pinsage_jax.config.spark import SparkConfig
 from pinsage_jax.config.tools import AblateConfig, CompareConfig, DoctorConfig, SplitToolConfig
-from pinsage_jax.config.training import TrainConfig
+from pinsage_jax.config.training import RetrainConfig, TrainConfig
 from pinsage_jax.core.errors import UserError
 
 # Sections whose settings belong to a run, and those of them that belong to one command.
@@ -84,6 +84,7 @@ class Config(Checked):
     distributed: DistributedConfig = DistributedConfig()
     doctor: DoctorConfig = DoctorConfig()
     compare: CompareConfig = CompareConfig()
+    retraining: RetrainConfig = RetrainConfig()
 
     @property
     def host_threads(self) -> int:
@@ -109,6 +110,12 @@ class Config(Checked):
             raise UserError(
                 f"--num_processes={self.distributed.num_processes} needs --mode=pipeline or train; "
                 f"run --mode={self.mode} in one process."
+            )
+        if self.retraining.retrain and self.mode != "pipeline":
+            raise UserError("--retrain needs --mode=pipeline: a model takes another's place whole.")
+        if self.retraining.init_from and self.mode not in ("pipeline", "train", "library"):
+            raise UserError(
+                f"--init_from={self.retraining.init_from} needs --mode=pipeline or train."
             )
         if self.sampling.resample and self.store.neighborhood_store == "disk":
             raise UserError(

@@ -105,3 +105,20 @@ class TrainConfig(Checked):
     def batches_ahead(self) -> int:
         """Batches that host threads prepare ahead; 0: none."""
         return self.producers + 1 if self.prefetch is None else self.prefetch
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrainConfig(Checked):
+    """A new model in a workdir that has one."""
+
+    retrain: bool = option(
+        False,
+        "Train a new model in WORKDIR/next, while the present one goes on serving; when the whole "
+        "pipeline is done it takes its place in one step. What was there stays in "
+        "WORKDIR/previous.",
+    )
+    init_from: str = option(
+        "",
+        "Workdir whose model training starts from: parameters of the same shape, and the "
+        "neighbor embeddings of items and collections with the same ids; empty: random.",
+    )

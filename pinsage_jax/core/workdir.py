@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
+from pinsage_jax.core import exchange
 from pinsage_jax.core.errors import UserError
 
 LOCK = ".lock"
@@ -26,16 +27,45 @@ _SHARED = ".shared-"
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def opened(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A folder that is only read, without its lock: another process may write to it.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    folder = pathlib.Path(path)
+    _check_exists(folder)
+    if (folder / exchange.REPLACING).is_dir():
+        # A process was killed, or is just now putting a new model in place.
+        with locked(path, wait=True):
+            pass
+    yield folder
+
+
+@contextlib.contextmanager
+def locked(
+    path: str | os.PathLike, *, wait: bool = False, create: bool = True
+) -> Iterator[pathlib.Path]:
     """Creates the folder if it does not exist and locks it during the block.
+
+    An exchange of models that a killed process had begun is completed first.  A folder that
+    was created here and in which the block leaves nothing is removed again.
+
+    Args:
+      wait: for a process that has the lock; False: it is an error.
+      create: False: a folder that does not exist is an error.
 
     Raises:
       UserError: `path` is a file, cannot be written, or is locked by another process.
     """
     folder = pathlib.Path(path)
+    made: list[pathlib.Path] = []
     try:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--workdir={path} is a file; name a folder.")
+        if not create:
+            _check_exists(folder)
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         # The lock file of an earlier run may be writable in a folder that is not.
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
@@ -46,15 +76,17 @@ def locked(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             f"--workdir={path} cannot be written ({error.strerror}); name another folder."
         ) from None
     try:
-        _lock(handle, path)
+        _lock(handle, path, wait)
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         try:
+            exchange.complete(folder)
             yield folder
         finally:
             # The file is not removed: a process that has it open would then lock a deleted
             # file, which the next run does not see.
             os.ftruncate(handle, 0)
+            _remove_empty(made)
     finally:
         os.close(handle)
 
@@ -103,9 +135,29 @@ def check_shared(path: str | os.PathLike, name: str) -> None:
         )
 
 
-def _lock(handle: int, path: str | os.PathLike) -> None:
+def _remove_empty(made: list[pathlib.Path]) -> None:
+    """Removes folders, innermost first, that hold nothing but the lock file."""
+    if made and {path.name for path in made[0].iterdir()} == {LOCK}:
+        (made[0] / LOCK).unlink()
+        for folder in made:
+            # Another command may have written into a parent meanwhile.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _check_exists(folder: pathlib.Path) -> None:
+    if not folder.is_dir():
+        if folder.exists():
+            raise UserError(f"--workdir={folder} is a file; name a folder.")
+        raise UserError(
+            f"--workdir={folder} does not exist; name the folder of a run, or make one with "
+            "--mode=pipeline."
+        )
+
+
+def _lock(handle: int, path: str | os.PathLike, wait: bool) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         holder = os.pread(handle, 32, 0).decode(errors="replace").strip()
         process = f"process {holder}" if holder else "another process"

@@ -176,6 +176,9 @@ def load_embeddings(workdir: str | pathlib.Path, prepared: Prepared) -> np.ndarr
         done = end
     if done != count:
         raise _another_catalog(folder, f"it has {done:,} items, the prepared data {count:,}")
+    made_over = export.manifest.get("data", {}).get("graph")
+    if made_over and made_over != prepared.manifest["checksums"].get("graph/manifest.json"):
+        raise _another_catalog(folder, "its edges are other ones")
     return result
 
 

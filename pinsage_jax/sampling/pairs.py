@@ -12,7 +12,6 @@ negatives per query, C ranks.
 from __future__ import annotations
 
 import dataclasses
-import threading
 
 import numpy as np
 
@@ -197,7 +196,7 @@ def hard_band(sampling: SamplingConfig, num_items: int) -> tuple[int, int]:
 class Rankings:
     """Caches each query's ranking of items by personalized PageRank.
 
-    Thread-safe; a query that two threads miss is ranked twice, with the same result.
+    Any number of threads may look up rankings: they write the same values for a query.
 
     Attributes:
       low, high: the band of ranks [low, high) of hard negatives.
@@ -236,9 +235,6 @@ class Rankings:
         # The system allocates a page of the array when it is first written.
         self._cache = np.empty((items if self._use_cache else 0, self.high), np.int32)
         self._ranked = np.zeros(items, np.bool_)
-        # A thread reads a ranking only after it has seen it marked under this lock, under which
-        # it was marked.
-        self._lock = threading.Lock()
 
     def lookup(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rankings of `queries` (int32 [B]).
@@ -249,8 +245,7 @@ class Rankings:
         """
         unranked, rows = np.empty(len(queries), np.int32), np.empty(len(queries), np.int32)
         table = np.full(1 << (2 * len(queries)).bit_length(), -1, np.int32)
-        with self._lock:
-            count = pair_kernels.find_unranked(queries, self._ranked, table, unranked, rows)
+        count = pair_kernels.find_unranked(queries, self._ranked, table, unranked, rows)
         starts = unranked[:count]
         new = visit_counts(
             self._tables,
@@ -262,8 +257,7 @@ class Rankings:
         if not self._use_cache:
             return new, rows
         self._cache[starts] = new
-        with self._lock:
-            self._ranked[starts] = True
+        self._ranked[starts] = True
         return self._cache, queries
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from pinsage_jax.batching.graph_view import spectral_bases
-from pinsage_jax.catalog.prepare import Prepared
+from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
@@ -30,6 +30,7 @@ from pinsage_jax.model.init import init_model
 from pinsage_jax.reporting.sources import Source, read_source
 from pinsage_jax.stages.runs import identity_of, split_of
 from pinsage_jax.training.checkpoints import Checkpoints
+from pinsage_jax.training.leaf_paths import by_path
 from pinsage_jax.training.state import TrainState, initial_state, make_optimizer
 
 
@@ -79,6 +80,96 @@ def load_trained(config: Config, prepared: Prepared, input_dim: int, num_nodes: 
     if bias is None:
         bias = float(checkpoints.metrics(step).get("cold_start_bias") or 0.0)
     return Trained(checkpoints.restore(step, state)[0].params, step, bias)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SavedModel:
+    """The model that --init_from names: its arrays by path, and the catalog of its nodes."""
+
+    workdir: str
+    step: int
+    arrays: dict[str, np.ndarray]
+    prepared: Prepared
+
+
+def check_init_from(config: Config) -> None:
+    """UserError if --init_from names a folder without a checkpoint; to be told before any work."""
+    if config.retraining.init_from:
+        try:
+            _named_checkpoint(config)
+        except UserError as error:
+            raise UserError(f"--init_from={config.retraining.init_from}: {error}") from None
+
+
+def _named_checkpoint(config: Config) -> tuple[Checkpoints, int]:
+    return chosen_checkpoint(dataclasses.replace(config, workdir=config.retraining.init_from))
+
+
+def saved_model(config: Config) -> SavedModel:
+    """The chosen checkpoint of --init_from.
+
+    Raises:
+      UserError: there is none, or its catalog is not there or another one.
+    """
+    workdir = config.retraining.init_from
+    try:
+        checkpoints, step = _named_checkpoint(config)
+        prepared = open_prepared(workdir)
+        meta = checkpoints.meta(step)
+        checkpoints.check(meta, identity_of(prepared), meta["config"]["model"])
+    except UserError as error:
+        raise UserError(f"--init_from={workdir} cannot be used: {error}") from None
+    return SavedModel(workdir, step, checkpoints.arrays(step), prepared)
+
+
+def carried_over(saved: SavedModel, prepared: Prepared, params: Any) -> Any:
+    """`params`, with the values of a saved model where both have an array of the same shape.
+
+    Neighbor embeddings are carried over by the ids of items and collections; nodes that the
+    saved model does not know keep their random values.
+
+    Args:
+      prepared: the catalog of `params`.
+
+    Raises:
+      UserError: not one array is of the same shape.
+    """
+    leaves, kept = [], []
+    for path, leaf in by_path({"params": params}).items():
+        old, new = saved.arrays.get(path), np.asarray(leaf)
+        if old is None or old.shape[1:] != new.shape[1:]:
+            kept.append(path)
+        elif path.endswith("/neighbor_embeddings"):
+            rows = _rows_of(saved.prepared, prepared, len(old), len(new))
+            new = np.where(rows[:, None] >= 0, old[rows], new)
+            logging.info(
+                "--init_from: neighbor embeddings of %d of %d nodes", (rows >= 0).sum(), len(new)
+            )
+        elif old.shape == new.shape:
+            new = old
+        else:
+            kept.append(path)
+        leaves.append(new)
+    if len(kept) == len(leaves):
+        raise UserError(
+            f"--init_from={saved.workdir}: no array of its model has the shape of one of this "
+            "model; give both the same --num_layers, --hidden_dim, --layer_dim and --output_dim."
+        )
+    logging.info("starting from the model of step %d in %s", saved.step, saved.workdir)
+    if kept:
+        logging.warning("--init_from: of another shape, and random: %s.", ", ".join(kept))
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _rows_of(old: Prepared, new: Prepared, old_rows: int, new_rows: int) -> np.ndarray:
+    """Row in the old table of every node of the new one, int64 [new_rows]; -1: it has none."""
+    rows = old.item_ids.lookup(new.item_ids.ids).astype(np.int64)
+    if new_rows > len(rows):
+        collections = old.collection_ids.lookup(new.collection_ids.ids).astype(np.int64)
+        found = np.where(collections < 0, -1, collections + len(old.item_ids))
+        rows = np.concatenate([rows, found])
+    # The old table may hold items alone.
+    return np.where(rows < old_rows, rows, -1)
 
 
 def match_export(config: Config, trained: Trained) -> tuple[Trained, VectorCodec]:

@@ -5,9 +5,16 @@ A module is imported when its stage runs, so listing neighbors does not load the
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any
+
+from pinsage_jax.config.settings import Config
+from pinsage_jax.core import workdir
+from pinsage_jax.core.exchange import NEXT
 
 # The stage is the function of the mode's name in stages/MODULE.py.
 MODULES = {
@@ -28,8 +35,32 @@ MODULES = {
     "explain": "evaluate",
     "compare": "evaluate",
 }
+# Modes that need no earlier one; only they make a workdir.
+BEGINNING = ("pipeline", "prepare", "split", "ablate", "graph_tables", "doctor")
 # Modes that run compiled steps, which allocate and free the same memory again and again.
 WITH_STEPS = ("pipeline", "train", "embed", "ablate", "doctor")
+
+
+def only_reads(config: Config) -> bool:
+    """Whether the command writes nothing into its workdir, and needs no lock."""
+    return config.mode == "serve" or (config.mode == "neighbors" and bool(config.evaluate.query))
+
+
+def opened(config: Config) -> contextlib.AbstractContextManager:
+    """The workdir of a command, locked where the command writes."""
+    # Process 0 holds the lock for all.
+    if config.distributed.process_id:
+        return contextlib.nullcontext()
+    if only_reads(config):
+        return workdir.opened(config.workdir)
+    return workdir.locked(config.workdir, create=config.mode in BEGINNING)
+
+
+def in_its_workdir(config: Config) -> Config:
+    """The settings with the folder that the command writes to: --retrain has one of its own."""
+    if not config.retraining.retrain:
+        return config
+    return dataclasses.replace(config, workdir=os.path.join(config.workdir, NEXT))
 
 
 def stage(mode: str) -> Callable[..., Any]:

@@ -2,27 +2,71 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
 from absl import logging
 
+from pinsage_jax.catalog.inputs import is_current
 from pinsage_jax.config.settings import Config
+from pinsage_jax.core import exchange, workdir
 from pinsage_jax.core.costs import Costs
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.distributed import process_group
 from pinsage_jax.evaluation.evaluate import EVAL_FILE
 from pinsage_jax.evaluation.tables import evaluation_tables
 from pinsage_jax.export import writer
 from pinsage_jax.reporting import figures
+from pinsage_jax.stages.checkpoint import check_init_from
 from pinsage_jax.stages.embed import embed, embeddings_are_current
 from pinsage_jax.stages.evaluate import evaluate, report, saved_evaluation
 from pinsage_jax.stages.prepare import prepare
 from pinsage_jax.stages.train import train
+from pinsage_jax.training import compatibility
 
 
 def pipeline(config: Config) -> dict[str, Any]:
-    """Runs prepare, train, embed, evaluate and report; skips what these settings made already."""
+    """Runs prepare, train, embed, evaluate and report; skips what these settings made already.
+
+    With --retrain: in WORKDIR/next (config.workdir), which then takes the place of what is in
+    WORKDIR.
+    """
+    check_init_from(config)
+    if not config.retraining.retrain:
+        return _stages(config)[0]
+    folder = pathlib.Path(config.workdir).parent
+    if process_group.is_rank0() and not _goes_on(config):
+        logging.info("%s is of other tables or settings; starting it anew", config.workdir)
+        exchange.clear_next(folder, keep=(workdir.LOCK,))
+    process_group.all_gather_object(None, "clearing WORKDIR/next")
+    result, whole = _stages(config)
+    if whole and process_group.is_rank0():
+        raise_if_stopped()
+        with workdir.locked(folder, wait=True):
+            exchange.replace_by_next(folder)
+        logging.info("%s holds the new model", folder)
+        if (folder / exchange.PREVIOUS).is_dir():
+            logging.info("%s holds the one before it", folder / exchange.PREVIOUS)
+    return result
+
+
+def _goes_on(config: Config) -> bool:
+    """Whether the unfinished model of config.workdir, if any, is just this one."""
+    meta = compatibility.saved_meta(config.workdir)
+    if meta is None:
+        return True
+    try:
+        compatibility.check_same_settings(config, meta)
+    except UserError:
+        return False
+    started = meta["config"].get("retraining")
+    return started == dataclasses.asdict(config.retraining) and is_current(config)
+
+
+def _stages(config: Config) -> tuple[dict[str, Any], bool]:
+    """The stages; returns the scores, and whether all stages were done."""
     costs = Costs()
     with costs.stage("prepare"):
         prepare(config)
@@ -32,7 +76,7 @@ def pipeline(config: Config) -> dict[str, Any]:
     costs.pairs, costs.devices = outcome.pairs, outcome.devices
     costs.wait_share = outcome.wait_share
     if outcome.interrupted or not process_group.is_rank0():
-        return {}
+        return {}, False
     raise_if_stopped()
     if embeddings_are_current(config):
         logging.info("embed: %s is up to date", pathlib.Path(config.workdir) / writer.FOLDER)
@@ -57,4 +101,4 @@ def pipeline(config: Config) -> dict[str, Any]:
         # A run that found everything finished must not overwrite the costs of the real one.
         costs.save(config.workdir)
     logging.info("this run cost %s", costs.summary())
-    return result
+    return result, True

@@ -11,7 +11,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.distributed import process_group
 from pinsage_jax.graph import split_tables
 from pinsage_jax.spark.graph_tables import write_graph_tables
-from pinsage_jax.stages.runs import remember
+from pinsage_jax.stages.runs import identity_of, remember
 from pinsage_jax.training import compatibility
 
 
@@ -21,11 +21,45 @@ def load_graph(config: Config) -> Prepared:
     Of several processes only that of rank 0 reads the tables.
     """
     if process_group.is_rank0():
-        prepare_tables(config)
+        prepare_tables(config, lambda prepared: _check_replaces(config, prepared))
         if _fits_checkpoint(config):
             remember(config)
     process_group.all_gather_object(None, "prepared data")
     return open_prepared(config.workdir)
+
+
+def _check_replaces(config: Config, new: Prepared) -> None:
+    """Refuses other tables than those that the workdir's model was trained on.
+
+    Without this a command with rewritten tables would leave old vectors beside new tables.
+
+    Raises:
+      UserError: the tables are other ones than those of the workdir's checkpoint.
+    """
+    meta = compatibility.saved_meta(config.workdir)
+    if meta is None:
+        return
+    differences = compatibility.data_differences(meta["data"], identity_of(new))
+    if not differences and _has_other_features(config, new):
+        differences = ["on other features than the workdir holds"]
+    if differences:
+        found = ", ".join(differences).replace("the workdir holds", "the tables have now")
+        raise UserError(
+            f"The model in {config.workdir} was trained {found}; nothing was replaced. Train a new "
+            "model in its place with --retrain, or choose another --workdir."
+        )
+
+
+def _has_other_features(config: Config, new: Prepared) -> bool:
+    """Whether changed tables or settings give other features than WORKDIR/prepared holds."""
+    try:
+        before = open_prepared(config.workdir).manifest
+    except UserError:
+        return False
+    # A folder that is made again from the same tables may differ by rounding.
+    changed = before["fingerprint"] != new.manifest["fingerprint"]
+    name = "features/features.npy"
+    return changed and before["checksums"].get(name) != new.manifest["checksums"].get(name)
 
 
 def _fits_checkpoint(config: Config) -> bool:

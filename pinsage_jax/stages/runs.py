@@ -49,6 +49,7 @@ def identity_of(prepared: Prepared) -> dict[str, Any]:
         "num_collections": prepared.graph.num_collections,
         "num_edges": prepared.graph.num_edges,
         "feature_dim": prepared.features.shape[1],
+        "graph": prepared.manifest["checksums"].get("graph/manifest.json"),
     }
 
 

@@ -22,7 +22,12 @@ from pinsage_jax.evaluation import calibration
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.sampling.pairs import PairSource, hard_band
-from pinsage_jax.stages.checkpoint import fixed_cold_start_bias
+from pinsage_jax.stages.checkpoint import (
+    carried_over,
+    check_init_from,
+    fixed_cold_start_bias,
+    saved_model,
+)
 from pinsage_jax.stages.runs import identity_of, remember, split_of, stop_requested
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
@@ -41,6 +46,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     Raises:
       UserError: settings do not fit the data, the devices or an existing checkpoint.
     """
+    check_init_from(config)
     prepared = open_prepared(config.workdir)
     identity = identity_of(prepared)
     # Reading a checkpoint uses JAX already.
@@ -82,6 +88,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
         identity,
         validate,
         should_stop or stop_requested,
+        _warm_start(config, prepared),
     )
     if not outcome.interrupted:
         logging.info("trained %d steps; best validation: %s", outcome.step, outcome.best)
@@ -93,6 +100,13 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     )
     logging.info("training cost %s", spent.summary())
     return outcome
+
+
+def _warm_start(config: Config, prepared: Prepared) -> Callable[[Any], Any] | None:
+    """What makes the first parameters of random ones, with --init_from."""
+    if not config.retraining.init_from:
+        return None
+    return lambda params: carried_over(saved_model(config), prepared, params)
 
 
 def _builder(

@@ -214,27 +214,28 @@ class Checkpoints:
           UserError: no such checkpoint, a damaged file (named), or a state that
             does not have the shapes of `like`.
         """
-        seal = self._verified_seal(step)
-        wanted = by_path(like)
-        compatibility.check_same_arrays(self._path(step), seal["arrays"], wanted)
-        empty = {
+        saved, wanted = self._verified_seal(step)["arrays"], by_path(like)
+        compatibility.check_same_arrays(self._path(step), saved, wanted)
+        found, tree = self.arrays(step), jax.tree.structure(like)
+        return jax.tree.unflatten(tree, [found[path] for path in wanted]), self.meta(step)
+
+    def arrays(self, step: int) -> dict[str, np.ndarray]:
+        """The arrays of a step by path, whatever their shapes.
+
+        Raises:
+          UserError: no such checkpoint, or a damaged file (named).
+        """
+        arrays = {
             path: np.empty(shape, jax.numpy.dtype(dtype))
-            for path, (dtype, shape) in seal["arrays"].items()
+            for path, (dtype, shape) in self._verified_seal(step)["arrays"].items()
         }
-        stored = {path: array for path, array in empty.items() if array.size}
         manager = self._open()
         manager.reload()
-        restored = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                # NumPy targets: nothing is placed, and no sharding is asked for.
-                state=ocp.args.StandardRestore(nested(stored)),
-                meta=ocp.args.JsonRestore(),
-            ),
-        )
-        found = empty | by_path(restored.state)
-        leaves = [np.asarray(found[path]) for path in wanted]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), restored.meta
+        # NumPy targets: nothing is placed, and no sharding is asked for.
+        stored = nested({path: array for path, array in arrays.items() if array.size})
+        targets = ocp.args.Composite(state=ocp.args.StandardRestore(stored))
+        found = by_path(manager.restore(step, args=targets).state)
+        return arrays | {path: np.asarray(array) for path, array in found.items()}
 
     def meta(self, step: int) -> dict[str, Any]:
         """The meta of a step alone, to check it before the arrays are read.

@@ -41,6 +41,7 @@ _DATA_SENTENCES = {
     "num_collections": "on {saved} collections but the workdir holds {now}",
     "num_edges": "on {saved} edges but the workdir holds {now}",
     "feature_dim": "on features of {saved} dimensions but those in the workdir have {now}",
+    "graph": "on other edges than the workdir holds",
     "ids": "on other ids (digest {saved}) than the workdir holds (digest {now})",
 }
 
@@ -79,17 +80,30 @@ def check_same_training(
     Raises:
       UserError: one sentence that says how they differ, data first.
     """
-    differences = []
-    for name, saved, now in _differences(
-        meta.get("data", {}), data_identity, first=list(_DATA_SENTENCES)
-    ):
-        sentence = _DATA_SENTENCES.get(name, f"with {name}={{saved}} but the workdir has {{now}}")
-        differences.append(sentence.format(saved=_format_value(saved), now=_format_value(now)))
+    differences = data_differences(meta.get("data", {}), data_identity)
     for name, saved, now in _differences(meta.get("config", {}).get("model", {}), model_config):
         differences.append(f"with {name}={saved} but this run asks for {now}")
     if differences:
         listed = _format_list(differences)
         raise UserError(f"The checkpoint in {folder} was trained {listed}; {_REMEDY}.")
+
+
+def data_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Parts of a sentence that say how the data of a checkpoint differ from those here."""
+    # Checkpoints of earlier versions do not name their edges.
+    unknown = "graph" if not (saved.get("graph") and now.get("graph")) else ""
+    found = [
+        parts for parts in _differences(saved, now, first=list(_DATA_SENTENCES))
+        if parts[0] != unknown
+    ]  # fmt: skip
+    if len(found) > 1:
+        # Other counts say it better.
+        found = [parts for parts in found if parts[0] != "graph"]
+    sentences = []
+    for name, before, after in found:
+        sentence = _DATA_SENTENCES.get(name, f"with {name}={{saved}} but the workdir has {{now}}")
+        sentences.append(sentence.format(saved=_format_value(before), now=_format_value(after)))
+    return sentences
 
 
 def check_same_settings(config: Config, meta: dict[str, Any]) -> None:

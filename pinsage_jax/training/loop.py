@@ -82,6 +82,7 @@ def train(
     identity: dict[str, Any],
     validate: Validate | None,
     should_stop: Callable[[], bool] = lambda: False,
+    warm_start: Callable[[Any], Any] | None = None,
 ) -> Outcome:
     """Trains, or continues, the run of config.workdir.
 
@@ -93,12 +94,13 @@ def train(
         otherwise.  None in processes that do not write.
       should_stop: asked after every step, and answers the same in every process; True
         writes a checkpoint and returns.
+      warm_start: makes the parameters before the first step from random ones.
 
     Raises:
       UserError: a checkpoint that does not fit, or a loss that is not finite.
     """
     with contextlib.ExitStack() as stack:
-        run = Run(config, builder, identity, validate, should_stop, stack)
+        run = Run(config, builder, identity, validate, should_stop, stack, warm_start)
         for batch, info in run.batches:
             run.take_step(batch, info)
             run.log_if_due()
@@ -128,6 +130,7 @@ class Run:
         validate: Validate | None,
         should_stop: Callable[[], bool],
         stack: contextlib.ExitStack,
+        warm_start: Callable[[Any], Any] | None = None,
     ):
         """Compiles the step and restores the latest checkpoint, if there is one.
 
@@ -144,6 +147,8 @@ class Run:
         self._checkpoints = open_checkpoints(config, stack)
         restored = restore_latest(self._checkpoints, config, identity, state)
         self.done, self._best, state = restored
+        if warm_start is not None and self.done == 0:
+            state = state._replace(params=warm_start(state.params))
         self._state = replicate(state, devices)
         self.interrupted = False
         self._scores: dict[str, float] = {}

@@ -61,13 +61,15 @@ def values_of(config: Config) -> dict:
 # its dataclass and never stands here.
 LATER: frozenset[str] = frozenset(
     {
-        "popularity_weight",
-        "local_device_ids",
-        "where",
-        "boost",
-        "one_per",
-        "block_items",
         "allow_items",
+        "block_items",
+        "boost",
+        "init_from",
+        "local_device_ids",
+        "one_per",
+        "popularity_weight",
+        "retrain",
+        "where",
     }
 )
 

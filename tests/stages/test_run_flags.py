@@ -3,11 +3,9 @@
 import dataclasses
 import pathlib
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import small_shop
 from absl import flags
 from absl import logging as absl_logging
 
@@ -17,13 +15,6 @@ from pinsage_jax.config.data import SyntheticCatalog
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.flagfiles import RUN_FLAGS
 from pinsage_jax.stages.runs import remember
-
-SMALL = (
-    "--num_neighbors=8", "--num_walks=30", "--hard_walks=60", "--hidden_dim=16", "--layer_dim=16",
-    "--output_dim=16", "--spectral_dim=8", "--text_dim=8", "--batch_size=64",
-    "--random_negatives=32", "--pairs_per_epoch=320", "--epochs=2", "--bootstrap=20",
-    "--embed_walks=auto", "--devices=1", "--threads=1",
-)  # fmt: skip
 
 
 def parsed(*arguments):
@@ -166,34 +157,10 @@ def test_a_damaged_line_is_named(tmp_path, text, sentence):
 def shop(tmp_path_factory):
     """A finished pipeline; the folder holds tables and `run`, and is the current one no longer."""
     folder = tmp_path_factory.mktemp("shop")
-    rng = np.random.default_rng(5)
-    items = [f"p{n}" for n in range(120)]
-    words = [f"w{n}" for n in range(30)]
-    pa.csv.write_csv(
-        pa.table({
-            "sku": items,
-            "label": [" ".join(rng.choice(words, 5)) for _ in items],
-            "price": rng.lognormal(size=120),
-        }),
-        folder / "items.csv",
-    )  # fmt: skip
-    pa.csv.write_csv(
-        pa.table({
-            "basket": [f"b{n}" for n in rng.integers(0, 40, 900)],
-            "sku": [items[n] for n in rng.integers(0, 110, 900)],
-        }),
-        folder / "edges.csv",
-    )  # fmt: skip
-    pa.csv.write_csv(pa.table({"basket": ["b1", "b2"], "sku": ["p3", "p119"]}), folder / "new.csv")
-    pa.csv.write_csv(
-        pa.table({"sku": ["q1"], "label": ["w1 w2"], "price": [1.5]}), folder / "new_items.csv"
-    )
-    pa.csv.write_csv(pa.table({"basket": ["b1"], "sku": ["q1"]}), folder / "new_edges.csv")
+    small_shop.write_tables(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert run("--edges=edges.csv", "--items=items.csv", "--collection_column=basket",
-                   "--item_column=sku", "--item_id_column=sku", "--text_columns=label",
-                   "--title_column=label", *SMALL, "--workdir=run") == 0  # fmt: skip
+        assert run(*small_shop.FLAGS, "--workdir=run") == 0
     return folder
 
 

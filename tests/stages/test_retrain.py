@@ -1,0 +1,281 @@
+"""The nightly job: rewritten tables are refused, --retrain and --init_from train on them."""
+
+import json
+import os
+import pathlib
+import types
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import small_shop
+
+import pinsage_jax
+from pinsage_jax import main
+from pinsage_jax.core import exchange, workdir
+from pinsage_jax.core.errors import UserError
+from pinsage_jax.data.ids import IdTable
+from pinsage_jax.stages import modes, pipeline
+from pinsage_jax.stages.checkpoint import SavedModel, carried_over
+
+
+def run(*arguments):
+    return main.main(["program", *arguments])
+
+
+def contents(folder):
+    """Every file of a workdir but its lock and the new model's, with its time of change."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and path.name != workdir.LOCK and name.parts[0] != exchange.NEXT:
+            found[str(name)] = (path.stat().st_mtime_ns, path.stat().st_size)
+    return found
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """The folder of tables, with a finished workdir `run`; its tests go on from one another."""
+    folder = tmp_path_factory.mktemp("shop")
+    small_shop.write_tables(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run(*small_shop.FLAGS, "--workdir=run") == 0
+        yield folder
+
+
+def test_rewritten_tables_are_refused_and_replace_nothing(shop, capfd):
+    before = contents(shop / "run")
+    small_shop.write_tables(shop, items=130, edges=950)
+    for flags in (small_shop.FLAGS, (), ("--mode=prepare",)):
+        assert run(*flags, "--workdir=run") == 2
+        message = capfd.readouterr().err.splitlines()[-1]
+        assert message.startswith(
+            "error: The model in run was trained on a catalog of 120 items but the tables have now "
+            "130, "
+        )
+        assert "--retrain" in message and "nothing was replaced" in message
+        assert contents(shop / "run") == before
+    assert run("--workdir=run", "--mode=neighbors", "--query=p3") == 0
+
+
+def test_other_edges_of_the_same_numbers_are_refused_too(shop, capfd):
+    small_shop.write_tables(shop)
+    edges = (shop / "edges.csv").read_text().splitlines()
+    moved = [line for line in edges if line.startswith('"b0"')]
+    text = "\n".join(edges).replace('"b0"', '"b_"').replace('"b1"', '"b0"').replace('"b_"', '"b1"')
+    assert moved
+    (shop / "edges.csv").write_text(text + "\n")
+    before = contents(shop / "run")
+    assert run("--workdir=run") == 2
+    assert "was trained on other edges than the tables have now;" in capfd.readouterr().err
+    assert contents(shop / "run") == before
+
+
+def test_other_features_are_refused_too(shop, capfd):
+    small_shop.write_tables(shop)
+    text = (shop / "items.csv").read_text()
+    (shop / "items.csv").write_text(text.replace("w3", "w4"))
+    assert run("--workdir=run") == 2
+    assert "was trained on other features than the tables have now;" in capfd.readouterr().err
+
+
+def test_tables_that_were_written_again_alike_go_on(shop):
+    small_shop.write_tables(shop)
+    assert run("--workdir=run") == 0
+
+
+def test_a_new_model_takes_the_place_of_the_old_one(shop, monkeypatch, capfd):
+    small_shop.write_tables(shop, items=130, edges=950)
+    folder = shop / "run"
+    before, config = contents(folder), pinsage_jax.settings("run")
+    old_ids, _ = pinsage_jax.embeddings(config)
+
+    def killed(config):
+        raise SystemExit("killed")
+
+    seen = []
+
+    def evaluate_beside_a_command_on_the_old_model(config, stage=pipeline.evaluate):
+        # The old one is not locked meanwhile.
+        seen.append(run("--workdir=run", "--mode=neighbors", "--query=p3"))
+        with workdir.locked("run"):
+            seen.append(contents(folder) == before)
+        return stage(config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "embed", killed)
+        with pytest.raises(SystemExit):
+            run("--workdir=run", "--retrain", "--init_from=run")
+    assert contents(folder) == before
+    step = max(int(p.name) for p in (folder / "next" / "checkpoints").iterdir())
+    assert step == 10
+    capfd.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "evaluate", evaluate_beside_a_command_on_the_old_model)
+        assert run("--workdir=run", "--retrain", "--init_from=run") == 0
+    assert "next/checkpoints holds the finished run" in capfd.readouterr().err
+    assert seen == [0, True]
+    assert not (folder / "next").exists() and not (folder / "replacing").exists()
+    ids, vectors = pinsage_jax.embeddings(pinsage_jax.settings("run"))
+    assert len(ids) == 130 and vectors.shape == (130, 16)
+    assert "--epochs=2.0" in (folder / "run.flags").read_text()
+    # The one before is whole as well.
+    assert pinsage_jax.embeddings(pinsage_jax.settings(folder / "previous"))[0] == old_ids
+    assert run("--workdir=run", "--mode=embed", f"--changed_edges={shop / 'new.csv'}") == 0
+    assert run("--workdir=run") == 0
+
+
+def test_a_model_that_is_not_there_is_told_before_any_work(shop, capfd):
+    assert run("--workdir=other", *small_shop.FLAGS, "--init_from=nowhere") == 2
+    assert "--init_from=nowhere: nowhere/checkpoints holds no" in capfd.readouterr().err
+    assert not (shop / "other" / "prepared").exists()
+
+
+def test_flags_that_do_not_go_together():
+    for values in ({"retrain": True}, {"init_from": "x"}):
+        with pytest.raises(UserError, match="needs --mode=pipeline"):
+            pinsage_jax.settings("w", mode="embed", **values)
+
+
+# The exchange.
+
+
+def made(folder, **texts):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "file").write_text(text)
+
+
+def names(folder):
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_killed_at_any_step_the_exchange_is_whole_or_not_begun(tmp_path, monkeypatch, older):
+    """Every system call that changes names fails once; what is found next is old or new."""
+
+    class Killed(BaseException):
+        pass
+
+    def start(folder):
+        made(folder, prepared="old", embeddings="old", index="old", layers="old", notes="mine")
+        made(folder / "next", prepared="new", embeddings="new", checkpoints="new")
+        if older:
+            made(folder / "previous", prepared="older", explain="older")
+
+    def counted(call, left):
+        def wrapped(*arguments, **named):
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return call(*arguments, **named)
+
+        return wrapped
+
+    start(tmp_path / "undisturbed")
+    exchange.replace_by_next(tmp_path / "undisturbed")
+    after = names(tmp_path / "undisturbed")
+    assert after == {
+        "prepared/file": "new", "embeddings/file": "new", "checkpoints/file": "new",
+        "notes/file": "mine", "previous/prepared/file": "old", "previous/embeddings/file": "old",
+        "previous/index/file": "old",
+    }  # fmt: skip
+    decided = []
+    for count in range(100):
+        folder = tmp_path / f"killed{count}"
+        start(folder)
+        left = [count]
+        with monkeypatch.context() as patch:
+            for name in ("rename", "rmdir", "unlink", "fsync"):
+                patch.setattr(os, name, counted(getattr(os, name), left))
+            patch.setattr(pathlib.Path, "mkdir", counted(pathlib.Path.mkdir, left))
+            try:
+                exchange.replace_by_next(folder)
+            except Killed:
+                done = False
+            else:
+                done = True
+        with workdir.opened(folder):
+            found = names(folder)
+        found.pop(".lock", None)
+        decided.append(found["prepared/file"] == "new")
+        if decided[-1]:
+            assert found == after, count
+        else:
+            assert found["embeddings/file"] == found["index/file"] == "old"
+            assert found["next/prepared/file"] == found["next/checkpoints/file"] == "new"
+        if done:
+            break
+    assert decided[0] is False and decided[-1] and decided == sorted(decided)
+    assert len(decided) > 10
+
+
+def test_a_first_model_leaves_nothing_before_it(tmp_path):
+    made(tmp_path / "next", prepared="new")
+    exchange.replace_by_next(tmp_path)
+    assert names(tmp_path) == {"prepared/file": "new"}
+    assert not (tmp_path / "previous").exists()
+
+
+def test_an_exchange_that_was_decided_is_completed(tmp_path):
+    made(tmp_path / "replacing", prepared="new")
+    (tmp_path / "replacing" / "exchange.json").write_text(json.dumps(["prepared"]))
+    exchange.complete(tmp_path)
+    assert names(tmp_path) == {"prepared/file": "new"}
+
+
+def test_only_modes_that_read_go_without_the_lock():
+    free = [
+        mode for mode in modes.MODULES
+        if modes.only_reads(pinsage_jax.settings(
+            "w", mode=mode, synthetic=True, query="a", target="b", compare_with="c", edges="e"
+        ))
+    ]  # fmt: skip
+    assert free == ["neighbors", "serve"]
+
+
+# The start from another model.
+
+
+def catalog(items, collections):
+    return types.SimpleNamespace(
+        item_ids=IdTable(pa.array(items, pa.large_string())),
+        collection_ids=IdTable(pa.array(collections, pa.large_string())),
+    )
+
+
+@pytest.mark.parametrize("with_collections", [False, True])
+def test_neighbor_embeddings_follow_their_ids(with_collections):
+    old = catalog(["a", "b", "c"], ["x", "y"])
+    new = catalog(["b", "d", "a"], ["y", "z"])
+    rows = (5, 5) if with_collections else (3, 3)
+    table = np.arange(5.0 * 2, dtype=np.float32).reshape(5, 2)[: rows[0]]
+    path = "params/params/neighbor_embeddings"
+    saved = SavedModel(
+        "w", 7, {path: table, "params/params/q/kernel": np.ones((4, 2), np.float32),
+                 "params/params/out/kernel": np.ones((3, 3), np.float32)}, old,
+    )  # fmt: skip
+    params = {
+        "params": {
+            "neighbor_embeddings": np.full((rows[1], 2), -1, np.float32),
+            "q": {"kernel": np.zeros((4, 2), np.float32)},
+            "out": {"kernel": np.zeros((9, 3), np.float32)},
+        }
+    }
+    found = carried_over(saved, new, params)["params"]
+    assert found["neighbor_embeddings"][:3].tolist() == [[2, 3], [-1, -1], [0, 1]]
+    if with_collections:
+        assert found["neighbor_embeddings"][3:].tolist() == [[8, 9], [-1, -1]]
+    assert (found["q"]["kernel"] == 1).all() and (found["out"]["kernel"] == 0).all()
+
+
+def test_a_model_of_other_shapes_is_refused():
+    saved = SavedModel("w", 7, {"params/kernel": np.ones((4, 2))}, catalog(["a"], ["x"]))
+    with pytest.raises(UserError, match="--init_from=w: no array of its model has the shape"):
+        carried_over(saved, catalog(["a"], ["x"]), {"kernel": np.zeros((4, 3))})
