@@ -398,7 +398,6 @@ def test_a_refused_command_leaves_nothing_behind(tmp_path, capfd, monkeypatch):
         (["--edges=none.csv"], "--edges=none.csv does not exist"),
         ([f"--edges={tmp_path / 'edges.csv'}"], "has no column"),
         ([f"--edges={tmp_path / 'edges.csv'}", "--mode=prepare"], "has no column"),
-        (["--edges=none.csv", "--mode=doctor"], ""),
         (["--edges=none.csv", "--mode=split"], "none.csv does not exist"),
         (["--edges=none.csv", "--init_from=nowhere"], "nowhere"),
         (["--edges=none.csv", "--retrain"], "--edges=none.csv does not exist"),
