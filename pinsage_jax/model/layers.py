@@ -15,16 +15,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pinsage_jax.cpu.ops import add_bias
+
 _EPSILON = 1e-12
 
 
 def l2_normalize(vectors: jax.Array) -> jax.Array:
     """Rows of [n, d] scaled to unit length (Algorithm 1, line 3).
 
-    A row of zeros stays zeros, and so does its gradient.
+    A row of zeros stays zeros, and so does its gradient, which is a sum over d: in float32
+    whatever the dtype.
     """
-    squared = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
-    return vectors * jax.lax.rsqrt(jnp.maximum(squared, _EPSILON))
+    wide = vectors.astype(jnp.float32)
+    squared = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(jnp.maximum(squared, _EPSILON))).astype(vectors.dtype)
 
 
 def unit_input_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
@@ -76,13 +80,16 @@ class Project(nn.Module):
         Returns:
           (Q h + e, q): [n, M] and [M], both of the module's dtype.
         """
-        kernel, bias = _DenseParams(self.width, self.dtype, name="Q")(h.shape[-1])
+        kernel, bias = DenseParams(self.width, self.dtype, name="Q")(h.shape[-1])
         product = h.astype(self.dtype) @ kernel
         return product if embeddings is None else product + embeddings.astype(self.dtype), bias
 
 
-class _DenseParams(nn.Module):
-    """The kernel and the bias of a dense layer, for callers that multiply themselves."""
+class DenseParams(nn.Module):
+    """The kernel [input_width, width] and the bias [width] of a dense layer, in `dtype`.
+
+    For callers that multiply, and add the bias, themselves.
+    """
 
     width: int
     dtype: jnp.dtype
@@ -125,4 +132,4 @@ class _ConcatDense(nn.Module):
         kernel = self.param("kernel", self_and_neighbors_init(split), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
         from_self = h.astype(self.dtype) @ kernel[:split]
-        return from_self + pooled.astype(self.dtype) @ kernel[split:] + bias[None, :]
+        return add_bias(from_self + pooled.astype(self.dtype) @ kernel[split:], bias)

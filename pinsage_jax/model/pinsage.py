@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from pinsage_jax.config.model import ModelConfig
-from pinsage_jax.model.layers import Combine, Project, l2_normalize, unit_input_init
+from pinsage_jax.cpu.ops import add_bias
+from pinsage_jax.model.layers import Combine, DenseParams, Project, l2_normalize, unit_input_init
 from pinsage_jax.model.pooling import pool_neighbors
 
 # Factor of the popularity bias: a step of the optimizer moves it no more than it moves the
@@ -48,7 +49,7 @@ class PinSage(nn.Module):
         self.combinations = [Combine(config.layer_dim, dtype) for _ in range(config.num_layers)]
         width = config.layer_dim if config.num_layers else config.output_dim
         size = config.output_dim - int(config.popularity_bias)
-        self.G1 = nn.Dense(width, dtype=dtype, kernel_init=unit_input_init)
+        self.G1 = DenseParams(width, dtype)
         self.G2 = nn.Dense(size, use_bias=False, dtype=dtype)
         if config.skip:
             self.skip_self = nn.Dense(
@@ -128,7 +129,8 @@ class PinSage(nn.Module):
         Returns:
           float32 [n, Z].
         """
-        active = nn.relu(self.G1(h))
+        kernel, bias = self.G1(h.shape[-1])
+        active = nn.relu(add_bias(h.astype(kernel.dtype) @ kernel, bias))
         out = self.G2(active)
         if self.config.skip:
             out = out + self.skip_self(features)
@@ -136,8 +138,9 @@ class PinSage(nn.Module):
                 out = out + self.skip_neighbors(pooled)
         out = l2_normalize(out.astype(jnp.float32))
         if self.config.popularity_bias:
-            bias = self.popularity(active.astype(jnp.float32)) + self.popularity_self(features)
-            last = 1.0 + _POPULARITY_SCALE * bias.astype(jnp.float32)
+            popularity = self.popularity(active.astype(jnp.float32))
+            popularity = popularity + self.popularity_self(features)
+            last = 1.0 + _POPULARITY_SCALE * popularity.astype(jnp.float32)
             out = jnp.concatenate([out, last], axis=-1)
         return out
 

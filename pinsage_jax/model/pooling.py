@@ -35,12 +35,14 @@ def pool_neighbors(
     """
     if pooling != "max":
         return ops.weighted_relu_sum(projected, bias, neighbors, weights)
-    messages = jax.nn.relu(projected + bias[None, :])
+    messages = jax.nn.relu(ops.add_bias(projected, bias))
     # All entries are >= 0, so a masked neighbor can count as zero.
     kept = (weights > 0).astype(messages.dtype)
     if jax.default_backend() == "cpu":
         return _largest_by_column(messages, neighbors, kept)
-    return (messages[neighbors] * kept[..., None]).max(axis=1)
+    # In float32, because the derivative counts the neighbors that share the maximum.
+    kept_messages = ops.gather_rows(messages, neighbors) * kept[..., None]
+    return kept_messages.astype(jnp.float32).max(axis=1).astype(messages.dtype)
 
 
 def _largest_by_column(messages: jax.Array, neighbors: jax.Array, kept: jax.Array) -> jax.Array:
@@ -50,5 +52,8 @@ def _largest_by_column(messages: jax.Array, neighbors: jax.Array, kept: jax.Arra
         rows, is_kept = column
         return jnp.maximum(largest, messages[rows] * is_kept[:, None]), None
 
-    start = jnp.zeros((neighbors.shape[0], messages.shape[1]), messages.dtype)
-    return jax.lax.scan(larger, start, (neighbors.T, kept.T))[0]
+    # The derivative adds up all columns, in the dtype that the loop reads: see gather_rows.
+    dtype, messages = messages.dtype, messages.astype(jnp.float32)
+    start = jnp.zeros((neighbors.shape[0], messages.shape[1]), jnp.float32)
+    largest = jax.lax.scan(larger, start, (neighbors.T, kept.T.astype(jnp.float32)))[0]
+    return largest.astype(dtype)

@@ -163,6 +163,42 @@ def test_bfloat16_is_close_and_returns_float32(layers, pooling, small_rng):
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(made))
 
 
+def operations(jaxpr):
+    """All operations of a jaxpr, with those of its loops and calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from operations(inner)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("pooling", ["importance", "max"])
+def test_no_derivative_is_a_sum_in_bfloat16(pooling, backend, small_rng, monkeypatch):
+    """Products of matrices are summed in float32 by the hardware; everything else has to ask."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    added = {"skip": True, "popularity_bias": True, "neighbor_embeddings": "on"}
+    config = ModelConfig(num_layers=2, pooling=pooling, compute_dtype="bfloat16", **added, **SIZES)
+    rows, features, neighbors, weights = compact_graph(small_rng, 2)
+    model = PinSage(config, rows, 5)
+    given = features, np.zeros(rows[-1], np.int32), neighbors, weights
+    params = jax.eval_shape(model.init, jax.random.key(0), *given)
+
+    def total(params):
+        return jnp.sum(model.apply(params, *given))
+
+    sums = [
+        equation
+        for equation in operations(jax.make_jaxpr(jax.grad(total))(params).jaxpr)
+        if "sum" in equation.primitive.name or equation.primitive.name.startswith("scatter")
+    ]
+    assert len(sums) > 5
+    for equation in sums:
+        for value in (*equation.invars, *equation.outvars):
+            assert value.aval.dtype != jnp.bfloat16, equation
+
+
 @pytest.mark.parametrize("added", [ADDED, PAPER])
 @pytest.mark.parametrize("pooling", ["importance", "max"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

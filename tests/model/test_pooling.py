@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pinsage_jax.cpu.ops import add_bias, gather_rows
 from pinsage_jax.model.pooling import pool_neighbors
 
 
@@ -75,3 +76,64 @@ def test_the_way_of_accelerators_gives_the_same(kind, dtype, small_rng, monkeypa
         # Sums in bfloat16 go astray by its three digits, and by the size of their terms.
         rough = 1e-5 if dtype == jnp.float32 else 0.03
         np.testing.assert_allclose(mine, other, rtol=rough, atol=rough * np.abs(other).max())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("kind", ["importance", "max"])
+def test_a_node_that_thousands_of_rows_read_has_a_gradient_in_bfloat16(kind, backend, monkeypatch):
+    """A running sum in bfloat16 stops growing after some hundred terms."""
+    rows, columns = 5000, 6
+    rng = np.random.default_rng(3)
+    # Sender 0 is in every list, and is the largest of each column; the others differ.
+    projected = rng.uniform(0.2, 1.0, (40, columns))
+    projected[0] += 1.0
+    neighbors = rng.integers(1, 40, (rows, 4)).astype(np.int32)
+    neighbors[:, 2] = 0
+    weights = rng.uniform(0.5, 1.0, neighbors.shape).astype(np.float32)
+    cotangent = rng.uniform(0.5, 1.5, (rows, columns))
+    bias = rng.uniform(0.0, 0.2, columns)
+    half = [jnp.asarray(array, jnp.bfloat16) for array in (projected, bias, cotangent)]
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+
+    @jax.jit
+    def gradients(projected, bias, cotangent):
+        _, back = jax.vjp(
+            lambda *operands: pool_neighbors(*operands, neighbors, weights, kind), projected, bias
+        )
+        return back(cotangent)
+
+    to_projected, to_bias = (np.asarray(array, np.float64) for array in gradients(*half))
+    cotangent = np.asarray(half[2], np.float64)
+    expected = np.zeros((40, columns))
+    if kind == "max":
+        expected[0] = cotangent.sum(axis=0)
+    else:
+        np.add.at(expected, neighbors, weights.astype(np.float64)[..., None] * cotangent[:, None])
+    np.testing.assert_allclose(to_projected, expected, rtol=0.01)
+    np.testing.assert_allclose(to_bias, expected.sum(axis=0), rtol=0.01)
+
+
+def test_gathered_rows_and_biases_in_float32_are_plain_jax(small_rng):
+    table = small_rng.normal(size=(7, 3)).astype(np.float32)
+    bias = small_rng.normal(size=3).astype(np.float32)
+    rows = small_rng.integers(0, 7, (5, 4)).astype(np.int32)
+
+    def loss(gather, add, table, bias):
+        return jnp.sum(jnp.sin(gather(add(table, bias), rows)))
+
+    plain = (lambda table, rows: table[rows]), (lambda rows, bias: rows + bias[None, :])
+    ours, theirs = (
+        jax.value_and_grad(lambda *given, pair=pair: loss(*pair, *given), argnums=(0, 1))(
+            table, bias
+        )
+        for pair in ((gather_rows, add_bias), plain)
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    # The same sums, and values, in bfloat16 up to its three digits.
+    half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), (table, bias))
+    value, gradients = jax.value_and_grad(
+        lambda *given: loss(gather_rows, add_bias, *given), argnums=(0, 1)
+    )(*half)
+    assert {leaf.dtype for leaf in gradients} == {jnp.dtype(jnp.bfloat16)}
+    for mine, other in zip((value, *gradients), (theirs[0], *theirs[1]), strict=True):
+        np.testing.assert_allclose(np.asarray(mine, np.float32), other, rtol=0.05, atol=0.05)
