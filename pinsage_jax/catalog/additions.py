@@ -2,8 +2,7 @@
 
 --new_items has the columns that the catalog's features are made of, --new_edges those of
 --edges.  New items are numbered after the items of the catalog and new collections after
-its collections; `extend` makes the graph that the catalog would have with the new rows at
-the end of its tables.
+its collections, as if the new rows were at the end of its tables.
 
 Shapes: N items and C collections of the catalog, n new items, m new collections.
 """
@@ -38,13 +37,18 @@ class Additions:
     Attributes:
       item_ids: ids of the n new items, in the order of the table.
       features: [n, F] by the transform of the catalog, in the dtype of its features.
-      graph: the new edges alone, between n items and C + m collections.
+      graph: the new edges alone, between n items and the t collections that they touch.
+      collections: int32 [t], the index of each of those collections, ascending; the new ones,
+        from C on, are the last.
+      num_new_collections: m.
       words: int32 [n, 2K]; None if the catalog has none.
     """
 
     item_ids: IdTable
     features: np.ndarray
     graph: Graph
+    collections: np.ndarray
+    num_new_collections: int
     words: np.ndarray | None = None
 
     @property
@@ -88,51 +92,30 @@ def build_additions(
     rows = _read_items(items, data, transform, prepared.item_ids)
     item_ids = rows.ids
     graph = prepared.graph
+    new, held = np.empty(0, np.int32), np.empty(0, np.int32)
+    weights, fresh = None if graph.weights is None else np.empty(0, np.float32), 0
     if edges is not None:
-        new_graph = _read_edges(edges, data, item_ids, prepared)
-    else:
-        none = np.empty(0, np.int32)
-        weights = None if graph.weights is None else np.empty(0, np.float32)
-        new_graph = Graph.from_edges(none, none, len(item_ids), graph.num_collections, weights)
+        new, held, weights, fresh = _read_edges(edges, data, item_ids, prepared)
     # Without words in the catalog, content links of new items compare features too.
     words = None if prepared.words is None else rows.words
-    return Additions(item_ids, rows.features.astype(prepared.features.dtype), new_graph, words)
+    features = rows.features.astype(prepared.features.dtype)
+    new_graph, touched = touched_graph(new, held, len(item_ids), weights)
+    return Additions(item_ids, features, new_graph, touched, fresh, words)
 
 
-def extend(catalog: Graph, new: Graph) -> Graph:
-    """The graph of the catalog with new items and edges, made in one pass of copying.
+def touched_graph(
+    items: np.ndarray, collections: np.ndarray, num_items: int, weights: np.ndarray | None
+) -> tuple[Graph, np.ndarray]:
+    """Edges int32 [e] of new items as a graph, in memory in proportion to them.
 
-    Its nodes are N items, n new items, C collections and m new collections.
-
-    Args:
-      new: new edges, between n new items and C + m collections (Additions.graph).
+    Returns:
+      The graph between the items and the collections that the edges touch, and the indices of
+      these, int32 [t], ascending.
     """
-    items, count = catalog.num_items, new.num_items
-    edges, new_edges = catalog.num_edges, new.num_edges
-    fresh = new.num_collections - catalog.num_collections
-    by_collection = catalog.indptr[items:] - edges
-    by_collection = np.concatenate([by_collection, np.full(fresh, edges, np.int64)])
-    added = np.diff(new.indptr[count:])
-    # A new item follows the old items of its collection: it has a higher index.
-    places = np.repeat(by_collection[1:], added)
-    starts = by_collection + np.concatenate([[0], np.cumsum(added)])
-    first = edges + new_edges
-    indptr = np.concatenate(
-        [catalog.indptr[:items], edges + new.indptr[:count], first + starts]
-    ).astype(np.int64)
-    indices = np.concatenate(
-        [
-            catalog.indices[:edges] + np.int32(count),
-            new.indices[:new_edges] + np.int32(items),
-            np.insert(catalog.indices[edges:], places, new.indices[new_edges:] + np.int32(items)),
-        ]
-    )
-    weights = None
-    old, other = catalog.weights, new.weights
-    if old is not None and other is not None:
-        behind = np.insert(old[edges:], places, other[new_edges:])
-        weights = np.concatenate([old[:edges], other[:new_edges], behind])
-    return Graph(indptr, indices, weights, items + count, new.num_collections)
+    touched, local = np.unique(collections, return_inverse=True)
+    local = local.reshape(-1).astype(np.int32)
+    graph = Graph.from_edges(items, local, num_items, len(touched), weights)
+    return graph, touched.astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -277,8 +260,10 @@ def lookup_collections(names: pa.ChunkedArray, known: IdTable) -> tuple[np.ndarr
     return found.astype(np.int32), fresh
 
 
-def _read_edges(table: Table, data: DataConfig, item_ids: IdTable, prepared: Prepared) -> Graph:
-    """The new edges, between n new items and C + m collections."""
+def _read_edges(
+    table: Table, data: DataConfig, item_ids: IdTable, prepared: Prepared
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int]:
+    """New items and collections int32 [e], weights float32 [e] or None, and m."""
     rows = read_edge_rows(table, data, prepared.graph.weights is not None)
     items = item_ids.lookup(rows.items)
     if (row := first_true(items < 0)) is not None:
@@ -289,8 +274,7 @@ def _read_edges(table: Table, data: DataConfig, item_ids: IdTable, prepared: Pre
             "new edges may only be those of new items."
         )
     collections, fresh = lookup_collections(rows.collections, prepared.collection_ids)
-    count = prepared.graph.num_collections + len(fresh)
-    return Graph.from_edges(items, collections, len(item_ids), count, rows.weights)
+    return items, collections, rows.weights, len(fresh)
 
 
 def concat_column(batches: list[Batch], name: str) -> pa.ChunkedArray:

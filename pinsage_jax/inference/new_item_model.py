@@ -14,11 +14,10 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from pinsage_jax.catalog.additions import Additions, build_additions
+from pinsage_jax.catalog.additions import Additions, build_additions, touched_graph
 from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.data.tables import Table
-from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.new_items import Catalog, NewItemEncoder
 
 
@@ -79,5 +78,5 @@ class NewItemModel:
         for held in (graph.neighbors(known)[:1] - graph.num_items, np.empty(0, np.int32)):
             held = held.astype(np.int32)
             weights = None if graph.weights is None else np.ones(len(held), np.float32)
-            edges = Graph.from_edges(np.zeros_like(held), held, 1, graph.num_collections, weights)
-            self.embed(Additions(IdTable(pa.array(["any"])), features, edges, words))
+            edges, touched = touched_graph(np.zeros_like(held), held, 1, weights)
+            self.embed(Additions(IdTable(pa.array(["any"])), features, edges, touched, 0, words))

@@ -13,7 +13,8 @@ extended graph, which has the new items and the new collections too, under these
   the spectral features, the neighbor embeddings (new nodes have none) and the parameters.
 
 Only the rows that the new items need are computed: their neighbors, the neighbors of these,
-and so on for each of the K layers.  Besides there is one pass over the graph.
+and so on for each of the K layers.  Nothing is copied of the catalog: walks read its graph
+where it is (new_item_walks.py).
 
 Node ids in this module: the catalog's nodes are [0, N+C), the new items [N+C, N+C+n), and the
 new collections follow.  The extended graph has other ids, with all items first.
@@ -27,15 +28,16 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from pinsage_jax.batching.graph_view import item_links, node_inputs
+from pinsage_jax.batching.graph_view import node_inputs
 from pinsage_jax.batching.inputs import NodeInputs
-from pinsage_jax.catalog.additions import Additions, extend
+from pinsage_jax.catalog.additions import Additions
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
-from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import NeededRows, PassOptions, embed_all
-from pinsage_jax.sampling.content_links import MAX_CANDIDATES, ContentLinks, evenly_spaced
-from pinsage_jax.sampling.lists import NeighborLists
+from pinsage_jax.inference.new_item_walks import NewItemWalks
+from pinsage_jax.sampling.content_links import MAX_CANDIDATES, content_links, evenly_spaced
+from pinsage_jax.sampling.lists import append_links
+from pinsage_jax.sampling.neighborhoods import pooling_weights
 from pinsage_jax.sampling.spectral import SpectralFeatures
 from pinsage_jax.sampling.store import NeighborhoodSource
 
@@ -71,11 +73,10 @@ class _StackedInputs:
         return out
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Extended:
-    """The extended graph, with conversions between its node ids and those of this module."""
+@dataclasses.dataclass(frozen=True)
+class _NodeIds:
+    """Conversions between the node ids of this module and those of the extended graph."""
 
-    graph: Graph
     items: int  # N
     collections: int  # C
     new: int  # n
@@ -101,15 +102,32 @@ class Catalog:
       inputs: input vectors of the catalog's nodes.
       spectral: spectral features of these nodes, or None.
       num_nodes: number of nodes that the network embeds.
+      degree: edges of every node, int32 [N + C].
+      linked: items that content links may lead to, int [c], ascending.
+      source: neighborhoods of the catalog's nodes.
     """
 
     def __init__(self, config: Config, prepared: Prepared, bases: np.ndarray):
         """Takes bases float32 [num_items, r] of the training graph (spectral_bases)."""
         self.config, self.prepared, graph = config, prepared, prepared.graph
         self.spectral = SpectralFeatures(graph, bases) if bases.shape[1] else None
-        self.inputs = node_inputs(config, prepared.features, graph.degree(), self.spectral)
+        self.degree = graph.degree()
+        self.inputs = node_inputs(config, prepared.features, self.degree, self.spectral)
         everything = config.sampling.neighborhood == "all"
         self.num_nodes = graph.num_nodes if everything else graph.num_items
+        self.linked = np.flatnonzero(self.degree[: graph.num_items] > 0)
+        if self.is_large:
+            self.linked = evenly_spaced(self.linked, MAX_CANDIDATES)
+        walks = config.embed.embed_walks or config.sampling.num_walks
+        sampling = dataclasses.replace(config.sampling, num_walks=walks)
+        self.source = NeighborhoodSource(
+            graph, sampling, config.seed, config.host_threads, store="none"
+        )
+
+    @property
+    def is_large(self) -> bool:
+        """Whether only items without edges have content links; new items follow the catalog."""
+        return self.prepared.graph.num_items > self.config.sampling.content_limit
 
 
 class NewItemEncoder:
@@ -120,108 +138,131 @@ class NewItemEncoder:
     """
 
     def __init__(self, catalog: Catalog, additions: Additions):
-        config, prepared = catalog.config, catalog.prepared
-        graph, new = prepared.graph, additions.graph
-        self._config, self._prepared, self._additions = config, prepared, additions
-        self._extended = _Extended(
-            extend(graph, new), graph.num_items, graph.num_collections, new.num_items
-        )
+        config, prepared, graph = catalog.config, catalog.prepared, catalog.prepared.graph
+        new, count = additions.graph, additions.graph.num_items
+        self._config, self._catalog, self._additions = config, catalog, additions
+        self._ids = _NodeIds(graph.num_items, graph.num_collections, count)
+        self._walks = NewItemWalks(catalog.source.tables, additions)
         spectral, degree = catalog.spectral, new.degree()
-        self.isolated = degree[: new.num_items] == 0
-        new_degree = np.concatenate(
-            [degree[: new.num_items], degree[new.num_items + graph.num_collections :]]
-        )
+        self.isolated = degree[:count] == 0
+        known = new.num_collections - additions.num_new_collections
+        # Of the new items, then of the new collections.
+        self._degree = np.concatenate([degree[:count], degree[count + known :]])
         if spectral is not None:
             spectral = spectral.for_new_items(
-                _known_collections(new, graph.num_collections),
-                new.num_collections - graph.num_collections,
+                _known_collections(additions, graph.num_collections), additions.num_new_collections
             )
+        # Read like an array.
+        self._link_rows: Any = _StackedRows(prepared.link_rows, additions.link_rows)
         self._inputs = _StackedInputs(
             catalog.inputs,
-            node_inputs(config, additions.features, new_degree, spectral, catalog.inputs.scale),
+            node_inputs(config, additions.features, self._degree, spectral, catalog.inputs.scale),
             graph.num_nodes,
         )
 
     def embed(self, params: Any) -> np.ndarray:
         """Embeds the new items: float32 [n, Z]."""
         config, layers = self._config, self._config.model.num_layers
-        first = self._prepared.graph.num_nodes
+        first = self._catalog.prepared.graph.num_nodes
         nodes = np.arange(first, first + self._additions.graph.num_items, dtype=np.int32)
         sizes, done = [len(nodes)], 0
-        lists = [self._lists(nodes[:0])]
+        lists = [self.lists(nodes[:0])]
         for _ in range(layers):
             # The rows before `done` have their lists from the layers above.
-            lists.append(self._lists(nodes[done:]))
+            lists.append(self.lists(nodes[done:]))
             done, found = len(nodes), lists[-1][0]
             fresh = np.setdiff1d(found[found >= 0], nodes)
             nodes = np.concatenate([nodes, fresh]).astype(np.int32)
             sizes.append(len(nodes))
         ids, weights = (np.concatenate(parts) for parts in zip(*lists, strict=True))
-        row_of = np.full(self._extended.graph.num_nodes + 1, -1, np.int32)
-        row_of[nodes] = np.arange(len(nodes), dtype=np.int32)
         return embed_all(
             config.model,
             params,
             self._inputs,
-            # Id -1, a short list's end, reads the last entry, which is -1 as well.
-            (row_of[ids], weights),
+            (_rows_of(ids, nodes), weights),
             PassOptions(config.embed.embed_block, config.host_threads, quiet=True),
             NeededRows(nodes, tuple(reversed(sizes))),
         )
 
-    def _lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The lists of catalog nodes over the catalog's graph, of new nodes over the extended."""
+    def lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The lists of catalog nodes over the catalog's graph, of new nodes over the extended.
+
+        Args:
+          nodes: int32 [s], ids of this module.
+
+        Returns:
+          ids int32 [s, T + C], ids of this module or -1, and pooling weights float32.
+        """
         width = self._config.sampling.num_neighbors + self._link_size()
         ids = np.empty((len(nodes), width), np.int32)
         weights = np.empty((len(nodes), width), np.float32)
-        old = nodes < self._prepared.graph.num_nodes
+        old = nodes < self._catalog.prepared.graph.num_nodes
         for some, read in ((old, self._catalog_lists), (~old, self._new_lists)):
             if some.any():
                 ids[some], weights[some] = read(nodes[some])
         return ids, weights
 
     def _catalog_lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        graph, rows = self._prepared.graph, self._prepared.link_rows
-        degree = graph.degree()[: graph.num_items]
-        wanted = nodes[nodes < graph.num_items]
-        links = self._links(rows, degree, np.flatnonzero(degree > 0), wanted)
-        return self._lists_over(graph, links).lookup(nodes)
+        walked = self._catalog.source.lookup(nodes)
+        degree = self._catalog.degree[nodes]
+        items = nodes < self._ids.items
+        return self._with_links(nodes, items, (walked.ids, walked.counts), degree)
 
     def _new_lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        graph, items = self._extended.graph, self._prepared.graph.num_items
-        degree = graph.degree()[: graph.num_items]
-        nodes = self._extended.to_graph(nodes)
-        rows = _StackedRows(self._prepared.link_rows, self._additions.link_rows)
-        linked = np.flatnonzero(degree[:items] > 0)
-        links = self._links(rows, degree, linked, nodes[nodes < graph.num_items])
-        ids, weights = self._lists_over(graph, links).lookup(nodes)
-        return self._extended.from_graph(ids), weights
+        source, starts = self._catalog.source, self._ids.to_graph(nodes)
+        found = self._walks.visit_counts(starts, source.sampling, source.seed, source.threads)
+        degree = self._degree[nodes - self._catalog.prepared.graph.num_nodes]
+        items = starts < self._ids.items + self._ids.new
+        ids, weights = self._with_links(starts, items, found, degree)
+        return self._ids.from_graph(ids), weights
 
-    def _lists_over(self, graph: Graph, links: ContentLinks) -> NeighborLists:
-        config = self._config
-        source = NeighborhoodSource(graph, config.sampling, config.seed, config.host_threads)
-        lists = NeighborLists.from_config(source, links, config)
-        return lists.with_num_walks(config.embed.embed_walks or config.sampling.num_walks)
+    def _with_links(
+        self,
+        nodes: np.ndarray,
+        items: np.ndarray,
+        walked: tuple[np.ndarray, np.ndarray],
+        degree: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lists of nodes of the catalog's or of the extended graph, with their content links.
+
+        Args:
+          nodes: int32 [s]; items: bool [s], which of them are items, whose ids are also the
+            rows of the stacked features.
+          walked: ids and counts of the walks, int32 [s, T] each.
+          degree: int32 [s].
+        """
+        model, size = self._config.model, self._link_size()
+        ids, shares = walked[0], pooling_weights(walked[1], model.pooling)
+        if not size:
+            return ids, shares
+        links = np.full((len(nodes), size), -1, np.int32)
+        link_shares = np.zeros((len(nodes), size), np.float32)
+        wanted = items & (degree == 0) if self._catalog.is_large else items
+        if wanted.any():
+            links[wanted], link_shares[wanted] = content_links(
+                self._link_rows, nodes[wanted], self._catalog.linked, size
+            )
+        kappa = self._config.sampling.content_kappa
+        return append_links((ids, shares), (links, link_shares), degree, model.pooling, kappa)
 
     def _link_size(self) -> int:
-        return self._config.sampling.content_neighbors if self._prepared.features.shape[1] else 0
-
-    def _links(self, link_rows, degree, linked, wanted) -> ContentLinks:
-        if not self._link_size():
-            return ContentLinks.none(len(degree))
-        # The catalog's size decides, so that new items have links exactly if its items do.
-        if self._prepared.graph.num_items > self._config.sampling.content_limit:
-            wanted = wanted[degree[wanted] == 0]
-            linked = evenly_spaced(linked, MAX_CANDIDATES)
-        return item_links(link_rows, len(degree), wanted, linked, self._link_size())
+        has_features = self._catalog.prepared.features.shape[1]
+        return self._config.sampling.content_neighbors if has_features else 0
 
 
-def _known_collections(new: Graph, collections: int) -> sparse.csr_matrix:
-    """float32 [n, C], 1 where a new item is in a collection of the catalog."""
-    collection = new.indices[: new.num_edges] - np.int32(new.num_items)
+def _rows_of(ids: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """The row in `nodes` (distinct int32 [R]) of each id that is not -1; -1 for the others."""
+    order = np.argsort(nodes)
+    found = np.searchsorted(nodes, ids.ravel(), sorter=order).reshape(ids.shape)
+    rows = order[np.minimum(found, max(len(nodes) - 1, 0))] if len(nodes) else found
+    return np.where(ids >= 0, rows, -1).astype(np.int32)
+
+
+def _known_collections(additions: Additions, known: int) -> sparse.csr_matrix:
+    """float32 [n, C], 1 where a new item is in one of the C collections of the catalog."""
+    new = additions.graph
+    collection = additions.collections[new.indices[: new.num_edges] - np.int32(new.num_items)]
     rows = np.repeat(np.arange(new.num_items), np.diff(new.indptr[: new.num_items + 1]))
-    known = collection < collections
-    ones = np.ones(int(known.sum()), np.float32)
-    return sparse.csr_matrix(
-        (ones, (rows[known], collection[known])), shape=(new.num_items, collections)
-    )
+    old = collection < known
+    ones = np.ones(int(old.sum()), np.float32)
+    return sparse.csr_matrix((ones, (rows[old], collection[old])), shape=(new.num_items, known))

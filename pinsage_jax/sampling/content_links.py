@@ -92,7 +92,10 @@ def content_links(
     starts = range(0, len(candidates), _CANDIDATE_ROWS)
     blocks = [candidates[first : first + _CANDIDATE_ROWS] for first in starts]
     space = make_space(link_rows)
-    use_cache = 4 * len(candidates) * link_rows.shape[1] <= _CACHE_BYTES
+    # A single block of queries reads every candidate once.
+    use_cache = len(rows) > _QUERY_ROWS and (
+        4 * len(candidates) * link_rows.shape[1] <= _CACHE_BYTES
+    )
     cache = [space.encode_candidates(block) for block in blocks] if use_cache else []
 
     def link_rows_of(begin: int, end: int) -> None:

@@ -45,7 +45,7 @@ def running_sums(indptr, weights, sums):
 
 
 @njit(nogil=True, cache=True)
-def _first_above(cumulative, low, high, target):
+def first_above(cumulative, low, high, target):
     """First index in [low, high) whose running sum exceeds `target`, else high - 1."""
     first, last = low, high - 1
     while first < last:
@@ -58,25 +58,25 @@ def _first_above(cumulative, low, high, target):
 
 
 @njit(nogil=True, cache=True)
-def _pick_weighted(cumulative, low, high, bits_32):
+def pick_weighted(cumulative, low, high, bits_32):
     """Edge index in [low, high) drawn in proportion to the edge weights.
 
     `cumulative` holds running sums within each row.  The search ends inside the row even
     if rounding makes the target equal to the row's total.
     """
     target = (np.float64(bits_32) + 0.5) / 4294967296.0 * cumulative[high - 1]
-    return _first_above(cumulative, low, high, target)
+    return first_above(cumulative, low, high, target)
 
 
 @njit(nogil=True, cache=True)
 def _pick_weighted_except(cumulative, low, high, excluded, bits_32):
-    """As _pick_weighted, without the edge `excluded`."""
+    """As pick_weighted, without the edge `excluded`."""
     before = cumulative[excluded - 1] if excluded > low else 0.0
     weight = cumulative[excluded] - before
     target = (np.float64(bits_32) + 0.5) / 4294967296.0 * (cumulative[high - 1] - weight)
     if target >= before:
         target += weight
-    edge = _first_above(cumulative, low, high, target)
+    edge = first_above(cumulative, low, high, target)
     if edge == excluded:
         # Only rounding leads here, for a target at the border of the excluded interval.
         edge = excluded - 1 if excluded > low else excluded + 1
@@ -115,7 +115,7 @@ def _hop(graph, current, first, last, masked_collection, bits, spare_bits, edges
             continue
         low, high = indptr[node], indptr[np.uint64(node) + U1]
         if weighted and low < high:
-            edges[walk] = _pick_weighted(cumulative, low, high, bits[walk])
+            edges[walk] = pick_weighted(cumulative, low, high, bits[walk])
         else:
             edges[walk] = low + bounded(bits[walk], high - low) if low < high else _STUCK
         prefetch(indices, edges[walk])
@@ -178,7 +178,7 @@ def _walk(graph, plan, starts, masked_collection, keys, current, edges, bits, vi
 
 
 @njit(nogil=True, cache=True)
-def _count_visits(visited, excluded, num_walks, table, flat, nodes, visits, num_distinct):
+def count_visits(visited, excluded, num_walks, table, flat, nodes, visits, num_distinct):
     """Counts how often the walks of each of G rows visited each node.
 
     The only branch that depends on visited nodes is the probing of the hash table: a
@@ -226,7 +226,7 @@ def _count_visits(visited, excluded, num_walks, table, flat, nodes, visits, num_
 def _nearly_sort(rank, ids, number, size, scratch, rank_out, ids_out):
     """Copies at least the `size` best of `number` nodes, nearly sorted; returns their number.
 
-    A rank is the visit count in the high half and a hash in the low half (_select_top).
+    A rank is the visit count in the high half and a hash in the low half (select_top).
     The nodes of one count form a bucket; since the hash is uniform, a node's position in
     the sorted bucket is about (1 - hash / 2**32) times the bucket's size.  A counting sort
     by this expected position leaves few inversions for the insertion sort.
@@ -278,7 +278,7 @@ def _nearly_sort(rank, ids, number, size, scratch, rank_out, ids_out):
 
 
 @njit(nogil=True, cache=True)
-def _select_top(nodes, visits, num_distinct, keys, scratch, ranks, top):
+def select_top(nodes, visits, num_distinct, keys, scratch, ranks, top):
     """Writes the T most visited nodes of each row, best first, padded with id -1.
 
     Ties: nodes with equal counts are ordered by a hash of (stream, node), larger first, so
@@ -382,9 +382,9 @@ def sample_block(
         walks = current[: rows * num_walks]
         excluded = starts[begin:end], masked_neighbor[begin:end]
         _walk(graph, plan, excluded[0], walk_masks, keys[:rows], walks, edges, bits, visited)
-        _count_visits(visited, excluded, num_walks, table, scratch[0], nodes, visits, num_distinct)
+        count_visits(visited, excluded, num_walks, table, scratch[0], nodes, visits, num_distinct)
         top = ids_out[begin:end], counts_out[begin:end]
-        _select_top(nodes, visits, num_distinct[:rows], keys, scratch, ranks, top)
+        select_top(nodes, visits, num_distinct[:rows], keys, scratch, ranks, top)
 
 
 @njit(nogil=True, cache=True)

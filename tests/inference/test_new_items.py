@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from small_texts import link_vectors, random_texts, text_transform
 from small_worlds import unit_features
 
 import pinsage_jax
-from pinsage_jax.catalog.additions import Additions, extend, read_additions
+from pinsage_jax.catalog.additions import Additions, read_additions, touched_graph
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.config.embed import NewItemsConfig
 from pinsage_jax.core import files
@@ -30,9 +31,11 @@ from pinsage_jax.data.ids import IdTable
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.layerwise import PassOptions, embed_all
+from pinsage_jax.inference.new_item_walks import NewItemWalks
 from pinsage_jax.inference.new_items import Catalog, NewItemEncoder
 from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighborLists
+from pinsage_jax.sampling.neighborhoods import WalkTables, visit_counts
 from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.stages.prepare import prepare
 
@@ -44,16 +47,16 @@ NEW = 6
 
 def additions_of(edges, width, weighted, dtype=np.float32, texts=None) -> Additions:
     items, collections = np.array(edges or np.empty((0, 2)), np.int32).reshape(-1, 2).T
-    fresh = max([COLLECTIONS, *(collections + 1)])
+    fresh = max([COLLECTIONS, *(collections + 1)]) - COLLECTIONS
     weights = np.linspace(0.5, 3.0, len(items)).astype(np.float32) if weighted else None
-    graph = Graph.from_edges(items, collections, NEW, fresh, weights)
+    graph, touched = touched_graph(items, collections, NEW, weights)
     features = unit_features(NEW, width, seed=9) if width else np.empty((NEW, 0), np.float32)
     words = None
     if texts:
         rows = pa.record_batch({"look": random_texts(NEW, seed=9)})
         features, words = texts.transform(rows), texts.words(rows)
     ids = IdTable(pa.array([f"new-{i}" for i in range(NEW)]))
-    return Additions(ids, features.astype(dtype), graph, words)
+    return Additions(ids, features.astype(dtype), graph, touched, fresh, words)
 
 
 def edges_of(graph: Graph) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -63,14 +66,17 @@ def edges_of(graph: Graph) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     return items.astype(np.int32), collections.astype(np.int32), weights
 
 
-def slow_extended(graph: Graph, new: Graph) -> Graph:
-    (items, collections, weights), (more, held, other) = edges_of(graph), edges_of(new)
+def slow_extended(graph: Graph, additions: Additions) -> Graph:
+    """A copy of the catalog's graph that has the new edges as well."""
+    new = additions.graph
+    (items, collections, weights), (more, local, other) = edges_of(graph), edges_of(new)
+    held = additions.collections[local]
     both = None if weights is None else np.concatenate([weights, other])
     return Graph.from_edges(
         np.concatenate([items, more + np.int32(graph.num_items)]),
         np.concatenate([collections, held]),
         graph.num_items + new.num_items,
-        new.num_collections,
+        graph.num_collections + additions.num_new_collections,
         both,
     )
 
@@ -107,7 +113,7 @@ def full_path(config, prepared, additions, bases, params) -> np.ndarray:
     """
     graph, new = prepared.graph, additions.graph
     items, count, old_collections = graph.num_items, new.num_items, graph.num_collections
-    whole = slow_extended(graph, new)
+    whole = slow_extended(graph, additions)
     encoder = Encoder.over(config, prepared, graph, bases)
     everything = config.sampling.neighborhood == "all"
     nodes = whole.num_nodes if everything else whole.num_items
@@ -210,17 +216,54 @@ def test_as_if_they_had_been_in_the_catalog(case, small_rng):
     assert (np.ptp(vectors, axis=0).max() > 1e-3) == told_apart
 
 
+@pytest.mark.kernels
+@pytest.mark.parametrize("neighborhood", ["items", "all"])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("edges", [[], NEW_EDGES, [(5, 0), (0, 13)]])
-def test_the_extended_graph_is_the_one_built_from_all_edges(weighted, edges, small_rng):
+@pytest.mark.parametrize("edges", [[], NEW_EDGES, [(5, 0), (0, 13)], "many"])
+def test_walks_are_those_over_a_copy_of_the_graph(edges, weighted, neighborhood, small_rng):
+    if edges == "many":
+        edges = list(zip(small_rng.integers(0, NEW, 60), small_rng.integers(0, 30, 60)))
     graph = random_graph(small_rng, ITEMS, COLLECTIONS, 150, 8, weighted)
-    new = additions_of(edges, 2, weighted).graph
-    found, expected = extend(graph, new), slow_extended(graph, new)
-    for name in ("indptr", "indices", "weights"):
-        one, other = getattr(found, name), getattr(expected, name)
-        np.testing.assert_array_equal(one, other)
-        assert one is None or one.dtype == other.dtype
-    assert (found.num_items, found.num_collections) == (ITEMS + NEW, new.num_collections)
+    added = additions_of(edges, 2, weighted)
+    sampling = settings(sampling={"num_walks": 40, "walk_length": 3, "num_neighbors": 7}).sampling
+    sampling = dataclasses.replace(sampling, neighborhood=neighborhood)
+    copied = WalkTables(slow_extended(graph, added))
+    nodes = np.arange(ITEMS, ITEMS + NEW, dtype=np.int32)
+    if neighborhood == "all":
+        first = ITEMS + NEW + COLLECTIONS
+        new_collections = np.arange(first, first + added.num_new_collections, dtype=np.int32)
+        nodes = np.concatenate([nodes, new_collections])
+    expected = visit_counts(copied, nodes, sampling, seed=11)
+    walks = NewItemWalks(WalkTables(graph), added)
+    for threads in (1, 3):
+        ids, counts = walks.visit_counts(nodes, sampling, 11, threads)
+        np.testing.assert_array_equal(ids, expected.ids)
+        np.testing.assert_array_equal(counts, expected.counts)
+    assert bool(len(edges)) == bool((counts > 0).any())
+
+
+def test_a_request_copies_nothing_of_the_catalog(small_rng):
+    """What a request allocates does not grow with the catalog, features of candidates aside."""
+    peaks = []
+    for scale in (1, 8):
+        items, collections = 4000 * scale, 1000 * scale
+        graph = random_graph(small_rng, items, collections, 30_000 * scale, 0, True)
+        prepared = make_prepared(graph, np.zeros((items, 0), np.float32))
+        config = settings(num_layers=2, neighbor_embeddings="off", spectral_dim=0)
+        catalog = Catalog(config, prepared, np.zeros((items, 0), np.float32))
+        params = random_params(config, catalog.inputs.dim, catalog.num_nodes)
+        weights = np.ones(2, np.float32)
+        edges, touched = touched_graph(
+            np.zeros(2, np.int32), np.array([3, collections - 1], np.int32), 1, weights
+        )
+        one = Additions(IdTable(pa.array(["new"])), np.zeros((1, 0), np.float32), edges, touched, 0)
+        for _ in range(2):
+            NewItemEncoder(catalog, one).embed(params)
+        tracemalloc.start()
+        NewItemEncoder(catalog, one).embed(params)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0] and peaks[1] < 500_000
 
 
 # From files, through the stage.
@@ -348,9 +391,10 @@ def test_weights_are_needed_where_the_catalog_has_them(small_rng, tmp_path):
     assert found.item_ids.ids.to_pylist() == ["x", "y"]
     graph = found.graph
     known = prepared.graph.num_collections
-    assert graph.indices[: graph.num_edges].tolist() == [2 + known, 2 + 3]
+    held = found.collections[graph.indices[: graph.num_edges] - 2]
+    assert held.tolist() == [known, 3]
     assert graph.weights[: graph.num_edges].tolist() == [0.5, 3.0]
-    assert graph.num_collections == known + 1 and found.features.shape == (2, 0)
+    assert found.num_new_collections == 1 and found.features.shape == (2, 0)
 
 
 def test_refusal_without_a_checkpoint_and_of_flags(catalog, tmp_path):

@@ -258,7 +258,7 @@ def select(nodes, visits, key, size):
     shifted = [np.concatenate([np.zeros((rows, 1), np.int32), a], 1) for a in (nodes, visits)]
     length = max(width, int(visits.max(initial=0))) + 1
     ids, counts = np.empty((2, rows, size), np.int32)
-    kernels._select_top(
+    kernels.select_top(
         *shifted,
         np.full(rows, width),
         np.full(rows, key, np.uint64),
@@ -335,7 +335,7 @@ def test_weighted_picks_stay_in_their_row(bits):
         # A pick outside the row would read the sums of the neighboring rows.
         cumulative = np.concatenate([[1e-9], np.cumsum(row), [1e99]])
         low, high = 1, 1 + len(row)
-        assert low <= kernels._pick_weighted(cumulative, low, high, np.uint64(bits)) < high
+        assert low <= kernels.pick_weighted(cumulative, low, high, np.uint64(bits)) < high
         for excluded in range(low, high):
             edge = kernels._pick_weighted_except(cumulative, low, high, excluded, np.uint64(bits))
             assert low <= edge < high and edge != excluded
