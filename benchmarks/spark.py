@@ -35,7 +35,7 @@ from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.spark import tables
-from pinsage_jax.spark.embed import embed_on_spark, messages_sent
+from pinsage_jax.spark.embed import embed_on_spark, expected_messages
 from pinsage_jax.spark.session import spark_session
 from pinsage_jax.spark.standalone import standalone_cluster
 from pinsage_jax.spark.walks import neighbor_lists
@@ -116,7 +116,7 @@ def cost_of(items: int, model: ModelConfig, width: int, partitions: int) -> floa
     What every node sends, the lists by sender, the nodes' own rows, and the messages that
     are left after each partition has reduced its own.
     """
-    messages = messages_sent(width, partitions)
+    messages = expected_messages(width, partitions)
     sent = 4 * model.hidden_dim + _ROW_BYTES
     own = 4 * (_FEATURES + 2) + _ROW_BYTES
     return items * (

@@ -1,20 +1,21 @@
-"""Whole-catalog embedding on Apache Spark: the second executor of map_reduce.py.
+"""Embeds the whole catalog on Apache Spark: the second executor of map_reduce.py.
 
-Per layer one Spark job, from one Parquet table of nodes to the next:
+Each layer is one Spark job, from one Parquet table of nodes to the next:
 
-  nodes --project--> what each sends --+
+  nodes --project--> messages ---------+
                                        join on the sender --(reduce within a partition)--+
-  lists --one row a neighbor----------+                                                 |
+  lists --one row per neighbor---------+                                                 |
   nodes --------------------------------------------- union, shuffle by receiver, sort --+
                                                       --finish--> nodes of the next layer
 
 The join, the shuffles and the sort are Spark's; project, reduce and finish run in Python
 workers on Arrow batches (layer_tasks.py).  Every step streams: no worker holds more than
-batches and a bounded table of sums, whatever a node's number of neighbors.
+batches and a bounded table of sums, however many neighbors a node has.
 
-Shuffled in a layer with lists of T, in bytes: N M 4 (what is sent) + 16 N T (lists) +
-N 4 (in + D) (own rows) + 4 M (messages after reducing within partitions), the last of
-which is the largest: N T messages if partitions are many, N P where P < T are few.
+Bytes shuffled in a layer with lists of T neighbors: 4 N M (messages of the nodes), 16 N T
+(lists), 4 N (in + D) (the nodes' own rows) and 4 M for each message after the reduction within
+partitions.  The last part is the largest: there are N T such messages with many partitions,
+and N P with P < T partitions.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.tables import MAX_TABLE_BYTES
 from pinsage_jax.spark import layer_tasks, tables
-from pinsage_jax.spark.layer_tasks import MESSAGE, OWN, Model
+from pinsage_jax.spark.layer_tasks import MESSAGE, SELF, Model
 from pinsage_jax.spark.session import partitions, spark_session
 from pinsage_jax.spark.walks import neighbor_lists
 
@@ -41,12 +42,12 @@ if TYPE_CHECKING:
 _NODES = "node long, vector binary"
 _MESSAGES = "node long, weight float, vector binary"
 _LISTS = "node long, ids array<int>, weights array<float>"
-# Reducing before the shuffle costs a way through Python: not for a few percent.
-_WORTH_REDUCING = 0.7
+# Reducing before the shuffle sends the rows through Python, so it must save at least 30%.
+_MAX_REDUCED_SHARE = 0.7
 
 
 def embed_on_spark(encoder: Encoder, params: Any) -> np.ndarray:
-    """What `encoder.embed(params)` gives, computed on Spark: float32 [nodes, Z].
+    """Computes the same as `encoder.embed(params)` on Spark: float32 [nodes, Z].
 
     Raises:
       UserError: PySpark or Java is missing, no master answers, or the disk is full.
@@ -65,7 +66,7 @@ def embed_on_spark(encoder: Encoder, params: Any) -> np.ndarray:
             _walk(session, encoder, folder, shards)
         elif config.model.num_layers:
             tables.write_lists(folder / "lists", *encoder.final_lists)
-        data = layer_tasks.packed(params)
+        data = layer_tasks.pack(params)
         model = Model(
             hashlib.blake2b(data + repr(config.model).encode()).hexdigest(),
             config.model,
@@ -80,7 +81,7 @@ def embed_on_spark(encoder: Encoder, params: Any) -> np.ndarray:
 def _run(
     session: SparkSession, model: Model, folder: pathlib.Path, nodes: int, width: int, shards: int
 ) -> pathlib.Path:
-    """All layers, from FOLDER/inputs and FOLDER/lists; the folder of the embeddings."""
+    """Computes all layers from FOLDER/inputs and FOLDER/lists; returns the embeddings' folder."""
     state = _read(session, folder / "inputs")
     layers = model.config.num_layers
     if not layers:
@@ -100,28 +101,28 @@ def _run(
 def _layer(
     model: Model, layer: int, state: DataFrame, lists: DataFrame, width: int, shards: int
 ) -> DataFrame:
-    """OWN rows of a layer, and lists, to its output."""
+    """Computes the output of a layer from its input (`state`) and the lists."""
     from pyspark.sql import functions as F
 
-    sent = state.mapInArrow(layer_tasks.project(model, layer), _NODES)
+    messages_of = state.mapInArrow(layer_tasks.project(model, layer), _NODES)
     named = lists.select(
         F.col("node").alias("receiver"), F.inline(F.arrays_zip("ids", "weights"))
     ).where("ids >= 0 and weights > 0")
-    messages = named.join(sent, named["ids"] == sent["node"]).select(
+    messages = named.join(messages_of, named["ids"] == messages_of["node"]).select(
         F.col("receiver").alias("node"), F.col("weights").alias("weight"), "vector"
     )
-    if messages_sent(width, shards) < width:
+    if expected_messages(width, shards) < width:
         messages = messages.mapInArrow(layer_tasks.combine_messages(model), _MESSAGES)
-    own = state.select(
-        "node", F.lit(OWN).alias("part"), F.lit(0.0).cast("float").alias("weight"), "vector"
+    self_rows = state.select(
+        "node", F.lit(SELF).alias("part"), F.lit(0.0).cast("float").alias("weight"), "vector"
     )
-    rows = own.unionByName(messages.withColumn("part", F.lit(MESSAGE)))
+    rows = self_rows.unionByName(messages.withColumn("part", F.lit(MESSAGE)))
     rows = rows.repartition(shards, "node").sortWithinPartitions("node", "part")
     return rows.mapInArrow(layer_tasks.finish(model, layer), _NODES)
 
 
 def _walk(session: SparkSession, encoder: Encoder, folder: pathlib.Path, shards: int) -> None:
-    """FOLDER/lists, from walks by joins and the links of this machine."""
+    """Writes FOLDER/lists from walks on Spark and the content links of this machine."""
     lists = encoder.final_source
     source = lists.source
     tables.write_edges(folder / "edges", source.graph)
@@ -138,14 +139,14 @@ def _walk(session: SparkSession, encoder: Encoder, folder: pathlib.Path, shards:
     _save(joined.mapInArrow(layer_tasks.blend_lists(lists), _LISTS), folder / "lists")
 
 
-def messages_sent(width: int, shards: int) -> float:
-    """Messages shuffled for a node with `width` neighbors, as expected by chance.
+def expected_messages(width: int, shards: int) -> float:
+    """The expected number of messages that are shuffled for a node with `width` neighbors.
 
-    All of them, or one from each of `shards` partitions that has any where reducing within
-    the partitions first saves enough.
+    These are all messages, or, if reducing within the partitions first saves enough, one from
+    each of the `shards` partitions that has any.
     """
     reduced = shards * (1.0 - (1.0 - 1.0 / shards) ** width)
-    return reduced if reduced < _WORTH_REDUCING * width else float(width)
+    return reduced if reduced < _MAX_REDUCED_SHARE * width else float(width)
 
 
 def _read(session: SparkSession, folder: pathlib.Path) -> DataFrame:

@@ -1,18 +1,17 @@
-"""From edges to clean, pruned, numbered tables and neighbor lists, all on Apache Spark.
+"""Cleans, prunes and numbers the edges and samples neighbor lists on Apache Spark.
 
 WORKDIR/graph_tables/
   items/            node (long, from 0 in the order of the ids), item_id (string)
-  collections/      node (long, behind the items), collection_id (string)
-  edges/            item and collection (long, numbers from 0 of each kind), item_id,
-                    collection_id, and weight (float), time where there are such columns;
-                    no edge twice, in the order of the items
-  neighborhoods/   node (long), ids and counts (lists of int): top-T lists (walks.py)
+  collections/      node (long, following the items), collection_id (string)
+  edges/            item and collection (long, each numbered from 0), item_id, collection_id,
+                    and weight (float) and time if there are such columns; distinct edges,
+                    ordered by item
+  neighborhoods/    node (long), ids and counts (lists of int): top-T lists (walks.py)
   manifest.json     counts and settings
 
-Every table is Parquet, so that `edges` is as good an --edges of --mode=prepare as any.
-Rows are cleaned as prepare does it: weights of duplicates are added, the earliest time is
-kept, an id that is missing or a weight that is not above 0 is refused.  Nothing but counts
-comes to this machine.
+All tables are Parquet, so --mode=prepare can read `edges` as its --edges.  Rows are cleaned as
+prepare cleans them: weights of duplicates are added, the earliest time is kept, and a missing id
+or a weight that is not positive is an error.  Only counts are sent to this machine.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 FOLDER = "graph_tables"
-_MOST_NODES = 2**31 - 1
+_MAX_NODES = 2**31 - 1
 _ROW_BITS = 33  # of monotonically_increasing_id: the row within its partition
 
 
@@ -43,7 +42,7 @@ def write_graph_tables(config: Config) -> dict[str, Any]:
     """Writes WORKDIR/graph_tables from --edges and --items; returns the manifest.
 
     Raises:
-      UserError: Spark does not start, or something is wrong with a table.
+      UserError: Spark does not start, or a table is invalid.
     """
     with (
         files.atomic_folder(pathlib.Path(config.workdir) / FOLDER) as folder,
@@ -63,33 +62,33 @@ def _write(session: SparkSession, config: Config, folder: pathlib.Path) -> dict[
     session.conf.set("spark.sql.shuffle.partitions", shards)
     edges = edges.persist()
     items = _item_table(session, config)
-    left = pruned(edges, items, config.prune, config.seed).persist()
+    remaining = pruned(edges, items, config.prune, config.seed).persist()
 
-    of_items = edges.select("item_id")
+    item_ids = edges.select("item_id")
     if items is not None:
-        of_items = of_items.unionByName(items.select("item_id"))
+        item_ids = item_ids.unionByName(items.select("item_id"))
     counts = {
         "edge_rows": rows,
         "distinct_edges": edges.count(),
-        "edges": left.count(),
-        "items": _number(session, of_items.distinct(), "item_id", 0, folder / "items"),
+        "edges": remaining.count(),
+        "items": _number(session, item_ids.distinct(), "item_id", 0, folder / "items"),
     }
     counts["collections"] = _number(
         session,
-        left.select("collection_id").distinct(),
+        remaining.select("collection_id").distinct(),
         "collection_id",
         counts["items"],
         folder / "collections",
     )
     nodes = counts["items"] + counts["collections"]
-    if nodes > _MOST_NODES:
-        raise UserError(f"There are {nodes:,} nodes, more than the {_MOST_NODES:,} of 32-bit ids.")
+    if nodes > _MAX_NODES:
+        raise UserError(f"There are {nodes:,} nodes, more than the {_MAX_NODES:,} of 32-bit ids.")
     item = _read(session, folder / "items").withColumnRenamed("node", "item")
     collection = _read(session, folder / "collections").select(
         (F.col("node") - counts["items"]).alias("collection"), "collection_id"
     )
-    numbered = left.join(item, "item_id").join(collection, "collection_id")
-    extra = [name for name in ("weight", "time") if name in left.columns]
+    numbered = remaining.join(item, "item_id").join(collection, "collection_id")
+    extra = [name for name in ("weight", "time") if name in remaining.columns]
     numbered = numbered.select("item", "collection", "item_id", "collection_id", *extra)
     _save(numbered.orderBy("item", "collection"), folder / "edges")
 
@@ -115,10 +114,10 @@ def _write(session: SparkSession, config: Config, folder: pathlib.Path) -> dict[
 
 
 def _table(session: SparkSession, config: Config, flag: str, columns: dict[str, str]) -> DataFrame:
-    """Columns of an input table, renamed.
+    """Opens an input table and renames its columns.
 
     Args:
-      columns: new name: (name in the table); empty ones are left out.
+      columns: names in the table by new name; empty names are left out.
 
     Raises:
       UserError: the table cannot be read as Parquet or lacks a column.
@@ -131,20 +130,20 @@ def _table(session: SparkSession, config: Config, flag: str, columns: dict[str, 
     try:
         table = session.read.parquet(path)
     except PySparkException as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"--{flag}={given} cannot be read as Parquet ({said}).") from error
+        message = " ".join(str(error).split())[:200]
+        raise UserError(f"--{flag}={given} cannot be read as Parquet ({message}).") from error
     for name in columns.values():
         if name and name not in table.columns:
             raise UserError(
                 f"--{flag}={given} has no column '{name}'; its columns are: "
                 f"{', '.join(table.columns)}."
             )
-    # A name may hold dots.
+    # A name may contain dots.
     return table.select(*[F.col(f"`{name}`").alias(new) for new, name in columns.items() if name])
 
 
 def _clean_edges(session: SparkSession, config: Config) -> tuple[DataFrame, int]:
-    """Distinct edges item_id, collection_id[, weight][, time], and the rows they come from."""
+    """Distinct edges item_id, collection_id[, weight][, time], and the number of rows read."""
     from pyspark.sql import functions as F
 
     data = config.data
@@ -159,12 +158,12 @@ def _clean_edges(session: SparkSession, config: Config) -> tuple[DataFrame, int]
         table = table.withColumn(name, F.col(name).cast("string"))
     missing = F.col("item_id").isNull() | F.col("collection_id").isNull()
     missing = missing | (F.col("item_id") == "") | (F.col("collection_id") == "")
-    faults = {"an id that is missing": missing}
+    faults = {"a missing id": missing}
     merged = []
     if data.weight_column:
         table = table.withColumn("weight", F.col("weight").cast("float"))
         bad = F.isnan("weight") | (F.col("weight") <= 0) | (F.col("weight") == float("inf"))
-        faults["a weight that is not finite and above 0"] = F.col("weight").isNull() | bad
+        faults["a weight that is not a positive number"] = F.col("weight").isNull() | bad
         # As graph.build adds them: in float64, the smallest first.
         ascending = F.sort_array(F.collect_list(F.col("weight").cast("double")))
         total = F.aggregate(ascending, F.lit(0.0), lambda one, other: one + other)
@@ -184,7 +183,7 @@ def _clean_edges(session: SparkSession, config: Config) -> tuple[DataFrame, int]
 
 
 def _item_table(session: SparkSession, config: Config) -> DataFrame | None:
-    """item_id and, with --prune_topic_column, topic; None without --items."""
+    """The columns item_id and, with --prune_topic_column, topic; None without --items."""
     from pyspark.sql import functions as F
 
     if not config.data.items:
@@ -202,14 +201,14 @@ def _item_table(session: SparkSession, config: Config) -> DataFrame | None:
         raise UserError(f"--items={config.data.items} has {found:,} rows without an id.")
     if distinct < rows:
         raise UserError(
-            f"--items={config.data.items} has {rows - distinct:,} rows of an item that has one "
-            "already; keep one row per item."
+            f"--items={config.data.items} has {rows - distinct:,} rows that repeat an item; "
+            "keep one row per item."
         )
     return table
 
 
 def pruned(edges: DataFrame, items: DataFrame | None, config: PruneConfig, seed: int) -> DataFrame:
-    """Edges item_id, collection_id[, weight] that stay; see graph/pruning.py."""
+    """The edges that pruning keeps; see graph/pruning.py."""
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
@@ -221,21 +220,21 @@ def pruned(edges: DataFrame, items: DataFrame | None, config: PruneConfig, seed:
         topics = items.where((F.col("topic").isNotNull()) & (F.col("topic") != "")).select(
             "item_id", "topic"
         )
-        each = edges.join(topics, "item_id").groupBy("collection_id", "topic").count()
+        sizes = edges.join(topics, "item_id").groupBy("collection_id", "topic").count()
         share = F.col("count") / F.sum("count").over(Window.partitionBy("collection_id"))
         entropy = F.sum(-F.col("share") * F.log2("share"))
-        broad = each.withColumn("share", share).groupBy("collection_id").agg(entropy.alias("bits"))
+        broad = sizes.withColumn("share", share).groupBy("collection_id").agg(entropy.alias("bits"))
         broad = broad.where(F.col("bits") > config.prune_entropy)
         edges = edges.join(broad.select("collection_id"), "collection_id", "left_anti")
     if config.prune_power < 1.0:
-        of_item = Window.partitionBy("item_id")
+        same_item = Window.partitionBy("item_id")
         heaviest = [F.desc("weight")] if "weight" in edges.columns else []
         chance = F.xxhash64(F.lit(seed), "item_id", "collection_id")
         powered = F.ceil(F.pow(F.col("degree").cast("double"), F.lit(config.prune_power)))
         wanted = F.greatest(powered, F.lit(config.prune_from).cast("long"))
         edges = (
-            edges.withColumn("degree", F.count("*").over(of_item))
-            .withColumn("rank", F.row_number().over(of_item.orderBy(*heaviest, chance)))
+            edges.withColumn("degree", F.count("*").over(same_item))
+            .withColumn("rank", F.row_number().over(same_item.orderBy(*heaviest, chance)))
             .where(F.col("rank") <= wanted)
             .drop("degree", "rank")
         )
@@ -245,21 +244,21 @@ def pruned(edges: DataFrame, items: DataFrame | None, config: PruneConfig, seed:
 def _number(
     session: SparkSession, ids: DataFrame, name: str, first: int, folder: pathlib.Path
 ) -> int:
-    """Writes node and id, numbered from `first` in the order of the ids; how many there are.
+    """Numbers distinct ids from `first` in their order and writes them; returns their count.
 
-    Rows are numbered within their partition, and a partition by the rows before it: two
-    passes over a sorted table and one number a partition on this machine.
+    A row is numbered within its partition, and a partition by the number of rows before it.
+    This takes two passes over a sorted table, and one number per partition on this machine.
     """
     from pyspark.sql import functions as F
 
     sorted_ids = folder.with_name(f"{folder.name}-sorted")
-    _save(ids.orderBy(name).withColumn("place", F.monotonically_increasing_id()), sorted_ids)
-    rows = _read(session, sorted_ids).withColumn("shard", F.shiftright("place", _ROW_BITS))
+    _save(ids.orderBy(name).withColumn("position", F.monotonically_increasing_id()), sorted_ids)
+    rows = _read(session, sorted_ids).withColumn("shard", F.shiftright("position", _ROW_BITS))
     begin, starts = first, []
     for shard, count in sorted(map(tuple, rows.groupBy("shard").count().collect())):
         starts.append((shard, begin))
         begin += count
-    within = F.col("place").bitwiseAND(F.lit((1 << _ROW_BITS) - 1))
+    within = F.col("position").bitwiseAND(F.lit((1 << _ROW_BITS) - 1))
     offsets = session.createDataFrame(starts, "shard long, begin long")
     numbered = rows.join(F.broadcast(offsets), "shard")
     _save(numbered.select((F.col("begin") + within).alias("node"), name), folder)

@@ -1,10 +1,11 @@
-"""What Spark's Python workers run: stages of map_reduce.py over streams of Arrow batches.
+"""The tasks of Spark's Python workers: stages of map_reduce.py over streams of Arrow batches.
 
-Each maker returns a function from batches to batches for `DataFrame.mapInArrow`.  The
-model travels as the bytes of an .npz file in a Spark broadcast, and a worker loads and
-compiles it once for all of its tasks.  No function holds more than a few batches.
+Each function here returns a task, a function from batches to batches for
+`DataFrame.mapInArrow`.  The model is sent as the bytes of an .npz file in a Spark broadcast,
+and a worker loads and compiles it once for all of its tasks.  A task has at most a few batches
+in memory.
 
-Columns: node (int64); sender's or own `vector` (binary, columns.py); `weight` (float32).
+Columns: node (int64); vector (binary, columns.py); weight (float32); part (SELF or MESSAGE).
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ from pinsage_jax.training.leaf_paths import by_path, nested
 Batches = Iterable[pa.RecordBatch]
 Task = Callable[[Batches], Iterator[pa.RecordBatch]]
 
-# A row of `finish`: the node's own vectors come before what it was sent.
-OWN, MESSAGE = 0, 1
-# Sums that `combine_messages` holds before it passes them on.
-_HELD_BYTES = 1 << 27
-_MESSAGES_AT_ONCE = 1 << 15
+# Kinds of rows: a node's own vectors, which come first, and messages to it.
+SELF, MESSAGE = 0, 1
+# Memory of the sums of `combine_messages`, which are passed on when it is full.
+_SUMS_BYTES = 1 << 27
+_BLOCK_MESSAGES = 1 << 15
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A trained model as the workers get it.
+    """A trained model in the form that is sent to the workers.
 
     Attributes:
-      digest: tells models apart; the other fields follow from it.
-      data: Spark broadcast of the bytes of `packed`.
+      digest: identifies the model; the other fields follow from it.
+      data: Spark broadcast of the bytes that `pack` returns.
       input_dim: D.
       block: rows that the dense stages compute at once.
     """
@@ -58,129 +59,131 @@ class Model:
         """Width of the vectors that `layer` (from 1) reads."""
         return self.input_dim if layer == 1 else self.config.layer_dim
 
-    def own_width(self, layer: int) -> int:
-        """Width of a node's OWN row: what the layer reads, and the input vector behind it."""
+    def self_width(self, layer: int) -> int:
+        """Width of a node's SELF row: the layer's input, followed by the network's input vector."""
         return self.width(layer) + (self.input_dim if layer > 1 else 0)
 
 
-def packed(params: Any) -> bytes:
-    """Parameters as the bytes of an .npz file, leaves by path."""
+def pack(params: Any) -> bytes:
+    """Serializes parameters as the bytes of an .npz file, with leaves by path."""
     buffer = io.BytesIO()
     leaves: dict[str, Any] = {path: np.asarray(leaf) for path, leaf in by_path(params).items()}
     np.savez(buffer, **leaves)
     return buffer.getvalue()
 
 
-def unpacked(data: bytes) -> dict[str, Any]:
-    """What `packed` packed."""
+def unpack(data: bytes) -> dict[str, Any]:
+    """Parameters from the bytes that `pack` returns."""
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return nested({path: arrays[path] for path in arrays.files})
 
 
 @functools.lru_cache(maxsize=1)
 def _stages(model: Model) -> Stages:
-    return Stages(model.config, jax.device_put(unpacked(model.data.value)))
+    return Stages(model.config, jax.device_put(unpack(model.data.value)))
 
 
 def project(model: Model, layer: int) -> Task:
-    """node, vector (an OWN row of the layer) -> node, vector (what the node sends, [M])."""
+    """Task: node, vector (a SELF row of the layer) -> node, vector (the node's message, [M])."""
 
     def run(batches: Batches) -> Iterator[pa.RecordBatch]:
         stages = _stages(model)
         pieces = (
-            (_ints(batch, "node"), _own(batch, model, layer)[:, : model.width(layer)])
+            (_ints(batch, "node"), _self_rows(batch, model, layer)[:, : model.width(layer)])
             for batch in batches
         )
-        for nodes, hidden in rebatch(pieces, model.block):
+        for nodes, h in rebatch(pieces, model.block):
             work = functools.partial(stages.project, layer)
-            sent = _padded(work, [hidden, nodes.astype(np.int32)], model)
-            yield _batch(node=nodes, vector=to_column(sent))
+            messages = _padded(work, [h, nodes.astype(np.int32)], model)
+            yield _batch(node=nodes, vector=to_column(messages))
 
     return run
 
 
 def combine_messages(model: Model) -> Task:
-    """node (the receiver), weight, vector -> the same, fewer: messages to a node reduced.
+    """Task: node (the receiver), weight, vector -> the same columns with fewer rows.
 
-    What is left has weight 1.  Where a partition has several messages to a node, they go
-    on as one; sums are passed on when there are too many to hold.
+    Several messages of a partition to the same node are reduced to one, of weight 1.  The sums
+    are passed on when they take too much memory.
     """
     pooling, width = model.config.pooling, model.config.hidden_dim
 
     def run(batches: Batches) -> Iterator[pa.RecordBatch]:
-        held = _Sums(width)
-        for receivers, weights, vectors in rebatch(_messages(batches, width), _MESSAGES_AT_ONCE):
-            slots = held.slots_of(receivers)
-            if slots is None:
-                yield from held.taken(model.block)
-                slots = held.slots_of(receivers)
-                assert slots is not None, "there is room where nothing is held"
-            reduce_messages(pooling, vectors, slots, weights, held.sums)
-        yield from held.taken(model.block)
+        sums = _Sums(width)
+        for receivers, weights, vectors in rebatch(_messages(batches, width), _BLOCK_MESSAGES):
+            rows = sums.rows_of(receivers)
+            if rows is None:
+                yield from sums.take(model.block)
+                rows = sums.rows_of(receivers)
+                assert rows is not None, "an empty table has room for one block"
+            reduce_messages(pooling, vectors, rows, weights, sums.rows)
+        yield from sums.take(model.block)
 
     return run
 
 
 class _Sums:
-    """Running sums [M] of as many nodes as fit.
+    """Running sums of messages for a bounded number of nodes.
 
     Attributes:
-      sums: float32 [rows, M]; `slots_of` names rows.
+      rows: float32 [rows, M]; `rows_of` says which row is a node's.
     """
 
     def __init__(self, width: int):
-        self._most = max(_HELD_BYTES // (4 * width), _MESSAGES_AT_ONCE)
-        self.sums = np.zeros((0, width), np.float32)
-        self._nodes, self._slots = np.empty(0, np.int64), np.empty(0, np.int64)
+        self._max_nodes = max(_SUMS_BYTES // (4 * width), _BLOCK_MESSAGES)
+        self.rows = np.zeros((0, width), np.float32)
+        self._nodes, self._row_numbers = np.empty(0, np.int64), np.empty(0, np.int64)
 
-    def slots_of(self, nodes: np.ndarray) -> np.ndarray | None:
-        """Rows int64 [n] of nodes int64 [n], new ones zero; None: too many for those held."""
+    def rows_of(self, nodes: np.ndarray) -> np.ndarray | None:
+        """Rows int64 [n] of nodes int64 [n], zero for new nodes; None if these do not fit."""
         fresh, count = np.setdiff1d(nodes, self._nodes), len(self._nodes)
-        if count and count + len(fresh) > self._most:
+        if count and count + len(fresh) > self._max_nodes:
             return None
         if len(fresh):
-            short = count + len(fresh) - len(self.sums)
-            if short > 0:
-                more = np.zeros((max(short, len(self.sums)), self.sums.shape[1]), np.float32)
-                self.sums = np.concatenate([self.sums, more])
-            nodes_held = np.concatenate([self._nodes, fresh])
-            order = np.argsort(nodes_held)
-            self._nodes = nodes_held[order]
-            self._slots = np.concatenate([self._slots, count + np.arange(len(fresh))])[order]
-        return self._slots[np.searchsorted(self._nodes, nodes)]
+            missing = count + len(fresh) - len(self.rows)
+            if missing > 0:
+                more = np.zeros((max(missing, len(self.rows)), self.rows.shape[1]), np.float32)
+                self.rows = np.concatenate([self.rows, more])
+            all_nodes = np.concatenate([self._nodes, fresh])
+            order = np.argsort(all_nodes)
+            self._nodes = all_nodes[order]
+            self._row_numbers = np.concatenate([self._row_numbers, count + np.arange(len(fresh))])[
+                order
+            ]
+        return self._row_numbers[np.searchsorted(self._nodes, nodes)]
 
-    def taken(self, rows: int) -> Iterator[pa.RecordBatch]:
-        """What is held, in batches of `rows`; nothing is held any more."""
+    def take(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """Yields all sums in batches of `rows` rows, and forgets them."""
         for begin in range(0, len(self._nodes), rows):
             some = slice(begin, begin + rows)
             yield _batch(
                 node=self._nodes[some],
                 weight=np.ones(len(self._nodes[some]), np.float32),
-                vector=to_column(self.sums[self._slots[some]]),
+                vector=to_column(self.rows[self._row_numbers[some]]),
             )
-        self.sums = self.sums[:0]
-        self._nodes, self._slots = self._nodes[:0], self._slots[:0]
+        self.rows = self.rows[:0]
+        self._nodes, self._row_numbers = self._nodes[:0], self._row_numbers[:0]
 
 
 def finish(model: Model, layer: int) -> Task:
-    """Sorted rows of node, part, weight, vector -> the layer's output.
+    """Task: sorted rows of node, part, weight, vector -> node, vector (the layer's output).
 
-    A node's first row is its OWN: the layer's input, and behind it the input vector of
-    the network where that is another; MESSAGE rows follow.  Out come node, vector: the
-    embedding [Z] after the last layer, before it [d + D] for the next layer's OWN row.
+    The first row of a node is its SELF row: the layer's input, followed after the first layer
+    by the network's input vector.  Its MESSAGE rows follow.  The output is the embedding [Z]
+    after the last layer, and before it [d + D], the SELF row of the next layer.
     """
 
     def run(batches: Batches) -> Iterator[pa.RecordBatch]:
         stages = _stages(model)
         config, width = model.config, model.width(layer)
         last = layer == config.num_layers
-        for nodes, own, pooled in rebatch(_pooled(batches, model, layer), model.block):
-            hidden, features = own[:, :width], own[:, -model.input_dim :]
+        for nodes, self_rows, pooled in rebatch(_pooled(batches, model, layer), model.block):
+            h, features = self_rows[:, :width], self_rows[:, -model.input_dim :]
             if last:
-                out = _padded(stages.finish, [hidden, pooled, features], model)
+                out = _padded(stages.finish, [h, pooled, features], model)
             else:
                 combine = functools.partial(stages.combine, layer)
-                made = _padded(combine, [hidden, pooled], model)
+                made = _padded(combine, [h, pooled], model)
                 out = np.concatenate([made, features], axis=1)
             yield _batch(node=nodes, vector=to_column(out))
 
@@ -188,9 +191,10 @@ def finish(model: Model, layer: int) -> Task:
 
 
 def blend_lists(lists: NeighborLists) -> Task:
-    """node, ids, weights (content links), edges, walked, counts -> node, ids, weights.
+    """Task: node, ids, weights (content links), edges, walked, counts -> node, ids, weights.
 
-    What `lists` makes of walks that were made elsewhere (`walked`, null for none).
+    The output are the lists that `lists` makes of the walk neighbors in `walked` (null for
+    none) and `counts`, which were sampled on Spark.
     """
     size, pooling, kappa = lists.source.sampling.num_neighbors, lists.pooling, lists.kappa
 
@@ -215,11 +219,11 @@ def blend_lists(lists: NeighborLists) -> Task:
 
 
 def head(model: Model) -> Task:
-    """node, vector (input [D]) -> node, vector (embedding [Z]) of a network without layers."""
+    """Task of a network without layers: node, vector (input [D]) -> node, vector ([Z])."""
 
     def run(batches: Batches) -> Iterator[pa.RecordBatch]:
         stages = _stages(model)
-        pieces = ((_ints(batch, "node"), _own(batch, model, 1)) for batch in batches)
+        pieces = ((_ints(batch, "node"), _self_rows(batch, model, 1)) for batch in batches)
         for nodes, features in rebatch(pieces, model.block):
             out = _padded(stages.head, [features], model)
             yield _batch(node=nodes, vector=to_column(out))
@@ -230,38 +234,40 @@ def head(model: Model) -> Task:
 def _pooled(
     batches: Batches, model: Model, layer: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Sorted rows as pieces: nodes int64 [n], own rows [n, w], pooled messages [n, M]."""
-    own_width = model.own_width(layer)
-    sent_width, pooling = model.config.hidden_dim, model.config.pooling
-    # The last node of a batch, whose messages may go on in the next one.
+    """Yields nodes int64 [n], SELF rows [n, w] and pooled messages [n, M] from sorted rows."""
+    self_width = model.self_width(layer)
+    message_width, pooling = model.config.hidden_dim, model.config.pooling
+    # The last node of a batch, whose messages may continue in the next batch.
     nodes = np.empty(0, np.int64)
-    own = np.empty((0, own_width), np.float32)
-    pooled = np.empty((0, sent_width), np.float32)
+    self_rows = np.empty((0, self_width), np.float32)
+    pooled = np.empty((0, message_width), np.float32)
     for batch in batches:
         part = batch.column("part").to_numpy(zero_copy_only=False)
-        is_own = part == OWN
+        is_self = part == SELF
         vector = batch.column("vector")
-        nodes = np.concatenate([nodes, _ints(batch, "node")[is_own]])
-        own = np.concatenate([own, from_column(vector.filter(pa.array(is_own)), own_width)])
-        pooled = np.concatenate([pooled, np.zeros((int(is_own.sum()), sent_width), np.float32)])
+        nodes = np.concatenate([nodes, _ints(batch, "node")[is_self]])
+        self_rows = np.concatenate(
+            [self_rows, from_column(vector.filter(pa.array(is_self)), self_width)]
+        )
+        pooled = np.concatenate([pooled, np.zeros((int(is_self.sum()), message_width), np.float32)])
         if len(nodes) == 0:
-            raise ValueError("a message came before any node's own row")
-        slot = np.cumsum(is_own) - 1 + (len(nodes) - int(is_own.sum()))
-        messages = ~is_own
+            raise ValueError("a message comes before the row of its node")
+        slot = np.cumsum(is_self) - 1 + (len(nodes) - int(is_self.sum()))
+        messages = ~is_self
         receivers = slot[messages]
         if np.any(nodes[receivers] != _ints(batch, "node")[messages]):
-            raise ValueError("a message is for a node that has no row of its own")
+            raise ValueError("a message is for a node without a row")
         reduce_messages(
             pooling,
-            from_column(vector.filter(pa.array(messages)), sent_width),
+            from_column(vector.filter(pa.array(messages)), message_width),
             receivers,
             batch.column("weight").to_numpy(zero_copy_only=False)[messages],
             pooled,
         )
-        yield nodes[:-1], own[:-1], pooled[:-1]
-        nodes, own, pooled = nodes[-1:], own[-1:], pooled[-1:]
+        yield nodes[:-1], self_rows[:-1], pooled[:-1]
+        nodes, self_rows, pooled = nodes[-1:], self_rows[-1:], pooled[-1:]
     if len(nodes):
-        yield nodes, own, pooled
+        yield nodes, self_rows, pooled
 
 
 def _messages(batches: Batches, width: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -271,12 +277,12 @@ def _messages(batches: Batches, width: int) -> Iterator[tuple[np.ndarray, np.nda
 
 
 def _padded(function: Callable[..., Any], parts: list[np.ndarray], model: Model) -> np.ndarray:
-    """`padded` to the model's block, or to a power of two that holds a task's last rows."""
+    """`padded` to the model's block, or to the next power of two for the last rows of a task."""
     return padded(function, parts, min(model.block, 1 << (len(parts[0]) - 1).bit_length()))
 
 
 def _filled(column: pa.ListArray, size: int | None, empty: np.generic) -> np.ndarray:
-    """Lists of at most `size` (None: the longest) as an array [n, size] of empty's type."""
+    """Lists as an array [n, size] of the type of `empty`; `size` None is the longest length."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     size = int(lengths.max(initial=0)) if size is None else size
     out = np.full((len(column), size), empty)
@@ -284,8 +290,8 @@ def _filled(column: pa.ListArray, size: int | None, empty: np.generic) -> np.nda
     return out
 
 
-def _own(batch: pa.RecordBatch, model: Model, layer: int) -> np.ndarray:
-    return from_column(batch.column("vector"), model.own_width(layer))
+def _self_rows(batch: pa.RecordBatch, model: Model, layer: int) -> np.ndarray:
+    return from_column(batch.column("vector"), model.self_width(layer))
 
 
 def _ints(batch: pa.RecordBatch, name: str) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""A Spark session for one stage: made from the settings, closed with the stage.
+"""The Spark session of one stage, made from the settings and stopped with the stage.
 
-PySpark is imported when a session is asked for and not before: it is an extra, and its
-Java process takes seconds to start.
+PySpark is imported when a session starts, because it is an optional dependency and its Java
+process takes seconds to start.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from pinsage_jax.core.errors import UserError
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-# Rows of an Arrow batch between Spark and Python; with vectors of 256 some 8 MiB.
+# Rows of an Arrow batch between Spark and Python, 8 MiB with vectors of 256 numbers.
 BATCH_ROWS = 8192
 _SECONDS_TO_ANSWER = 5.0
-_PARTITIONS_A_CORE = 4
+_PARTITIONS_PER_CORE = 4
 
 
 def _settings(config: SparkConfig) -> dict[str, str]:
-    """What Spark is told, before --spark_conf."""
+    """Settings of Spark, which --spark_conf can override."""
     package = str(pathlib.Path(pinsage_jax.__file__).parent.parent)
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "ERROR",
-        # Workers live from task to task: JAX is imported and compiled for once in each.
+        # Workers are reused by tasks, so that each imports JAX and compiles only once.
         "spark.python.worker.reuse": "true",
         "spark.executorEnv.PYTHONPATH": os.pathsep.join(paths),
-        # A worker per core: more threads in each, or a GPU claimed by all, would only fight.
+        # There is a worker for each core, so more threads in each, or a shared GPU, would compete.
         "spark.executorEnv.JAX_PLATFORMS": "cpu",
         "spark.executorEnv.XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
         "spark.executorEnv.NUMBA_NUM_THREADS": "1",
         "spark.sql.execution.arrow.maxRecordsPerBatch": str(BATCH_ROWS),
         "spark.sql.session.timeZone": "UTC",
-        # Random numbers are products of 64-bit integers that wrap round.
+        # Random numbers are products of 64-bit integers that wrap around.
         "spark.sql.ansi.enabled": "false",
     }
 
@@ -56,11 +56,11 @@ def _settings(config: SparkConfig) -> dict[str, str]:
 def spark_session(config: SparkConfig, name: str) -> Iterator[SparkSession]:
     """A session with the settings of `config`, stopped at the end of the block.
 
-    Where this process has a running session already, that one, which is left running; of
-    the settings it takes those of SQL.
+    If this process has a running session, that one is used, with the SQL settings, and is not
+    stopped.
 
     Raises:
-      UserError: PySpark or Java is missing, or no master answers.
+      UserError: PySpark or Java is missing, or the master does not answer.
     """
     try:
         from pyspark.errors import PySparkException
@@ -91,8 +91,8 @@ def spark_session(config: SparkConfig, name: str) -> Iterator[SparkSession]:
     try:
         session = builder.getOrCreate()
     except (PySparkException, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"Spark does not start with these settings ({said}).") from error
+        message = " ".join(str(error).split())[:200]
+        raise UserError(f"Spark does not start with these settings ({message}).") from error
     logging.info("Spark %s on %s", session.version, config.spark_master)
     try:
         yield session
@@ -101,16 +101,16 @@ def spark_session(config: SparkConfig, name: str) -> Iterator[SparkSession]:
 
 
 def partitions(session: SparkSession, config: SparkConfig, rows: int) -> int:
-    """Partitions of a shuffle of about `rows` rows: `spark_partitions`, or four a core."""
+    """The number of partitions for about `rows` rows: `spark_partitions`, or four per core."""
     wanted = config.spark_partitions
     if not wanted:
-        wanted = _PARTITIONS_A_CORE * session.sparkContext.defaultParallelism
+        wanted = _PARTITIONS_PER_CORE * session.sparkContext.defaultParallelism
         wanted = min(wanted, -(-rows // BATCH_ROWS))
     return max(wanted, 1)
 
 
 def _require_answer(master: str) -> None:
-    """UserError if no host of spark://HOST:PORT,... takes a connection."""
+    """Raises UserError if no host of spark://HOST:PORT,... accepts a connection."""
     scheme, _, hosts = master.partition("://")
     if scheme != "spark":
         return

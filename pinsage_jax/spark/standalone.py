@@ -1,10 +1,10 @@
-"""A Spark standalone cluster on this machine, from PySpark's own package.
+"""Runs a Spark standalone cluster on this machine, from the files of the PySpark package.
 
   python -m pinsage_jax.spark.standalone --workers=2 --cores=1 --memory=1g
 
 starts a master and workers on the loopback interface, prints the master's address for
---spark_master, and stops them at Ctrl-C.  For tests, and to try what a real cluster would
-do; on a cluster of machines the same two classes run with other hosts:
+--spark_master, and stops them at Ctrl-C.  It is for tests and for trying out a cluster.  On
+several machines the same two classes run with other hosts:
 
   spark-class org.apache.spark.deploy.master.Master --host HOST --port 7077
   spark-class org.apache.spark.deploy.worker.Worker spark://HOST:7077
@@ -34,10 +34,12 @@ _CLASS = "org.apache.spark.deploy"
 
 @contextlib.contextmanager
 def standalone_cluster(workers: int = 2, cores: int = 1, memory: str = "1g") -> Iterator[str]:
-    """A running cluster's address, spark://127.0.0.1:PORT.
+    """Starts a cluster, yields its address spark://127.0.0.1:PORT, and stops it.
 
     Args:
-      workers: worker processes; cores: of each; memory: of each, as Spark writes it.
+      workers: number of worker processes.
+      cores: cores of each worker.
+      memory: memory of each worker, in Spark's notation.
 
     Raises:
       UserError: PySpark is missing, or a process does not start.
@@ -96,13 +98,13 @@ def _wait_for(process: subprocess.Popen, log: pathlib.Path, words: str) -> None:
     deadline = time.monotonic() + _SECONDS_TO_START
     while words not in log.read_text(encoding="utf-8", errors="replace"):
         if process.poll() is not None or time.monotonic() > deadline:
-            said = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-300:]
-            raise UserError(f"Spark's {log.stem} does not start ({said}).")
+            message = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-300:]
+            raise UserError(f"Spark's {log.stem} does not start ({message}).")
         time.sleep(0.1)
 
 
 def _stop(process: subprocess.Popen) -> None:
-    # The whole session of the process: a worker has executors of its own.
+    # The whole process group, because a worker starts executors.
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -118,7 +120,7 @@ def _free_port() -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Runs a cluster until Ctrl-C; the exit code."""
+    """Runs a cluster until Ctrl-C; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cores", type=int, default=1, help="of each worker")

@@ -1,12 +1,12 @@
-"""Parquet tables between this machine's arrays and Spark: nodes, lists, vectors.
+"""Exchanges arrays of this machine with Spark as Parquet tables.
 
   nodes    node (int64), vector (binary, columns.py): input vectors, layers, embeddings
   lists    node (int64), ids (list of int32, -1 where short), weights (list of float32)
-  links    the same of content links, and edges (int32) that the node has
-  edges    item (int64), collection (int64): numbers of both from 0; weight (float32) where
-           the graph has them
+  links    the same for content links, and edges (int32), the node's number of edges
+  edges    item (int64) and collection (int64), each numbered from 0, and weight (float32) if
+           the graph has weights
 
-Files are written from, and read into, memory-mapped arrays in blocks.
+Files are written from memory-mapped arrays, and read into them, in blocks.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _FILE_BYTES = 1 << 26
 
 @contextlib.contextmanager
 def scratch_folder(parent: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A folder for tables between stages, gone after the block."""
-    # The name of what a killed run leaves, which the next one deletes.
+    """A folder for tables between stages, deleted at the end of the block."""
+    # The next run deletes folders with such a name that a killed run left.
     folder = pathlib.Path(parent).resolve() / f"spark.tmp-{os.getpid()}"
     with files.reported_os_errors(folder):
         folder.mkdir(parents=True)
@@ -46,7 +46,7 @@ def scratch_folder(parent: str | os.PathLike) -> Iterator[pathlib.Path]:
 def _write(
     folder: pathlib.Path, rows: int, row_bytes: int, table: Callable[[int, int], pa.Table]
 ) -> None:
-    """Files of table(begin, end) over [0, rows), of about 64 MiB each and at least one."""
+    """Writes table(begin, end) for blocks of [0, rows) into files of about 64 MiB, at least one."""
     step = max(_FILE_BYTES // row_bytes, 1)
     with files.reported_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def _write(
 def write_nodes(
     folder: pathlib.Path, rows: int, width: int, read: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    """Nodes 0 to `rows` with the vectors float32 [n, width] of read(int32 [n])."""
+    """Writes nodes 0 to `rows` - 1 with the vectors float32 [n, width] of read(int32 [n])."""
 
     def table(begin: int, end: int) -> pa.Table:
         nodes = np.arange(begin, end, dtype=np.int32)
@@ -71,7 +71,7 @@ def write_nodes(
 def write_lists(
     folder: pathlib.Path, ids: np.ndarray | ListColumn, weights: np.ndarray | ListColumn
 ) -> None:
-    """Lists of nodes 0 to N; ids int32 [N, T] and weights float32 [N, T] are read by slices."""
+    """Writes the lists of all nodes; ids int32 [N, T] and weights float32 [N, T] are sliced."""
 
     def table(begin: int, end: int) -> pa.Table:
         return _lists(begin, ids[begin:end], weights[begin:end])
@@ -80,7 +80,7 @@ def write_lists(
 
 
 def write_links(folder: pathlib.Path, lists: NeighborLists) -> None:
-    """Content links and numbers of edges of all nodes."""
+    """Writes the content links and the numbers of edges of all nodes."""
     degree = lists.source.graph.degree()
 
     def table(begin: int, end: int) -> pa.Table:
@@ -100,7 +100,7 @@ def _lists(first: int, ids: np.ndarray, weights: np.ndarray) -> pa.Table:
 
 
 def write_edges(folder: pathlib.Path, graph: Graph) -> None:
-    """The edges of a graph, in the order of its items."""
+    """Writes the edges of a graph in the order of its items."""
 
     def table(begin: int, end: int) -> pa.Table:
         first = np.searchsorted(graph.indptr, begin, side="right") - 1
@@ -118,10 +118,10 @@ def write_edges(folder: pathlib.Path, graph: Graph) -> None:
 
 
 def read_vectors(folder: pathlib.Path, out: np.ndarray) -> None:
-    """The vectors of a nodes table into float32 out [N, w], row = node.
+    """Reads the vectors of a table of nodes into `out`, float32 [N, w], by node.
 
     Raises:
-      ValueError: the table has not exactly one row per row of `out`.
+      ValueError: the table does not have exactly one row for each row of `out`.
     """
     done = 0
     for path in sorted(folder.glob("*.parquet")):

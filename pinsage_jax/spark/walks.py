@@ -1,22 +1,21 @@
-"""Importance neighborhoods by joins: the sampler's own walks, without the graph in memory.
+"""Samples importance neighborhoods by joins on Spark, without the graph in memory.
 
-Partitioned Monte-Carlo walks.  A walk is a row, a hop a join: from a node with d
-neighbors the walk draws a place below d and is joined, on node and place, with the table
+A walk is a row, and a hop is a join.  From a node with d neighbors the walk draws a position
+below d and is joined, on node and position, with the table
 
-  hops    at (a node), place in [0, d), next, next_edges (d of the next node)
+  hops    at (a node), position in [0, d), next, next_edges (d of the next node)
 
-Its keys are distinct, so that a node with millions of edges is no heavier partition than
-any other, and the joined row says how many neighbors there are to draw from next.  With
-weights a row holds a node's whole list instead, and the draw is searched for in its running
-sums: such graphs should be pruned of nodes with very many edges first.
+The keys of this table are distinct, so a node with millions of edges does not make one
+partition larger than the others, and the joined row has the number of neighbors for the next
+draw.  In a weighted graph a row has the whole list of a node, and the draw is searched for in
+its running sums.  Such graphs should be pruned of nodes with very many edges first.
 
-Random numbers are those of sampling/kernels.py, hashes of (seed, epoch 0, start, walk, draw)
-written as Spark expressions; places are ranks of neighbors in ascending order as in the
-CSR; equal counts are ordered by the same hash.  The lists are therefore the in-memory
-sampler's, count for count, and not merely of the same distribution.
+The random numbers are those of sampling/kernels.py: hashes of (seed, epoch 0, start, walk,
+draw), as Spark expressions.  Positions follow the order of the CSR, and the same hash orders
+equal counts.  The lists are therefore identical to those of the in-memory sampler.
 
-Rows shuffled for W walks of L steps from N nodes: 2 L N W (a walk's rows of some 20 + 8 L
-bytes) and 2 E once.
+Rows shuffled for W walks of L steps from N nodes: 2 L N W rows of about 20 + 8 L bytes, and
+2 E rows once.
 """
 
 from __future__ import annotations
@@ -41,24 +40,27 @@ _LOW_32 = 0xFFFFFFFF
 def neighbor_lists(
     edges: DataFrame, num_items: int, nodes: int, sampling: SamplingConfig, seed: int, shards: int
 ) -> DataFrame:
-    """Top-T lists of nodes 0 to `nodes` that have edges, most visited first.
+    """Top-T lists of the nodes below `nodes` that have edges, most visited first.
 
     Args:
-      edges: item, collection (numbers from 0) and, in a weighted graph, weight (float);
-        no edge twice.
-      num_items: N; a collection's node is N + its number.
-      shards: partitions of every shuffle.
+      edges: item, collection (numbered from 0) and, in a weighted graph, weight (float);
+        distinct edges.
+      num_items: number of items, which is the node of collection 0.
+      nodes: number of nodes to start from.
+      sampling: settings of the walks.
+      seed: seed of the run.
+      shards: number of partitions of each shuffle.
 
     Returns:
-      node (long), ids and counts (lists of int, of T or fewer).  The caller persists or
-      writes it; until then nothing is computed.
+      node (long), ids and counts (lists of at most T int), computed when the caller persists
+      or writes the table.
     """
     from pyspark.sql import functions as F
 
     weighted = "weight" in edges.columns
-    every = sampling.neighborhood == "all"
+    all_nodes = sampling.neighborhood == "all"
     hops = _weighted_hops(edges, num_items) if weighted else _hops(edges, num_items)
-    hops = hops.repartition(shards, *(["at"] if weighted else ["at", "place"])).persist()
+    hops = hops.repartition(shards, *(["at"] if weighted else ["at", "position"])).persist()
     degree = _both_ways(edges, num_items).groupBy("node").agg(F.count("*").cast("int").alias("d"))
     walks = degree.where(F.col("node") < nodes).select(
         F.col("node").alias("start"),
@@ -72,43 +74,43 @@ def neighbor_lists(
     for step in range(sampling.walk_length):
         walks = _drawn(walks, seed, 2 * step)
         if step > 0:
-            back = F.col("draw").bitwiseAND(F.lit(_LOW_32)) < restart_below
+            restarts = F.col("draw").bitwiseAND(F.lit(_LOW_32)) < restart_below
             for name in ("node", "edges"):
                 home = "start" if name == "node" else "start_edges"
-                walks = walks.withColumn(name, F.when(back, F.col(home)).otherwise(F.col(name)))
-        walks = _hop(walks, hops, weighted, F.col("node") < num_items if every else None)
-        if every:
+                walks = walks.withColumn(name, F.when(restarts, F.col(home)).otherwise(F.col(name)))
+        walks = _hop(walks, hops, weighted, F.col("node") < num_items if all_nodes else None)
+        if all_nodes:
             walks = _visited(walks)
         walks = _visited(_hop(_drawn(walks, seed, 2 * step + 1), hops, weighted, None))
     return _top(walks.repartition(shards, "start"), seed, sampling.num_neighbors)
 
 
 def _both_ways(edges: DataFrame, num_items: int) -> DataFrame:
-    """node, next and weight if there is one: each edge from both of its ends, as int."""
+    """The columns node, next and weight if there is one: each edge in both directions."""
     from pyspark.sql import functions as F
 
     item = F.col("item").cast("int")
     collection = (F.col("collection") + num_items).cast("int")
     extra = ["weight"] if "weight" in edges.columns else []
-    there = edges.select(item.alias("node"), collection.alias("next"), *extra)
-    back = edges.select(collection.alias("node"), item.alias("next"), *extra)
-    return there.unionByName(back)
+    forward = edges.select(item.alias("node"), collection.alias("next"), *extra)
+    backward = edges.select(collection.alias("node"), item.alias("next"), *extra)
+    return forward.unionByName(backward)
 
 
 def _hops(edges: DataFrame, num_items: int) -> DataFrame:
-    """at, place, next, next_edges: one row per node and neighbor."""
+    """The table of hops: one row for each node and neighbor."""
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
     rows = _both_ways(edges, num_items)
     degree = rows.groupBy("node").agg(F.count("*").cast("int").alias("next_edges"))
-    place = F.row_number().over(Window.partitionBy("node").orderBy("next")) - 1
-    rows = rows.select(F.col("node").alias("at"), place.cast("long").alias("place"), "next")
+    position = F.row_number().over(Window.partitionBy("node").orderBy("next")) - 1
+    rows = rows.select(F.col("node").alias("at"), position.cast("long").alias("position"), "next")
     return rows.join(degree.withColumnRenamed("node", "next"), "next")
 
 
 def _weighted_hops(edges: DataFrame, num_items: int) -> DataFrame:
-    """at, others: per node its neighbors in ascending order, as (next, reach)."""
+    """The columns at and others: for each node its neighbors, ascending, as (next, reach)."""
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
@@ -121,7 +123,7 @@ def _weighted_hops(edges: DataFrame, num_items: int) -> DataFrame:
 
 
 def _hop(walks: DataFrame, hops: DataFrame, weighted: bool, moving: Column | None) -> DataFrame:
-    """Every walk at a random neighbor; where `moving` is false it stays."""
+    """Moves every walk to a random neighbor, or only those for which `moving` is true."""
     from pyspark.sql import functions as F
 
     bits = F.shiftrightunsigned("draw", 32)
@@ -137,7 +139,7 @@ def _hop(walks: DataFrame, hops: DataFrame, weighted: bool, moving: Column | Non
         edges = F.lit(0)
     else:
         walks = walks.withColumn("drawn", F.shiftrightunsigned(bits * F.col("edges"), 32))
-        same = same & (F.col("drawn") == F.col("place"))
+        same = same & (F.col("drawn") == F.col("position"))
         found, edges = F.col("next"), F.coalesce("next_edges", "edges")
     return walks.join(hops, same, "inner" if moving is None else "left").select(
         *["start", "start_edges", "walk", "visits"],
@@ -155,7 +157,7 @@ def _visited(walks: DataFrame) -> DataFrame:
 
 
 def _top(walks: DataFrame, seed: int, size: int) -> DataFrame:
-    """The most visited nodes of each start; walks are partitioned by start."""
+    """The most visited nodes of each start node; walks are partitioned by start node."""
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
@@ -186,16 +188,18 @@ def _top(walks: DataFrame, seed: int, size: int) -> DataFrame:
 
 
 def _drawn(walks: DataFrame, seed: int, index: int) -> DataFrame:
-    """Adds `draw`: counter_random.draw(stream of the start, walk, index), 64 bits."""
+    """Adds the column draw: counter_random.draw(stream of the start node, walk, index)."""
     from pyspark.sql import functions as F
 
     walks = _keyed(walks, seed, F.col("start"))
-    place = F.shiftleft(F.col("walk").cast("long"), 16) + (index + 1)
-    return _mixed(walks.withColumn("draw", F.col("draw") + place * F.lit(_signed(splitmix.GOLDEN))))
+    counter = F.shiftleft(F.col("walk").cast("long"), 16) + (index + 1)
+    return _mixed(
+        walks.withColumn("draw", F.col("draw") + counter * F.lit(_signed(splitmix.GOLDEN)))
+    )
 
 
 def _keyed(rows: DataFrame, seed: int, node: Column) -> DataFrame:
-    """Adds `draw`: counter_random.stream(seed, 0, node)."""
+    """Adds the column draw: counter_random.stream(seed, 0, node)."""
     from pyspark.sql import functions as F
 
     with np.errstate(over="ignore"):
@@ -206,7 +210,7 @@ def _keyed(rows: DataFrame, seed: int, node: Column) -> DataFrame:
 
 
 def _mixed(rows: DataFrame) -> DataFrame:
-    """Replaces `draw` by counter_random.mix(draw); products of long wrap round (not ANSI)."""
+    """Replaces draw by counter_random.mix(draw); products of long wrap around without ANSI."""
     from pyspark.sql import functions as F
 
     for shift, factor in _MIX:
@@ -218,6 +222,6 @@ def _mixed(rows: DataFrame) -> DataFrame:
 
 
 def _signed(bits: int | np.unsignedinteger) -> int:
-    """The long with the bits of a uint64."""
+    """The signed 64-bit integer with the bits of an unsigned one."""
     value = int(bits)
     return value - 2**64 if value >= 2**63 else value

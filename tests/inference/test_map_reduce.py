@@ -19,8 +19,8 @@ from pinsage_jax.inference.map_reduce import (
 )
 from pinsage_jax.spark import layer_tasks, tables
 from pinsage_jax.spark.columns import from_column, to_column
-from pinsage_jax.spark.embed import messages_sent
-from pinsage_jax.spark.layer_tasks import MESSAGE, OWN, Model
+from pinsage_jax.spark.embed import expected_messages
+from pinsage_jax.spark.layer_tasks import MESSAGE, SELF, Model
 
 
 class Broadcast:
@@ -75,7 +75,7 @@ def test_lists_and_messages_reduce_alike(pooling, lists, small_rng):
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [3], [4], [1, 9, 0, 2], [13]])
-def test_pieces_are_regrouped(sizes):
+def test_batches_are_cut_to_one_size(sizes):
     begins = np.cumsum([0, *sizes])
     pieces = [(np.arange(a, b), np.arange(a, b) * 2.0) for a, b in pairwise(begins)]
     found = list(rebatch(iter(pieces), 4))
@@ -108,7 +108,7 @@ def test_vectors_travel_as_binary(rows, width, small_rng):
     np.testing.assert_array_equal(from_column(column.slice(1), width), vectors[1:])
     assert column.to_pylist() == [row.astype("<f4").tobytes() for row in vectors]
     if rows:
-        with pytest.raises(ValueError, match="has not"):
+        with pytest.raises(ValueError, match="does not have"):
             from_column(column, width + 1)
         with pytest.raises(ValueError, match="missing"):
             from_column(pa.array([None], pa.binary()), width)
@@ -117,7 +117,7 @@ def test_vectors_travel_as_binary(rows, width, small_rng):
 def test_parameters_travel_as_arrays():
     run = make_run(features=unit_features(40))
     params = random_params(run.model, run.inputs.dim, 40)
-    found = layer_tasks.unpacked(layer_tasks.packed(params))
+    found = layer_tasks.unpack(layer_tasks.pack(params))
     assert found["params"].keys() == params["params"].keys()
     np.testing.assert_array_equal(found["params"]["G1"]["kernel"], params["params"]["G1"]["kernel"])
     np.testing.assert_array_equal(
@@ -133,8 +133,8 @@ def in_batches(table: pa.Table, size: int) -> list[pa.RecordBatch]:
 @pytest.mark.parametrize("size,block", [(1, 3), (7, 40), (1000, 16)])
 def test_tasks_in_turn_are_the_local_engine(pooling, size, block, monkeypatch):
     """Project, join, reduce in two partitions, sort and finish, with Arrow in Spark's place."""
-    monkeypatch.setattr(layer_tasks, "_MESSAGES_AT_ONCE", 5)
-    monkeypatch.setattr(layer_tasks, "_HELD_BYTES", 4 * 12 * 9)
+    monkeypatch.setattr(layer_tasks, "_BLOCK_MESSAGES", 5)
+    monkeypatch.setattr(layer_tasks, "_SUMS_BYTES", 4 * 12 * 9)
     run = make_run(features=unit_features(40), links=2, model={"pooling": pooling})
     params = random_params(run.model, run.inputs.dim, 40)
     nodes = np.arange(40, dtype=np.int32)
@@ -142,7 +142,7 @@ def test_tasks_in_turn_are_the_local_engine(pooling, size, block, monkeypatch):
     expected = embed_all(
         run.model, params, run.inputs, (ids, weights), PassOptions(block=64, quiet=True)
     )
-    data = Broadcast(layer_tasks.packed(params))
+    data = Broadcast(layer_tasks.pack(params))
     model = Model(f"{pooling} {block}", run.model, data, run.inputs.dim, block)
     state = pa.table(
         {"node": nodes.astype(np.int64), "vector": to_column(run.inputs.gather(nodes))}
@@ -150,9 +150,11 @@ def test_tasks_in_turn_are_the_local_engine(pooling, size, block, monkeypatch):
     receivers, senders = np.repeat(nodes, ids.shape[1]), ids.ravel()
     there = np.flatnonzero((senders >= 0) & (weights.ravel() > 0))
     for layer in (1, 2):
-        sent = pa.Table.from_batches(layer_tasks.project(model, layer)(in_batches(state, size)))
-        vectors = sent["vector"].combine_chunks()
-        assert sent["node"].to_pylist() == list(range(40))
+        messages_of = pa.Table.from_batches(
+            layer_tasks.project(model, layer)(in_batches(state, size))
+        )
+        vectors = messages_of["vector"].combine_chunks()
+        assert messages_of["node"].to_pylist() == list(range(40))
         parts = []
         for partition in (there[::2], there[1::2]):
             messages = pa.table(
@@ -176,7 +178,7 @@ def test_tasks_in_turn_are_the_local_engine(pooling, size, block, monkeypatch):
                         "vector": part["vector"],
                     }
                 )
-                for kind, part in [(OWN, state), *[(MESSAGE, part) for part in parts]]
+                for kind, part in [(SELF, state), *[(MESSAGE, part) for part in parts]]
             ]
         ).sort_by([("node", "ascending"), ("part", "ascending")])
         task = layer_tasks.finish(model, layer)
@@ -186,15 +188,15 @@ def test_tasks_in_turn_are_the_local_engine(pooling, size, block, monkeypatch):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_a_message_to_nobody_is_refused():
+def test_a_message_to_a_node_without_a_row_is_refused():
     run = make_run(features=unit_features(40), model={"num_layers": 1})
     params = random_params(run.model, run.inputs.dim)
-    data = Broadcast(layer_tasks.packed(params))
+    data = Broadcast(layer_tasks.pack(params))
     model = Model("nobody", run.model, data, run.inputs.dim, 8)
-    own = to_column(np.ones((1, run.inputs.dim), np.float32)).to_pylist()
+    self_row = to_column(np.ones((1, run.inputs.dim), np.float32)).to_pylist()
     message = to_column(np.ones((1, 12), np.float32)).to_pylist()
     for nodes, parts, vectors in (
-        ([1, 2], [OWN, MESSAGE], own + message),
+        ([1, 2], [SELF, MESSAGE], self_row + message),
         ([2], [MESSAGE], message),
     ):
         rows = {
@@ -246,13 +248,13 @@ def test_edges_are_written_as_they_are(tmp_path, monkeypatch):
     assert list(zip(*(found[name].to_pylist() for name in ("item", "collection")))) == expected
 
 
-def test_messages_sent_are_what_chance_leaves(small_rng):
+def test_expected_messages_are_the_mean_of_random_shuffles(small_rng):
     for width, shards in ((20, 4), (20, 12), (6, 1)):
         drawn = small_rng.integers(0, shards, (4000, width))
         left = np.mean([len(set(row)) for row in drawn.tolist()])
-        assert messages_sent(width, shards) == pytest.approx(left, rel=0.02)
+        assert expected_messages(width, shards) == pytest.approx(left, rel=0.02)
     # Where reducing first would save little, every message is sent.
-    assert messages_sent(20, 1000) == 20 and messages_sent(1, 3) == 1
+    assert expected_messages(20, 1000) == 20 and expected_messages(1, 3) == 1
 
 
 @pytest.mark.parametrize("text", ["spark.a", "a=b", "=b"])

@@ -331,14 +331,14 @@ def test_graph_tables_of_edges_in_any_order_are_prepared_to_the_same_bits(local_
 
 
 @pytest.mark.parametrize(
-    "rows,said",
+    "rows,message",
     [
-        ({"pin": ["a", None], "board": ["b", "b"]}, "1 rows with an id that is missing"),
+        ({"pin": ["a", None], "board": ["b", "b"]}, "1 rows with a missing id"),
         ({"pin": ["a"], "set": ["b"]}, "has no column 'board'"),
         ({"pin": ["a"], "board": ["b"], "mass": [-1.0]}, "1 rows with a weight that is not"),
     ],
 )
-def test_bad_tables_are_told_in_one_sentence(local_session, rows, said, tmp_path):
+def test_bad_tables_are_reported_in_one_sentence(local_session, rows, message, tmp_path):
     pq.write_table(pa.table(rows), tmp_path / "edges.parquet")
     data = DataConfig(
         data_dir=str(tmp_path),
@@ -348,7 +348,7 @@ def test_bad_tables_are_told_in_one_sentence(local_session, rows, said, tmp_path
         weight_column="mass" if "mass" in rows else "",
     )
     config = dataclasses.replace(make_config(tmp_path / "run"), mode="graph_tables", data=data)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         write_graph_tables(config)
     assert list((tmp_path / "run").iterdir()) == []
 
@@ -374,7 +374,7 @@ def test_a_cluster_embeds_as_this_machine(cluster_address, tmp_path):
     np.testing.assert_allclose(found, encoder.embed(params, quiet=True), rtol=0, atol=1e-5)
 
 
-def test_a_master_that_is_not_there_is_told(cluster_address):
+def test_a_master_that_does_not_answer_is_reported(cluster_address):
     cluster = SparkConfig(spark_master="spark://127.0.0.1:1")
     with pytest.raises(UserError, match="does not answer"), spark_session(cluster, "test"):
         pass
