@@ -132,7 +132,7 @@ def try_training(
     )
     return Trial(
         total_steps=schedule.total,
-        validations=-(-schedule.total // schedule.validate_every),
+        validations=schedule.validations,
         step_seconds=step_seconds,
         budget_seconds=budget_seconds,
         compile_seconds=compile_seconds + embed_compile_seconds,

@@ -15,7 +15,8 @@ from pinsage_jax.config.training import TrainConfig
 
 def total_steps(train: TrainConfig, pairs_per_epoch: int) -> int:
     """Steps of the whole run: --max_steps where it is given, otherwise --epochs."""
-    return train.max_steps or max(math.ceil(train.epochs * (pairs_per_epoch / train.batch_size)), 1)
+    # In this order, so that a whole number of epochs that ends with a batch is exact.
+    return train.max_steps or max(math.ceil(train.epochs * pairs_per_epoch / train.batch_size), 1)
 
 
 def total_epochs(train: TrainConfig, pairs_per_epoch: int) -> float:
@@ -50,22 +51,58 @@ def hard_slots(train: TrainConfig, pairs_per_epoch: int) -> int:
 class Schedule:
     """The steps at which a run logs, validates, saves and ends; the same after a resume.
 
+    Steps count from 1.  Everything also happens at the last step.
+
     Attributes:
-      steps_per_epoch: a fraction, since a batch may span the end of an epoch.
       total: steps of the run.
-      validate_every, save_every, log_every: in steps; each also happens at the last step.
+      pairs_per_epoch: training pairs in one epoch.
+      train: settings.
     """
 
-    steps_per_epoch: float
     total: int
-    validate_every: int
-    save_every: int
-    log_every: int
+    pairs_per_epoch: int
+    train: TrainConfig
 
     @classmethod
     def from_config(cls, train: TrainConfig, pairs_per_epoch: int) -> Schedule:
         """The schedule of a run over `pairs_per_epoch` pairs an epoch."""
-        epoch = pairs_per_epoch / train.batch_size
-        total = total_steps(train, pairs_per_epoch)
-        validate = train.validate_every or max(round(epoch), 1)
-        return cls(epoch, total, validate, train.checkpoint_every or validate, train.log_every)
+        return cls(total_steps(train, pairs_per_epoch), pairs_per_epoch, train)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """A fraction, since a batch may span the end of an epoch."""
+        return self.pairs_per_epoch / self.train.batch_size
+
+    def logs_after(self, step: int) -> bool:
+        """Whether a line of metrics.jsonl is written after `step`."""
+        return step == self.total or step % self.train.log_every == 0
+
+    def validates_after(self, step: int) -> bool:
+        """Whether `step` is one of --validate_every, by default the last one of an epoch.
+
+        Counted in pairs: epochs rounded to steps would drift from the end of the run, and
+        validate twice within a few steps there.
+        """
+        if step == self.total:
+            return True
+        if every := self.train.validate_every:
+            return step % every == 0
+        return self._epochs_after(step) > self._epochs_after(step - 1)
+
+    def saves_after(self, step: int) -> bool:
+        """Whether `step` is one of --checkpoint_every, by default those of validations."""
+        if every := self.train.checkpoint_every:
+            return step == self.total or step % every == 0
+        return self.validates_after(step)
+
+    @property
+    def validations(self) -> int:
+        """How many steps `validates_after` names."""
+        if every := self.train.validate_every:
+            return -(-self.total // every)
+        before = self._epochs_after(self.total - 1)
+        return min(before, self.total - 1) + 1
+
+    def _epochs_after(self, step: int) -> int:
+        """Whole epochs in so many steps."""
+        return step * self.train.batch_size // self.pairs_per_epoch

@@ -101,6 +101,7 @@ def train(
     """
     with contextlib.ExitStack() as stack:
         run = Run(config, builder, identity, validate, should_stop, stack, warm_start)
+        run.validate_if_owed()
         for batch, info in run.batches:
             run.take_step(batch, info)
             run.log_if_due()
@@ -146,7 +147,7 @@ class Run:
         state, self._step_function = _compiled_step(config, builder, schedule, devices)
         self._checkpoints = open_checkpoints(config, stack)
         restored = restore_latest(self._checkpoints, config, identity, state)
-        self.done, self._best, state = restored
+        self.done, self._best, self._validation_owed, state = restored
         if warm_start is not None and self.done == 0:
             state = state._replace(params=warm_start(state.params))
         self._state = replicate(state, devices)
@@ -180,11 +181,6 @@ class Run:
         about = {"epoch": epoch, "seed": self._config.seed, **about}
         return dump_batch(self._workdir, self._builder, step, about)
 
-    def _due(self, every: int) -> bool:
-        """Whether what happens every so many steps happens after the last one taken."""
-        last = self.done == self._schedule.total or self.interrupted
-        return last or self.done % every == 0
-
     def take_step(self, batch: Minibatch, info: BatchInfo) -> None:
         """Dispatches one step to the devices; does not wait for them."""
         self._state, metrics = self._step_function(self._state, batch)
@@ -199,7 +195,7 @@ class Run:
         Raises:
           UserError: the loss or the gradient of a step is not finite.
         """
-        if not self._due(self._schedule.log_every):
+        if not (self.interrupted or self._schedule.logs_after(self.done)):
             return
         line = self._window.close(self.done, self.batches.make_seconds)
         self._log.write({"epoch": self._builder.epoch_of(self.done - 1) + 1, **line})
@@ -212,14 +208,30 @@ class Run:
     def validate_if_due(self) -> None:
         """Every --validate_every steps: scores the parameters and remembers the best.
 
+        A run that is asked to stop may have seconds left, so it leaves the validation to
+        the run that continues it.
+
         Raises:
           UserError: the loss or the gradient of a step is not finite.
         """
         self._scores = {}
-        if not self._due(self._schedule.validate_every):
+        due = self._schedule.validates_after(self.done)
+        if not (self.interrupted or due):
             return
         self._window.check(self.done)
-        if self.interrupted or self._validate is None:
+        self._validation_owed = self.interrupted and due
+        if not self.interrupted:
+            self._score_parameters()
+
+    def validate_if_owed(self) -> None:
+        """The validation that the last session left to this one, before the first step."""
+        if self._validation_owed:
+            self._validation_owed = False
+            self._score_parameters()
+            self._save()
+
+    def _score_parameters(self) -> None:
+        if self._validate is None:
             return
         with self._window.pause():
             scores = self._validate(jax.tree.map(np.asarray, self._state.params))
@@ -237,12 +249,16 @@ class Run:
         Raises:
           UserError: the loss or the gradient of a step is not finite, or the disk is full.
         """
-        saving = self._due(self._schedule.save_every)
-        if not (saving or self._due(self._schedule.validate_every)):
+        saving = self.interrupted or self._schedule.saves_after(self.done)
+        if not (saving or self._schedule.validates_after(self.done)):
             return
         # A checkpoint with a loss that is not finite would be continued from for ever.
         self._window.check(self.done)
-        if (saving or self._scores) and process_group.is_rank0():
+        self._save(saving or bool(self._scores))
+
+    def _save(self, writes: bool = True) -> None:
+        """Writes a checkpoint if `writes`; every process waits for it."""
+        if writes and process_group.is_rank0():
             with self._window.pause():
                 state = jax.tree.map(np.asarray, self._state)
                 self._checkpoints.save(self.done, state, self._meta(), self._scores)
@@ -259,6 +275,7 @@ class Run:
             "config": dataclasses.asdict(self._config),
             "data": self._identity,
             "best": self._best,
+            "validation_owed": self._validation_owed,
         }
 
     def finish(self) -> Outcome:

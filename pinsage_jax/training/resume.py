@@ -59,11 +59,13 @@ class Restored(NamedTuple):
     Attributes:
       step: steps taken so far; 0 for a new run.
       best: validation metrics of the best checkpoint, with its "step"; or {}.
+      validation_owed: whether the run stopped before the validation of this very step.
       state: arrays of the host.
     """
 
     step: int
     best: dict[str, float]
+    validation_owed: bool
     state: TrainState
 
 
@@ -84,11 +86,11 @@ def restore_latest(
     """
     latest = process_group.broadcast_from_rank0(checkpoints.latest_step, "latest checkpoint")
     if latest is None:
-        return Restored(0, {}, state)
+        return Restored(0, {}, False, state)
     meta = checkpoints.meta(latest)
     checkpoints.check(meta, identity, dataclasses.asdict(config.model))
     check_resume_config(config, meta)
     state, _ = checkpoints.restore(latest, state)
     first = meta["queue"]["next_index"]
     logging.info("continuing from the checkpoint of step %d", first)
-    return Restored(first, meta["best"], state)
+    return Restored(first, meta["best"], meta.get("validation_owed", False), state)

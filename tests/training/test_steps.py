@@ -1,5 +1,8 @@
 """Loss and gradients on any number of devices, one trace, schedule, curriculum, optimizer."""
 
+import dataclasses
+import math
+
 import jax
 import numpy as np
 import optax
@@ -281,6 +284,34 @@ def test_the_number_of_steps_takes_the_place_of_epochs_in_the_curriculum_too(sta
         assert total_epochs(train, 1000) == steps / 10
         # A shorter run can be continued to three epochs, with the same shapes.
         assert hard_slots(train, 1000) == expected[max(last, 2)]
+
+
+@pytest.mark.parametrize("pairs", [1, 40, 49, 51, 99, 100, 101, 104, 107, 149, 151, 1000])
+@pytest.mark.parametrize("epochs", [0.5, 1.0, 2.0, 3.0, 10.0])
+def test_a_run_validates_once_an_epoch_and_at_its_end(pairs, epochs):
+    train = TrainConfig(epochs=epochs, batch_size=10)
+    schedule = Schedule.from_config(train, pairs)
+    steps = range(1, schedule.total + 1)
+    found = [step for step in steps if schedule.validates_after(step)]
+    # The steps in which an epoch's last pair is; the run ends with the last one.
+    assert schedule.total == max(math.ceil(epochs * pairs / 10), 1)
+    ends = {-(-pairs * epoch // 10) for epoch in range(1, int(epochs) + 1)}
+    assert found == sorted(ends | {schedule.total})
+    assert schedule.validations == len(found)
+    assert [step for step in steps if schedule.saves_after(step)] == found
+    every = dataclasses.replace(train, validate_every=3, checkpoint_every=4)
+    schedule = Schedule.from_config(every, pairs)
+    found = [step for step in steps if schedule.validates_after(step)]
+    assert found == [step for step in steps if step % 3 == 0 or step == schedule.total]
+    assert schedule.validations == len(found)
+    saves = [step for step in steps if schedule.saves_after(step)]
+    assert saves == [step for step in steps if step % 4 == 0 or step == schedule.total]
+
+
+def test_epochs_that_end_with_a_batch_have_no_step_more():
+    # 1.1 * 10 is above 11 in float64.
+    train = TrainConfig(epochs=10.0, batch_size=10)
+    assert total_steps(train, 11) == 11
 
 
 def test_more_steps_than_epochs_get_all_their_hard_negatives():

@@ -188,7 +188,7 @@ def test_prefetch_depth_does_not_matter(depth, workdir, saved, whole):
     assert_same_bits(saved[TOTAL], whole[0][TOTAL])
 
 
-@pytest.mark.parametrize("stop_at", [1, 8])
+@pytest.mark.parametrize("stop_at", [1, 6, 8, 12])
 def test_stop_and_resume_equal_the_uninterrupted_run(stop_at, workdir, saved, whole, monkeypatch):
     asked = []
 
@@ -200,10 +200,22 @@ def test_stop_and_resume_equal_the_uninterrupted_run(stop_at, workdir, saved, wh
     outcome = pinsage_jax.train(config_for(workdir))
     assert (outcome.step, outcome.interrupted) == (stop_at, True)
     assert max(saved) == stop_at
+    # A stop does not wait for a validation; the resumed run begins with it.
+    scored = [line["step"] for line in lines_of(workdir) if "score" in line]
+    assert scored == [step for step in (6, 12) if step < stop_at]
     saved.clear()
     outcome = pinsage_jax.train(config_for(workdir))
     assert (outcome.step, outcome.interrupted) == (TOTAL, False)
-    assert min(saved) > stop_at
+    assert min(saved) == stop_at if stop_at in (6, 12) else min(saved) > stop_at
+    scores = [
+        [{key: line[key] for key in line if key != "epoch"} for line in lines if "score" in line]
+        for lines in (lines_of(workdir), whole[2])
+    ]
+    assert scores[0] == scores[1] and [line["step"] for line in scores[0]] == [6, 12, TOTAL]
+    best = max(whole[2], key=lambda line: (line.get("score", -1.0), -line["step"]))
+    assert outcome.best == {key: best[key] for key in best if key != "epoch"}
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.best_step() == best["step"]
     assert_same_bits(saved[TOTAL], whole[0][TOTAL])
     pinsage_jax.embed(config_for(workdir))
     np.testing.assert_array_equal(exported(workdir), whole[1])
