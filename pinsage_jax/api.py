@@ -48,7 +48,8 @@ def settings(
 def with_remembered(given: dict[str, Any], kind: type[Config] = Config) -> Config:
     """The validated settings: `given` by name, then its preset, then WORKDIR/run.flags.
 
-    Settings that name the data are those of another run: nothing is remembered then.
+    Settings that name the data are those of another run, for which nothing is remembered,
+    unless they ask to fit the same model again (--refit).
 
     Args:
       kind: the class of the settings.
@@ -58,8 +59,12 @@ def with_remembered(given: dict[str, Any], kind: type[Config] = Config) -> Confi
     """
     found: dict[str, Any] = {}
     path = pathlib.Path(given["workdir"]) / RUN_FLAGS
-    if given["workdir"] and not names_data(given) and path.is_file():
+    own_run = names_data(given) and not given.get("refit")
+    if given["workdir"] and not own_run and path.is_file():
         found = _remembered(path)
+    if names_data(given):
+        # Another table to fit: pairs of the remembered one may be among its edges.
+        found = {name: found[name] for name in found if name not in ("eval_pairs", "synthetic")}
     values = {
         **with_preset(found.get("preset", NO_PRESET), found),
         **with_preset(given.get("preset", NO_PRESET), given),

@@ -111,8 +111,9 @@ class Config(Checked):
                 f"--num_processes={self.distributed.num_processes} needs --mode=pipeline or train; "
                 f"run --mode={self.mode} in one process."
             )
-        if self.retraining.retrain and self.mode != "pipeline":
-            raise UserError("--retrain needs --mode=pipeline: a model takes another's place whole.")
+        if self.retraining.beside and self.mode != "pipeline":
+            name = "retrain" if self.retraining.retrain else "refit"
+            raise UserError(f"--{name} needs --mode=pipeline: a model takes another's place whole.")
         if self.retraining.init_from and self.mode not in ("pipeline", "train", "library"):
             raise UserError(
                 f"--init_from={self.retraining.init_from} needs --mode=pipeline or train."

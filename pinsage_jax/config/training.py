@@ -122,3 +122,14 @@ class RetrainConfig(Checked):
         "Workdir whose model training starts from: parameters of the same shape, and the "
         "neighbor embeddings of items and collections with the same ids; empty: random.",
     )
+    refit: bool = option(
+        False,
+        "Like --retrain, on every edge: validation edges are put back, and settings, number of "
+        "steps and cold-start bias are those that validation chose in WORKDIR. With --edges: on "
+        "that table, such as the one that --mode=split has cut; other flags are remembered.",
+    )
+
+    @property
+    def beside(self) -> bool:
+        """Whether a new model is made in WORKDIR/next."""
+        return self.retrain or self.refit

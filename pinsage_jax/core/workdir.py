@@ -137,7 +137,8 @@ def check_shared(path: str | os.PathLike, name: str) -> None:
 
 def _remove_empty(made: list[pathlib.Path]) -> None:
     """Removes folders, innermost first, that hold nothing but the lock file."""
-    if made and {path.name for path in made[0].iterdir()} == {LOCK}:
+    # A model that is whole has left its folder by an exchange.
+    if made and made[0].is_dir() and {path.name for path in made[0].iterdir()} == {LOCK}:
         (made[0] / LOCK).unlink()
         for folder in made:
             # Another command may have written into a parent meanwhile.

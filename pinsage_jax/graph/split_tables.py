@@ -3,6 +3,7 @@
 WORKDIR/split/
   train_edges.parquet  the rows of --edges that may be trained on, all columns
   eval_pairs.parquet   query_id, target_id, kind (warm, or cold: no training edge)
+  withheld_edges.parquet  the other rows of --edges, all columns
   withheld.parquet     collection_id or item_id of all that lost every edge; not for time
   manifest.json        the settings, counts, and a checksum per file
 
@@ -20,6 +21,7 @@ Pairs are drawn evenly from all collections (pair_draws.draw_pairs), --split_pai
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import pathlib
@@ -51,6 +53,7 @@ from pinsage_jax.graph.pair_draws import PairGroup, choose, draw_pairs
 
 FOLDER = "split"
 TRAIN_EDGES, EVAL_PAIRS = "train_edges.parquet", "eval_pairs.parquet"
+WITHHELD_EDGES = "withheld_edges.parquet"
 # Purposes of the random streams; a collection's own is _PAIRS plus its index.
 _COLLECTIONS, _ITEMS, _SUBSET, _PAIRS = 11, 12, 13, 1 << 33
 
@@ -147,10 +150,15 @@ def split(config: Config) -> dict[str, Any]:
         pairs = pairs[np.sort(np.unique(pairs, axis=0, return_index=True)[1])]
         _check_not_empty(withheld, pairs, tool)
         mask = _train_mask(rows, withheld, cut)
-        kept_rows = _write_train_edges(edges, data, temporary / TRAIN_EDGES, mask)
+        kept_rows = _write_edges(edges, data, temporary, mask)
         kinds = derived_kinds(pairs, withheld.train_graph.degree())
         _write_pairs(temporary / EVAL_PAIRS, pairs, kinds, ids.items)
-        names = [TRAIN_EDGES, EVAL_PAIRS, *_write_withheld(temporary, ids, withheld)]
+        names = [
+            TRAIN_EDGES,
+            WITHHELD_EDGES,
+            EVAL_PAIRS,
+            *_write_withheld(temporary, ids, withheld),
+        ]
         how: dict[str, Any] = {"by": tool.split_by, "share": tool.split_share, "seed": config.seed}
         if cut is not None:
             how |= {"cut": cut, "cut_text": _format_time(cut, rows.time_kind)}
@@ -235,28 +243,32 @@ def _train_mask(
     return mask
 
 
-def _write_train_edges(
-    edges: tables.Table, data: Any, path: pathlib.Path, mask: Callable[[slice], np.ndarray]
+def _write_edges(
+    edges: tables.Table, data: Any, folder: pathlib.Path, mask: Callable[[slice], np.ndarray]
 ) -> int:
-    """Copies the rows that train, streaming; returns their number."""
+    """Copies the rows that train and those that do not, streaming; returns how many train."""
     ids = [data.item_column, data.collection_column]
-    writer, start, rows = None, 0, 0
+    start, rows = 0, 0
     try:
-        with Progress(edges.num_rows, "row", "writing training edges") as progress:
+        with contextlib.ExitStack() as stack:
+            writers: list[pq.ParquetWriter] = []
+            progress = stack.enter_context(Progress(edges.num_rows, "row", "writing edges"))
             for batch in tables.iter_batches(edges, list(edges.columns), ids=ids):
-                kept = batch.rows.filter(pa.array(mask(slice(start, start + len(batch)))))
-                if writer is None:
-                    writer = pq.ParquetWriter(path, kept.schema)
-                writer.write_batch(kept.cast(writer.schema))
-                start, rows = start + len(batch), rows + kept.num_rows
+                if not writers:
+                    writers = [
+                        stack.enter_context(pq.ParquetWriter(folder / name, batch.rows.schema))
+                        for name in (TRAIN_EDGES, WITHHELD_EDGES)
+                    ]
+                kept = mask(slice(start, start + len(batch)))
+                for writer, chosen in zip(writers, (kept, ~kept)):
+                    found = batch.rows.filter(pa.array(chosen))
+                    writer.write_batch(found.cast(writer.schema))
+                start, rows = start + len(batch), rows + int(kept.sum())
                 progress.update(len(batch))
     except pa.ArrowInvalid as error:
         raise UserError(
             f"--{edges.flag}={edges.path}: its files differ in the types of a column ({error})."
         ) from None
-    finally:
-        if writer is not None:
-            writer.close()
     return rows
 
 

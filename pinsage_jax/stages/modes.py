@@ -57,8 +57,8 @@ def opened(config: Config) -> contextlib.AbstractContextManager:
 
 
 def in_its_workdir(config: Config) -> Config:
-    """The settings with the folder that the command writes to: --retrain has one of its own."""
-    if not config.retraining.retrain:
+    """The settings with the folder that the command writes to; a new model has one of its own."""
+    if not config.retraining.beside:
         return config
     return dataclasses.replace(config, workdir=os.path.join(config.workdir, NEXT))
 

@@ -9,6 +9,7 @@ from typing import Any
 from absl import logging
 
 from pinsage_jax.catalog.inputs import is_current
+from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import exchange, workdir
 from pinsage_jax.core.costs import Costs
@@ -19,10 +20,16 @@ from pinsage_jax.evaluation.evaluate import EVAL_FILE
 from pinsage_jax.evaluation.tables import evaluation_tables
 from pinsage_jax.export import writer
 from pinsage_jax.reporting import figures
-from pinsage_jax.stages.checkpoint import check_init_from
+from pinsage_jax.sampling.pairs import pairs_per_epoch
+from pinsage_jax.stages.checkpoint import (
+    check_init_from,
+    chosen_checkpoint,
+    fixed_cold_start_bias,
+)
 from pinsage_jax.stages.embed import embed, embeddings_are_current
 from pinsage_jax.stages.evaluate import evaluate, report, saved_evaluation
 from pinsage_jax.stages.prepare import prepare
+from pinsage_jax.stages.runs import split_of
 from pinsage_jax.stages.train import train
 from pinsage_jax.training import compatibility
 
@@ -30,13 +37,15 @@ from pinsage_jax.training import compatibility
 def pipeline(config: Config) -> dict[str, Any]:
     """Runs prepare, train, embed, evaluate and report; skips what these settings made already.
 
-    With --retrain: in WORKDIR/next (config.workdir), which then takes the place of what is in
-    WORKDIR.
+    With --retrain or --refit: in WORKDIR/next (config.workdir), which then takes the place of
+    what is in WORKDIR.
     """
     check_init_from(config)
-    if not config.retraining.retrain:
+    if not config.retraining.beside:
         return _stages(config)[0]
     folder = pathlib.Path(config.workdir).parent
+    if config.retraining.refit:
+        config = _refit_settings(config, folder)
     if process_group.is_rank0() and not _goes_on(config):
         logging.info("%s is of other tables or settings; starting it anew", config.workdir)
         exchange.clear_next(folder, keep=(workdir.LOCK,))
@@ -50,6 +59,37 @@ def pipeline(config: Config) -> dict[str, Any]:
         if (folder / exchange.PREVIOUS).is_dir():
             logging.info("%s holds the one before it", folder / exchange.PREVIOUS)
     return result
+
+
+def _refit_settings(config: Config, workdir: pathlib.Path) -> Config:
+    """Settings without a validation split, of the length that validation chose in `workdir`.
+
+    The schedule is that of the first training: as many steps as its best checkpoint had taken,
+    and epochs of as many pairs.
+
+    Raises:
+      UserError: nothing was trained there.
+    """
+    there = dataclasses.replace(config, workdir=str(workdir))
+    try:
+        checkpoints, step = chosen_checkpoint(there)
+        prepared = open_prepared(workdir)
+    except UserError as error:
+        raise UserError(f"--refit needs a model that validation has judged: {error}") from None
+    bias = fixed_cold_start_bias(config)
+    if bias is None:
+        bias = float(checkpoints.metrics(step).get("cold_start_bias") or 0.0)
+    split = split_of(there, prepared)
+    per_epoch = pairs_per_epoch(split.train_graph, split.train_pairs, config.train.pairs_per_epoch)
+    logging.info("training %d steps on every edge, validation edges among them", step)
+    return dataclasses.replace(
+        config,
+        split=dataclasses.replace(
+            config.split, validation_collections=0.0, validation_cold_items=0.0
+        ),
+        train=dataclasses.replace(config.train, max_steps=step, pairs_per_epoch=per_epoch),
+        embed=dataclasses.replace(config.embed, cold_start_bias=bias),
+    )
 
 
 def _goes_on(config: Config) -> bool:

@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import small_shop
 
@@ -16,7 +17,8 @@ from pinsage_jax.core import exchange, workdir
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.stages import modes, pipeline
-from pinsage_jax.stages.checkpoint import SavedModel, carried_over
+from pinsage_jax.stages.checkpoint import SavedModel, carried_over, chosen_checkpoint
+from pinsage_jax.stages.runs import split_of
 
 
 def run(*arguments):
@@ -279,3 +281,64 @@ def test_a_model_of_other_shapes_is_refused():
     saved = SavedModel("w", 7, {"params/kernel": np.ones((4, 2))}, catalog(["a"], ["x"]))
     with pytest.raises(UserError, match="--init_from=w: no array of its model has the shape"):
         carried_over(saved, catalog(["a"], ["x"]), {"kernel": np.zeros((4, 3))})
+
+
+# The last training, on everything.
+
+
+def test_refit_trains_on_every_edge_for_as_long_as_validation_chose(shop, capfd):
+    small_shop.write_tables(shop)
+    split = ["--edges=edges.csv", "--collection_column=basket", "--item_column=sku"]
+    assert run(*split, "--mode=split", "--split_share=0.3", "--workdir=parts") == 0
+    parts = shop / "parts" / "split"
+    tables = [parts / f"{name}_edges.parquet" for name in ("train", "withheld")]
+    rows = [pq.read_table(path).num_rows for path in tables]
+    assert sum(rows) == 900 and min(rows) > 0
+    first = [flag for flag in small_shop.FLAGS if not flag.startswith("--edges=")]
+    first += [f"--edges={tables[0]}", f"--eval_pairs={parts / 'eval_pairs.parquet'}"]
+    assert run(*first, "--epochs=4", "--validate_every=4", "--workdir=shipped") == 0
+    config = pinsage_jax.settings("shipped")
+    checkpoints, step = chosen_checkpoint(config)
+    saved = checkpoints.metrics(step)
+    before = pinsage_jax.load_graph(config).graph
+    assert run("--workdir=shipped", "--refit", "--edges=edges.csv") == 0
+    config = pinsage_jax.settings("shipped")
+    data = pinsage_jax.load_graph(config)
+    assert data.graph.num_edges > before.num_edges and len(data.eval_pairs) == 0
+    assert data.graph.num_items == 120
+    held = split_of(config, data)
+    assert held.train_graph.num_edges == data.graph.num_edges and len(held.pairs) == 0
+    _, last = chosen_checkpoint(config)
+    assert (last, config.train.max_steps) == (step, step)
+    assert config.train.pairs_per_epoch == 320 and config.train.epochs == 4.0
+    assert config.embed.cold_start_bias == pytest.approx(saved["cold_start_bias"])
+    assert config.data.item_column == "sku" and config.data.eval_pairs == ""
+    assert run("--workdir=shipped", "--mode=neighbors", "--query=p3") == 0
+    # The one that was measured stays beside it.
+    assert (shop / "shipped" / "previous" / "eval.json").exists()
+
+
+def test_refit_needs_a_model(shop, capfd):
+    assert run("--workdir=none", "--refit", *small_shop.FLAGS) == 2
+    assert "--refit needs a model that validation has judged: " in capfd.readouterr().err
+    assert not (shop / "none").exists()
+
+
+def test_time_splits_write_what_they_withhold(tmp_path):
+    times = np.arange(60)
+    table = {
+        "collection_id": [f"c{n % 7}" for n in times], "item_id": [f"i{n % 20}" for n in times],
+        "when": times, "note": [f"n{n}" for n in times],
+    }  # fmt: skip
+    pq.write_table(pa.table(table), tmp_path / "edges.parquet")
+    code = run(
+        "--mode=split", f"--edges={tmp_path / 'edges.parquet'}", "--time_column=when",
+        "--split_by=time", "--split_cut=45", f"--workdir={tmp_path / 'w'}",
+    )  # fmt: skip
+    assert code == 0
+    folder = tmp_path / "w" / "split"
+    assert pq.read_table(folder / "train_edges.parquet")["when"].to_pylist() == list(range(46))
+    withheld = pq.read_table(folder / "withheld_edges.parquet")
+    assert withheld["when"].to_pylist() == list(range(46, 60))
+    assert withheld["note"].to_pylist() == [f"n{n}" for n in range(46, 60)]
+    assert "withheld_edges.parquet" in json.loads((folder / "manifest.json").read_text())["files"]
