@@ -723,32 +723,54 @@ def test_commands_of_the_readme_parse():
             parsed(*(a.replace("=experiments/", f"={ROOT}/experiments/") for a in arguments))
 
 
-def test_ci_finds_the_commands_of_the_readme(tmp_path):
-    """Runs .ci/run with stand-ins for pip and Python; nothing is installed."""
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    log = tmp_path / "log"
-    (tools / "python3").write_text(
-        "#!/bin/bash\n"
-        f'echo "python3 $*" >> {log}\nmkdir -p "$3/bin"\n'
-        f"for tool in pip python; do cat > \"$3/bin/$tool\" <<'END'\n"
-        "#!/bin/bash\n"
-        f'echo "$(basename "$0") $* in $PWD" >> {log}\n'
-        'for a in "$@"; do case "$a" in --workdir=*) d="${a#--workdir=}";\n'
-        'mkdir -p "$d/embeddings"; for f in eval.json embeddings/_manifest.json '
-        'related_items.parquet; do echo x > "$d/$f"; done;; esac; done\n'
-        'case "$*" in *pytest*) exit ${TESTS_EXIT:-0};; esac\n'
-        'END\nchmod +x "$3/bin/$tool"; done\n'
-    )
-    (tools / "python3").chmod(0o755)
-    # Any program stands in for the browser, which would be installed where there is none.
-    path = f"{tools}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "CHROMIUM": "true"}
-    result = subprocess.run(
-        [ROOT / ".ci" / "run"], env=environment, capture_output=True, text=True, timeout=60
-    )
+@pytest.fixture
+def ci(tmp_path):
+    """Runs .ci/run with stand-ins for pip and Python; nothing is installed.
+
+    Returns:
+      function(pythons=(), **environment) -> (result, lines of what was called).
+    """
+
+    def run(pythons=(), **environment):
+        tools = tmp_path / "tools"
+        tools.mkdir(exist_ok=True)
+        log = tmp_path / "log"
+        log.unlink(missing_ok=True)
+        stand_in = (
+            "#!/bin/bash\n"
+            '[ "$2" = venv ] || exit 0\n'
+            f'echo "$(basename "$0") $*" >> {log}\nmkdir -p "$3/bin"\n'
+            f"for tool in pip python; do cat > \"$3/bin/$tool\" <<'END'\n"
+            "#!/bin/bash\n"
+            f'echo "$(basename "$0") $* in $PWD" >> {log}\n'
+            'for a in "$@"; do case "$a" in --workdir=*) d="${a#--workdir=}";\n'
+            'mkdir -p "$d/embeddings"; for f in eval.json embeddings/_manifest.json '
+            'related_items.parquet; do echo x > "$d/$f"; done;; esac; done\n'
+            'case "$*" in *pytest*) exit ${TESTS_EXIT:-0};; *version_info*) echo 3.11;; esac\n'
+            'END\nchmod +x "$3/bin/$tool"; done\n'
+        )
+        for name in ("python3", "python3.12", "python3.13"):
+            there = name == "python3" or name in pythons
+            (tools / name).write_text(stand_in if there else "#!/bin/bash\nexit 127\n")
+            (tools / name).chmod(0o755)
+        # Any program stands in for the browser, which would be installed where there is none.
+        path = f"{tools}:{os.environ['PATH']}"
+        environment = {"PATH": path, "CHROMIUM": "true", "PYENV_ROOT": str(tools), **environment}
+        result = subprocess.run(
+            [ROOT / ".ci" / "run"],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return result, log.read_text().splitlines()
+
+    return run
+
+
+def test_ci_finds_the_commands_of_the_readme(ci):
+    result, lines = ci()
     assert result.returncode == 0, result.stderr
-    lines = log.read_text().splitlines()
     checks = [f"python -m {check}" for check in ("ruff check", "ruff format --check", "mypy")]
     wanted = ["pip install -e .[test]", "python -m pytest", *checks, "pip install ."]
     places = [lines.index(f"{command} in {ROOT}") for command in wanted]
@@ -758,9 +780,26 @@ def test_ci_finds_the_commands_of_the_readme(tmp_path):
     program = lines[places[-1] + 1]
     assert program.startswith(f"python -m pinsage_jax.main {flagfile} --workdir=")
     assert not program.endswith(f" in {ROOT}")
-    environment["TESTS_EXIT"] = "1"
-    failed = subprocess.run([ROOT / ".ci" / "run"], env=environment, capture_output=True)
-    assert failed.returncode != 0
+    assert ci(TESTS_EXIT="1")[0].returncode != 0
+
+
+@pytest.mark.parametrize("pythons", [["python3.12", "python3.13"], ["python3.12"], []])
+def test_ci_tries_the_newest_other_python(pythons, ci):
+    result, lines = ci(pythons)
+    assert result.returncode == 0, result.stderr
+    said = "there is no other of python3.13 and python3.12"
+    assert (said in result.stdout, said in result.stderr) == (not pythons,) * 2
+    venvs = [place for place, line in enumerate(lines) if re.match(r"python\S* -m venv", line)]
+    assert [lines[place].split()[0] for place in venvs[2:]] == pythons[-1:]
+    if pythons:
+        install, tests, program = lines[venvs[-1] + 1 :]
+        assert install == f"pip install -q .[test] in {ROOT}"
+        assert tests.startswith("python -m pytest tests/cpu ") and tests.endswith(f" in {ROOT}")
+        assert re.match(
+            r"python -m pinsage_jax.main \S+/tiny.flags --workdir=\S+-newest in", program
+        )
+        for path in re.findall(r"tests/\S+", tests):
+            assert (ROOT / path).exists()
 
 
 def test_leftovers_of_killed_runs_are_removed(tmp_path):

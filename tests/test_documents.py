@@ -7,7 +7,7 @@ import re
 import tomllib
 
 import pytest
-import test_structure
+from source_rules import ORDER
 
 import pinsage_jax
 from pinsage_jax.config.presets import PAPER
@@ -114,7 +114,7 @@ def folders_named(text: str) -> list[str]:
 
 def test_the_architecture_names_every_folder_in_import_order():
     table = re.findall(r"^\| `(\w+)/` \|", text_of("docs/architecture.md"), re.MULTILINE)
-    folders = [name for names in test_structure.ORDER for name in names]
+    folders = [name for names in ORDER for name in names]
     assert table == [name for name in folders if (ROOT / "pinsage_jax" / name).is_dir()]
 
 

@@ -16,7 +16,7 @@ import zipfile
 import numpy as np
 import pytest
 from fuzz_tables import HOSTILE
-from test_structure import pickle_complaints
+from source_rules import pickle_complaints
 
 from pinsage_jax import main
 from pinsage_jax.core import files

@@ -9,37 +9,13 @@ import pathlib
 import re
 
 import pytest
+from source_rules import ORDER, imports, pickle_complaints
 
 import pinsage_jax
 
 ROOT = pathlib.Path(pinsage_jax.__file__).parent
+TESTS = pathlib.Path(__file__).parent
 
-# Data flows down this list, and a line imports only from lines above it and itself.
-ORDER = (
-    ("core",),
-    ("config",),
-    ("distributed", "cpu"),
-    ("data",),
-    ("synthetic",),
-    ("graph",),
-    ("catalog",),
-    ("sampling",),
-    ("batching",),
-    ("model",),
-    ("training",),
-    ("inference",),
-    ("export",),
-    ("retrieval",),
-    ("evaluation",),
-    ("recommend",),
-    ("reporting",),
-    ("checkup", "spark"),
-    ("serving",),
-    ("stages",),
-    ("api", "cli"),
-    ("main",),
-    ("__main__",),
-)
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # Host code: it runs in threads beside the device and is tested without it.
 WITHOUT_JAX = (
@@ -76,7 +52,6 @@ WITHOUT_JAX = (
     "core.text_table",
 )
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
-UNPICKLING = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 LONGEST = 400
 MOST_MODULES = 12
 LONGEST_FUNCTION = 100
@@ -110,18 +85,6 @@ def package_modules() -> dict[str, ast.Module]:
 
 
 MODULES = package_modules()
-
-
-def imports(tree: ast.Module) -> set[str]:
-    """Every module imported anywhere, 'a.b' for both `import a.b` and `from a import b`."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
 
 
 def own_imports(tree: ast.Module, modules: dict[str, ast.Module]) -> set[str]:
@@ -179,18 +142,6 @@ def flag_complaints(name: str, tree: ast.Module) -> list[str]:
         return []
     found = {".".join(module.split(".")[:2]) for module in imports(tree)}
     return [f"{name} imports {module}" for module in sorted(found & {"absl.flags", "absl.app"})]
-
-
-def pickle_complaints(name: str, tree: ast.Module) -> list[str]:
-    found = [m for m in sorted(imports(tree)) if set(m.split(".")) & UNPICKLING]
-    complaints = [f"{name} imports {module}" for module in found]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
-            if not (isinstance(node.value, ast.Constant) and node.value.value is False):
-                complaints.append(f"{name}:{node.value.lineno} allows pickles")
-        elif isinstance(node, ast.Attribute) and node.attr in ("read_pickle", "to_pickle"):
-            complaints.append(f"{name}:{node.lineno} calls {node.attr}")
-    return complaints
 
 
 def kernel_complaints(name: str, tree: ast.Module) -> list[str]:
@@ -267,6 +218,18 @@ def test_nobody_imports_the_command_line():
         for target in allowed
     }
     assert importers == allowed
+
+
+def test_no_test_imports_another():
+    # What tests share is in tests/helpers, so that every file of tests runs alone.
+    tests = {path.stem: path for path in TESTS.rglob("*.py")}
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in tests.items()}
+    importers = {
+        name: sorted({module.split(".")[0] for module in imports(tree)} & trees.keys())
+        for name, tree in trees.items()
+    }
+    helpers = {path.stem for path in (TESTS / "helpers").glob("*.py")}
+    assert {name: found for name, found in importers.items() if set(found) - helpers} == {}
 
 
 def test_modules_are_short():

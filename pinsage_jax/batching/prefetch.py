@@ -240,5 +240,12 @@ class Prefetcher(Generic[Item]):
                     name=f"prefetch-{number}",
                     daemon=True,
                 )
+                try:
+                    thread.start()
+                except BaseException:
+                    # No more threads to be had: those that run end, and the consumer does not
+                    # wait for the others.
+                    self._shared.halt()
+                    raise
+                # Only now: a thread that never started cannot be joined.
                 self._threads.append(thread)
-                thread.start()

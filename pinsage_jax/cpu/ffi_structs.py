@@ -15,10 +15,13 @@ import re
 from typing import Any
 
 WORD_BYTES = 8
-# (major, minor) versions of the interface that the kernels were tried with: first and last.
-TRIED_VERSIONS = ((0, 1), (0, 3))
+# (major, minor) versions of the interface that the kernels were tried with, first and last:
+# JAX 0.10 has 0.3, JAX 0.11.2 has 0.4 and JAX 0.12 has 0.5.
+TRIED_VERSIONS = ((0, 1), (0, 5))
 
 _TABLES: dict[str, dict[str, int]] = {}
+# Names of structures in earlier versions of the interface, where they had the same fields.
+_EARLIER_NAMES = {"XLA_FFI_InternalExtension": "XLA_FFI_Extension_Base"}
 # Bytes of the structures that are made here, as XLA wants them in their first field.
 _SIZES: dict[str, int] = {}
 
@@ -44,7 +47,7 @@ ATTRS = _struct("XLA_FFI_Attrs", size=2, attrs=5)
 SCALAR = _struct("XLA_FFI_Scalar", value=1)
 BUFFER = _struct("XLA_FFI_Buffer", data=3, rank=4, dims=5)
 # A call without work, that asks for the version a handler was made for.
-EXTENSION = _struct("XLA_FFI_Extension_Base", type=1)
+EXTENSION = _struct("XLA_FFI_InternalExtension", type=1)
 METADATA_EXTENSION = _struct("XLA_FFI_Metadata_Extension", metadata=3)
 METADATA = _struct("XLA_FFI_Metadata", api_version=1)
 # Both numbers are in one word.
@@ -110,7 +113,8 @@ def check_header(header: str) -> str:
       header: the text of `xla/ffi/api/c_api.h`.
     """
     parsed = _Header(header)
-    for name, words in _TABLES.items():
+    for table, words in _TABLES.items():
+        name = table if parsed.has(table) else _EARLIER_NAMES.get(table, table)
         try:
             places, size = parsed.layout(name)
         except KeyError as error:
@@ -119,8 +123,8 @@ def check_header(header: str) -> str:
             if places.get(field) != word * WORD_BYTES:
                 where = f"at byte {places[field]}" if field in places else "missing"
                 return f"{name}.{field} is {where}, not at byte {word * WORD_BYTES}"
-        if _SIZES[name] not in (0, size):
-            return f"{name} has {size} bytes, not {_SIZES[name]}"
+        if _SIZES[table] not in (0, size):
+            return f"{name} has {size} bytes, not {_SIZES[table]}"
     for name, value in _CONSTANTS.items():
         if parsed.constants.get(name) != value:
             return f"{name} is {parsed.constants.get(name, 'missing')}, not {value}"
@@ -146,6 +150,10 @@ class _Header:
             if known in self._scalars:
                 self._scalars[name] = self._scalars[known]
         self._bodies = dict(re.findall(r"struct (\w+) \{([^}]*)\}", text))
+
+    def has(self, name: str) -> bool:
+        """Whether the header defines a structure of this name."""
+        return name in self._bodies
 
     def layout(self, name: str) -> tuple[dict[str, int], int]:
         """Bytes at which the fields of a structure begin, and at which the last one ends.

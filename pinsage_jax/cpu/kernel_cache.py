@@ -7,7 +7,10 @@ files end with a digest of the function's file and of all files of the same pack
 imports, directly or not.  A change of any of them names other files.
 
 A file that changes while a process runs may have been imported before; what that process
-compiles from it is not kept.
+compiles from it is not saved.
+
+Saving the code of a function removes what earlier versions of it left in the folder, except
+the versions that were used last: switching between two branches compiles nothing anew.
 """
 
 from __future__ import annotations
@@ -32,6 +35,17 @@ from numba.core.sigutils import normalize_signature
 _ROOT = pathlib.Path(__file__).parents[1]
 _DIGEST_LETTERS = 16
 _started = time.time()
+# Superseded versions of a function that stay: at most so many, each used within this time.
+_SUPERSEDED_VERSIONS = 4
+_SUPERSEDED_SECONDS = 30 * 86_400.0
+# The time of the last use, which is the index's modification time, is this exact.
+_USE_SECONDS = 86_400.0
+# FUNCTION-LINE.PYTHON-DIGEST.nbi or FUNCTION-LINE.PYTHON-DIGEST.NUMBER.nbc, and the temporary
+# files of either.  Numba alone adds no digest.
+_CACHE_FILE = re.compile(
+    rf"(?P<version>(?P<function>.+)-\d+(?P<python>\.py\d+\w*)(?:-[0-9a-f]{{{_DIGEST_LETTERS}}})?)"
+    r"\.(?:nbi|\d+\.nbc)(?P<temporary>\.tmp\.\w+)?"
+)
 # Imports of the package's modules: `from MODULE import NAMES` or `import MODULE`.  A parser of
 # Python would need twenty times as long, in every process.
 _MODULE = rf"({_ROOT.name}(?:\.\w+)*)"
@@ -53,6 +67,67 @@ class _Files(CompileResultCacheImpl):
 
 class _Cache(FunctionCache):
     _impl_class = _Files
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Numba's load, which also notes the use of the files."""
+        found = super().load_overload(sig, target_context)
+        if found is not None:
+            # Not in a folder that is read-only, nor if another process has removed the file.
+            with contextlib.suppress(OSError):
+                note_use(pathlib.Path(self._cache_path), self._impl.filename_base)
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Numba's save, after which superseded versions of the function are removed."""
+        super().save_overload(sig, data)
+        remove_superseded(pathlib.Path(self._cache_path), self._impl.filename_base)
+
+
+def note_use(folder: pathlib.Path, version: str) -> None:
+    """Sets the modification time of an index to now, if it is older than a day.
+
+    Raises:
+      OSError: the file does not exist or cannot be changed.
+    """
+    index = folder / f"{version}.nbi"
+    if index.stat().st_mtime < time.time() - _USE_SECONDS:
+        os.utime(index)
+
+
+def remove_superseded(folder: pathlib.Path, version: str) -> None:
+    """Removes files of other versions of a function, except those used last.
+
+    A process that still runs one of these versions compiles anew when it misses a file.
+
+    Args:
+      folder: of the cache.
+      version: name of the current version's files, without their extensions.
+    """
+    current = _CACHE_FILE.fullmatch(f"{version}.nbi")
+    if current is None:
+        return
+    of_version: dict[str, list[pathlib.Path]] = {}
+    last_use: dict[str, float] = {}
+    oldest = time.time() - _SUPERSEDED_SECONDS
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            found = _CACHE_FILE.fullmatch(path.name)
+            if found is None or found.group("function", "python") != current.group(
+                "function", "python"
+            ):
+                continue
+            changed = path.stat().st_mtime
+            # A process may be about to rename a new temporary file.
+            if found["version"] != version and (not found["temporary"] or changed < oldest):
+                of_version.setdefault(found["version"], []).append(path)
+                last_use[found["version"]] = max(changed, last_use.get(found["version"], 0.0))
+    latest_first = sorted(of_version, key=lambda name: -last_use[name])
+    for rank, name in enumerate(latest_first):
+        if rank >= _SUPERSEDED_VERSIONS or last_use[name] < oldest:
+            # The index first: without it no process looks for the other files.
+            for path in sorted(of_version[name], key=lambda path: path.suffix != ".nbi"):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def njit(*, nogil: Literal[True], cache: Literal[True]) -> Callable[[Callable], Any]:

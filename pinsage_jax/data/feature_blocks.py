@@ -155,11 +155,16 @@ class TextBlock:
 
     def transform(self, column: Column, rows: int, where: Where) -> np.ndarray:
         """Rows of unit length, float32 [rows, width]."""
-        return self.fitted.transform(joined_text(self.columns, column, where).to_pylist())
+        return self.with_words(column, where, 0)[0]
 
-    def words(self, column: Column, where: Where, size: int) -> np.ndarray:
-        """The `size` words of largest weight, int32 [rows, 2 * size]; see text.top_words."""
-        return self.fitted.words(joined_text(self.columns, column, where).to_pylist(), size)
+    def with_words(self, column: Column, where: Where, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of `transform`, and of each text the `size` words of largest weight.
+
+        Returns:
+          float32 [rows, width], and int32 [rows, 2 * size] as of text.top_words.
+        """
+        texts = joined_text(self.columns, column, where).to_pylist()
+        return self.fitted.vectors_and_words(texts, size)
 
 
 Block = DenseBlock | NumericBlock | CategoricalBlock | TextBlock

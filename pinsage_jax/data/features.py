@@ -97,13 +97,23 @@ class FeatureTransform:
         found = (b.beyond(column, _row) for b in self._blocks if isinstance(b, blocks.NumericBlock))
         return [sentence for sentence in found if sentence]
 
-    def words(self, rows: pa.RecordBatch | pa.Table, where: Where | None = None) -> np.ndarray:
-        """Words of a batch, int32 [rows, 2 * link_words]; arguments and errors of `transform`."""
+    def with_words(
+        self, rows: pa.RecordBatch | pa.Table, where: Where | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Features and words of a batch from one TF-IDF; arguments and errors of `transform`.
+
+        Returns:
+          float32 [rows, D] and int32 [rows, 2 * link_words].
+        """
         if not self.link_words:
-            return np.empty((rows.num_rows, 0), np.int32)
+            return self.transform(rows, where), np.empty((rows.num_rows, 0), np.int32)
         (block,) = self._blocks
         assert isinstance(block, blocks.TextBlock)
-        return block.words(functools.partial(_column, rows), where or _row, self.link_words)
+        return block.with_words(functools.partial(_column, rows), where or _row, self.link_words)
+
+    def words(self, rows: pa.RecordBatch | pa.Table, where: Where | None = None) -> np.ndarray:
+        """The words of `with_words` alone."""
+        return self.with_words(rows, where)[1]
 
     def describe(self) -> list[dict[str, Any]]:
         """Kind, columns and width of each block, in order."""
@@ -224,9 +234,9 @@ def write_features(
                 for start in range(0, len(batch), _BATCH_ROWS):
                     rows = batch.rows.slice(start, _BATCH_ROWS)
                     where = _item_where(batch, config, start)
-                    values = transform.transform(rows, where)
+                    values, row_words = transform.with_words(rows, where)
                     if words is not None:
-                        words[done : done + len(values)] = transform.words(rows, where)
+                        words[done : done + len(values)] = row_words
                     matrix[done : done + len(values)] = values
                     zero_rows -= int(values.any(axis=1).sum())
                     done += len(values)

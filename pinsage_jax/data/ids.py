@@ -152,7 +152,7 @@ class Unmet:
       none_met: whether no id is in both tables.
       problem: whether the run would be of no use: no id is in both, or many ids differ in
         spelling only.
-      sentence: for a person.
+      sentence: the message to the user.
     """
 
     none_met: bool
@@ -192,19 +192,27 @@ def unmet_ids(items: IdTable, item_rows: int, degree: np.ndarray) -> Unmet | Non
 
 def missing_ids(table: IdTable) -> list[str]:
     """Ids that are spelled as a missing value, such as NA, null or nan."""
-    plain = pc.utf8_lower(pc.utf8_trim_whitespace(table.ids))
+    lowered = pc.utf8_lower(pc.utf8_trim_whitespace(table.ids))
     spellings = pa.array(_MISSING_IDS, pa.large_string())
-    return table.ids.filter(pc.is_in(plain, value_set=spellings)).to_pylist()
+    return table.ids.filter(pc.is_in(lowered, value_set=spellings)).to_pylist()
+
+
+def normal_forms(ids: pa.Array) -> pa.Array:
+    """One form for all spellings of an id, large_string [n].
+
+    Spellings differ in case, surrounding blanks, the composition of characters (NFKC),
+    leading zeros, and '.0' after an integer.
+    """
+    composed = pc.utf8_normalize(ids.cast(pa.large_string()), "NFKC")
+    forms = pc.utf8_lower(pc.utf8_trim_whitespace(composed))
+    forms = pc.replace_substring_regex(forms, r"^(\d+)\.0$", r"\1")
+    return pc.replace_substring_regex(forms, "^0+(.)", r"\1")
 
 
 def look_alikes(table: IdTable) -> list[tuple[str, str]]:
-    """Pairs of ids that look alike: an id, and an earlier one that it equals but for case,
-    blanks, the composition of characters (NFKC), zeros before or '.0' after a number.
-    """
-    plain = pc.utf8_lower(pc.utf8_trim_whitespace(pc.utf8_normalize(table.ids, "NFKC")))
-    plain = pc.replace_substring_regex(plain, r"^(\d+)\.0$", r"\1")
-    plain = pc.replace_substring_regex(plain, r"^0+(\d+)$", r"\1")
-    first = pc.index_in(plain, value_set=pc.unique(plain)).to_numpy(zero_copy_only=False)
+    """Pairs of an id and an earlier id of the table with the same normal form."""
+    forms = normal_forms(table.ids)
+    first = pc.index_in(forms, value_set=pc.unique(forms)).to_numpy(zero_copy_only=False)
     # The position of the first id of each group, in the order of pc.unique.
     earliest = np.unique(first, return_index=True)[1]
     later = np.flatnonzero(earliest[first] != np.arange(len(first)))[:COMPARED_IDS]
@@ -214,20 +222,21 @@ def look_alikes(table: IdTable) -> list[tuple[str, str]]:
 
 
 def spelled_alike(ids: list[str], others: list[str]) -> list[tuple[str, str]]:
-    """Ids that are one of the others but for case, blanks, zeros before or '.0' after."""
+    """Pairs of an id and another spelling of it in `others`: both have the same normal form."""
 
-    def plain(name: str) -> str:
-        name = name.strip().lower()
-        if name.endswith(".0") and name[:-2].isdigit():
-            name = name[:-2]
-        return name.lstrip("0") or name[-1:]
+    def forms(names: list[str]) -> list[str]:
+        return normal_forms(pa.array(names, pa.large_string())).to_pylist()
 
-    known = {plain(name): name for name in others}
-    return [(name, known[plain(name)]) for name in ids if known.get(plain(name), name) != name]
+    spelling_of = dict(zip(forms(others), others))
+    return [
+        (name, spelling_of[form])
+        for name, form in zip(ids, forms(ids))
+        if spelling_of.get(form, name) != name
+    ]
 
 
 def spelling(alike: list[tuple[str, str]], others: str) -> str:
-    """' 3 of them differ in spelling only: ...' where there are any."""
+    """The sentence ' 3 of them differ in spelling only: ...', or '' without such ids."""
     if not alike:
         return ""
     one, other = alike[0]

@@ -71,25 +71,32 @@ class TextTransform:
 
     def transform(self, documents: Sequence[str]) -> np.ndarray:
         """Unit vectors, float32 [documents, width]; zeros for a document without a known term."""
-        out = np.zeros((len(documents), self.width), np.float32)
-        if self.width == 0:
-            return out
-        assert self._vectorizer is not None, "a transform with a width has terms"
-        for start in range(0, len(documents), _ROWS_AT_ONCE):
-            block = documents[start : start + _ROWS_AT_ONCE]
-            out[start : start + len(block)] = self._vectorizer.transform(block) @ self._projection
-        norms = np.linalg.norm(out, axis=1, keepdims=True)
-        return np.divide(out, norms, out=out, where=norms > 0)
+        return self.vectors_and_words(documents, 0)[0]
 
-    def words(self, documents: Sequence[str], size: int) -> np.ndarray:
-        """The `size` words of largest weight of each document, int32; see `top_words`."""
-        assert self._vectorizer is not None, "a transform without terms has no words"
-        out = np.zeros((len(documents), 2 * size), np.int32)
+    def vectors_and_words(
+        self, documents: Sequence[str], size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The vectors of `transform`, and the words of largest weight, from one TF-IDF matrix.
+
+        Args:
+          documents: n texts.
+          size: K, the number of words of each.
+
+        Returns:
+          float32 [n, width], and int32 [n, 2K] as of `top_words`.
+        """
+        vectors = np.zeros((len(documents), self.width), np.float32)
+        words = np.zeros((len(documents), 2 * size), np.int32)
+        if self._vectorizer is None:
+            return vectors, words
         for start in range(0, len(documents), _ROWS_AT_ONCE):
             block = self._vectorizer.transform(documents[start : start + _ROWS_AT_ONCE])
-            packed = top_words(block.indptr, block.indices, block.data, size)
-            out[start : start + len(packed)] = packed
-        return out
+            part = slice(start, start + block.shape[0])
+            vectors[part] = block @ self._projection
+            if size:
+                words[part] = top_words(block.indptr, block.indices, block.data, size)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.divide(vectors, norms, out=vectors, where=norms > 0), words
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the three files that the module docstring lists."""

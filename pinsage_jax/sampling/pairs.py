@@ -12,6 +12,7 @@ negatives per query, C ranks.
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import numpy as np
 
@@ -196,7 +197,7 @@ def hard_band(sampling: SamplingConfig, num_items: int) -> tuple[int, int]:
 class Rankings:
     """Caches each query's ranking of items by personalized PageRank.
 
-    Any number of threads may look up rankings: they write the same values for a query.
+    Thread-safe; a query that two threads miss is ranked twice, with the same result.
 
     Attributes:
       low, high: the band of ranks [low, high) of hard negatives.
@@ -235,6 +236,9 @@ class Rankings:
         # The system allocates a page of the array when it is first written.
         self._cache = np.empty((items if self._use_cache else 0, self.high), np.int32)
         self._ranked = np.zeros(items, np.bool_)
+        # A thread reads a ranking only after it has seen it marked under this lock, under which
+        # it was marked.
+        self._lock = threading.Lock()
 
     def lookup(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rankings of `queries` (int32 [B]).
@@ -245,7 +249,8 @@ class Rankings:
         """
         unranked, rows = np.empty(len(queries), np.int32), np.empty(len(queries), np.int32)
         table = np.full(1 << (2 * len(queries)).bit_length(), -1, np.int32)
-        count = pair_kernels.find_unranked(queries, self._ranked, table, unranked, rows)
+        with self._lock:
+            count = pair_kernels.find_unranked(queries, self._ranked, table, unranked, rows)
         starts = unranked[:count]
         new = visit_counts(
             self._tables,
@@ -257,7 +262,8 @@ class Rankings:
         if not self._use_cache:
             return new, rows
         self._cache[starts] = new
-        self._ranked[starts] = True
+        with self._lock:
+            self._ranked[starts] = True
         return self._cache, queries
 
 

@@ -23,6 +23,7 @@ node.  `python -m benchmarks.run neighborhood_store` measures each store.
 from __future__ import annotations
 
 import pathlib
+import threading
 
 import numpy as np
 from absl import logging
@@ -30,6 +31,7 @@ from absl import logging
 from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
+from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling.epoch_lists import EpochLists
 from pinsage_jax.sampling.neighborhoods import Masks, Neighborhoods, WalkTables, visit_counts
@@ -71,6 +73,7 @@ class NeighborhoodSource:
         self.tables = WalkTables(graph)
         self._cache: Neighborhoods | ShardedTable | None = None
         self._epoch_lists: EpochLists | None = None
+        self._epoch_lock = threading.Lock()
         if store == "auto":
             size = 8 * self.num_nodes * sampling.num_neighbors
             store = "memory" if folder is None or size <= AUTO_BYTES else "disk"
@@ -92,7 +95,7 @@ class NeighborhoodSource:
         """Samples and caches the lists of all nodes; None if the store caches nothing.
 
         Raises:
-          Stopped: a signal requested a stop (store on disk).
+          Stopped: a signal requested a stop.
           UserError: the disk is full or the folder cannot be written.
         """
         if self._cache is None and self.store == "disk":
@@ -102,6 +105,7 @@ class NeighborhoodSource:
             ids, counts = np.empty(size, np.int32), np.empty(size, np.int32)
             with Progress(self.num_nodes, "node", "sampling neighborhoods") as progress:
                 for begin in range(0, self.num_nodes, _NODES_PER_STEP):
+                    raise_if_stopped()
                     end = min(begin + _NODES_PER_STEP, self.num_nodes)
                     ids[begin:end], counts[begin:end] = self._sample_rows(begin, end)
                     progress.update(end - begin)
@@ -206,10 +210,12 @@ class NeighborhoodSource:
             return Neighborhoods(self._cache.ids[nodes], self._cache.counts[nodes])
         if not self.sampling.resample or self.store != "memory":
             return None
-        cache = self._epoch_lists
-        if cache is None or cache.epoch < epoch:
-            cache = EpochLists(epoch, self.num_nodes, self.sampling.num_neighbors)
-            self._epoch_lists = cache
+        # One thread makes the table of an epoch, and none that is late puts an older one back.
+        with self._epoch_lock:
+            cache = self._epoch_lists
+            if cache is None or cache.epoch < epoch:
+                cache = EpochLists(epoch, self.num_nodes, self.sampling.num_neighbors)
+                self._epoch_lists = cache
         if cache.epoch != epoch:
             # The caller is a producer that still builds batches of the previous epoch.
             return None

@@ -149,6 +149,48 @@ def test_the_earliest_error_wins_when_a_later_one_happens_first():
         next(items)
 
 
+@pytest.mark.parametrize("threads", [3, 8, 16])
+def test_under_load_the_first_error_in_order_wins_and_every_thread_ends(threads):
+    rng = np.random.default_rng(threads)
+    for _ in range(30):
+        bad = set(rng.choice(40, size=6, replace=False).tolist())
+
+        def make(index):
+            # Some of this holds the interpreter's lock, some of it releases it.
+            np.sort(np.random.default_rng(index).random(2000))
+            if index in bad:  # noqa: B023
+                raise ValueError(index)
+            return index
+
+        seen = []
+        with Prefetcher(make, 0, None, 2 * threads, threads) as items:
+            with pytest.raises(ValueError) as caught:
+                for item in items:
+                    seen.append(item)
+            # Later items have failed as well, in other threads.
+            assert caught.value.args == (min(bad),) and seen == list(range(min(bad)))
+            assert not prefetch_threads()
+            assert list(items) == []
+
+
+@pytest.mark.parametrize("startable", [0, 1, 3])
+def test_threads_that_cannot_be_started_are_an_error_and_not_a_wait(startable, monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def limited(thread):
+        if len(started) == startable:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with Prefetcher(uneven, 0, None, 8, 4) as items:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            next(items)
+        assert list(items) == []
+    assert not any(thread.is_alive() for thread in started)
+
+
 @pytest.mark.parametrize("depth", [0, 2])
 def test_a_stop_iteration_in_a_producer_is_no_early_end(depth):
     items = Prefetcher(lambda index: next(iter([])), 0, 3, depth)

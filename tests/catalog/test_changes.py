@@ -80,6 +80,10 @@ def changed(before: Tables, folder: pathlib.Path, added, removed, items) -> Prep
     return open_prepared(folder)
 
 
+def fingerprint(before: Tables, folder: pathlib.Path, added, removed, items) -> str:
+    return changed(before, folder, added, removed, items).manifest["fingerprint"]
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_random_changes_are_as_preparing_the_changed_tables(seed, tmp_path):
     rng = np.random.default_rng(seed)
@@ -145,3 +149,24 @@ def test_the_row_order_of_changed_edges_changes_no_bit(tmp_path):
     assert len(checksums) == 1
     fresh = Tables(tmp_path / "fresh", {}, before.titles, [*unchanged, *rows])
     assert found[0] == contents(fresh.prepared)
+
+
+def test_the_fingerprint_depends_on_every_change(tmp_path):
+    before = random_tables(np.random.default_rng(1), tmp_path / "before")
+    edge = min(before.edges)
+    new = ("c9", "i0")
+    cases = [
+        ({new: 2.0}, [], {}),
+        ({new: 3.0}, [], {}),
+        ({edge: 9.0}, [], {}),
+        ({}, [edge], {}),
+        ({}, [], {"i1": "one title"}),
+        ({}, [], {"i1": "another title"}),
+        ({}, [], {"i1": ""}),
+        ({}, [], {"i2": "one title"}),
+        ({}, [], {"i99": "one title"}),
+    ]
+    found = [fingerprint(before, tmp_path / f"{k}", *case) for k, case in enumerate(cases)]
+    assert len({*found, before.prepared.manifest["fingerprint"]}) == len(cases) + 1
+    again = [fingerprint(before, tmp_path / f"again-{k}", *case) for k, case in enumerate(cases)]
+    assert again == found

@@ -292,6 +292,21 @@ def test_spelled_alike():
     assert ids.spelled_alike(["a", "0"], ["a", "0"]) == []
 
 
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("A", "a"), (" a\u00a0", "a"), ("12.0", "12"), ("007", "7"), ("000", "0"), ("00i3", "i3"),
+        ("e\u0301", "\u00e9"), ("\uff21b", "ab"), ("\u00b2", "2"),
+    ],
+)  # fmt: skip
+def test_one_table_and_two_tables_know_the_same_spellings(one, other):
+    assert ids.look_alikes(ids.IdTable(pa.array([one, other]))) == [(other, one)]
+    assert ids.spelled_alike([one], [other]) == [(one, other)]
+    apart = ["1.5", "15", "10", "1", "x.0", "x"]
+    assert ids.look_alikes(ids.IdTable(pa.array(apart))) == []
+    assert [ids.spelled_alike([name], apart) for name in apart] == [[]] * len(apart)
+
+
 def test_operations_of_the_decomposition_grow_as_its_parts_do():
     base = clock.svd_operations(4000, 2000, 40_000, 100, 4)
     assert clock.svd_operations(8000, 4000, 80_000, 100, 4) == pytest.approx(2 * base)

@@ -178,3 +178,92 @@ def test_the_digest_is_of_contents_and_of_all_that_is_imported(copied):
     # pooling_kernels imports ffi_handlers, which imports ffi_structs.
     related.write_text(related.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert digest() != here
+
+
+def age(paths, days):
+    for path in paths:
+        past = path.stat().st_mtime - days * 86_400
+        os.utime(path, (past, past))
+
+
+def made_files(folder, names_and_days):
+    for name, days in names_and_days.items():
+        (folder / name).write_bytes(b"")
+        age([folder / name], days)
+
+
+def test_superseded_files_are_removed_when_they_are_old_or_many(tmp_path):
+    digests = [f"{number:016x}" for number in range(9)]
+    current = f"kernels.walk-12.py311-{digests[0]}"
+    others = {}
+    for days, digest in enumerate(digests[1:7]):
+        others[f"kernels.walk-{10 + days}.py311-{digest}.nbi"] = days
+        # Compiled long ago; the index has the time of the last use.
+        others[f"kernels.walk-{10 + days}.py311-{digest}.1.nbc"] = 40 + days
+    old = {
+        f"kernels.walk-9.py311-{digests[7]}.nbi": 31,
+        f"kernels.walk-9.py311-{digests[7]}.2.nbc": 31,
+        f"kernels.walk-9.py311-{digests[7]}.2.nbc.tmp.0a1b": 31,
+        "kernels.walk-12.py311.nbi": 400,
+        "kernels.walk-12.py311.1.nbc": 400,
+    }
+    unrelated = {
+        f"{current}.nbi": 99,
+        f"{current}.1.nbc": 99,
+        f"{current}.2.nbc.tmp.0a1b": 99,
+        f"kernels.walk-11.py312-{digests[8]}.nbi": 99,
+        f"kernels.walk_on-12.py311-{digests[8]}.nbi": 99,
+        f"other.walk-12.py311-{digests[8]}.1.nbc": 99,
+        f"kernels.walk-9.py311-{digests[8]}.2.nbc.tmp.0a1b": 1,
+        "kernels.cpython-311.pyc": 99,
+        "kernels.walk.txt": 99,
+    }
+    made_files(tmp_path, others | old | unrelated)
+    kernel_cache.remove_superseded(tmp_path, current)
+    latest = {name for name in others if any(digest in name for digest in digests[1:5])}
+    assert {path.name for path in tmp_path.iterdir()} == latest | {*unrelated}
+    kernel_cache.remove_superseded(tmp_path, current)
+    assert len([*tmp_path.iterdir()]) == len(latest) + len(unrelated)
+    kernel_cache.remove_superseded(tmp_path / "missing", current)
+
+
+def test_a_file_that_another_process_removed_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    names = [f"kernels.walk-1.py311-{number:016x}.nbi" for number in range(1, 9)]
+    made_files(tmp_path, dict.fromkeys(names, 50))
+    unlink = pathlib.Path.unlink
+
+    def twice(path):
+        unlink(path)
+        unlink(path)
+
+    monkeypatch.setattr(pathlib.Path, "unlink", twice)
+    kernel_cache.remove_superseded(tmp_path, f"kernels.walk-1.py311-{0:016x}")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_versions_in_use_stay_and_others_go(copied):
+    _, file, change = CHANGES["a constant"]
+    original = (copied / file).read_text(encoding="utf-8")
+
+    def index_files():
+        return {*copied.rglob("*permuted-*.nbi")}
+
+    first, *_ = answers(_PERMUTED, copied)
+    (used,) = index_files()
+    # Two versions that nobody has used for 40 days.
+    for comment in ("# One.\n", "# Two.\n"):
+        (copied / file).write_text(original + comment, encoding="utf-8")
+        assert answers(_PERMUTED, copied) == (first, 0, 1)
+    unused = index_files() - {used}
+    age([*copied.rglob("*.nb[ic]")], 40)
+    (copied / file).write_text(original, encoding="utf-8")
+    assert answers(_PERMUTED, copied) == (first, 1, 0)
+    assert len(index_files()) == 3 and len(unused) == 2
+    (copied / file).write_text(original.replace(*change), encoding="utf-8")
+    assert answers(_PERMUTED, copied)[1:] == (0, 1)
+    assert used in index_files() and not index_files() & unused and len(index_files()) == 2
+    # Code that is missing beside its index is compiled anew.
+    for path in copied.rglob("*permuted-*.nbc"):
+        path.unlink()
+    assert answers(_PERMUTED, copied)[1:] == (0, 1)
+    assert answers(_PERMUTED, copied)[1:] == (1, 0)

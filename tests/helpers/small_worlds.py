@@ -213,6 +213,11 @@ def unit_features(items: int, width: int = 6, seed: int = 5) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def unit(vector: np.ndarray) -> np.ndarray:
+    """The vector at length 1; zeros stay zeros."""
+    return vector / max(np.linalg.norm(vector), 1e-12)
+
+
 def pairs_of(run: Run, count: int = 64) -> np.ndarray:
     """int32 [count, 2] of the pairs that the run draws, as --train_pairs would list them."""
     drawn = run.pairs.batch(0, count)

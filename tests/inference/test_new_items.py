@@ -18,7 +18,7 @@ from embedded_catalog import (
 )
 from small_catalog import make_prepared, random_graph
 from small_texts import link_vectors, random_texts, text_transform
-from small_worlds import unit_features
+from small_worlds import unit, unit_features
 
 import pinsage_jax
 from pinsage_jax.catalog.additions import Additions, read_additions, touched_graph
@@ -79,10 +79,6 @@ def slow_extended(graph: Graph, additions: Additions) -> Graph:
         graph.num_collections + additions.num_new_collections,
         both,
     )
-
-
-def unit(vector):
-    return vector / max(np.linalg.norm(vector), 1e-12)
 
 
 def slow_links(config, features, added, degree, isolated) -> ContentLinks:

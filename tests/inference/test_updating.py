@@ -7,10 +7,10 @@ import pathlib
 import numpy as np
 import pyarrow as pa
 import pytest
+from embedded_catalog import random_params, settings, vector_text
 from small_catalog import make_prepared, random_graph
 from small_texts import link_vectors, random_texts, text_transform
-from small_worlds import unit_features
-from test_new_items import random_params, settings, unit, vector_text
+from small_worlds import unit, unit_features
 
 from pinsage_jax.catalog import prepare
 from pinsage_jax.catalog.changes import read_changes, write_changed

@@ -10,6 +10,7 @@ from small_texts import TERMS, dense_words, random_texts, text_transform
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core import files
 from pinsage_jax.data import features as item_features
+from pinsage_jax.data import text as text_vectors
 from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.data.tables import open_table
 from pinsage_jax.data.text import top_words
@@ -131,3 +132,27 @@ def test_words_are_written_if_text_is_the_only_content(settings, columns, kept, 
         stored = files.read_array(words)
         assert stored.shape == (53, 2 * kept) and not stored[50:].any()
         np.testing.assert_array_equal(stored[:50], transform.words(pa.record_batch(values)))
+
+
+def test_the_tfidf_of_a_text_is_made_once(tmp_path, monkeypatch):
+    texts = random_texts(50)
+    path = tmp_path / "items.parquet"
+    pa.parquet.write_table(pa.table({"item_id": [f"i{i}" for i in range(50)], "text": texts}), path)
+    table, config = open_table(path, "items"), DataConfig(text_dim=4, text_min_df=1)
+    tokenized, terms_of = [], text_vectors.terms_of
+
+    def counted(text):
+        tokenized.append(text)
+        return terms_of(text)
+
+    monkeypatch.setattr(text_vectors, "terms_of", counted)
+    item_features.write_features(table, config, 50, 50, tmp_path)
+    # Once to fit the vocabulary, and once for the features and the words.
+    assert sorted(tokenized) == sorted(2 * [text or "" for text in texts if text])
+    transform = FeatureTransform.load(tmp_path)
+    rows = pa.record_batch({"text": texts})
+    del tokenized[:]
+    features, words = transform.with_words(rows)
+    assert len(tokenized) == 50
+    np.testing.assert_array_equal(features, transform.transform(rows))
+    np.testing.assert_array_equal(words, transform.words(rows))

@@ -1,6 +1,7 @@
 """Positive pairs, random and hard negatives equal a slow reference and are keyed by number."""
 
 import collections
+import concurrent.futures
 
 import numpy as np
 import pytest
@@ -422,6 +423,33 @@ def test_hard_negatives_do_not_depend_on_the_batch_or_the_threads():
     # With more hard negatives later in the curriculum the first columns stay the same.
     np.testing.assert_array_equal(drawn(0, 16, width=7)[:, :4], whole)
     assert not np.array_equal(drawn(8, 8), whole[:8])
+
+
+def test_many_threads_look_up_the_same_rankings(monkeypatch):
+    graph = scattered(9, items=60, groups=12, edges=200)
+    tables, sampling = WalkTables(graph), hard_sampling(hard_walks=400)
+    alone = Rankings(tables, sampling, 3, max_bytes=0)
+    shared = Rankings(tables, sampling, 3)
+    find, guarded = pair_kernels.find_unranked, []
+
+    def recorded(*arguments):
+        # Marks are read and made under one lock: what it shows as ranked can be read.
+        guarded.append(shared._lock.locked())
+        return find(*arguments)
+
+    rng = np.random.default_rng(1)
+    queries = [rng.integers(0, 60, size=8).astype(np.int32) for _ in range(200)]
+    expected = [rankings[rows] for rankings, rows in map(alone.lookup, queries)]
+    monkeypatch.setattr(pair_kernels, "find_unranked", recorded)
+
+    def look_up(some):
+        rankings, rows = shared.lookup(some)
+        return rankings[rows]
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(look_up, queries))
+    np.testing.assert_array_equal(found, expected)
+    assert guarded == [True] * len(queries)
 
 
 def test_pairs_without_a_target_have_negatives_and_repeated_queries_differ():

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -347,6 +348,31 @@ def test_the_newest_epoch_is_sampled_once_and_an_older_one_on_demand(monkeypatch
         np.testing.assert_array_equal(found.counts, expected.counts)
         # A caller may write to its lists without changing the cache.
         found.ids[:], found.counts[:] = -7, -7
+
+
+def test_a_stop_ends_the_build_of_a_table_in_memory(monkeypatch):
+    source = NeighborhoodSource(nasty_graph(), SAMPLING, seed=1, store="memory")
+    monkeypatch.setattr(signals, "_received", signal.SIGTERM)
+    with pytest.raises(signals.Stopped):
+        source.materialize()
+
+
+def test_threads_that_begin_an_epoch_at_once_share_one_table(monkeypatch):
+    sampling = dataclasses.replace(SAMPLING, resample=True)
+    source = NeighborhoodSource(nasty_graph(), sampling, seed=1, store="memory")
+    made, init = [], store.EpochLists.__init__
+
+    def slow(lists, epoch, *others):
+        made.append(epoch)
+        time.sleep(0.05)
+        init(lists, epoch, *others)
+
+    monkeypatch.setattr(store.EpochLists, "__init__", slow)
+    nodes = np.arange(4, dtype=np.int32)
+    for epoch in (1, 2):
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: source.lookup(nodes, epoch), range(8)))  # noqa: B023
+    assert made == [1, 2] and source._epoch_lists.epoch == 2
 
 
 def test_concurrent_lookups_of_an_epoch_have_the_same_lists():
