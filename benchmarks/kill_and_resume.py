@@ -251,7 +251,7 @@ def _names(folder: pathlib.Path) -> list[str]:
 
 
 def _newest(workdir: pathlib.Path) -> int | None:
-    """Step of the newest checkpoint that has its seal."""
+    """Step of the newest checkpoint that has its checksum file."""
     folder = workdir / "checkpoints"
     steps = [int(name) for name in _names(folder) if name.isdecimal()]
     return max((s for s in steps if (folder / str(s) / "checksums.json").exists()), default=None)

@@ -1,20 +1,18 @@
-"""Batches prepared ahead of their use: threads, a bounded look-ahead, exact order.
+"""Prefetching: host threads make batches ahead of their use, in a fixed order.
 
-While the device computes batch t, host threads make batches t+1, t+2, ....  A
-batch is a pure function of its index, so the sequence a consumer sees does not
-depend on the number of threads: results are handed out in the order of their
-indices, and the position after the last *consumed* item is all that a
-checkpoint needs to continue the very same sequence.
+While the device computes batch t, threads make batches t+1, t+2, ....  A batch is a pure function
+of its index, and batches are returned in the order of their indices, so the sequence does not
+depend on the number of threads.  A checkpoint only needs the index after the last *consumed*
+batch to continue the same sequence.
 
-The contract:
+Guarantees:
 
-* An entry is (item, state, error); an error raised while item i was made is
-  raised in the consumer in place of item i, with the producer's traceback, after
-  all the items before i.  The iterator is closed then.
-* Never more than `depth` items beyond the last consumed one are made or in the
-  making.  Depth 0 makes each item when it is asked for, without a thread.
-* Threads start at the first ``next``, not before, and none is left after
-  ``close``.  A Prefetcher that is dropped without ``close`` stops its threads too.
+* An error in making item i is raised in the consumer in place of item i, with the producer's
+  traceback, after all items before i.  The iterator is then closed.
+* At most `depth` items after the last consumed one are finished or in progress.  With depth 0
+  each item is made when it is requested, without a thread.
+* Threads start at the first ``next``, and none is left after ``close``.  A Prefetcher that is
+  garbage-collected without ``close`` stops its threads too.
 
 Example:
   with Prefetcher(make_batch, start=state["next_index"], stop=total, depth=2) as batches:
@@ -35,23 +33,22 @@ Item = TypeVar("Item")
 
 
 class _Entry(NamedTuple):
-    """What a producer hands over for one index."""
+    """An item, or the error in making it, with the iterator's state after it."""
 
     item: Any
-    state: dict[str, int]  # of the iterator once this entry is consumed
+    state: dict[str, int]  # of the iterator after this entry
     error: BaseException | None
-    seconds: float  # that making it took
+    seconds: float  # time to make the item
 
 
 class _Shared:
-    """What the threads and the consumer share.
+    """State that the threads and the consumer share.
 
-    It knows nothing of the Prefetcher, so that running threads do not keep a
-    dropped Prefetcher alive.
+    It does not refer to the Prefetcher, so running threads do not keep that alive.
     """
 
     def __init__(self, start: int, stop: int | None, depth: int):
-        # Reentrant: the garbage collector may run `halt` in a thread that holds it.
+        # Reentrant, because the garbage collector may call `halt` in a thread that has the lock.
         self.changed = threading.Condition(threading.RLock())
         self.depth = depth
         self.entries: dict[int, _Entry] = {}
@@ -70,7 +67,7 @@ class _Shared:
             self.changed.notify_all()
 
     def claim(self) -> int | None:
-        """The index to make next, once there is room; None when there is no more."""
+        """Waits for room and returns the index to make next; None at the end."""
         with self.changed:
             while True:
                 if self.halted or self.finished(self.claimed):
@@ -95,7 +92,7 @@ def _make_entry(make: Callable[[int], Any], index: int) -> _Entry:
         item = make(index)
         return _Entry(item, state, None, time.perf_counter() - begun)
     except StopIteration as error:
-        # Raised from ``__next__`` it would look like an ordinary, early end.
+        # ``__next__`` must not raise it, because it would end the iteration without an error.
         failure = RuntimeError(f"making item {index} raised StopIteration")
         failure.__cause__ = error
         return _Entry(None, state, failure, 0.0)
@@ -105,30 +102,28 @@ def _make_entry(make: Callable[[int], Any], index: int) -> _Entry:
 
 def _produce(shared: _Shared, make: Callable[[int], Any]) -> None:
     while (index := shared.claim()) is not None:
-        # No local name for the entry: it would keep the item alive during the next one.
+        # A local variable would keep the item alive while the next one is made.
         shared.put(index, _make_entry(make, index))
 
 
 class Prefetcher(Generic[Item]):
-    """Iterates over make(start), make(start + 1), ... up to but without `stop`.
+    """Iterates over make(start), make(start + 1), ..., make(stop - 1).
 
-    For one consumer thread; ``close`` may be called from any thread.
+    Only one thread may consume; ``close`` may be called from any thread.
 
     Args:
-      make: pure function of the index; called by several threads at once when
-        `threads` > 1, so it must not change anything shared, and it should
-        release the interpreter lock in its heavy parts.
+      make: pure function of the index.  With `threads` > 1 several threads call it at once, so
+        it must not change shared state, and it should release the interpreter lock.
       start: index of the first item, ``state()["next_index"]`` when resuming.
-      stop: one past the last index; None never ends.  Nothing is made if it is
-        not above `start`.
-      depth: items made ahead of the consumer; 0 makes them synchronously.
-      threads: producer threads; more than `depth` are of no use and not started.
+      stop: one past the last index; None iterates forever.
+      depth: number of items made ahead of the consumer; 0 makes them synchronously.
+      threads: number of producer threads; at most `depth` are started.
 
     Attributes:
       items: number of items consumed.
-      wait_seconds: time that the consumer was blocked in ``next``; with depth 0
-        that is the whole time of making the items.
-      make_seconds: time that making the consumed items took, added up over threads.
+      wait_seconds: time that the consumer waited in ``next``; with depth 0 the whole time to
+        make the items.
+      make_seconds: time to make the consumed items, summed over threads.
 
     Raises:
       ValueError: a negative `start` or `depth`, or no thread.
@@ -171,7 +166,7 @@ class Prefetcher(Generic[Item]):
     def __next__(self) -> Item:
         shared = self._shared
         if shared.halted or shared.finished(shared.wanted):
-            # The threads have run out of indices by now; joining them is immediate.
+            # The threads have no more indices, so joining them is immediate.
             self.close()
             raise StopIteration
         began = time.perf_counter()
@@ -186,7 +181,7 @@ class Prefetcher(Generic[Item]):
             try:
                 raise entry.error
             finally:
-                # The traceback holds this frame: without the name there is no cycle.
+                # The traceback refers to this frame, which must not refer to the error.
                 del entry
         self._state = entry.state
         self.items += 1
@@ -194,13 +189,13 @@ class Prefetcher(Generic[Item]):
         return entry.item
 
     def state(self) -> dict[str, int]:
-        """{"next_index": i + 1} after item i was consumed; starts nothing."""
+        """{"next_index": i + 1} after item i was consumed; starts no thread."""
         return dict(self._state)
 
     def close(self) -> None:
-        """Stops and joins every thread and drops what they made; may be repeated.
+        """Stops and joins all threads and drops their items; may be called again.
 
-        Waits for items in the making, since a thread cannot be interrupted.
+        It waits for items in progress, because a thread cannot be interrupted.
         """
         with self._start_lock:
             self._shared.halt()
@@ -215,7 +210,7 @@ class Prefetcher(Generic[Item]):
         return _make_entry(self._make, index)
 
     def _take_threaded(self) -> _Entry | None:
-        """The next entry in order, or None if closed by another thread meanwhile."""
+        """The next entry in order, or None if another thread has closed the iterator."""
         self._start()
         shared = self._shared
         with shared.changed:
@@ -233,7 +228,7 @@ class Prefetcher(Generic[Item]):
             if self._threads or self._shared.halted:
                 return
             for number in range(self._num_threads):
-                # Daemon: a program that dies of an error is not held up by a batch.
+                # A daemon thread does not delay the exit of a program after an error.
                 thread = threading.Thread(
                     target=_produce,
                     args=(self._shared, self._make),

@@ -1,27 +1,23 @@
-"""Checkpoints of a training run: whole or absent, verified, and never a surprise.
+"""Checkpoints of a training run, written atomically and verified by checksums.
 
-Orbax's CheckpointManager writes WORKDIR/checkpoints/<step>/ (arrays as OCDBT,
-the rest as JSON; no pickles) under a temporary name and renames it.  When that
-is done a seal is added, ``<step>/checksums.json``: the CRC-32 of every file, the
-shape and dtype of every array, and the metrics.  A checkpoint counts once it has
-its seal; older ones are deleted only after that.  A process killed at any moment
-therefore leaves the previous checkpoints as they were, and the remains of the
-unfinished one are removed when the folder is next opened for writing.
+Orbax's CheckpointManager writes WORKDIR/checkpoints/<step>/ (arrays as OCDBT, the rest as
+JSON; no pickles) under a temporary name and renames it.  Then ``<step>/checksums.json``
+is written: the CRC-32 of every file, the shape and dtype of every array, and the metrics.  A
+checkpoint without it is incomplete and not used, and older ones are deleted only after it was
+written.  So a process that is killed leaves the previous checkpoints unchanged, and the next one
+that opens the folder for writing removes the incomplete one.
 
-Damage: a missing, truncated or bit-flipped file is found by its checksum.
-``latest_step`` and ``best_step`` (so also resuming) pass over a damaged
-checkpoint with a warning that names the file and use the next best intact one;
-if there are checkpoints but none is intact they raise UserError.  ``restore`` of
-a damaged step raises UserError.
+A missing, truncated or corrupted file is found by its checksum.  ``latest_step`` and
+``best_step``, and so resuming, skip a damaged checkpoint with a warning that names the file.  If
+all are damaged they raise UserError, as ``restore`` of a damaged step does.
 
 A checkpoint holds:
 
-* the state, a pytree of arrays (parameters, optimizer state, step), stored by
-  path from host memory, so that it does not depend on the number of devices;
-* the meta, a dict of JSON values; ``check`` reads meta["data"] (the identity of
-  the data) and meta["config"]["model"], the rest (say "sampler" with the queue's
-  position, and "curriculum") is the caller's;
-* metrics; "score", higher is better, decides which checkpoint is the best.
+* the state, a pytree of arrays (parameters, optimizer state, step), stored by path from host
+  memory, so that it does not depend on the number of devices;
+* the metadata (`meta`), a dict of JSON values.  ``check`` reads meta["data"], which identifies
+  the data, and meta["config"]["model"]; the other entries belong to the caller;
+* metrics, among them "score": the checkpoint with the highest score is the best one.
 """
 
 from __future__ import annotations
@@ -46,25 +42,29 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.training import compatibility
 from pinsage_jax.training.leaf_paths import by_path, nested
 
-_SEAL = compatibility.SEAL
 _REPLACED = ".replaced"
+_CHECKSUMS = compatibility.CHECKSUM_FILE
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _DISK_FULL = ("No space left", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
 
 
 class _QuietOrbax(python_logging.Filter):
-    """Drops what Orbax logs below WARNING (some fifty lines a checkpoint).
+    """Drops Orbax's messages below WARNING, about fifty for each checkpoint.
 
-    And the tracebacks of its threads: ``save`` raises the same error.
+    It also drops the tracebacks of Orbax's threads, because ``save`` raises the same error.
     """
 
     def filter(self, record: python_logging.LogRecord) -> bool:
         if f"{os.sep}orbax{os.sep}" not in record.pathname:
             return True
-        raised_anyway = record.exc_info and "_SignalingThread" in str(record.msg)
-        # Opening read-only is meant; that it is so is no warning.
-        meant = "read_only" in str(record.msg) or "read only" in str(record.msg)
-        return record.levelno >= python_logging.WARNING and not raised_anyway and not meant
+        is_raised_by_save = record.exc_info and "_SignalingThread" in str(record.msg)
+        # Opening the folder read-only is intended, so it needs no warning.
+        is_read_only_notice = "read_only" in str(record.msg) or "read only" in str(record.msg)
+        return (
+            record.levelno >= python_logging.WARNING
+            and not is_raised_by_save
+            and not is_read_only_notice
+        )
 
 
 _QUIET_ORBAX = _QuietOrbax()
@@ -74,9 +74,9 @@ class Checkpoints:
     """The checkpoints of one workdir.
 
     Args:
-      folder: WORKDIR/checkpoints; made if missing, unless `read_only`.
-      keep: the latest `keep` checkpoints stay, and the best one always.
-      read_only: only look; for stages that read what training wrote.
+      folder: WORKDIR/checkpoints; created if it is missing, unless `read_only`.
+      keep: number of latest checkpoints that are not deleted, beside the best one.
+      read_only: whether to change nothing; for stages after training.
 
     Raises:
       ValueError: `keep` is below 1.
@@ -107,14 +107,14 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Releases Orbax's resources; may be repeated."""
+        """Releases Orbax's resources; may be called again."""
         if self._manager is not None:
             self._manager.close()
             self._manager = None
 
     def steps(self) -> list[int]:
-        """Steps with a complete checkpoint, ascending; intact or not."""
-        return [step for step in self._step_folders() if (self._path(step) / _SEAL).exists()]
+        """Steps with a complete checkpoint, ascending; it may be damaged."""
+        return [step for step in self._step_folders() if (self._path(step) / _CHECKSUMS).exists()]
 
     def save(
         self,
@@ -123,17 +123,15 @@ class Checkpoints:
         meta: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Writes one checkpoint and returns when it is complete.
+        """Writes a checkpoint and returns when it is complete.
 
-        A checkpoint of the same step is replaced, and stays until the new one is
-        complete.
+        It replaces a checkpoint of the same step, which is deleted when the new one is complete.
 
         Args:
-          step: not negative.
+          step: number of steps taken, at least 0.
           state: pytree whose leaves are arrays or numbers.
           meta: JSON values with string keys (tuples come back as lists).
-          metrics: numbers; those that are not finite are stored as null and
-            never count as a score.
+          metrics: numbers; those that are not finite are stored as null and are no score.
 
         Raises:
           ValueError, TypeError: `meta` is not JSON; `state` has no array.
@@ -145,7 +143,7 @@ class Checkpoints:
         arrays = {path: np.asarray(leaf) for path, leaf in by_path(jax.device_get(state)).items()}
         path = self._path(step)
         with self._reported():
-            # TensorStore prints tracebacks of its own when a disk fills up under it.
+            # TensorStore prints a traceback when the disk is full, so space is checked before.
             files.require_free_space(self.folder, sum(array.nbytes for array in arrays.values()))
             try:
                 if path.exists():
@@ -155,7 +153,7 @@ class Checkpoints:
                 manager.save(
                     step,
                     args=ocp.args.Composite(
-                        # Orbax cannot store arrays without elements; the seal
+                        # Orbax cannot store arrays without elements; the checksum file
                         # has their shapes.
                         state=ocp.args.StandardSave(
                             nested({name: a for name, a in arrays.items() if a.size})
@@ -165,7 +163,7 @@ class Checkpoints:
                     force=True,
                 )
                 manager.wait_until_finished()
-                self._seal(step, arrays, metrics or {})
+                self._write_checksums(step, arrays, metrics or {})
             except BaseException:
                 self._recover()
                 raise
@@ -175,7 +173,7 @@ class Checkpoints:
             self._delete_old(step)
 
     def latest_step(self) -> int | None:
-        """The newest intact checkpoint; None if there is none at all.
+        """The step of the newest intact checkpoint; None if there are no checkpoints.
 
         Raises:
           UserError: there are checkpoints, and all are damaged.
@@ -183,9 +181,9 @@ class Checkpoints:
         return self._first_intact(sorted(self.steps(), reverse=True))
 
     def best_step(self) -> int | None:
-        """The intact checkpoint with the highest score (the earliest of equals).
+        """The step of the intact checkpoint with the highest score, the earliest of equals.
 
-        Without any scored one it is the latest; None if there is none at all.
+        It is the latest checkpoint if none has a score, and None if there are no checkpoints.
 
         Raises:
           UserError: there are checkpoints, and all are damaged.
@@ -195,55 +193,55 @@ class Checkpoints:
         return self._first_intact(scored + unscored)
 
     def metrics(self, step: int) -> dict[str, float | None]:
-        """The metrics that were saved with a step."""
-        return self._read_seal(step)["metrics"]
+        """The metrics of a step."""
+        return self._read_checksums(step)["metrics"]
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """The state and the meta of a step, bit for bit as they were saved.
+        """Reads the state and the metadata of a step, bit for bit as they were saved.
 
         Args:
-          step: of ``steps()``.
+          step: one of ``steps()``.
           like: a state of the same structure, shapes and dtypes (arrays,
             jax.ShapeDtypeStruct, or numbers); its values are not used.
 
         Returns:
-          (state, meta); the state has NumPy arrays, to be placed on devices by
-          ``devices.replicate``.
+          (state, meta); the arrays are NumPy arrays, which ``devices.replicate`` places on
+          devices.
 
         Raises:
-          UserError: no such checkpoint, a damaged file (named), or a state that
-            does not have the shapes of `like`.
+          UserError: there is no such checkpoint, a file is damaged, or the arrays do not have
+            the shapes of `like`.
         """
-        saved, wanted = self._verified_seal(step)["arrays"], by_path(like)
+        saved, wanted = self._verified_checksums(step)["arrays"], by_path(like)
         compatibility.check_same_arrays(self._path(step), saved, wanted)
         found, tree = self.arrays(step), jax.tree.structure(like)
         return jax.tree.unflatten(tree, [found[path] for path in wanted]), self.meta(step)
 
     def arrays(self, step: int) -> dict[str, np.ndarray]:
-        """The arrays of a step by path, whatever their shapes.
+        """Reads the arrays of a step by path, without a check of their shapes.
 
         Raises:
-          UserError: no such checkpoint, or a damaged file (named).
+          UserError: there is no such checkpoint, or a file is damaged.
         """
         arrays = {
             path: np.empty(shape, jax.numpy.dtype(dtype))
-            for path, (dtype, shape) in self._verified_seal(step)["arrays"].items()
+            for path, (dtype, shape) in self._verified_checksums(step)["arrays"].items()
         }
         manager = self._open()
         manager.reload()
-        # NumPy targets: nothing is placed, and no sharding is asked for.
+        # With NumPy targets Orbax places nothing on devices and needs no sharding.
         stored = nested({path: array for path, array in arrays.items() if array.size})
         targets = ocp.args.Composite(state=ocp.args.StandardRestore(stored))
         found = by_path(manager.restore(step, args=targets).state)
         return arrays | {path: np.asarray(array) for path, array in found.items()}
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The meta of a step alone, to check it before the arrays are read.
+        """Reads only the metadata of a step, to check it before the arrays are read.
 
         Raises:
-          UserError: no such checkpoint, or a damaged file (named).
+          UserError: there is no such checkpoint, or a file is damaged.
         """
-        self._verified_seal(step)
+        self._verified_checksums(step)
         manager = self._open()
         manager.reload()
         return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
@@ -254,13 +252,13 @@ class Checkpoints:
         data_identity: Mapping[str, Any],
         model_config: Mapping[str, Any],
     ) -> None:
-        """Refuses a checkpoint of other data or of another model.
+        """Raises UserError for a checkpoint of other data or another model.
 
         Args:
-          meta: as restored.
-          data_identity: what meta["data"] was when saved: "ids" (digest of the
-            id map), "num_items", "num_collections", "num_edges", "feature_dim".
-          model_config: what meta["config"]["model"] was: flag name to value.
+          meta: the metadata of a checkpoint.
+          data_identity: the values that meta["data"] must have: "ids" (digest of the ids),
+            "num_items", "num_collections", "num_edges", "feature_dim".
+          model_config: the values that meta["config"]["model"] must have, by flag.
 
         Raises:
           UserError: one sentence that says how they differ.
@@ -283,9 +281,9 @@ class Checkpoints:
                     create=False,
                     read_only=self._read_only,
                     enable_async_checkpointing=False,
-                    # Orbax would delete old ones before the new one has its seal.
+                    # Orbax would delete old checkpoints before the new one has its checksums.
                     max_to_keep=None,
-                    # Each process on its own: the caller says which one writes, and when.
+                    # Orbax must not synchronize processes: the caller decides which one writes.
                     multiprocessing_options=ocp.options.MultiprocessingOptions(
                         primary_host=jax.process_index(), active_processes={jax.process_index()}
                     ),
@@ -295,12 +293,12 @@ class Checkpoints:
         return self._manager
 
     def _recover(self) -> None:
-        """Undoes what a killed or failed save left half done."""
+        """Removes what an interrupted save left, and restores the checkpoint that it replaced."""
         for temporary in self.folder.glob(f"*{_UNFINISHED}*"):
             shutil.rmtree(temporary, ignore_errors=True)
         for replaced in self.folder.glob(f"*{_REPLACED}"):
             path = replaced.with_suffix("")
-            if (path / _SEAL).exists():
+            if (path / _CHECKSUMS).exists():
                 shutil.rmtree(replaced, ignore_errors=True)
             else:
                 shutil.rmtree(path, ignore_errors=True)
@@ -311,7 +309,9 @@ class Checkpoints:
                 logging.info("Removing the unfinished checkpoint %s.", self._path(step))
                 shutil.rmtree(self._path(step), ignore_errors=True)
 
-    def _seal(self, step: int, arrays: dict[str, np.ndarray], metrics: Mapping[str, float]) -> None:
+    def _write_checksums(
+        self, step: int, arrays: dict[str, np.ndarray], metrics: Mapping[str, float]
+    ) -> None:
         path = self._path(step)
         names = sorted(str(f.relative_to(path)) for f in path.rglob("*") if f.is_file())
         numbers = {name: float(value) for name, value in metrics.items()}
@@ -321,31 +321,31 @@ class Checkpoints:
             "arrays": {name: [str(a.dtype), list(a.shape)] for name, a in arrays.items()},
             "files": files.checksums(path, names),
         }
-        files.write_json(path / _SEAL, content | {"fingerprint": files.fingerprint(content)})
+        files.write_json(path / _CHECKSUMS, content | {"fingerprint": files.fingerprint(content)})
 
-    def _read_seal(self, step: int) -> dict[str, Any]:
-        path = self._path(step) / _SEAL
+    def _read_checksums(self, step: int) -> dict[str, Any]:
+        path = self._path(step) / _CHECKSUMS
         if not path.exists():
             has = ", ".join(map(str, self.steps())) or "none"
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {has}.")
-        seal = files.read_json(path)
-        content = dict(seal) if isinstance(seal, dict) else {}
+        saved = files.read_json(path)
+        content = dict(saved) if isinstance(saved, dict) else {}
         if content.pop("fingerprint", None) != files.fingerprint(content):
             raise UserError(f"{path} is damaged; delete {path.parent} and run again.")
         return content
 
-    def _verified_seal(self, step: int) -> dict[str, Any]:
-        seal = self._read_seal(step)
-        files.verify_checksums(self._path(step), seal["files"])
-        return seal
+    def _verified_checksums(self, step: int) -> dict[str, Any]:
+        saved = self._read_checksums(step)
+        files.verify_checksums(self._path(step), saved["files"])
+        return saved
 
     def _best_first(self) -> list[int]:
         """Steps that have a score, from best to worst."""
         scores = {}
         for step in self.steps():
-            # One whose seal is damaged has no score to be kept for.
+            # A checkpoint with a damaged checksum file has no score.
             with contextlib.suppress(UserError):
-                scores[step] = self._read_seal(step)["metrics"].get("score")
+                scores[step] = self._read_checksums(step)["metrics"].get("score")
         scored = [step for step, score in scores.items() if score is not None]
         return sorted(scored, key=lambda step: (-scores[step], step))
 
@@ -354,7 +354,7 @@ class Checkpoints:
         for step in steps:
             try:
                 if step not in self._intact:
-                    self._verified_seal(step)
+                    self._verified_checksums(step)
             except UserError as error:
                 self._damaged.add(step)
                 problems.append(str(error).split(";")[0])
@@ -372,21 +372,21 @@ class Checkpoints:
 
     def _delete_old(self, saved: int) -> None:
         complete = self.steps()
-        sound = [step for step in complete if step not in self._damaged]
-        kept = {saved, *sound[-self._keep :]}
-        kept.update([step for step in self._best_first() if step in sound][:1])
+        undamaged = [step for step in complete if step not in self._damaged]
+        kept = {saved, *undamaged[-self._keep :]}
+        kept.update([step for step in self._best_first() if step in undamaged][:1])
         for step in complete:
-            # A damaged one ahead of this run stays, to be looked at, until reached.
+            # A damaged checkpoint of a later step stays for inspection until this run reaches it.
             if step in kept or (step in self._damaged and step > saved):
                 continue
             self._intact.discard(step)
-            # Without its seal it does not count, should the deletion be cut short.
-            (self._path(step) / _SEAL).unlink()
+            # Without its checksum file it is ignored if the deletion is interrupted.
+            (self._path(step) / _CHECKSUMS).unlink()
             shutil.rmtree(self._path(step), ignore_errors=True)
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
-        """A full disk is one sentence, also when Orbax wraps it in its own error."""
+        """Turns an error about a full disk into a UserError, also if Orbax has wrapped it."""
         with files.reported_os_errors(self.folder):
             try:
                 yield

@@ -15,7 +15,7 @@ import numpy as np
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 
-CHECKPOINTS, SEAL = "checkpoints", "checksums.json"
+CHECKPOINTS, CHECKSUM_FILE = "checkpoints", "checksums.json"
 # Settings of TrainConfig that do not change which numbers a step computes.
 RESUMABLE_OVERRIDES = frozenset(
     (
@@ -54,7 +54,11 @@ def saved_meta(workdir: str | os.PathLike) -> dict[str, Any] | None:
     folder = pathlib.Path(workdir) / CHECKPOINTS
     if not folder.is_dir():
         return None
-    steps = [path for path in folder.iterdir() if path.name.isdecimal() and (path / SEAL).exists()]
+    steps = [
+        path
+        for path in folder.iterdir()
+        if path.name.isdecimal() and (path / CHECKSUM_FILE).exists()
+    ]
     for path in sorted(steps, key=lambda path: -int(path.name)):
         with contextlib.suppress(OSError, ValueError):
             meta = json.loads((path / "meta" / "metadata").read_text(encoding="utf-8"))

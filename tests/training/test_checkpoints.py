@@ -98,8 +98,10 @@ DAMAGES = {
     "truncated": lambda folder, step: truncate(shards(folder, step)[-1]),
     "missing": lambda folder, step: shards(folder, step)[0].unlink(),
     "meta": lambda folder, step: flip_a_bit(folder / str(step) / "meta" / "metadata"),
-    "seal": lambda folder, step: (folder / str(step) / "checksums.json").write_text("{"),
-    "seal value": lambda folder, step: (folder / str(step) / "checksums.json").write_text(
+    "checksum file": lambda folder, step: (folder / str(step) / "checksums.json").write_text("{"),
+    "value in the checksum file": lambda folder, step: (
+        folder / str(step) / "checksums.json"
+    ).write_text(
         (folder / str(step) / "checksums.json").read_text().replace('"score": 0.', '"score": 0.9')
     ),
 }
@@ -303,7 +305,7 @@ def test_a_failed_save_leaves_the_older_ones(tmp_path, monkeypatch, step):
             raise ValueError("INTERNAL: write failed: No space left on device")
 
         with monkeypatch.context() as patched:
-            patched.setattr(checkpoints, "_seal", full)
+            patched.setattr(checkpoints, "_write_checksums", full)
             with pytest.raises(UserError, match=f"^No space left while writing {tmp_path}; free"):
                 save(checkpoints, step)
         assert [path.name for path in tmp_path.iterdir()] == ["1"]
@@ -331,9 +333,9 @@ def state(step):
     return {"w": np.random.default_rng(step).normal(size=(700, 700)), "step": step}
 
 checkpoints = Checkpoints(sys.argv[1], keep=1)
-if sys.argv[2] == "before the seal":
+if sys.argv[2] == "before the checksums":
     checkpoints.save(1, state(1), {"step": 1})
-    checkpoints._seal = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+    checkpoints._write_checksums = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 for step in range(2, 1000):
     print("saving", step, flush=True)
     checkpoints.save(step, state(step), {"step": step})
@@ -341,7 +343,7 @@ for step in range(2, 1000):
 """
 
 
-@pytest.mark.parametrize("moment", ["before the seal", 0.0, 0.03])
+@pytest.mark.parametrize("moment", ["before the checksums", 0.0, 0.03])
 def test_kill_nine_in_the_middle_of_a_save(tmp_path, moment):
     folder = tmp_path / "checkpoints"
     child = subprocess.Popen(
@@ -351,7 +353,7 @@ def test_kill_nine_in_the_middle_of_a_save(tmp_path, moment):
         text=True,
         cwd=pathlib.Path(__file__).parents[2],
     )
-    if moment != "before the seal":
+    if moment != "before the checksums":
         for line in child.stdout:
             if line.split() == ["saving", "5"]:
                 break
@@ -362,7 +364,7 @@ def test_kill_nine_in_the_middle_of_a_save(tmp_path, moment):
     output, errors = child.communicate(timeout=60)
     assert child.returncode == -signal.SIGKILL, errors
     saved = [int(line.split()[1]) for line in output.splitlines() if line.startswith("saved")]
-    at_least = max(saved, default=1 if moment == "before the seal" else 4)
+    at_least = max(saved, default=1 if moment == "before the checksums" else 4)
 
     with Checkpoints(folder, keep=1) as checkpoints:
         latest = checkpoints.latest_step()

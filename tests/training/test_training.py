@@ -246,9 +246,9 @@ def test_a_killed_run_resumes_bit_for_bit(workdir, saved, whole):
         stderr=subprocess.DEVNULL,
     )
     try:
-        seal = workdir / "checkpoints" / "6" / "checksums.json"
+        checksums = workdir / "checkpoints" / "6" / "checksums.json"
         deadline = time.monotonic() + 240
-        while not seal.exists():
+        while not checksums.exists():
             assert child.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
     finally:
