@@ -20,6 +20,11 @@ Where = Callable[[int], str]
 # Spellings of a missing number in a text column.  'nan' is none of them: it is an error.
 MISSING_NUMBERS = ("", "NA", "N/A", "#N/A", "n/a", "null", "NULL", "Null", "None")
 _MAX_ID_LENGTH = 40
+_TIME_UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+# From 1979 to 2103: the ranges of the units do not overlap.
+_PLAUSIBLE_SECONDS = 3 * 10**8, 42 * 10**8
+# A share of other numbers, such as 0 where a time is unknown, up to which numbers are dates.
+_FEW_TIMES = 0.01
 # Ids that a sentence names.
 _EXAMPLES = 3
 
@@ -263,6 +268,40 @@ def times(column: pa.Array, name: str, where: Where, kind: str | None) -> tuple[
             "table need one kind and one unit."
         )
     return values, found
+
+
+class TimeUnits:
+    """Finds numbers that count from 1970 in different units, such as of files of two programs."""
+
+    def __init__(self, name: str):
+        """Takes the name of the column, for the message."""
+        self._name = name
+        self._first: dict[str, str] = {}
+        self._count = self._others = 0
+
+    def add(self, values: np.ndarray, kind: str, where: Where) -> None:
+        """Adds a batch of `times`, int64 [rows], and their kind."""
+        if kind != "number" or not len(values):
+            return
+        self._count += len(values)
+        others = len(values)
+        for unit, per_second in _TIME_UNITS.items():
+            low, high = (seconds * per_second for seconds in _PLAUSIBLE_SECONDS)
+            inside = (values >= low) & (values < high)
+            if inside.any():
+                self._first.setdefault(unit, where(int(np.argmax(inside))))
+                others -= int(inside.sum())
+        self._others += others
+
+    def check(self) -> None:
+        """Raises UserError if nearly all numbers are times since 1970, of more than one unit."""
+        if len(self._first) < 2 or self._others > _FEW_TIMES * self._count:
+            return
+        (one, here), (other, there) = list(self._first.items())[:2]
+        raise UserError(
+            f"Column '{self._name}' counts {one} since 1970 in {here}, but {other} in {there}; "
+            "write all times of a table in one unit."
+        )
 
 
 def _times(column: pa.Array, name: str, where: Where, kind: str | None) -> tuple[np.ndarray, str]:

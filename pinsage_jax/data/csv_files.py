@@ -1,6 +1,6 @@
 """CSV files: compression, delimiter, header, and quotation marks that are never closed.
 
-A file may be compressed (gzip, bzip2, Zstandard, or a zip archive with one member), which
+A file may be compressed (gzip, bzip2, Zstandard, xz, or a zip archive with one member), which
 its first bytes tell.  Arrow reads a quotation mark that is never closed as the start of one
 long cell, without an error; `check_quotes` finds such marks by the grammar of RFC 4180.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import lzma
 import pathlib
 import zipfile
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ COMPRESSIONS = {
     b"BZh": "bz2",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip",
+    b"\xfd7zXZ\x00": "xz",
 }
 DELIMITERS = {"comma": ",", "tab": "\t", "semicolon": ";", "bar": "|"}
 _SCAN_BYTES = 1 << 22
@@ -58,9 +60,18 @@ def open_bytes(part: pathlib.Path, flag: str) -> Iterator[pa.NativeFile]:
 
     Raises:
       UserError: a zip archive holds another number of files than one.
+      OSError: the compressed bytes are damaged or end early.
     """
     with open(part, "rb") as handle:
-        compression = compression_of(handle.read(4))
+        compression = compression_of(handle.read(8))
+    if compression == "xz":
+        # Arrow has no decompressor for it.
+        try:
+            with lzma.open(part) as unpacked, pa.PythonFile(unpacked, "r") as stream:
+                yield stream
+        except (lzma.LZMAError, EOFError) as error:
+            raise OSError(str(error)) from error
+        return
     if compression != "zip":
         with pa.input_stream(str(part), compression=compression) as stream:
             yield stream

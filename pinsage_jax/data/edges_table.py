@@ -143,8 +143,8 @@ def write_edge_indices(
       folder: where the files are written; created if it does not exist.
 
     Raises:
-      UserError: a weight is not finite and above 0, a time is missing or unreadable, or
-        the table has changed since pass 1.
+      UserError: a weight is not finite and above 0, a time is missing or unreadable, times
+        have different units, or the table has changed since pass 1.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -157,6 +157,7 @@ def write_edge_indices(
     weights = new_column("weights", np.float32) if config.weight_column else None
     times = new_column("times", np.int64) if config.time_column else None
     time_kind, start = None, 0
+    units = column_values.TimeUnits(config.time_column)
     group_rows = 4 * max(len(ids.items), len(ids.collections))
     with Progress(ids.edge_rows, "row", "reading edges") as progress:
         batches = iter_batches(edges, [*names, *extras], ids=names, integer_ids=ids.integer_columns)
@@ -174,8 +175,10 @@ def write_edge_indices(
                     times[span], time_kind = column_values.times(
                         column, config.time_column, batch.where, time_kind
                     )
+                    units.add(times[span], time_kind, batch.where)
                 start += len(batch)
             progress.update(sum(len(batch) for batch in group))
+    units.check()
     if start != ids.edge_rows or (start and min(items.min(), collections.min()) < 0):
         raise UserError(f"--{edges.flag}={edges.path} changed while it was read; run again.")
     return EdgeIndices(items, collections, weights, times, time_kind)

@@ -86,8 +86,10 @@ def check_edge_times(edges: Table, column: str, cut: int, kind: str, cut_text: s
       cut_text: the cut as text, for the message.
 
     Raises:
-      UserError: an edge is later, or its time is of the other kind.
+      UserError: an edge is later, or its time is of the other kind or unit.
     """
+    units = column_values.TimeUnits(column)
+    units.add(np.array([cut]), kind, lambda _: f"the cut of --eval_pairs ({cut_text})")
     for batch in iter_batches(edges, [column]):
         times, batch_kind = column_values.times(batch.column(column), column, batch.where, kind)
         if batch_kind != kind:
@@ -95,6 +97,8 @@ def check_edge_times(edges: Table, column: str, cut: int, kind: str, cut_text: s
                 f"Column '{column}' holds a {batch_kind} in {batch.where(0)} but --eval_pairs were "
                 f"cut at the {kind} {cut_text}; pass the training edges of the same split."
             )
+        units.add(times, batch_kind, batch.where)
+        units.check()
         late = times > cut
         if late.any():
             raise UserError(

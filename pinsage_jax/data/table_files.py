@@ -8,6 +8,7 @@ out, as are files of another kind; what is left out is logged.
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Sequence
 
 from absl import logging
@@ -25,7 +26,7 @@ _SUFFIXES = {
     CSV: tuple(
         text + packed
         for text in (".csv", ".tsv", ".txt")
-        for packed in ("", ".gz", ".bz2", ".zst", ".zip")
+        for packed in ("", ".gz", ".bz2", ".zst", ".xz", ".zip")
     ),
 }
 # First bytes of files that are often taken for tables, and what they are.
@@ -36,11 +37,12 @@ _OTHERS = {
     b"SQLite format 3": "an SQLite database",
     b"\x89HDF": "an HDF5 file",
     b"\xd0\xcf\x11\xe0": "an old spreadsheet (.xls)",
-    b"\xfd7zXZ": "a file compressed by xz",
     b"{": "JSON",
     b"[{": "JSON",
     b"%PDF": "a PDF document",
 }
+# Where the part of a name ends that all files of a table have.
+_NUMBER = re.compile(r"\d|\.")
 # A share of the bytes read, from which on what is left out is warned of.
 _OF_SIZE = 0.05
 
@@ -96,6 +98,21 @@ def files_of(folder: pathlib.Path, flag: str) -> tuple[list[pathlib.Path], str]:
             return parts, kind
     raise UserError(
         f"--{flag}={folder} is a folder without any .parquet file (or .feather, or .csv)."
+    )
+
+
+def of_two_tables(first: pathlib.Path, second: pathlib.Path) -> str:
+    """A remark for messages where the names of two files of a folder begin in different ways.
+
+    Writers number the files of a table, as in part-00000 and part-00001; a folder that also has
+    collections-00000 holds another table as well.
+    """
+    one, other = (_NUMBER.split(path.name, maxsplit=1)[0].rstrip("-_.") for path in (first, second))
+    if one == other:
+        return ""
+    return (
+        f" The folder seems to hold two tables, {one}* and {other}*; keep each in a folder of "
+        "its own."
     )
 
 

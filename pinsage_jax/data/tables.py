@@ -26,7 +26,16 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import columns as column_values
 from pinsage_jax.data.columns import format_id
 from pinsage_jax.data.csv_files import CsvFormat, check_quotes, csv_format, open_csv
-from pinsage_jax.data.table_files import ARROW, CSV, MEMORY, PARQUET, files_of, kind_of, not_utf8
+from pinsage_jax.data.table_files import (
+    ARROW,
+    CSV,
+    MEMORY,
+    PARQUET,
+    files_of,
+    kind_of,
+    not_utf8,
+    of_two_tables,
+)
 
 BATCH_ROWS = 1 << 20
 # In bytes; a CSV row must fit into one block.
@@ -152,8 +161,14 @@ def open_table(path: str | pathlib.Path, flag: str, config: DataConfig | None = 
         if types and (missing := [name for name in types if name not in names]):
             raise UserError(
                 f"--{flag}={part} has no column '{missing[0]}' although {parts[0]} has it."
+                f"{of_two_tables(parts[0], part)}"
             )
         if types and (more := [name for name in names if name not in types]):
+            if (needed := _needed(flag, config) & {*more}) and of_two_tables(parts[0], part):
+                raise UserError(
+                    f"--{flag}={parts[0]} has no column '{min(needed)}' although {part} has it."
+                    f"{of_two_tables(parts[0], part)}"
+                )
             logging.warning(
                 "--%s=%s: column '%s' is left out, because %s has none.",
                 flag, part, more[0], parts[0],
@@ -165,6 +180,14 @@ def open_table(path: str | pathlib.Path, flag: str, config: DataConfig | None = 
     if num_rows == 0:
         raise UserError(f"--{flag}={path} has no rows.")
     return Table(path, flag, kind, tuple(parts), types, num_rows, format=form)
+
+
+def _needed(flag: str, config: DataConfig | None) -> set[str]:
+    """Columns without which the table of a flag cannot be read."""
+    config = config or DataConfig()
+    if flag in ("items", "new_items"):
+        return {config.item_id_column}
+    return {config.item_column, config.collection_column}
 
 
 def _csv_schema(part: pathlib.Path, flag: str, form: CsvFormat) -> pa.Schema:

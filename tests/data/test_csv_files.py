@@ -2,17 +2,19 @@
 
 import bz2
 import logging
+import lzma
 import zipfile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.data import columns, csv_files
+from pinsage_jax.data import columns, csv_files, edges_table
 from pinsage_jax.data.tables import iter_batches, open_table
 
 ROWS = [(f"c{i % 5}", f"é{i % 9}") for i in range(30)]
@@ -106,6 +108,24 @@ def test_compressed_files_feather_and_folders(tmp_path):
         read(tmp_path / "e.zip")
 
 
+def test_xz_is_read_alone_and_in_folders(tmp_path):
+    packed = lzma.compress(TEXT.encode())
+    # Two streams in one file, as xz appends them.
+    header, rows = TEXT.split("\n", 1)
+    (tmp_path / "e.csv").write_bytes(
+        lzma.compress(f"{header}\n".encode()) + lzma.compress(rows.encode())
+    )
+    assert read(tmp_path / "e.csv") == ROWS
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "0.csv.xz").write_bytes(packed)
+    (tmp_path / "folder" / "1.csv").write_text(TEXT)
+    assert read(tmp_path / "folder") == ROWS * 2
+    for damaged in (packed[:60], packed[:60] + b"x" + packed[61:]):
+        (tmp_path / "e.csv").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"e\.csv cannot be read"):
+            read(tmp_path / "e.csv")
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -159,6 +179,46 @@ def test_two_clocks(tmp_path):
     stamp = pa.array([7], pa.timestamp("us"))
     with pytest.raises(UserError, match="'t' holds a timestamp in row 1 but a number before"):
         columns.times(stamp, "t", where, "number")
+
+
+SECONDS = 1_700_000_000
+
+
+@pytest.mark.parametrize(
+    "first,second,sentence",
+    [
+        ([SECONDS, SECONDS + 9], [1000 * SECONDS], "seconds since 1970 in row 1 of .*a.parquet, "
+         "but milliseconds in row 1 of .*b.parquet; write all times of a table in one unit"),
+        ([1000 * SECONDS], [10**6 * SECONDS, 10**6 * SECONDS], "milliseconds since 1970 in row 1"),
+        ([SECONDS], [10.0**9 * SECONDS], "seconds since 1970 in .*, but nanoseconds in"),
+        ([SECONDS, 1000 * SECONDS], [SECONDS], "seconds since 1970 in row 1 of .*a.parquet, but "
+         "milliseconds in row 2 of .*a.parquet"),
+        # 1% are unknown.
+        ([SECONDS] * 200, [1000 * SECONDS, 0], "milliseconds in row 1 of .*b.parquet"),
+        # Counters, years and times of one unit.
+        ([SECONDS, 5], [1000 * SECONDS], None),
+        ([1, 2], [2024, 2025], None),
+        ([SECONDS], [SECONDS - 86400], None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_numbers_of_different_units_are_refused(first, second, sentence, suffix, tmp_path):
+    folder = tmp_path / "t"
+    folder.mkdir()
+    for name, times in (("a", first), ("b", second)):
+        table = pa.table({"collection_id": ["c"] * len(times), "item_id": ["i"] * len(times),
+                          "at": times})  # fmt: skip
+        write = pq.write_table if suffix == "parquet" else pa_csv.write_csv
+        write(table, folder / f"{name}.{suffix}")
+    config = DataConfig(time_column="at")
+    table = open_table(folder, "edges", config)
+    ids = edges_table.collect_ids(table, None, config, None)
+    if sentence is None:
+        found = edges_table.write_edge_indices(table, ids, config, tmp_path / "out")
+        assert found.times.tolist() == [*first, *second]
+    else:
+        with pytest.raises(UserError, match=sentence.replace(".parquet", rf"\.{suffix}")):
+            edges_table.write_edge_indices(table, ids, config, tmp_path / "out")
 
 
 def test_types_are_those_of_all_files(tmp_path):

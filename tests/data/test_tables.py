@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import columns, ids, tables
 from pinsage_jax.data.ids import IdTable, UniqueIds
@@ -168,6 +169,35 @@ def test_files_of_a_table_must_have_the_same_unique_columns(tmp_path):
     twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["id", "id"])
     pq.write_table(twice, tmp_path / "b.parquet")
     assert_fails(tmp_path / "b.parquet", "more than one column 'id'")
+
+
+@pytest.mark.parametrize(
+    "first,second,flag,sentence",
+    [
+        ({"collection_id": ["c"], "name": ["C"]}, {"collection_id": ["c"], "item_id": ["i"]},
+         "edges", "part-0.parquet has no column 'name' although"),
+        ({"collection_id": ["c"]}, {"collection_id": ["c"], "item_id": ["i"]},
+         "edges", "collections-0.parquet has no column 'item_id' although"),
+        ({"collection_id": ["c"]}, {"item_id": ["i"], "collection_id": ["c"]},
+         "items", "collections-0.parquet has no column 'item_id' although"),
+    ],
+)  # fmt: skip
+def test_two_tables_in_one_folder_are_refused(first, second, flag, sentence, tmp_path):
+    pq.write_table(pa.table(first), tmp_path / "collections-0.parquet")
+    for number in (0, 1):
+        pq.write_table(pa.table(second), tmp_path / f"part-{number}.parquet")
+    with pytest.raises(UserError) as caught:
+        tables.open_table(tmp_path, flag, DataConfig())
+    assert sentence in str(caught.value)
+    assert "two tables, collections* and part*; keep each in a folder of its own." in str(
+        caught.value
+    )
+
+
+def test_a_further_column_of_one_month_is_left_out(tmp_path):
+    pq.write_table(pa.table({"item_id": ["a"], "x": [1]}), tmp_path / "april.parquet")
+    pq.write_table(pa.table({"item_id": ["b"], "x": [1], "y": [2]}), tmp_path / "may.parquet")
+    assert list(tables.open_table(tmp_path, "items", DataConfig()).columns) == ["item_id", "x"]
 
 
 def where(index):
