@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
         cli.free_global_flags()
         for name in overruled:
             logging.warning("--%s before --flagfile has no effect; put it after.", name)
+        modes.require_extras(config)
         config = modes.in_its_workdir(config)
         identity = dataclasses.asdict(config)
         with modes.opened(config), process_group.joined(config.distributed, identity) as group:

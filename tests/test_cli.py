@@ -63,6 +63,7 @@ def stage(monkeypatch):
     for mode in cli.MODES:
         setattr(fake, mode, lambda config, mode=mode: fake.calls.append((mode, config)))
     monkeypatch.setattr(modes, "stage", lambda mode: getattr(fake, mode))
+    monkeypatch.setattr(modes, "require_extras", lambda config: None)
     # The handlers of this process belong to pytest.
     monkeypatch.setattr(logging_setup, "set_up", lambda verbosity: None)
     return fake
@@ -410,6 +411,41 @@ def test_a_refused_command_leaves_nothing_behind(tmp_path, capfd, monkeypatch):
     (tmp_path / "mine").mkdir()
     assert run_main("--edges=none.csv", f"--workdir={tmp_path / 'mine'}") == 2
     assert (tmp_path / "mine").is_dir()
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--synthetic", "--tensorboard"], "--tensorboard needs tensorboardX: pip install "
+         "'pinsage-jax[tensorboard]'."),
+        (["--mode=report"], "--mode=report needs matplotlib: pip install 'pinsage-jax[report]'."),
+        (["--mode=embed", "--engine=spark"], "--engine=spark needs pyspark: pip install "
+         "'pinsage-jax[spark]'."),
+        (["--mode=graph_tables", "--edges=e"], "--mode=graph_tables needs pyspark: pip install "
+         "'pinsage-jax[spark]'."),
+        (["--mode=index"], "--mode=index needs faiss: pip install 'pinsage-jax[ann]'."),
+        (["--mode=neighbors", "--search=hnsw32:64"], "--search=hnsw32:64 needs faiss: pip install "
+         "'pinsage-jax[ann]'."),
+        (["--mode=serve"], "--mode=serve needs fastapi: pip install 'pinsage-jax[serve]'."),
+        (["--synthetic", "--baselines=walk, als"], "--baselines=als needs implicit: pip install "
+         "'pinsage-jax[als]'."),
+    ],
+)  # fmt: skip
+def test_extras_that_are_missing_are_asked_for_before_any_work(
+    tmp_path, capfd, monkeypatch, arguments, sentence
+):
+    monkeypatch.setattr(logging_setup, "set_up", lambda verbosity: None)
+    monkeypatch.setattr(modes.importlib.util, "find_spec", lambda name: None)
+    assert run_main(*arguments, f"--workdir={tmp_path / 'w'}") == 2
+    assert one_sentence(capfd.readouterr().err) == sentence
+    assert not (tmp_path / "w").exists()
+
+
+def test_what_a_command_does_not_need_is_not_asked_for(monkeypatch):
+    monkeypatch.setattr(modes.importlib.util, "find_spec", lambda name: None)
+    for mode in ("pipeline", "evaluate", "neighbors", "recommend", "embed", "train", "doctor"):
+        modes.require_extras(parsed(f"--mode={mode}", "--workdir=w", "--synthetic"))
+    modes.require_extras(parsed("--workdir=w", "--synthetic", "--baselines=all"))
 
 
 def test_one_run_at_a_time(stage, tmp_path, capfd):

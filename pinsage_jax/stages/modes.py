@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any
 
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import workdir
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.exchange import NEXT
 
 # The stage is the function of the mode's name in stages/MODULE.py.
@@ -44,6 +46,42 @@ WITH_STEPS = ("pipeline", "train", "embed", "ablate", "doctor")
 def only_reads(config: Config) -> bool:
     """Whether the command writes nothing into its workdir, and needs no lock."""
     return config.mode == "serve" or (config.mode == "neighbors" and bool(config.evaluate.query))
+
+
+def extras_of(config: Config) -> list[tuple[str, str, tuple[str, ...]]]:
+    """What a command needs beyond the base installation: flag, extra, packages."""
+    mode, found = config.mode, []
+    trains, lists = ("pipeline", "train", "ablate"), ("neighbors", "recommend", "serve")
+    if config.train.tensorboard and mode in trains:
+        found.append(("--tensorboard", "tensorboard", ("tensorboardX",)))
+    if mode == "report":
+        found.append(("--mode=report", "report", ("matplotlib",)))
+    if config.spark.on_spark and mode in ("pipeline", "embed"):
+        found.append((f"--engine={config.spark.engine}", "spark", ("pyspark", "pandas")))
+    if mode == "graph_tables":
+        found.append(("--mode=graph_tables", "spark", ("pyspark", "pandas")))
+    if mode == "index":
+        found.append(("--mode=index", "ann", ("faiss",)))
+    if config.search.search != "exact" and mode in lists:
+        found.append((f"--search={config.search.search}", "ann", ("faiss",)))
+    if mode == "serve":
+        found.append(("--mode=serve", "serve", ("fastapi", "uvicorn")))
+    named = {name.strip() for name in config.evaluate.baselines.split(",")}
+    if "als" in named and mode in ("pipeline", "evaluate"):
+        found.append(("--baselines=als", "als", ("implicit",)))
+    return found
+
+
+def require_extras(config: Config) -> None:
+    """Refuses a command whose extras are not installed, before it does any work.
+
+    Raises:
+      UserError: a package is missing; the sentence has the command that installs it.
+    """
+    for flag, extra, packages in extras_of(config):
+        for package in packages:
+            if importlib.util.find_spec(package) is None:
+                raise UserError(f"{flag} needs {package}: pip install 'pinsage-jax[{extra}]'.")
 
 
 def opened(config: Config) -> contextlib.AbstractContextManager:

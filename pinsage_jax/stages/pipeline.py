@@ -108,6 +108,10 @@ def _goes_on(config: Config) -> bool:
 def _stages(config: Config) -> tuple[dict[str, Any], bool]:
     """The stages; returns the scores, and whether all stages were done."""
     costs = Costs()
+    if not figures.available():
+        logging.warning(
+            "There will be no report.html: it needs matplotlib (pip install 'pinsage-jax[report]')."
+        )
     with costs.stage("prepare"):
         prepare(config)
     raise_if_stopped()
@@ -135,8 +139,6 @@ def _stages(config: Config) -> tuple[dict[str, Any], bool]:
         raise_if_stopped()
         with costs.stage("report"):
             report(config)
-    else:
-        logging.info("no report: it needs matplotlib (pip install 'pinsage-jax[report]')")
     if outcome.pairs:
         # A run that found everything finished must not overwrite the costs of the real one.
         costs.save(config.workdir)
