@@ -67,8 +67,8 @@ def notes(document: str) -> str:
                 raise ValueError(f"no setting is named in: {line}")
             for column, config in (("default", default), ("paper", paper)):
                 if column in head:
-                    shown = [_shown(_value(name, config)) for name in names]
-                    cells[head.index(column)] = ", ".join(shown)
+                    values = [_formatted(_value(name, config)) for name in names]
+                    cells[head.index(column)] = ", ".join(values)
             line = f"| {' | '.join(cells)} |"
         lines.append(line)
     return "\n".join(lines) + "\n"
@@ -97,7 +97,7 @@ def _value(name: str, config: Config) -> Any:
     return getattr(importlib.import_module(f"pinsage_jax.{place}"), last)
 
 
-def _shown(value: Any) -> str:
+def _formatted(value: Any) -> str:
     if value is None:
         return "auto"
     if value == "":

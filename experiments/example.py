@@ -3,7 +3,7 @@
     python experiments/example.py [WORKDIR]
 
 Cells begin with "# %%", which VS Code, Spyder and Jupytext show as a notebook's.  It
-takes half a minute on two CPU cores, on a generated world of 400 items.
+takes half a minute on two CPU cores, on a generated catalog of 400 items.
 """
 
 # %% Settings have the names of the flags (docs/flags.md). With tables of your own:
@@ -28,7 +28,7 @@ small = {
 }
 config = pinsage_jax.settings(workdir, k=5, **small)
 
-# %% What is odd about the inputs? (forecast=False: without measuring this machine.)
+# %% Are there problems in the inputs? (forecast=False: without measuring this machine.)
 checked = pinsage_jax.doctor(pinsage_jax.settings(workdir, forecast=False, **small))
 print(len(checked["findings"]), "findings")
 
@@ -38,7 +38,7 @@ degree = data.graph.degree()
 print(data.graph.num_items, "items,", data.graph.num_edges, "edges,", data.features.shape)
 print("most collected:", data.item_ids.ids[int(degree[: data.graph.num_items].argmax())])
 
-# %% Training writes checkpoints and metrics.jsonl; called again, it finds itself finished.
+# %% Training writes checkpoints and metrics.jsonl; called again, it finds the run finished.
 outcome = pinsage_jax.train(config)
 print(outcome.step, "steps; best validation:", outcome.best)
 
@@ -47,11 +47,11 @@ pinsage_jax.embed(config)
 ids, vectors = pinsage_jax.embeddings(config)
 print(len(ids), "items,", vectors.shape, vectors.dtype)
 
-# %% Neighbors of a few items, and why one of them is there.
+# %% Neighbors of an item, and why one of them is there.
 query = ids[0]
 near = pinsage_jax.neighbors(config, [query])[query]
-for place, (item, score, title) in enumerate(near, start=1):
-    print(place, item, f"{score:.3f}", title)
+for rank, (item, score, title) in enumerate(near, start=1):
+    print(rank, item, f"{score:.3f}", title)
 why = pinsage_jax.explain(
     pinsage_jax.settings(workdir, query=query, target=near[0].item_id, k=5, **small)
 )

@@ -213,8 +213,8 @@ def config_from_flags(flag_values: flags.FlagValues) -> Config:
         if not flag_values[name].using_default_value
     }
     given = {"mode": flag_values.mode, "workdir": flag_values.workdir, **given}
-    own = {field.name for field in dataclasses.fields(_RunFlags)} - {"mode", "workdir"}
-    settings = {name: value for name, value in given.items() if name not in own}
+    run_flags = {field.name for field in dataclasses.fields(_RunFlags)} - {"mode", "workdir"}
+    settings = {name: value for name, value in given.items() if name not in run_flags}
     return with_remembered(settings, Config)
 
 
@@ -235,12 +235,12 @@ def answer(flag_values: flags.FlagValues) -> str:
 
 def help_text(flag_values: flags.FlagValues, full: bool) -> str:
     """The answer to --help and, with `full`, to --helpfull."""
-    shown = flag_values
+    visible = flag_values
     if not full:
-        shown = flags.FlagValues()
-        define_flags(shown, LEVELS[:1])
-    groups = list(shown.flags_by_module_dict())
-    text = _USAGE + "\n".join(shown.module_help(group) for group in groups)
+        visible = flags.FlagValues()
+        define_flags(visible, LEVELS[:1])
+    groups = list(visible.flags_by_module_dict())
+    text = _USAGE + "\n".join(visible.module_help(group) for group in groups)
     return text + ("" if full else "\n\n--helpfull shows every flag.")
 
 
@@ -270,10 +270,10 @@ def _all_fields() -> list[dataclasses.Field]:
 
 
 def _run_fields() -> list[dataclasses.Field]:
-    """Flags outside the sections; a plain setting that Config gains is one of them."""
-    own = list(dataclasses.fields(_RunFlags))
-    names = {field.name for field in [*own, *_sections()]}
-    return own + [field for field in dataclasses.fields(Config) if field.name not in names]
+    """Flags outside the sections, among them every setting that Config itself has."""
+    run_flags = list(dataclasses.fields(_RunFlags))
+    names = {field.name for field in [*run_flags, *_sections()]}
+    return run_flags + [field for field in dataclasses.fields(Config) if field.name not in names]
 
 
 def _define(flag_values: flags.FlagValues, field: dataclasses.Field, group: str) -> None:

@@ -55,7 +55,7 @@ def _run_stage(config: Config, group: process_group.ProcessGroup) -> int:
     allocator.configure(keep_freed=config.mode in modes.WITH_STEPS)
     signals.install()
     try:
-        # NumPy and JAX take seconds to load: only now, so that wrong flags are told at once.
+        # NumPy and JAX take seconds to load: only now, so that wrong flags are reported at once.
         from pinsage_jax.core import files
 
         if process_group.is_rank0() and not modes.only_reads(config):

@@ -92,14 +92,14 @@ def build_additions(
     rows = _read_items(items, data, transform, prepared.item_ids)
     item_ids = rows.ids
     graph = prepared.graph
-    new, held = np.empty(0, np.int32), np.empty(0, np.int32)
+    items_of, collections_of = np.empty(0, np.int32), np.empty(0, np.int32)
     weights, fresh = None if graph.weights is None else np.empty(0, np.float32), 0
     if edges is not None:
-        new, held, weights, fresh = _read_edges(edges, data, item_ids, prepared)
+        items_of, collections_of, weights, fresh = _read_edges(edges, data, item_ids, prepared)
     # Without words in the catalog, content links of new items compare features too.
     words = None if prepared.words is None else rows.words
     features = rows.features.astype(prepared.features.dtype)
-    new_graph, touched = touched_graph(new, held, len(item_ids), weights)
+    new_graph, touched = touched_graph(items_of, collections_of, len(item_ids), weights)
     return Additions(item_ids, features, new_graph, touched, fresh, words)
 
 

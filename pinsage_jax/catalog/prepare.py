@@ -204,7 +204,7 @@ def _write(
     title_column = None
     if items is not None:
         title_column = column_choice.choose_title(items, data)
-        # A wrong column name should be said before minutes of reading.
+        # A wrong column name is reported before the tables are read, which may take minutes.
         items.require(data.item_id_column, "item_id_column")
         column_choice.named_columns(items, data)
     ids = edges_table.collect_ids(inputs["edges"], items, data, title_column)

@@ -167,10 +167,10 @@ def _typed(field: dataclasses.Field, value: Any) -> Any:
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:
-        shown = default if default is not dataclasses.MISSING else wanted()
+        example = default if default is not dataclasses.MISSING else wanted()
         raise UserError(
             f"--{field.name}={value!r} must be of type {wanted.__name__}"
-            + (f" or {AUTO!r}." if meta.get("auto") else f", as its default {shown!r} is.")
+            + (f" or {AUTO!r}." if meta.get("auto") else f", as its default {example!r} is.")
         )
     return value
 

@@ -46,7 +46,7 @@ _INPUT_PATHS = ("edges", "items", "train_pairs", "eval_pairs")
 
 @dataclasses.dataclass(frozen=True)
 class Config(Checked):
-    """Everything one run is told."""
+    """All settings of one run."""
 
     mode: str
     workdir: str
@@ -175,10 +175,10 @@ def remembered_values(config: Config) -> dict[str, Any]:
 
 def remembered_fields() -> dict[str, dataclasses.Field]:
     """The settings that a run remembers, by name."""
-    plain = {field.name: field for field in dataclasses.fields(Config)}
-    sections: list[Any] = [plain[name].default for name in _REMEMBERED_SECTIONS]
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    sections: list[Any] = [fields[name].default for name in _REMEMBERED_SECTIONS]
     found = {field.name: field for section in sections for field in dataclasses.fields(section)}
-    found |= {name: plain[name] for name in ("preset", "seed")}
+    found |= {name: fields[name] for name in ("preset", "seed")}
     return {name: field for name, field in found.items() if name not in _OF_ONE_COMMAND}
 
 

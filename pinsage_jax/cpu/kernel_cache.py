@@ -200,10 +200,10 @@ def _read(path: str) -> tuple[bytes, list[str]]:
 
 
 def _imported_files(source: bytes) -> Iterator[str]:
-    for module, names, plain in _IMPORT.findall(source):
-        # What is imported from a module may be a name in it or a module of its own.
+    for module, names, imported in _IMPORT.findall(source):
+        # What is imported from a module may be a name in it or a submodule.
         inner = [module + b"." + name for name in re.findall(rb"\w+", names)]
-        for name in (plain or module, *inner):
+        for name in (imported or module, *inner):
             # Found without importing it, which would run its code.
             stem = _ROOT.parent.joinpath(*name.decode().split("."))
             files = (stem.with_suffix(".py"), stem / "__init__.py")

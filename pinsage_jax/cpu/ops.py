@@ -25,8 +25,8 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.cpu import ffi_handlers, ffi_structs, pooling_kernels
 
 CHOICES = ("auto", "on", "off")
-# Rows read in one chunk: enough to be worth a thread's while; and the most chunks of a call.
-_READS_PER_CHUNK, _MOST_CHUNKS = 1 << 13, 256
+# Rows read in one chunk, enough to outweigh the cost of a thread, and the most chunks of a call.
+_READS_PER_CHUNK, _MAX_CHUNKS = 1 << 13, 256
 # The process-wide choice, and the number of every task by its name.
 _settings = {"choice": "auto"}
 _tasks: dict[str, int] = {}
@@ -85,11 +85,14 @@ def _interface() -> tuple[str, str]:
         return "", f"{name} has no header xla/ffi/api/c_api.h"
     oldest, newest = ffi_structs.TRIED_VERSIONS
     version = ffi_structs.interface_version(header)
-    shown = "of unknown version" if version is None else "{}.{}".format(*version)
+    version_text = "of unknown version" if version is None else "{}.{}".format(*version)
     if version is None or not oldest <= version <= newest:
-        return shown, f"{name} (XLA FFI {shown}) was not tried with the compiled CPU kernels"
+        return (
+            version_text,
+            f"{name} (XLA FFI {version_text}) was not tried with the compiled CPU kernels",
+        )
     difference = ffi_structs.check_header(header)
-    return shown, f"{name} has other structures: {difference}" if difference else ""
+    return version_text, f"{name} has other structures: {difference}" if difference else ""
 
 
 @functools.cache
@@ -121,7 +124,7 @@ def register_task(name: str, function: int) -> None:
 
 def chunks_of(reads: int) -> int:
     """The number of chunks for so many row reads: several times the number of threads."""
-    return max(1, min(reads // _READS_PER_CHUNK, _MOST_CHUNKS))
+    return max(1, min(reads // _READS_PER_CHUNK, _MAX_CHUNKS))
 
 
 def call(name: str, results, *operands: jax.Array, chunks: int = 1):

@@ -73,19 +73,21 @@ class ChosenColumns:
         numeric = [f"{n} (logarithm)" if n in self.skewed else n for n in self.numeric]
         kinds = (("text", self.text), ("vectors", self.dense), ("numbers", numeric),
                  ("categories", self.categorical))  # fmt: skip
-        said = [f"{kind}: {', '.join(names)}" for kind, names in kinds if names]
-        said = said or ["no feature"]
+        parts = [f"{kind}: {', '.join(names)}" for kind, names in kinds if names]
+        parts = parts or ["no feature"]
         if self.ignored:
             reasons = (f"{name} ({why})" if why else name for name, why in self.ignored.items())
-            said.append(f"ignored: {', '.join(reasons)}")
-        return f"{table.label}: {'; '.join(said)}."
+            parts.append(f"ignored: {', '.join(reasons)}")
+        return f"{table.label}: {'; '.join(parts)}."
 
 
 def line_of_columns(table: Table, used: dict[str, str]) -> str:
-    """The same sentence of another table; `used` holds what a column is, by its name."""
-    said = ", ".join(f"{name} ({what})" for name, what in used.items() if name in table.columns)
+    """The same sentence for another table; `used` describes its columns by name."""
+    described = ", ".join(
+        f"{name} ({what})" for name, what in used.items() if name in table.columns
+    )
     ignored = ", ".join(name for name in table.columns if name not in used)
-    return f"{table.label}: {said}{f'; ignored: {ignored}' if ignored else ''}."
+    return f"{table.label}: {described}{f'; ignored: {ignored}' if ignored else ''}."
 
 
 def choose_title(table: Table, config: DataConfig) -> str | None:

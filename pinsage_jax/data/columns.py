@@ -36,8 +36,8 @@ def format_id(value: str) -> str:
 
 def examples(names: list[str]) -> str:
     """Up to _EXAMPLES ids for a sentence: " (such as 'a', 'b')"; empty for none."""
-    shown = ", ".join(format_id(name) for name in names[:_EXAMPLES])
-    return f" (such as {shown})" if shown else ""
+    listed = ", ".join(format_id(name) for name in names[:_EXAMPLES])
+    return f" (such as {listed})" if listed else ""
 
 
 def share(part: int, whole: int) -> str:

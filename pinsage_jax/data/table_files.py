@@ -125,11 +125,11 @@ def _log_folder(
     others: Sequence[pathlib.Path],
 ) -> None:
     """One line about a folder: at level warning if much of it is left out."""
-    said = [f"--{flag}={folder}: {_counted(parts, f'{kind} file')} read"]
+    sentences = [f"--{flag}={folder}: {_counted(parts, f'{kind} file')} read"]
     for what, paths in (("hidden file", hidden), ("file of another kind", others)):
         if paths:
             name = paths[0].relative_to(folder)
-            said.append(f"{_counted(paths, what)} left out (such as {name})")
+            sentences.append(f"{_counted(paths, what)} left out (such as {name})")
     keys = {
         name.split("=")[0]: None
         for path in parts
@@ -137,10 +137,10 @@ def _log_folder(
         if "=" in name
     }
     if keys:
-        said.append(f"names of its folders are not read as columns ({', '.join(keys)})")
+        sentences.append(f"names of its folders are not read as columns ({', '.join(keys)})")
     left_out = _bytes([*hidden, *others])
     level = logging.WARNING if left_out > _OF_SIZE * _bytes(parts) else logging.INFO
-    logging.log(level, "%s.", "; ".join(said))
+    logging.log(level, "%s.", "; ".join(sentences))
 
 
 def _counted(paths: Sequence[pathlib.Path], what: str) -> str:
@@ -149,8 +149,8 @@ def _counted(paths: Sequence[pathlib.Path], what: str) -> str:
     if len(paths) != 1:
         words[place] += "s"
     size = _bytes(paths)
-    shown = f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
-    return f"{len(paths):,} {' '.join(words)} ({shown})"
+    size_text = f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
+    return f"{len(paths):,} {' '.join(words)} ({size_text})"
 
 
 def _bytes(paths: Sequence[pathlib.Path]) -> int:

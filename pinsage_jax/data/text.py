@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_FITTED_ROWS = 200_000
 FILE_NAMES = ("text_terms.json", "text_idf.npy", "text_components.npy")
 _SEED = 0
-_ROWS_AT_ONCE = 4096
+_BLOCK_ROWS = 4096
 _WORD = re.compile(r"\w\w+")
 # Names such as C++ and F#, of which no word is left.
 _SYMBOL_NAME = re.compile(r"(?<!\w)\w(?:\+\+|#)")
@@ -89,8 +89,8 @@ class TextTransform:
         words = np.zeros((len(documents), 2 * size), np.int32)
         if self._vectorizer is None:
             return vectors, words
-        for start in range(0, len(documents), _ROWS_AT_ONCE):
-            block = self._vectorizer.transform(documents[start : start + _ROWS_AT_ONCE])
+        for start in range(0, len(documents), _BLOCK_ROWS):
+            block = self._vectorizer.transform(documents[start : start + _BLOCK_ROWS])
             part = slice(start, start + block.shape[0])
             vectors[part] = block @ self._projection
             if size:

@@ -11,9 +11,9 @@ from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.model.pinsage import PinSage
 
-# With --neighbor_embeddings=auto, the largest table (nodes times M numbers) that is worth
-# its memory and the time of its dense gradient.
-MOST_EMBEDDING_NUMBERS = 50_000_000
+# With --neighbor_embeddings=auto, the largest table (nodes times M numbers): a larger one takes
+# too much memory, and its dense gradient too much time.
+MAX_EMBEDDING_NUMBERS = 50_000_000
 
 
 def init_model(
@@ -47,6 +47,6 @@ def init_model(
 
 def num_neighbor_embeddings(model: ModelConfig, num_nodes: int) -> int:
     """Nodes that have a learned vector as a neighbor (--neighbor_embeddings): all or none."""
-    small = num_nodes * model.hidden_dim <= MOST_EMBEDDING_NUMBERS
+    small = num_nodes * model.hidden_dim <= MAX_EMBEDDING_NUMBERS
     wanted = model.neighbor_embeddings == "on" or (model.neighbor_embeddings == "auto" and small)
     return num_nodes if wanted and model.num_layers else 0

@@ -93,7 +93,7 @@ class SavedModel:
 
 
 def check_init_from(config: Config) -> None:
-    """UserError if --init_from names a folder without a checkpoint; to be told before any work."""
+    """Raises UserError if --init_from names a folder without a checkpoint, before any work."""
     if config.retraining.init_from:
         try:
             _named_checkpoint(config)
@@ -134,11 +134,11 @@ def carried_over(saved: SavedModel, prepared: Prepared, params: Any) -> Any:
     Raises:
       UserError: not one array is of the same shape.
     """
-    leaves, kept = [], []
+    leaves, unmatched = [], []
     for path, leaf in by_path({"params": params}).items():
         old, new = saved.arrays.get(path), np.asarray(leaf)
         if old is None or old.shape[1:] != new.shape[1:]:
-            kept.append(path)
+            unmatched.append(path)
         elif path.endswith("/neighbor_embeddings"):
             rows = _rows_of(saved.prepared, prepared, len(old), len(new))
             new = np.where(rows[:, None] >= 0, old[rows], new)
@@ -148,16 +148,16 @@ def carried_over(saved: SavedModel, prepared: Prepared, params: Any) -> Any:
         elif old.shape == new.shape:
             new = old
         else:
-            kept.append(path)
+            unmatched.append(path)
         leaves.append(new)
-    if len(kept) == len(leaves):
+    if len(unmatched) == len(leaves):
         raise UserError(
             f"--init_from={saved.workdir}: no array of its model has the shape of one of this "
             "model; give both the same --num_layers, --hidden_dim, --layer_dim and --output_dim."
         )
     logging.info("starting from the model of step %d in %s", saved.step, saved.workdir)
-    if kept:
-        logging.warning("--init_from: of another shape, and random: %s.", ", ".join(kept))
+    if unmatched:
+        logging.warning("--init_from: of another shape, and random: %s.", ", ".join(unmatched))
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 

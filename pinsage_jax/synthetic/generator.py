@@ -350,11 +350,12 @@ def _draw_pair_block(
     uniform = draws[:, 4 : 4 + _CANDIDATES]
     candidates = by_group.draw(np.repeat(group[:, None], _CANDIDATES, axis=1), uniform)
     shared = np.zeros(candidates.shape, np.float32)
-    for own in range(latents.ITEM_PARTS):
-        for other in range(latents.ITEM_PARTS):
-            same = item_latents.groups[anchor, own, None] == item_latents.groups[candidates, other]
-            weight = item_latents.shares[anchor, own, None] * item_latents.shares[candidates, other]
-            shared += same * weight
+    for anchor_part in range(latents.ITEM_PARTS):
+        for other_part in range(latents.ITEM_PARTS):
+            anchor_group = item_latents.groups[anchor, anchor_part, None]
+            same = anchor_group == item_latents.groups[candidates, other_part]
+            anchor_share = item_latents.shares[anchor, anchor_part, None]
+            shared += same * (anchor_share * item_latents.shares[candidates, other_part])
     difference = item_latents.looks[anchor, None] - item_latents.looks[candidates]
     distance = np.square(difference).sum(axis=2) / latents.LOOK_DIM
     # The maximum of scores plus Gumbel noise is a draw from the softmax of the scores.

@@ -35,8 +35,8 @@ def all_keep_table(train: TrainConfig, inputs: NodeInputs) -> bool:
 
     The compiled step is the same in all of them, and it either has a table or not.
     """
-    own = keeps_table(train, inputs)
-    return all(process_group.all_gather_object(own, "input table on the devices"))
+    local = keeps_table(train, inputs)
+    return all(process_group.all_gather_object(local, "input table on the devices"))
 
 
 def read_inputs(batch: Minibatch, table: jax.Array | None) -> jax.Array:
