@@ -242,7 +242,7 @@ def write_changed(
             shutil.copyfile(path, folder / "features" / path.name)
     changes.item_ids.save(folder / "item_ids.arrow")
     changes.collection_ids.save(folder / "collection_ids.arrow")
-    if before.columns_file is not None:
+    if isinstance(before.columns_file, pathlib.Path):
         columns = changes.columns, changes.changed_items
         write_changed_columns(before.columns_file, items, *columns, folder / FILE)
     if changes.titles is not None:

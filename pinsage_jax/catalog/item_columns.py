@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -113,26 +113,40 @@ class ItemColumns:
       types: Arrow type of each column; the ids are one of them.
     """
 
-    def __init__(self, table: pa.Table | pathlib.Path | None, ids: IdTable, id_column: str):
-        """Takes the rows of the first items, or the file that has them; more items are null.
+    def __init__(
+        self,
+        ids: IdTable,
+        id_column: str,
+        types: Mapping[str, pa.DataType],
+        read: Callable[[str], pa.Array | pa.ChunkedArray],
+    ):
+        """Takes how a column is read.
 
         Args:
-          table: the columns; None: there are none but the ids.
           ids: ids of all N items.
           id_column: name of the column of ids.
+          types: types of the other columns.
+          read: reads the values of the first items by the name of a column; more are null.
+        """
+        self._ids, self._id_column, self._from = ids, id_column, read
+        self.types: dict[str, pa.DataType] = {id_column: _TEXT}
+        self.types |= {name: kind for name, kind in types.items() if name != id_column}
+        self.column = functools.lru_cache(maxsize=None)(self._read)
+
+    @classmethod
+    def of_file(cls, path: pathlib.Path | None, ids: IdTable, id_column: str) -> ItemColumns:
+        """The columns of a file that `write_item_columns` wrote; None: there are ids alone.
 
         Raises:
           UserError: the file is damaged.
         """
-        self._table, self._ids, self._id_column = table, ids, id_column
-        schema = pa.schema([])
-        if isinstance(table, pathlib.Path):
-            schema = _readable_schema(table)
-        elif table is not None:
-            schema = table.schema
-        self.types: dict[str, pa.DataType] = {id_column: _TEXT}
-        self.types |= {field.name: field.type for field in schema if field.name != id_column}
-        self.column = functools.lru_cache(maxsize=None)(self._read)
+        schema = pa.schema([]) if path is None else _readable_schema(path)
+        types = {field.name: field.type for field in schema}
+
+        def read(name: str) -> pa.ChunkedArray:
+            return pq.read_table(path, columns=[name], memory_map=True).column(0)
+
+        return cls(ids, id_column, types, read)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -146,12 +160,7 @@ class ItemColumns:
         """A column of all N items."""
         if name == self._id_column:
             return self._ids.ids
-        if isinstance(self._table, pathlib.Path):
-            found = pq.read_table(self._table, columns=[name], memory_map=True).column(0)
-        else:
-            assert self._table is not None, "a known column has a table"
-            found = self._table.column(name)
-        found = found.cast(self.types[name]).combine_chunks()
+        found = self._from(name).cast(self.types[name])
         if isinstance(found, pa.ChunkedArray):
             found = pa.concat_arrays(found.chunks) if found.num_chunks else pa.nulls(0, found.type)
         missing = pa.nulls(len(self) - len(found), found.type)
@@ -171,28 +180,22 @@ class ItemColumns:
         Args:
           items: a table with one row per id.
           ids: its ids, in the order of its rows.
-
-        Raises:
-          UserError: a value does not fit the type of its column.
         """
-        names = [name for name in self.types if name in items.columns and name != self._id_column]
-        batches = list(iter_batches(items, names)) if names else []
-        columns: dict[str, pa.ChunkedArray | pa.Array] = {}
-        for name, kind in self.types.items():
-            if name == self._id_column:
-                continue
-            if name not in names:
-                columns[name] = pa.nulls(len(ids), kind)
-                continue
+
+        def read(name: str) -> pa.ChunkedArray:
+            kind = self.types[name]
+            if name not in items.columns:
+                return pa.chunked_array([], kind)
             try:
-                parts = [_cast(batch.column(name), kind) for batch in batches]
+                parts = [_cast(batch.column(name), kind) for batch in iter_batches(items, [name])]
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
                 raise UserError(
                     f"Column '{name}' of {items.label} has values of another type than in --items "
                     f"({kind})."
                 ) from None
-            columns[name] = pa.chunked_array(parts, kind)
-        return ItemColumns(pa.table(columns), ids, self._id_column)
+            return pa.chunked_array(parts, kind)
+
+        return ItemColumns(ids, self._id_column, self.types, read)
 
     def given(self, items: Table, ids: IdTable) -> pa.Table:
         """Those of the columns that a table of items has, in the types of these.
@@ -201,29 +204,35 @@ class ItemColumns:
           UserError: a value does not fit the type of its column.
         """
         found = self.of_table(items, ids)
-        names = [name for name in found.types if name in items.columns and name != self._id_column]
+        names = [name for name in self.types if name in items.columns and name != self._id_column]
         return pa.table({name: found.column(name) for name in names})
 
     def followed_by(self, others: ItemColumns, ids: IdTable) -> ItemColumns:
         """These items and then others, which `of_table` made, under the ids of both."""
-        names = [name for name in self.types if name != self._id_column]
-        both = {name: pa.chunked_array([self.column(name), others.column(name)]) for name in names}
-        return ItemColumns(pa.table(both), ids, self._id_column)
+
+        def read(name: str) -> pa.ChunkedArray:
+            return pa.chunked_array([self.column(name), others.column(name)])
+
+        return ItemColumns(ids, self._id_column, self.types, read)
 
 
-def open_columns(file: pathlib.Path | None, ids: IdTable, manifest: dict[str, Any]) -> ItemColumns:
-    """The columns of a prepared catalog with this manifest.
+def open_columns(
+    file: pathlib.Path | ItemColumns | None, ids: IdTable, manifest: dict[str, Any]
+) -> ItemColumns:
+    """The columns of a prepared catalog with this manifest; columns themselves are returned.
 
     Raises:
       UserError: the catalog was prepared without them.
     """
     about = manifest.get("item_columns")
+    if isinstance(file, ItemColumns):
+        return file
     if about is None and "items" in manifest.get("inputs", {}):
         raise UserError(
             "The prepared data holds no columns of --items; delete WORKDIR/prepared and run "
             "--mode=prepare again."
         )
-    return ItemColumns(file, ids, about["ids"] if about else "item_id")
+    return ItemColumns.of_file(file, ids, about["ids"] if about else "item_id")
 
 
 def table_bytes(table: pa.Table | None) -> bytes:

@@ -63,7 +63,7 @@ class Prepared:
     eval_kinds: np.ndarray  # str [P]
     manifest: dict[str, Any]
     words: np.ndarray | None = None  # int32 [num_items, 2K] where items are text alone
-    columns_file: pathlib.Path | None = None
+    columns_file: pathlib.Path | ItemColumns | None = None
 
     @functools.cached_property
     def item_columns(self) -> ItemColumns:

@@ -28,6 +28,11 @@ class EvalConfig(Checked):
         "empty: a table of all is written. --mode=explain: one item id.",
         basic=True,
     )
+    queries: str = option(
+        "",
+        "--mode=neighbors: table with a column of item ids, whose neighbors are written to "
+        "WORKDIR/neighbors.parquet.",
+    )
     target: str = option(
         "", "--mode=explain: the item id whose place beside --query is asked for.", basic=True
     )

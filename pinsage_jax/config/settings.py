@@ -40,7 +40,9 @@ _REMEMBERED_SECTIONS = (
     "data", "synthetic", "split", "sampling", "model", "train", "embed", "evaluate", "store",
     "prune",
 )  # fmt: skip
-_OF_ONE_COMMAND = ("data_dir", "query", "target", "k", "devices", "producers", "prefetch")
+_OF_ONE_COMMAND = (
+    "data_dir", "query", "queries", "target", "k", "devices", "producers", "prefetch",
+)  # fmt: skip
 _INPUT_PATHS = ("edges", "items", "train_pairs", "eval_pairs")
 
 
@@ -99,8 +101,16 @@ class Config(Checked):
                 section.validate()
         if not self.workdir:
             raise UserError("--workdir is required: the folder that everything is written to.")
-        if self.new.new_items and self.mode != "embed":
-            raise UserError(f"--new_items={self.new.new_items} needs --mode=embed.")
+        if self.new.new_items and self.mode not in ("embed", "neighbors"):
+            raise UserError(
+                f"--new_items={self.new.new_items} needs --mode=embed or --mode=neighbors."
+            )
+        if self.new.new_items and self.mode == "neighbors" and self.search.search != "exact":
+            raise UserError(
+                f"--search={self.search.search}: the index does not hold --new_items; leave it out."
+            )
+        if self.evaluate.queries and (self.evaluate.query or self.new.new_items):
+            raise UserError("--queries cannot go with --query or --new_items; give one of them.")
         if self.update.has_changes and (self.mode != "embed" or self.new.new_items):
             raise UserError(
                 "--changed_edges, --removed_edges and --changed_items need --mode=embed, without "

@@ -37,6 +37,7 @@ class Listing:
       blocked: ids of items that are not listed.
       allowed: ids of the items that are; None: all.
       prefix: what stands before a name in messages, "--" for flags.
+      warns: whether unknown ids of the lists are warned of.
     """
 
     where: tuple[str, ...] = ()
@@ -45,6 +46,7 @@ class Listing:
     blocked: Sequence[str] = ()
     allowed: Sequence[str] | None = None
     prefix: str = "--"
+    warns: bool = True
 
 
 class Rules:
@@ -164,16 +166,27 @@ class Rules:
         for part in self._where:
             if not part.query_columns:
                 mask &= part.holds(names, _no_query, count)
-        prefix, ids = self._listing.prefix, self._catalog.ids
+        prefix = self._listing.prefix
         if self._listing.allowed is not None:
             chosen = np.zeros(count, np.bool_)
-            chosen[_known(self._listing.allowed, ids, f"{prefix}allow_items")] = True
+            chosen[self._rows(self._listing.allowed, f"{prefix}allow_items")] = True
             mask &= chosen
             if not chosen.any():
                 raise UserError(f"{prefix}allow_items names no item of the catalog.")
         if self._listing.blocked:
-            mask[_known(self._listing.blocked, ids, f"{prefix}block_items")] = False
+            mask[self._rows(self._listing.blocked, f"{prefix}block_items")] = False
         return mask
+
+    def _rows(self, names: Sequence[str], label: str) -> np.ndarray:
+        """Rows of the ids that the catalog has; the others are warned of."""
+        rows = self._catalog.ids.lookup(pa.array(list(names), pa.large_string()))
+        unknown = [name for name, row in zip(names, rows) if row < 0]
+        if unknown and self._listing.warns:
+            logging.warning(
+                "%s: %d of %d ids are not in the catalog%s.",
+                label, len(unknown), len(names), examples(unknown),
+            )  # fmt: skip
+        return rows[rows >= 0]
 
     @functools.cached_property
     def _shared_rows(self) -> np.ndarray:
@@ -210,17 +223,6 @@ class Rules:
 
 def _no_query(name: str) -> Any:
     raise KeyError(name)
-
-
-def _known(names: Sequence[str], ids: IdTable, label: str) -> np.ndarray:
-    """Rows of the ids that the catalog has; the others are warned of."""
-    rows = ids.lookup(pa.array(list(names), pa.large_string()))
-    if unknown := [name for name, row in zip(names, rows) if row < 0]:
-        logging.warning(
-            "%s: %d of %d ids are not in the catalog%s.",
-            label, len(unknown), len(names), examples(unknown),
-        )  # fmt: skip
-    return rows[rows >= 0]
 
 
 def listing_of(config: Config, known: IdTable) -> Listing:

@@ -31,6 +31,7 @@ from pinsage_jax.retrieval.online import ExactSearch
 from pinsage_jax.retrieval.ruled_search import RuledSearch
 
 RELATED_FILE = "related_items.parquet"
+QUERIES_FILE, NEW_FILE = "neighbors.parquet", "new_neighbors.parquet"
 _MAX_QUERY_BLOCK = 16384
 _MAX_BLOCK_ROWS = 1 << 21
 # So many queries are searched one by one with NumPy, unless their scores take more than 1 GiB.
@@ -215,33 +216,41 @@ def rows_of(names: Sequence[str], prepared: Prepared, flag: str = "query") -> np
 
 
 def write_related(
-    config: Config, prepared: Prepared, embeddings: np.ndarray, search: AnnSearch | None = None
+    config: Config,
+    prepared: Prepared,
+    embeddings: np.ndarray,
+    search: AnnSearch | None = None,
+    queries: np.ndarray | None = None,
+    file: str = RELATED_FILE,
 ) -> pathlib.Path:
-    """Writes the --k nearest items of every item to WORKDIR/related_items.parquet, in blocks.
+    """Writes the --k nearest items of items to a file of WORKDIR, in blocks.
 
     The columns are item_id, rank (int32, from 1), neighbor_id and score (float32); the
-    items come in catalog order, the neighbors of each best first.
+    items come in the order of `queries`, the neighbors of each best first.
 
     Args:
       embeddings: float32 [N, Z].
       search: an index over the embeddings; None searches exactly.
+      queries: int [Q], rows of the items; None: of all items.
+      file: name of the file.
 
     Returns:
       The path of the file.
     """
-    path = pathlib.Path(config.workdir) / RELATED_FILE
-    count, k = len(embeddings), config.evaluate.neighbors_listed
+    path = pathlib.Path(config.workdir) / file
+    queries = np.arange(len(embeddings)) if queries is None else queries
+    count, k = len(queries), config.evaluate.neighbors_listed
     block = int(np.clip(_MAX_BLOCK_ROWS // k, 1, _MAX_QUERY_BLOCK))
     filters = _filters(config, prepared, embeddings)
     if filters.rules is not None:
-        RuledSearch(filters.rules, embeddings, search).log_recall(np.arange(count), k)
+        RuledSearch(filters.rules, embeddings, search).log_recall(queries, k)
     with (
         files.atomic_file(path) as temporary,
         pq.ParquetWriter(temporary, RELATED_SCHEMA) as writer,
         Progress(total=count, unit="item", name="related items") as progress,
     ):
         for start in range(0, count, block):
-            rows = np.arange(start, min(start + block, count))
+            rows = queries[start : start + block]
             ids, scores = _nearest(config, prepared, embeddings, search, rows, filters)
             query, rank = np.nonzero(ids >= 0)
             columns = [

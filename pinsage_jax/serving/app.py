@@ -1,12 +1,16 @@
 """The HTTP application: routes, errors and limits around a Service (FastAPI).
 
 GET  /neighbors?item=ID&k=10      nearest items of an item
+POST /neighbors                   {"items": [ID, ...], "k": 10}: nearest items of each of several
 POST /neighbors/history           {"items": [ID, ...], "k": 10}: items for a user's history
 POST /neighbors/new               {"items": [{COLUMN: VALUE, ...}], "edges": [...], "k": 10}:
                                   nearest items of items that are not in the catalog
 GET  /health                      size of the catalog, step of the model, kind of search
 GET  /metrics                     counts and latencies, in the text format of Prometheus
 GET  /                            the explorer
+
+Every request takes rules: where, boost, one_per, block_items and allow_items, as the flags of
+those names; the two lists are lists of ids (in a GET, parameters that may be repeated).
 
 Every error response is {"error": SENTENCE} with a status from 400 to 499.
 """
@@ -19,7 +23,7 @@ from typing import Annotated, Any
 
 import anyio
 import anyio.to_thread
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,10 +31,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pinsage_jax.core.version import __version__
+from pinsage_jax.listing.rules import Listing
 from pinsage_jax.serving import prometheus
 from pinsage_jax.serving.middleware import BodyLimit, RequestMetrics
 from pinsage_jax.serving.prometheus import ServerMetrics
-from pinsage_jax.serving.service import MAX_REQUEST_ITEMS, RequestError, Service
+from pinsage_jax.serving.service import MAX_REQUEST_ITEMS, RequestError, Service, listing_of_request
 
 # Host names of a server on the loopback interface.  A web page that reaches it by DNS
 # rebinding sends its own host name, which is refused.
@@ -38,18 +43,41 @@ LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 _DEFAULT_K = 10
 
 
-class History(BaseModel):
-    """The items of a user's history."""
+class Ruled(BaseModel):
+    """Which items may be listed."""
 
     model_config = ConfigDict(extra="forbid")
+    where: str = ""
+    boost: str = ""
+    one_per: str = ""
+    block_items: list[str] = []
+    allow_items: list[str] | None = None
+
+    @property
+    def listing(self) -> Listing:
+        """The rules, as the service takes them."""
+        return listing_of_request(
+            self.where, self.boost, self.one_per, self.block_items, self.allow_items
+        )
+
+
+class Items(Ruled):
+    """Items whose neighbors are asked for."""
+
     items: Annotated[list[str], Field(min_length=1, max_length=MAX_REQUEST_ITEMS)]
     k: int = _DEFAULT_K
 
 
-class NewItems(BaseModel):
+class History(Ruled):
+    """The items of a user's history."""
+
+    items: Annotated[list[str], Field(min_length=1, max_length=MAX_REQUEST_ITEMS)]
+    k: int = _DEFAULT_K
+
+
+class NewItems(Ruled):
     """Rows with the columns of --new_items and --new_edges."""
 
-    model_config = ConfigDict(extra="forbid")
     items: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_REQUEST_ITEMS)]
     edges: list[dict[str, Any]] = []
     k: int = _DEFAULT_K
@@ -99,12 +127,25 @@ def make_app(service: Service, threads: int) -> FastAPI:
         return PlainTextResponse(server_metrics.text(), media_type=prometheus.CONTENT_TYPE)
 
     @app.get("/neighbors")
-    def neighbors(item: str, k: int = _DEFAULT_K) -> JSONResponse:
-        return JSONResponse(service.neighbors(item, k))
+    def neighbors(
+        item: str,
+        k: int = _DEFAULT_K,
+        where: str = "",
+        boost: str = "",
+        one_per: str = "",
+        block_items: Annotated[list[str], Query()] = [],  # noqa: B006 - FastAPI copies it.
+        allow_items: Annotated[list[str] | None, Query()] = None,
+    ) -> JSONResponse:
+        listing = listing_of_request(where, boost, one_per, block_items, allow_items)
+        return JSONResponse(service.neighbors(item, k, listing))
+
+    @app.post("/neighbors")
+    def neighbors_of_items(body: Items) -> JSONResponse:
+        return JSONResponse(service.neighbors_of_items(body.items, body.k, body.listing))
 
     @app.post("/neighbors/history")
     def history(body: History) -> JSONResponse:
-        return JSONResponse(service.recommend(body.items, body.k))
+        return JSONResponse(service.recommend(body.items, body.k, body.listing))
 
     # Embedding takes longer than a search, so it has one thread of its own.
     embedding = anyio.CapacityLimiter(1)
@@ -113,7 +154,12 @@ def make_app(service: Service, threads: int) -> FastAPI:
     async def new(body: NewItems) -> JSONResponse:
         return JSONResponse(
             await anyio.to_thread.run_sync(
-                service.neighbors_of_new_items, body.items, body.edges, body.k, limiter=embedding
+                service.neighbors_of_new_items,
+                body.items,
+                body.edges,
+                body.k,
+                body.listing,
+                limiter=embedding,
             )
         )
 

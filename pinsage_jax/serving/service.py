@@ -8,20 +8,27 @@ several threads in parallel, because they only read.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pinsage_jax.catalog.item_columns import ItemColumns
 from pinsage_jax.catalog.prepare import Prepared
+from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import Table, table_in_memory
 from pinsage_jax.evaluation.side_by_side import METHODS, NeighborsByMethod
 from pinsage_jax.export.codec import VectorCodec
 from pinsage_jax.inference.new_item_model import NewItemModel
+from pinsage_jax.listing.filters import Filters
+from pinsage_jax.listing.rules import Listing, Rules
 from pinsage_jax.recommend.choice import Choice
 from pinsage_jax.recommend.recommend import saved_choice
 from pinsage_jax.recommend.recommender import Recommender
@@ -31,11 +38,16 @@ from pinsage_jax.reporting.sources import Source, directions_of
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.online import ExactSearch
 from pinsage_jax.retrieval.popularity import weigh_popularity
+from pinsage_jax.retrieval.ruled_search import RuledSearch
 from pinsage_jax.serving.catalog_search import CatalogSearch
 
 # Items in one request, both of a history and to be embedded.
 MAX_REQUEST_ITEMS = 1000
 _MAX_SEARCH_RESULTS = 100
+
+
+# A request without rules.
+_EVERYTHING = Listing(prefix="", warns=False)
 
 
 class RequestError(Exception):
@@ -98,22 +110,35 @@ class Service:
             "new_items": self._new_items is not None,
         }
 
-    def neighbors(self, item: str, k: int) -> dict[str, Any]:
-        """The k nearest items of an item.
+    def neighbors(self, item: str, k: int, listing: Listing = _EVERYTHING) -> dict[str, Any]:
+        """The k nearest items of an item, among those that the listing allows.
 
         Raises:
-          RequestError: the item is unknown, or k is out of range.
+          RequestError: the item is unknown, k is out of range, or the listing is wrong.
+        """
+        return self.neighbors_of_items([item], k, listing)["items"][0]
+
+    def neighbors_of_items(
+        self, items: list[str], k: int, listing: Listing = _EVERYTHING
+    ) -> dict[str, Any]:
+        """The k nearest items of each item, among those that the listing allows.
+
+        Raises:
+          RequestError: an item is unknown, k is out of range, or the listing is wrong.
         """
         self._check_k(k)
-        row = self._row(item)
-        ids, scores = self._search.top_k(self._vectors[[row]], k, np.array([row]))
-        return {"item": item, "neighbors": self._neighbor_entries(ids[0], scores[0])}
+        rows = np.array([self._row(item) for item in items])
+        rules = self._rules(listing, lambda: self._prepared.item_columns)
+        found = self._nearest(self._vectors[rows], k, rows, rows, rules)
+        entries = [self._neighbor_entries(*row) for row in zip(*found)]
+        return {"items": [{"item": i, "neighbors": e} for i, e in zip(items, entries)]}
 
-    def recommend(self, items: list[str], k: int) -> dict[str, Any]:
+    def recommend(self, items: list[str], k: int, listing: Listing = _EVERYTHING) -> dict[str, Any]:
         """Recommends k items to a user with the given history; lists its unknown items.
 
         Raises:
-          RequestError: no item of the history is in the catalog, or k is out of range.
+          RequestError: no item of the history is in the catalog, k is out of range, or the
+            listing is wrong.
         """
         self._check_k(k)
         unknown = [name for name in items if name not in self._row_of]
@@ -121,11 +146,20 @@ class Service:
         if len(rows) == 0:
             raise RequestError(404, "None of the items is in the catalog.")
         history = Histories(np.array([0, len(rows)], np.int64), rows.astype(np.int32))
-        ids, scores = self._recommender.top_k(history, k)
+        recommender, rules = self._recommender, self._rules(listing, None)
+        if rules is not None:
+            filters = Filters(SearchConfig(), self._prepared.graph, self._vectors, False, rules)
+            recommender = dataclasses.replace(recommender, rules=rules, filters=filters)
+        with _as_requests():
+            ids, scores = recommender.top_k(history, k)
         return {"neighbors": self._neighbor_entries(ids[0], scores[0]), "unknown_items": unknown}
 
     def neighbors_of_new_items(
-        self, items: list[dict[str, Any]], edges: list[dict[str, Any]], k: int
+        self,
+        items: list[dict[str, Any]],
+        edges: list[dict[str, Any]],
+        k: int,
+        listing: Listing = _EVERYTHING,
     ) -> dict[str, Any]:
         """Embeds items that are not in the catalog and finds their k nearest catalog items.
 
@@ -133,6 +167,7 @@ class Service:
           items: rows with the columns of --new_items.
           edges: rows with the columns of --new_edges.
           k: number of neighbors.
+          listing: which items may be listed; query.COLUMN is a column of the new item.
 
         Returns:
           "items", the neighbors of each item, and "clipped", sentences that name the numbers
@@ -150,7 +185,7 @@ class Service:
         name = self.config.data.item_id_column
         if not any(name in item for item in items):
             items = [{**item, name: f"new-{uuid.uuid4().hex}"} for item in items]
-        try:
+        with _as_requests():
             edge_table = _table(edges, "the request's list of edges") if edges else None
             model, codec = self._new_items
             table = _table(items, "the request's list of items")
@@ -159,10 +194,12 @@ class Service:
             vectors = codec.project(model.embed(additions)[0])
             weight = self.config.search.popularity_weight
             vectors = weigh_popularity(vectors, weight, has_popularity=True)
-        except UserError as error:
-            message = str(error)
-            raise RequestError(400, f"{message[:1].upper()}{message[1:]}") from None
-        ids, scores = self._search.top_k(vectors, k)
+        none, rows = np.full(len(vectors), -1), np.arange(len(vectors))
+
+        def columns() -> ItemColumns:
+            return self._prepared.item_columns.of_table(table, additions.item_ids)
+
+        ids, scores = self._nearest(vectors, k, rows, none, self._rules(listing, columns))
         names = additions.item_ids.ids.to_pylist()
         neighbors = [self._neighbor_entries(*row) for row in zip(ids, scores)]
         entries = [{"item": name, "neighbors": row} for name, row in zip(names, neighbors)]
@@ -212,6 +249,34 @@ class Service:
     def _catalog_search(self) -> CatalogSearch:
         return CatalogSearch(self._prepared)
 
+    def _rules(self, listing: Listing, queries: Callable[[], ItemColumns] | None) -> Rules | None:
+        """The rules of a request; None if it has none.  `queries` makes columns of its queries."""
+        if listing == _EVERYTHING:
+            return None
+        with _as_requests():
+            columns = self._prepared.item_columns
+            return Rules(listing, columns, None if queries is None else queries())
+
+    def _nearest(
+        self,
+        vectors: np.ndarray,
+        k: int,
+        rows: np.ndarray,
+        exclude: np.ndarray,
+        rules: Rules | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and scores [Q, k] for queries float32 [Q, Z], at `rows` of the rules' queries."""
+        if rules is None:
+            return self._search.top_k(vectors, k, exclude)
+        search = RuledSearch(rules, self._vectors, self._index)
+
+        def fetch(queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+            return search.top_k(vectors[queries], depth, rows[queries], exclude[queries])
+
+        with _as_requests():
+            filters = Filters(SearchConfig(), self._prepared.graph, self._vectors, False, rules)
+            return filters.top_k(fetch, len(vectors), k, _nothing_seen, exact=True)
+
     def _check_k(self, k: int) -> None:
         limit = self.config.serve.serve_most
         if not 1 <= k <= limit:
@@ -244,6 +309,29 @@ class Service:
                 entry["title"] = item["title"]
             entries.append(entry)
         return entries
+
+
+def listing_of_request(
+    where: str, boost: str, one_per: str, blocked: list[str], allowed: list[str] | None
+) -> Listing:
+    """The listing that a request asks for; its messages name the keys of the request."""
+    expressions = (where,) if where else ()
+    listed = None if allowed is None else tuple(allowed)
+    return Listing(expressions, boost, one_per, tuple(blocked), listed, prefix="", warns=False)
+
+
+def _nothing_seen(query: int) -> np.ndarray:
+    return np.empty(0, np.int32)
+
+
+@contextlib.contextmanager
+def _as_requests() -> Iterator[None]:
+    """Errors of the input are those of the request."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        raise RequestError(400, f"{message[:1].upper()}{message[1:]}") from None
 
 
 def _table(rows: list[dict[str, Any]], name: str) -> Table:

@@ -143,7 +143,8 @@ def test_new_items_follow_the_catalog(tmp_path):
 
     ids = IdTable(pa.array(["a", "b"]))
     table = pa.table({"price": [1.0, 2.0], "tag": pa.array(["x", None], pa.large_string())})
-    columns = item_columns.ItemColumns(table, ids, "item_id")
+    types = {field.name: field.type for field in table.schema}
+    columns = item_columns.ItemColumns(ids, "item_id", types, table.column)
     new = table_in_memory(pa.table({"item_id": ["c"], "price": pa.array(["3"])}), "the new items")
     others = columns.of_table(new, IdTable(pa.array(["c"])))
     both = columns.followed_by(others, IdTable(pa.array(["a", "b", "c"])))
@@ -151,4 +152,4 @@ def test_new_items_follow_the_catalog(tmp_path):
     assert both.column("tag").to_pylist() == ["x", None, None]
     wrong = table_in_memory(pa.table({"price": pa.array(["dear"])}), "the new items")
     with pytest.raises(UserError, match="Column 'price' of the new items has values of another"):
-        columns.of_table(wrong, IdTable(pa.array(["c"])))
+        columns.of_table(wrong, IdTable(pa.array(["c"]))).column("price")

@@ -68,6 +68,7 @@ LATER: frozenset[str] = frozenset(
         "local_device_ids",
         "one_per",
         "popularity_weight",
+        "queries",
         "refit",
         "retrain",
         "where",

@@ -104,6 +104,52 @@ def test_for_a_history(client, catalog):
     assert client.get("/health").json()["history_scoring"] == "mean"
 
 
+def years(rows) -> np.ndarray:
+    return 2000 + np.asarray(rows) % 7
+
+
+def test_several_items_in_one_request(client, catalog):
+    vectors = catalog[1]
+    answer = client.post("/neighbors", json={"items": ["i3", "i41", "i3"], "k": 4}).json()
+    assert [entry["item"] for entry in answer["items"]] == ["i3", "i41", "i3"]
+    for entry, row in zip(answer["items"], (3, 41, 3)):
+        assert ids_of(entry["neighbors"]) == nearest(vectors @ vectors[row], 4, [row])
+
+
+def test_rules_of_a_request(client, catalog):
+    vectors = catalog[1]
+    rows = np.arange(80)
+    rules = {"where": "year == query.year or year < 2002", "block_items": ["i0", "nobody's"]}
+    wanted = {}
+    for row in (3, 42):
+        barred = rows[(years(rows) != years(row)) & (years(rows) >= 2002)]
+        wanted[row] = nearest(vectors @ vectors[row], 6, [row, 0, *barred])
+        answer = client.get("/neighbors", params={"item": f"i{row}", "k": 6, **rules}).json()
+        assert ids_of(answer["neighbors"]) == wanted[row]
+    batch = client.post("/neighbors", json={"items": ["i3", "i42"], "k": 6, **rules}).json()
+    assert [ids_of(entry["neighbors"]) for entry in batch["items"]] == [wanted[3], wanted[42]]
+    # One of each year, the best of each.
+    answer = client.post("/neighbors", json={"items": ["i3"], "k": 20, "one_per": "year"}).json()
+    listed = [int(name[1:]) for name in ids_of(answer["items"][0]["neighbors"])]
+    assert sorted(years(listed)) == list(range(2000, 2007))
+    allowed = {"items": ["i3"], "k": 5, "allow_items": ["i5", "i9"]}
+    answer = client.post("/neighbors", json=allowed).json()["items"][0]["neighbors"]
+    assert set(ids_of(answer)) == {"i5", "i9"}
+    asked = {"items": ["i5", "i60"], "k": 6, "where": "year > 2003", "boost": "1 + (year == 2005)"}
+    scores = vectors @ ((vectors[5] + vectors[60]) / 2)
+    factors = np.where(years(rows) == 2005, 2.0, 1.0)
+    scores = np.where(scores < 0, scores / factors, scores * factors)
+    answer = client.post("/neighbors/history", json=asked).json()["neighbors"]
+    assert ids_of(answer) == nearest(scores, 6, [5, 60, *rows[years(rows) <= 2003]])
+
+
+def test_rules_read_the_columns_of_a_new_item(client):
+    new = {"item_id": "x", "look": [1.0, 0.0, 0.0, 0.0, 0.0], "year": 2004}
+    asked = {"items": [new], "k": 30, "where": "year == query.year"}
+    listed = client.post("/neighbors/new", json=asked).json()["items"][0]["neighbors"]
+    assert {years(int(name[1:])) for name in ids_of(listed)} == {2004} and len(listed) == 11
+
+
 def test_for_new_items(client, catalog, tmp_path):
     config, vectors, features, _ = catalog
     rows = [("twin", features[75], 2005), ("held", features[3], 2003)]
@@ -154,6 +200,14 @@ REFUSALS = [
     ("GET", "/neighbors?item=i1&k=ten", None, 400, r"k: input should be a valid integer"),
     ("GET", "/nothing", None, 404, r"This path does not exist"),
     ("DELETE", "/health", None, 405, r"does not support the method DELETE"),
+    ("POST", "/neighbors", {"items": ["i1", "j9"]}, 404, r"The item is not in the catalog"),
+    ("GET", "/neighbors?item=i1&where=yeer<3", None, 400, r"Where: 'yeer' .*did you mean 'year'"),
+    ("POST", "/neighbors", {"items": ["i1"], "where": "year"}, 400, r"a number, not yes or no"),
+    ("POST", "/neighbors", {"items": ["i1"], "where": "(" * 99}, 400, r"Where"),
+    ("POST", "/neighbors", {"items": ["i1"], "boost": "year - 2003"}, 400, r"Boost is -3"),
+    ("POST", "/neighbors", {"items": ["i1"], "allow_items": ["z"]}, 400, r"Allow_items names no"),
+    ("POST", "/neighbors/history", {"items": ["i1"], "where": "year < query.year"}, 400,
+     r"a history is not one item"),
     ("POST", "/neighbors/history", b"{", 400, r"The body is not valid JSON"),
     ("POST", "/neighbors/history", {"items": []}, 400, r"items: list should have at least 1"),
     ("POST", "/neighbors/history", {"items": ["a"]}, 404, r"None of the items is in"),

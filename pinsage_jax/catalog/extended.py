@@ -1,0 +1,61 @@
+"""The catalog with new items behind its own, for lists that show both."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+
+from pinsage_jax.catalog.additions import Additions
+from pinsage_jax.catalog.edge_keys import edges_of
+from pinsage_jax.catalog.prepare import Prepared
+from pinsage_jax.data import columns as column_values
+from pinsage_jax.data.ids import IdTable
+from pinsage_jax.data.tables import Table, iter_batches
+from pinsage_jax.graph.csr import Graph
+
+
+def with_additions(prepared: Prepared, additions: Additions, items: Table) -> Prepared:
+    """The catalog with new items behind its own, for lists: ids, titles, columns and graph.
+
+    Features, words and pairs stay those of the catalog.
+
+    Args:
+      items: the table of the new items.
+    """
+    ids = IdTable(pa.concat_arrays([prepared.item_ids.ids, additions.item_ids.ids]))
+    titles, column = prepared.titles, prepared.manifest.get("title_column")
+    if titles is not None:
+        new = pa.nulls(len(additions.item_ids), titles.type)
+        if column in items.columns:
+            batches = iter_batches(items, [column])
+            parts = [column_values.texts(batch.column(column), column, batch.where)
+                     for batch in batches]  # fmt: skip
+            new = pa.concat_arrays(parts)
+        titles = pa.concat_arrays([titles, new])
+    known = prepared.item_columns
+    return dataclasses.replace(
+        prepared,
+        graph=_extended(prepared.graph, additions),
+        item_ids=ids,
+        titles=titles,
+        columns_file=known.followed_by(known.of_table(items, additions.item_ids), ids),
+    )
+
+
+def _extended(catalog: Graph, additions: Additions) -> Graph:
+    """The graph of the catalog with new items behind its items, and new collections likewise."""
+    known, new = edges_of(catalog), edges_of(additions.graph)
+    edges = np.concatenate(
+        [known, np.stack([new[:, 0] + catalog.num_items, additions.collections[new[:, 1]]], axis=1)]
+    ).astype(np.int32)
+    weights, old, other = None, catalog.weights, additions.graph.weights
+    if old is not None and other is not None:
+        weights = np.concatenate([old[: len(known)], other[: len(new)]])
+    items = catalog.num_items + additions.graph.num_items
+    collections = catalog.num_collections + additions.num_new_collections
+    return Graph.from_edges(
+        np.ascontiguousarray(edges[:, 0]), np.ascontiguousarray(edges[:, 1]), items, collections,
+        weights,
+    )  # fmt: skip
