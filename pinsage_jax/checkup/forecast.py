@@ -25,7 +25,6 @@ from pinsage_jax.data.tables import iter_batches
 from pinsage_jax.data.text import MAX_FITTED_ROWS
 from pinsage_jax.evaluation.baseline_choice import parse_baselines
 from pinsage_jax.evaluation.baselines import Content, Popularity, Walk
-from pinsage_jax.evaluation.calibration import MAX_BIASES_TRIED
 from pinsage_jax.sampling.content_links import MAX_CANDIDATES
 from pinsage_jax.sampling.pairs import hard_band
 from pinsage_jax.sampling.spectral import MAX_SPECTRAL_NUMBERS, POWER_ITERATIONS
@@ -204,12 +203,10 @@ def _seconds(
         links = np.zeros(2)
     lists = sizes.nodes * rates["embed_walk"]
     embedding = sizes.nodes * trial.embed_seconds
-    search_bias = config.model.popularity_bias and config.embed.cold_start_bias is None
-    biases = MAX_BIASES_TRIED if search_bias and config.split.validation_cold_items > 0 else 1
     ranking = sizes.validation_pairs * sizes.items * rates["rank"]
     validation = (
         embedding
-        + biases * ranking
+        + ranking
         + trial.state_bytes * write
         + _SAVING * python
     )  # fmt: skip

@@ -26,12 +26,15 @@ from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.evaluation.baselines import Baseline, Content, Walk, rank_pairs
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.retrieval.topk import target_ranks
+from pinsage_jax.retrieval.ranks import tie_rank
+from pinsage_jax.retrieval.topk import top_k
 
 CUTOFFS = (10, 100)
 COARSE_BIASES = tuple(np.round(np.arange(0.0, 0.61, 0.1), 1).tolist())
 _FINER_STEPS = (0.05, 0.025, 0.0125)
-MAX_BIASES_TRIED = len(COARSE_BIASES) + 2 * len(_FINER_STEPS)
+# Of two items of equal score one counts (ranks.TIE_RULE): behind twice as many items as a
+# cutoff that score no less, a target is beyond the cutoff whatever the ties.
+_DEPTH = 2 * max(CUTOFFS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,7 @@ def validate(
     """Scores embeddings on the validation pairs.
 
     Args:
-      vectors: float32 [N, Z]; modified during the call and restored before it returns.
+      vectors: float32 [N, Z].
       isolated: bool [N], items without edges.
       split: the validation pairs and their kinds.
       baselines: hit-rates that the embeddings' are divided by to choose the bias.
@@ -109,28 +112,26 @@ def validate(
       {"score", "cold_start_bias", "warm_hit@10", ...}.  The score is the geometric mean of
       the hit-rates that have a baseline, so that a gain in one kind of pairs cannot hide a
       large loss in the other.  Empty if no hit-rate has a baseline.
+
+    Raises:
+      UserError: a value is NaN or infinite.
+      ValueError: the query of a pair is isolated.
     """
     if not baselines.rates:
         return {}
     choose_bias = bias is None and (split.kinds == "cold").any()
-    last = vectors[isolated, -1]
+    top_lists = _TopLists(vectors, isolated, split)
     tried: dict[float, dict[tuple[str, int], float]] = {}
 
     def best_of(biases: Iterable[float]) -> float:
-        for value in biases:
-            # In place, because a copy of a large catalog may not fit in memory.
-            vectors[isolated, -1] = last + np.float32(value)
-            tried[value] = _hit_rates(vectors, split)
+        tried.update({value: top_lists.hit_rates(value) for value in biases})
         return max(
             tried, key=lambda value: (_min_relative_hit_rate(tried[value], baselines), -value)
         )
 
-    try:
-        chosen = best_of(COARSE_BIASES if choose_bias else (bias or 0.0,))
-        for step in _FINER_STEPS if choose_bias else ():
-            chosen = best_of(round(chosen + by, 4) for by in (-step, step) if chosen + by >= 0)
-    finally:
-        vectors[isolated, -1] = last
+    chosen = best_of(COARSE_BIASES if choose_bias else (bias or 0.0,))
+    for step in _FINER_STEPS if choose_bias else ():
+        chosen = best_of(round(chosen + by, 4) for by in (-step, step) if chosen + by >= 0)
     rates = tried[chosen]
     # A rate of zero would make the geometric mean zero; half a hit replaces it.
     floor = 0.5 / len(split.pairs)
@@ -141,15 +142,86 @@ def validate(
     return {"score": score, "cold_start_bias": chosen, **named}
 
 
-def _hit_rates(vectors: np.ndarray, split: ValidationSplit) -> dict[tuple[str, int], float]:
-    """Hit-rates of the embeddings by (kind, k), warm pairs first."""
-    query, target = split.pairs.T
-    ranks = target_ranks(vectors[query], vectors, query, target)
-    return {
-        (kind, k): float(np.mean(ranks[split.kinds == kind] <= k))
-        for kind in sorted(set(split.kinds.tolist()), reverse=True)
-        for k in CUTOFFS
-    }
+class _TopLists:
+    """Ranks of the pairs' targets for any cold-start bias, from one ranking of the catalog.
+
+    A bias adds the same number to the scores of all isolated items for a query that is not
+    isolated: its last coordinate times the bias.  So the best isolated items, and the best
+    others, are found once, and a rank counts those of both lists above the target.
+    """
+
+    def __init__(self, vectors: np.ndarray, isolated: np.ndarray, split: ValidationSplit):
+        """Ranks both kinds of items; the arguments are those of `validate`."""
+        query, target = split.pairs.T
+        if isolated[query].any():
+            raise ValueError("the query of a validation pair is isolated")
+        self._split = split
+        queries, rows = np.unique(query, return_inverse=True)
+        self._last = vectors[query, -1].astype(np.float64)
+        sides = (np.flatnonzero(~isolated), np.flatnonzero(isolated))
+        tops = [_top_of(vectors, items, queries) for items in sides]
+        # For each pair: the list that the target may be in, and the list of the other items.
+        self._cold = isolated[target]
+        own, other = (
+            tuple(
+                np.where(self._cold[:, None], *(tops[side][part][rows] for side in order))
+                for part in (0, 1)
+            )
+            for order in ((1, 0), (0, 1))
+        )
+        self._other = other[1]
+        found = own[0] == target[:, None]
+        # A target that its own list lacks has too many items above it for any cutoff.
+        self._found = found.any(axis=1)
+        self._target = np.where(found, own[1], -np.inf).max(axis=1)
+        self._greater = (own[1] > self._target[:, None]).sum(axis=1)
+        self._equal = (own[1] == self._target[:, None]).sum(axis=1) - 1
+
+    def hit_rates(self, bias: float) -> dict[tuple[str, int], float]:
+        """Hit-rates with a cold-start bias, by (kind, k), warm pairs first."""
+        # What the bias adds to the other items' scores, relative to the target's.
+        shift = float(np.float32(bias)) * np.where(self._cold, -self._last, self._last)
+        scores = self._other + shift[:, None]
+        greater = self._greater + (scores > self._target[:, None]).sum(axis=1)
+        equal = self._equal + (scores == self._target[:, None]).sum(axis=1)
+        ranks = np.where(self._found, tie_rank(greater, equal), np.iinfo(np.int64).max)
+        kinds = self._split.kinds
+        return {
+            (kind, k): float(np.mean(ranks[kinds == kind] <= k))
+            for kind in sorted(set(kinds.tolist()), reverse=True)
+            for k in CUTOFFS
+        }
+
+
+class _SomeRows:
+    """The rows of an array that belong to some items, without a copy of them all."""
+
+    def __init__(self, vectors: np.ndarray, items: np.ndarray):
+        self._vectors, self._items = vectors, items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self._vectors[self._items[rows]]
+
+
+def _top_of(
+    vectors: np.ndarray, items: np.ndarray, queries: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best of `items` (ascending) for each query but itself, int [Q, _DEPTH], and scores.
+
+    Returns:
+      Items, -1 where there are too few; scores float64, -inf there.
+    """
+    place = np.searchsorted(items, queries)
+    excluded = np.full(len(queries), -1, np.int64)
+    among = np.isin(queries, items)
+    excluded[among] = place[among]
+    ids, scores = top_k(vectors[queries], _SomeRows(vectors, items), _DEPTH, excluded)
+    if not len(items):
+        return ids, scores.astype(np.float64)
+    return np.where(ids >= 0, items[ids], -1), scores.astype(np.float64)
 
 
 def _min_relative_hit_rate(

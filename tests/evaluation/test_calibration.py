@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import reference_calibration as reference
 
 from pinsage_jax.evaluation import calibration
 from pinsage_jax.evaluation.calibration import BaselineHitRates, validate, with_cold_start_bias
 from pinsage_jax.graph.validation_split import ValidationSplit
+from pinsage_jax.retrieval.topk import top_k
 
 BASELINES = BaselineHitRates(
     {("warm", 10): 0.2, ("warm", 100): 0.4, ("cold", 10): 0.1, ("cold", 100): 0.3}
@@ -35,26 +37,25 @@ def test_validation_equals_that_of_a_shifted_copy_and_restores_the_vectors(bias,
     np.testing.assert_array_equal(vectors, before)
     assert bias is None or found["cold_start_bias"] == bias
     shifted = with_cold_start_bias(vectors, isolated, found["cold_start_bias"])
-    rates = calibration._hit_rates(shifted, split)
+    rates = reference.hit_rates(shifted, split)
     assert {key: found[f"{key[0]}_hit@{key[1]}"] for key in rates} == rates
 
 
 @pytest.mark.parametrize("crossing", [0.0, 0.0375, 0.16, 0.31, 0.6])
 def test_the_bias_is_found_between_those_of_the_coarse_grid(monkeypatch, crossing, catalog):
     vectors, isolated, split = catalog
-    last, tried = vectors[isolated, -1], []
+    tried = []
 
-    def rates(shifted, _):
+    def rates(_, value):
         # With the bias, warm relative hit-rates fall and cold ones rise; equal at `crossing`.
-        value = float(np.median(shifted[isolated, -1] - last))
         tried.append(value)
         relative = 1.0 - (value - crossing), 1.0 + 3.0 * (value - crossing)
         return {key: rate * relative[key[0] == "cold"] for key, rate in BASELINES.rates.items()}
 
-    monkeypatch.setattr(calibration, "_hit_rates", rates)
+    monkeypatch.setattr(calibration._TopLists, "hit_rates", rates)
     found = validate(vectors, isolated, split, BASELINES, None)
     assert found["cold_start_bias"] == pytest.approx(crossing, abs=0.0126)
-    assert len(tried) <= calibration.MAX_BIASES_TRIED
+    assert len(tried) <= len(calibration.COARSE_BIASES) + 2 * len(calibration._FINER_STEPS)
 
 
 def test_vectors_are_restored_after_a_failure(catalog):
@@ -68,3 +69,58 @@ def test_vectors_are_restored_after_a_failure(catalog):
 
 def test_without_baseline_hit_rates_nothing_is_validated(catalog):
     assert validate(*catalog, BaselineHitRates({}), None) == {}
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.97])
+def test_the_bias_is_that_of_ranking_the_catalog_for_each(share, ties):
+    """Few and many isolated items; with ties scores are whole numbers, so that all is exact."""
+    items, chosen = 3000, set()
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        vectors = rng.normal(size=(items, 6)).astype(np.float32)
+        if ties:
+            vectors = np.round(vectors)
+        vectors[:, -1] = 1.0
+        isolated = rng.random(items) < share
+        # Isolated items are a little unpopular, as a network learns it.
+        vectors[isolated, -1] = 0.75
+        query = rng.choice(np.flatnonzero(~isolated), 300)
+        # Targets near the query once the bias is right, so that many ranks are at the cutoffs.
+        right = with_cold_start_bias(vectors, isolated, 0.1 * seed)
+        nearest = np.argsort(-(vectors[query] @ right.T), axis=1)
+        target = nearest[np.arange(300), rng.integers(0, 250, 300)]
+        kept = (query != target) & (rng.random(300) < np.where(isolated[target], 1.0, 0.5))
+        pairs = np.stack([query[kept], target[kept]], axis=1).astype(np.int32)
+        kinds = np.where(isolated[pairs[:, 1]], "cold", "warm")
+        if len(set(kinds.tolist())) < 2:
+            continue
+        none = np.empty(0, np.int32)
+        split = ValidationSplit(None, none, none, pairs, kinds)
+        # Baselines that both kinds of pairs reach with the right bias.
+        baselines = BaselineHitRates(reference.hit_rates(right, split))
+        found = validate(vectors, isolated, split, baselines, None)
+        bias, rates = reference.choose_bias(vectors, isolated, split, baselines)
+        assert found["cold_start_bias"] == bias
+        assert {key: found[f"{key[0]}_hit@{key[1]}"] for key in rates} == rates
+        chosen.add(bias)
+    assert len(chosen) > 1
+
+
+def test_the_catalog_is_ranked_once_whatever_the_biases(catalog, monkeypatch):
+    read = []
+
+    def counting(queries, rows, *arguments):
+        read.append(len(rows))
+        return top_k(queries, rows, *arguments)
+
+    monkeypatch.setattr(calibration, "top_k", counting)
+    validate(*catalog, BASELINES, None)
+    assert sum(read) == len(catalog[0])
+
+
+def test_a_query_that_is_isolated_is_refused(catalog):
+    vectors, isolated, split = catalog
+    isolated[split.pairs[0, 0]] = True
+    with pytest.raises(ValueError, match="isolated"):
+        validate(vectors, isolated, split, BASELINES, None)
