@@ -403,19 +403,12 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize(
-    "scene,signaled,count",
-    [
-        ("store", 0, 2), ("store", 1, 2), ("store", 2, 3), ("different", 0, 2),
-        ("different", 1, 2), ("hangs", 0, 2), ("done", 1, 2), ("done", 0, 3),
-    ],
-)  # fmt: skip
-def test_a_stop_outside_the_step_loop_ends_all_processes_alike(scene, signaled, count, tmp_path):
+def start_scene(scene, count, folder):
+    """Processes that have joined and are in the middle of a scene."""
     port = str(free_port())
     for index in range(count):
-        arguments = (str(index), port, str(tmp_path), scene, str(count))
         process = subprocess.Popen(
-            [sys.executable, "-c", SCENE, *arguments],
+            [sys.executable, "-c", SCENE, str(index), port, str(folder), scene, str(count)],
             cwd=ROOT, env=dict(os.environ, PYTHONPATH=str(ROOT)), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
@@ -424,6 +417,30 @@ def test_a_stop_outside_the_step_loop_ends_all_processes_alike(scene, signaled, 
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     time.sleep(0.3)
+    return processes
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_dies_or_is_silent_ends_the_other(how, lost, tmp_path):
+    processes = start_scene("store", 2, tmp_path)
+    processes[lost].send_signal(how)
+    _, errors = processes[1 - lost].communicate(timeout=25)
+    assert processes[1 - lost].returncode == 2, errors
+    reason = "was silent for 3 seconds" if how == signal.SIGSTOP else "has ended without an error"
+    assert f"error: Process {lost} of 2 {reason}" in errors and "start all 2 again" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "scene,signaled,count",
+    [
+        ("store", 0, 2), ("store", 1, 2), ("store", 2, 3), ("different", 0, 2),
+        ("different", 1, 2), ("hangs", 0, 2), ("done", 1, 2), ("done", 0, 3),
+    ],
+)  # fmt: skip
+def test_a_stop_outside_the_step_loop_ends_all_processes_alike(scene, signaled, count, tmp_path):
+    processes = start_scene(scene, count, tmp_path)
     processes[signaled].send_signal(signal.SIGTERM)
     for process in processes:
         _, errors = process.communicate(timeout=25)
