@@ -1,8 +1,19 @@
-"""Settings of every test process: four fake CPU devices and strict broadcasting.
+"""Settings of every test process: four fake CPU devices, strict broadcasting.
 
 They are set inside this process only, so a program that a test starts as a
-subprocess runs with the settings a user would have.
+subprocess runs with the settings a user would have.  What it shares with this
+process is the folder of compiled steps.
 """
+
+import os
+import tempfile
+
+# Steps of the same shapes are compiled once, in this process and in programs that tests start.
+# JAX reads both when it is imported; a folder that is given, as by .ci/run, is kept.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="pinsage-jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import numpy as np

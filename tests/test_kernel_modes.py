@@ -45,22 +45,41 @@ sys.exit(pytest.main(sys.argv[1:]))
 """
 
 
+def run_of(mode, folder) -> subprocess.Popen:
+    """Starts the kernel tests in a mode; what they print is in `folder`."""
+    settings, check = MODES[mode]
+    with open(folder / "printed", "w") as printed:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-c", check + RUN),
+                *("-m", "kernels", "-q", "-p", "no:cacheprovider"),
+                *(str(next(TESTS.rglob(f"test_{name}.py"))) for name in KERNEL_TESTS),
+            ],
+            cwd=TESTS.parent,
+            env=os.environ | settings | {"NUMBA_CACHE_DIR": str(folder)},
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+        )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """(process, folder) by mode: one thread each, so they run side by side."""
+    folders = {mode: tmp_path_factory.mktemp("mode") for mode in MODES}
+    started = {mode: (run_of(mode, folder), folder) for mode, folder in folders.items()}
+    yield started
+    for process, _ in started.values():
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mode", MODES)
-def test_kernels_in_another_mode(mode, tmp_path):
-    settings, check = MODES[mode]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", check + RUN),
-            *("-m", "kernels", "-q", "-p", "no:cacheprovider"),
-            *(str(next(TESTS.rglob(f"test_{name}.py"))) for name in KERNEL_TESTS),
-        ],
-        cwd=TESTS.parent,
-        env=os.environ | settings | {"NUMBA_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    counts = dict(re.findall(r"(\d+) (passed|skipped|failed|warnings?)", done.stdout)[::-1])
+def test_kernels_in_another_mode(mode, runs):
+    process, folder = runs[mode]
+    code = process.wait()
+    printed = (folder / "printed").read_text(encoding="utf-8")
+    assert code == 0, printed
+    counts = dict(re.findall(r"(\d+) (passed|skipped|failed|warnings?)", printed)[::-1])
     counts = {word: int(number) for number, word in counts.items()}
-    assert counts.get("passed", 0) >= 50 and set(counts) == {"passed"}, done.stdout
+    assert counts.get("passed", 0) >= 50 and set(counts) == {"passed"}, printed
