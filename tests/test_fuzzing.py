@@ -110,11 +110,11 @@ def judge(folder, outcome, expected):
     work = folder / "work"
     if code == 2:
         assert expected is None or expected == "either", sentence
-        # Refused means as if it had never been started, but for the lock.
-        assert set(contents(work)) <= {".lock"}, contents(work)
+        # Refused means as if it had never been started.
+        assert not work.exists(), contents(work)
         return
     assert expected is not None, "this should have been refused"
-    assert set(contents(work)) <= {".lock", "prepared", "split"}
+    assert set(contents(work)) <= {".lock", "run.flags", "prepared", "split"}
     if expected != "either":
         assert_prepared_is(work, expected)
 

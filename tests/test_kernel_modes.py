@@ -73,7 +73,6 @@ def runs(tmp_path_factory):
         process.wait()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("mode", MODES)
 def test_kernels_in_another_mode(mode, runs):
     process, folder = runs[mode]
