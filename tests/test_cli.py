@@ -74,7 +74,7 @@ def run_main(*arguments: str) -> int:
 
 
 def one_sentence(text: str) -> str:
-    """What `main` told the person: exactly one line that begins with 'error: '."""
+    """What `main` wrote to stderr: exactly one line that begins with 'error: '."""
     assert re.fullmatch(r"error: [^\n]+[.?]\n", text), text
     return text.removeprefix("error: ").strip()
 
@@ -220,7 +220,7 @@ def test_help_names_every_flag_with_its_range():
         (["--flagfile=."], "--flagfile=. cannot be read (Is a directory)."),
     ],
 )
-def test_a_wrong_flag_is_told_in_one_sentence(arguments, expected):
+def test_a_wrong_flag_is_reported_in_one_sentence(arguments, expected):
     assert refusal("--workdir=w", "--synthetic", *arguments) == expected
 
 
@@ -551,7 +551,7 @@ def test_the_installed_command_is_the_same_program():
     assert source == "pinsage_jax.core.version.__version__"
 
 
-def test_wrong_flags_are_told_before_anything_heavy_is_loaded():
+def test_wrong_flags_are_reported_before_anything_heavy_is_loaded():
     script = textwrap.dedent("""
         import sys
         from pinsage_jax import main
@@ -695,12 +695,12 @@ def test_libraries_are_quiet_and_we_are_not(tmp_path, verbosity):
     command = [sys.executable, "-c", SPEAKING, *arguments, f"--verbosity={verbosity}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    clocks, said = zip(*(line.split(" ", 1) for line in result.stderr.splitlines()), strict=True)
+    clocks, texts = zip(*(line.split(" ", 1) for line in result.stderr.splitlines()), strict=True)
     assert all(re.fullmatch(r"\d\d:\d\d:\d\d", clock) for clock in clocks)
     lines = ["warning: --k before --flagfile has no effect; put it after."]
     lines += ["warning: a warning of a library"]
     lines += ["of ours"] * (verbosity != "warning") + ["of little use"] * (verbosity == "debug")
-    assert list(said) == lines
+    assert list(texts) == lines
 
 
 # The documents.
@@ -823,8 +823,8 @@ def test_ci_finds_the_commands_of_the_readme(ci):
 def test_ci_tries_the_newest_other_python(pythons, ci):
     result, lines = ci(pythons)
     assert result.returncode == 0, result.stderr
-    said = "there is no other of python3.13 and python3.12"
-    assert (said in result.stdout, said in result.stderr) == (not pythons,) * 2
+    sentence = "there is no other of python3.13 and python3.12"
+    assert (sentence in result.stdout, sentence in result.stderr) == (not pythons,) * 2
     venvs = [place for place, line in enumerate(lines) if re.match(r"python\S* -m venv", line)]
     assert [lines[place].split()[0] for place in venvs[2:]] == pythons[-1:]
     if pythons:

@@ -54,16 +54,16 @@ def config_for(workdir):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def prepared_workdir(tmp_path_factory):
     """A prepared workdir."""
-    folder = tmp_path_factory.mktemp("world") / "run"
+    folder = tmp_path_factory.mktemp("prepared_workdir") / "run"
     prepare(config_for(folder))
     return folder
 
 
 @pytest.fixture
-def workdir(world, tmp_path):
-    shutil.copytree(world, tmp_path / "run")
+def workdir(prepared_workdir, tmp_path):
+    shutil.copytree(prepared_workdir, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -185,14 +185,16 @@ def damage(path, way):
         path.write_bytes(bytes(corrupted))
 
 
-def test_the_list_of_prepared_files_is_complete(world):
-    found = set(bytes_of(world / "prepared"))
+def test_the_list_of_prepared_files_is_complete(prepared_workdir):
+    found = set(bytes_of(prepared_workdir / "prepared"))
     assert set(PREPARED) == found
 
 
 @pytest.mark.parametrize("way", ["middle", "cut", "gone"])
 @pytest.mark.parametrize("name", PREPARED)
-def test_a_damaged_prepared_file_is_named_and_written_again(name, way, world, workdir, caplog):
+def test_a_damaged_prepared_file_is_named_and_written_again(
+    name, way, prepared_workdir, workdir, caplog
+):
     path = workdir / "prepared" / name
     damage(path, way)
     with pytest.raises(UserError) as caught:
@@ -200,7 +202,7 @@ def test_a_damaged_prepared_file_is_named_and_written_again(name, way, world, wo
     named = path.parent if name == "manifest.json" and way == "gone" else path
     assert str(named) in str(caught.value) and "\n" not in str(caught.value)
     prepare(config_for(workdir))
-    again, before = bytes_of(workdir / "prepared"), bytes_of(world / "prepared")
+    again, before = bytes_of(workdir / "prepared"), bytes_of(prepared_workdir / "prepared")
     # The manifest holds the paths of the inputs, which are in the workdir.
     again.pop("manifest.json"), before.pop("manifest.json")
     assert again == before

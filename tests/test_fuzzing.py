@@ -66,10 +66,10 @@ def scratch():
 
 def run(workdir, *arguments):
     """(exit code, the sentence if there is one); checks what must hold in any case."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    output = io.StringIO()
+    with contextlib.redirect_stderr(output), contextlib.redirect_stdout(io.StringIO()):
         code = main.main(["program", f"--workdir={workdir}", "--verbosity=error", *arguments])
-    text = said.getvalue()
+    text = output.getvalue()
     if code == 0:
         assert text == ""
         return 0, ""

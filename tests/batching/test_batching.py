@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference_sampling as slow
 from scipy import sparse
-from small_worlds import DEGREE_SCALE, make_run, nasty_graph, pairs_of, random_links
+from small_runs import DEGREE_SCALE, make_run, nasty_graph, pairs_of, random_links
 
 from pinsage_jax.batching.blocks import Budgets, padded_size
 from pinsage_jax.batching.inputs import NodeInputs, feature_scale

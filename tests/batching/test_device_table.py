@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from small_worlds import make_run, nasty_graph, pairs_of, random_params, unit_features
+from small_runs import make_run, nasty_graph, pairs_of, random_params, unit_features
 
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config.training import TrainConfig
@@ -26,7 +26,7 @@ CASES = {
 }
 
 
-def world(spectral=True, features=True, **settings):
+def run_with_every_column(spectral=True, features=True, **settings):
     """A run whose inputs have every kind of column, over the nasty graph."""
     graph = nasty_graph()
     made = unit_features(40) if features else np.zeros((40, 0), np.float32)
@@ -47,7 +47,7 @@ def world(spectral=True, features=True, **settings):
 @pytest.mark.parametrize("spectral,features", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("case", CASES)
 def test_rows_have_the_bits_of_the_hosts_gather(case, spectral, features):
-    run = world(spectral, features, **CASES[case])
+    run = run_with_every_column(spectral, features, **CASES[case])
     host = run.builder()
     device = run.builder(budgets=host.budgets, table=True)
     table = device.table()
@@ -95,7 +95,7 @@ def trained(run, devices, table, steps=4):
 
 
 def test_same_parameters_with_and_without_it_on_1_2_and_4_devices():
-    run = world()
+    run = run_with_every_column()
     expected = trained(run, 1, table=False)
     for devices in (1, 2, 4):
         found = trained(run, devices, table=True)
@@ -105,7 +105,7 @@ def test_same_parameters_with_and_without_it_on_1_2_and_4_devices():
 
 
 def test_auto_goes_by_size():
-    run = world()
+    run = run_with_every_column()
     assert keeps_table(TrainConfig(), run.inputs)
     assert not keeps_table(TrainConfig(device_features="off"), run.inputs)
 

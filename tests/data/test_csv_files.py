@@ -135,13 +135,13 @@ def test_xz_is_read_alone_and_in_folders(tmp_path):
         ((TEXT + "c1,x,too,many\n").encode(), "every row needs as many cells as the header"),
     ],
 )
-def test_other_formats_are_told(content, sentence, tmp_path):
+def test_other_formats_are_refused(content, sentence, tmp_path):
     (tmp_path / "e.csv").write_bytes(content)
     with pytest.raises(UserError, match=sentence):
         read(tmp_path / "e.csv")
 
 
-def test_remote_addresses_are_told():
+def test_remote_addresses_are_refused():
     with pytest.raises(UserError, match=r"s3://b/e\.csv is a remote address"):
         DataConfig().path("s3://b/e.csv")
 
@@ -151,7 +151,7 @@ def part(path, items):
     pq.write_table(pa.table({"collection_id": items, "item_id": items}), path)
 
 
-def test_hidden_parts_of_a_folder_are_left_out_and_said(tmp_path, caplog):
+def test_hidden_parts_of_a_folder_are_left_out_and_logged(tmp_path, caplog):
     folder = tmp_path / "_data"
     part(folder / "day=1" / "part-0.parquet", ["x", "y"])
     (folder / "_SUCCESS").write_text("")
@@ -228,7 +228,7 @@ def test_types_are_those_of_all_files(tmp_path):
         assert kind == [pa.int64(), pa.float64(), pa.large_string()][number]
 
 
-def test_the_scanner_agrees_with_a_plain_one(small_rng):
+def test_the_scanner_agrees_with_a_simple_one(small_rng):
     """Against a slow state machine, on random bytes in which marks are common."""
 
     def plain(text):

@@ -22,7 +22,7 @@ def write(path, **columns):
     pq.write_table(pa.table(columns), path)
 
 
-def world(folder, kind, rng_seed=0, items_kind=None):
+def write_tables(folder, kind, rng_seed=0, items_kind=None):
     """Writes tables with ids of an Arrow type, and pairs with text ids."""
     rng = np.random.default_rng(rng_seed)
     items = (
@@ -71,7 +71,7 @@ def test_integer_and_text_ids_prepare_the_same_catalog(batch_rows, tmp_path, mon
         ("integer", pa.int64(), None),
         ("mixed", pa.int64(), pa.string()),
     ):
-        world(tmp_path / name, kind, items_kind=items_kind)
+        write_tables(tmp_path / name, kind, items_kind=items_kind)
     text = run(tmp_path / "text")
     assert_same(run(tmp_path / "integer"), text)
     assert_same(run(tmp_path / "mixed"), text)
@@ -125,7 +125,7 @@ def test_a_folder_with_integer_ids_in_one_file_and_text_in_another(tmp_path):
     ],
 )
 def test_errors_are_those_of_text_ids(table, columns, sentence, tmp_path):
-    world(tmp_path, pa.int64())
+    write_tables(tmp_path, pa.int64())
     write(tmp_path / f"{table}.parquet", **columns)
     with pytest.raises(UserError, match=sentence):
         run(tmp_path)

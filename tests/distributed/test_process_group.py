@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from small_worlds import make_run
+from small_runs import make_run
 
 from pinsage_jax.config.distributed import DistributedConfig
 from pinsage_jax.config.training import TrainConfig

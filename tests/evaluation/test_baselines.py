@@ -253,7 +253,7 @@ def test_als_is_tuned_on_validation_pairs(small_rng, tmp_path, monkeypatch):
     assert settings["alpha"] == 40.0 and set(settings["candidates"]) == {"40", "10", "1"}
 
 
-def test_without_validation_pairs_the_defaults_are_used_and_said(graph, tmp_path):
+def test_without_validation_pairs_the_defaults_are_used_and_logged(graph, tmp_path):
     empty = split_of(graph, np.empty((0, 2), np.int32))
     for validation in (None, empty):
         chosen = Baselines(make_config(tmp_path), graph, np.ones((30, 2)), validation, 1)

@@ -209,7 +209,7 @@ def test_no_intervals_without_bootstrap(small_case, tmp_path):
     assert set(values["pinsage_minus_baseline"]["mrr"]) == {"value"}
 
 
-def test_without_eval_pairs_the_validation_pairs_are_scored_and_it_is_said(
+def test_without_eval_pairs_the_validation_pairs_are_scored_and_it_is_logged(
     small_case, tmp_path, capsys
 ):
     graph, embeddings, pairs, kinds = small_case

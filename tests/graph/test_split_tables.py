@@ -179,7 +179,7 @@ def test_a_given_cut_and_dates(tmp_path):
         ({"split_by": "time"}, {"time_column": "when"}, "has no column 'when'"),
     ],
 )
-def test_what_cannot_be_split_is_told(tmp_path, tool, data, message):
+def test_what_cannot_be_split_is_refused(tmp_path, tool, data, message):
     with pytest.raises(UserError, match=message):
         run_split(tmp_path, data=data, **tool)
     assert not (tmp_path / "run" / "split").exists()

@@ -176,16 +176,16 @@ def test_given_pairs_are_split_and_not_drawn(seed):
     given = given[given[:, 0] != given[:, 1]]
     split = validation_split(graph, SplitConfig(0.3, 0.2, 1000), seed, given)
     degree = split.train_graph.degree()
-    stripped = set(split.items.tolist())
+    cold_items = set(split.items.tolist())
     held, kept = set(map(tuple, split.pairs.tolist())), set(map(tuple, split.train_pairs.tolist()))
     everything = set(map(tuple, given.tolist()))
     assert not held & kept and held | kept <= everything
     # What is neither was held out and has a query without an edge.
     assert all(degree[query] == 0 for query, _ in everything - held - kept)
-    assert not any(query in stripped or target in stripped for query, target in kept)
+    assert not any(query in cold_items or target in cold_items for query, target in kept)
     for (query, target), kind in zip(split.pairs.tolist(), split.kinds, strict=True):
         assert degree[query] > 0 and kind == ("warm" if degree[target] else "cold")
-    rest = sum(not ({q, t} & stripped) for q, t in everything)
+    rest = sum(not ({q, t} & cold_items) for q, t in everything)
     assert len(kept) == rest - round(0.3 * rest)
     assert len(validation_split(graph, SplitConfig(0.3, 0.2, 5), seed, given).pairs) <= 5
     whole = validation_split(graph, SplitConfig(0.0, 0.2, 5), seed, given)

@@ -22,7 +22,7 @@ from pinsage_jax.stages.runs import identity_of
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.state import initial_state, make_optimizer
 
-# Look, year, place, log-degree, edgeless.
+# Look, year, spectral features, log-degree, isolated.
 INPUTS = 5 + 1 + 6 + 1 + 1
 
 

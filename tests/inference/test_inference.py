@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import reference_model as slow
-from small_worlds import embed_batch, make_run, nasty_graph, random_params, unit_features
+from small_runs import embed_batch, make_run, nasty_graph, random_params, unit_features
 
 from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.core import files

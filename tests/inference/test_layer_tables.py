@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from small_worlds import make_run, random_params
+from small_runs import make_run, random_params
 
 from pinsage_jax.core import signals
 from pinsage_jax.core.errors import UserError

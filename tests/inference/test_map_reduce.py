@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from small_worlds import make_run, random_params, unit_features
+from small_runs import make_run, random_params, unit_features
 
 from pinsage_jax.config.spark import SparkConfig
 from pinsage_jax.core.errors import UserError

@@ -17,8 +17,8 @@ from embedded_catalog import (
     write_csv,
 )
 from small_catalog import make_prepared, random_graph
+from small_runs import unit, unit_features
 from small_texts import link_vectors, random_texts, text_transform
-from small_worlds import unit, unit_features
 
 import pinsage_jax
 from pinsage_jax.catalog.additions import Additions, read_additions, touched_graph

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 from embedded_catalog import random_params, settings, vector_text
 from small_catalog import make_prepared, random_graph
+from small_runs import unit, unit_features
 from small_texts import link_vectors, random_texts, text_transform
-from small_worlds import unit, unit_features
 
 from pinsage_jax.catalog import prepare
 from pinsage_jax.catalog.changes import read_changes, write_changed
@@ -46,7 +46,7 @@ def table(path, header, rows):
     return str(path)
 
 
-class World:
+class ChangingCatalog:
     """A catalog in files, and a change of it."""
 
     def __init__(
@@ -57,7 +57,7 @@ class World:
         features = unit_features(self.graph.num_items, width) if width else None
         prepared = make_prepared(self.graph, None if features is None else features.astype(dtype))
         manifest = {
-            **prepared.manifest, "format": prepare._FORMAT, "fingerprint": "base",
+            **prepared.manifest, "format": prepare.FORMAT, "fingerprint": "base",
             "has_titles": False, "has_train_pairs": False, "counts": {"eval_pairs": 0},
         }  # fmt: skip
         self.before = dataclasses.replace(prepared, manifest=manifest)
@@ -183,14 +183,14 @@ def adjustment(catalog):
     return adjust
 
 
-def updated(config, world, before, after, changes, bases, params, name="0", old=None):
+def updated(config, catalog, before, after, changes, bases, params, name="0", old=None):
     """(vectors, report, tables) by Update."""
-    first = CurrentCatalog(config, world.before, before, bases)
-    second = CurrentCatalog(config, world.before, after, bases)
+    first = CurrentCatalog(config, catalog.before, before, bases)
+    second = CurrentCatalog(config, catalog.before, after, bases)
     if old is None:
-        old = PersistentTables(world.root / "layers" / "old", 16, keep=True)
+        old = PersistentTables(catalog.root / "layers" / "old", 16, keep=True)
         fill_tables(first, params, old, adjustment(first))
-    new = PersistentTables(world.root / "layers" / name, 16, keep=True)
+    new = PersistentTables(catalog.root / "layers" / name, 16, keep=True)
     vectors, report = Update(first, second, changes, params, old, new, COLD_START_BIAS).run()
     return vectors, report, new
 
@@ -202,7 +202,7 @@ CASES = {
     "items change, two layers": {"items": {"item-4": 7, "item-58": 8}, "model": {"num_layers": 2}},
     "no layer": {"added": ADDED, "items": {"item-9": 1}, "model": {"num_layers": 0}},
     "weights, max": {
-        "added": 4, "world": {"weighted": True}, "model": {"pooling": "max", "num_layers": 2},
+        "added": 4, "catalog": {"weighted": True}, "model": {"pooling": "max", "num_layers": 2},
     },
     "collections too": {
         "added": ADDED, "removed": 2, "sampling": {"neighborhood": "all"},
@@ -217,10 +217,10 @@ CASES = {
     },
     "links by words": {
         "added": [("c-3", "fresh-0")], "items": NEW | {"item-4": 7, "item-9": 3},
-        "world": {"texts": text_transform(WIDTH, 5)}, "model": {"num_layers": 2},
+        "catalog": {"texts": text_transform(WIDTH, 5)}, "model": {"num_layers": 2},
     },
     "featureless, without places": {
-        "added": ADDED, "world": {"width": 0}, "model": {"spectral_dim": 0},
+        "added": ADDED, "catalog": {"width": 0}, "model": {"spectral_dim": 0},
     },
 }  # fmt: skip
 
@@ -228,30 +228,30 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_equal_to_whole_inference(case, tmp_path, small_rng):
     config = settings(sampling=case.get("sampling"), **case.get("model", {}))
-    world = World(tmp_path, small_rng, **case.get("world", {}))
+    catalog = ChangingCatalog(tmp_path, small_rng, **case.get("catalog", {}))
     added, removed = case.get("added", ()), case.get("removed", 0)
     # A number stands for so many edges that are there.
-    added = world.some_edges(added) if isinstance(added, int) else added
-    removed = world.some_edges(removed) if removed else ()
-    changes, after = world.change(added, removed, case.get("items"))
+    added = catalog.some_edges(added) if isinstance(added, int) else added
+    removed = catalog.some_edges(removed) if removed else ()
+    changes, after = catalog.change(added, removed, case.get("items"))
     bases = small_rng.normal(size=(ITEMS, config.model.spectral_dim)).astype(np.float32)
-    first = CurrentCatalog(config, world.before, world.before, bases)
+    first = CurrentCatalog(config, catalog.before, catalog.before, bases)
     params = random_params(config, first.inputs.dim, first.num_nodes)
-    vectors, report, _ = updated(config, world, world.before, after, changes, bases, params)
-    expected = whole(config, world.before, after, bases, params)
+    vectors, report, _ = updated(config, catalog, catalog.before, after, changes, bases, params)
+    expected = whole(config, catalog.before, after, bases, params)
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     assert np.ptp(vectors, axis=0).max() > 1e-3
     # Without the change the vectors are others, so that something was to be done.
-    old = np.load(world.root / "layers" / "old" / "vectors.npy")
+    old = np.load(catalog.root / "layers" / "old" / "vectors.npy")
     assert np.abs(old[:ITEMS] - expected[:ITEMS]).max() > 1e-4
     assert 0 < report["computed"][-1] <= report["nodes"] == len(vectors)
-    encoder = Encoder.over(config, world.before, world.graph, bases)
+    encoder = Encoder.over(config, catalog.before, catalog.graph, bases)
     before = encoder.embed(params, quiet=True)
-    before[np.flatnonzero(world.graph.degree()[:ITEMS] == 0), -1] += COLD_START_BIAS
+    before[np.flatnonzero(catalog.graph.degree()[:ITEMS] == 0), -1] += COLD_START_BIAS
     np.testing.assert_allclose(old, before, atol=1e-5)
 
 
-def two_worlds() -> Graph:
+def two_halves() -> Graph:
     """Two halves without a path between them; item 59 has no edge."""
     rng = np.random.default_rng(3)
     edges = {(i, int(c) + 7 * (i >= 30)) for i in range(59) for c in rng.integers(0, 7, 2)}
@@ -261,31 +261,35 @@ def two_worlds() -> Graph:
 
 def test_what_is_out_of_reach_stays_bit_for_bit(tmp_path, small_rng):
     config = settings(sampling={"content_neighbors": 0}, num_layers=2)
-    world = World(tmp_path, small_rng, graph=two_worlds())
+    catalog = ChangingCatalog(tmp_path, small_rng, graph=two_halves())
     bases = small_rng.normal(size=(ITEMS, 4)).astype(np.float32)
-    changes, after = world.change([("c-8", "item-40"), ("c-8", "fresh-0")], (), NEW)
-    first = CurrentCatalog(config, world.before, world.before, bases)
+    changes, after = catalog.change([("c-8", "item-40"), ("c-8", "fresh-0")], (), NEW)
+    first = CurrentCatalog(config, catalog.before, catalog.before, bases)
     params = random_params(config, first.inputs.dim, first.num_nodes)
-    vectors, report, tables = updated(config, world, world.before, after, changes, bases, params)
-    np.testing.assert_allclose(
-        vectors, whole(config, world.before, after, bases, params), atol=1e-5
+    vectors, report, tables = updated(
+        config, catalog, catalog.before, after, changes, bases, params
     )
-    old = np.load(world.root / "layers" / "old" / "vectors.npy")
+    np.testing.assert_allclose(
+        vectors, whole(config, catalog.before, after, bases, params), atol=1e-5
+    )
+    old = np.load(catalog.root / "layers" / "old" / "vectors.npy")
     np.testing.assert_array_equal(vectors[:30], old[:30])
     assert report["computed"][0] <= report["computed"][1] <= 32
     assert 0 < report["resampled"] <= 30 and report["lists_changed"] <= 32
     assert max(report["projected"]) <= 32
     # The next change starts from these tables.
-    trained, middle, world.before = world.before, after, after
-    more, last = world.change([("c-0", "item-2")], [("c-8", "item-40")], step="more")
-    world.before = trained
-    vectors, _, _ = updated(config, world, middle, last, more, bases, params, name="1", old=tables)
+    trained, middle, catalog.before = catalog.before, after, after
+    more, last = catalog.change([("c-0", "item-2")], [("c-8", "item-40")], step="more")
+    catalog.before = trained
+    vectors, _, _ = updated(
+        config, catalog, middle, last, more, bases, params, name="1", old=tables
+    )
     np.testing.assert_allclose(vectors, whole(config, trained, last, bases, params), atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 2])
 def test_walks_that_may_meet_a_change(length):
-    graph = two_worlds()
+    graph = two_halves()
     for changed in ([], [3], [62, 70], [59]):
         expected = set(changed)
         for _ in range(2 * length - 1):
@@ -295,11 +299,11 @@ def test_walks_that_may_meet_a_change(length):
 
 
 def test_the_changed_graph_is_the_one_built_from_all_edges(tmp_path, small_rng):
-    world = World(tmp_path, small_rng, weighted=True)
-    there = world.some_edges(6)
+    catalog = ChangingCatalog(tmp_path, small_rng, weighted=True)
+    there = catalog.some_edges(6)
     added, removed = [*ADDED, *ADDED[:1], *there[:2]], there[2:]
-    changes, after = world.change(added, removed)
-    graph = world.graph
+    changes, after = catalog.change(added, removed)
+    graph = catalog.graph
     weights = {}
     for (item, collection), weight in zip(edges_of(graph), graph.weights[: graph.num_edges]):
         weights[f"c-{collection}", f"item-{item}"] = weight
@@ -322,8 +326,8 @@ def test_the_changed_graph_is_the_one_built_from_all_edges(tmp_path, small_rng):
 
 
 def test_refusals(tmp_path, small_rng):
-    world = World(tmp_path, small_rng)
-    there = world.some_edges(1)
+    catalog = ChangingCatalog(tmp_path, small_rng)
+    there = catalog.some_edges(1)
     for number, (message, change) in enumerate(
         {
             "'item-99' in row 1 .* neither in the catalog nor in --changed_items": {
@@ -337,7 +341,7 @@ def test_refusals(tmp_path, small_rng):
         }.items()
     ):
         with pytest.raises(UserError, match=message):
-            world.change(**change, step=str(number))
+            catalog.change(**change, step=str(number))
     run = dataclasses.replace(settings(), update=UpdateConfig(changed_edges="x"), mode="train")
     with pytest.raises(UserError, match="need --mode=embed"):
         run.validate()

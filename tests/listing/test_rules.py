@@ -195,8 +195,8 @@ def test_an_index_under_rules_falls_back_to_exact_search(tmp_path, small_rng, mo
     monkeypatch.setattr(ruled_search, "_INDEX_ITEMS", 0)
     setting = ann.Setting.parse("hnsw16:64", "search")
     search = ann.AnnSearch(ann.build(vectors, setting, 0, 1), setting, vectors, 1)
-    said = []
-    monkeypatch.setattr(absl_logging, "info", lambda text, *values: said.append(text % values))
+    messages = []
+    monkeypatch.setattr(absl_logging, "info", lambda text, *values: messages.append(text % values))
     for where, share in (("n < 20", 1.0), ("even", 0.95)):
         config = dataclasses.replace(make_config(tmp_path, k=10), search=SearchConfig(where=where))
         exact = pq.read_table(neighbors.write_related(config, prepared, vectors))
@@ -206,7 +206,7 @@ def test_an_index_under_rules_falls_back_to_exact_search(tmp_path, small_rng, mo
                  for t in (exact, found)]  # fmt: skip
         recall = len(pairs[0] & pairs[1]) / len(pairs[0])
         assert recall >= share
-        measured = [line for line in said if line.startswith("recall@10 of hnsw16:64")]
+        measured = [line for line in messages if line.startswith("recall@10 of hnsw16:64")]
         assert abs(float(measured[-1].split(" is ")[1].split()[0]) - recall) < 0.03
 
 
@@ -240,10 +240,12 @@ def test_lists_of_ids_may_be_files_and_name_what_is_unknown(tmp_path, catalog, m
     listed.write_text("item_id\nitem-2\nitem-9\nitem-999\n")
     search = SearchConfig(block_items=str(listed))
     config = dataclasses.replace(make_config(tmp_path, k=60), search=search)
-    said = []
-    monkeypatch.setattr(absl_logging, "warning", lambda text, *values: said.append(text % values))
+    messages = []
+    monkeypatch.setattr(
+        absl_logging, "warning", lambda text, *values: messages.append(text % values)
+    )
     found = neighbors.nearest(config, ["item-1"], prepared, vectors)["item-1"]
     assert {e.item_id for e in found} == {f"item-{i}" for i in range(ITEMS)} - {
         "item-1", "item-2", "item-9",
     }  # fmt: skip
-    assert said == ["--block_items: 1 of 3 ids are not in the catalog (such as 'item-999')."]
+    assert messages == ["--block_items: 1 of 3 ids are not in the catalog (such as 'item-999')."]

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import reference_model as slow
-from small_worlds import Run, embed_batch, make_run, random_params, unit_features
+from small_runs import Run, embed_batch, make_run, random_params, unit_features
 
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.model.pinsage import PinSage

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_model as slow
-from small_worlds import apply, embed_batch, make_run, random_params, unit_features
+from small_runs import apply, embed_batch, make_run, random_params, unit_features
 
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.model.layers import l2_normalize

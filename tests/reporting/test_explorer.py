@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 import pytest
-from hostile_world import HOSTILE, ITEMS, small_config, small_embeddings, small_world
+from hostile_catalog import HOSTILE, ITEMS, small_config, small_embeddings, small_prepared
 
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.search import ServeConfig
@@ -60,7 +60,7 @@ def decoded(encoded) -> np.ndarray:
 def written(tmp_path, prepared=None, config=None, vectors=None) -> str:
     path = explorer.write_explorer(
         config or small_config(tmp_path),
-        prepared or small_world(),
+        prepared or small_prepared(),
         small_embeddings() if vectors is None else vectors,
     )
     assert path == tmp_path / explorer.EXPLORER_FILE
@@ -78,8 +78,8 @@ def data(page):
 
 
 def test_titles_are_data_and_nothing_else(page, data):
-    assert data["items"]["titles"] == small_world().titles.to_pylist()
-    assert data["items"]["ids"] == small_world().item_ids.ids.to_pylist()
+    assert data["items"]["titles"] == small_prepared().titles.to_pylist()
+    assert data["items"]["ids"] == small_prepared().item_ids.ids.to_pylist()
     assert page.tags.count("script") == 2 and page.tags.count("style") == 1
     assert not {"img", "svg", "iframe", "link", "object", "form", "base"} & set(page.tags)
     assert [name for _, name, _ in page.attributes if name.startswith("on")] == []
@@ -106,14 +106,14 @@ def test_the_script_inserts_no_markup(page):
 
 
 def test_neighbors_are_those_of_each_method(data):
-    world, vectors = small_world(), small_embeddings()
+    prepared, vectors = small_prepared(), small_embeddings()
     config = small_config("unused")
     k, queries = data["k"], np.arange(ITEMS, dtype=np.int32)
-    unit = world.features / np.linalg.norm(world.features, axis=1, keepdims=True)
+    unit = prepared.features / np.linalg.norm(prepared.features, axis=1, keepdims=True)
     dense = {
         "PinSage": vectors @ vectors.T,
         "Content": unit @ unit.T,
-        "Walk": Walk(world.graph, config.sampling, config.seed, 1).scores(queries),
+        "Walk": Walk(prepared.graph, config.sampling, config.seed, 1).scores(queries),
     }
     assert [method["name"] for method in data["methods"]] == list(dense) == list(METHODS)
     for method in data["methods"]:
@@ -133,7 +133,7 @@ def test_neighbors_are_those_of_each_method(data):
 
 
 def test_the_map_keeps_distances_and_counts_collections(data):
-    degree = small_world().graph.degree()[:ITEMS]
+    degree = small_prepared().graph.degree()[:ITEMS]
     assert decoded(data["items"]["degree"]).tolist() == degree.tolist()
     points = np.stack([decoded(data["map"][axis]) for axis in "xy"], 1)
     assert points.min() >= 0 and np.ptp(points, axis=0).max() == 65534
@@ -157,7 +157,7 @@ def test_the_popularity_bias_does_not_change_the_map(tmp_path):
 
 
 def test_without_features_titles_or_edges(tmp_path):
-    bare = small_world(titles=False, width=0, edges=False)
+    bare = small_prepared(titles=False, width=0, edges=False)
     same = np.ones((ITEMS, 6), np.float32)
     found = json.loads(Scripts(written(tmp_path, bare, vectors=same)).contents["data"])
     assert found["items"]["titles"] is None
@@ -169,7 +169,7 @@ def test_without_features_titles_or_edges(tmp_path):
 
 
 def test_one_item(tmp_path):
-    one = small_world()
+    one = small_prepared()
     one = dataclasses.replace(
         one,
         graph=Graph.from_edges(np.empty(0, np.int32), np.empty(0, np.int32), 1, 1),
@@ -188,7 +188,7 @@ def test_a_large_catalog_has_no_page_and_an_older_one_is_removed(tmp_path):
     limited = dataclasses.replace(
         small_config(tmp_path), serve=ServeConfig(explorer_limit=ITEMS - 1)
     )
-    assert explorer.write_explorer(limited, small_world(), small_embeddings()) is None
+    assert explorer.write_explorer(limited, small_prepared(), small_embeddings()) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -233,7 +233,7 @@ def test_the_best_scored_by_sorting_everything():
 
 def test_lists_of_some_items_are_those_of_all():
     """Neither blocks of queries nor their order change the neighbors."""
-    methods = NeighborsByMethod(small_config("unused"), small_world(), small_embeddings(), 1)
+    methods = NeighborsByMethod(small_config("unused"), small_prepared(), small_embeddings(), 1)
     every = np.arange(ITEMS)
     for name in METHODS:
         ids, scores = methods.neighbors(name, every, 3)

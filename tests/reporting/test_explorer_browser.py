@@ -11,7 +11,7 @@ import threading
 import browser as browsers
 import numpy as np
 import pytest
-from hostile_world import HOSTILE, ITEMS, small_config, small_embeddings, small_world
+from hostile_catalog import HOSTILE, ITEMS, small_config, small_embeddings, small_prepared
 
 from pinsage_jax.evaluation.evaluate import evaluate
 from pinsage_jax.reporting import explorer
@@ -36,9 +36,9 @@ def browser():
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    explorer.write_explorer(small_config(folder), small_world(), small_embeddings())
-    evaluate(small_config(folder), small_world(), small_embeddings())
-    write_report(small_config(folder), small_world(), small_embeddings())
+    explorer.write_explorer(small_config(folder), small_prepared(), small_embeddings())
+    evaluate(small_config(folder), small_prepared(), small_embeddings())
+    write_report(small_config(folder), small_prepared(), small_embeddings())
     return folder
 
 
@@ -88,9 +88,9 @@ def displayed(text: str) -> str:
 
 
 def name_of(row: int) -> str:
-    world = small_world()
-    title = world.titles[row].as_py()
-    return displayed(title if title and title.strip() else world.item_ids.ids[row].as_py())
+    prepared = small_prepared()
+    title = prepared.titles[row].as_py()
+    return displayed(title if title and title.strip() else prepared.item_ids.ids[row].as_py())
 
 
 def ids_in(page, column: int) -> list[str]:
@@ -102,7 +102,7 @@ def ids_in(page, column: int) -> list[str]:
 
 
 def test_search_open_and_click_through(visit):
-    ids = small_world().item_ids.ids.to_pylist()
+    ids = small_prepared().item_ids.ids.to_pylist()
     vectors = small_embeddings()
     near, scores = top_k(vectors, vectors, 10, np.arange(ITEMS))
     with visit() as page:
@@ -131,10 +131,10 @@ def test_search_open_and_click_through(visit):
 
 
 def test_search_finds_what_a_plain_search_finds(visit):
-    world = small_world()
-    titles = [title or "" for title in world.titles.to_pylist()]
-    ids = world.item_ids.ids.to_pylist()
-    degree = world.graph.degree()[:ITEMS]
+    prepared = small_prepared()
+    titles = [title or "" for title in prepared.titles.to_pylist()]
+    ids = prepared.item_ids.ids.to_pylist()
+    degree = prepared.graph.degree()[:ITEMS]
     with visit() as page:
         for words in ("1", "SCRIPT", "lines two", "id 3", 'x= "on', "nothing like it", ids[5]):
             whole = words.strip().lower()
@@ -193,7 +193,7 @@ def test_hostile_titles_are_text(visit):
     with (opened := visit()) as page:
         for row in range(len(HOSTILE)):
             page.evaluate("id => { location.hash = '#' + encodeURIComponent(id) }",
-                          small_world().item_ids.ids[row].as_py())  # fmt: skip
+                          small_prepared().item_ids.ids[row].as_py())  # fmt: skip
             page.wait_for_function(
                 "text => document.getElementById('item-title').textContent === text",
                 arg=name_of(row),
@@ -241,7 +241,7 @@ def test_the_map(visit):
         page.mouse.move(left, top)
         assert page.locator("#hovered").text_content() == name_of(row)
         page.mouse.click(left, top)
-        wanted = small_world().item_ids.ids[row].as_py()
+        wanted = small_prepared().item_ids.ids[row].as_py()
         page.wait_for_function("id => document.body.dataset.item === id", arg=wanted)
         before = canvas.screenshot()
         page.click("#zoom-in")
@@ -288,7 +288,7 @@ def test_on_a_phone(visit):
 def served(tmp_path):
     """The address of a server."""
     source = read_source(small_config(tmp_path), ITEMS)
-    service = Service(source, small_world(), small_embeddings(), None, None)
+    service = Service(source, small_prepared(), small_embeddings(), None, None)
     stop, listener = threading.Event(), server.listen("127.0.0.1", 0)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     worker = threading.Thread(target=server.run, args=(make_app(service, 2), listener, stop.is_set))
@@ -300,7 +300,7 @@ def served(tmp_path):
 
 
 def test_the_served_explorer(browser, served):
-    ids = small_world().item_ids.ids.to_pylist()
+    ids = small_prepared().item_ids.ids.to_pylist()
     vectors = small_embeddings()
     near = top_k(vectors, vectors, 10, np.arange(ITEMS))[0]
     with (opened := Visit(browser, served, offline=False)) as page:
@@ -323,9 +323,9 @@ def test_the_served_explorer(browser, served):
 
 @pytest.mark.parametrize("absent", ["titles", "edges", "map"])
 def test_where_something_is_missing(browser, tmp_path, absent):
-    world = small_world(titles=absent != "titles", edges=absent != "edges")
+    prepared = small_prepared(titles=absent != "titles", edges=absent != "edges")
     vectors = np.ones((ITEMS, 6), np.float32) if absent == "map" else small_embeddings()
-    explorer.write_explorer(small_config(tmp_path), world, vectors)
+    explorer.write_explorer(small_config(tmp_path), prepared, vectors)
     with Visit(browser, (tmp_path / "explorer.html").as_uri()) as page:
         assert page.locator("#neighbors > div").count() == 3
         assert page.locator("#map").is_visible() == (absent != "map")

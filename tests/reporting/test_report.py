@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 import pytest
-from hostile_world import HOSTILE, ITEMS, small_config, small_embeddings, small_world
+from hostile_catalog import HOSTILE, ITEMS, small_config, small_embeddings, small_prepared
 
 from pinsage_jax.config.fields import with_saved
 from pinsage_jax.config.model import ModelConfig
@@ -101,7 +101,7 @@ def write_log(workdir, lines: int = 30) -> None:
 
 def written(tmp_path, prepared=None, config=None, vectors=None) -> str:
     config = config or small_config(tmp_path)
-    prepared = prepared or small_world()
+    prepared = prepared or small_prepared()
     path = write_report(config, prepared, small_embeddings() if vectors is None else vectors)
     assert path == tmp_path / REPORT_FILE
     return path.read_text(encoding="utf-8")
@@ -112,7 +112,7 @@ def full(tmp_path_factory):
     """(workdir, page) of a run with everything."""
     workdir = tmp_path_factory.mktemp("<title><b>run")
     config = small_config(workdir, baselines="default,item_knn")
-    evaluation.evaluate(config, small_world(), small_embeddings())
+    evaluation.evaluate(config, small_prepared(), small_embeddings())
     write_log(workdir)
     files.write_json(
         workdir / "embeddings" / "_manifest.json",
@@ -231,7 +231,7 @@ def test_numbers_are_those_of_eval_json(full):
 )
 def test_only_fusions_that_ran_are_explained(tmp_path, baselines, named):
     config = small_config(tmp_path, baselines=baselines)
-    evaluation.evaluate(config, small_world(), small_embeddings())
+    evaluation.evaluate(config, small_prepared(), small_embeddings())
     scores = Page(written(tmp_path, config=config)).section_texts["scores"]
     explained = [
         name
@@ -261,7 +261,7 @@ def test_learning_curves_and_settings(full):
 
 def test_examples_are_neighbors_by_each_method(full):
     shown = Page(full[1]).section_texts["examples"]
-    prepared, vectors = small_world(), small_embeddings()
+    prepared, vectors = small_prepared(), small_embeddings()
     degree = prepared.graph.degree()[:ITEMS]
     queries = example_section.choose_queries(degree, 3)
     assert (degree[queries] == 0).sum() == 2 and len(set(queries.tolist())) == len(queries) >= 5
@@ -312,7 +312,7 @@ def test_an_empty_workdir(tmp_path):
 
 
 def test_no_features_no_titles_no_edges(tmp_path):
-    prepared = small_world(titles=False, width=0, edges=False)
+    prepared = small_prepared(titles=False, width=0, edges=False)
     evaluation.evaluate(small_config(tmp_path), prepared, small_embeddings())
     shown = Page(written(tmp_path, prepared)).section_texts
     for name in ("similarity", "projection"):
@@ -326,7 +326,7 @@ def test_no_features_no_titles_no_edges(tmp_path):
 
 
 def test_vectors_that_all_point_the_same_way(tmp_path):
-    prepared = small_world()
+    prepared = small_prepared()
     prepared = dataclasses.replace(prepared, features=np.zeros((ITEMS, 3), np.float32))
     same = np.ones((ITEMS, 6), np.float32)
     shown = Page(written(tmp_path, prepared, vectors=same)).section_texts
@@ -348,7 +348,7 @@ def test_directions_exclude_the_popularity_bias(tmp_path):
 
 
 def test_damaged_and_foreign_files_are_passed_over(tmp_path):
-    evaluation.evaluate(small_config(tmp_path), small_world(), small_embeddings())
+    evaluation.evaluate(small_config(tmp_path), small_prepared(), small_embeddings())
     whole = json.loads((tmp_path / "eval.json").read_text())
     config = small_config(tmp_path)
     assert read_source(config, ITEMS).scores is not None
@@ -365,7 +365,7 @@ def test_damaged_and_foreign_files_are_passed_over(tmp_path):
 
 
 def test_scores_that_were_changed_are_named_and_not_shown(tmp_path, caplog):
-    evaluation.evaluate(small_config(tmp_path), small_world(), small_embeddings())
+    evaluation.evaluate(small_config(tmp_path), small_prepared(), small_embeddings())
     path = tmp_path / "eval.json"
     whole = path.read_text()
     path.write_text(re.sub('"pairs": 2', '"pairs": 3', whole, count=1))
@@ -387,7 +387,7 @@ def test_a_log_without_validation(tmp_path):
 
 
 def test_scores_older_than_the_embeddings_are_named(tmp_path):
-    evaluation.evaluate(small_config(tmp_path), small_world(), small_embeddings())
+    evaluation.evaluate(small_config(tmp_path), small_prepared(), small_embeddings())
     manifest = tmp_path / "embeddings" / "_manifest.json"
     files.write_json(manifest, {"step": 1})
     os.utime(tmp_path / "eval.json", ns=(2, 2))
@@ -400,7 +400,7 @@ def test_without_intervals_or_baselines(tmp_path):
     config = dataclasses.replace(
         small_config(tmp_path), evaluate=EvalConfig(bootstrap=0, baselines="none", k=2)
     )
-    evaluation.evaluate(config, small_world(), small_embeddings())
+    evaluation.evaluate(config, small_prepared(), small_embeddings())
     shown = Page(written(tmp_path, config=config))
     assert "of 1,500 items" not in shown.section_texts["scores"]
     assert " to " not in "".join(shown.section_texts["cutoff"])
@@ -438,7 +438,7 @@ def test_writing_is_atomic(full, monkeypatch):
 
     monkeypatch.setattr("os.replace", fails)
     with pytest.raises(UserError, match="No space left"):
-        write_report(small_config(workdir), small_world(titles=False), small_embeddings())
+        write_report(small_config(workdir), small_prepared(titles=False), small_embeddings())
     assert (workdir / REPORT_FILE).read_text(encoding="utf-8") == first
     assert [path.name for path in workdir.iterdir() if ".tmp-" in path.name] == []
 

@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 import pytest
-from small_worlds import make_run, nasty_graph, random_params
+from small_runs import make_run, nasty_graph, random_params
 
 from pinsage_jax.batching import graph_view
 from pinsage_jax.config.model import ModelConfig

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from small_worlds import make_run, nasty_graph, random_params
+from small_runs import make_run, nasty_graph, random_params
 
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.config.sampling import SamplingConfig, StoreConfig

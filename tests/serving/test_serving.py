@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from embedded_catalog import embedded_catalog, vector_text, write_csv
 from fastapi.testclient import TestClient
-from hostile_world import ITEMS, small_config, small_embeddings, small_world
+from hostile_catalog import ITEMS, small_config, small_embeddings, small_prepared
 
 import pinsage_jax
 from pinsage_jax.catalog.prepare import open_prepared
@@ -58,7 +58,7 @@ def client(catalog):
 def hostile(tmp_path_factory):
     """A service with titles but without a model."""
     config, vectors = small_config(tmp_path_factory.mktemp("run")), small_embeddings()
-    service = Service(read_source(config, ITEMS), small_world(), vectors, None, None)
+    service = Service(read_source(config, ITEMS), small_prepared(), vectors, None, None)
     with TestClient(make_app(service, threads=1), base_url=HOST) as client:
         yield client
 
@@ -320,9 +320,9 @@ def test_metrics_count_what_was_asked(hostile):
 
 
 def test_the_explorer_requests_what_the_offline_page_contains(hostile):
-    world, vectors = small_world(), small_embeddings()
-    ids, titles = world.item_ids.ids.to_pylist(), world.titles.to_pylist()
-    degree = world.graph.degree()[:ITEMS]
+    prepared, vectors = small_prepared(), small_embeddings()
+    ids, titles = prepared.item_ids.ids.to_pylist(), prepared.titles.to_pylist()
+    degree = prepared.graph.degree()[:ITEMS]
     page = hostile.get("/")
     policy = re.search(r'Policy" content="([^"]*)"', page.text)[1]
     assert "connect-src 'self'" in policy and page.headers["x-frame-options"] == "DENY"

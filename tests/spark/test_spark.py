@@ -14,7 +14,7 @@ import pytest
 from hub_graph import SETTINGS, hub_graph
 from scipy import stats
 from small_catalog import make_prepared
-from small_worlds import nasty_graph, random_params, unit_features
+from small_runs import nasty_graph, random_params, unit_features
 
 from pinsage_jax.catalog.prepare import prepare
 from pinsage_jax.config.data import DataConfig, PruneConfig

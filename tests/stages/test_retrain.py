@@ -128,7 +128,7 @@ def test_a_new_model_takes_the_place_of_the_old_one(shop, monkeypatch, capfd):
     assert run("--workdir=run") == 0
 
 
-def test_a_model_that_is_not_there_is_told_before_any_work(shop, capfd):
+def test_a_missing_model_is_reported_before_any_work(shop, capfd):
     assert run("--workdir=other", *small_shop.FLAGS, "--init_from=nowhere") == 2
     assert "--init_from=nowhere: nowhere/checkpoints holds no" in capfd.readouterr().err
     assert not (shop / "other" / "prepared").exists()

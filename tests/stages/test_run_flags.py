@@ -30,7 +30,7 @@ def same(first, second, without=("mode", "threads")):
 
 
 @pytest.fixture
-def said(monkeypatch):
+def messages(monkeypatch):
     """What is logged, level info and above."""
     lines = []
     for level in ("info", "warning"):
@@ -117,7 +117,7 @@ def test_run_flags_is_a_flagfile(tmp_path):
     assert dataclasses.replace(elsewhere, workdir=made.workdir) == made
 
 
-def test_one_line_says_what_was_remembered_and_one_what_is_unknown(tmp_path, said):
+def test_one_line_says_what_was_remembered_and_one_what_is_unknown(tmp_path, messages):
     (tmp_path / RUN_FLAGS).write_text(
         "--synthetic=true\n--seed=3\n--notensorboard\n--flux=2\n--nogone\n#: adam_c=3\n"
         "--mode=train\n"
@@ -125,7 +125,7 @@ def test_one_line_says_what_was_remembered_and_one_what_is_unknown(tmp_path, sai
     config = parsed(f"--workdir={tmp_path}", "--seed=4")
     assert (config.seed, config.mode, config.synthetic.synthetic) == (4, "pipeline", True)
     path = tmp_path / RUN_FLAGS
-    assert said == [
+    assert messages == [
         f"{path}: this version remembers no setting named adam_c or flux or mode or nogone, "
         "and ignores it; remove the line.",
         f"{path} sets --synthetic, --tensorboard",

@@ -81,9 +81,9 @@ def test_changes_one_after_the_other(catalog, tmp_path, capsys, nothing_computed
         ),
     )
     manifest = pinsage_jax.embed(first)
-    said = capsys.readouterr().out
-    assert "2 edges added, 0 reweighted, 1 removed; 1 items added, 1 changed" in said
-    assert "recomputed in layer 1: " in said and "neighborhoods sampled again for " in said
+    output = capsys.readouterr().out
+    assert "2 edges added, 0 reweighted, 1 removed; 1 items added, 1 changed" in output
+    assert "recomputed in layer 1: " in output and "neighborhoods sampled again for " in output
     updated = pathlib.Path(config.workdir) / "updated"
     prepared = open_prepared(updated)
     found = load_embeddings(updated, prepared)
@@ -154,7 +154,7 @@ def test_the_same_changes_with_another_model_or_export_are_embedded_anew(catalog
     assert pinsage_jax.embed(dataclasses.replace(run, embed=walked))["flags"]["embed_walks"] == 700
 
 
-def test_changes_that_are_not_there_are_told_in_a_sentence(catalog, tmp_path):
+def test_missing_tables_of_changes_are_reported_in_one_sentence(catalog, tmp_path):
     config, *_ = catalog
     missing = UpdateConfig(changed_edges=str(tmp_path / "none.csv"))
     with pytest.raises(UserError, match=r"--changed_edges=\S+none.csv does not exist"):

@@ -376,13 +376,13 @@ def test_kill_nine_in_the_middle_of_a_save(tmp_path, moment):
     assert {path.name for path in folder.iterdir()} == {str(step) for step in checkpoints.steps()}
 
 
-def test_misfits_are_told_in_a_sentence(tmp_path):
+def test_misfits_are_reported_in_one_sentence(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     model, data = META["config"]["model"], META["data"]
     checkpoints.check(META, data, model)
     checkpoints.check(json.loads(json.dumps(META | {"data": {"a": (1, 2)}})), {"a": (1, 2)}, model)
     end = "; choose another --workdir, or delete that folder to train anew."
-    for new_data, new_model, told in [
+    for new_data, new_model, message in [
         ({}, {"layer_dim": 128}, "with layer_dim=256 but this run asks for 128"),
         (
             {"num_items": 9_990},
@@ -407,21 +407,21 @@ def test_misfits_are_told_in_a_sentence(tmp_path):
     ]:
         with pytest.raises(UserError) as caught:
             checkpoints.check(META, data | new_data, model | new_model)
-        assert str(caught.value) == f"The checkpoint in {tmp_path} was trained {told}{end}"
+        assert str(caught.value) == f"The checkpoint in {tmp_path} was trained {message}{end}"
 
 
 def test_a_state_of_other_shapes_is_refused(tmp_path):
     state = {"params": {"w": np.zeros((5, 3), np.float32), "b": np.zeros(3, np.float32)}}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(4, state, META)
-        for like, told in [
+        for like, message in [
             ({"w": np.zeros((5, 4), np.float32)}, "is float32[5, 3] there and float32[5, 4] here"),
             ({"w": np.zeros((5, 3))}, "params/w is float32[5, 3] there and float64[5, 3] here"),
             ({"c": np.zeros(1)}, "params/c is not in it"),
         ]:
             with pytest.raises(UserError) as caught:
                 checkpoints.restore(4, {"params": state["params"] | like})
-            assert told in str(caught.value)
+            assert message in str(caught.value)
             assert str(caught.value).startswith(f"The checkpoint {tmp_path}/4 does not fit")
         with pytest.raises(UserError, match="it has params/b in addition"):
             checkpoints.restore(4, {"params": {"w": state["params"]["w"]}})

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from small_worlds import make_run, random_params, unit_features
+from small_runs import make_run, random_params, unit_features
 
 from pinsage_jax.batching.blocks import Budgets
 from pinsage_jax.config.training import TrainConfig

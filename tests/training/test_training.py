@@ -86,21 +86,21 @@ def config_for(workdir, *, seed=0, sampling=None, model=None, train=None) -> Con
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def prepared_workdir(tmp_path_factory):
     """A workdir after `prepare`."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("prepared_workdir")
     prepare(config_for(folder))
     return folder
 
 
 @pytest.fixture
-def workdir(world, tmp_path):
+def workdir(prepared_workdir, tmp_path):
     """A workdir of its own with the prepared data."""
-    return copy_of(world, tmp_path / "run")
+    return copy_of(prepared_workdir, tmp_path / "run")
 
 
-def copy_of(world, folder):
-    shutil.copytree(world, folder)
+def copy_of(prepared_workdir, folder):
+    shutil.copytree(prepared_workdir, folder)
     return folder
 
 
@@ -139,9 +139,9 @@ def exported(workdir):
 
 
 @pytest.fixture(scope="module")
-def whole(world, tmp_path_factory):
+def whole(prepared_workdir, tmp_path_factory):
     """An uninterrupted run: (states by step, embeddings, lines of metrics.jsonl)."""
-    folder = copy_of(world, tmp_path_factory.mktemp("whole") / "run")
+    folder = copy_of(prepared_workdir, tmp_path_factory.mktemp("whole") / "run")
     with pytest.MonkeyPatch.context() as patch:
         states = spy_on(patch)
         outcome = pinsage_jax.train(config_for(folder))
@@ -332,7 +332,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(
     with pytest.raises(UserError, match=r"The loss is .*--learning_rate") as caught:
         pinsage_jax.train(config_for(workdir, train=train))
     assert "\n" not in str(caught.value)
-    # The first step that went wrong is told, whenever it is found, and can be made again.
+    # The message names the first wrong step, whenever it is found, and the step can be repeated.
     (path,) = workdir.glob("not_finite_step_*.json")
     kept = json.loads(path.read_text())
     step = kept["step"]

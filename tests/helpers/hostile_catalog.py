@@ -31,7 +31,7 @@ def hostile_name(place: int) -> str:
     return f"{place} {HOSTILE[place % len(HOSTILE)]}"
 
 
-def small_world(titles: bool = True, width: int = 5, pairs: int = 30, edges: bool = True):
+def small_prepared(titles: bool = True, width: int = 5, pairs: int = 30, edges: bool = True):
     """A catalog whose first four items have no edges."""
     rng = np.random.default_rng(4)
     item = np.concatenate([np.arange(4, ITEMS), rng.integers(4, 12, 60)]).astype(np.int32)
