@@ -347,6 +347,32 @@ def test_id_table_round_trip_and_digest(tmp_path, monkeypatch):
     assert len(IdTable.load(tmp_path / "none.arrow")) == 0 and empty.digest()
 
 
+@pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
+def test_few_ids_are_looked_up_without_a_hash_table_of_all(kind, monkeypatch, small_rng):
+    names = small_rng.permutation(1000)[:300].tolist()
+    table = IdTable(pa.array(names).cast(kind))
+    place = {name: row for row, name in enumerate(names)}
+    hashed, index_in = [], ids.pc.index_in
+
+    def counted(values, value_set):
+        hashed.append(len(value_set))
+        return index_in(values, value_set=value_set)
+
+    monkeypatch.setattr(ids.pc, "index_in", counted)
+    for size in (0, 1, 5, 37):
+        wanted = small_rng.choice(1200, size=size).tolist()
+        given = pa.array(wanted, pa.int64()).cast(kind)
+        expected = [place.get(name, -1) for name in wanted]
+        for form in (given, pa.chunked_array([given[:2], given[2:]], given.type)):
+            found = table.lookup(form)
+            assert found.tolist() == expected and found.dtype == np.int32
+        repeated = pa.concat_arrays([given, given])[: 2 * size]
+        assert table.lookup(repeated).tolist() == (expected * 2)
+    assert max(hashed[:9]) <= 5
+    many = pa.array(names * 2).cast(kind)
+    assert table.lookup(many).tolist() == [*range(300)] * 2
+
+
 def test_damaged_id_file(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         IdTable.load(tmp_path / "ids.arrow")
