@@ -49,6 +49,7 @@ WITHOUT_JAX = (
     "batching.prefetch",
     "evaluation.metrics",
     "retrieval.ranks",
+    "ranking",
     "core.text_table",
 )
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}

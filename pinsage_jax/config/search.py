@@ -79,6 +79,21 @@ class SearchConfig(Checked):
     one_per_collection: bool = option(
         False, "List no item that shares a collection with one listed above it."
     )
+    related_by: str = option(
+        "auto",
+        "What orders related items: the ranker that --mode=rank fitted, the vectors, walks, walks "
+        "steered by content, or content alone; auto: the ranker if the workdir has one, else the "
+        "vectors.",
+        choices=("auto", "ranker", "vectors", "walk", "steered", "content"),
+    )
+    new_item_price: float | None = option(
+        None,
+        "Share of the hits on items with edges that the ranker may give up to list items without "
+        "edges; auto: as many as leave it at the best single method.",
+        auto=float,
+        low=0.0,
+        high=1.0,
+    )
     popularity_weight: float = option(
         1.0,
         "How much the popularity of an item counts in every list, from 0 to 1 (needs "

@@ -23,7 +23,7 @@ _LIST = "exchange.json"
 # Made from a model: they leave with it, also where the new one has not made them.
 _OF_A_MODEL = (
     "prepared", "inputs", "run.flags", "checkpoints", "metrics.jsonl", "tensorboard", "costs.json",
-    "embeddings", "new_embeddings", "updated", "index", "eval.json", "report.html",
+    "embeddings", "new_embeddings", "updated", "index", "ranker.json", "eval.json", "report.html",
     "explorer.html", "explain", "compare.json", "related_items.parquet", "recommendations.parquet",
     "recommend.json", "recommend_choice.json", "layers", "neighborhoods", "spectral",
 )  # fmt: skip

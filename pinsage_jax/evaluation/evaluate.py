@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
@@ -41,6 +41,8 @@ from pinsage_jax.retrieval.topk import target_ranks, top_k
 EVAL_FILE = "eval.json"
 MAIN = "pinsage"
 DIFFERENCE = f"{MAIN}_minus_baseline"
+# What orders related items beside the embeddings: the ranker or another method.
+RANKED = "ranker"
 # Name and lowest degree of each bucket of targets.
 DEGREE_BUCKETS = (("0", 0), ("1-2", 1), ("3-10", 3), ("11+", 11))
 # Values of --popularity_weight whose lists and hit-rates the report compares.
@@ -48,6 +50,21 @@ POPULARITY_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _MAX_WEIGHTED_PAIRS = 10_000
 # Values of k in the hit-rate curve.
 CURVE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+class OrderedLists(Protocol):
+    """Orders the whole catalog for items of it; ranking/ranker.py does."""
+
+    by: str  # ranker, or the name of a method
+    prices: list[dict[str, Any]]  # what new items cost in the lists
+
+    def ranks(self, pairs: np.ndarray) -> np.ndarray:
+        """Ranks int64 [P] of the targets of pairs int [P, 2]."""
+
+    def top_k(
+        self, queries: np.ndarray, k: int, exclude_self: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """ids int32 [Q, k] and scores float32 [Q, k] for the items `exclude_self`."""
 
 
 def evaluate(
@@ -58,6 +75,7 @@ def evaluate(
     graph: Graph | None = None,
     fingerprint: str = "",
     has_popularity: bool = False,
+    ranker: OrderedLists | None = None,
 ) -> dict[str, Any]:
     """Scores the embeddings and --baselines; prints tables and writes WORKDIR/eval.json.
 
@@ -75,6 +93,7 @@ def evaluate(
       fingerprint: written to eval.json, to tell later whether it belongs to the same run.
       has_popularity: whether the last coordinate is the popularity of an item; the lists are
         then measured for several weights of it.
+      ranker: what orders related items, if it is not the embeddings; scored beside them.
 
     Returns:
       The contents of eval.json without its checksum; {} if there is no pair at all.
@@ -103,6 +122,12 @@ def evaluate(
         queries = sampled_queries(graph.num_items)
         lists[baseline.name] = top_items(baseline, queries, PLACES, graph.num_items)
 
+    if ranker is not None:
+        ranks[RANKED] = ranker.ranks(pairs)
+        settings[RANKED] = {"related_by": ranker.by}
+        queries = sampled_queries(graph.num_items)
+        lists[RANKED] = ranker.top_k(embeddings[queries], PLACES, queries)[0]
+
     methods: dict[str, dict[str, Any]] = {
         name: {"settings": settings[name], "hit_curve": _curve(ranks[name])} for name in ranks
     }
@@ -116,17 +141,11 @@ def evaluate(
         for method, values in found.items():
             methods[method].setdefault(group, {})[name] = values
 
-    report = prepared.manifest.get("pairs", {}).get("eval_pairs", {})
     result = {
         "pairs_from": scored.source,
         "pairs": len(pairs),
         "queries": len(np.unique(query)),
-        "dropped_pairs": {
-            "unknown_query": int(report.get("unknown_query", 0)),
-            "unknown_target": int(report.get("unknown_target", 0)),
-            "self_pairs": int(report.get("self_pairs", 0)),
-            "repeated_pairs": scored.repeated,
-        },
+        "dropped_pairs": _dropped_pairs(prepared, scored),
         "catalog_items": graph.num_items,
         "sampled_candidates": False,
         "tie_rule": TIE_RULE,
@@ -137,6 +156,7 @@ def evaluate(
         "popularity_weights": _by_popularity_weight(unweighted, scored, graph)
         if has_popularity
         else [],
+        "new_item_prices": [] if ranker is None else ranker.prices,
         "fingerprint": fingerprint,
         "notes": scored.notes,
         "methods": methods,
@@ -209,6 +229,13 @@ def _pairs_to_score(
     first = np.sort(first)
     repeated = len(pairs) - len(first)
     return _ScoredPairs(np.asarray(pairs)[first], np.asarray(kinds)[first], source, repeated, notes)
+
+
+def _dropped_pairs(prepared: Prepared, scored: _ScoredPairs) -> dict[str, int]:
+    """How many rows of the table of pairs are not scored, by reason."""
+    report = prepared.manifest.get("pairs", {}).get("eval_pairs", {})
+    names = ("unknown_query", "unknown_target", "self_pairs")
+    return {name: int(report.get(name, 0)) for name in names} | {"repeated_pairs": scored.repeated}
 
 
 def _neighbors(embeddings: np.ndarray, queries: np.ndarray) -> np.ndarray:

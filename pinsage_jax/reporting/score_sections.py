@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS, DIFFERENCE, EVAL_FILE, MAIN
+from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS, DIFFERENCE, EVAL_FILE, MAIN, RANKED
 from pinsage_jax.evaluation.tables import LIST_COLUMNS, format_statistic
 from pinsage_jax.reporting import page
 from pinsage_jax.reporting.figures import Series, interval_chart, line_chart
@@ -60,7 +60,7 @@ def summary(source: Source) -> Html:
     baselines = {
         name: _metrics(values, "overall", "all")["hit@10"]["value"]
         for name, values in methods.items()
-        if name != MAIN and "hit@10" in _metrics(values, "overall", "all")
+        if name not in (MAIN, RANKED) and "hit@10" in _metrics(values, "overall", "all")
     }
     lead = (
         f"For {main['value']:.1%} of {source.scores['pairs']:,} pairs{_percent_range(main)}, "
@@ -246,6 +246,8 @@ def lists(source: Source) -> Html:
         ]
         title = "PinSage by the weight of popularity in its lists"
         parts.append(page.table(title, head, rows, numbers=True))
+    if prices := source.known_scores.get("new_item_prices"):
+        parts.append(_prices(prices))
     parts.append(
         page.note(
             "Catalog listed is the share of items that stand in a list; Gini is 0 if all items "
@@ -254,6 +256,22 @@ def lists(source: Source) -> Html:
         )
     )
     return page.join(parts)
+
+
+def _prices(prices: Sequence[Mapping[str, Any]]) -> Html:
+    """What new items cost in the lists of the ranker, in cross-validation on training edges."""
+    kinds = [kind for kind in ("warm", "cold") if kind in prices[0]]
+    head = ["--new_item_price"]
+    head += [f"{metric}, {kind} targets" for kind in kinds for metric in _COMPARED]
+    rows = []
+    for entry in prices:
+        row: list[Any] = ["auto" if entry["price"] is None else f"{entry['price']:g}"]
+        for kind in kinds:
+            for value, low, high in (entry[kind][metric] for metric in _COMPARED):
+                row.append(_cell({"value": value, "low": low, "high": high}))
+        rows.append(row)
+    title = "What items without edges (cold) cost in the ranker's lists, on validation pairs"
+    return page.table(title, head, rows, numbers=True)
 
 
 def _notes(source: Source) -> list[Html]:

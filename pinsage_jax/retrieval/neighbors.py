@@ -9,7 +9,7 @@ import csv
 import difflib
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +52,15 @@ RELATED_SCHEMA = pa.schema(
 )
 
 
+class ListSearch(Protocol):
+    """Finds the items that lists are made of: an index, or the ranker."""
+
+    def top_k(
+        self, queries: np.ndarray, k: int, exclude_self: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """ids int32 [Q, k] and scores float32 [Q, k]; see AnnSearch.top_k."""
+
+
 class Related(NamedTuple):
     """One neighbor: its id, its score, and its title on one line ('' without titles)."""
 
@@ -64,7 +73,7 @@ def _nearest(
     config: Config,
     prepared: Prepared,
     embeddings: np.ndarray,
-    search: AnnSearch | None,
+    search: ListSearch | None,
     rows: np.ndarray,
     filters: Filters,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +84,10 @@ def _nearest(
     """
 
     rules = filters.rules
-    ruled = None if rules is None else RuledSearch(rules, embeddings, search)
+    ruled = None
+    if rules is not None:
+        index = search if isinstance(search, AnnSearch) else None
+        ruled = RuledSearch(rules, embeddings, index)
 
     def fetch(queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         query_rows = rows[queries]
@@ -104,7 +116,7 @@ def _filters(config: Config, prepared: Prepared, embeddings: np.ndarray) -> Filt
 
 
 def print_neighbors(
-    config: Config, prepared: Prepared, embeddings: np.ndarray, search: AnnSearch | None = None
+    config: Config, prepared: Prepared, embeddings: np.ndarray, search: ListSearch | None = None
 ) -> dict[str, list[Related]]:
     """Prints and returns the --k nearest items of each id of --query: id, score and title.
 
@@ -171,7 +183,7 @@ def nearest(
     names: Sequence[str],
     prepared: Prepared,
     embeddings: np.ndarray,
-    search: AnnSearch | None = None,
+    search: ListSearch | None = None,
 ) -> dict[str, list[Related]]:
     """Finds the --k nearest items of each named item.
 
@@ -219,7 +231,7 @@ def write_related(
     config: Config,
     prepared: Prepared,
     embeddings: np.ndarray,
-    search: AnnSearch | None = None,
+    search: ListSearch | None = None,
     queries: np.ndarray | None = None,
     file: str = RELATED_FILE,
 ) -> pathlib.Path:
@@ -242,7 +254,7 @@ def write_related(
     count, k = len(queries), config.evaluate.neighbors_listed
     block = int(np.clip(_MAX_BLOCK_ROWS // k, 1, _MAX_QUERY_BLOCK))
     filters = _filters(config, prepared, embeddings)
-    if filters.rules is not None:
+    if filters.rules is not None and isinstance(search, AnnSearch):
         RuledSearch(filters.rules, embeddings, search).log_recall(queries, k)
     with (
         files.atomic_file(path) as temporary,

@@ -29,6 +29,7 @@ from pinsage_jax.export.codec import VectorCodec
 from pinsage_jax.inference.new_item_model import NewItemModel
 from pinsage_jax.listing.filters import Filters
 from pinsage_jax.listing.rules import Listing, Rules
+from pinsage_jax.ranking.ranker import Ranker
 from pinsage_jax.recommend.choice import Choice
 from pinsage_jax.recommend.recommend import saved_choice
 from pinsage_jax.recommend.recommender import Recommender
@@ -68,6 +69,7 @@ class Service:
         vectors: np.ndarray,
         index: AnnSearch | None,
         new_items: tuple[NewItemModel, VectorCodec] | None,
+        ranker: Ranker | None = None,
     ):
         """Prepares to answer.
 
@@ -77,10 +79,11 @@ class Service:
           vectors: float32 [N, Z], the items' embeddings, weighted by --popularity_weight.
           index: an index over the vectors; None searches exactly.
           new_items: embeds new items; None: they are refused.
+          ranker: orders the neighbors of catalog items; None: by the vectors.
         """
         self.config: Config = source.config
         self._source, self._prepared, self._vectors = source, prepared, vectors
-        self._index, self._new_items = index, new_items
+        self._index, self._new_items, self._ranker = index, new_items, ranker
         self._search = index or ExactSearch(vectors)
         self._degree = prepared.graph.degree()[: prepared.graph.num_items]
         # A dictionary, because IdTable.lookup hashes all ids in every call.
@@ -266,6 +269,8 @@ class Service:
         rules: Rules | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and scores [Q, k] for queries float32 [Q, Z], at `rows` of the rules' queries."""
+        if rules is None and self._ranker is not None and (exclude >= 0).all():
+            return self._ranker.top_k(vectors, k, exclude)
         if rules is None:
             return self._search.top_k(vectors, k, exclude)
         search = RuledSearch(rules, self._vectors, self._index)

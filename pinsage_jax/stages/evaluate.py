@@ -15,10 +15,12 @@ from pinsage_jax.evaluation import evaluate as evaluation
 from pinsage_jax.evaluation import explain as explaining
 from pinsage_jax.export import writer
 from pinsage_jax.export.reader import load_embeddings
+from pinsage_jax.ranking.saved_ranker import RANKER_FILE
 from pinsage_jax.reporting import comparison
 from pinsage_jax.reporting.explorer import write_explorer
 from pinsage_jax.reporting.report import write_report
 from pinsage_jax.stages.runs import has_popularity, listed_vectors, split_of
+from pinsage_jax.stages.search import listed_by
 
 
 def evaluate(config: Config) -> dict[str, Any]:
@@ -33,6 +35,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         split,
         fingerprint=fingerprint,
         has_popularity=has_popularity(config),
+        ranker=listed_by(config, prepared, config.host_threads),
     )
 
 
@@ -54,7 +57,10 @@ def _eval_fingerprint(config: Config) -> str:
     # Not the whole manifest: it names paths, and a workdir may be moved.
     export = {name: manifest.get(name) for name in ("files", "ids", "parameters", "settings")}
     settings = [config.evaluate.baselines, config.evaluate.bootstrap]
-    settings += [config.search.popularity_weight, "list statistics"]
+    search = config.search
+    settings += [search.popularity_weight, search.related_by, search.new_item_price]
+    ranker = pathlib.Path(config.workdir) / RANKER_FILE
+    settings += [files.checksum(ranker) if ranker.exists() else "", "list statistics"]
     return files.fingerprint([export, *settings])
 
 

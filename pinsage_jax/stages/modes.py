@@ -35,6 +35,7 @@ MODULES = {
     "serve": "serve",
     "doctor": "prepare",
     "explain": "evaluate",
+    "rank": "search",
     "compare": "evaluate",
 }
 # Modes that need no earlier one; only they make a workdir.

@@ -11,9 +11,11 @@ from absl import logging
 from pinsage_jax.catalog.extended import with_additions
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import open_table
 from pinsage_jax.export.reader import load_embeddings
-from pinsage_jax.listing.rules import read_ids
+from pinsage_jax.listing.rules import read_ids, rules_of
+from pinsage_jax.ranking.saved_ranker import open_ranker, write_ranker
 from pinsage_jax.retrieval import neighbors as related
 from pinsage_jax.retrieval.neighbors import Related
 from pinsage_jax.retrieval.popularity import weigh_popularity
@@ -21,6 +23,7 @@ from pinsage_jax.retrieval.saved_index import open_search
 from pinsage_jax.stages.runs import has_popularity, listed_vectors, split_of
 
 if TYPE_CHECKING:
+    from pinsage_jax.ranking.ranker import Ranker
     from pinsage_jax.recommend.choice import Validation
 
 
@@ -34,7 +37,8 @@ def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Relat
     """
     prepared = open_prepared(config.workdir)
     vectors = listed_vectors(config, prepared)
-    search = open_search(config, vectors, config.host_threads)
+    ranker = listed_by(config, prepared, config.host_threads)
+    search = ranker or open_search(config, vectors, config.host_threads)
     queries, file = None, related.RELATED_FILE
     if config.new.new_items:
         known = len(vectors)
@@ -67,6 +71,52 @@ def _with_new_items(
     new = codec.project(model.embed(additions)[0])
     new = weigh_popularity(new, config.search.popularity_weight, has_popularity(config))
     return with_additions(prepared, additions, items), np.concatenate([vectors, new])
+
+
+def listed_by(config: Config, prepared: Prepared, threads: int) -> Ranker | None:
+    """What orders related items by --related_by; None: a search of the vectors."""
+    if config.search.related_by == "vectors":
+        return None
+    by_vectors = ""
+    if config.new.new_items:
+        by_vectors = "new items (--new_items)"
+    elif rules_of(config, prepared) is not None:
+        by_vectors = "rules"
+    vectors = load_embeddings(config.workdir, prepared)
+    return open_ranker(config, prepared, vectors, has_popularity(config), threads, by_vectors)
+
+
+def rank(config: Config) -> dict[str, Any]:
+    """Fits the ranker of related items on validation pairs: WORKDIR/ranker.json."""
+    from pinsage_jax.ranking.candidates import CandidateSource
+    from pinsage_jax.ranking.fit import fit_ranker
+    from pinsage_jax.stages.checkpoint import match_export
+    from pinsage_jax.stages.embed import embed_over
+
+    prepared = open_prepared(config.workdir)
+    # A workdir without an export is refused before anything is embedded.
+    popularity = has_popularity(config)
+    split = split_of(config, prepared)
+    if len(split.collections) == 0:
+        raise UserError(
+            "The validation split withholds no collection to fit the ranker on; set "
+            "--validation_collections above 0 and train again."
+        )
+    logging.info("rank: embedding without the withheld collections")
+    vectors, trained = embed_over(config, prepared, split.train_graph, split)
+    vectors = match_export(config, trained)[1].project(vectors[: prepared.graph.num_items])
+    source = CandidateSource(
+        split.train_graph,
+        prepared.link_rows,
+        np.asarray(vectors, np.float32),
+        config.sampling,
+        config.host_threads,
+        popularity,
+    )
+    model, report = fit_ranker(source, prepared.graph, split, config.seed)
+    path = write_ranker(config, model, report)
+    logging.info("rank: the ranker is in %s", path)
+    return report
 
 
 def index(config: Config) -> dict[str, Any]:

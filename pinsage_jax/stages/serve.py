@@ -10,6 +10,7 @@ from pinsage_jax.retrieval.saved_index import open_search
 from pinsage_jax.serving import server
 from pinsage_jax.stages.checkpoint import exported_source, open_new_items
 from pinsage_jax.stages.runs import listed_vectors, stop_requested
+from pinsage_jax.stages.search import listed_by
 
 
 def serve(config: Config) -> None:
@@ -22,13 +23,14 @@ def serve(config: Config) -> None:
     prepared = open_prepared(config.workdir)
     vectors = listed_vectors(config, prepared)
     index = open_search(config, vectors, threads=1)
+    ranker = listed_by(config, prepared, threads=1)
     # A port that is in use is reported before the model is loaded.
     listener = server.listen(config.serve.serve_host, config.serve.serve_port)
     source = exported_source(config, prepared.graph.num_items)
     new_items = open_new_items(source.config, prepared) if source.trained else None
     if new_items is not None:
         new_items[0].warm_up()
-    service = Service(source, prepared, vectors, index, new_items)
+    service = Service(source, prepared, vectors, index, new_items, ranker)
     # Requests run in parallel, so the matrix products of each use a single thread.
     with threadpool_limits(1, "blas"):
         server.run(make_app(service, config.host_threads), listener, stop_requested)

@@ -67,9 +67,11 @@ LATER: frozenset[str] = frozenset(
         "init_from",
         "local_device_ids",
         "one_per",
+        "new_item_price",
         "popularity_weight",
         "queries",
         "refit",
+        "related_by",
         "retrain",
         "where",
     }

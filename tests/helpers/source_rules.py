@@ -20,6 +20,7 @@ ORDER = (
     ("export",),
     ("retrieval",),
     ("evaluation",),
+    ("ranking",),
     ("recommend",),
     ("reporting",),
     ("checkup", "spark"),

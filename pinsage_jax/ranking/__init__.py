@@ -1,0 +1,1 @@
+"""Ranking: candidates of several methods in one list, ordered by a small calibrated model."""

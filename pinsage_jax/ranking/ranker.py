@@ -1,0 +1,263 @@
+"""The ranker of related items: candidates of four methods, ordered by calibrated log-odds.
+
+A model for each kind of query and of candidate (with edges: warm, without: cold) gives the
+log-odds that a collection holds both.  The two kinds of candidates of a query are merged by
+them, the cold ones raised by a level that says what new items may cost (`fit.py`).
+
+WORKDIR/ranker.json holds the models and how they were chosen, as plain numbers.
+
+Q queries, N items, K candidates of a query
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pinsage_jax.ranking.calibrated_model import CalibratedModel
+from pinsage_jax.ranking.candidates import FEATURES, METHODS, Candidates, CandidateSource
+from pinsage_jax.ranking.levels import KINDS
+
+RANKER = "ranker"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RankerModel:
+    """How lists are ordered.
+
+    Attributes:
+      models: by kind of query and kind of candidate; a kind of query without enough
+        validation pairs is absent.
+      levels: by kind of query, what is added to the log-odds of candidates without edges.
+      by: by kind of query, `ranker` or the method that orders its lists.
+      popularity_slope: by which the log-odds of candidates with edges grow with their log(1 +
+        degree), on average; a lower popularity weight takes it away.
+      mean_log_degree: at which that changes nothing.
+    """
+
+    models: dict[str, dict[str, CalibratedModel]]
+    levels: dict[str, float]
+    by: dict[str, str]
+    popularity_slope: float = 0.0
+    mean_log_degree: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for `from_json`."""
+        models = {
+            query: {kind: model.as_json() for kind, model in of_query.items()}
+            for query, of_query in self.models.items()
+        }
+        return {**dataclasses.asdict(self), "models": models, "features": list(FEATURES)}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> RankerModel:
+        """The model that `as_json` described.
+
+        Raises:
+          KeyError, TypeError, ValueError: it describes another kind of model.
+        """
+        if saved["features"] != list(FEATURES) or saved["by"].keys() != set(KINDS):
+            raise ValueError("the features are others")
+        models = {
+            query: {kind: CalibratedModel.from_json(of_kind) for kind, of_kind in found.items()}
+            for query, found in saved["models"].items()
+        }
+        names = ("levels", "by", "popularity_slope", "mean_log_degree")
+        return cls(models, **{name: saved[name] for name in names})
+
+    def log_odds(
+        self, candidates: Candidates, query_kind: str, popularity_weight: float = 1.0
+    ) -> np.ndarray:
+        """Log-odds float32 [Q, K] of candidates for queries of one kind; -inf at padding."""
+        found = np.full(candidates.ids.shape, -np.inf, np.float32)
+        of_kind = (candidates.ids >= 0) & ~candidates.isolated, candidates.isolated
+        for kind, mask in zip(KINDS, of_kind):
+            mask = mask & (candidates.ids >= 0)
+            if kind in self.models[query_kind] and mask.any():
+                found[mask] = self.models[query_kind][kind].log_odds(candidates.features[mask])
+        found[candidates.isolated] += np.float32(self.levels[query_kind])
+        if popularity_weight != 1.0:
+            above = candidates.features[..., FEATURES.index("log_degree")] - self.mean_log_degree
+            less = (1.0 - popularity_weight) * self.popularity_slope * above
+            found -= np.where(candidates.isolated, 0.0, less).astype(np.float32)
+        return found
+
+
+class Ranker:
+    """Lists of related items of one catalog, with the methods of an index's search.
+
+    Attributes:
+      by: `ranker`, or the method that orders all lists.
+      model: how the ranker orders lists; None for a method.
+      prices: what new items cost, in validation.
+    """
+
+    def __init__(
+        self,
+        source: CandidateSource,
+        model: RankerModel | None,
+        by: str = RANKER,
+        popularity_weight: float = 1.0,
+        prices: Sequence[dict[str, Any]] = (),
+    ):
+        """Prepares lists.
+
+        Args:
+          source: proposes candidates.
+          model: needed where `by` is `ranker`.
+          by: `ranker`, or one of METHODS that orders all lists.
+          popularity_weight: --popularity_weight.
+          prices: what fit.price_table says of the model.
+        """
+        self._source, self._weight = source, popularity_weight
+        self.by, self.model, self.prices = by, model, list(prices)
+
+    def _method_of(self, isolated: bool) -> str:
+        if self.by != RANKER or self.model is None:
+            return self.by
+        return self.model.by[KINDS[int(isolated)]]
+
+    def top_k(
+        self, queries: np.ndarray, k: int, exclude_self: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k first items of the lists of catalog items.
+
+        Args:
+          queries: not read; an index's search takes the vectors here.
+          k: places in a list.
+          exclude_self: int [Q], the items whose lists are made.
+
+        Returns:
+          ids int32 [Q, k], padded with -1, and scores float32 [Q, k], padded with -inf: the
+          log-odds of the ranker, or the scores of the method.  Lists of the ranker go on with
+          items that are no candidates by their vectors; other methods list items with a
+          score above 0 only.
+
+        Raises:
+          ValueError: `exclude_self` is missing.
+        """
+        if exclude_self is None:
+            raise ValueError("the ranker lists neighbors of items of the catalog")
+        rows = np.asarray(exclude_self, np.int64)
+        ids = np.full((len(rows), k), -1, np.int32)
+        scores = np.full((len(rows), k), -np.inf, np.float32)
+        start = 0
+        for candidates in self._source.blocks(rows, k):
+            span = slice(start, start + len(candidates.rows))
+            self._list(candidates, ids[span], scores[span])
+            start = span.stop
+        return ids, scores
+
+    def ranks(self, pairs: np.ndarray) -> np.ndarray:
+        """Ranks int64 [P] of the targets of pairs int [P, 2] in the whole lists of the queries."""
+        ranks = np.empty(len(pairs), np.int64)
+        queries, row_of = np.unique(pairs[:, 0], return_inverse=True)
+        start = 0
+        for candidates in self._source.blocks(queries):
+            odds = self._log_odds(candidates)
+            for row in range(len(candidates.rows)):
+                of_query = np.flatnonzero(row_of == start + row)
+                order = odds[row]
+                targets = pairs[of_query, 1]
+                method = self._method_of(self._source.isolated[candidates.rows[row]])
+                if method != RANKER:
+                    ranks[of_query] = ranks_by_score(candidates.scores[method][row], targets)
+                else:
+                    ranks[of_query] = ranks_in_list(candidates, row, order, targets)
+            start += len(candidates.rows)
+        return ranks
+
+    def _log_odds(self, candidates: Candidates) -> np.ndarray:
+        """Log-odds float32 [Q, K] by the model of each query's kind."""
+        odds = np.full(candidates.ids.shape, -np.inf, np.float32)
+        isolated = self._source.isolated[candidates.rows]
+        for number, kind in enumerate(KINDS):
+            chosen = np.flatnonzero(isolated == bool(number))
+            if self.model is None or self._method_of(bool(number)) != RANKER or not len(chosen):
+                continue
+            part = select(candidates, chosen)
+            odds[chosen] = self.model.log_odds(part, kind, self._weight)
+        return odds
+
+    def _list(self, candidates: Candidates, ids: np.ndarray, scores: np.ndarray) -> None:
+        """Writes the lists of a block into ids and scores [q, k]."""
+        odds, k = self._log_odds(candidates), ids.shape[1]
+        for row, query in enumerate(candidates.rows):
+            method = self._method_of(self._source.isolated[query])
+            if method != RANKER:
+                values = candidates.scores[method][row]
+                order = _best(values, k)
+                order = order[values[order] > (0.0 if method != METHODS[0] else -np.inf)]
+                ids[row, : len(order)], scores[row, : len(order)] = order, values[order]
+                continue
+            order = np.argsort(-odds[row], kind="stable")[:k]
+            order = order[odds[row, order] > -np.inf]
+            count = len(order)
+            ids[row, :count], scores[row, :count] = candidates.ids[row, order], odds[row, order]
+            if count < k:
+                values = np.array(candidates.scores["vectors"][row])
+                values[ids[row, :count]] = -np.inf
+                rest = _best(values, k - count)
+                rest = rest[values[rest] > -np.inf]
+                lowest = scores[row, count - 1] if count else np.float32(0.0)
+                ids[row, count : count + len(rest)] = rest
+                # In the order of the vectors, and below every candidate.
+                below = lowest - 1.0 + (values[rest] - values[rest[:1]])
+                scores[row, count : count + len(rest)] = below
+
+
+def select(candidates: Candidates, chosen: np.ndarray) -> Candidates:
+    """The candidates of some of the queries, int [q]."""
+    return Candidates(
+        candidates.rows[chosen],
+        candidates.ids[chosen],
+        candidates.isolated[chosen],
+        candidates.features[chosen],
+        {name: values[chosen] for name, values in candidates.scores.items()},
+    )
+
+
+def ranks_by_score(values: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Ranks int64 of targets by the scores float32 [N] of one query; -inf is no candidate."""
+    limits = values[targets][:, None]
+    greater = (values[None, :] > limits).sum(axis=1)
+    equal = (values[None, :] == limits).sum(axis=1) - 1
+    return 1 + greater + (equal + 1) // 2
+
+
+def ranks_in_list(
+    candidates: Candidates, row: int, odds: np.ndarray, targets: np.ndarray
+) -> np.ndarray:
+    """Ranks int64 of targets in a list of the ranker: candidates first, then by vectors.
+
+    Args:
+      candidates: those of the query and others.
+      row: the query's.
+      odds: float32 [K], the log-odds of its candidates.
+      targets: int [T].
+    """
+    ids, vectors = candidates.ids[row], candidates.scores["vectors"][row]
+    valid = ids >= 0
+    position = np.searchsorted(ids, targets)
+    position = np.minimum(position, len(ids) - 1)
+    found = ids[position] == targets
+    limits = odds[position][:, None]
+    greater = (odds[None, :] > limits).sum(axis=1)
+    equal = (odds[None, :] == limits).sum(axis=1) - 1
+    inside = 1 + greater + (equal + 1) // 2
+    better = (vectors[ids[valid]][None, :] > vectors[targets][:, None]).sum(axis=1)
+    outside = valid.sum() + ranks_by_score(vectors, targets) - better
+    return np.where(found, inside, outside)
+
+
+def _best(values: np.ndarray, k: int) -> np.ndarray:
+    """The k places of highest values float32 [N], best first; of equal ones the lower first."""
+    k = min(k, len(values))
+    if k == 0:
+        return np.empty(0, np.int64)
+    limit = np.partition(values, len(values) - k)[len(values) - k]
+    places = np.flatnonzero(values >= limit)
+    return places[np.argsort(-values[places], kind="stable")][:k]

@@ -1,0 +1,127 @@
+"""WORKDIR/ranker.json, and what orders the lists of a command: --related_by.
+
+This module loads no kernels until a list is to be ordered by them, so that a query that needs
+vectors alone starts quickly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from absl import logging
+
+from pinsage_jax.catalog.prepare import Prepared
+from pinsage_jax.config.settings import Config
+from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
+from pinsage_jax.retrieval.saved_index import EXACT, embeddings_key
+
+if TYPE_CHECKING:
+    from pinsage_jax.ranking.ranker import Ranker, RankerModel
+
+RANKER_FILE = "ranker.json"
+_FORMAT = 1
+_RANKER, _VECTORS = "ranker", "vectors"
+
+
+def write_ranker(config: Config, model: RankerModel, report: dict[str, Any]) -> pathlib.Path:
+    """Writes WORKDIR/ranker.json for the export that the workdir holds."""
+    path = pathlib.Path(config.workdir) / RANKER_FILE
+    contents = {
+        "format": _FORMAT,
+        "embeddings": embeddings_key(config.workdir),
+        "model": model.as_json(),
+        **report,
+    }
+    files.write_checked_json(path, contents)
+    return path
+
+
+def read_ranker(config: Config) -> dict[str, Any]:
+    """The contents of WORKDIR/ranker.json.
+
+    Raises:
+      UserError: it is missing or damaged, or was fitted for other embeddings.
+    """
+    path = pathlib.Path(config.workdir) / RANKER_FILE
+    if not path.exists():
+        raise UserError(
+            f"--related_by={config.search.related_by}: {config.workdir} holds no {RANKER_FILE}; "
+            "run --mode=rank first."
+        )
+    saved = files.read_checked_json(path)
+    if saved.get("format") != _FORMAT or saved.get("embeddings") != embeddings_key(config.workdir):
+        raise UserError(
+            f"{path} was fitted for other embeddings than the workdir holds; run --mode=rank again."
+        )
+    return saved
+
+
+def open_ranker(
+    config: Config,
+    prepared: Prepared,
+    vectors: np.ndarray,
+    has_popularity: bool,
+    threads: int,
+    by_vectors: str = "",
+) -> Ranker | None:
+    """What orders related items, by --related_by; None: a search of the vectors.
+
+    Args:
+      vectors: float32 [N, Z], the exported embeddings without --popularity_weight.
+      has_popularity: whether their last coordinate is the popularity.
+      threads: host threads.
+      by_vectors: what needs a search of the vectors, such as rules.
+
+    Raises:
+      UserError: there is no ranker for this export, or the method cannot be combined with an
+        index or what needs the vectors.
+    """
+    by, search = config.search.related_by, config.search
+    if by == _VECTORS:
+        return None
+    other = "indexes (--search)" if search.search != EXACT else by_vectors
+    if by == "auto":
+        if not (pathlib.Path(config.workdir) / RANKER_FILE).exists():
+            return None
+        if other:
+            logging.info("lists are ordered by the vectors, which %s need", other)
+            return None
+        by = _RANKER
+    elif other:
+        raise UserError(f"--related_by={by} does not go with {other}; leave one of them out.")
+    from pinsage_jax.ranking.candidates import CandidateSource
+    from pinsage_jax.ranking.levels import level_at, price_table
+    from pinsage_jax.ranking.ranker import Ranker, RankerModel
+
+    model, prices = None, list[dict[str, Any]]()
+    if by == _RANKER:
+        try:
+            saved = read_ranker(config)
+        except UserError as error:
+            if config.search.related_by != "auto":
+                raise
+            logging.warning("%s Lists are ordered by the vectors.", error)
+            return None
+        try:
+            model = RankerModel.from_json(saved["model"])
+            levels = {
+                kind: level_at(found, search.new_item_price)
+                for kind, found in saved["measured"].items()
+            }
+            if "warm" in saved["measured"]:
+                prices = price_table(saved["measured"]["warm"])
+        except (KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{config.workdir}/{RANKER_FILE} is of another version of the program; "
+                "run --mode=rank again."
+            ) from None
+        model = dataclasses.replace(model, levels={**model.levels, **levels})
+    source = CandidateSource(
+        prepared.graph, prepared.link_rows, np.asarray(vectors, np.float32), config.sampling,
+        threads, has_popularity,
+    )  # fmt: skip
+    return Ranker(source, model, by, search.popularity_weight, prices)
