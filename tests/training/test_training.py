@@ -298,14 +298,20 @@ def test_other_devices_go_on_for_the_loss_does_not_depend_on_them(train, workdir
     assert steps_on(workdir, 1, 6, **train).step == 6
 
 
-def test_a_checkpoint_of_other_data_is_refused(workdir, saved):
+def test_a_checkpoint_of_other_data_is_refused(workdir, saved, tmp_path):
     config = config_for(workdir, train={"max_steps": 3})
     pinsage_jax.train(config)
     other = dataclasses.replace(
         config,
         synthetic=SyntheticConfig(True, synthetic_catalog=dataclasses.replace(CATALOG, items=500)),
     )
-    prepare(other)
+    with pytest.raises(UserError, match="catalog of 600 items but the tables have now 500"):
+        prepare(other)
+    # Training refuses them too, in case they came by another way.
+    elsewhere = dataclasses.replace(other, workdir=str(tmp_path / "elsewhere"))
+    prepare(elsewhere)
+    shutil.rmtree(workdir / "prepared")
+    shutil.copytree(tmp_path / "elsewhere" / "prepared", workdir / "prepared")
     with pytest.raises(UserError, match="catalog of 600 items but the workdir holds"):
         pinsage_jax.train(other)
 
