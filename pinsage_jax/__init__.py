@@ -5,7 +5,14 @@ Data flows, and imports point, one way:
   config -> graph -> sampling -> batching -> model -> training -> inference
          -> retrieval -> reporting -> cli/main
 
-From Python, with the functions that the program itself runs:
+From Python, with one object:
+
+  import pinsage_jax
+
+  model = pinsage_jax.PinSage(epochs=2).fit(edges_df, items_df)
+  model.similar_items("SKU-22", n=10, where="in_stock and price < 50")
+
+or with the functions that the program itself runs:
 
   import pinsage_jax
 
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     from pinsage_jax.api import settings
     from pinsage_jax.config.settings import Config
     from pinsage_jax.core.errors import UserError
+    from pinsage_jax.estimator.model import PinSage
     from pinsage_jax.stages.embed import embed
     from pinsage_jax.stages.evaluate import compare, evaluate, explain
     from pinsage_jax.stages.prepare import doctor, load_graph
@@ -41,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Config",
+    "PinSage",
     "UserError",
     "compare",
     "doctor",
@@ -57,6 +66,7 @@ __all__ = [
 # Beside the stages, which stages/modes.py lists.
 _MODULES = {
     "Config": "config.settings",
+    "PinSage": "estimator.model",
     "UserError": "core.errors",
     "embeddings": "stages.runs",
     "load_graph": "stages.prepare",

@@ -36,6 +36,13 @@ def test_the_values_in_the_notes_are_those_of_the_settings():
     assert flags_script().notes(notes) == notes, "run python docs/flags.py BUILD_NOTES.md"
 
 
+def test_the_page_of_the_object_is_that_of_its_docstrings():
+    spec = importlib.util.spec_from_file_location("docs_python", ROOT / "docs" / "python.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.text() == text_of("docs/python.md"), "run python docs/python.py > docs/python.md"
+
+
 def test_values_are_filled_in_by_column():
     table = (
         "| a | setting | default | paper |\n|---|---|---|---|\n| x | `--margin`, `--tensorboard` |"

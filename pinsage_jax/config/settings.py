@@ -192,6 +192,14 @@ def remembered_fields() -> dict[str, dataclasses.Field]:
     return {name: field for name, field in found.items() if name not in _OF_ONE_COMMAND}
 
 
+def all_settings() -> frozenset[str]:
+    """Names of all settings, constants too."""
+    plain = dataclasses.fields(Config)
+    sections: list[Any] = [f.default for f in plain if dataclasses.is_dataclass(f.default)]
+    names = {field.name for section in sections for field in dataclasses.fields(section)}
+    return frozenset(names | {f.name for f in plain if not dataclasses.is_dataclass(f.default)})
+
+
 def names_data(values: Mapping[str, Any]) -> bool:
     """Whether settings by name say where the data come from: such a command is a run of its own."""
     return bool(values.get("edges") or values.get("synthetic"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
+from typing import Any
 
 from absl import logging
 from tqdm import tqdm
@@ -14,8 +16,8 @@ _SECONDS_BETWEEN_LINES = 20.0
 class Progress:
     """Progress display of a long stage.
 
-    On a terminal it is a tqdm bar.  Elsewhere (a log file, CI) it logs at most one line
-    every 20 seconds, and one at the end of a stage that took longer than that.
+    On a terminal or in a notebook it is a tqdm bar.  Elsewhere (a log file, CI) it logs at
+    most one line every 20 seconds, and one at the end of a stage that took longer than that.
 
     Example:
       with Progress(total=rows, unit="row", name="reading edges") as progress:
@@ -39,8 +41,8 @@ class Progress:
         self._start = self._last_line = time.monotonic()
         self._bar = None
         self._quiet = quiet
-        if sys.stderr.isatty() and not quiet:
-            self._bar = tqdm(total=total, unit=unit, desc=name, unit_scale=True, leave=False)
+        if not quiet and (bar := _bar()) is not None:
+            self._bar = bar(total=total, unit=unit, desc=name, unit_scale=True, leave=False)
 
     def __enter__(self) -> Progress:
         return self
@@ -83,3 +85,15 @@ class Progress:
         else:
             text += f" {self._unit}, {rate:,.1f}/s"
         logging.info("%s%s", text, f", {self._note}" if self._note else "")
+
+
+def _bar() -> Any:
+    """The kind of bar for this terminal or notebook; None elsewhere."""
+    if "ipykernel" in sys.modules:
+        with warnings.catch_warnings():
+            # Without ipywidgets the bar is text.
+            warnings.simplefilter("ignore")
+            from tqdm.auto import tqdm as notebook_bar
+
+        return notebook_bar
+    return tqdm if sys.stderr.isatty() else None

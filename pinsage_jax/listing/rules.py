@@ -48,6 +48,12 @@ class Listing:
     prefix: str = "--"
     warns: bool = True
 
+    @property
+    def asked(self) -> bool:
+        """Whether there is any rule."""
+        given = (self.where, self.boost, self.one_per, self.blocked)
+        return any(map(bool, given)) or self.allowed is not None
+
 
 class Rules:
     """A listing over the columns of one catalog.

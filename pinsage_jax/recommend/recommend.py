@@ -27,7 +27,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.text_table import aligned
 from pinsage_jax.listing.filters import Filters
-from pinsage_jax.listing.rules import rules_of
+from pinsage_jax.listing.rules import Listing, Rules, rules_of
 from pinsage_jax.recommend import metrics
 from pinsage_jax.recommend.choice import Choice, Validation, choose, needs_validation
 from pinsage_jax.recommend.recommender import Recommender
@@ -141,6 +141,44 @@ def recommend(
     files.write_json(pathlib.Path(config.workdir) / SCORES_FILE, report)
     print(_table(report["methods"]))
     return report
+
+
+def items_for(
+    config: Config,
+    prepared: Prepared,
+    vectors: np.ndarray,
+    history: np.ndarray,
+    k: int,
+    listing: Listing,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Items for one history, scored as this workdir has chosen, or else by the mean.
+
+    Args:
+      vectors: float32 [N, Z].
+      history: int [h], distinct items, ascending.
+      k: number of items.
+      listing: which items may be listed.
+
+    Returns:
+      ids int32 [1, k] and scores float32 [1, k], best first, padded with -1 and -inf.
+
+    Raises:
+      UserError: the listing is wrong.
+    """
+    saved = saved_choice(config, vectors)
+    rules = Rules(listing, prepared.item_columns, None) if listing.asked else None
+    recommender = Recommender(
+        config.recommend,
+        saved[0] if saved else Choice("mean"),
+        vectors,
+        prepared.graph.degree()[: prepared.graph.num_items],
+        config.host_threads,
+        filters=Filters(config.search, prepared.graph, vectors, exclude_seen=False, rules=rules),
+        quiet=True,
+        rules=rules,
+    )
+    one = Histories(np.array([0, len(history)], np.int64), history.astype(np.int32))
+    return recommender.top_k(one, k)
 
 
 def _log_index_recall(recommender: Recommender, histories: Histories, k: int) -> None:

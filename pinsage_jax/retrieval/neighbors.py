@@ -25,7 +25,7 @@ from pinsage_jax.core.progress import Progress
 from pinsage_jax.core.text_table import aligned
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.listing.filters import Filters
-from pinsage_jax.listing.rules import rules_of
+from pinsage_jax.listing.rules import Listing, Rules, rules_of
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.online import ExactSearch
 from pinsage_jax.retrieval.ruled_search import RuledSearch
@@ -209,6 +209,24 @@ def nearest(
             for (neighbor, *title), score in zip(found, row_scores)
         ]
     return result
+
+
+def listed_for(
+    config: Config, prepared: Prepared, embeddings: np.ndarray, rows: np.ndarray, listing: Listing
+) -> tuple[np.ndarray, np.ndarray]:
+    """The --k nearest items of the items `rows` under a listing, and the filters of the settings.
+
+    Returns:
+      ids int32 [Q, k] and scores float32 [Q, k], padded with -1 and -inf.
+
+    Raises:
+      UserError: the listing is wrong.
+    """
+    columns = prepared.item_columns if listing.asked else None
+    rules = None if columns is None else Rules(listing, columns, columns)
+    exclude_seen = config.search.exclude_seen == "on"
+    filters = Filters(config.search, prepared.graph, embeddings, exclude_seen, rules)
+    return _nearest(config, prepared, embeddings, None, rows, filters)
 
 
 def rows_of(names: Sequence[str], prepared: Prepared, flag: str = "query") -> np.ndarray:

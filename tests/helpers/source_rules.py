@@ -27,6 +27,7 @@ ORDER = (
     ("serving",),
     ("stages",),
     ("api", "cli"),
+    ("estimator",),
     ("main",),
     ("__main__",),
 )
