@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         graph,
         _config(sizes, options.compute_dtype),
         features,
-        way="kept",
+        way="cached",
         producers=options.accelerator_producers,
         hard=sizes.hard,
     )

@@ -1,7 +1,7 @@
-"""Batch building alone: milliseconds a batch by threads, and how much of it is padding.
+"""Building minibatches: milliseconds per batch by number of threads, and the share of padding.
 
-Neighborhoods are kept, so that what is timed is pairs, lists, re-indexing and whatever
-of the inputs the host gathers; the workload is that of benchmarks/end_to_end.py.
+Neighborhoods are cached, so the time is that of pairs, lists, re-indexing and the inputs that
+the host gathers.  The workload is that of benchmarks/end_to_end.py.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ _BATCHES = 12
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of milliseconds a batch, one for each T, home of the inputs and threads."""
+    """One row for each T, location of the inputs and number of threads."""
     graph = bipartite(options.graph_file)
     features = np.random.default_rng(0).standard_normal((graph.num_items, 256), np.float32)
     rows = []
     for top in (10, 50):
-        for home in ("on", "off"):
-            training = Training(graph, settings(top, device_features=home), features, way="kept")
+        for device_features in ("on", "off"):
+            training = Training(
+                graph, settings(top, device_features=device_features), features, way="cached"
+            )
             for threads in (1, 2):
                 times = []
                 for _ in range(options.repeat):
@@ -38,7 +40,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                 rows.append(
                     {
                         "T": top,
-                        "inputs_on_device": home,
+                        "inputs_on_device": device_features,
                         "threads": threads,
                         "ms_a_batch": statistics.median(times) * 1e3,
                         "padding_share": 1 - used / training.rows[-1],

@@ -1,8 +1,8 @@
-"""A pointer chase: as many dependent reads a second as the memory gives.
+"""A pointer chase: the number of dependent random reads per second that the memory allows.
 
-A walk reads at each hop a place that depends on the last one.  The chase does only that,
-in a random cycle over as many bytes as the walk's tables have, with as many chains in
-flight: it is the bound of any walk that does not find its tables in a cache.
+A hop of a walk reads an address that depends on the previous hop.  The chase does only that,
+in a random cycle over as many bytes as the walk's tables have, with as many chains in flight.
+It bounds the speed of every walk whose tables are not in a cache.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pinsage_jax.cpu.prefetch import prefetch
 
 @njit(nogil=True, cache=True)
 def _cycle(order, following):
-    for place in range(order.shape[0]):
-        following[order[place], 0] = order[(place + 1) % order.shape[0]]
+    for rank in range(order.shape[0]):
+        following[order[rank], 0] = order[(rank + 1) % order.shape[0]]
 
 
 @njit(nogil=True, cache=True)
 def _chase(following, chains, reads):
-    """Moves all chains `reads` times, one read each in turn."""
+    """Moves all chains `reads` times, in turns of one read each."""
     for _ in range(reads):
         for chain in range(chains.shape[0]):
             chains[chain] = following[chains[chain], 0]
@@ -42,11 +42,11 @@ class Chase:
         _cycle(self._rng.permutation(lines).astype(np.int32), self._following)
 
     def seconds(self, chains: int, reads: int, threads: int) -> float:
-        """Seconds in which each of `threads` threads moves `chains` chains `reads` times."""
+        """Seconds that `threads` threads take to move `chains` chains each `reads` times."""
         lines = self._following.shape[0]
-        places = [self._rng.integers(0, lines, chains).astype(np.int32) for _ in range(threads)]
-        _chase(self._following, places[0].copy(), 0)
+        starts = [self._rng.integers(0, lines, chains).astype(np.int32) for _ in range(threads)]
+        _chase(self._following, starts[0].copy(), 0)
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             return machine.seconds(
-                lambda: list(pool.map(lambda p: _chase(self._following, p, reads), places))
+                lambda: list(pool.map(lambda p: _chase(self._following, p, reads), starts))
             )

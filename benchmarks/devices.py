@@ -1,12 +1,13 @@
-"""Training on 1, 2, 4 and 8 devices: the same parameters, and on real ones how fast.
+"""Training on 1, 2, 4 and 8 devices: equality of the parameters, and speed on accelerators.
 
-The same batches are cut for each number of devices; after the same steps every array of
-parameters is compared with that of one device.  They cannot be equal bit for bit, since
-float32 sums are added up in another order; the difference given is the largest of an
-array's over the largest magnitude in it, the worst of all arrays.
+The same batches are split over each number of devices, and after the same steps every array of
+parameters is compared with that of one device.  Float32 sums are added in another order, so
+they are not equal bit for bit.  The reported difference is the largest difference in an array
+over the largest magnitude in it, the maximum over all arrays.
 
-CPUs are faked (one processor posing as eight devices), so there only correctness is
-reported.  On accelerators: pairs/s, and efficiency, their ratio to as many times one.
+On a CPU the devices are simulated by one processor, so only the difference is reported.  On
+accelerators there are also pairs/s and the efficiency: pairs/s over the number of devices times
+that of one device.
 
   python -m benchmarks.run devices
 """
@@ -40,11 +41,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of a process of its own, since the number of faked devices is fixed at its start."""
-    asked = {name: getattr(options, name) for name in ("quick", "repeat", "device_steps")}
-    asked["graph_file"] = options.graph_file
+    """Measures in a new process, because the number of simulated devices is fixed at its start."""
+    settings_of_run = {name: getattr(options, name) for name in ("quick", "repeat", "device_steps")}
+    settings_of_run["graph_file"] = options.graph_file
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.devices", json.dumps(asked)],
+        [sys.executable, "-m", "benchmarks.devices", json.dumps(settings_of_run)],
         env={"JAX_NUM_CPU_DEVICES": str(_COUNTS[-1])} | os.environ,
         stdout=subprocess.PIPE,
         text=True,
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def training_on(devices: int, graph: Graph, width: int, **train: Any) -> Training:
-    """A run of a two-layer softmax model, with as much of it in common as can be."""
+    """A training run of a two-layer softmax model on some number of devices."""
     base = settings(10)
     chosen = {"loss": "softmax", "symmetric": True, "batch_size": 64, "random_negatives": 64}
     config: Config = dataclasses.replace(
@@ -63,11 +64,11 @@ def training_on(devices: int, graph: Graph, width: int, **train: Any) -> Trainin
         train=dataclasses.replace(base.train, **{**chosen, **train}),
     )
     features = np.random.default_rng(0).standard_normal((graph.num_items, width), np.float32)
-    return Training(graph, config, features, way="kept", num_devices=devices)
+    return Training(graph, config, features, way="cached", num_devices=devices)
 
 
 def largest_difference(ours: Any, theirs: Any) -> float:
-    """The largest difference between two pytrees, in shares of each array's largest entry."""
+    """The largest difference between two pytrees, relative to each array's largest entry."""
     pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
@@ -79,11 +80,11 @@ def small_graph() -> Graph:
     return Graph.from_edges(pairs[:, 0], pairs[:, 1], 300, 80)
 
 
-def measure(asked: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows, one for each number of devices that there is."""
-    graph = small_graph() if asked["quick"] else bipartite(asked["graph_file"])
-    sizes = {} if asked["quick"] else {"batch_size": 1024, "random_negatives": 512}
-    width, steps = (16 if asked["quick"] else 128), asked["device_steps"]
+def measure(options: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row for each number of devices that is available."""
+    graph = small_graph() if options["quick"] else bipartite(options["graph_file"])
+    sizes = {} if options["quick"] else {"batch_size": 1024, "random_negatives": 512}
+    width, steps = (16 if options["quick"] else 128), options["device_steps"]
     real = jax.default_backend() != "cpu"
     counts = [count for count in _COUNTS if count <= device_count()]
     rows, alone = [], None
@@ -98,12 +99,12 @@ def measure(asked: dict[str, Any]) -> list[dict[str, Any]]:
             "difference": f"{largest_difference(parameters, alone):.1e}",
         }
         if real:
-            rate = statistics.median(training.measure(steps)[0] for _ in range(asked["repeat"]))
+            rate = statistics.median(training.measure(steps)[0] for _ in range(options["repeat"]))
             row["pairs_per_s"] = rate
             row["efficiency"] = rate / count / (rows[0]["pairs_per_s"] if rows else rate)
         rows.append(row)
     if not real:
-        rows.append({"note": "Faked devices: they share one processor, so no speed is given."})
+        rows.append({"note": "Simulated devices share one processor, so no speed is reported."})
     return rows
 
 

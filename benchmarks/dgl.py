@@ -1,7 +1,7 @@
-"""DGL in a process of its own Python, asked over a pipe: for measuring both sides in turn.
+"""Runs DGL in a process of another Python environment, controlled over a pipe.
 
-The other side is benchmarks/dgl_worker.py, which imports nothing of this project.  A
-worker that waits for a question sleeps, so both sides have all cores to themselves.
+The process runs benchmarks/dgl_worker.py, which imports nothing of this project.  It sleeps
+while it waits for a request, so that either side has all cores while it is measured.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Worker:
     """A running DGL process; use as a context manager.
 
     Raises:
-      RuntimeError: the process ended, or answered with an error.
+      RuntimeError: the process ended, or returned an error.
     """
 
     def __init__(self, python: pathlib.Path, threads: int):
@@ -36,7 +36,7 @@ class Worker:
         self.versions = self.ask("start", threads=threads)
 
     def ask(self, what: str, **arguments):
-        """The worker's answer to one question, a JSON value."""
+        """Sends one request and returns the answer, a JSON value."""
         self._process.stdin.write(json.dumps({"what": what, **arguments}) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()

@@ -1,9 +1,9 @@
-"""Answers questions about DGL's speed, JSON lines in and out; run by an environment with DGL.
+"""Measures DGL on request: JSON lines in and out, run by a Python environment with DGL.
 
-Times are {"seconds": wall clock, "cpu": of all threads and of processes that have ended}.
+Times are {"seconds": wall-clock time, "cpu": CPU time of all threads and ended processes}.
 
-DGL 2.1 needs no GraphBolt for its classic samplers, and its GraphBolt fits old versions
-of PyTorch only: an empty module stands in for it.
+The classic samplers of DGL 2.1 do not need GraphBolt, and its GraphBolt only works with old
+versions of PyTorch, so an empty module replaces it.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import sys
 import time
 import types
 
-HELD = {}
+STATE = {}
 
 
 class _Nothing(types.ModuleType):
@@ -26,7 +26,7 @@ class _Nothing(types.ModuleType):
 
 @contextlib.contextmanager
 def _timed():
-    """Yields a dict that holds the times when the block has ended."""
+    """Yields a dict that has the times after the block."""
     spent, begin, before = {}, time.perf_counter(), _cpu_seconds()
     yield spent
     spent.update(seconds=time.perf_counter() - begin, cpu=_cpu_seconds() - before)
@@ -38,7 +38,7 @@ def _cpu_seconds():
 
 
 def start(threads):
-    """Imports DGL; its versions."""
+    """Imports DGL; returns the versions."""
     sys.modules.setdefault("dgl.graphbolt", _Nothing("dgl.graphbolt"))
     import dgl
     import torch
@@ -47,39 +47,39 @@ def start(threads):
     dgl.utils.set_num_threads(threads)
     torch.manual_seed(0)
     dgl.seed(0)
-    HELD.update(dgl=dgl, torch=torch)
+    STATE.update(dgl=dgl, torch=torch)
     return {"dgl": dgl.__version__, "torch": torch.__version__}
 
 
 def graph(path, bits):
-    """Loads a file of benchmarks/graphs.py with ids of 32 or 64 bits; number of edges."""
+    """Loads a file of benchmarks/graphs.py with ids of 32 or 64 bits; returns the edge count."""
     import numpy as np
 
-    dgl, torch = HELD["dgl"], HELD["torch"]
-    if (path, bits) in HELD:
-        HELD["graph"] = HELD[path, bits]
-        return HELD["graph"].num_edges("in")
+    dgl, torch = STATE["dgl"], STATE["torch"]
+    if (path, bits) in STATE:
+        STATE["graph"] = STATE[path, bits]
+        return STATE["graph"].num_edges("in")
     dtype = {32: torch.int32, 64: torch.int64}[bits]
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: torch.as_tensor(file[name]).to(dtype) for name in file.files}
     none = torch.empty(0, dtype=dtype)
-    there, back = (
+    forward, backward = (
         ("csr", (arrays[f"{way}_indptr"], arrays[f"{way}_indices"], none)) for way in ("pb", "bp")
     )
-    HELD["graph"] = HELD[path, bits] = dgl.heterograph(
-        {("item", "in", "collection"): there, ("collection", "of", "item"): back},
+    STATE["graph"] = STATE[path, bits] = dgl.heterograph(
+        {("item", "in", "collection"): forward, ("collection", "of", "item"): backward},
         num_nodes_dict={
             "item": len(arrays["pb_indptr"]) - 1,
             "collection": len(arrays["bp_indptr"]) - 1,
         },
         idtype=dtype,
     )
-    return HELD["graph"].num_edges("in")
+    return STATE["graph"].num_edges("in")
 
 
 def sample(seeds, batch, traversals, stop, walks, top):
-    """Times of PinSAGESampler over `seeds` random items, `batch` at a time."""
-    dgl, torch, graph = HELD["dgl"], HELD["torch"], HELD["graph"]
+    """Times PinSAGESampler over `seeds` random items, `batch` at a time."""
+    dgl, torch, graph = STATE["dgl"], STATE["torch"], STATE["graph"]
     sampler = dgl.sampling.PinSAGESampler(graph, "item", "collection", traversals, stop, walks, top)
     chosen = torch.randint(0, graph.num_nodes("item"), (seeds,)).to(graph.idtype).split(batch)
     with _timed() as spent:
@@ -90,7 +90,7 @@ def sample(seeds, batch, traversals, stop, walks, top):
 
 def _network(inputs, width):
     """Two convolutions with importance pooling, then two dense layers (PinSage, Alg. 1)."""
-    of_messages, torch = HELD["dgl"].function, HELD["torch"]
+    of_messages, torch = STATE["dgl"].function, STATE["torch"]
 
     class Convolution(torch.nn.Module):
         def __init__(self, inputs):
@@ -98,17 +98,17 @@ def _network(inputs, width):
             self.neighbor = torch.nn.Linear(inputs, width)
             self.join = torch.nn.Linear(inputs + width, width)
 
-        def forward(self, block, held):
+        def forward(self, block, h):
             with block.local_scope():
-                block.srcdata["sent"] = torch.relu(self.neighbor(held))
+                block.srcdata["message"] = torch.relu(self.neighbor(h))
                 block.update_all(
-                    of_messages.u_mul_e("sent", "weight", "m"), of_messages.sum("m", "pooled")
+                    of_messages.u_mul_e("message", "weight", "m"), of_messages.sum("m", "pooled")
                 )
                 block.update_all(of_messages.copy_e("weight", "m"), of_messages.sum("m", "total"))
                 total = block.dstdata["total"].clamp(min=1).unsqueeze(1)
                 pooled = block.dstdata["pooled"] / total
-            own = held[: block.num_dst_nodes()]
-            joined = torch.relu(self.join(torch.cat([own, pooled], 1)))
+            h_self = h[: block.num_dst_nodes()]
+            joined = torch.relu(self.join(torch.cat([h_self, pooled], 1)))
             return torch.nn.functional.normalize(joined)
 
     class Network(torch.nn.Module):
@@ -121,26 +121,26 @@ def _network(inputs, width):
                 torch.nn.Linear(width, width, bias=False),
             )
 
-        def forward(self, blocks, held):
+        def forward(self, blocks, h):
             for layer, block in zip(self.layers, blocks):
-                held = layer(block, held)
-            return self.head(held)
+                h = layer(block, h)
+            return self.head(h)
 
     return Network()
 
 
 class _Batches:
-    """`count` times (where the heads, tails and negatives are among the seeds, blocks).
+    """Yields `count` batches: positions of heads, tails and negatives among the seeds, and blocks.
 
-    A tail is where one item-collection-item step from a random head leads; negatives are
-    random items, one a pair.
+    A tail is the end of one item-collection-item step from a random head.  There is one random
+    negative for each pair.
     """
 
     def __init__(self, graph, sampler, pairs, count):
         self.graph, self.sampler, self.pairs, self.count = graph, sampler, pairs, count
 
     def __iter__(self):
-        dgl, torch = HELD["dgl"], HELD["torch"]
+        dgl, torch = STATE["dgl"], STATE["torch"]
         worker = torch.utils.data.get_worker_info()
         for _ in range(*((worker.id, self.count, worker.num_workers) if worker else (self.count,))):
             items = torch.randint(0, self.graph.num_nodes("item"), (2, self.pairs))
@@ -159,12 +159,12 @@ class _Batches:
 
 
 def train(steps, workers, traversals, stop, walks, top, pairs, features, width):
-    """Times of training steps, batches made here (workers=0) or ahead by other processes.
+    """Times training steps, with batches made here (workers=0) or ahead by other processes.
 
-    The first step is not timed by the wall's clock, for it starts the workers; "cpu" is of
-    all steps + 1, because what workers took is known when they have ended.
+    The wall-clock time excludes the first step, which starts the workers.  "cpu" includes it,
+    because the CPU time of workers is only known after they have ended.
     """
-    dgl, torch, graph = HELD["dgl"], HELD["torch"], HELD["graph"]
+    dgl, torch, graph = STATE["dgl"], STATE["torch"], STATE["graph"]
     sampler = dgl.sampling.PinSAGESampler(graph, "item", "collection", traversals, stop, walks, top)
     loader = torch.utils.data.DataLoader(
         type("Stream", (_Batches, torch.utils.data.IterableDataset), {})(
@@ -173,15 +173,15 @@ def train(steps, workers, traversals, stop, walks, top, pairs, features, width):
         batch_size=None,
         num_workers=workers,
     )
-    if "network" not in HELD:
-        HELD["network"] = network = _network(features, width)
-        HELD["optimizer"] = torch.optim.Adam(network.parameters(), lr=1e-3)
-        HELD["features"] = torch.randn(graph.num_nodes("item"), features)
-    network, optimizer = HELD["network"], HELD["optimizer"]
+    if "network" not in STATE:
+        STATE["network"] = network = _network(features, width)
+        STATE["optimizer"] = torch.optim.Adam(network.parameters(), lr=1e-3)
+        STATE["features"] = torch.randn(graph.num_nodes("item"), features)
+    network, optimizer = STATE["network"], STATE["optimizer"]
 
     def step(where, blocks):
         items = blocks[0].srcdata[dgl.NID].long()
-        head, tail, negative = network(blocks, HELD["features"][items])[where]
+        head, tail, negative = network(blocks, STATE["features"][items])[where]
         loss = ((head * negative).sum(1) - (head * tail).sum(1) + 0.1).clamp(min=0).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -202,7 +202,7 @@ ANSWERS = {"start": start, "graph": graph, "sample": sample, "train": train}
 
 
 def main():
-    # What libraries print goes to the error stream: only answers may enter the pipe.
+    # Output of libraries goes to stderr, because only answers may enter the pipe.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:

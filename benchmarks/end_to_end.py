@@ -1,11 +1,11 @@
-"""Training from end to end on the workload of the DGL loop that it is compared with.
+"""End-to-end training, compared with a DGL loop on the same workload.
 
 Two layers, 256 pairs and 256 random negatives a step (shared by the pairs, so that 768
-seeds are embedded as there, and more is compared), 256 random features, width 128,
+seeds are embedded as in DGL, with more scores), 256 random features, width 128,
 margin loss, no masks and no edge dropout.  T=10 from 50 walks of 2 steps, T=50 from 100
 walks of 5 steps; neighborhoods walked anew for every batch ("on the fly"), once an epoch,
-when first asked for ("once an epoch"; the rate is that of a whole epoch with its expensive
-beginning, worked out from that beginning and what follows it), or once before ("kept").
+when first needed ("once an epoch"; the rate is that of a whole epoch, computed from its slower
+beginning and the steps after it), or once before training ("cached").
 
   python -m benchmarks.run end_to_end --graph_file=graphs/small.npz \\
       --dgl_python=dgl-env/bin/python
@@ -13,8 +13,8 @@ beginning, worked out from that beginning and what follows it), or once before (
 The graph file holds a bipartite graph as CSR both ways (pb_indptr, pb_indices,
 bp_indptr, bp_indices); without one a smaller graph is generated.  With --dgl_python the
 same workload runs in DGL and PyTorch (benchmarks/dgl_worker.py) in the fastest of a few
-ways; the sides take turns, A B A B, and ratios are of medians.  Other work on the machine
-slows both, but not alike, so the ratio of CPU times is given too.
+ways.  Both sides run in turns (A B A B), and ratios are those of medians.  Other processes slow
+them down differently, so the ratio of CPU times is reported too.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ DGL_WAYS = ((64, 0), (64, 1), (64, 2), (32, 0))
 STEPS = {10: (40, 10), 50: (8, 2)}  # T -> steps of a timing, ours and DGL's
 PAIRS_PER_EPOCH = 2**18
 BEGINNING = {10: 256, 50: 32}  # T -> steps in which most nodes are met for the first time
-WAYS = ("on the fly", "once an epoch", "kept")
+WAYS = ("on the fly", "once an epoch", "cached")
 
 
 def bipartite(path: str) -> Graph:
@@ -88,7 +88,7 @@ def bipartite(path: str) -> Graph:
 
 
 def settings(top: int, device_features: str = "auto") -> Config:
-    """The run's settings at one T."""
+    """The settings for one T."""
     walks, length, restart = WALKS[top]
     return Config(
         mode="train",
@@ -130,7 +130,7 @@ def settings(top: int, device_features: str = "auto") -> Config:
 
 
 def joined_pairs(graph: Graph, count: int) -> np.ndarray:
-    """int32 [count, 2]: a uniform item and where one item-collection-item step leads from it."""
+    """int32 [count, 2]: random items, and the ends of an item-collection-item step from them."""
     rng = np.random.default_rng(1)
     heads = rng.integers(0, graph.num_items, count)
     ends = heads[graph.degree()[heads] > 0]
@@ -142,12 +142,12 @@ def joined_pairs(graph: Graph, count: int) -> np.ndarray:
 
 
 class Pace(NamedTuple):
-    """How fast some steps were.
+    """The speed of some steps.
 
     Attributes:
       wait_share: share of the time in which the device had no batch.
-      producers_needed: threads that would make batches as fast as the device takes them.
-      cpu_ms: processor time a step, of all threads.
+      producers_needed: number of threads that make batches as fast as the device uses them.
+      cpu_ms: CPU time per step, of all threads.
     """
 
     pairs_per_s: float
@@ -157,7 +157,7 @@ class Pace(NamedTuple):
 
 
 class Training:
-    """One run, ready to take steps.
+    """A training run that can take steps.
 
     Attributes:
       config, inputs: what the run was made of; params: before the first step.
@@ -259,7 +259,7 @@ class Training:
         return self._builder.make(step)
 
     def repeated_step(self) -> Callable[[], Any]:
-        """Takes a step on one and the same batch with every call."""
+        """A function that takes a step on the same batch in every call."""
         batch = place_batch(self.make(self._done)[0], make_devices(1))
 
         def take():
@@ -270,7 +270,7 @@ class Training:
         return take
 
     def jaxpr(self) -> Any:
-        """The train step as JAX sees it, differentiated, with every product as one of XLA's."""
+        """The jaxpr of the training step, with every product as an operation of XLA."""
         batch = jax.tree.map(lambda leaf: leaf[0], self.make(0)[0])
         with mock.patch.object(ops, "kernels_are_used", return_value=False):
             return jax.make_jaxpr(self._pure)(self._state, batch, *self._constants).jaxpr
@@ -280,7 +280,7 @@ class Training:
         return self.lists.all_rows()
 
     def embed(self, block: int, threads: int) -> np.ndarray:
-        """float32 [num_items, Z] of the network before the first step; lists are made once."""
+        """Embeds the items with the initial parameters: float32 [num_items, Z]."""
         return embed_all(
             self.config.model,
             self.params,
@@ -290,7 +290,7 @@ class Training:
         )
 
     def parameters(self) -> Any:
-        """The parameters as they are now, as arrays of the host."""
+        """The current parameters as NumPy arrays."""
         return jax.tree.map(np.asarray, self._state.params)
 
     def measure(self, steps: int) -> Pace:
@@ -298,7 +298,7 @@ class Training:
         return self._take(steps)
 
     def measure_epoch(self, steps: int) -> Pace:
-        """The pace of the next epoch as a whole: its beginning, and `steps` as the rest goes."""
+        """The pace of the next epoch, from its beginning and `steps` steps after it."""
         beginning = BEGINNING[self.config.sampling.num_neighbors]
         self._done += -self._done % self._steps_per_epoch
         begun = time.perf_counter()
@@ -314,8 +314,8 @@ class Training:
         )
 
 
-class _Peer:
-    """The DGL loop at one T, in the way of DGL_WAYS that is fastest in a trial."""
+class _DglLoop:
+    """The DGL loop for one T, in the way of DGL_WAYS that was fastest in a trial."""
 
     def __init__(self, worker: dgl.Worker, graph_file: str, top: int):
         self._worker, self._file, self._top = worker, graph_file, top
@@ -327,9 +327,9 @@ class _Peer:
     def _ask(self, way: tuple[int, int], steps: int) -> dict[str, float]:
         walks, traversals, stop = WALKS[self._top]
         self._worker.ask("graph", path=self._file, bits=way[0])
-        how = {"walks": walks, "traversals": traversals, "stop": stop, "top": self._top}
+        settings = {"walks": walks, "traversals": traversals, "stop": stop, "top": self._top}
         return self._worker.ask(
-            "train", steps=steps, workers=way[1], pairs=256, features=256, width=128, **how
+            "train", steps=steps, workers=way[1], pairs=256, features=256, width=128, **settings
         )
 
     def measure(self) -> None:
@@ -337,13 +337,13 @@ class _Peer:
         self._spent.append(self._ask(self._way, STEPS[self._top][1]))
 
     def step_ms(self, clock: str) -> float:
-        """Median milliseconds a step by clock "seconds" (the wall's) or "cpu"."""
+        """Median milliseconds per step by the clock "seconds" (wall-clock time) or "cpu"."""
         spent = statistics.median(each[clock] for each in self._spent)
         return 1e3 * spent / (STEPS[self._top][1] + (clock == "cpu"))
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of pairs/s, one for each T and way of sampling."""
+    """One row for each T and way of sampling."""
     keep_freed_memory()
     graph = bipartite(options.graph_file)
     features = np.random.default_rng(0).standard_normal((graph.num_items, 256), np.float32)
@@ -362,14 +362,16 @@ def _rows(graph, features, top, worker, options) -> list[dict[str, Any]]:
         way: Training(graph, settings(top), features, way, producers=options.producers)
         for way in WAYS
     }
-    peer = _Peer(worker, str(pathlib.Path(options.graph_file).resolve()), top) if worker else None
+    dgl_loop = (
+        _DglLoop(worker, str(pathlib.Path(options.graph_file).resolve()), top) if worker else None
+    )
     found: dict[str, list[Pace]] = {way: [] for way in sides}
     for _ in range(options.repeat):
         for way, side in sides.items():
             take = side.measure_epoch if way == WAYS[1] else side.measure
             found[way].append(take(STEPS[top][0]))
-        if peer:
-            peer.measure()
+        if dgl_loop:
+            dgl_loop.measure()
     rows = []
     for way, side in sides.items():
         rate = statistics.median(pace.pairs_per_s for pace in found[way])
@@ -386,11 +388,11 @@ def _rows(graph, features, top, worker, options) -> list[dict[str, Any]]:
             "rows": " ".join(str(size) for size in side.rows),
             "rounds": options.repeat,
         }
-        if peer:
-            row["dgl_pairs_per_s"] = 256e3 / peer.step_ms("seconds")
-            row["ratio"] = peer.step_ms("seconds") / row["step_ms"]
-            row["cpu_ratio"] = peer.step_ms("cpu") / cpu_ms
-            row["dgl"] = peer.name
+        if dgl_loop:
+            row["dgl_pairs_per_s"] = 256e3 / dgl_loop.step_ms("seconds")
+            row["ratio"] = dgl_loop.step_ms("seconds") / row["step_ms"]
+            row["cpu_ratio"] = dgl_loop.step_ms("cpu") / cpu_ms
+            row["dgl"] = dgl_loop.name
         rows.append(row)
     return rows
 

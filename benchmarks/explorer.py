@@ -1,9 +1,8 @@
-"""The explorer at 25,975 items: how large it is, how long it takes to open and to search.
+"""The explorer of 25,975 items: the size of its file, and the time to open it and to search.
 
-The catalog has the counts of citeulike-t and random content: titles of made-up words,
-random vectors as features and as embeddings.  Times are those of headless Chromium, from a
-file; opening ends when the first item and the map are drawn, a search when its results are
-in the document.
+The catalog has the counts of citeulike-t and random content: titles of random words, and random
+vectors as features and embeddings.  Headless Chromium opens the file.  Opening ends when the
+first item and the map are drawn, and a search when its results are in the document.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def catalog(items: int, collections: int, edges: int) -> tuple[Prepared, np.ndar
     words = ["neural", "network", "graph"]
     words += ["".join(rng.choice(letters, rng.integers(2, 12))) for _ in range(8000)]
     titles = [" ".join(rng.choice(words, rng.integers(4, 16))).capitalize() for _ in range(items)]
-    # A few items are in many collections, as everywhere.
+    # A few items are in many collections.
     item = np.minimum(rng.pareto(1.2, edges) * items / 40, items - 1).astype(np.int32)
     graph = Graph.from_edges(
         rng.permutation(items).astype(np.int32)[item],
@@ -82,7 +81,7 @@ def catalog(items: int, collections: int, edges: int) -> tuple[Prepared, np.ndar
 
 
 def run(options) -> list[dict]:
-    """One row for the file, one for opening it, one a search."""
+    """One row for the file, one for opening it, and one for each search."""
     import browser as browsers
 
     shrink = 50 if options.quick else 1

@@ -1,14 +1,14 @@
-"""Disks that fill up in the middle of a run: how it ends, and whether it can go on.
+"""Runs whose disk becomes full: how they end, and whether they can continue.
 
-A tmpfs of each size holds the workdir of experiments/tiny.flags.  The run on it is to end
-with exit code 2 and a sentence, or to finish; then the disk grows and the same command is
-to finish with the very embeddings of an undisturbed run.
+The workdir of experiments/tiny.flags is on a tmpfs of each size.  The run must finish, or end
+with exit code 2 and one sentence.  Then the disk is enlarged, and the same command must finish
+with the same embeddings as an undisturbed run.
 
   python -m benchmarks.run full_disk --disk_kib=64,512,2048
 
 With --disk_mode=prepare that stage alone runs and its files are compared.
 
-Mounting needs root on Linux; tests/test_faults.py does without, by limits on file sizes.
+Mounting needs root on Linux; tests/test_faults.py limits the size of files instead.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def disk(size: str) -> Iterator[pathlib.Path]:
-    """A tmpfs of this size, mounted for the block."""
+    """Mounts a tmpfs of this size for the block."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
         subprocess.run(options, check=True)
@@ -46,7 +46,7 @@ def disk(size: str) -> Iterator[pathlib.Path]:
 
 
 def program(workdir: pathlib.Path, mode: str) -> tuple[int, str]:
-    """Exit code and what stderr holds of one run of the program."""
+    """Runs the program; returns its exit code and what it wrote to stderr."""
     flags = [f"--flagfile={_ROOT / 'experiments' / 'tiny.flags'}", f"--workdir={workdir}"]
     done = subprocess.run(
         [sys.executable, "-m", "pinsage_jax.main", *flags, f"--mode={mode}"],
@@ -63,7 +63,7 @@ def last_line(text: str) -> str:
 
 
 def results(workdir: pathlib.Path, mode: str) -> dict[str, str]:
-    """Checksums of what the last stage leaves, by file."""
+    """Checksums of the files that the last stage wrote."""
     folder = workdir / ("embeddings" if mode == "pipeline" else "prepared")
     name = "_manifest.json" if mode == "pipeline" else "manifest.json"
     manifest = files.read_json(folder / name)
@@ -71,34 +71,36 @@ def results(workdir: pathlib.Path, mode: str) -> dict[str, str]:
 
 
 def run(options: argparse.Namespace) -> list[dict]:
-    """A row a size."""
+    """One row for each size."""
     sizes = ["256"] if options.quick else options.disk_kib.split(",")
     mode = "prepare" if options.quick else options.disk_mode
     with tempfile.TemporaryDirectory() as folder:
         undisturbed = pathlib.Path(folder) / "run"
-        code, said = program(undisturbed, mode)
+        code, message = program(undisturbed, mode)
         if code:
-            raise RuntimeError(f"the undisturbed run ended with {code}: {said}")
+            raise RuntimeError(f"the undisturbed run ended with {code}: {message}")
         wanted = results(undisturbed, mode)
     rows = []
     for size in sizes:
         with disk(f"{size}k") as folder:
-            code, said = program(folder / "run", mode)
+            code, message = program(folder / "run", mode)
             stages = ("prepared", "checkpoints", "embeddings", "eval.json")
-            held = [name for name in stages if (folder / "run" / name).exists()]
-            litter = [path.name for path in folder.rglob("*.tmp-*")]
+            present = [name for name in stages if (folder / "run" / name).exists()]
+            temporary = [path.name for path in folder.rglob("*.tmp-*")]
             subprocess.run(["mount", "-o", f"remount,size={_ENOUGH}", folder], check=True)
             again, after = program(folder / "run", mode)
             rows.append(
                 {
                     "disk_kib": int(size),
                     "exit_code": code,
-                    "held": " ".join(held) or "-",
-                    "litter": len(litter),
+                    "files": " ".join(present) or "-",
+                    "temporary_files": len(temporary),
                     "with_room": again,
                     "same_results": not again and results(folder / "run", mode) == wanted,
-                    "traceback": "Traceback" in said,
-                    "said": last_line(said).replace(str(folder), "DISK")[-150:] if code else "-",
+                    "traceback": "Traceback" in message,
+                    "message": last_line(message).replace(str(folder), "DISK")[-150:]
+                    if code
+                    else "-",
                 }
             )
             if again:

@@ -1,8 +1,8 @@
-"""Building the graph: edge codes in any order to CSR rows, in memory and mapped to disk.
+"""Building the graph: unordered edges to CSR rows, in memory and memory-mapped.
 
-Random codes with the degrees of a power law, the worst order for a counting sort.  The
-times are of `csr.build` alone; reading tables and ids is in scale.py.  A build of
-another size has another footprint in the caches, so seconds per edge grow with it.
+The edges are random with power-law degrees, the worst order for a counting sort.  The times are
+those of `csr.build` alone; scale.py includes reading the tables and ids.  Larger graphs miss the
+caches more often, so the time per edge grows with the size.
 
   python -m benchmarks.graph_build --build_edges=1000000
 """
@@ -28,7 +28,7 @@ def add_options(parser) -> None:
 
 
 def run(options) -> list[dict]:
-    """One row per size and place."""
+    """One row for each size and storage."""
     sizes = [int(size) for size in options.build_edges.split(",")]
     if options.quick:
         sizes = [20_000]
@@ -40,12 +40,14 @@ def run(options) -> list[dict]:
         )
         codes = _codes(edges, items, 1), _codes(edges, collections, 2)
         _build(codes, items, collections, None)
-        for place in ("memory", "mapped"):
+        for storage in ("memory", "mapped"):
             taken = []
             for _ in range(options.repeat):
                 with tempfile.TemporaryDirectory() as folder:
                     begin = time.perf_counter()
-                    graph = _build(codes, items, collections, folder if place == "mapped" else None)
+                    graph = _build(
+                        codes, items, collections, folder if storage == "mapped" else None
+                    )
                     taken.append(time.perf_counter() - begin)
             seconds = statistics.median(taken)
             size = graph.indptr.nbytes + graph.indices.nbytes
@@ -53,7 +55,7 @@ def run(options) -> list[dict]:
                 {
                     "edges": edges,
                     "distinct": graph.num_edges,
-                    "place": place,
+                    "storage": storage,
                     "seconds": round(seconds, 3),
                     "million_edges_per_s": round(edges / seconds / 1e6, 2),
                     "ns_per_edge": round(1e9 * seconds / edges, 1),

@@ -1,9 +1,9 @@
-"""Synthetic power-law graphs of items and collections, kept in a folder between runs.
+"""Synthetic power-law graphs of items and collections, saved in a folder between runs.
 
 Edges join an item drawn with weight (rank + 10)^-0.7 and a collection drawn with weight
 (rank + 10)^-0.6; ranks are spread over the ids at random and every node has an edge.
-A file NAME.npz holds CSR both ways (pb_indptr, pb_indices: item to collection;
-bp_indptr, bp_indices: back), so a file of the same layout can be put in its place.
+A file NAME.npz has the CSR in both directions (pb_indptr, pb_indices: item to collection;
+bp_indptr, bp_indices: collection to item) and can be replaced by any file of this layout.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ SIZES = {  # items, collections, edges
 
 
 def load(name: str, folder: pathlib.Path) -> tuple[Graph, pathlib.Path]:
-    """The graph `name` in memory, made first where `folder` lacks it, and its file."""
+    """The graph `name` in memory and its file, which is made if it is missing."""
     path = folder / f"{name}.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with open(path.with_suffix(".part"), "wb") as file:
             np.savez(file, **_both_ways(*SIZES[name]))
         path.with_suffix(".part").replace(path)
-    with np.load(path, allow_pickle=False) as held:
-        arrays = {key: held[key] for key in held.files}
+    with np.load(path, allow_pickle=False) as saved:
+        arrays = {key: saved[key] for key in saved.files}
     items, collections = (len(arrays[f"{way}_indptr"]) - 1 for way in ("pb", "bp"))
     edges = arrays["pb_indptr"][-1]
     indptr = np.concatenate([arrays["pb_indptr"], arrays["bp_indptr"][1:] + edges])

@@ -1,10 +1,9 @@
-"""Whole-catalog inference and exact top-k beside their own matrix products.
+"""Whole-catalog inference and exact top-k, compared with their matrix products alone.
 
-Inference embeds every item, layer by layer, and is held against its matrix products at
-the same shapes plus one pass over the features (a copy, block by block); what is beyond
-is the input vectors, the join with the neighborhoods and the tables between layers.
-Top-k is held against the product of queries and catalog, block by block.  The sides
-take turns in one process.
+Inference embeds every item, layer by layer.  It is compared with its matrix products at the same
+shapes plus one pass over the features (a copy, block by block).  The rest of its time is the
+input vectors, the join with the neighborhoods and the tables between layers.  Top-k is compared
+with the product of queries and catalog, block by block.  Both sides run in turns in one process.
 
   python -m benchmarks.run inference
 
@@ -31,7 +30,7 @@ from pinsage_jax.retrieval import topk
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of items/s and queries/s with the ratio to their products."""
+    """Rows of items/s and queries/s, with the ratio to the time of the products."""
     keep_freed_memory()
     graph = bipartite(options.graph_file)
     rows = [_inference(name, graph, options) for name in options.inference_cases]
@@ -42,7 +41,7 @@ def _inference(name: str, graph, options: argparse.Namespace) -> dict[str, Any]:
     make, width = CASES[name]
     config = make()
     features = np.random.default_rng(0).standard_normal((graph.num_items, width), np.float32)
-    training = Training(graph, config, features, way="kept", warm_up=0)
+    training = Training(graph, config, features, way="cached", warm_up=0)
     items, block = graph.num_items, options.block
 
     def embed() -> np.ndarray:
@@ -82,22 +81,22 @@ def _jaxpr(config, params, dim: int, block: int) -> Any:
     model = PinSage(config.model)
     layers = config.model.num_layers
 
-    def stages(params, features, ids, hidden, pooled):
+    def stages(params, features, ids, h, pooled):
         def apply(method, *arguments):
             return model.apply(params, *arguments, method=method)
 
         for layer in range(1, layers + 1):
-            own = features if layer == 1 else hidden
-            yield apply("project", layer, own, ids)
+            state = features if layer == 1 else h
+            yield apply("project", layer, state, ids)
             if layer < layers:
-                yield apply("combine", layer, own, pooled)
-        yield apply("finish", features if layers == 1 else hidden, pooled, features)
+                yield apply("combine", layer, state, pooled)
+        yield apply("finish", features if layers == 1 else h, pooled, features)
 
     shapes = [(block, dim), (block, config.model.layer_dim), (block, config.model.hidden_dim)]
-    features, hidden, pooled = (np.zeros(shape, np.float32) for shape in shapes)
+    features, h, pooled = (np.zeros(shape, np.float32) for shape in shapes)
     ids = np.zeros(block, np.int32)
     return jax.make_jaxpr(lambda *arguments: list(stages(*arguments)))(
-        params, features, ids, hidden, pooled
+        params, features, ids, h, pooled
     ).jaxpr
 
 
@@ -114,7 +113,7 @@ def _top_k(k: int, items: int, options: argparse.Namespace) -> dict[str, Any]:
     for side, most in ((queries, topk.TOP_K_QUERIES), (catalog, topk.TOP_K_ROWS)):
         size = topk.even_blocks(len(side), most)
         blocks.append(-(-len(side) // size))
-        # Where a last one is padded, another takes its place: the shape is the same.
+        # A padded last block is replaced by another block of the same shape.
         whole = max(len(side) // size, 1)
         parts.append(
             [jax.device_put(side[: size * whole][n * size :][:size]) for n in range(whole)]
@@ -148,7 +147,7 @@ def _in_turn(
     read: Callable[[], Any],
     repeat: int,
 ) -> tuple[list[float], ...]:
-    """Seconds of each side, after one round that is not counted."""
+    """Seconds of each side, without the first round."""
     taken = [(seconds(whole), multiply(), seconds(read)) for _ in range(repeat + 1)]
     return tuple(list(column) for column in zip(*taken[1:], strict=True))
 

@@ -1,15 +1,14 @@
-"""A pipeline killed at random moments, started again, and compared bit for bit.
+"""Pipelines that are killed at random moments, continued, and compared bit for bit.
 
-Every row is a run of its own: killed once (SIGKILL) at a random moment of the part in turn,
-then started again with the same command until it ends by itself.  Its last checkpoint, its
-embeddings and its eval.json must hold the bytes of a run that nobody disturbed.  Two more
-rows are stopped politely, with SIGTERM and SIGINT.
+Each row is a run that is killed (SIGKILL) at a random moment of one part of the pipeline and then
+continued with the same command to the end.  Its last checkpoint, its embeddings and its eval.json
+must have the bytes of an undisturbed run.  Two more runs are stopped with SIGTERM and SIGINT.
 
   python -m benchmarks.run kill_and_resume --kills=20
 
-Where a kill hit is read from what it left on disk, not from when it was sent.  One that missed
-its part is tried again with a fresh workdir; if it came late, the part is shorter than the
-moment that was drawn, and later moments are drawn from that shorter time.
+The part in which a kill took effect is read from the files on disk.  A kill in another part is
+repeated with a new workdir.  If it came too late, the part is shorter than the drawn moment, and
+later moments are drawn from the shorter time.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from pinsage_jax.training.leaf_paths import by_path, nested
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PARTS = ("prepare", "train", "checkpoint", "embed", "export")
-_LOOK_EVERY_SECONDS = 0.0005
-_MOST_SECONDS = 3600
-_MOST_TRIES = 8
+_POLL_SECONDS = 0.0005
+_MAX_SECONDS = 3600
+_MAX_TRIES = 8
 
 
 def add_options(parser) -> None:
@@ -51,7 +50,7 @@ def add_options(parser) -> None:
 
 
 def run(options) -> list[dict]:
-    """One row a killed or stopped run."""
+    """One row for each killed or stopped run."""
     kills = 2 if options.quick else options.kills
     folder = pathlib.Path(options.out) / "kill_and_resume"
     shutil.rmtree(folder, ignore_errors=True)
@@ -60,21 +59,21 @@ def run(options) -> list[dict]:
     expected = contents(folder / "undisturbed")
     draws = random.Random(options.kill_seed)
     rows = []
-    asked = [(PARTS[number % len(PARTS)], signal.SIGKILL) for number in range(kills)]
-    asked += [] if options.quick else [("train", signal.SIGTERM), ("train", signal.SIGINT)]
-    for number, (part, sent) in enumerate(asked, start=1):
+    planned = [(PARTS[number % len(PARTS)], signal.SIGKILL) for number in range(kills)]
+    planned += [] if options.quick else [("train", signal.SIGTERM), ("train", signal.SIGINT)]
+    for number, (part, sent) in enumerate(planned, start=1):
         workdir = folder / f"run-{number}"
-        moment, tries = aimed(part, workdir, flags, seconds, draws, sent)
+        moment, tries = kill_in_part(part, workdir, flags, seconds, draws, sent)
         row = _row(number, sent.name, part, moment, tries, workdir, flags, expected)
         rows.append(row)
     equal = sum(row["equal"] == "all" for row in rows)
-    hit = sum(row["hit"] == row["meant for"] for row in rows)
+    in_part = sum(row["killed in"] == row["intended part"] for row in rows)
     shutil.rmtree(folder)
-    told = f"{equal} of {len(rows)} runs end as the undisturbed one, bit for bit; {hit} were hit "
-    return [*rows, {"note": told + "in the part that they were meant for."}]
+    note = f"{equal} of {len(rows)} runs end with the bits of the undisturbed one; "
+    return [*rows, {"note": f"{note}{in_part} were killed in the intended part."}]
 
 
-def aimed(
+def kill_in_part(
     part: str,
     workdir: pathlib.Path,
     flags: list[str],
@@ -82,21 +81,21 @@ def aimed(
     draws: random.Random,
     sent: signal.Signals = signal.SIGKILL,
 ) -> tuple[Moment, int]:
-    """kill_within until it hits `part`, at most _MOST_TRIES times.
+    """Repeats kill_within until the kill is in `part`, at most _MAX_TRIES times.
 
     Args:
-      seconds: of each part; that of `part` shrinks to any delay that was too long.
+      seconds: time of each part; that of `part` is reduced to a delay that was too long.
 
     Returns:
-      The last moment, and how many there were.
+      The last moment, and the number of tries.
     """
     tries = 0
     while True:
         moment = kill_within(part, workdir, flags, seconds[part], draws, sent)
         tries += 1
-        if moment.part == part or tries == _MOST_TRIES:
+        if moment.part == part or tries == _MAX_TRIES:
             return moment, tries
-        # Checkpoints are written in the midst of training: one of them is not after it.
+        # Checkpoints are written during training, so a kill in one is not too late.
         if moment.began and (part, moment.part) != ("train", "checkpoint"):
             seconds[part] = min(seconds[part], moment.delay)
 
@@ -108,12 +107,12 @@ def _row(number, sent, part, moment, tries, workdir, flags, expected) -> dict:
     row = {
         "run": number,
         "sent": sent,
-        "meant for": part,
-        "hit": moment.part,
+        "intended part": part,
+        "killed in": moment.part,
         "tries": tries,
         "after s": round(moment.seconds, 2),
         "checkpoint": "none" if moment.step is None else str(moment.step),
-        "left behind": ", ".join(moment.leftovers) or "nothing",
+        "leftovers": ", ".join(moment.leftovers) or "nothing",
         "exit": moment.code,
         "exit again": code,
         "equal": ("not " + ", ".join(differ)) if differ or code else "all",
@@ -125,16 +124,16 @@ def _row(number, sent, part, moment, tries, workdir, flags, expected) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """What a killed run left.
+    """The state of a run after a kill.
 
     Attributes:
-      part: of the pipeline that it was in.
-      step: of the newest complete checkpoint; None without any.
-      leftovers: what was half-written.
-      seconds: from the start of the process to the signal.
-      code: how it ended: minus the number of the signal that killed it.
-      began: whether the part it was meant for had been seen to begin.
-      delay: seconds from then to the signal.
+      part: part of the pipeline in which it was killed.
+      step: step of the newest complete checkpoint; None without a checkpoint.
+      leftovers: incomplete files and folders.
+      seconds: time from the start of the process to the signal.
+      code: exit code, minus the number of the signal that killed it.
+      began: whether the intended part had begun.
+      delay: seconds from the beginning of that part to the signal.
     """
 
     part: str
@@ -154,7 +153,7 @@ def kill_within(
     draws: random.Random,
     sent: signal.Signals = signal.SIGKILL,
 ) -> Moment:
-    """Starts a run and ends it at a random moment of a part that takes about `seconds`."""
+    """Starts a run and kills it at a random moment of a part that takes about `seconds`."""
     shutil.rmtree(workdir, ignore_errors=True)
     workdir.mkdir(parents=True)
     skipped = draws.randrange(4) if part == "checkpoint" else 0
@@ -165,13 +164,13 @@ def kill_within(
         seen: set[int | None] = {None}
         while not (began := _part_of(workdir) == part and len(seen) > skipped):
             seen.add(_newest(workdir))
-            if process.poll() is not None or time.perf_counter() - begun > _MOST_SECONDS:
+            if process.poll() is not None or time.perf_counter() - begun > _MAX_SECONDS:
                 break
-            time.sleep(_LOOK_EVERY_SECONDS)
+            time.sleep(_POLL_SECONDS)
         time.sleep(delay)
         spent = time.perf_counter() - begun
         process.send_signal(sent)
-        code = process.wait(_MOST_SECONDS)
+        code = process.wait(_MAX_SECONDS)
     finally:
         process.kill()
         process.wait()
@@ -180,13 +179,13 @@ def kill_within(
 
 
 def undisturbed(workdir: pathlib.Path, flags: list[str]) -> dict[str, float]:
-    """A whole run; seconds that each part took (of checkpoints: one of them)."""
+    """Runs a whole pipeline; returns the seconds of each part and of one checkpoint."""
     workdir.mkdir(parents=True)
     spent, writes = dict.fromkeys(("start", *PARTS, "later"), 0.0), 0
     process = _start(workdir, flags)
     before, part = time.perf_counter(), "start"
     while process.poll() is None:
-        time.sleep(_LOOK_EVERY_SECONDS)
+        time.sleep(_POLL_SECONDS)
         found, now = _part_of(workdir), time.perf_counter()
         spent[part] += now - before
         writes += found == "checkpoint" != part
@@ -199,22 +198,22 @@ def undisturbed(workdir: pathlib.Path, flags: list[str]) -> dict[str, float]:
 
 
 def again(workdir: pathlib.Path, flags: list[str]) -> int:
-    """Starts the run of `workdir` again and returns how it ended."""
-    return _start(workdir, flags).wait(_MOST_SECONDS)
+    """Continues the run of `workdir` and returns its exit code."""
+    return _start(workdir, flags).wait(_MAX_SECONDS)
 
 
 def contents(workdir: pathlib.Path) -> dict[str, str]:
-    """Digests of what a finished run leaves: its last state, its embeddings, eval.json.
+    """Digests of the results of a run: its last state, its embeddings and eval.json.
 
-    The manifest names the workdir, whose name is all that may differ.
+    The manifest contains the path of the workdir, the only part that may differ.
     """
-    found, own = {}, str(workdir.resolve()).encode()
+    found, own_path = {}, str(workdir.resolve()).encode()
     if (last := _newest(workdir)) is not None:
         found["parameters"] = _digest_of_state(workdir / "checkpoints", last)
     for path in sorted((workdir / "embeddings").glob("*")):
         whole = path.read_bytes()
         if path.suffix == ".json":
-            whole = whole.replace(own, b"WORKDIR")
+            whole = whole.replace(own_path, b"WORKDIR")
         found[f"embeddings/{path.name}"] = hashlib.sha256(whole).hexdigest()
     if (evaluation := workdir / "eval.json").exists():
         found["eval.json"] = hashlib.sha256(evaluation.read_bytes()).hexdigest()
@@ -222,7 +221,7 @@ def contents(workdir: pathlib.Path) -> dict[str, str]:
 
 
 def _digest_of_state(folder: pathlib.Path, step: int) -> str:
-    """Of every array of a checkpoint, those of the optimizer too, and its step."""
+    """Digest of all arrays of a checkpoint, with those of the optimizer, and of its step."""
     shapes = files.read_json(folder / str(step) / "checksums.json")["arrays"]
     like = {path: jax.ShapeDtypeStruct(shape, dtype) for path, (dtype, shape) in shapes.items()}
     with Checkpoints(folder, read_only=True) as checkpoints:
@@ -263,14 +262,14 @@ def _unfinished(workdir: pathlib.Path) -> list[str]:
 
 
 def _leftovers(workdir: pathlib.Path) -> tuple[str, ...]:
-    """Names of what is half-written, without the process ids in them."""
+    """Names of incomplete files and folders, without process ids."""
     names = [name for name in _names(workdir) if ".tmp-" in name]
     names += [f"checkpoints/{name}" for name in _unfinished(workdir)]
     return tuple(sorted({name.split(".tmp-")[0].split(".orbax")[0] for name in names}))
 
 
 def _part_of(workdir: pathlib.Path) -> str:
-    """The part of the pipeline that a run is in, from what there is on disk."""
+    """The part of the pipeline that a run is in, by the files on disk."""
     names = _names(workdir)
     if "prepared" not in names:
         return "prepare" if any(n.startswith(("inputs", "prepared")) for n in names) else "start"
@@ -284,7 +283,7 @@ def _part_of(workdir: pathlib.Path) -> str:
 
 
 def _is_trained(workdir: pathlib.Path) -> bool:
-    """Whether the newest checkpoint is of the last step, as it says itself."""
+    """Whether the newest checkpoint is that of the last step, by its metadata."""
     step = _newest(workdir)
     if step is None:
         return False

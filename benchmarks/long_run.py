@@ -68,7 +68,7 @@ def settings(workdir: pathlib.Path, options: argparse.Namespace) -> Config:
         f"--workdir={workdir}",
         f"--threads={options.threads}",
         "--epochs=1000000",
-        # A rate that decays to nothing would leave the parameters where they are.
+        # With a learning rate that decays to zero the parameters would no longer change.
         "--decay=1",
         "--learning_rate=0.001",
         f"--validate_every={10 if options.quick else _VALIDATE_EVERY}",
@@ -82,20 +82,20 @@ def settings(workdir: pathlib.Path, options: argparse.Namespace) -> Config:
 
 
 class Compilations:
-    """Names of what XLA compiled, each with the step that was under way."""
+    """Records the name and the step of everything that XLA compiles."""
 
     def __init__(self) -> None:
         self.found: list[tuple[int, str]] = []
         self.step = 1
 
     def __enter__(self) -> Compilations:
-        jax.monitoring.register_event_duration_secs_listener(self._hear)
+        jax.monitoring.register_event_duration_secs_listener(self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._hear)
+        jax.monitoring.unregister_event_duration_listener(self._record)
 
-    def _hear(self, event: str, seconds: float, **about: Any) -> None:
+    def _record(self, event: str, seconds: float, **about: Any) -> None:
         if event == _COMPILED:
             self.found.append((self.step, str(about.get("fun_name", "?"))))
 
@@ -105,7 +105,7 @@ class Compilations:
 
 
 class FixedWork:
-    """The same random reads and arithmetic again and again, by the calling thread alone."""
+    """Fixed random reads and arithmetic, executed by the calling thread alone."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
@@ -113,18 +113,20 @@ class FixedWork:
         self._rows = rng.integers(0, len(self._table), 1 << 14)
 
     def __call__(self) -> float:
-        """Does it; the CPU seconds that it took."""
+        """Executes the work and returns its CPU seconds."""
         begun = time.thread_time()
         np.tanh(self._table[self._rows]).sum()
         return time.thread_time() - begun
 
 
 class Recorder:
-    """Asked by the training loop after every step whether to stop; samples meanwhile."""
+    """Tells the training loop after every step whether to stop, and records samples."""
 
-    def __init__(self, seconds: float, between: float, train: TrainConfig, heard: Compilations):
+    def __init__(
+        self, seconds: float, between: float, train: TrainConfig, compilations: Compilations
+    ):
         self.samples: list[dict[str, Any]] = []
-        self._heard = heard
+        self._recordd = compilations
         self._validate_every, self._log_every = train.validate_every, train.log_every
         self._seconds, self._between = seconds, between
         self._start = self._last_sample = self._wall = self._cpu = 0.0
@@ -136,10 +138,10 @@ class Recorder:
         self._steps, self._spent_wall, self._spent_cpu, self._fixed = 0, 0.0, 0.0, 0.0
 
     def __call__(self) -> bool:
-        """Notes a step; True once the time is over."""
+        """Records a step; True when the time is over."""
         wall, cpu = time.perf_counter(), time.process_time()
         if not self._done:
-            # From here on: what came before is the start of the program.
+            # The time before the first step is the start of the program.
             self._start = self._last_sample = wall
         elif self._done % self._validate_every:
             self._steps += 1
@@ -147,12 +149,12 @@ class Recorder:
             self._spent_cpu += cpu - self._cpu
             fixed = self._fixed_work()
             self._fixed += fixed
-            # Other threads go on with the step meanwhile; only this one's work is no step's.
+            # Other threads continue with the step; only this thread's time is subtracted.
             cpu += fixed
         self._wall, self._cpu = wall, cpu
         self._done += 1
-        self._heard.step = self._done + 1
-        # The loop waits for the device when it logs: just then all steps but this are done.
+        self._recordd.step = self._done + 1
+        # The loop waits for the device when it logs, so all steps but this one are finished.
         settled = self._done % self._log_every == 1 % self._log_every
         if settled and wall - self._last_sample >= self._between and self._steps:
             self._sample(wall)
@@ -171,7 +173,7 @@ class Recorder:
                 "fixed_work_ms": 1e3 * self._fixed / self._steps,
                 "step_over_fixed_work": self._spent_cpu / self._fixed,
                 "threads": kib["Threads"],
-                "compiled": len(self._heard.found),
+                "compiled": len(self._recordd.found),
             }
         )
         print(json.dumps(self.samples[-1]), file=sys.stderr, flush=True)
@@ -180,7 +182,7 @@ class Recorder:
 
 
 def slopes(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a measure: its mean, its slope an hour and that slope's standard error."""
+    """One row for each measure: its mean, its slope per hour and the slope's standard error."""
     settled = samples[int(_SETTLING * len(samples)) :]
     if len(settled) < 3:
         return [{"note": f"{len(samples)} samples are too few for slopes."}]
@@ -223,7 +225,7 @@ def _at_equal_crowding(settled: list[dict[str, Any]], hours: np.ndarray) -> dict
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows by minute, rows of slopes, and what was compiled after the first step."""
+    """Rows by minute, rows of slopes, and the names compiled after the first step."""
     folder = pathlib.Path(options.out).resolve() / "long_run"
     shutil.rmtree(folder, ignore_errors=True)
     config = settings(folder, options)
@@ -233,19 +235,19 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.quick:
         seconds, between = 5.0, 0.5
     before = threading.active_count()
-    with Compilations() as heard:
-        record = Recorder(seconds, between, config.train, heard)
+    with Compilations() as compilations:
+        record = Recorder(seconds, between, config.train, compilations)
         outcome = pinsage_jax.train(config, record)
     shutil.rmtree(folder)
-    later = sorted({name for step, name in heard.found if step > 1})
-    settled = sum(step > 2 * config.train.validate_every for step, _ in heard.found)
+    later = sorted({name for step, name in compilations.found if step > 1})
+    settled = sum(step > 2 * config.train.validate_every for step, _ in compilations.found)
     return [
         *record.samples,
         *slopes(record.samples),
         {
             "steps": outcome.step,
-            "train_step_compiled": heard.count("train_step", after=0),
-            "train_step_compiled_after_the_first": heard.count("train_step", after=1),
+            "train_step_compiled": compilations.count("train_step", after=0),
+            "train_step_compiled_after_the_first": compilations.count("train_step", after=1),
             "all_compiled_after_the_second_validation": settled,
             "threads_left": threading.active_count() - before,
         },

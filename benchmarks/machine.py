@@ -1,7 +1,6 @@
-"""What a timing belongs to: the machine, the versions of what ran, the date.
+"""Describes the machine, the versions and the date of a measurement, and times functions.
 
-Also the two measures that every benchmark needs: the median of repeated timings, and
-peak memory.
+Times are medians of repeated calls; peak memory is that of this process.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ PACKAGES = ("numpy", "numba", "scipy", "jax", "jaxlib", "flax", "optax", "pyarro
 
 
 def facts() -> dict:
-    """Machine, versions, date and load, as JSON values."""
+    """The machine, versions of packages, the date and the load, as JSON values."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": _line("/proc/cpuinfo", "model name") or platform.processor(),
@@ -37,16 +36,16 @@ def facts() -> dict:
 
 
 def median_seconds(work: Callable[[], object], repeat: int, warm_up: int = 1) -> dict:
-    """{"seconds": median, "fastest", "slowest", "repeat"} of calling `work`."""
+    """Times `work` after warm-up calls; see `summary`."""
     for _ in range(warm_up):
         work()
     return summary([seconds(work) for _ in range(repeat)])
 
 
 def in_turn(works: dict[str, Callable[[], float]], repeat: int, warm_up: int = 1) -> dict:
-    """Summaries by name of several sides measured A B A B, so that drift hits all alike.
+    """Times several functions in turns (A B A B), so that drift affects all of them equally.
 
-    Each side returns its own seconds: it may run in another process.
+    Each function returns its seconds, because it may run in another process.
     """
     taken = {name: [] for name in works}
     for turn in range(warm_up + repeat):
@@ -75,7 +74,7 @@ def summary(taken: list[float]) -> dict:
 
 
 def peak_memory_gib() -> float:
-    """Most resident memory that this process ever held, in GiB."""
+    """Peak resident memory of this process, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

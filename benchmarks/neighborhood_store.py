@@ -1,8 +1,8 @@
-"""Neighborhood stores: walking when asked, a table in memory, shards on disk.
+"""Neighborhood stores: sampling on demand, a table in memory, and shards on disk.
 
-For each kind of walks: what sampling, making a store, opening one that is there (every
-checksum read) and looking lists up cost, and how many look-ups of every node pay for
-making it.  Minibatches ask for random nodes, inference for nodes in order.
+For each kind of walks: the time to make a store, to open an existing one (with all checksums), and
+to look up lists, and the number of look-ups of every node after which the store has saved its
+cost.  Minibatches look up random nodes, and inference looks up nodes in order.
 
   python -m benchmarks.neighborhood_store
 """
@@ -29,7 +29,7 @@ _WALKS = {
         num_neighbors=50, num_walks=100, walk_length=5, restart=0.0
     ),
 }
-_ASKED = 20_000
+_NODES = 20_000
 
 
 def add_options(parser) -> None:
@@ -66,7 +66,7 @@ def _one(graph: Graph, sampling: SamplingConfig, kind: str, folder: str, options
     if kind == "disk":
         opened = _seconds(source.with_config(sampling).materialize)
     rng = np.random.default_rng(1)
-    size = min(_ASKED, graph.num_items)
+    size = min(_NODES, graph.num_items)
     taken: dict[str, list[float]] = {"random": [], "in_order": []}
     for _ in range(options.repeat):
         first = int(rng.integers(0, graph.num_items - size + 1))
@@ -74,8 +74,8 @@ def _one(graph: Graph, sampling: SamplingConfig, kind: str, folder: str, options
             ("random", rng.integers(0, graph.num_items, size)),
             ("in_order", np.arange(first, first + size)),
         ):
-            asked = nodes.astype(np.int32)
-            taken[order].append(_seconds(lambda asked=asked: source.lookup(asked)))
+            nodes = nodes.astype(np.int32)
+            taken[order].append(_seconds(lambda nodes=nodes: source.lookup(nodes)))
     return {
         "store": kind,
         "make_s": round(made, 2) if kind != "none" else 0.0,

@@ -1,8 +1,7 @@
-"""Runs a command and measures it from outside: wall-clock seconds and peak memory.
+"""Runs a command and measures its wall-clock time and peak memory from outside.
 
-Two peaks are told apart.  `peak_gib` is the most resident memory (VmHWM), which counts
-pages of memory-mapped files that happen to be cached; `anon_gib` is the most memory of
-its own (RssAnon, sampled), which the system cannot drop.
+`peak_gib` is the peak resident memory (VmHWM), which includes cached pages of memory-mapped files.
+`anon_gib` is the peak anonymous memory (RssAnon, sampled), which the system cannot reclaim.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a process took."""
+    """The time and memory of a process."""
 
     seconds: float
     peak_gib: float
@@ -32,7 +31,7 @@ def run(arguments: list[str], log: pathlib.Path) -> Cost:
     """Runs `python ARGUMENTS` beside the package, appending its output to `log`.
 
     Raises:
-      RuntimeError: it failed; the end of the log is in the message.
+      RuntimeError: the command failed; the message contains the end of the log.
     """
     begin = time.perf_counter()
     with open(log, "a", encoding="utf-8") as handle:
@@ -40,14 +39,14 @@ def run(arguments: list[str], log: pathlib.Path) -> Cost:
         process = subprocess.Popen(
             [sys.executable, *arguments], stdout=handle, stderr=subprocess.STDOUT, cwd=_ROOT
         )
-        # Polled, not ru_maxrss of wait4: that starts from the size of this very process.
-        most = {"VmHWM": 0, "RssAnon": 0}
+        # Polled, because ru_maxrss of wait4 starts from the size of this process.
+        peak = {"VmHWM": 0, "RssAnon": 0}
         ended = threading.Event()
 
         def watch() -> None:
             while not ended.wait(_SECONDS_BETWEEN_SAMPLES):
-                for name, kib in status_kib(process.pid, tuple(most)).items():
-                    most[name] = max(most[name], kib)
+                for name, kib in status_kib(process.pid, tuple(peak)).items():
+                    peak[name] = max(peak[name], kib)
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -60,11 +59,11 @@ def run(arguments: list[str], log: pathlib.Path) -> Cost:
             f"python {' '.join(arguments)} ended with {process.returncode}:\n"
             + log.read_text(encoding="utf-8")[-2000:]
         )
-    return Cost(time.perf_counter() - begin, most["VmHWM"] / 2**20, most["RssAnon"] / 2**20)
+    return Cost(time.perf_counter() - begin, peak["VmHWM"] / 2**20, peak["RssAnon"] / 2**20)
 
 
 def status_kib(pid: int | str, names: tuple[str, ...]) -> dict[str, int]:
-    """Numbers of /proc/PID/status by name, sizes in KiB; those that are there."""
+    """Numbers of /proc/PID/status by name, without missing ones; sizes are in KiB."""
     found = {}
     try:
         for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():

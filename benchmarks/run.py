@@ -6,12 +6,12 @@
 
 A benchmark is a module benchmarks/NAME.py with
 
-    def run(options) -> list[dict]       one row a measurement
-    def add_options(parser) -> None      optional: flags of its own
+    def run(options) -> list[dict]       one row for each measurement
+    def add_options(parser) -> None      optional: its flags
 
 and the first line of its docstring as title.  A row is flat: strings and numbers in the
 order in which the table shows them.  A row {"note": "..."} is a sentence below the table.
-Rows with other keys than the ones above begin a table of their own.
+A row with other keys than the row above begins a new table.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _IS_BENCHMARK = re.compile(r"^def run\(options\b", re.MULTILINE)
 
 
 def names() -> list[str]:
-    """Benchmarks found beside this file; none is imported for it."""
+    """Names of the benchmarks in this folder, found without importing them."""
     return sorted(
         path.stem
         for path in FOLDER.glob("*.py")
@@ -41,19 +41,19 @@ def names() -> list[str]:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Options of a command line; flags of the chosen benchmarks are added to the shared ones."""
+    """Parses a command line with the shared flags and those of the chosen benchmarks."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("names", nargs="*", metavar="name", help=", ".join(names()))
     shared.add_argument("--list", action="store_true", help="name the benchmarks and stop")
     shared.add_argument("--out", type=pathlib.Path, default=FOLDER / "results", help="for the JSON")
     shared.add_argument("--repeat", type=int, default=5, help="timings behind every median")
     shared.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    shared.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all")
+    shared.add_argument("--quick", action="store_true", help="tiny sizes, to check that it runs")
     shared.add_argument(
         "--graphs",
         type=pathlib.Path,
         default=FOLDER / "results" / "graphs",
-        help="folder where synthetic graphs are kept between runs",
+        help="folder in which synthetic graphs are saved between runs",
     )
     shared.add_argument("--graph_file", default="", help="bipartite graph as .npz, for training")
     shared.add_argument(
@@ -61,14 +61,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=pathlib.Path,
         help="Python of an environment with DGL 2.1: measure it side by side",
     )
-    wanted = shared.parse_known_args([word for word in argv if word not in ("-h", "--help")])[0]
-    unknown = sorted(set(wanted.names) - set(names()))
+    chosen = shared.parse_known_args([word for word in argv if word not in ("-h", "--help")])[0]
+    unknown = sorted(set(chosen.names) - set(names()))
     if unknown:
         shared.error(f"no benchmark {unknown[0]!r}; there are {', '.join(names())}")
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run", description=__doc__.splitlines()[0], parents=[shared]
     )
-    for name in wanted.names or names():
+    for name in chosen.names or names():
         if hasattr(module := _module(name), "add_options"):
             module.add_options(parser.add_argument_group(name))
     options = parser.parse_args(argv)
@@ -97,10 +97,10 @@ def tables(rows: list[dict]) -> str:
 
 
 def _table(rows: list[dict]) -> list[str]:
-    columns = list(rows[0])
-    cells = [columns] + [[_text(row[name]) for name in columns] for row in rows]
-    widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
-    right = [isinstance(rows[0][name], int | float) for name in columns]
+    names = list(rows[0])
+    cells = [names] + [[_text(row[name]) for name in names] for row in rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
+    right = [isinstance(rows[0][name], int | float) for name in names]
     return [
         "  ".join(
             text.rjust(width) if number else text.ljust(width)
@@ -119,7 +119,7 @@ def _text(value) -> str:
 
 
 def write(folder: pathlib.Path, name: str, contents: dict) -> pathlib.Path:
-    """Writes NAME.json beside and renames it, so that the file is whole or absent."""
+    """Writes NAME.json atomically, under a temporary name that is then replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     temporary = path.with_suffix(f".tmp-{os.getpid()}")
@@ -129,7 +129,7 @@ def write(folder: pathlib.Path, name: str, contents: dict) -> pathlib.Path:
 
 
 def main(argv: list[str]) -> int:
-    """Runs what the command line names; the exit status."""
+    """Runs the benchmarks that the command line names; returns the exit status."""
     allocator.single_heap()
     options = parse(argv)
     if options.list:
@@ -147,7 +147,7 @@ def main(argv: list[str]) -> int:
         contents = {"benchmark": name, "command": argv, "machine": facts, "rows": rows}
         path = write(options.out, name, contents)
         print(tables(rows))
-        print(f"{facts['cores']} cores of {facts['processor']}, {facts['date']}; kept in {path}\n")
+        print(f"{facts['cores']} cores of {facts['processor']}, {facts['date']}; saved in {path}\n")
     return 0
 
 

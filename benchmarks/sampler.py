@@ -1,19 +1,19 @@
-"""Neighborhood sampler: seeds/s and hops/s, beside a pointer chase and DGL.
+"""Neighborhood sampler: seeds/s and hops/s, compared with a pointer chase and with DGL.
 
-Settings of DGL's PinSAGESampler, walked alike: "T=50" is 100 walks of exactly 5
-item-collection-item steps, "T=20" 100 of at most 4 with stop chance 0.3, "T=10" 50 and
-"T=3" 10 of at most 2 with stop chance 0.5.
-Ours ends a walk where it would return to its start (restart_ends), as DGL does, so both
-keep the same walks: 30 hops a seed in "T=3" on average, and those are counted as hops.
-DGL's lists may hold the seed itself when a walk comes back to it; ours never do.
+The settings are those of DGL's PinSAGESampler: "T=50" is 100 walks of exactly 5
+item-collection-item steps, "T=20" 100 walks of at most 4 with stop probability 0.3, and "T=10" 50
+and "T=3" 10 walks of at most 2 with stop probability 0.5.
+Our walks end where they would return to the start (restart_ends), as DGL's do, so both make the
+same number of hops, such as 30 per seed on average in "T=3".  DGL's lists may contain the seed
+itself, ours never do.
 
-Other work on the machine slows both sides, but not alike: DGL's threads wait for each
-other.  So the ratio of CPU times is given beside that of wall-clock times.
+Other processes slow the two sides down differently, because DGL's threads wait for each other, so
+the ratio of CPU times is reported beside that of wall-clock times.
 
 The bound is a pointer chase over as many bytes as the walk's tables (row starts and
 neighbors) with as many chains in flight as the sampler has walks in flight.  A hop reads
-twice (the row, then the neighbor), so the bound on hops/s is half of the reads/s.  A
-walk may pass it, for popular nodes stay in the caches; the chase has no popular places.
+twice (the row, then the neighbor), so the bound on hops/s is half of the reads/s.  Walks may
+exceed it, because popular nodes stay in the caches and the chase reads all addresses equally.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks.chase import Chase
 from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.sampling.neighborhoods import WalkTables, starts_in_flight, visit_counts
 
-# name: traversals, stop chance, walks, T, hops kept a seed, seeds a timing.
+# name: traversals, stop probability, walks, T, hops per seed, seeds of a timing.
 SETTINGS = {
     "T=50": (5, 0.0, 100, 50, 1000, 16_384),
     "T=20": (4, 0.3, 100, 20, 506.6, 16_384),
@@ -40,7 +40,7 @@ SETTINGS = {
 
 
 def add_options(parser) -> None:
-    """Graphs, settings and how DGL is called."""
+    """Flags of this benchmark: graphs, settings and the ways to call DGL."""
     parser.add_argument("--sampler_graphs", nargs="+", default=["small", "large"])
     parser.add_argument("--sampler_settings", nargs="+", default=list(SETTINGS))
     parser.add_argument("--dgl_batches", nargs="+", type=int, default=[512, 8192])
@@ -48,7 +48,7 @@ def add_options(parser) -> None:
 
 
 def run(options) -> list[dict]:
-    """Rows of our sampler by threads, of DGL, and of their ratios."""
+    """Rows of our sampler by threads, rows of DGL, and rows of their ratios."""
     rows, ratios = [], []
     worker = dgl.Worker(options.dgl_python, options.threads) if options.dgl_python else None
     for name in ["tiny"] if options.quick else options.sampler_graphs:
@@ -83,7 +83,7 @@ def run(options) -> list[dict]:
 
 
 def ours_in_flight(setting: str) -> int:
-    """Walks that one thread of our sampler moves at once."""
+    """The number of walks that one thread of our sampler moves concurrently."""
     walks = SETTINGS[setting][2]
     return walks * starts_in_flight(walks)
 

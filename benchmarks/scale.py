@@ -1,9 +1,8 @@
-"""The pipeline on generated worlds of 1M, 10M and 100M edges: time, memory, disk.
+"""The pipeline on generated catalogs of 1M, 10M and 100M edges: time, memory and disk.
 
-Every stage runs in a process of its own, so that its peak memory is its own: the world
-is written as Parquet, prepared, sampled from, trained on for some steps, embedded whole
-and evaluated.  20 edges an item and 80 a collection, the neighborhoods of a light
-sampler (T=10 from 50 walks of 2 steps).
+Each stage runs in a separate process, so that its peak memory can be measured: the catalog is
+written as Parquet, prepared, sampled from, trained on for some steps, embedded and evaluated.
+There are 20 edges per item and 80 per collection, and T=10 neighbors from 50 walks of 2 steps.
 
   python -m benchmarks.scale --scale_edges=1000000,10000000
 """
@@ -29,14 +28,14 @@ def add_options(parser) -> None:
     parser.add_argument("--scale_edges", default="1000000,10000000", help="sizes, ascending")
     parser.add_argument("--scale_steps", type=int, default=30, help="training steps of each size")
     parser.add_argument("--scale_folder", default="", help="workdirs; default: beside the JSON")
-    parser.add_argument("--scale_keep", action="store_true", help="leave the workdirs")
+    parser.add_argument("--scale_keep", action="store_true", help="do not delete the workdirs")
     parser.add_argument(
         "--scale_flags", default="", help="more flags of the program, separated by spaces"
     )
 
 
 def run(options) -> list[dict]:
-    """One row per size and stage, one of rates per size, and the ratios of the ends."""
+    """One row for each size and stage, one of rates for each size, and ratios between sizes."""
     sizes = [int(size) for size in options.scale_edges.split(",")]
     if options.quick:
         sizes = [20_000]
@@ -73,7 +72,7 @@ def _one_size(edges: int, workdir: pathlib.Path, options) -> tuple[list[dict], d
         f"--max_steps={options.scale_steps}",
         "--validate_every=1000000",
         "--hard_max=0",
-        # Costs of the same kind at every size: by default large catalogs have none.
+        # The same kinds of work at every size; by default large catalogs skip some.
         "--neighbor_embeddings=off",
         "--spectral_dim=32",
         "--hidden_dim=128",
@@ -143,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to check that it runs")
     add_options(parser)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -151,7 +150,7 @@ def main() -> None:
     rows = run(options)
     for row in rows:
         print(row)
-    print(f"{time.perf_counter() - begin:.0f} s in all")
+    print(f"{time.perf_counter() - begin:.0f} s in total")
     (options.out / "scale.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Stages of scale.py: those of the program with fixed settings, generate and sample.
+"""The stages of scale.py: `generate`, `sample`, and those of the program with fixed settings.
 
 python -m benchmarks.scale_stages STAGE FLAGS
 """
@@ -29,13 +29,13 @@ _ROUNDS = 5
 
 def generate(config: Config) -> None:
     """Writes the catalog to WORKDIR/inputs."""
-    # Ranking a pair in the whole catalog costs as much as the catalog is large.
+    # The cost of ranking a pair is proportional to the size of the catalog.
     settings = dataclasses.replace(config.synthetic.chosen, topics=256, pairs=1000)
     generator.write_catalog(settings, pathlib.Path(config.workdir) / "inputs")
 
 
 def sample(config: Config) -> None:
-    """Neighborhoods a second of random items, the median of rounds; to sampled.json."""
+    """Writes the median rate of sampling neighborhoods of random items to sampled.json."""
     prepared = open_prepared(config.workdir)
     source = NeighborhoodSource(prepared.graph, config.sampling, config.seed, config.threads)
     rng = np.random.default_rng(0)
@@ -51,7 +51,7 @@ def sample(config: Config) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the stage that the first argument names with the program's own flags."""
+    """Runs the stage that the first argument names, with the flags of the program."""
     values = flags.FlagValues()
     cli.define_flags(values)
     cli.parse_flags(values, ["scale_stages", *argv[2:]])
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
 
 
 def fixed(config: Config) -> Config:
-    """The settings with what has no flag: the same kind and number of everything at every size."""
+    """The settings with fixed constants, so that every size has the same kinds of work."""
     changed = {
         # Large catalogs have content links for items without edges only.
         "sampling": {"content_limit": 10_000},

@@ -1,7 +1,7 @@
-"""The HTTP service under load: requests a second and waiting times, over real sockets.
+"""The HTTP service under load: requests per second and latencies over real sockets.
 
-Starts `--mode=serve` on --serve_workdir (or a small one of its own with --quick) and asks it
-from several connections that are kept open, each waiting for its answer before it asks again.
+Starts `--mode=serve` on --serve_workdir (or, with --quick, on a new small one) and sends requests
+over several persistent connections, each of which waits for a response before the next request.
 Client and server share the machine.
 """
 
@@ -30,18 +30,18 @@ _CONNECTIONS = (1, 4, 16)
 _SECONDS, _WARM_UP = 8.0, 2.0
 _START = 300
 _HISTORY = 20
-Ask = Callable[[http.client.HTTPConnection, np.random.Generator], int]
+Request = Callable[[http.client.HTTPConnection, np.random.Generator], int]
 
 
 def add_options(parser) -> None:
-    """The workdir that is served."""
+    """Flags of this benchmark."""
     parser.add_argument(
         "--serve_workdir", type=pathlib.Path, help="serve_load: a workdir with embeddings"
     )
 
 
 def run(options) -> list[dict]:
-    """One row an end-point and number of connections."""
+    """One row for each endpoint and number of connections."""
     with contextlib.ExitStack() as stack:
         workdir = options.serve_workdir
         if workdir is None:
@@ -65,8 +65,8 @@ def run(options) -> list[dict]:
     return rows
 
 
-def _requests(prepared: Prepared, workdir: pathlib.Path) -> dict[str, Ask]:
-    """Ways to ask, each for random items; they return the status of the answer."""
+def _requests(prepared: Prepared, workdir: pathlib.Path) -> dict[str, Request]:
+    """Functions that send a request for random items and return the status of the response."""
     ids = prepared.item_ids.ids
 
     def get(connection, rng) -> int:
@@ -75,8 +75,8 @@ def _requests(prepared: Prepared, workdir: pathlib.Path) -> dict[str, Ask]:
         return _status(connection)
 
     def history(connection, rng) -> int:
-        held = [ids[int(row)].as_py() for row in rng.integers(len(ids), size=_HISTORY)]
-        return _post(connection, "/neighbors/history", {"items": held, "k": 10})
+        items = [ids[int(row)].as_py() for row in rng.integers(len(ids), size=_HISTORY)]
+        return _post(connection, "/neighbors/history", {"items": items, "k": 10})
 
     asks = {"item": get, f"history of {_HISTORY}": history}
     rows = _feature_rows(workdir, prepared)
@@ -91,7 +91,7 @@ def _requests(prepared: Prepared, workdir: pathlib.Path) -> dict[str, Ask]:
 
 
 def _feature_rows(workdir: pathlib.Path, prepared: Prepared) -> list[dict]:
-    """Random vectors for every dense column; none if features come from other columns."""
+    """Rows with random vectors for every dense column; none if there are other columns."""
     blocks = FeatureTransform.load(workdir / "prepared" / "features").describe()
     if not blocks or any(block["kind"] != "dense" for block in blocks):
         return []
@@ -113,8 +113,10 @@ def _status(connection: http.client.HTTPConnection) -> int:
     return answer.status
 
 
-def _load(port: int, ask: Ask, connections: int, seconds: float) -> tuple[np.ndarray, int, float]:
-    """Seconds that each answered request took, how many were refused, and seconds in all."""
+def _load(
+    port: int, ask: Request, connections: int, seconds: float
+) -> tuple[np.ndarray, int, float]:
+    """The latency of each answered request, the number of refused ones, and the total seconds."""
     waits: list[list[float]] = [[] for _ in range(connections)]
     refused = [0] * connections
     end = time.perf_counter() + seconds
@@ -146,7 +148,7 @@ def _program(*flags: str) -> None:
 
 @contextlib.contextmanager
 def _served(workdir: pathlib.Path, threads: int) -> Iterator[int]:
-    """The port of a server that runs for the block."""
+    """Runs a server for the block and yields its port."""
     command = [sys.executable, "-m", "pinsage_jax.main", "--mode=serve", f"--workdir={workdir}",
                "--serve_port=0", f"--threads={threads}"]  # fmt: skip
     with tempfile.TemporaryFile("w+") as log:
@@ -156,10 +158,10 @@ def _served(workdir: pathlib.Path, threads: int) -> Iterator[int]:
             while not found and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.1)
                 log.seek(0)
-                said = log.read()
-                found = re.search(r"serving at http://[^/]*:(\d+)/", said)
+                output = log.read()
+                found = re.search(r"serving at http://[^/]*:(\d+)/", output)
             if not found:
-                raise RuntimeError(f"the server did not start:\n{said[-2000:]}")
+                raise RuntimeError(f"the server did not start:\n{output[-2000:]}")
             yield int(found[1])
         finally:
             process.terminate()

@@ -1,13 +1,13 @@
-"""Embedding on Spark: items a second, CPU, bytes shuffled, and what a billion items would take.
+"""Embedding on Spark: items per second, CPU time, bytes shuffled, and an estimate for 10^9 items.
 
-The same generated catalogs are embedded on local[1], local[2] and a standalone cluster of
-two workers of one core on this machine, with few partitions, where messages are reduced
-before they are shuffled, and with many, where most travel alone.  Bytes and seconds are
-those of Spark's event log, CPU that of all processes, Java and Python.
+The same generated catalogs are embedded on local[1], on local[2] and on a standalone cluster of two
+one-core workers on this machine: with few partitions, where messages are reduced before the
+shuffle, and with many, where most messages are shuffled unreduced.  Bytes and seconds are from
+Spark's event log; CPU time is that of all Java and Python processes.
 
-The model: bytes follow from the widths (`cost_of`) times what compression leaves of them on
-local[1]; CPU is a start, which belongs to Java, and a cost of an item, from two sizes on
-local[1].  The other runs check it.
+The cost model: bytes follow from the widths (`cost_of`) times the compression ratio on local[1].
+CPU time is a start-up cost plus a cost per item, fitted to two sizes on local[1].  The other runs
+check the model.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def add_options(parser) -> None:
 
 
 def run(options) -> list[dict]:
-    """One row a run, one a check of the model, and the billion."""
+    """One row for each run and each check of the model, and the estimates for 10^9 items."""
     items = 3_000 if options.quick else options.spark_items
     sizes = (items // 3, items)
     os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
@@ -81,11 +81,11 @@ def run(options) -> list[dict]:
 
 @dataclasses.dataclass(frozen=True)
 class _Fit:
-    """What two sizes, run alike, say of an item."""
+    """The cost per item, fitted to two sizes."""
 
     cpu_start: float
     cpu: float
-    share: float  # bytes shuffled, of what cost_of says
+    share: float  # bytes shuffled over cost_of
 
 
 def _fit(small: dict, large: dict) -> _Fit:
@@ -113,19 +113,22 @@ def _check(run: tuple[str, int], fit: _Fit, model: _Fit) -> dict:
 def cost_of(items: int, model: ModelConfig, width: int, partitions: int) -> float:
     """Bytes shuffled by one layer over `items` nodes with lists of `width`, uncompressed.
 
-    What every node sends, the lists by sender, the nodes' own rows, and the messages that
-    are left after each partition has reduced its own.
+    These are the messages of all nodes, the lists by sender, the nodes' own rows, and the
+    messages that remain after the reduction within each partition.
     """
     messages = expected_messages(width, partitions)
-    sent = 4 * model.hidden_dim + _ROW_BYTES
-    own = 4 * (_FEATURES + 2) + _ROW_BYTES
+    message_bytes = 4 * model.hidden_dim + _ROW_BYTES
+    self_bytes = 4 * (_FEATURES + 2) + _ROW_BYTES
     return items * (
-        sent + own + width * _ROW_BYTES + messages * (4 * model.hidden_dim + _ROW_BYTES)
+        message_bytes
+        + self_bytes
+        + width * _ROW_BYTES
+        + messages * (4 * model.hidden_dim + _ROW_BYTES)
     )
 
 
 def _billion(options, fits: dict[tuple[str, int], _Fit]) -> list[dict]:
-    # Partitions are many there, and each message travels alone.
+    # With many partitions most messages are shuffled unreduced.
     fit = fits["local[1]", _PARTITIONS[-1]]
     total = _bytes(10**9, 10**6) * fit.share
     rows = []
@@ -143,7 +146,7 @@ def _billion(options, fits: dict[tuple[str, int], _Fit]) -> list[dict]:
                 "network_hours": round(total / (machines * gigabytes * 1e9) / 3600, 3),
             }
         )
-    note = "One layer; sampling and writing the input are not in it, nor is waiting or spilling."
+    note = "One layer, without sampling, writing the input, waiting and spilling."
     return [*rows, {"note": note}]
 
 
@@ -157,7 +160,7 @@ def _measured(name: str, master: str, items: int, partitions: int) -> dict:
         logs.mkdir()
         encoder = _encoder(items, folder, master, logs, partitions)
         params = init_model(encoder.config, encoder.inputs.dim, items)[1]
-        _ = encoder.final_lists  # Walked here, so that what is timed is Spark's.
+        _ = encoder.final_lists  # Sampled here, so that only Spark is timed.
         cpu, begin = _tree_cpu(), time.perf_counter()
         vectors = embed_on_spark(encoder, params)
         wall, cpu = time.perf_counter() - begin, _tree_cpu() - cpu
@@ -179,7 +182,7 @@ def _measured(name: str, master: str, items: int, partitions: int) -> dict:
 
 
 def _walked(items: int, options) -> dict:
-    """The sampler's walks by joins on local[2], and whether the lists are the sampler's."""
+    """Times walks by joins on local[2] and compares their lists with the sampler's."""
     with tempfile.TemporaryDirectory(prefix="spark-cost-") as folder:
         logs = pathlib.Path(folder) / "events"
         logs.mkdir()
@@ -210,7 +213,7 @@ def _walked(items: int, options) -> dict:
         "cpu_us_per_walk": round(cpu / walks * 1e6, 1),
         "shuffled_MB": round(shuffled / 1e6, 1),
         "bytes_per_walk": round(shuffled / walks),
-        "lists_as_the_samplers": same / items,
+        "equal_lists": same / items,
     }
 
 
@@ -218,9 +221,9 @@ def _encoder(items: int, folder: str, master: str, logs: pathlib.Path, partition
     settings = {
         "spark.driver.memory": "2g",
         "spark.executor.memory": "900m",
-        # A large catalog is not sent to every worker whole, and neither is this one.
+        # No broadcast joins, because a large catalog would have none.
         "spark.sql.autoBroadcastJoinThreshold": "-1",
-        # Small partitions would be merged, and the model would have to know how many.
+        # The cost model needs a fixed number of partitions.
         "spark.sql.adaptive.coalescePartitions.enabled": "false",
         "spark.eventLog.enabled": "true",
         "spark.eventLog.dir": logs.as_uri(),
@@ -257,7 +260,7 @@ def _encoder(items: int, folder: str, master: str, logs: pathlib.Path, partition
 
 
 def _events(folder: pathlib.Path) -> dict[str, float]:
-    """Bytes written to shuffles, and seconds in which a job ran."""
+    """Bytes written to shuffles, and the seconds during which a job ran."""
     total, spans = 0, {}
     for path in folder.iterdir():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -277,7 +280,7 @@ def _events(folder: pathlib.Path) -> dict[str, float]:
 
 
 def _tree_cpu() -> float:
-    """CPU seconds of this process's descendants, living and waited for."""
+    """CPU seconds of this process's descendants, running or ended."""
     parents, spent = {}, {}
     for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -287,8 +290,8 @@ def _tree_cpu() -> float:
             spent[pid] = sum(int(field) for field in fields[11:15])
     total = 0
     for pid in spent:
-        above = pid
-        while above in parents and above != os.getpid():
-            above = parents[above]
-        total += spent[pid] if above == os.getpid() and pid != os.getpid() else 0
+        ancestor = pid
+        while ancestor in parents and ancestor != os.getpid():
+            ancestor = parents[ancestor]
+        total += spent[pid] if ancestor == os.getpid() and pid != os.getpid() else 0
     return total / os.sysconf("SC_CLK_TCK")

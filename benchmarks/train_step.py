@@ -1,8 +1,8 @@
-"""The train step beside its own matrix products, timed in turns in one process.
+"""The training step, compared with its matrix products alone, in turns in one process.
 
-The products are read from the step's jaxpr, forward and backward, with their shapes and
-layouts, loops counted as often as they run; each kind is compiled alone.  What the step
-takes beyond them is gathers, reductions, elementwise work and the optimizer.
+The products are read from the step's jaxpr, forward and backward, with their shapes and layouts,
+and each kind is compiled alone.  Those in loops count as often as they run.  The rest of the
+step's time is gathers, reductions, elementwise operations and the optimizer.
 
   python -m benchmarks.run train_step
 
@@ -27,12 +27,12 @@ from pinsage_jax.cpu.allocator import keep_freed_memory
 
 
 def defaults() -> Config:
-    """The package's own default settings, but hard negatives from the start."""
+    """The default settings of the package, without hard negatives."""
     base = settings(10)
-    plain = Config(mode="train", workdir="-", seed=0, threads=None)
-    model = dataclasses.replace(plain.model, spectral_dim=0)
-    sampling = dataclasses.replace(plain.sampling, content_neighbors=0)
-    train = dataclasses.replace(plain.train, hard_start="none")
+    default = Config(mode="train", workdir="-", seed=0, threads=None)
+    model = dataclasses.replace(default.model, spectral_dim=0)
+    sampling = dataclasses.replace(default.sampling, content_neighbors=0)
+    train = dataclasses.replace(default.train, hard_start="none")
     return dataclasses.replace(base, model=model, sampling=sampling, train=train)
 
 
@@ -44,7 +44,7 @@ CASES: dict[str, tuple[Callable[[], Config], int]] = {
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of step and product times, one for each case."""
+    """One row for each case, with the times of the step and of its products."""
     keep_freed_memory()
     repeat = options.repeat
     graph = bipartite(options.graph_file)
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     for name in options.cases:
         make, width = CASES[name]
         features = np.random.default_rng(0).standard_normal((graph.num_items, width), np.float32)
-        training = Training(graph, make(), features, way="kept")
+        training = Training(graph, make(), features, way="cached")
         step = training.repeated_step()
         kinds = products(training.jaxpr())
         parts = alone(kinds)

@@ -51,7 +51,8 @@ def only_reads(config: Config) -> bool:
 
 def extras_of(config: Config) -> list[tuple[str, str, tuple[str, ...]]]:
     """What a command needs beyond the base installation: flag, extra, packages."""
-    mode, found = config.mode, []
+    mode = config.mode
+    found: list[tuple[str, str, tuple[str, ...]]] = []
     trains, lists = ("pipeline", "train", "ablate"), ("neighbors", "recommend", "serve")
     if config.train.tensorboard and mode in trains:
         found.append(("--tensorboard", "tensorboard", ("tensorboardX",)))

@@ -41,8 +41,8 @@ def test_a_kill_after_the_end_of_a_part_is_repeated_with_a_shorter_delay(monkeyp
     monkeypatch.setattr(kill_and_resume, "kill_within", fake)
     seconds, draws = {"train": 9.0, "embed": 20.0}, random.Random(1)
     for _ in range(6):
-        aimed = kill_and_resume.aimed("embed", tmp_path, [], seconds, draws, signal.SIGTERM)
-        assert aimed[0].part == "embed"
+        killed = kill_and_resume.kill_in_part("embed", tmp_path, [], seconds, draws, signal.SIGTERM)
+        assert killed[0].part == "embed"
     # A delay that was too long bounds all later delays, also those of the next run.
     bounds = [bound for bound, _, _ in fake.calls]
     assert bounds[0] == 20.0 and bounds == sorted(bounds, reverse=True)
@@ -55,7 +55,7 @@ def test_a_kill_after_the_end_of_a_part_is_repeated_with_a_shorter_delay(monkeyp
 def test_a_kill_during_a_checkpoint_does_not_shorten_the_delay_in_training(monkeypatch, tmp_path):
     monkeypatch.setattr(kill_and_resume, "kill_within", FakeKill(0.1, missed="checkpoint"))
     seconds = {"train": 9.0}
-    kill_and_resume.aimed("train", tmp_path, [], seconds, random.Random(1))
+    kill_and_resume.kill_in_part("train", tmp_path, [], seconds, random.Random(1))
     assert seconds == {"train": 9.0}
 
 
@@ -63,7 +63,7 @@ def test_a_part_that_never_begins_is_reported_after_eight_tries(monkeypatch, tmp
     fake = FakeKill(duration=0.1, never=True)
     monkeypatch.setattr(kill_and_resume, "kill_within", fake)
     seconds = {"embed": 20.0}
-    moment, tries = kill_and_resume.aimed("embed", tmp_path, [], seconds, random.Random(1))
+    moment, tries = kill_and_resume.kill_in_part("embed", tmp_path, [], seconds, random.Random(1))
     assert (moment.part, tries, len(fake.calls)) == ("later", 8, 8)
     # The failed tries are no evidence of how long the part takes.
     assert seconds == {"embed": 20.0}
@@ -77,4 +77,4 @@ def test_killed_and_resumed_runs_equal_an_uninterrupted_run(tmp_path):
     given = vars(parser.parse_args([])) | {"quick": False, "kills": 3, "out": str(tmp_path)}
     rows = kill_and_resume.run(options(**given))
     assert [row["equal"] for row in rows if "equal" in row] == ["all"] * 5
-    assert all(row["hit"] == row["meant for"] for row in rows if "hit" in row)
+    assert all(row["killed in"] == row["intended part"] for row in rows if "killed in" in row)
