@@ -30,9 +30,9 @@ def main(argv: list[str]) -> int:
         if answer := cli.answer(flag_values):
             print(answer)
             return 0
+        cli.free_global_flags()
         logging_setup.set_up(flag_values.verbosity)
         config = cli.config_from_flags(flag_values)
-        cli.free_global_flags()
         for name in overruled:
             logging.warning("--%s before --flagfile has no effect; put it after.", name)
         modes.require_extras(config)
@@ -63,6 +63,7 @@ def _run_stage(config: Config, group: process_group.ProcessGroup) -> int:
         with group.stopping_together():
             signals.raise_if_stopped()
             modes.stage(config.mode)(config)
+            modes.say_next(config, done=not (group.index or signals.exit_code()))
         sys.stdout.flush()
         return group.barrier_exit(signals.exit_code())
     finally:

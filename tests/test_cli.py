@@ -700,6 +700,7 @@ def test_libraries_are_quiet_and_we_are_not(tmp_path, verbosity):
     lines = ["warning: --k before --flagfile has no effect; put it after."]
     lines += ["warning: a warning of a library"]
     lines += ["of ours"] * (verbosity != "warning") + ["of little use"] * (verbosity == "debug")
+    lines += [f"next: --workdir={tmp_path} --mode=embed"] * (verbosity != "warning")
     assert list(texts) == lines
 
 
@@ -808,7 +809,7 @@ def test_ci_finds_the_commands_of_the_readme(ci):
     result, lines = ci()
     assert result.returncode == 0, result.stderr
     checks = [f"python -m {check}" for check in ("ruff check", "ruff format --check", "mypy")]
-    wanted = ["pip install -e .[test]", "python -m pytest", *checks, "pip install ."]
+    wanted = ["pip install -e .[test]", "python -m pytest", *checks, "pip install .[report]"]
     places = [lines.index(f"{command} in {ROOT}") for command in wanted]
     assert places == sorted(places) and places[:2] == [1, 2]
     # Then the program, as installed and from another folder.

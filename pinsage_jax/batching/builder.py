@@ -141,7 +141,7 @@ class MinibatchBuilder:
         # The late trial batches were of a later epoch than the first step's.
         self._source.clear_epoch_lists()
         budgets = Budgets(tuple(rows))
-        logging.info("rows of each frontier, seeds first: %s", budgets.rows)
+        logging.debug("rows of each frontier, seeds first: %s", budgets.rows)
         return budgets
 
     def _shared_negatives(self, step: int) -> np.ndarray:

@@ -16,8 +16,9 @@ _SECONDS_BETWEEN_LINES = 20.0
 class Progress:
     """Progress display of a long stage.
 
-    On a terminal or in a notebook it is a tqdm bar.  Elsewhere (a log file, CI) it logs at
-    most one line every 20 seconds, and one at the end of a stage that took longer than that.
+    On a terminal or in a notebook it is a tqdm bar, which stays when it is full; log lines go
+    above it (core/logging_setup.py).  Elsewhere (a log file, CI) it logs at most one line
+    every 20 seconds, and one at the end of a stage that took longer than that.
 
     Example:
       with Progress(total=rows, unit="row", name="reading edges") as progress:
@@ -42,7 +43,7 @@ class Progress:
         self._bar = None
         self._quiet = quiet
         if not quiet and (bar := _bar()) is not None:
-            self._bar = bar(total=total, unit=unit, desc=name, unit_scale=True, leave=False)
+            self._bar = bar(total=total, unit=unit, desc=name, unit_scale=True)
 
     def __enter__(self) -> Progress:
         return self
@@ -63,13 +64,16 @@ class Progress:
             self._bar.update(count)
             return
         now = time.monotonic()
-        if now - self._last_line >= _SECONDS_BETWEEN_LINES:
+        # `close` logs the last line.
+        finished = self._total is not None and self._done >= self._total
+        if now - self._last_line >= _SECONDS_BETWEEN_LINES and not finished:
             self._last_line = now
             self._log_line(now)
 
     def close(self) -> None:
         """Closes the bar, or logs the last line of a stage longer than 20 seconds."""
         if self._bar is not None:
+            self._bar.leave = self._done == self._total
             self._bar.close()
         elif time.monotonic() - self._start >= _SECONDS_BETWEEN_LINES:
             self._log_line(time.monotonic())
@@ -77,9 +81,12 @@ class Progress:
     def _log_line(self, now: float) -> None:
         if self._quiet:
             return
-        rate = self._done / max(now - self._start, 1e-9)
+        seconds = max(now - self._start, 1e-9)
+        rate = self._done / seconds
         text = f"{self._name}: {self._done:,}"
-        if self._total:
+        if self._done == self._total:
+            text += f" {self._unit} in {seconds:.0f} s, {rate:,.1f}/s"
+        elif self._total:
             left = (self._total - self._done) / max(rate, 1e-9)
             text += f"/{self._total:,} {self._unit}, {rate:,.1f}/s, {left:.0f} s left"
         else:

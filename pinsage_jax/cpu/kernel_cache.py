@@ -147,6 +147,12 @@ def njit(*, nogil: Literal[True], cache: Literal[True]) -> Callable[[Callable], 
     return decorate
 
 
+def is_on_disk(kernel: Any) -> bool:
+    """Whether an earlier process has saved compiled code of an `njit` function's version."""
+    index = getattr(getattr(kernel._cache, "_cache_file", None), "_index_path", "")
+    return os.path.exists(index)
+
+
 def cfunc(signature: Any) -> Callable[[Callable], Any]:
     """numba.cfunc with the same cache: a C function, whose address is its `address`."""
 

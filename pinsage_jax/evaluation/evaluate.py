@@ -24,7 +24,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import metrics
 from pinsage_jax.evaluation.baseline_choice import Baselines, parse_baselines
 from pinsage_jax.evaluation.baselines import rank_pairs, top_items
-from pinsage_jax.evaluation.tables import evaluation_tables
+from pinsage_jax.evaluation.tables import printed_tables
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.retrieval.export_quality import evenly_spaced_rows
@@ -162,7 +162,7 @@ def evaluate(
         "methods": methods,
         "skipped_baselines": baselines.skipped,
     }
-    print(evaluation_tables(result))
+    print(printed_tables(result, config.workdir))
     path = pathlib.Path(config.workdir) / EVAL_FILE
     files.write_checked_json(path, result)
     logging.info("evaluation written to %s", path)

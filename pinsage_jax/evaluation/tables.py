@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
+import sys
+import textwrap
 from typing import Any
 
 from pinsage_jax.core.text_table import aligned
@@ -51,6 +55,48 @@ def evaluation_tables(result: dict[str, Any]) -> str:
     if all("lists" in values for values in methods.values()):
         lines += ["", *_list_table(methods)]
     return "\n".join(lines)
+
+
+def printed_tables(result: dict[str, Any], workdir: str) -> str:
+    """What a person reads after an evaluation: all tables, or on a terminal one that fits it."""
+    if not sys.stdout.isatty():
+        return evaluation_tables(result)
+    return evaluation_summary(result, shutil.get_terminal_size().columns, workdir)
+
+
+def evaluation_summary(result: dict[str, Any], width: int, workdir: str) -> str:
+    """One table of hit-rates, over all pairs and by kind, no wider than `width`.
+
+    Kinds that do not fit are left out, and told.
+    """
+    positions = {name: position for position, name in enumerate(NAMES)}
+    names = sorted(result["methods"], key=lambda name: positions.get(name, -1))
+    first = result["methods"][names[0]]
+    groups = [("all", "overall", "all")]
+    if len(first["by_kind"]) > 1:
+        groups += [(kind, "by_kind", kind) for kind in first["by_kind"]]
+    heads = [f"{title} ({first[group][name]['pairs']:,})" for title, group, name in groups]
+    rows = [["hit@10 / hit@100", *heads]]
+    for method in names:
+        metrics = [result["methods"][method][group][name]["metrics"] for _, group, name in groups]
+        cells = [" / ".join(_number(each, metric) for metric in _WITH_INTERVAL) for each in metrics]
+        rows.append([method, *cells])
+    kept = len(groups)
+    while kept > 1 and max(map(len, aligned([row[: kept + 1] for row in rows]))) > width:
+        kept -= 1
+    notes = [f"Note: {note}." for note in result["notes"]]
+    if kept < len(groups):
+        notes.append(f"Also measured: {', '.join(heads[kept:])}.")
+    notes.append(f"Intervals, other metrics, degrees and lists: {workdir}/eval.json.")
+    first_line = (
+        f"{result['pairs']:,} pairs of {result['queries']:,} queries, each ranked among "
+        f"{result['catalog_items']:,} items."
+    )
+    table = aligned([row[: kept + 1] for row in rows])
+    fill = functools.partial(
+        textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join([fill(first_line), "", *table, "", *map(fill, notes)])
 
 
 def _metric_table(title: str, group: str, name: str, methods: dict[str, Any]) -> list[str]:

@@ -64,7 +64,8 @@ def examples(config: Config, prepared: Prepared, embeddings: np.ndarray, threads
         blocks += [heading, page.element("div", *lists, class_="lists")]
     lead = page.note(
         f"Queries are drawn at random with the run's seed, up to {_PER_BUCKET} from each range of "
-        "degrees. The scores are inner products of embeddings (PinSage), cosine similarities of "
+        "degrees. The scores are inner products of embeddings (PinSage: no probabilities; "
+        "with --popularity_bias a cosine plus a popularity part around 1), cosine similarities of "
         "the raw features (Content) and visit counts of random walks from the query (Walk). Next "
         "to each score is the number of collections that the item shares with the query."
     )

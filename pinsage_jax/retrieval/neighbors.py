@@ -48,6 +48,7 @@ RELATED_SCHEMA = pa.schema(
         ("rank", pa.int32()),
         ("neighbor_id", pa.large_string()),
         ("score", pa.float32()),
+        ("cosine", pa.float32()),
     ]
 )
 
@@ -255,8 +256,9 @@ def write_related(
 ) -> pathlib.Path:
     """Writes the --k nearest items of items to a file of WORKDIR, in blocks.
 
-    The columns are item_id, rank (int32, from 1), neighbor_id and score (float32); the
-    items come in the order of `queries`, the neighbors of each best first.
+    The columns are item_id, rank (int32, from 1), neighbor_id, score and cosine (float32);
+    the items come in the order of `queries`, the neighbors of each best first.  The cosine is
+    that of the two vectors without their popularity, from -1 to 1.
 
     Args:
       embeddings: float32 [N, Z].
@@ -283,16 +285,34 @@ def write_related(
             rows = queries[start : start + block]
             ids, scores = _nearest(config, prepared, embeddings, search, rows, filters)
             query, rank = np.nonzero(ids >= 0)
+            cosines = _cosines(config, embeddings, rows[query], ids[query, rank])
             columns = [
                 prepared.item_ids.names(rows[query]),
                 pa.array((rank + 1).astype(np.int32)),
                 prepared.item_ids.names(ids[query, rank]),
                 pa.array(scores[query, rank]),
+                pa.array(cosines),
             ]
             writer.write_table(pa.table(columns, schema=RELATED_SCHEMA))
             progress.update(len(rows))
     logging.info("related items of %d items written to %s", count, path)
     return path
+
+
+def _cosines(
+    config: Config, embeddings: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> np.ndarray:
+    """Cosines float32 [n] of the directions of items, int [n] each; 0 for a zero vector."""
+    # The last coordinate is the popularity.
+    directions = embeddings[:, :-1] if config.model.popularity_bias else embeddings
+    result = np.empty(len(first), np.float32)
+    for start in range(0, len(first), _MAX_QUERY_BLOCK):
+        span = slice(start, start + _MAX_QUERY_BLOCK)
+        pairs = directions[first[span]], directions[second[span]]
+        lengths = np.linalg.norm(pairs[0], axis=1) * np.linalg.norm(pairs[1], axis=1)
+        products = np.einsum("nz,nz->n", *pairs)
+        result[span] = products / np.where(lengths == 0, 1, lengths)
+    return np.clip(result, -1, 1)
 
 
 def similar_ids(name: str, item_ids: IdTable, limit: int = 3) -> list[str]:

@@ -13,6 +13,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from absl import logging
+
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import workdir
 from pinsage_jax.core.errors import UserError
@@ -42,6 +44,32 @@ MODULES = {
 BEGINNING = ("pipeline", "prepare", "split", "ablate", "graph_tables", "doctor")
 # Modes that run compiled steps, which allocate and free the same memory again and again.
 WITH_STEPS = ("pipeline", "train", "embed", "ablate", "doctor")
+# What to do after a mode; {} is the workdir.
+_NEXT = {
+    "pipeline": "open {}/report.html; list related items with --workdir={} --mode=neighbors "
+    "--query=ID; the vectors are in {}/embeddings",
+    "prepare": "--workdir={} --mode=train",
+    "train": "--workdir={} --mode=embed",
+    "embed": "--workdir={} --mode=neighbors --query=ID, or --mode=evaluate",
+    "evaluate": "--workdir={} --mode=report",
+    "report": "open {}/report.html and {}/explorer.html",
+    "split": "--edges={}/split/train_edges.parquet --eval_pairs={}/split/eval_pairs.parquet, with "
+    "--items and a workdir of its own",
+    "index": "choose by the table, and search with --workdir={} --mode=neighbors --search=NAME",
+}
+
+
+def say_next(config: Config, done: bool) -> None:
+    """Tells what a person may do after the command, if it was `done` and not stopped."""
+    if not done or config.mode not in _NEXT or config.new.new_items or config.update.has_changes:
+        return
+    folder = os.path.dirname(config.workdir) if config.retraining.beside else config.workdir
+    parts = _NEXT[config.mode].replace("{}", folder).split("; ")
+    # Without matplotlib there is no report.
+    if not os.path.exists(os.path.join(folder, "report.html")):
+        parts = [part for part in parts if not part.startswith("open ")]
+    if parts:
+        logging.info("next: %s", "; ".join(parts))
 
 
 def only_reads(config: Config) -> bool:

@@ -17,7 +17,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.distributed import process_group
 from pinsage_jax.evaluation.evaluate import EVAL_FILE
-from pinsage_jax.evaluation.tables import evaluation_tables
+from pinsage_jax.evaluation.tables import printed_tables
 from pinsage_jax.export import writer
 from pinsage_jax.reporting import figures
 from pinsage_jax.sampling.pairs import pairs_per_epoch
@@ -134,7 +134,7 @@ def _stages(config: Config) -> tuple[dict[str, Any], bool]:
             result = evaluate(config)
     else:
         logging.info("evaluate: %s/%s is up to date", config.workdir, EVAL_FILE)
-        print(evaluation_tables(result))
+        print(printed_tables(result, config.workdir))
     if figures.available():
         raise_if_stopped()
         with costs.stage("report"):

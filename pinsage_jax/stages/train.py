@@ -15,12 +15,13 @@ from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.costs import Costs
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.cpu import ops
+from pinsage_jax.cpu import kernel_cache, ops
 from pinsage_jax.distributed import process_group
 from pinsage_jax.distributed.devices import connect, make_devices
 from pinsage_jax.evaluation import calibration
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference.encoder import Encoder
+from pinsage_jax.sampling import kernels
 from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.stages.checkpoint import (
     carried_over,
@@ -57,6 +58,9 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
         return Outcome(0, 0, {}, interrupted=False)
     remember(config)
     ops.choose_kernels(config.train.cpu_kernels)
+    if not kernel_cache.is_on_disk(kernels.sample_block):
+        # Measured: 28 s of one core, until the first step.
+        logging.info("compiling, once: about half a minute")
     split = split_of(config, prepared)
     bases = process_group.rank0_first(
         lambda: spectral_bases(config, prepared, split), "spectral features"
@@ -76,7 +80,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
         config.sampling.pair_power,
     )
     if hard_slots(config.train, pairs.per_epoch):
-        logging.info(
+        logging.debug(
             "hard negatives come from ranks %d to %d",
             *hard_band(config.sampling, prepared.graph.num_items),
         )
@@ -91,14 +95,18 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
         _warm_start(config, prepared),
     )
     if not outcome.interrupted:
-        logging.info("trained %d steps; best validation: %s", outcome.step, outcome.best)
+        best = outcome.best
+        judged = f"; best: step {best['step']}, score {best['score']:.4f}" if best else ""
+        logging.info("trained %d steps%s", outcome.step, judged)
     spent = Costs(
         seconds={"train": outcome.seconds},
         devices=outcome.devices,
         pairs=outcome.pairs,
         wait_share=outcome.wait_share,
     )
-    logging.info("training cost %s", spent.summary())
+    if config.mode != "pipeline":
+        # The pipeline says at its end what all stages cost.
+        logging.info("training cost %s", spent.summary())
     return outcome
 
 
@@ -160,8 +168,9 @@ def _validator(
     baselines = calibration.BaselineHitRates.measure(
         graph, prepared.features, split, config.sampling, config.seed, config.host_threads
     )
-    for (kind, k), rate in baselines.rates.items():
-        logging.info("validation, %s pairs: hit@%d of the baseline is %.4f", kind, k, rate)
+    if baselines.rates:
+        rates = [f"{kind} hit@{k} {rate:.4f}" for (kind, k), rate in baselines.rates.items()]
+        logging.info("validation: plain baselines have %s", ", ".join(rates))
     isolated = graph.degree()[:items] == 0
 
     def validate(params: Any) -> dict[str, float]:

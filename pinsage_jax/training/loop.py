@@ -239,8 +239,13 @@ class Run:
             self._best = {**scores, "step": self.done}
         epoch = self.done / self._schedule.steps_per_epoch
         self._log.write({"step": self.done, "epoch": epoch, **scores})
-        readable = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        logging.info("step %d of %d: %s", self.done, self._schedule.total, readable)
+        readable = [
+            f"{name.replace('_', ' ')} {value:.4f}"
+            for name, value in scores.items()
+            if name != "cold_start_bias"
+        ]
+        where = f"step {self.done} of {self._schedule.total}"
+        logging.info("%s", ": validation ".join([where, ", ".join(readable)][: 1 + bool(scores)]))
         self._scores = scores
 
     def save_if_due(self) -> None:

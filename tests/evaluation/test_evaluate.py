@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -256,3 +257,24 @@ def test_a_single_pair_is_enough(tmp_path):
     content = result["methods"]["content"]["overall"]["all"]["metrics"]["mrr"]
     assert content["value"] == content["low"] == content["high"] == 0.5
     assert result["methods"]["popularity"]["overall"]["all"]["metrics"]["mrr"]["value"] == 1
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 200])
+def test_on_a_terminal_one_table_fits_it(small_case, tmp_path, monkeypatch, capsys, width):
+    graph, embeddings, pairs, kinds = small_case
+    prepared = make_prepared(graph, None, pairs, kinds)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    result = evaluate(make_config(tmp_path, bootstrap=10), prepared, embeddings)
+    lines = capsys.readouterr().out.splitlines()
+    table = [line for line in lines if line.startswith(("hit@10", "pinsage", "walk"))]
+    assert all(len(line) <= width for line in table)
+    heads = re.findall(r"(all|cold|warm) \(", table[0])
+    assert heads == ["all", "cold", "warm"] if width >= 80 else heads[0] == "all"
+    metrics = result["methods"]["pinsage"]["overall"]["all"]["metrics"]
+    shown = [f"{metrics[name]['value']:.3f}" for name in ("hit@10", "hit@100")]
+    assert " / ".join(shown) in table[1]
+    rest = " ".join(lines)
+    assert f"{tmp_path}/eval.json" in rest
+    for kind in {"cold", "warm"} - {*heads}:
+        assert f"{kind} (" in rest[rest.index("Also measured") :]

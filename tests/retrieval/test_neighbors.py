@@ -104,15 +104,22 @@ def test_related_items_equal_sorting(tmp_path, small_rng, monkeypatch, block):
     path = neighbors.write_related(config, make_prepared(graph_of(23)), embeddings)
     table = pq.read_table(path)
     assert path == tmp_path / "related_items.parquet"
-    assert table.column_names == ["item_id", "rank", "neighbor_id", "score"]
+    assert table.column_names == ["item_id", "rank", "neighbor_id", "score", "cosine"]
     assert table.schema.field("rank").type == pa.int32()
-    assert table.schema.field("score").type == pa.float32()
+    assert table.schema.field("score").type == table.schema.field("cosine").type == pa.float32()
+    cosines = table["cosine"].to_numpy()
+    table = table.drop_columns("cosine")
     wanted = [
         {"item_id": f"item-{q}", "rank": rank, "neighbor_id": f"item-{item}", "score": score}
         for q in range(23)
         for rank, (item, score) in enumerate(naive_neighbors(embeddings, q, 4), 1)
     ]
     assert table.to_pylist() == wanted
+    row_of = {f"item-{row}": embeddings[row, :-1] for row in range(23)}
+    for found, cosine in zip(wanted, cosines):
+        first, second = row_of[found["item_id"]], row_of[found["neighbor_id"]]
+        lengths = np.linalg.norm(first) * np.linalg.norm(second)
+        assert cosine == pytest.approx(first @ second / lengths if lengths else 0, abs=1e-6)
     assert [entry.name for entry in tmp_path.iterdir()] == ["related_items.parquet"]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 
 import pyarrow.parquet as pq
 import pytest
@@ -193,6 +194,25 @@ def test_every_mode_needs_the_workdir_alone(shop, capfd):
     ok("--mode=embed", f"--changed_edges={shop / 'new.csv'}")
     assert run(f"--workdir={shop / 'run' / 'updated'}", "--mode=neighbors", "--query=p119") == 0
     assert (shop / "run" / RUN_FLAGS).read_text() == written
+
+
+def test_what_is_said_is_for_a_person(shop, capfd):
+    """No dictionary, object or shape of the inside; what to do next comes last."""
+    for mode in ("prepare", "train", "embed", "evaluate", "neighbors", "recommend"):
+        assert run(f"--workdir={shop / 'run'}", f"--mode={mode}") == 0
+    other = shop / "another"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(shop)
+        assert run(*small_shop.FLAGS, f"--workdir={other}") == 0
+    lines = capfd.readouterr().err.splitlines()
+    odd = [line for line in lines if re.search(r"\{'|\w+\(\w+=|\(\d+, \d+|frontier", line)]
+    assert odd == []
+    last = re.sub("^[0-9:]+ ", "", lines[-1])
+    assert last == (
+        f"next: open {other}/report.html; list related items with --workdir={other} "
+        f"--mode=neighbors --query=ID; the vectors are in {other}/embeddings"
+    )
+    assert any(line.endswith(f"next: --workdir={shop / 'run'} --mode=train") for line in lines)
 
 
 def test_the_library_needs_the_workdir_alone(shop):
