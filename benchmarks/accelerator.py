@@ -7,6 +7,11 @@ of a step with and without its batches, its matrix products over a measured ceil
 time that the device waits and the threads that would remove it, and items embedded a second.
 
   python -m benchmarks.run accelerator --compute_dtype bfloat16
+  python -m benchmarks.run accelerator --target=h200,v5e:2x2,v5p:2x2x1
+
+With --target nothing runs: the train step, the stages of inference and top-k are compiled
+for accelerators that need not be there (benchmarks/aot), and what the compilers say is
+tabulated.
 
 Where JAX finds no accelerator, or with --small, sizes are small: the numbers then say
 only that the script works.
@@ -52,6 +57,11 @@ SMALL = Sizes(10, 64, 32, 64, 32, 2, 96, 512, 3)
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One table for training, one for the gathers, one for embedding."""
+    if options.target:
+        # Its programs have the sizes of this module.
+        from benchmarks.aot import ahead
+
+        return ahead.rows(options)
     keep_freed_memory()
     small = options.small or options.quick or jax.default_backend() == "cpu"
     sizes = SMALL if small else PAPER
@@ -63,7 +73,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     )
     training = Training(
         graph,
-        _config(sizes, options.compute_dtype),
+        config(sizes, options.compute_dtype),
         features,
         way="cached",
         producers=options.accelerator_producers,
@@ -79,7 +89,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _config(sizes: Sizes, compute_dtype: str) -> Config:
+def config(sizes: Sizes, compute_dtype: str) -> Config:
+    """The settings of a run of these sizes."""
     base = settings(sizes.neighbors)
     model = dataclasses.replace(
         base.model,
@@ -183,3 +194,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compute_dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--accelerator_producers", type=int, default=2, help="threads")
     parser.add_argument("--hard", type=int, help="hard negatives a query instead of the paper's 6")
+    parser.add_argument("--target", default="", help="compile for h200, v5e:2x2, v5p:2x2x1")
+    parser.add_argument("--sizes", default="default,workload,paper", help="of --target")
+    parser.add_argument("--target_devices", type=int, nargs="+", default=[1, 4], help="counts")
+    parser.add_argument("--stages", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--frontiers", action="store_true", help="measure the rows of --sizes")

@@ -40,7 +40,7 @@ def flops(kinds: collections.Counter) -> float:
             if axis not in contracted[1] and axis not in batched[1]
         ]
         total += 2.0 * times * np.prod(left, dtype=float) * np.prod(free, dtype=float)
-    return total
+    return float(total)
 
 
 def alone(kinds: collections.Counter) -> list[tuple[Callable[[], Any], int]]:

@@ -210,30 +210,81 @@ def compile_step(
       It traces once as long as shapes and dtypes stay the same, and raises ValueError for a
       batch without the device axis.
     """
-    donated = (0,) if donate else ()
     if num_devices == jax.process_count() == 1:
-
-        @functools.wraps(step)
-        def without_axis(state, batch, *constant):
-            batch = jax.tree.map(lambda leaf: jnp.squeeze(leaf, axis=0), batch)
-            return step(state, batch, *constant, axis_name=None)
-
-        compiled = jax.jit(without_axis, donate_argnums=donated)
+        compiled = _without_axis(step, donate)
     else:
-        compiled = jax.pmap(
-            functools.wraps(step)(functools.partial(step, axis_name=AXIS_NAME)),
-            axis_name=AXIS_NAME,
-            in_axes=(None, 0, *(None,) * constants),
-            out_axes=(None, None),
-            devices=_devices_of_all_processes(num_devices),
-            donate_argnums=donated,
-        )
+        mapped = _devices_of_all_processes(num_devices)
+        compiled = _over_devices(step, mapped, donate, constants)
 
     def run(state, batch, *constant):
         _check_device_axis(batch, num_devices)
         return compiled(state, batch, *constant)
 
     return run
+
+
+def compile_ahead(
+    step: Callable[..., tuple[Any, Any]],
+    devices: Sequence[jax.Device],
+    state: Any,
+    batch: Any,
+    *constant: Any,
+) -> Any:
+    """Compiles the program of ``compile_step`` for devices that need not be there.
+
+    Args:
+      step: as in ``compile_step``.
+      devices: of one process, such as those of a topology from jax.experimental.topologies.
+      state, batch, constant: arrays or jax.ShapeDtypeStruct; leaves of the batch have the
+        device axis.
+
+    Returns:
+      jax.stages.Compiled, with the program's text and what memory it needs.
+    """
+    _check_device_axis(batch, len(devices))
+    arguments = (state, batch, *constant)
+    if len(devices) > 1:
+        compiled = _over_devices(step, devices, True, len(constant))
+    else:
+        compiled = _without_axis(step, True)
+        arguments = on_device(arguments, devices[0])
+    return compiled.lower(*arguments).compile()
+
+
+def on_device(tree: Any, device: jax.Device) -> Any:
+    """The shapes of `tree`, each as jax.ShapeDtypeStruct on `device`, for ``jit(...).lower``."""
+    place = SingleDeviceSharding(device)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree
+    )
+
+
+def _without_axis(step: Callable[..., tuple[Any, Any]], donate: bool) -> Any:
+    """The step on one device, jitted; leaves of its batch are [1, ...]."""
+
+    @functools.wraps(step)
+    def without_axis(state, batch, *constant):
+        batch = jax.tree.map(lambda leaf: jnp.squeeze(leaf, axis=0), batch)
+        return step(state, batch, *constant, axis_name=None)
+
+    return jax.jit(without_axis, donate_argnums=(0,) if donate else ())
+
+
+def _over_devices(
+    step: Callable[..., tuple[Any, Any]],
+    devices: Sequence[jax.Device],
+    donate: bool,
+    constants: int,
+) -> Any:
+    """The step mapped over `devices`; leaves of its batch are [local devices, ...]."""
+    return jax.pmap(
+        functools.wraps(step)(functools.partial(step, axis_name=AXIS_NAME)),
+        axis_name=AXIS_NAME,
+        in_axes=(None, 0, *(None,) * constants),
+        out_axes=(None, None),
+        devices=devices,
+        donate_argnums=(0,) if donate else (),
+    )
 
 
 def psum_if(tree: Any, axis_name: str | None) -> Any:

@@ -33,7 +33,7 @@ from pinsage_jax.model.pinsage import PinSage
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(config: ModelConfig, num_ids: int) -> dict[str, Callable]:
+def compiled_stages(config: ModelConfig, num_ids: int) -> dict[str, Callable]:
     """Jitted stages of one model; compiled once per number of rows."""
     model = PinSage(config, num_ids=num_ids)
 
@@ -61,7 +61,7 @@ class Stages:
 
     def _run(self, name: str, *args) -> jax.Array:
         messages = self.params["params"].get("neighbor_embeddings")
-        stages = _compiled(self.config, 0 if messages is None else len(messages))
+        stages = compiled_stages(self.config, 0 if messages is None else len(messages))
         return stages[name](self.params, *args)
 
     def project(self, layer: int, h: np.ndarray, node_ids: np.ndarray) -> jax.Array:

@@ -86,7 +86,7 @@ def _select(scores: jax.Array, k: int, rows: int) -> tuple[jax.Array, jax.Array]
 
 
 @functools.partial(jax.jit, static_argnames="rows")
-def _fold_block(best_scores, best_ids, queries, block, first, *, rows):
+def fold_block(best_scores, best_ids, queries, block, first, *, rows):
     """Merges the best of one catalog block into the best of the blocks before it.
 
     Args:
@@ -218,7 +218,7 @@ def _best_on_device(
         block = _block(catalog, first, size, "catalog")
         rows = min(size, len(catalog) - first)
         best = [
-            _fold_block(*so_far, part, block, np.int32(first), rows=rows)
+            fold_block(*so_far, part, block, np.int32(first), rows=rows)
             for so_far, part in zip(best, parts)
         ]
     return [(np.asarray(scores), np.asarray(ids)) for scores, ids in best]

@@ -1,0 +1,198 @@
+"""The programs of a run as functions and shapes, at fixed sizes: nothing is computed.
+
+`default` has the default settings on the 20,000 items of benchmarks/end_to_end.py with 512
+features, `workload` those of its comparison with DGL at T=50 on the graph `small` of
+benchmarks/graphs.py.  `paper` has the sizes of Ying et al. 2018 (T=50, m=2048, d=1024, 2,048
+pairs, 500 shared and 6 hard negatives, 4,352 features, bfloat16) on the graph `large`, and
+`paper-soft` the same without hard negatives and with 1,024 features on the graph `small`.
+Every device has a batch of that size: several devices train on as many pairs more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import accelerator, end_to_end, graphs, train_step
+from pinsage_jax.batching.blocks import Minibatch
+from pinsage_jax.config.settings import Config
+from pinsage_jax.inference import map_reduce
+from pinsage_jax.model.init import init_model
+from pinsage_jax.retrieval import topk
+from pinsage_jax.training.state import initial_state, make_optimizer
+from pinsage_jax.training.steps import make_train_step
+
+TOP_K = 100
+STAGES = ("project", "combine", "finish", "top-k")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """One size.
+
+    Attributes:
+      config: makes the settings.
+      graph: a name of benchmarks/graphs.py; "" for the graph of benchmarks/end_to_end.py.
+      items, features: rows and columns of the item features.
+      hard: hard negatives of every query.
+      rows: rows of the frontiers, seeds first, as `measured_rows` found them.
+      on_device: whether the input vectors are a table on the device.
+    """
+
+    config: Callable[[], Config]
+    graph: str
+    items: int
+    features: int
+    hard: int
+    rows: tuple[int, ...]
+    on_device: bool
+
+
+def _paper(hard: int) -> Config:
+    sizes = dataclasses.replace(accelerator.PAPER, hard=hard)
+    return accelerator.config(sizes, "bfloat16")
+
+
+SIZES = {
+    "default": Size(train_step.defaults, "", 20_000, 512, 0, (2560, 12_864), True),
+    "workload": Size(
+        lambda: end_to_end.settings(50), "small", 200_000, 256, 0, (768, 28_160, 193_152), True
+    ),
+    "paper-soft": Size(
+        lambda: _paper(0), "small", 200_000, 1024, 0, (4608, 60_000, 120_000), False
+    ),
+    "paper": Size(
+        lambda: _paper(6), "large", 1_000_000, 4352, 6, (16_896, 300_000, 800_000), False
+    ),
+}
+
+
+def measured_rows(size: Size, folder: pathlib.Path) -> tuple[int, ...]:
+    """Rows of the frontiers of real batches of a size; graphs are kept in `folder`."""
+    if size.graph:
+        graph, _ = graphs.load(size.graph, folder)
+    else:
+        graph = end_to_end.bipartite("")
+    features = np.zeros((graph.num_items, 1), np.float32)
+    training = end_to_end.Training(
+        graph, size.config(), features, way="on the fly", hard=size.hard, warm_up=0
+    )
+    return training.rows
+
+
+@dataclasses.dataclass(frozen=True)
+class StepProgram:
+    """A train step and the shapes of its arguments; leaves of the batch have a device axis."""
+
+    step: Callable[..., Any]
+    state: Any
+    batch: Minibatch
+    constants: tuple[Any, ...]
+
+    def jaxpr(self) -> Any:
+        """The differentiated step of one device."""
+        batch = jax.tree.map(lambda leaf: _shape(leaf.shape[1:], leaf.dtype), self.batch)
+        return jax.make_jaxpr(self.step)(self.state, batch, *self.constants).jaxpr
+
+
+def step_program(size: Size, num_devices: int) -> StepProgram:
+    """The train step of a size, for `num_devices` devices."""
+    config = size.config()
+    input_dim = size.features + 1 + int(config.model.isolated_feature)
+    made: dict[str, Any] = {}
+
+    def parameters():
+        made["model"], params = init_model(config, input_dim, size.items, size.rows)
+        return params
+
+    params = jax.eval_shape(parameters)
+    optimizer = make_optimizer(config.train, 1000.0)
+    state = jax.eval_shape(lambda params: initial_state(params, optimizer), params)
+    step = make_train_step(made["model"], config.train, optimizer)
+    table = (_shape((size.items, input_dim)),) if size.on_device else ()
+    return StepProgram(step, state, batch_shapes(size, num_devices), table)
+
+
+def batch_shapes(size: Size, num_devices: int) -> Minibatch:
+    """A minibatch of batching/builder.py as shapes."""
+    config = size.config()
+    columns = 1 + int(config.model.isolated_feature)
+    pairs, random = config.train.batch_size, config.train.random_negatives
+    listed, nodes = size.rows[-2:]
+    neighbors = config.sampling.num_neighbors + config.sampling.content_neighbors
+
+    def ints(*shape: int) -> jax.ShapeDtypeStruct:
+        return _shape((num_devices, *shape), jnp.int32)
+
+    def floats(*shape: int) -> jax.ShapeDtypeStruct:
+        return _shape((num_devices, *shape))
+
+    table = size.on_device
+    return Minibatch(
+        features=floats(nodes, columns if table else size.features + columns),
+        spectral_features=floats(*(min(2 * pairs, size.rows[0]), 0) if table else (0, 0)),
+        has_spectral=_shape((num_devices, nodes if table else 0), jnp.bool_),
+        node_ids=ints(nodes),
+        neighbors=ints(listed, neighbors),
+        weights=floats(listed, neighbors),
+        queries=ints(pairs),
+        targets=ints(pairs),
+        pair_weights=floats(pairs),
+        negatives=ints(random),
+        hard=ints(pairs, size.hard),
+        query_ids=ints(pairs),
+        target_ids=ints(pairs),
+        negative_ids=ints(random),
+        hard_ids=ints(pairs, size.hard),
+        query_logq=floats(pairs),
+        target_logq=floats(pairs),
+        negative_logq=floats(random),
+        hard_logq=floats(pairs, size.hard),
+    )
+
+
+def stage_programs(size: Size) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Stages of whole-catalog inference on one block of nodes, and of top-k on one of items.
+
+    Returns:
+      name -> (a jitted function, its arguments as shapes).
+    """
+    config = size.config()
+    model, block = config.model, config.embed.embed_block
+    params = step_program(size, 1).state.params
+    embeddings = params["params"].get("neighbor_embeddings")
+    stages = map_reduce.compiled_stages(model, 0 if embeddings is None else len(embeddings))
+    input_dim = size.features + 1 + int(model.isolated_feature)
+    features, ids = _shape((block, input_dim)), _shape((block,), jnp.int32)
+    h = _shape((block, model.layer_dim)) if model.num_layers > 1 else features
+    pooled = _shape((block, model.hidden_dim))
+    queries = _shape((topk.TOP_K_QUERIES, model.output_dim))
+    items = _shape((topk.TOP_K_ROWS, model.output_dim))
+    best = (_shape((topk.TOP_K_QUERIES, TOP_K + 1)),)
+    best += (_shape(best[0].shape, jnp.int32),)
+    fold = jax.jit(functools.partial(topk.fold_block, rows=topk.TOP_K_ROWS))
+    project = jax.jit(lambda params, *args: stages["project"](params, 1, *args))
+    combine = jax.jit(lambda params, *args: stages["combine"](params, 1, *args))
+    return dict(
+        zip(
+            STAGES,
+            (
+                (project, (params, features, ids)),
+                (combine, (params, features, pooled)),
+                (stages["finish"], (params, h, pooled, features)),
+                (fold, (*best, queries, items, _shape((), jnp.int32))),
+            ),
+            strict=True,
+        )
+    )
+
+
+def _shape(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
