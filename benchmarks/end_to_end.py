@@ -212,6 +212,7 @@ class Training:
                 hard_slots=hard,
                 num_devices=num_devices,
                 table_on_device=keeps_table(config.train, inputs),
+                transposed=ops.needs_transposed_lists(config.model.pooling),
             ),
             negative_pool=np.arange(graph.num_items, dtype=np.int32),
         )

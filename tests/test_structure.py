@@ -47,6 +47,8 @@ WITHOUT_JAX = (
     "batching.builder",
     "batching.frontier",
     "batching.prefetch",
+    "batching.transposed",
+    "batching.transpose_kernels",
     "evaluation.metrics",
     "retrieval.ranks",
     "ranking",

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from benchmarks.aot import programs, targets
-from benchmarks.aot.report import Program
+from benchmarks.aot.report import Array, Program
 from benchmarks.products import flops, products
 from pinsage_jax.cpu import ops
 from pinsage_jax.distributed.devices import compile_ahead, on_device
@@ -78,8 +78,8 @@ def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _frontiers(name: str, size: programs.Size, graphs: pathlib.Path) -> dict[str, Any]:
-    rows = programs.measured_rows(size, graphs)
-    return {"size": name, "rows": " ".join(map(str, rows)), "as recorded": rows == size.rows}
+    rows, groups = programs.measured(size, graphs)
+    return {"size": name, "rows": str(rows), "groups": str(groups)}
 
 
 def compiled(case: Case) -> tuple[Any, float]:
@@ -109,7 +109,10 @@ def measured(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
         program, operations = compiled(case)
     except jax.errors.JaxRuntimeError as error:
         return {**named, "fits": "no", **_NO_NUMBERS}, {**named, "largest": _short(error), **empty}
-    memory, read = program.memory_analysis(), Program.of(program.as_text())
+    memory, read = (
+        program.memory_analysis(),
+        Program.of(program.as_text(), programs.SIZES[case.size].trips()),
+    )
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     whole = held + memory.temp_size_in_bytes
     peak = published.peaks[programs.SIZES[case.size].config().model.compute_dtype]
@@ -135,8 +138,8 @@ def measured(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
         "largest": "; ".join(
             f"{name} {size / 1e9:.2f} GB" for name, size in read.temporaries()[:5]
         ),
-        "scatters": "; ".join(read.scatters()) or None,
-        "low-precision scatters": "; ".join(read.low_precision_scatters()) or None,
+        "scatters": _scatters(read.scatters()),
+        "low-precision scatters": _scatters(read.low_precision_scatters()),
         "reduced": _collectives(collectives),
     }
     return row, detail
@@ -148,6 +151,10 @@ _NO_NUMBERS: dict[str, Any] = dict.fromkeys(
         *("scatters", "all_reduced_mb", "compile_s"),
     )
 )
+
+
+def _scatters(found: list[tuple[Array, Array]]) -> str | None:
+    return "; ".join(sorted(f"{target} <- {added}" for target, added in found)) or None
 
 
 def _collectives(found: dict[str, dict[str, float]]) -> str | None:

@@ -5,7 +5,8 @@ features, `workload` those of its comparison with DGL at T=50 on the graph `smal
 benchmarks/graphs.py.  `paper` has the sizes of Ying et al. 2018 (T=50, m=2048, d=1024, 2,048
 pairs, 500 shared and 6 hard negatives, 4,352 features, bfloat16) on the graph `large`, and
 `paper-soft` the same without hard negatives and with 1,024 features on the graph `small`.
-Every device has a batch of that size: several devices train on as many pairs more.
+`smallest` is for tests of the compilers.  Every device has a batch of its size: several devices
+train on as many pairs more.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 from benchmarks import accelerator, end_to_end, graphs, train_step
 from pinsage_jax.batching.blocks import Minibatch
+from pinsage_jax.batching.transposed import WIDTHS, layouts, transpose, transposed_size
 from pinsage_jax.config.settings import Config
 from pinsage_jax.inference import map_reduce
 from pinsage_jax.model.init import init_model
@@ -42,7 +44,9 @@ class Size:
       graph: a name of benchmarks/graphs.py; "" for the graph of benchmarks/end_to_end.py.
       items, features: rows and columns of the item features.
       hard: hard negatives of every query.
-      rows: rows of the frontiers, seeds first, as `measured_rows` found them.
+      rows: rows of the frontiers, seeds first; groups: for every layer, the first layer first,
+        the groups of its transposed lists (counts of batching/transposed.py).  `measured` finds
+        both in real batches (`--frontiers`); rows of `paper-soft` and `paper` are round numbers.
       on_device: whether the input vectors are a table on the device.
     """
 
@@ -52,7 +56,22 @@ class Size:
     features: int
     hard: int
     rows: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
     on_device: bool
+
+    @property
+    def lists(self) -> int:
+        """T, with links by content."""
+        sampling = self.config().sampling
+        return sampling.num_neighbors + sampling.content_neighbors
+
+    def trips(self) -> dict[str, int]:
+        """How often loops run whose trips depend on the batch, by their scopes."""
+        found = {}
+        for layout, counts in zip(layouts(self.rows, self.lists), self.groups):
+            names = [f"pieces_{layout.rows}_{width}" for width in WIDTHS]
+            found |= dict(zip([*names, f"merges_{layout.rows}"], counts, strict=True))
+        return found
 
 
 def _paper(hard: int) -> Config:
@@ -60,31 +79,54 @@ def _paper(hard: int) -> Config:
     return accelerator.config(sizes, "bfloat16")
 
 
+def _smallest() -> Config:
+    sizes = accelerator.Sizes(50, 128, 64, 32, 32, 1, 31, 0, 0)
+    return accelerator.config(sizes, "bfloat16")
+
+
+# Groups of `workload` are measured; those of the others are in proportion to their entries.
 SIZES = {
-    "default": Size(train_step.defaults, "", 20_000, 512, 0, (2560, 12_864), True),
+    "smallest": Size(_smallest, "", 5_000, 31, 1, (128, 1024, 4096), ((4,) * 10, (4,) * 10), True),
+    "default": Size(
+        *(train_step.defaults, "", 20_000, 512, 0, (2560, 12_864)),
+        groups=((1,) * 10,),
+        on_device=True,
+    ),
     "workload": Size(
-        lambda: end_to_end.settings(50), "small", 200_000, 256, 0, (768, 28_160, 193_152), True
+        *(lambda: end_to_end.settings(50), "small", 200_000, 256, 0, (768, 28_160, 193_152)),
+        groups=((2, 4, 14, 24, 20, 14, 10, 8, 17, 5), (3, 1, 1, 1, 1, 1, 1, 1, 1, 0)),
+        on_device=True,
     ),
     "paper-soft": Size(
-        lambda: _paper(0), "small", 200_000, 1024, 0, (4608, 60_000, 120_000), False
+        *(lambda: _paper(0), "small", 200_000, 1024, 0, (4608, 60_000, 120_000)),
+        groups=((4, 9, 31, 53, 44, 31, 22, 18, 37, 11), (4, 4, 4, 4, 3, 2, 2, 1, 1, 1)),
+        on_device=False,
     ),
     "paper": Size(
-        lambda: _paper(6), "large", 1_000_000, 4352, 6, (16_896, 300_000, 800_000), False
+        *(lambda: _paper(6), "large", 1_000_000, 4352, 6, (16_896, 300_000, 800_000)),
+        groups=(
+            (22, 44, 153, 262, 218, 153, 109, 87, 186, 55),
+            (14, 14, 14, 14, 10, 7, 7, 3, 3, 2),
+        ),
+        on_device=False,
     ),
 }
 
 
-def measured_rows(size: Size, folder: pathlib.Path) -> tuple[int, ...]:
-    """Rows of the frontiers of real batches of a size; graphs are kept in `folder`."""
-    if size.graph:
-        graph, _ = graphs.load(size.graph, folder)
-    else:
-        graph = end_to_end.bipartite("")
+def measured(size: Size, folder: pathlib.Path) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """`rows` and `groups` of real batches of a size; graphs are kept in `folder`."""
+    graph = graphs.load(size.graph, folder)[0] if size.graph else end_to_end.bipartite("")
     features = np.zeros((graph.num_items, 1), np.float32)
     training = end_to_end.Training(
         graph, size.config(), features, way="on the fly", hard=size.hard, warm_up=0
     )
-    return training.rows
+    batch, _ = training.make(0)
+    lists = transpose(training.rows, batch.neighbors[0], batch.weights[0])
+    groups = []
+    for layout in layouts(training.rows, size.lists):
+        groups.append(tuple(layout.split(lists[: layout.size])["counts"].tolist()))
+        lists = lists[layout.size :]
+    return training.rows, groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +168,7 @@ def batch_shapes(size: Size, num_devices: int) -> Minibatch:
     columns = 1 + int(config.model.isolated_feature)
     pairs, random = config.train.batch_size, config.train.random_negatives
     listed, nodes = size.rows[-2:]
-    neighbors = config.sampling.num_neighbors + config.sampling.content_neighbors
+    neighbors = size.lists
 
     def ints(*shape: int) -> jax.ShapeDtypeStruct:
         return _shape((num_devices, *shape), jnp.int32)
@@ -155,6 +197,8 @@ def batch_shapes(size: Size, num_devices: int) -> Minibatch:
         target_logq=floats(pairs),
         negative_logq=floats(random),
         hard_logq=floats(pairs, size.hard),
+        reverse_negative_logq=floats(random),
+        transposed=ints(transposed_size(size.rows, neighbors)),
     )
 
 

@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 _WIDTHS = {"pred": 1, "bf16": 2, "f16": 2, "u16": 2, "s16": 2, "s8": 1, "u8": 1}
 _ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+|f8\w+)\[([\d,]*)\]({[^}]*})?")
@@ -20,8 +20,7 @@ _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
 _NAME = re.compile(r"%([\w.\-]+)")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-# A loop whose trips depend on the batch names the most, or the usual, in its scope.
-_SCOPED_TRIPS = re.compile(r"about_(\d+)_trips")
+_SCOPE = re.compile(r'op_name="([^"]*)"')
 _FREE = {
     *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "iota", "after-all"),
     *("while", "conditional", "call", "opt-barrier", "partition-id", "replica-id"),
@@ -119,14 +118,30 @@ def _balanced(text: str) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program, read."""
+    """A compiled program, read.
+
+    Attributes:
+      computations: by name; entry: the name of the first.
+      scoped_trips: how often loops run whose trips the program does not say, because they
+        depend on the batch; by the jax.named_scope that they are in.
+    """
 
     computations: Computations
     entry: str
+    scoped_trips: Mapping[str, int]
 
     @classmethod
-    def of(cls, text: str) -> Program:
-        return cls(*parse(text))
+    def of(cls, text: str, scoped_trips: Mapping[str, int] | None = None) -> Program:
+        """The program of a text of jax.stages.Compiled.as_text."""
+        return cls(*parse(text), scoped_trips or {})
+
+    def trips(self, loop: Instruction) -> int:
+        """How often the body of a while loop runs; 0 where nothing says so."""
+        if found := _TRIPS.search(loop.rest):
+            return int(found[1])
+        scope = _SCOPE.search(loop.rest)
+        names = re.findall(r"\w+", scope[1]) if scope else []
+        return next((self.scoped_trips[name] for name in names if name in self.scoped_trips), 0)
 
     def executed(self) -> Iterator[tuple[str, Instruction, float]]:
         """(computation, instruction, how often it runs) of all that is not inside a fusion."""
@@ -136,7 +151,7 @@ class Program:
             for each in self.computations.get(name, {}).values():
                 yield name, each, times
                 if each.opcode == "while":
-                    waiting.append((each.called("body"), times * trips(each)))
+                    waiting.append((each.called("body"), times * (self.trips(each) or 1)))
                 elif each.opcode in ("call", "async-start"):
                     target = each.called("to_apply") or each.called("calls")
                     waiting.append((target, times))
@@ -144,14 +159,18 @@ class Program:
                     listed = re.search(r"branch_computations=\{([^}]*)\}", each.rest)
                     waiting += [(n, times) for n in _NAME.findall(listed[1] if listed else "")]
 
-    def temporaries(self) -> list[tuple[str, int]]:
-        """Distinct arrays that instructions write to memory, the largest first, with bytes."""
+    def temporaries(self, on_chip: bool = False) -> list[tuple[str, int]]:
+        """Distinct arrays that instructions write to memory, the largest first, with bytes.
+
+        Args:
+          on_chip: those in the vector memory of a TPU, too.
+        """
         found: dict[str, int] = {}
         for _, each, _ in self.executed():
             if each.opcode in _FREE or each.opcode.endswith("-done"):
                 continue
             for array in each.results:
-                if not array.on_chip:
+                if on_chip or not array.on_chip:
                     found[str(array)] = array.bytes
         return sorted(found.items(), key=lambda item: -item[1])
 
@@ -200,8 +219,6 @@ class Program:
             return total + _size(inside[root.operands[1]])
         if root is not None and root.opcode == "scatter":
             return total + 2.0 * _size(inside[root.operands[-1]])
-        if root is not None and root.opcode == "fusion":
-            return total + each.bytes
         return total + each.bytes
 
     def _read(self, given: Instruction, inside, readers) -> float:
@@ -217,21 +234,20 @@ class Program:
                     total += 0.0
                 else:
                     return _size(given)
-        return min(total, math.inf)
+        return total
 
-    def scatters(self) -> list[str]:
-        """Every scatter as "what it writes to <- what it adds", those of no width left out."""
-        found = []
-        for inside in self.computations.values():
-            for each in inside.values():
-                if each.opcode == "scatter":
-                    added = inside[each.operands[-1]].results[0]
-                    found.append(f"{each.results[0]} <- {added}")
-        return sorted(found)
+    def scatters(self) -> list[tuple[Array, Array]]:
+        """What every scatter writes to, and what it adds."""
+        return [
+            (each.results[0], inside[each.operands[-1]].results[0])
+            for inside in self.computations.values()
+            for each in inside.values()
+            if each.opcode == "scatter"
+        ]
 
-    def low_precision_scatters(self) -> list[str]:
+    def low_precision_scatters(self) -> list[tuple[Array, Array]]:
         """Scatters that accumulate in fewer than 32 bits."""
-        return [line for line in self.scatters() if line.split("[")[0] in _LOW_PRECISION]
+        return [pair for pair in self.scatters() if pair[0].dtype in _LOW_PRECISION]
 
     def collectives(self) -> dict[str, dict[str, float]]:
         """Bytes of the results of all-reduce and all-gather by dtype."""
@@ -250,20 +266,10 @@ class Program:
         return found
 
     def loops_without_trips(self) -> int:
-        """Loops whose number of trips the program does not say; they count once."""
+        """Loops of which nothing says how often they run; they count once."""
         return sum(
-            each.opcode == "while" and not _trips(each.rest) for _, each, _ in self.executed()
+            each.opcode == "while" and not self.trips(each) for _, each, _ in self.executed()
         )
-
-
-def trips(loop: Instruction) -> int:
-    """How often the body of a while loop runs, 1 where the program does not say."""
-    return _trips(loop.rest) or 1
-
-
-def _trips(rest: str) -> int:
-    found = _TRIPS.search(rest) or _SCOPED_TRIPS.search(rest)
-    return int(found[1]) if found else 0
 
 
 def _size(inner: Instruction) -> float:

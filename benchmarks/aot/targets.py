@@ -95,16 +95,21 @@ def chip(target: str) -> str:
     raise ValueError(f"--target={target} is no target; there are h200, v5e:2x2 and v5p:2x2x1.")
 
 
+def has_compiler(name: str) -> bool:
+    """Whether the compiler of a key of PUBLISHED is installed."""
+    if name != "h200":
+        return importlib.util.find_spec("libtpu") is not None
+    has_ptxas = shutil.which("ptxas") is not None or bool(_ptxas_folders())
+    return importlib.util.find_spec("jax_cuda13_plugin") is not None and has_ptxas
+
+
 def obstacle(target: str) -> str:
     """One sentence on why nothing can be compiled for `target` here; "" where it can."""
-    if chip(target) == "h200":
-        if importlib.util.find_spec("jax_cuda13_plugin") is None:
-            return f"{target} is skipped: pip install 'pinsage-jax[aot-cuda]' for its compiler."
-        if shutil.which("ptxas") is None and not _ptxas_folders():
-            return f"{target} is skipped: its compiler needs the program ptxas on the PATH."
-    elif importlib.util.find_spec("libtpu") is None:
-        return f"{target} is skipped: pip install 'pinsage-jax[aot-tpu]' for its compiler."
-    return ""
+    name = chip(target)
+    extra = "aot-cuda" if name == "h200" else "aot-tpu"
+    if has_compiler(name):
+        return ""
+    return f"{target} is skipped: pip install 'pinsage-jax[{extra}]' has its compiler."
 
 
 def prepare() -> None:
@@ -117,6 +122,8 @@ def prepare() -> None:
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
     # libtpu would ask a cloud machine's metadata server what it runs on.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # No chip is taken, so several processes may compile at once.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_WORKER_ID", "0")

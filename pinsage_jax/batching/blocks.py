@@ -52,6 +52,7 @@ class Minibatch(NamedTuple):
     negative_logq: Array  # float32 [R]
     hard_logq: Array  # float32 [B, H]
     reverse_negative_logq: Array  # float32 [R]
+    transposed: Array | None = None  # int32 [X] of batching/transposed.py; [0] for CPUs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,8 @@ class BatchSpec:
       local_devices: the shards that this process makes; all of them when not given.
       table_on_device: batches name rows of a table on the devices and bring only what
         it lacks (training/device_inputs.py).
+      transposed: batches bring their lists transposed, for the derivative of pooling on
+        accelerators (batching/transposed.py).
 
     Raises:
       ValueError: the batch size is not a multiple of the devices.
@@ -81,6 +84,7 @@ class BatchSpec:
     num_devices: int = 1
     local_devices: range | None = None
     table_on_device: bool = False
+    transposed: bool = False
 
     def __post_init__(self):
         if self.train.batch_size % self.num_devices:

@@ -18,6 +18,7 @@ from absl import logging
 from pinsage_jax.batching.blocks import BatchInfo, BatchSpec, Budgets, Minibatch, padded_size
 from pinsage_jax.batching.frontier import Frontier, FrontierPool
 from pinsage_jax.batching.graph_view import GraphView
+from pinsage_jax.batching.transposed import transpose
 from pinsage_jax.sampling import kernels
 from pinsage_jax.sampling.pairs import (
     PairBatch,
@@ -107,7 +108,11 @@ class MinibatchBuilder:
         made = []
         for device in devices or spec.local_devices or range(spec.num_devices):
             with self._frontiers.frontier(self.budgets.rows) as frontier:
-                made.append(self._device_shard(step, device, negatives, frontier))
+                shard, info = self._device_shard(step, device, negatives, frontier)
+            if spec.transposed:
+                lists = transpose(self.budgets.rows, shard.neighbors, shard.weights)
+                shard = shard._replace(transposed=lists)
+            made.append((shard, info))
         shards, infos = zip(*made)
         info = BatchInfo(
             tuple(int(sum(column)) for column in zip(*(info.used for info in infos))),
@@ -182,6 +187,7 @@ class MinibatchBuilder:
             negative_logq=self._logq[negatives],
             hard_logq=self._logq[np.maximum(hard, 0)],
             reverse_negative_logq=self._reverse_logq[negatives],
+            transposed=np.zeros(0, np.int32),
         )
         info = BatchInfo(
             tuple(frontier.used),

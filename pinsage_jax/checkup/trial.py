@@ -105,6 +105,7 @@ def try_training(
             hard_slots=hard_slots(config.train, pairs.per_epoch),
             num_devices=len(devices),
             table_on_device=keeps_table(config.train, inputs),
+            transposed=ops.needs_transposed_lists(config.model.pooling),
         ),
         negative_pool=np.arange(graph.num_items, dtype=np.int32),
     )

@@ -65,6 +65,11 @@ def kernels_are_used() -> bool:
     return True
 
 
+def needs_transposed_lists(pooling: str) -> bool:
+    """Whether minibatches bring their lists transposed (batching/transposed.py): not on CPUs."""
+    return jax.default_backend() != "cpu" and pooling != "max"
+
+
 def _obstacle() -> str:
     """Why the kernels cannot be called here; "" where they can."""
     if (backend := jax.default_backend()) != "cpu":

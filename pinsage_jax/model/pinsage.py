@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pinsage_jax.batching.transposed import Layout, layouts
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.cpu.ops import add_bias
 from pinsage_jax.model.layers import Combine, DenseParams, Project, l2_normalize, unit_input_init
@@ -154,6 +155,7 @@ class PinSage(nn.Module):
         node_ids: jax.Array,
         neighbors: jax.Array,
         weights: jax.Array,
+        transposed: jax.Array | None = None,
     ) -> jax.Array:
         """Embeds the seeds of a minibatch (Algorithm 2, lines 8-17).
 
@@ -162,11 +164,12 @@ class PinSage(nn.Module):
           node_ids: int32 [n_0] nodes of the rows, -1 for padding.
           neighbors: int32 [n_1, T] rows of S(k-1), valid in every layer.
           weights: float32 [n_1, T], 0 where masked.
+          transposed: int32 [X] of batching/transposed.py, or None.
 
         Returns:
           float32 [n_K, Z].
         """
-        h, pooled = features, None
+        h, pooled, parts = features, None, self._transposed_layers(transposed, neighbors.shape[1])
         for layer in range(1, self.config.num_layers + 1):
             size = self.rows[self.config.num_layers - layer]
             pooled = pool_neighbors(
@@ -174,6 +177,20 @@ class PinSage(nn.Module):
                 neighbors[:size],
                 weights[:size],
                 self.config.pooling,
+                parts[layer - 1],
             )
             h = self.combine(layer, h[:size], pooled)
         return self.head(h, features[: h.shape[0]], pooled)
+
+    def _transposed_layers(
+        self, transposed: jax.Array | None, length: int
+    ) -> list[tuple[jax.Array, Layout] | None]:
+        """Transposed lists of every layer, with their layouts; None where there are none."""
+        if transposed is None or not transposed.size:
+            return [None] * self.config.num_layers
+        found: list[tuple[jax.Array, Layout] | None] = []
+        begin = 0
+        for layout in layouts(self.rows, length):
+            found.append((transposed[begin : begin + layout.size], layout))
+            begin += layout.size
+        return found

@@ -1,7 +1,7 @@
 """Importance pooling (Ying et al. 2018, Algorithm 1, line 1).
 
-Sums over neighbors are cpu/ops.py's: compiled kernels on CPUs, and XLA elsewhere, which fuses
-the gather of all neighbors with its weighting and reduction.
+Sums over neighbors are cpu/ops.py's, compiled kernels on CPUs, and grouped_pooling.py's on other
+devices, whose batches bring their lists transposed.
 
 Shapes: n_k rows that pool over n_{k-1} rows; T neighbors; M width of Q.
 """
@@ -11,7 +11,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pinsage_jax.batching.transposed import Layout
 from pinsage_jax.cpu import ops
+from pinsage_jax.model import grouped_pooling
 
 
 def pool_neighbors(
@@ -20,6 +22,7 @@ def pool_neighbors(
     neighbors: jax.Array,
     weights: jax.Array,
     pooling: str,
+    transposed: tuple[jax.Array, Layout] | None = None,
 ) -> jax.Array:
     """Pools ReLU(Q h + q) of the neighbors into one vector a row (Algorithm 1, line 1).
 
@@ -29,10 +32,14 @@ def pool_neighbors(
       neighbors: int32 [n_k, T] rows of `projected`.
       weights: float32 [n_k, T], 0 where masked.
       pooling: importance or mean (the weights decide which), or max.
+      transposed: int32 [layout.size], the lists transposed, and their layout: for devices that
+        are no CPUs (model/grouped_pooling.py).
 
     Returns:
       [n_k, M]; zeros for a row without neighbors.
     """
+    if pooling != "max" and transposed is not None:
+        return grouped_pooling.weighted_relu_sum(projected, bias, neighbors, weights, *transposed)
     if pooling != "max":
         return ops.weighted_relu_sum(projected, bias, neighbors, weights)
     messages = jax.nn.relu(ops.add_bias(projected, bias))

@@ -131,6 +131,7 @@ def _builder(
         num_devices=num_devices,
         local_devices=local_devices,
         table_on_device=all_keep_table(config.train, encoder.inputs),
+        transposed=ops.needs_transposed_lists(config.model.pooling),
     )
     view = GraphView(encoder.lists, encoder.inputs)
     return MinibatchBuilder(view, pairs, spec, np.arange(num_items, dtype=np.int32))

@@ -91,9 +91,8 @@ def loss_sum(
       table: float32 [N, D] as in read_inputs.
     """
     features = read_inputs(batch, table)
-    embedded = cast(
-        jax.Array, model.apply(params, features, batch.node_ids, batch.neighbors, batch.weights)
-    )
+    graph = (batch.node_ids, batch.neighbors, batch.weights, batch.transposed)
+    embedded = cast(jax.Array, model.apply(params, features, *graph))
     loss = LOSSES[config.loss]
     total, count = loss(score(embedded, batch, axis_name), config)
     if not config.symmetric:

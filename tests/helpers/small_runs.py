@@ -120,7 +120,13 @@ class Run:
         return float(self.inputs.gather(np.zeros(1, np.int32))[0, 0])
 
     def builder(
-        self, devices: int = 1, budgets=None, pool=None, local=None, table: bool = False
+        self,
+        devices: int = 1,
+        budgets=None,
+        pool=None,
+        local=None,
+        table: bool = False,
+        transposed: bool = False,
     ) -> MinibatchBuilder:
         if pool is None:
             pool = np.arange(self.graph.num_items, dtype=np.int32)
@@ -136,6 +142,7 @@ class Run:
                 num_devices=devices,
                 local_devices=local,
                 table_on_device=table,
+                transposed=transposed,
             ),
             negative_pool=pool,
             budgets=budgets,

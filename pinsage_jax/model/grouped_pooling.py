@@ -1,0 +1,170 @@
+"""Pooling for accelerators, without an array [S, T, M] and without a scatter.
+
+Forward, GPUs fuse the gather with its weighting and sum; TPUs would write what they gather to
+memory, so they pool a block of rows at a time.  Backward, the gradient of a row is a sum over
+the lists that name it, which the host lays out (batching/transposed.py).  Sums are in float32,
+in a fixed order.  The readable twin is cpu/ops.py's `plain_weighted_relu_sum`.
+
+Shapes: S lists of T entries over n rows of M entries; G slots of a group.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pinsage_jax.batching.transposed import MERGE_ROWS, WIDTHS, Layout
+
+# Gathered rows of a block of the forward pass, and of the last gather of the backward pass.
+_BLOCK, _ROWS = 1 << 14, 1 << 12
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def weighted_relu_sum(
+    projected: jax.Array,
+    bias: jax.Array,
+    neighbors: jax.Array,
+    weights: jax.Array,
+    transposed: jax.Array,
+    layout: Layout,
+) -> jax.Array:
+    """sum over t of weights[:, t] * ReLU(projected[neighbors[:, t]] + bias).
+
+    Args:
+      projected: [n, M], finite; bias: [M].
+      neighbors: int32 [S, T] rows of `projected`; weights: float32 [S, T], 0 where masked.
+      transposed: int32 [layout.size], the lists transposed (batching/transposed.py); read by
+        the derivative.
+
+    Returns:
+      [S, M] of the dtype of `projected`.
+    """
+    return _forward(projected, bias, neighbors, weights, transposed, layout)[0]
+
+
+def _sum_at_once(messages: jax.Array, neighbors: jax.Array, weights: jax.Array) -> jax.Array:
+    """[S, M], in float32 until the end; one fused loop on a GPU."""
+    gathered = messages[neighbors].astype(jnp.float32) * weights[..., None]
+    return gathered.sum(axis=1).astype(messages.dtype)
+
+
+def _sum_by_blocks(messages: jax.Array, neighbors: jax.Array, weights: jax.Array) -> jax.Array:
+    """`_sum_at_once` of some rows at a time, the first neighbors of all, then the second."""
+    lists, length = neighbors.shape
+    rows = max(_BLOCK // length // 8, 1) * 8
+    blocks = -(-lists // rows)
+
+    def cut(array: jax.Array) -> jax.Array:
+        padded = jnp.pad(array, ((0, blocks * rows - lists), (0, 0)))
+        return padded.reshape(blocks, rows, length).swapaxes(1, 2)
+
+    def block(lists: tuple[jax.Array, jax.Array]) -> jax.Array:
+        gathered = messages[lists[0].reshape(-1)].reshape(length, rows, -1)
+        summed = (gathered.astype(jnp.float32) * lists[1][..., None]).sum(axis=0)
+        return summed.astype(messages.dtype)
+
+    pooled = jax.lax.map(block, (cut(neighbors), cut(weights)))
+    return pooled.reshape(blocks * rows, -1)[:lists]
+
+
+def _forward(projected, bias, neighbors, weights, transposed, layout):
+    messages = jax.nn.relu(projected + bias[None, :])
+    pooled = jax.lax.platform_dependent(
+        messages, neighbors, weights, tpu=_sum_by_blocks, default=_sum_at_once
+    )
+    # Where a message is positive, what was projected passes its ReLU: one array serves both.
+    return pooled, (messages, neighbors, transposed)
+
+
+def _backward(layout, saved, cotangents):
+    messages, neighbors, transposed = saved
+    sums = _sums_of_entries(cotangents, transposed, layout)
+    rows = layout.split(jnp.asarray(transposed))["rows"]
+    to_projected, to_bias = jax.lax.platform_dependent(
+        sums, rows, messages, tpu=_rows_by_blocks, default=_rows_at_once
+    )
+
+    def dot(_, neighbor: jax.Array):
+        sent = messages[neighbor].astype(jnp.float32)
+        return None, jnp.sum(cotangents.astype(jnp.float32) * sent, axis=1)
+
+    # In training the weights are data: XLA leaves this out, since nobody reads it.
+    to_weights = jax.lax.scan(dot, None, neighbors.T)[1].T
+    nothing = [np.zeros(each.shape, jax.dtypes.float0) for each in (neighbors, transposed)]
+    return to_projected, to_bias.astype(messages.dtype), nothing[0], to_weights, nothing[1]
+
+
+weighted_relu_sum.defvjp(_forward, _backward)
+
+
+def _parts(transposed: jax.Array, layout: Layout) -> dict[str, jax.Array]:
+    """The parts of a layout by name, weights as float32."""
+    found = layout.split(transposed)
+    weights = jax.lax.bitcast_convert_type(found["weights"], jnp.float32)
+    return {**found, "weights": weights}
+
+
+def _sums_of_entries(cotangents: jax.Array, transposed: jax.Array, layout: Layout) -> jax.Array:
+    """float32 [layout.sums, M]: sums of the pieces, and of pieces, of all rows."""
+    parts = _parts(jnp.asarray(transposed), layout)
+    counts, columns = parts["counts"], cotangents.shape[1]
+    sums = jnp.zeros((layout.sums, columns), jnp.float32)
+    group, place = jnp.int32(0), jnp.int32(0)
+    for kind, width in enumerate(WIDTHS):
+        pieces = layout.slots // width
+
+        def add_pieces(at, sums, width=width, pieces=pieces, group=group, place=place):
+            entries, weights = parts["entries"][group + at], parts["weights"][group + at]
+            gathered = cotangents[entries].astype(jnp.float32) * weights[:, None]
+            added = gathered.reshape(width, pieces, columns).sum(axis=0)
+            return jax.lax.dynamic_update_slice(sums, added, (place + at * pieces, 0))
+
+        with jax.named_scope(f"pieces_{layout.rows}_{width}"):
+            sums = jax.lax.fori_loop(0, counts[kind], add_pieces, sums)
+        group, place = group + counts[kind], place + counts[kind] * pieces
+
+    def merge(at, sums):
+        named = parts["merges"][at]
+        gathered = jnp.where(named[..., None] >= 0, sums[jnp.maximum(named, 0)], 0.0)
+        begin = layout.pieces + at * MERGE_ROWS
+        return jax.lax.dynamic_update_slice(sums, gathered.sum(axis=0), (begin, 0))
+
+    with jax.named_scope(f"merges_{layout.rows}"):
+        return jax.lax.fori_loop(0, counts[-1], merge, sums)
+
+
+def _rows_at_once(
+    sums: jax.Array, rows: jax.Array, messages: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """sums[rows] of named rows with positive messages, [n, M], and their sum, float32 [M]."""
+    passed = (rows >= 0)[:, None] & (messages > 0)
+    found = jnp.where(passed, sums[jnp.maximum(rows, 0)], 0.0)
+    return found.astype(messages.dtype), found.sum(axis=0)
+
+
+def _rows_by_blocks(
+    sums: jax.Array, rows: jax.Array, messages: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`_rows_at_once` of some rows at a time."""
+    size = min(_ROWS, len(rows))
+    whole = len(rows) // size * size
+
+    def write(carried, begin, some, sent):
+        out, total = carried
+        found, added = _rows_at_once(sums, some, sent)
+        return jax.lax.dynamic_update_slice(out, found, (begin, 0)), total + added
+
+    def block(number, carried):
+        begin = number * size
+        some = jax.lax.dynamic_slice(rows, (begin,), (size,))
+        sent = jax.lax.dynamic_slice(messages, (begin, 0), (size, messages.shape[1]))
+        return write(carried, begin, some, sent)
+
+    start = jnp.zeros_like(messages), jnp.zeros(messages.shape[1], jnp.float32)
+    carried = jax.lax.fori_loop(0, whole // size, block, start)
+    if whole == len(rows):
+        return carried
+    return write(carried, whole, rows[whole:], messages[whole:])
