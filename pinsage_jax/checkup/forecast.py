@@ -230,12 +230,16 @@ def _seconds(
         [np.zeros(2), *(rates[rate_of[name]] for name in names if name in rate_of)], axis=0
     )
     resampled = config.evaluate.bootstrap * sizes.queries * (len(names) + 1)
+    # Without evaluation pairs the catalog is embedded once more, over the training graph.
+    again = np.zeros(2) if sizes.eval_pairs else links + lists + embedding
+    evaluated = sizes.eval_pairs or sizes.validation_pairs
     return {
         "prepare": _START_UP * python + inputs.seconds + _prepared_bytes(inputs, sizes) * write,
         "train": train,
         "embed": links + lists + embedding + sizes.items * config.model.output_dim * 4 * write,
         # Three tables have intervals: all pairs, by kind, and by degree.
-        "evaluate": sizes.eval_pairs * (ranking_seconds + sizes.items * rates["rank"])
+        "evaluate": again
+        + evaluated * (ranking_seconds + sizes.items * rates["rank"])
         + rates["compile_ranks"]
         + 3 * resampled * rates["bootstrap"],
         "report": _REPORT * python,

@@ -80,7 +80,7 @@ def evaluate(
     """Scores the embeddings and --baselines; prints tables and writes WORKDIR/eval.json.
 
     If there are no evaluation pairs, the validation pairs are scored, and the tables and
-    eval.json say so in a note.
+    eval.json say so in a note.  `graph` should be that of `validation` then.
 
     Args:
       config: settings of the run.
@@ -123,6 +123,8 @@ def evaluate(
         lists[baseline.name] = top_items(baseline, queries, PLACES, graph.num_items)
 
     if ranker is not None:
+        if ranker.by == RANKED and scored.source == "validation":
+            scored.notes.append("the ranker was fitted on the same validation split")
         ranks[RANKED] = ranker.ranks(pairs)
         settings[RANKED] = {"related_by": ranker.by}
         queries = sampled_queries(graph.num_items)
@@ -210,20 +212,26 @@ def _pairs_to_score(
 ) -> _ScoredPairs | None:
     """The evaluation pairs or, without any, the validation pairs; None without either."""
     pairs, kinds, source = prepared.eval_pairs, prepared.eval_kinds, "eval_pairs"
-    notes = []
+    notes: list[str] = []
     if len(pairs) == 0:
         if validation is None or len(validation.pairs) == 0:
             return None
         pairs, kinds, source = validation.pairs, validation.kinds, "validation"
-        notes.append(
-            "there are no --eval_pairs; these are validation pairs, on which training selected "
-            "its checkpoint"
+        note = (
+            "there are no --eval_pairs; these are validation pairs, on which training chose its "
+            "checkpoint and its cold-start bias, so the metrics of PinSage are a little too high"
         )
         if graph.num_edges > validation.train_graph.num_edges:
-            notes.append(
+            notes = [
+                note,
                 "the graph contains the collections of the validation pairs, so every metric is "
-                "too high"
-            )
+                "too high",
+            ]
+        else:
+            notes = [
+                f"{note}; PinSage and the baselines are scored on the training graph, from which "
+                "the collections of these pairs are withheld"
+            ]
     # The distinct pairs, in the order of their first occurrence.
     _, first = np.unique(np.asarray(pairs), axis=0, return_index=True)
     first = np.sort(first)

@@ -62,8 +62,9 @@ def summary(source: Source) -> Html:
         for name, values in methods.items()
         if name not in (MAIN, RANKED) and "hit@10" in _metrics(values, "overall", "all")
     }
+    pairs = "validation pairs" if source.scores.get("pairs_from") == "validation" else "pairs"
     lead = (
-        f"For {main['value']:.1%} of {source.scores['pairs']:,} pairs{_percent_range(main)}, "
+        f"For {main['value']:.1%} of {source.scores['pairs']:,} {pairs}{_percent_range(main)}, "
         "PinSage ranks the target among the first 10 of "
         f"{source.known_scores['catalog_items']:,} items."
     )

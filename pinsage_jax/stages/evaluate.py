@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -24,18 +25,35 @@ from pinsage_jax.stages.search import listed_by
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Ranks the catalog for every evaluation pair; writes WORKDIR/eval.json and prints tables."""
+    """Ranks the catalog for every evaluation pair; writes WORKDIR/eval.json and prints tables.
+
+    Without --eval_pairs it ranks for the validation pairs.  The exported embeddings and the
+    whole graph know their answers, so all methods get the training graph then.
+    """
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
-    split, fingerprint = split_of(config, prepared), _eval_fingerprint(config)
+    split, graph = split_of(config, prepared), prepared.graph
+    if len(prepared.eval_pairs) == 0 and len(split.pairs):
+        # Only here does an evaluation need the network.
+        from pinsage_jax.stages.checkpoint import match_export
+        from pinsage_jax.stages.embed import embed_over
+
+        logging.info("evaluate: embedding without the edges withheld for validation")
+        graph, on_spark = split.train_graph, config.spark.on_spark
+        nodes, trained = embed_over(config, prepared, graph, split, on_spark=on_spark)
+        # In as many dimensions as the export has.
+        vectors = match_export(config, trained)[1].project(nodes[: graph.num_items])
     return evaluation.evaluate(
         config,
         prepared,
         vectors,
         split,
-        fingerprint=fingerprint,
+        graph,
+        fingerprint=_eval_fingerprint(config),
         has_popularity=has_popularity(config),
-        ranker=listed_by(config, prepared, config.host_threads),
+        ranker=listed_by(
+            config, dataclasses.replace(prepared, graph=graph), config.host_threads, vectors
+        ),
     )
 
 
@@ -60,7 +78,7 @@ def _eval_fingerprint(config: Config) -> str:
     search = config.search
     settings += [search.popularity_weight, search.related_by, search.new_item_price]
     ranker = pathlib.Path(config.workdir) / RANKER_FILE
-    settings += [files.checksum(ranker) if ranker.exists() else "", "list statistics"]
+    settings += [files.checksum(ranker) if ranker.exists() else "", "training graph"]
     return files.fingerprint([export, *settings])
 
 

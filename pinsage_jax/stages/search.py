@@ -73,8 +73,14 @@ def _with_new_items(
     return with_additions(prepared, additions, items), np.concatenate([vectors, new])
 
 
-def listed_by(config: Config, prepared: Prepared, threads: int) -> Ranker | None:
-    """What orders related items by --related_by; None: a search of the vectors."""
+def listed_by(
+    config: Config, prepared: Prepared, threads: int, vectors: np.ndarray | None = None
+) -> Ranker | None:
+    """What orders related items by --related_by; None: a search of the vectors.
+
+    Args:
+      vectors: float32 [N, Z] over the graph of `prepared`; None: the exported embeddings.
+    """
     if config.search.related_by == "vectors":
         return None
     by_vectors = ""
@@ -82,7 +88,8 @@ def listed_by(config: Config, prepared: Prepared, threads: int) -> Ranker | None
         by_vectors = "new items (--new_items)"
     elif rules_of(config, prepared) is not None:
         by_vectors = "rules"
-    vectors = load_embeddings(config.workdir, prepared)
+    if vectors is None:
+        vectors = load_embeddings(config.workdir, prepared)
     return open_ranker(config, prepared, vectors, has_popularity(config), threads, by_vectors)
 
 
