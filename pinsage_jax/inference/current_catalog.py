@@ -110,6 +110,7 @@ class CurrentCatalog:
         if table is None or len(table) <= first or items == first:
             return params
         # The collections are nodes too, and their ids follow those of the new items.
+        table = np.asarray(table)
         reordered = np.zeros((items + self._trained_collections, table.shape[1]), np.float32)
         reordered[:first], reordered[items:] = table[:first], table[first:]
         return {"params": params["params"] | {"neighbor_embeddings": reordered}}

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pinsage_jax.config.model import ModelConfig
@@ -53,11 +54,15 @@ class Stages:
     """The dense stages of one trained model; each maps rows to rows.
 
     Attributes:
-      params: parameters of PinSage(config).
+      params: parameters of PinSage(config), placed on the device once: arrays of the host
+        would be sent with every block.
     """
 
     config: ModelConfig
     params: Any
+
+    def __post_init__(self):
+        object.__setattr__(self, "params", jax.tree.map(jnp.asarray, self.params))
 
     def _run(self, name: str, *args) -> jax.Array:
         messages = self.params["params"].get("neighbor_embeddings")

@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -79,7 +80,9 @@ def load_trained(config: Config, prepared: Prepared, input_dim: int, num_nodes: 
     bias = fixed_cold_start_bias(config)
     if bias is None:
         bias = float(checkpoints.metrics(step).get("cold_start_bias") or 0.0)
-    return Trained(checkpoints.restore(step, state)[0].params, step, bias)
+    # Placed once: a server embeds new items with them again and again.
+    params = jax.tree.map(jnp.asarray, checkpoints.restore(step, state)[0].params)
+    return Trained(params, step, bias)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

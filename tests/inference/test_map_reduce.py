@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -10,6 +11,7 @@ from small_runs import make_run, random_params, unit_features
 
 from pinsage_jax.config.spark import SparkConfig
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.inference import map_reduce
 from pinsage_jax.inference.layerwise import PassOptions, embed_all
 from pinsage_jax.inference.map_reduce import (
     padded,
@@ -72,6 +74,32 @@ def test_lists_and_messages_reduce_alike(pooling, lists, small_rng):
     ones = np.ones(18, np.float32)
     reduce_messages(pooling, np.concatenate(partial), np.tile(np.arange(9), 2), ones, again)
     np.testing.assert_allclose(again, expected, rtol=1e-5)
+
+
+def test_the_parameters_are_placed_once_for_all_blocks(monkeypatch):
+    """Arrays of the host would be sent to the device with every block."""
+    run = make_run(features=unit_features(40), links=2, model={"neighbor_embeddings": "on"})
+    placed = random_params(run.model, run.inputs.dim, run.lists.source.num_nodes)
+    params, given = jax.tree.map(np.array, placed), []
+    compiled = map_reduce._compiled
+
+    def recording(*arguments):
+        def recorded(stage):
+            def call(params, *rest):
+                given.append(jax.tree.leaves(params))
+                return stage(params, *rest)
+
+            return call
+
+        return {name: recorded(stage) for name, stage in compiled(*arguments).items()}
+
+    monkeypatch.setattr(map_reduce, "_compiled", recording)
+    lists = run.lists.all_rows()
+    embed_all(run.model, params, run.inputs, lists, PassOptions(block=16))
+    assert len(given) > 6 and len(given[0]) > 5
+    for leaves in given:
+        assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+        assert all(one is other for one, other in zip(leaves, given[0], strict=True))
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [3], [4], [1, 9, 0, 2], [13]])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 import trained_run
@@ -55,7 +56,9 @@ def test_without_eval_pairs_every_method_reads_the_training_graph(two_tables):
     def pinsage(vectors):
         return target_ranks(vectors[query], vectors, query, target)
 
-    vectors, _ = embed_over(config, prepared, split.train_graph, split)
+    vectors, trained = embed_over(config, prepared, split.train_graph, split)
+    # Restored, and placed on the device for whatever embeds with them next.
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(trained.params))
     _, exported = embeddings(config)
     for name, fair, unfair in (
         ("walk", walk(split.train_graph), walk(prepared.graph)),
