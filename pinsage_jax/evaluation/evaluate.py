@@ -103,7 +103,7 @@ def evaluate(
     """
     names = parse_baselines(config.evaluate.baselines)
     graph = prepared.graph if graph is None else graph
-    scored = _pairs_to_score(prepared, validation, graph)
+    scored = _pairs_to_score(prepared, validation, graph, ranker)
     if scored is None:
         print("There are no evaluation pairs (--eval_pairs) and no validation pairs.")
         return {}
@@ -123,8 +123,6 @@ def evaluate(
         lists[baseline.name] = top_items(baseline, queries, PLACES, graph.num_items)
 
     if ranker is not None:
-        if ranker.by == RANKED and scored.source == "validation":
-            scored.notes.append("the ranker was fitted on the same validation split")
         ranks[RANKED] = ranker.ranks(pairs)
         settings[RANKED] = {"related_by": ranker.by}
         queries = sampled_queries(graph.num_items)
@@ -208,7 +206,10 @@ class _ScoredPairs:
 
 
 def _pairs_to_score(
-    prepared: Prepared, validation: ValidationSplit | None, graph: Graph
+    prepared: Prepared,
+    validation: ValidationSplit | None,
+    graph: Graph,
+    ranker: OrderedLists | None,
 ) -> _ScoredPairs | None:
     """The evaluation pairs or, without any, the validation pairs; None without either."""
     pairs, kinds, source = prepared.eval_pairs, prepared.eval_kinds, "eval_pairs"
@@ -232,6 +233,8 @@ def _pairs_to_score(
                 f"{note}; PinSage and the baselines are scored on the training graph, from which "
                 "the collections of these pairs are withheld"
             ]
+        if ranker is not None and ranker.by == RANKED:
+            notes.append("the ranker was fitted on the same validation split")
     # The distinct pairs, in the order of their first occurrence.
     _, first = np.unique(np.asarray(pairs), axis=0, return_index=True)
     first = np.sort(first)
