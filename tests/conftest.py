@@ -1,4 +1,4 @@
-"""Settings of every test process: four fake CPU devices, strict broadcasting.
+"""Settings of every test process: four fake CPU devices, strict broadcasting and dtypes.
 
 They are set inside this process only, so a program that a test starts as a
 subprocess runs with the settings a user would have.  What it shares with this
@@ -23,6 +23,8 @@ from absl import logging
 jax.config.update("jax_num_cpu_devices", 4)
 # Arrays of different rank never broadcast by accident: [B] against [B, 1] is an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Nor do arrays of different dtypes meet: float32 times int32 is an error.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.fixture
