@@ -58,6 +58,7 @@ JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 LONGEST = 400
 MOST_MODULES = 12
 LONGEST_FUNCTION = 100
+MOST_ARGUMENTS = 8
 # Stems that British spelling ends in -our, -re, a doubled l, and -ise.
 _OUR = "neighb|col|behavi|fav|hon|lab|flav|hum|rum|harb|vap|endeav|rig"
 _RE = "cent|met|lit|theat|fib|calib"
@@ -281,6 +282,32 @@ def test_the_length_rule_bites():
     assert length_complaints("x", tree) == ["x:1 f has 101 lines"]
     assert length_complaints("sampling.kernels", tree) == []
     assert length_complaints("x", ast.parse("def f():\n" + "    pass\n" * 99)) == []
+
+
+def argument_complaints(name: str, tree: ast.Module) -> list[str]:
+    """Many arguments; a kernel takes arrays one by one, and `fit` has the flags of the tables."""
+    if name.endswith("kernels") or name == "estimator.model":
+        return []
+    complaints = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            named = [argument.arg for argument in node.args.args + node.args.kwonlyargs]
+            count = len([argument for argument in named if argument not in ("self", "cls")])
+            if count > MOST_ARGUMENTS:
+                complaints.append(f"{name}:{node.lineno} {node.name} has {count} arguments")
+    return complaints
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_functions_take_few_arguments(name):
+    assert argument_complaints(name, MODULES[name]) == []
+
+
+def test_the_argument_rule_bites():
+    tree = ast.parse("def f(self, a, b, c, d, *, e, g, h, i, j): pass")
+    assert argument_complaints("x", tree) == ["x:1 f has 9 arguments"]
+    assert argument_complaints("sampling.kernels", tree) == []
+    assert argument_complaints("x", ast.parse("def f(self, a, b, c, d, e, g, *, h, i): pass")) == []
 
 
 def british_words(text: str) -> list[str]:

@@ -26,6 +26,7 @@ from pinsage_jax.recommend.metrics import DEPTH, METRICS, per_user
 from pinsage_jax.recommend.scores import (
     Histories,
     Mean,
+    Scan,
     Shape,
     Sharpened,
     best_items,
@@ -138,7 +139,7 @@ def choose(
         scorer = Sharpened(validation.vectors, validation.degree, shape, exponents, rarity, threads)
         ids, _ = best_of_variants(
             scorer, validation.histories, len(validation.vectors), DEPTH, len(exponents),
-            threads=threads, quiet=True,
+            scan=Scan(threads, quiet=True),
         )  # fmt: skip
         for exponent, found in zip(exponents, ids):
             tried.append((Choice(shape.kind, shape.value, exponent, rarity), _means(found)))
@@ -159,7 +160,7 @@ def choose(
     if config.recommend_by == "auto":
         ids, _ = best_items(
             Mean(validation.vectors), validation.histories, len(validation.vectors), DEPTH,
-            threads=threads, quiet=True,
+            scan=Scan(threads, quiet=True),
         )  # fmt: skip
         tried.append((Choice("mean"), _means(ids)))
     table = [

@@ -36,6 +36,7 @@ from pinsage_jax.recommend.scores import (
     Histories,
     HistoryKnn,
     Popularity,
+    Scan,
     best_items,
     histories_of,
 )
@@ -123,7 +124,7 @@ def recommend(
     walk = HistoryWalk(graph, config.sampling, config.seed, threads)
     for baseline in (Popularity(graph), HistoryKnn(graph), walk):
         ranked[baseline.name] = best_items(
-            baseline, tested, graph.num_items, metrics.DEPTH, threads=threads
+            baseline, tested, graph.num_items, metrics.DEPTH, scan=Scan(threads)
         )[0]
     report: dict[str, Any] = {
         "protocol": metrics.PROTOCOL,

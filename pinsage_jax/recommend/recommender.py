@@ -19,6 +19,7 @@ from pinsage_jax.recommend.choice import Choice
 from pinsage_jax.recommend.scores import (
     Histories,
     Mean,
+    Scan,
     Scorer,
     Shape,
     Sharpened,
@@ -128,7 +129,7 @@ class Recommender:
         def exact(some: Histories, not_listed: Histories) -> tuple[np.ndarray, np.ndarray]:
             return best_items(
                 scorer, some, len(self.vectors), k,
-                threads=self.threads, exclude=not_listed, items=allowed, quiet=quiet,
+                exclude=not_listed, items=allowed, scan=Scan(self.threads, quiet=quiet),
             )  # fmt: skip
 
         if self.search is None or not enough_for_index(self.rules, len(self.vectors)):

@@ -263,6 +263,24 @@ class HistoryKnn:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """How a scorer goes through the catalog.
+
+    Attributes:
+      threads: number of threads.
+      columns: items per block.
+      quiet: whether to show no progress bar.
+    """
+
+    threads: int = 1
+    columns: int = _COLUMNS
+    quiet: bool = False
+
+
+_DEFAULT_SCAN = Scan()
+
+
 def best_items(
     scorer: Scorer, histories: Histories, num_items: int, k: int, **settings: Any
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -285,11 +303,9 @@ def best_of_variants(
     k: int,
     variants: int,
     *,
-    threads: int = 1,
     exclude: Histories | None = None,
     items: np.ndarray | None = None,
-    columns: int = _COLUMNS,
-    quiet: bool = False,
+    scan: Scan = _DEFAULT_SCAN,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best items of the whole catalog for every history and variant of the score.
 
@@ -299,11 +315,9 @@ def best_of_variants(
       num_items: N.
       k: number of items to return.
       variants: B, the number of variants of the scorer.
-      threads: number of threads.
       exclude: items that must not be returned for each user; default: the histories.
       items: the items that may be returned, int64, ascending; default: all.
-      columns: items per block.
-      quiet: whether to show no progress bar.
+      scan: threads, size of blocks and progress; no result depends on it.
 
     Returns:
       ids int32 [B, U, k] and scores float32 [B, U, k], as those of `best_items`.
@@ -314,15 +328,15 @@ def best_of_variants(
     exclude, candidates = exclude or histories, num_items
     if items is not None:
         exclude, candidates = _among(exclude, items), len(items)
-    with Progress(users, "history", f"recommending by {scorer.name}", quiet=quiet) as progress:
+    with Progress(users, "history", f"recommending by {scorer.name}", quiet=scan.quiet) as progress:
         for begin, end in _tiles(histories.indptr, num_items, scorer.max_users):
             chosen = np.arange(begin, end)
             tile, excluded = scorer.tile(histories.select(chosen)), exclude.select(chosen)
             best_ids, best_scores = ids[:, begin:end].copy(), scores[:, begin:end].copy()
-            for first in range(0, candidates, columns):
-                block = slice(first, min(first + columns, candidates))
+            for first in range(0, candidates, scan.columns):
+                block = slice(first, min(first + scan.columns, candidates))
                 found = tile.block(block if items is None else items[block])
-                _merge_block(found, first, tile, excluded, best_scores, best_ids, threads)
+                _merge_block(found, first, tile, excluded, best_scores, best_ids, scan.threads)
             ids[:, begin:end], scores[:, begin:end] = best_ids, best_scores
             progress.update(end - begin)
     if items is not None and len(items):
@@ -331,11 +345,11 @@ def best_of_variants(
 
 
 def _among(histories: Histories, items: np.ndarray) -> Histories:
-    """The histories without other items, which are named by their places in `items`."""
-    place = np.searchsorted(items, histories.items)
-    kept = np.append(items, -1)[place] == histories.items
-    counts = np.concatenate([[0], np.cumsum(kept)])
-    return Histories(counts[histories.indptr].astype(np.int64), place[kept].astype(np.int32))
+    """The histories restricted to `items`, as positions in `items`."""
+    position = np.searchsorted(items, histories.items)
+    found = np.append(items, -1)[position] == histories.items
+    counts = np.concatenate([[0], np.cumsum(found)])
+    return Histories(counts[histories.indptr].astype(np.int64), position[found].astype(np.int32))
 
 
 def _merge_block(

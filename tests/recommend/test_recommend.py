@@ -81,7 +81,7 @@ def test_best_items_are_those_of_sorting(name, small, monkeypatch):
         monkeypatch.setattr(rs, "_MAX_ROWS", 9)
         monkeypatch.setattr(type(scorer), "max_users", 4)
     ids, scores = rs.best_items(
-        scorer, histories, ITEMS, 8, threads=3 if small else 1, columns=7 if small else 512
+        scorer, histories, ITEMS, 8, scan=rs.Scan(3 if small else 1, 7 if small else 512)
     )
     incidence = np.zeros((ITEMS, USERS))
     for user in range(USERS):
@@ -122,7 +122,9 @@ def test_walks_from_a_history_add_up_with_the_multi_hit_boost(small, monkeypatch
         monkeypatch.setattr(walks, "_ITEM_BLOCK", 3)
         monkeypatch.setattr(walks.HistoryWalk, "max_users", 4)
     scorer = walks.HistoryWalk(graph, sampling, seed=5, threads=1)
-    ids, scores = rs.best_items(scorer, histories, ITEMS, 8, columns=7 if small else 512)
+    ids, scores = rs.best_items(
+        scorer, histories, ITEMS, 8, scan=rs.Scan(columns=7 if small else 512)
+    )
     visits = np.zeros((ITEMS, ITEMS))
     for item in range(ITEMS):
         found, counts = visit_scores(graph, np.array([item], np.int32), sampling, 5, 40)
@@ -148,10 +150,10 @@ def test_variants_are_the_same_scores_one_by_one():
     shape = rs.Shape("power", 2.0)
     exponents = (0.0, 0.25, 1.0)
     scorer = rs.Sharpened(vectors, degree, shape, exponents, 0.0, 1)
-    ids, scores = rs.best_of_variants(scorer, histories, ITEMS, 5, 3, columns=20)
+    ids, scores = rs.best_of_variants(scorer, histories, ITEMS, 5, 3, scan=rs.Scan(columns=20))
     for place, exponent in enumerate(exponents):
         alone = rs.Sharpened(vectors, degree, shape, exponent, 0.0, 1)
-        found = rs.best_items(alone, histories, ITEMS, 5, columns=20)
+        found = rs.best_items(alone, histories, ITEMS, 5, scan=rs.Scan(columns=20))
         np.testing.assert_array_equal(ids[place], found[0])
         np.testing.assert_array_equal(scores[place], found[1])
     assert (ids[0] != ids[2]).any()
