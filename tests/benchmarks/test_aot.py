@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 import pytest
-from small_worlds import make_run
+from small_runs import make_run
 
 from benchmarks.aot import programs, report, targets
 from pinsage_jax.config.settings import Config

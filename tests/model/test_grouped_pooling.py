@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_worlds import make_run, random_params, unit_features
+from small_runs import make_run, random_params, unit_features
 
 from pinsage_jax.batching.transposed import Layout, layouts, transpose, transposed_size
 from pinsage_jax.cpu.ops import plain_weighted_relu_sum
