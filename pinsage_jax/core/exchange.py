@@ -24,7 +24,8 @@ _LIST = "exchange.json"
 _OF_A_MODEL = (
     "prepared", "inputs", "run.flags", "checkpoints", "metrics.jsonl", "tensorboard", "costs.json",
     "embeddings", "new_embeddings", "updated", "index", "ranker.json", "eval.json", "report.html",
-    "explorer.html", "explain", "compare.json", "related_items.parquet", "recommendations.parquet",
+    "explorer.html", "explain", "compare.json", "related_items.parquet", "neighbors.parquet",
+    "new_neighbors.parquet", "ranker.json", "recommendations.parquet",
     "recommend.json", "recommend_choice.json", "layers", "neighborhoods", "spectral",
 )  # fmt: skip
 _CACHES = ("layers", "neighborhoods", "spectral")

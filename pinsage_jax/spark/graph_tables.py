@@ -50,7 +50,8 @@ def write_graph_tables(config: Config) -> dict[str, Any]:
     ):
         manifest = _write(session, config, folder.resolve())
         files.write_json(folder / "manifest.json", manifest)
-    logging.info("graph tables: %s", manifest["counts"])
+    counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in manifest["counts"].items()]
+    logging.info("graph tables: %s", ", ".join(counts))
     return manifest
 
 

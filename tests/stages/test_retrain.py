@@ -14,11 +14,19 @@ import small_shop
 import pinsage_jax
 from pinsage_jax import main
 from pinsage_jax.core import exchange, workdir
+from pinsage_jax.core.costs import COSTS_FILE
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.flagfiles import RUN_FLAGS
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.stages import modes, pipeline
+from pinsage_jax.evaluation.evaluate import EVAL_FILE
+from pinsage_jax.export import writer
+from pinsage_jax.ranking.saved_ranker import RANKER_FILE
+from pinsage_jax.recommend import recommend
+from pinsage_jax.retrieval import neighbors
+from pinsage_jax.stages import modes, pipeline, update
 from pinsage_jax.stages.checkpoint import SavedModel, carried_over, chosen_checkpoint
 from pinsage_jax.stages.runs import split_of
+from pinsage_jax.training.compatibility import CHECKPOINTS
 
 
 def run(*arguments):
@@ -216,6 +224,15 @@ def test_killed_at_any_step_the_exchange_is_whole_or_not_begun(tmp_path, monkeyp
             break
     assert decided[0] is False and decided[-1] and decided == sorted(decided)
     assert len(decided) > 10
+
+
+def test_everything_that_is_made_from_a_model_leaves_with_it():
+    made = (
+        writer.FOLDER, writer.NEW_FOLDER, neighbors.RELATED_FILE, neighbors.QUERIES_FILE,
+        neighbors.NEW_FILE, RANKER_FILE, recommend.RECOMMENDATIONS_FILE, recommend.SCORES_FILE,
+        recommend.CHOICE_FILE, EVAL_FILE, update.FOLDER, CHECKPOINTS, COSTS_FILE, RUN_FLAGS,
+    )  # fmt: skip
+    assert set(made) <= set(exchange._OF_A_MODEL)
 
 
 def test_a_first_model_leaves_nothing_before_it(tmp_path):
