@@ -1,4 +1,4 @@
-"""Settings for use from Python; see the package's own docstring for what they go to."""
+"""Settings for use from Python; the docstring of the package lists the functions that take them."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Minibatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:
-    """What the minibatches of a run hold, beside the graph and the pairs.
+    """The settings of a run's minibatches.
 
     Attributes:
       train: settings of the pairs, the negatives and the edge dropout.
@@ -95,7 +95,7 @@ class BatchSpec:
 
     @property
     def pairs_per_device(self) -> int:
-        """Pairs of a step that one device gets."""
+        """The number of pairs of a step on each device."""
         return self.train.batch_size // self.num_devices
 
 
@@ -128,7 +128,7 @@ class BatchInfo:
 
 
 def padded_size(rows: int, most: int) -> int:
-    """`rows` with headroom, rounded up to 64 and cut at `most`.
+    """`rows` with headroom, rounded up to a multiple of 64, at most `most`.
 
     The new nodes of a frontier vary like a count, by less than its square root: there is
     room for a 64th and two roots more, or for a sixteenth where that is less.

@@ -1,4 +1,4 @@
-"""Builds the minibatch of a step on the host: the producer's half of the work.
+"""Builds the minibatch of a step on the host.
 
 PinSage (Ying et al. 2018, section 3.3, "producer-consumer minibatch construction"):
 while the device computes step t, host threads draw the pairs and negatives of step
@@ -36,7 +36,7 @@ _Features = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class MinibatchBuilder:
-    """Makes the minibatch of any step, cut into one shard per device.
+    """Makes the minibatch of any step, split into one shard for each device.
 
     Where several processes are one run, each makes the shards of its own devices only.
 
@@ -83,7 +83,7 @@ class MinibatchBuilder:
 
     @property
     def num_nodes(self) -> int:
-        """Nodes that can stand in a minibatch."""
+        """The number of nodes that a minibatch can contain."""
         return self._source.num_nodes
 
     def epoch_of(self, step: int) -> int:

@@ -1,4 +1,4 @@
-"""The nodes of one minibatch while it is built: seeds, then layer by layer their neighbors.
+"""The nodes of a minibatch: the seeds, followed layer by layer by their neighbors.
 
 Algorithm 2 of the paper (Ying et al. 2018), lines 1-7: S(K) are the seeds and S(k-1) is
 S(k) with all its neighbors.  blocks.py says how the frontiers are laid out, and
@@ -147,7 +147,7 @@ class Frontier:
 
 
 class FrontierPool:
-    """Makes frontiers, and lends each a table over all nodes; for any number of threads."""
+    """Makes frontiers that share reusable tables over all nodes; thread-safe."""
 
     def __init__(self, num_nodes: int, num_neighbors: int):
         """Takes N and T; allocates nothing yet."""

@@ -1,4 +1,4 @@
-"""What training and inference read of a catalog over one graph: neighbor lists and inputs.
+"""The neighbor lists and inputs that training and inference read of a catalog.
 
 A run has two such views: one of the training graph, to train and to validate, and one of
 the whole graph, to embed.  The network is inductive, so the neighbors and degrees of the

@@ -134,7 +134,7 @@ class NodeInputs:
         isolated: np.ndarray,
         first: int,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What `gather` reads and `table` does not hold.
+        """The columns of `gather` that `table` does not have.
 
         Args:
           nodes, rows, masked_collection, isolated: as in `gather`; only the first `first`

@@ -120,7 +120,7 @@ def touched_graph(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ItemRows:
-    """The rows of an item table, each of another item.
+    """The rows of an item table, one for each item.
 
     Attributes:
       ids: ids in the order of the table.

@@ -1,4 +1,4 @@
-"""Edges as pairs and as one number each, by which sets of edges are compared.
+"""Encodes edges as one integer each, so that sets of edges can be compared.
 
 n edges, E edges of a graph
 """

@@ -1,4 +1,4 @@
-"""The catalog with new items behind its own, for lists that show both."""
+"""The catalog followed by new items, for lists that contain both."""
 
 from __future__ import annotations
 

@@ -90,10 +90,10 @@ def spelled(field: dataclasses.Field) -> str:
 
 
 class Validated(Protocol):
-    """Settings that can tell whether they fit together."""
+    """Settings that can check whether they are consistent."""
 
     def validate(self) -> None:
-        """Raises UserError if they do not."""
+        """Raises UserError if they are not."""
 
 
 Settings = TypeVar("Settings", bound=Validated)

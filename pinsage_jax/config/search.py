@@ -1,4 +1,4 @@
-"""Settings of what embeddings are used for: evaluation, search, recommending, serving."""
+"""Settings of evaluation, search, recommendation and serving."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Config(Checked):
         return self.threads or len(os.sched_getaffinity(0))
 
     def validate(self) -> None:
-        """Raises UserError for the first setting that cannot work."""
+        """Raises UserError for the first setting that is invalid."""
         super().validate()
         for field in dataclasses.fields(self):
             if isinstance(section := getattr(self, field.name), Checked):
@@ -201,7 +201,7 @@ def all_settings() -> frozenset[str]:
 
 
 def names_data(values: Mapping[str, Any]) -> bool:
-    """Whether settings by name say where the data come from: such a command is a run of its own."""
+    """Whether the settings name the data; a command with such settings begins a new run."""
     return bool(values.get("edges") or values.get("synthetic"))
 
 

@@ -63,7 +63,7 @@ def replace_by_next(workdir: str | os.PathLike) -> None:
 
 
 def complete(workdir: str | os.PathLike) -> None:
-    """Goes on with an exchange that was decided; does nothing if there is none.
+    """Completes an exchange that was interrupted; does nothing if there is none.
 
     Only the process that holds the workdir's lock may call it.
 

@@ -22,7 +22,7 @@ _MOST_HUGE_BYTES = 1 << 33
 
 
 def configure(*, keep_freed: bool) -> bool:
-    """Makes the settings of a program, before libraries start threads.
+    """Configures the allocator for a program, before libraries start threads.
 
     Args:
       keep_freed: also `keep_freed_memory`, for programs that run many steps.

@@ -271,7 +271,7 @@ def _handle(frame):
 
 
 def compile_handler() -> int:
-    """The address of the handler, compiled or from the cache; to be called once a process."""
+    """The address of the handler, compiled or from the cache; called once in a process."""
 
     @cfunc(_HANDLER)
     def worker_entry(address):

@@ -1,4 +1,4 @@
-"""What Numba lacks for C functions: pointers, atomic additions, stack memory, calls by address.
+"""Numba intrinsics for C functions: pointers, atomic additions, stack memory, calls by address.
 
 ffi_handlers.py and pooling_kernels.py use these functions; they are inlined there.
 Addresses are int64.

@@ -148,7 +148,7 @@ def transpose_lists(indices, weights, starts, lists, list_weights):
 
 @njit(nogil=True, cache=True)
 def weighted_sum_vjp(vectors, bias, cotangents, transposed, begin, out):
-    """The derivative of `weighted_relu_sum` towards rows of `vectors`, from row `begin` on.
+    """The derivative of `weighted_relu_sum` by rows of `vectors`, from row `begin` on.
 
     out[i] = sum over the lists that name row begin + i of weight * cotangents[list], where the
     ReLU let that entry of the row pass, and 0 elsewhere.

@@ -1,1 +1,1 @@
-"""PinSage as one object of Python: fit on tables in memory, then ask."""
+"""PinSage as a Python object: fitted on tables in memory, then queried."""

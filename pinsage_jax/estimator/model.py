@@ -1,4 +1,4 @@
-"""PinSage as an object: fitted on tables in memory, asked for neighbors and recommendations.
+"""PinSage as a Python object: fitted on tables in memory, queried for neighbors and more.
 
 It stands on the stages that the program runs, and on the same workdir: what was fitted here
 can be used from the command line, and the other way round.

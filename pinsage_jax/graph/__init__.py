@@ -1,1 +1,1 @@
-"""Graph: the bipartite graph in CSR form, its pruning and what is withheld of it; no JAX."""
+"""Graph: the bipartite graph in CSR form, its pruning and its splits; no JAX."""

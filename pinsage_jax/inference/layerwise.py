@@ -93,7 +93,7 @@ class PassOptions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NeededRows:
-    """The rows that a pass computes where it does not compute all nodes.
+    """The rows of a pass that does not compute all nodes.
 
     Attributes:
       node_ids: int32 [R0], the node of each row.

@@ -28,7 +28,7 @@ from pinsage_jax.listing.expressions import Expression
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What may be listed, as it was asked for.
+    """A request for what may be listed.
 
     Attributes:
       where: expressions that all must hold.

@@ -1,4 +1,4 @@
-"""Fits the ranker on validation pairs, and chooses what new items may cost.
+"""Fits the ranker on validation pairs, and chooses the level of new items.
 
 The pairs are of the collections that the validation split withheld, and of other collections
 those with an item that the split took all edges from: on either side, so that there are enough
@@ -97,7 +97,7 @@ def ranking_pairs(graph: Graph, split: ValidationSplit, seed: int) -> np.ndarray
 def fit_ranker(
     source: CandidateSource, graph: Graph, split: ValidationSplit, seed: int
 ) -> tuple[RankerModel, dict[str, Any]]:
-    """Fits and judges the ranker.
+    """Fits and evaluates the ranker.
 
     Args:
       source: candidates over split.train_graph.

@@ -26,7 +26,7 @@ RANKER = "ranker"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RankerModel:
-    """How lists are ordered.
+    """The fitted model that orders lists.
 
     Attributes:
       models: by kind of query and kind of candidate; a kind of query without enough

@@ -36,7 +36,7 @@ def test_inference_and_top_k_count_their_products():
 def test_a_train_step_counts_its_products():
     [row] = measured("train_step", "--cases", "dgl_t10")
     seeds, first, second = (int(rows) for rows in row["rows"].split())
-    # Forward, and twice backward but towards the inputs, which have no derivative.
+    # Forward, and twice backward except to the inputs, which have no derivative.
     layers = 2 * second * 256 * 128 + first * (2 * 384 + 128) * 128
     layers += 3 * first * 128 * 128 + 3 * seeds * (256 * 128 + 2 * 128 * 128)
     scores = 3 * 256 * 256 * 128

@@ -39,7 +39,7 @@ def problem(rng, rows=300, lists=700, length=26, columns=9):
 
 
 def sums_and_derivatives(operation, vectors, bias, indices, weights):
-    """An operation's output and its derivatives towards all but the indices."""
+    """An operation's output and its derivatives with respect to all but the indices."""
     out, back = jax.vjp(lambda v, b, w: operation(v, b, indices, w), vectors, bias, weights)
     return out, *back(jnp.cos(out))
 

@@ -32,7 +32,7 @@ def transposed(indices, weights, rows):
 
 
 def derivative(vectors, bias, indices, weights, cotangents):
-    """float64: the derivative of the weighted sums towards the vectors."""
+    """float64: the derivative of the weighted sums with respect to the vectors."""
     expected = np.zeros(vectors.shape)
     for place, rank in np.argwhere(weights > 0):
         row = indices[place, rank]
