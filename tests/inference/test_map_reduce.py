@@ -81,7 +81,7 @@ def test_the_parameters_are_placed_once_for_all_blocks(monkeypatch):
     run = make_run(features=unit_features(40), links=2, model={"neighbor_embeddings": "on"})
     placed = random_params(run.model, run.inputs.dim, run.lists.source.num_nodes)
     params, given = jax.tree.map(np.array, placed), []
-    compiled = map_reduce._compiled
+    compiled = map_reduce.compiled_stages
 
     def recording(*arguments):
         def recorded(stage):
@@ -93,7 +93,7 @@ def test_the_parameters_are_placed_once_for_all_blocks(monkeypatch):
 
         return {name: recorded(stage) for name, stage in compiled(*arguments).items()}
 
-    monkeypatch.setattr(map_reduce, "_compiled", recording)
+    monkeypatch.setattr(map_reduce, "compiled_stages", recording)
     lists = run.lists.all_rows()
     embed_all(run.model, params, run.inputs, lists, PassOptions(block=16))
     assert len(given) > 6 and len(given[0]) > 5
