@@ -6,7 +6,6 @@ environment of its own; .ci/run has both.
 
 import dataclasses
 import json
-import math
 import subprocess
 import sys
 
@@ -16,8 +15,6 @@ from small_runs import make_run
 
 from benchmarks.aot import programs, report, targets
 from pinsage_jax.config.settings import Config
-from pinsage_jax.cpu import ops
-from pinsage_jax.distributed.devices import compile_ahead
 
 TEXT = """HloModule jit_f, is_scheduled=true
 
@@ -117,47 +114,10 @@ def test_pooling_gathers_in_parts_and_scatters_nothing(target):
     if reason := targets.obstacle(target):
         pytest.skip(reason)
     # In a process of its own: what compilers read once would change other tests.
-    command = [sys.executable, __file__, target]
+    command = [sys.executable, "-m", "benchmarks.aot.checks", target]
     done = subprocess.run(command, capture_output=True, text=True, timeout=570)
     assert done.returncode == 0, done.stderr[-2000:]
     pooled, plain = json.loads(done.stdout.splitlines()[-1])
     assert pooled == []
     # The plain form has what is looked for.
     assert plain != []
-
-
-def complaints(read: report.Program, size: programs.Size) -> list[str]:
-    """What pooling must not bring: the array [n, T, m], and scatters as large or imprecise."""
-    model = size.config().model
-    gathered = size.rows[-2] * size.lists * model.hidden_dim
-    found = [
-        f"{name} is written to memory"
-        for name, _ in read.temporaries(on_chip=True)
-        if _entries(name) >= gathered
-    ]
-    for target, added in read.scatters():
-        if math.prod(added.shape) >= gathered:
-            found.append(f"{added} is scattered to {target}")
-    return found + [f"sums in {target}" for target, _ in read.low_precision_scatters()]
-
-
-def _entries(name: str) -> int:
-    return math.prod(int(part) for part in name[name.index("[") + 1 : -1].split(",") if part)
-
-
-def _complaints_of(target: str) -> list[list[str]]:
-    """`complaints` about the step with lists that are transposed, and about the plain form."""
-    targets.prepare()
-    ops.choose_kernels("off")
-    size = programs.SIZES["smallest"]
-    step = programs.step_program(size, 1)
-    found = []
-    for batch in (step.batch, step.batch._replace(transposed=None)):
-        device = targets.devices(target, 1)
-        program = compile_ahead(step.step, device, step.state, batch, *step.constants)
-        found.append(complaints(report.Program.of(program.as_text()), size))
-    return found
-
-
-if __name__ == "__main__":
-    print(json.dumps(_complaints_of(sys.argv[1])))
