@@ -167,6 +167,7 @@ PREPARED = [
     "item_ids.arrow",
     "collection_ids.arrow",
     "titles.arrow",
+    "columns.parquet",
     "train_pairs.npy",
     "eval_pairs.npy",
     "eval_kinds.json",
