@@ -16,6 +16,8 @@ from pinsage_jax.core import files
 from pinsage_jax.estimator import frames
 
 FOLDER = "inputs"
+# The settings that the object was given; run.flags has those of the run alone.
+SETTINGS = "object.json"
 _TABLES = ("edges", "items", "train_pairs", "eval_pairs")
 
 
@@ -77,6 +79,13 @@ def write_inputs(
             for kind in ("text", "categorical", "numeric", "dense")
         },
     }
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON holds it."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def moved(source: pathlib.Path, target: pathlib.Path) -> dict[str, Any]:

@@ -125,6 +125,8 @@ class PinSage(FittedRun):
                 load_graph(config)
                 train(config)
                 embed(config)
+            remembered = {name: inputs.plain(value) for name, value in self._settings.items()}
+            files.write_json(folder / inputs.SETTINGS, remembered)
         self._open(config)
         return self
 
@@ -136,8 +138,9 @@ class PinSage(FittedRun):
           UserError: the folder holds no finished run.
         """
         with quietly():
-            config = api.settings(path)
-            model = cls(workdir=path)
+            saved = pathlib.Path(path) / inputs.SETTINGS
+            model = cls(workdir=path, **(files.read_json(saved) if saved.exists() else {}))
+            config = api.settings(path, **model._settings)
             model._open(config)
             _ = model._catalog
         return model

@@ -356,7 +356,8 @@ class Expression:
         start = _characters(text, getattr(node, "col_offset", 0))
         part = ast.get_source_segment(text, node) or text
         return UserError(
-            f"{self._label}: '{part}' at character {start + self._shift + 1}: {reason}."
+            f"{self._label}: '{part}' at character {start + self._shift + 1}: {reason}"
+            f"{'' if reason.endswith('?') else '.'}"
         )
 
 

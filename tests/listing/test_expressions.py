@@ -140,7 +140,7 @@ def test_the_columns_that_are_read_are_known():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prce < 3", r"'prce' at character 1: there is no column 'prce'; did you mean 'price'\?"),
+        ("prce < 3", r"'prce' at character 1: there is no column 'prce'; did you mean 'price'\?$"),
         ("sale and xyz", r"'xyz' at character 10: .* columns are those of --items: price, "),
         ("price < 'a'", r"'price < 'a'' at character 1: this compares a number with text"),
         ("  price <", r"not an expression \(invalid syntax at character \d+\)"),
