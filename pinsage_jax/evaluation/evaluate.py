@@ -114,18 +114,17 @@ def evaluate(
 
     ranks = {MAIN: target_ranks(embeddings[query], embeddings, query, target)}
     settings: dict[str, Any] = {MAIN: {"dimensions": int(embeddings.shape[1])}}
-    lists = {MAIN: _neighbors(embeddings, sampled_queries(graph.num_items))}
+    queries = sampled_queries(graph.num_items)
+    lists = {MAIN: _neighbors(embeddings, queries)}
     baselines = Baselines(config, graph, prepared.features, validation, config.host_threads)
     for baseline in baselines.build(names):
         ranks[baseline.name] = rank_pairs(baseline, pairs, graph.num_items)
         settings[baseline.name] = baseline.settings
-        queries = sampled_queries(graph.num_items)
         lists[baseline.name] = top_items(baseline, queries, PLACES, graph.num_items)
 
     if ranker is not None:
         ranks[RANKED] = ranker.ranks(pairs)
         settings[RANKED] = {"related_by": ranker.by}
-        queries = sampled_queries(graph.num_items)
         lists[RANKED] = ranker.top_k(embeddings[queries], PLACES, queries)[0]
 
     methods: dict[str, dict[str, Any]] = {
@@ -140,6 +139,7 @@ def evaluate(
         found = _score(ranks, query, mask, config.evaluate.bootstrap, config.seed, label)
         for method, values in found.items():
             methods[method].setdefault(group, {})[name] = values
+    _warn_if_below_an_input(methods)
 
     result = {
         "pairs_from": scored.source,
@@ -264,6 +264,26 @@ def _report_lists(statistics: dict[str, Any], prepared: Prepared) -> None:
     if statistics["most_listed_row"] is not None:
         row = np.array([statistics["most_listed_row"]])
         warn_if_lists_share_an_item(statistics, prepared.item_ids.names(row)[0].as_py())
+
+
+def _warn_if_below_an_input(methods: dict[str, Any]) -> None:
+    """Warns once if the embeddings are below the walk or the content that they are made from.
+
+    More than noise is asked for: the interval of the difference does not reach 0.
+    """
+    below = [
+        f"{name} for {kind} pairs ({metric} {values['metrics'][metric]['value']:.3f})"
+        for name in ("walk", "content")
+        for kind, values in methods.get(name, {}).get("by_kind", {}).items()
+        for metric in ("hit@10", "hit@100")
+        if values.get(DIFFERENCE, {}).get(metric, {}).get("high", 0.0) < 0
+    ]
+    if below:
+        logging.warning(
+            "evaluate: the embeddings are below what they are made from: %s; --mode=rank fits "
+            "lists that use both.",
+            ", ".join(below),
+        )
 
 
 def _by_popularity_weight(

@@ -354,6 +354,22 @@ def test_the_evaluation_scores_the_ranker_beside_the_vectors(tmp_path, world, fi
     assert [entry["price"] for entry in result["new_item_prices"]] == [None, *levels.PRICES]
 
 
+def test_embeddings_below_their_content_are_named(tmp_path, world, caplog):
+    graph, features, _ = world
+    same = features / np.linalg.norm(features, axis=1, keepdims=True)
+    topic = np.argmax(features, axis=1)
+    pairs = np.array([(q, t) for q in range(0, 300, 5) for t in range(0, 300, 7)], np.int32)
+    pairs = pairs[(topic[pairs[:, 0]] == topic[pairs[:, 1]]) & (pairs[:, 0] != pairs[:, 1])]
+    prepared = make_prepared(graph, features, pairs)
+    config = make_config(tmp_path, bootstrap=100, baselines="content")
+    noise = np.random.default_rng(2).normal(size=same.shape).astype(np.float32)
+    for vectors, named in ((same, False), (noise, True)):
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            evaluate(config, prepared, vectors)
+        assert ("below what they are made from: content for warm pairs" in caplog.text) == named
+
+
 def test_a_model_of_other_features_is_refused(fitted):
     saved = fitted[1].as_json()
     assert RankerModel.from_json(saved).as_json() == saved
