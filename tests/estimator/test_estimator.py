@@ -234,3 +234,10 @@ def test_every_word_of_the_command_line_is_translated():
         "The table `edges`: row 3 of the table `edges` has no id; set item, or call fit() with "
         "epochs=2."
     )
+
+
+def test_the_report_is_written_and_nothing_is_printed(model, capsys):
+    pytest.importorskip("matplotlib")
+    path = model.report()
+    assert path.name == "report.html" and path.parent == model.workdir_
+    assert capsys.readouterr().out == ""
