@@ -20,6 +20,8 @@ from pinsage_jax.batching.transposed import MERGE_ROWS, WIDTHS, Layout
 
 # Gathered rows of a block of the forward pass, and of the last gather of the backward pass.
 _BLOCK, _ROWS = 1 << 14, 1 << 12
+# Terms of a sum that is written out.
+_MOST_TERMS = 64
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -46,9 +48,17 @@ def weighted_relu_sum(
 
 
 def _sum_at_once(messages: jax.Array, neighbors: jax.Array, weights: jax.Array) -> jax.Array:
-    """[S, M], in float32 until the end; one fused loop on a GPU."""
-    gathered = messages[neighbors].astype(jnp.float32) * weights[..., None]
-    return gathered.sum(axis=1).astype(messages.dtype)
+    """[S, M], in float32 until the end; one fused loop on a GPU.
+
+    Term by term: of a sum over an axis [T] XLA may write the array [S, M, T] to memory.
+    """
+    if neighbors.shape[1] > _MOST_TERMS:
+        return _sum_by_blocks(messages, neighbors, weights)
+    total = jnp.zeros((len(neighbors), messages.shape[1]), jnp.float32)
+    for rank in range(neighbors.shape[1]):
+        sent = messages[neighbors[:, rank]].astype(jnp.float32)
+        total = total + sent * weights[:, rank, None]
+    return total.astype(messages.dtype)
 
 
 def _sum_by_blocks(messages: jax.Array, neighbors: jax.Array, weights: jax.Array) -> jax.Array:
