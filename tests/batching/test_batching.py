@@ -592,9 +592,12 @@ def test_log_chances_equal_enumeration(in_batch, power):
     run = make_run(train_pairs=pairs, train={"in_batch": in_batch}, sampling=sampling)
     items = run.graph.num_items
     chance = np.zeros(items)
+    as_query = chance
     if listed:
-        for _, target in pairs:
+        as_query = np.zeros(items)
+        for query, target in pairs:
             chance[target] += 1 / len(pairs)
+            as_query[query] += 1 / len(pairs)
     else:
         for collection in range(items, run.graph.num_nodes):
             members = run.graph.neighbors(collection)
@@ -605,15 +608,20 @@ def test_log_chances_equal_enumeration(in_batch, power):
         chance /= chance.sum()
     pool = np.arange(6, items, dtype=np.int32)
     batch_size = 8 if in_batch else 0
-    share = batch_size * chance
-    share[pool] += 6 / len(pool)
-    share /= batch_size + 6
-    expected = np.log(np.maximum(share, 1e-12))
+
+    def log_share(chance):
+        share = batch_size * chance
+        share[pool] += 6 / len(pool)
+        return np.log(np.maximum(share / (batch_size + 6), 1e-12))
+
+    # A pair the other way round has its query for a target.
+    expected, of_queries = log_share(chance), log_share(as_query)
     batch, _ = run.builder(pool=pool).make(12)
     for name in ("query", "target", "negative", "hard"):
         ids, logq = getattr(batch, f"{name}_ids")[0], getattr(batch, f"{name}_logq")[0]
         valid = ids >= 0
-        np.testing.assert_allclose(logq[valid], expected[ids[valid]], rtol=1e-5)
+        wanted = of_queries if name == "query" else expected
+        np.testing.assert_allclose(logq[valid], wanted[ids[valid]], rtol=1e-5)
         assert np.isfinite(logq).all()
     assert batch.negative_ids.min() >= 6
 
