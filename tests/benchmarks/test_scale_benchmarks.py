@@ -28,7 +28,7 @@ def test_a_process_is_measured_from_outside(tmp_path):
 
 def test_graph_build_and_stores_run(tmp_path):
     rows = graph_build.run(options(tmp_path))
-    assert [row["place"] for row in rows] == ["memory", "mapped"]
+    assert [row["storage"] for row in rows] == ["memory", "mapped"]
     assert rows[0]["distinct"] == rows[1]["distinct"] and rows[0]["seconds"] >= 0
     rows = neighborhood_store.run(options(tmp_path))
     assert [row["store"] for row in rows] == 2 * ["none", "memory", "disk"]

@@ -141,7 +141,7 @@ def test_ids_that_never_meet(tmp_path):
     _, failed, messages = examined(tmp_path, **inputs(tmp_path, good_edges(), items))
     assert failed
     assert messages["problem"] == [
-        "ids: No id of --edges (such as 'i0', 'i1', 'i2') is one of --items "
+        "ids: No id of --edges (such as 'i0', 'i1', 'i10') is one of --items "
         "(such as 'sku-0', 'sku-1', 'sku-2')."
     ]
 
@@ -265,10 +265,10 @@ def test_ids_that_look_like_missing_values_or_one_another(tmp_path):
     assert [line for line in messages["warning"] if line.startswith("ids")] == [
         "ids: 1 of 27 (3.7%) items have ids that look like a missing value (such as 'NaN'): rows "
         "without an id would all be one of the items.",
-        "ids: 1 of 27 (3.7%) items have an id that looks like another one, such as 'I5 ' like "
-        "'i5': is one thing listed under several ids?",
-        "ids: 1 of 21 (4.8%) collections have an id that looks like another one, such as 'C1' "
-        "like 'c1': is one thing listed under several ids?",
+        "ids: 1 of 27 (3.7%) items have an id that looks like another one, such as 'i5' like "
+        "'I5 ': is one thing listed under several ids?",
+        "ids: 1 of 21 (4.8%) collections have an id that looks like another one, such as 'c1' "
+        "like 'C1': is one thing listed under several ids?",
     ]
     table = ids.IdTable(pa.array(["007", "e\u0301", "7", "8.0", "\u00e9", "8", "x"]))
     assert ids.look_alikes(table) == [("7", "007"), ("\u00e9", "e\u0301"), ("8", "8.0")]
