@@ -5,6 +5,7 @@ subprocess runs with the settings a user would have.  What it shares with this
 process is the folder of compiled steps.
 """
 
+import logging as standard_logging
 import os
 import tempfile
 
@@ -19,6 +20,8 @@ import jax
 import numpy as np
 import pytest
 from absl import logging
+
+_VERBOSITY = logging.get_verbosity()
 
 jax.config.update("jax_num_cpu_devices", 4)
 # Arrays of different rank never broadcast by accident: [B] against [B, 1] is an error.
@@ -43,8 +46,13 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _verbosity_of_its_own():
-    """What a program that runs in a test wants to say does not silence the next test."""
-    before = logging.get_verbosity()
+def _logging_of_its_own():
+    """Every test begins as a process does: no earlier program or fixture decides what is logged."""
+    _reset_logging()
     yield
-    logging.set_verbosity(before)
+    _reset_logging()
+
+
+def _reset_logging() -> None:
+    standard_logging.getLogger().removeHandler(logging.get_absl_handler())
+    logging.set_verbosity(_VERBOSITY)
