@@ -151,6 +151,9 @@ def test_graph_embeddings_and_neighbors_as_values(trained, capsys):
     assert [other.item_id for other in found[ids[0]]] == [ids[row] for row in best]
     assert [other.score for other in found[ids[0]]] == pytest.approx(scores[best], abs=1e-5)
     assert all(isinstance(other, Related) for other in found[ids[0]])
+    directions = vectors[:, :-1] / np.linalg.norm(vectors[:, :-1], axis=1, keepdims=True)
+    cosines = directions[best] @ directions[0]
+    assert [other.cosine for other in found[ids[0]]] == pytest.approx(cosines, abs=1e-5)
     with pytest.raises(UserError, match="there is no item nothing"):
         pinsage_jax.neighbors(trained, ["nothing"])
 

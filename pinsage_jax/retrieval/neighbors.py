@@ -63,11 +63,12 @@ class ListSearch(Protocol):
 
 
 class Related(NamedTuple):
-    """One neighbor: its id, its score, and its title on one line ('' without titles)."""
+    """One neighbor: id, score, title on one line ('' without titles), and cosine to the query."""
 
     item_id: str
     score: float
     title: str
+    cosine: float
 
 
 def _nearest(
@@ -119,7 +120,7 @@ def _filters(config: Config, prepared: Prepared, embeddings: np.ndarray) -> Filt
 def print_neighbors(
     config: Config, prepared: Prepared, embeddings: np.ndarray, search: ListSearch | None = None
 ) -> dict[str, list[Related]]:
-    """Prints and returns the --k nearest items of each id of --query: id, score and title.
+    """Prints and returns the --k nearest items of each id of --query: id, score, cosine, title.
 
     Titles are printed where the catalog has any.
 
@@ -135,8 +136,8 @@ def print_neighbors(
         raise UserError(f"--query={config.evaluate.query} names no item.")
     found = nearest(config, names, prepared, embeddings, search)
     for name, row in zip(names, rows_of(names, prepared)):
-        table = [["item_id", "score"]]
-        table += [[neighbor.item_id, f"{neighbor.score:.4f}"] for neighbor in found[name]]
+        table = [["item_id", "score", "cosine"]]
+        table += [[n.item_id, f"{n.score:.4f}", f"{n.cosine:.4f}"] for n in found[name]]
         lines = aligned(table)
         if prepared.titles is not None:
             titles = ["title", *(neighbor.title for neighbor in found[name])]
@@ -203,11 +204,13 @@ def nearest(
     filters = _filters(config, prepared, embeddings)
     ids, scores = _nearest(config, prepared, embeddings, search, rows, filters)
     result = {}
-    for name, row_ids, row_scores in zip(names, ids, scores):
-        found = ids_and_titles(prepared, row_ids[row_ids >= 0])
+    for name, row, row_ids, row_scores in zip(names, rows, ids, scores):
+        listed = row_ids[row_ids >= 0]
+        found = ids_and_titles(prepared, listed)
+        cosines = _cosines(config, embeddings, np.full(len(listed), row), listed)
         result[name] = [
-            Related(neighbor, float(score), "".join(title))
-            for (neighbor, *title), score in zip(found, row_scores)
+            Related(neighbor, float(score), "".join(title), float(cosine))
+            for (neighbor, *title), score, cosine in zip(found, row_scores, cosines)
         ]
     return result
 

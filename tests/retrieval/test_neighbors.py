@@ -25,22 +25,22 @@ def naive_neighbors(embeddings, query, k):
 LINE = np.array([[1, 0], [3, 0], [2, 0], [0, 1], [-1, 0]], np.float32)
 
 
-def test_table_lists_id_score_and_title(tmp_path, capsys):
+def test_table_lists_id_score_cosine_and_title(tmp_path, capsys):
     titles = ["Zero", "One\nand a half", None, "Three" * 40, "Four"]
     prepared = make_prepared(graph_of(5), titles=titles)
     neighbors.print_neighbors(make_config(tmp_path, query="item-0, item-3", k=3), prepared, LINE)
     assert capsys.readouterr().out.splitlines() == [
         "query  item-0  Zero",
-        "item_id   score  title",
-        "item-1   3.0000  One and a half",
-        "item-2   2.0000",
-        "item-3   0.0000  " + ("Three" * 40)[:67] + "...",
+        "item_id   score  cosine  title",
+        "item-1   3.0000  1.0000  One and a half",
+        "item-2   2.0000  1.0000",
+        "item-3   0.0000  0.0000  " + ("Three" * 40)[:67] + "...",
         "",
         "query  item-3  " + ("Three" * 40)[:67] + "...",
-        "item_id   score  title",
-        "item-0   0.0000  Zero",
-        "item-1   0.0000  One and a half",
-        "item-2   0.0000",
+        "item_id   score  cosine  title",
+        "item-0   0.0000  0.0000  Zero",
+        "item-1   0.0000  0.0000  One and a half",
+        "item-2   0.0000  0.0000",
         "",
     ]
 
@@ -51,8 +51,8 @@ def test_table_without_titles_and_with_few_items(tmp_path, capsys):
     neighbors.print_neighbors(config, prepared, LINE[:2])
     assert capsys.readouterr().out.splitlines() == [
         "query  item-1",
-        "item_id   score",
-        "item-0   3.0000",
+        "item_id   score  cosine",
+        "item-0   3.0000  1.0000",
         "",
     ]
 
