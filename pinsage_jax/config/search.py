@@ -7,6 +7,11 @@ import dataclasses
 from pinsage_jax.config.fields import Checked, constant, option
 from pinsage_jax.core.errors import UserError
 
+# Settings of search that say which items lists hold.
+_LIST_RULES = (
+    "exclude_seen", "one_per_collection", "min_degree", "where", "boost", "one_per", "block_items",
+    "allow_items", "diversity",
+)  # fmt: skip
 DEFAULT_SETTINGS = "hnsw16:32,hnsw16:128,hnsw32:64,hnsw32:256,ivfpq32:8,ivfpq32:32,ivfpq64:32"
 
 
@@ -129,6 +134,15 @@ class SearchConfig(Checked):
         super().validate()
         if not self.index_settings.strip():
             raise UserError("--index_settings names no index; leave it out for the usual ones.")
+
+    @property
+    def list_rules(self) -> str:
+        """The flags given that say which items lists hold, for a message; "" without any."""
+        return ", ".join(
+            f"--{field.name}={getattr(self, field.name)}"
+            for field in dataclasses.fields(self)
+            if field.name in _LIST_RULES and getattr(self, field.name) != field.default
+        )
 
 
 @dataclasses.dataclass(frozen=True)

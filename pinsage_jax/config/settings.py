@@ -109,6 +109,11 @@ class Config(Checked):
             raise UserError(
                 f"--search={self.search.search}: the index does not hold --new_items; leave it out."
             )
+        if self.mode == "serve" and (given := self.search.list_rules):
+            raise UserError(
+                f"{given} does not go with --mode=serve, whose requests carry their own rules "
+                "(where, boost, one_per, block_items, allow_items); leave it out."
+            )
         if self.evaluate.queries and (self.evaluate.query or self.new.new_items):
             raise UserError("--queries cannot go with --query or --new_items; give one of them.")
         if self.update.has_changes and (self.mode != "embed" or self.new.new_items):

@@ -257,3 +257,25 @@ def test_a_size_that_is_none(size, sentence):
     with pytest.raises(UserError) as caught:
         parsed(f"--synthetic_size={size}")
     assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--where=price < 3", "--boost=1 + sale", "--one_per=brand", "--block_items=a,b",
+        "--allow_items=a.csv", "--min_degree=2", "--diversity=0.5", "--exclude_seen=on",
+        "--one_per_collection=True",
+    ],
+)  # fmt: skip
+def test_the_server_refuses_rules_that_it_would_ignore(flag):
+    with pytest.raises(UserError) as caught:
+        parsed("--mode=serve", flag)
+    assert str(caught.value).startswith(f"{flag} does not go with --mode=serve, whose requests")
+    parsed("--mode=neighbors", flag)
+
+
+def test_the_server_takes_the_flags_that_it_follows():
+    followed = ("--search=hnsw32:64", "--related_by=vectors", "--popularity_weight=0.5")
+    assert parsed("--mode=serve", *followed, "--min_degree=0").search.popularity_weight == 0.5
+    with pytest.raises(UserError, match=r"^--min_degree=2, --where=price < 3 does not go with"):
+        parsed("--mode=serve", "--where=price < 3", "--min_degree=2")
