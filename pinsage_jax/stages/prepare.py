@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.catalog.prepare import prepare as prepare_tables
+from pinsage_jax.config.data import catalog_of_size
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.distributed import process_group
@@ -21,6 +23,7 @@ def load_graph(config: Config) -> Prepared:
     Of several processes only that of rank 0 reads the tables.
     """
     if process_group.is_rank0():
+        _check_example(config)
         prepare_tables(config, lambda prepared: _check_replaces(config, prepared))
         if _fits_checkpoint(config):
             remember(config)
@@ -43,11 +46,43 @@ def _check_replaces(config: Config, new: Prepared) -> None:
     if not differences and _has_other_features(config, new):
         differences = ["on other features than the workdir holds"]
     if differences:
-        found = ", ".join(differences).replace("the workdir holds", "the tables have now")
-        raise UserError(
-            f"The model in {config.workdir} was trained {found}; nothing was replaced. Train a new "
-            "model in its place with --retrain, or choose another --workdir."
-        )
+        raise _refused(config, differences)
+
+
+def _check_example(config: Config) -> None:
+    """Refuses to generate another example than that of the workdir's model.
+
+    Before its tables take the place of those in WORKDIR/inputs.
+
+    Raises:
+      UserError: the model was trained on another example, or on tables that were given.
+    """
+    meta = compatibility.saved_meta(config.workdir) if config.synthetic.synthetic else None
+    saved = (meta or {}).get("config", {}).get("synthetic")
+    if saved is None:
+        return
+    if not saved["synthetic"]:
+        raise _refused(config, ["on other tables than the example of --synthetic"])
+    before = saved["synthetic_catalog"] or dataclasses.asdict(
+        catalog_of_size(saved["synthetic_size"])
+    )
+    catalogs = before, dataclasses.asdict(config.synthetic.chosen)
+    # Counts are named as those of tables, for the same sentences.
+    names = {"items": "num_items", "collections": "num_collections"}
+    data = [{names.get(name, name): value for name, value in each.items()} for each in catalogs]
+    if differences := compatibility.data_differences(*data):
+        raise _refused(config, differences)
+
+
+def _refused(config: Config, differences: list[str]) -> UserError:
+    """The error for tables that are not those of the workdir's model."""
+    found = compatibility.format_differences(differences)
+    for now in ("the workdir holds", "the workdir has"):
+        found = found.replace(now, "the tables have now")
+    return UserError(
+        f"The model in {config.workdir} was trained {found}; nothing was replaced. Train a new "
+        "model in its place with --retrain, or choose another --workdir."
+    )
 
 
 def _has_other_features(config: Config, new: Prepared) -> bool:
@@ -83,6 +118,7 @@ def doctor(config: Config) -> dict[str, Any]:
     # Its forecast trains for some steps; the other stages of this module need no JAX.
     from pinsage_jax.checkup.doctor import examine
 
+    _check_example(config)
     return examine(config)
 
 

@@ -88,7 +88,7 @@ def check_same_training(
     for name, saved, now in _differences(meta.get("config", {}).get("model", {}), model_config):
         differences.append(f"with {name}={saved} but this run asks for {now}")
     if differences:
-        listed = _format_list(differences)
+        listed = format_differences(differences)
         raise UserError(f"The checkpoint in {folder} was trained {listed}; {_REMEDY}.")
 
 
@@ -176,7 +176,7 @@ def check_same_arrays(
                 differences.append(f"{path} is {dtype}{shape} there and {wanted}{here} here")
     if differences:
         raise UserError(
-            f"The checkpoint {folder} does not fit this model: {_format_list(differences)}; "
+            f"The checkpoint {folder} does not fit this model: {format_differences(differences)}; "
             f"{_REMEDY}."
         )
 
@@ -194,7 +194,8 @@ def _differences(
     return [pair for pair in pairs if pair[1] != pair[2]]
 
 
-def _format_list(differences: list[str]) -> str:
+def format_differences(differences: list[str]) -> str:
+    """The first few differences, and the number of the others, as part of a sentence."""
     more = len(differences) - _MOST_DIFFERENCES
     return ", ".join(differences[:_MOST_DIFFERENCES]) + (f" ({more} more)" if more > 0 else "")
 

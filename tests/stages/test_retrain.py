@@ -13,6 +13,7 @@ import small_shop
 
 import pinsage_jax
 from pinsage_jax import main
+from pinsage_jax.config.data import catalog_of_size
 from pinsage_jax.core import exchange, workdir
 from pinsage_jax.core.costs import COSTS_FILE
 from pinsage_jax.core.errors import UserError
@@ -88,6 +89,36 @@ def test_other_features_are_refused_too(shop, capfd):
     (shop / "items.csv").write_text(text.replace("w3", "w4"))
     assert run("--workdir=run") == 2
     assert "was trained on other features than the tables have now;" in capfd.readouterr().err
+
+
+def example_model(workdir, **synthetic):
+    """A checkpoint, in name alone, of a model that was trained on an example or on tables."""
+    step = workdir / CHECKPOINTS / "3"
+    (step / "meta").mkdir(parents=True, exist_ok=True)
+    (step / "checksums.json").write_text("{}")
+    meta = {"config": {"synthetic": synthetic}, "data": {}}
+    (step / "meta" / "metadata").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("mode", ["prepare", "doctor", "pipeline"])
+def test_another_example_is_refused_before_its_tables_are_written(mode, tmp_path, capfd):
+    of_a_size = {"synthetic": True, "synthetic_size": "60x300", "synthetic_catalog": None}
+    own = {**of_a_size, "synthetic_catalog": dict(vars(catalog_of_size("80x301")))}
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "inputs" / "edges.parquet").write_text("as it was")
+    for saved, size, sentence in (
+        (of_a_size, "80x300", "on a catalog of 60 items but the tables have now 80, "),
+        (of_a_size, "60x400", "with edges=300 but the tables have now 400; nothing"),
+        (own, "80x300", "with edges=301 but the tables have now 300; nothing"),
+        ({"synthetic": False}, "60x300", "on other tables than the example of --synthetic; "),
+    ):
+        example_model(tmp_path, **saved)
+        before = contents(tmp_path)
+        flags = (f"--workdir={tmp_path}", "--synthetic", f"--synthetic_size={size}")
+        assert run(*flags, f"--mode={mode}") == 2
+        message = capfd.readouterr().err.splitlines()[-1]
+        assert message.startswith(f"error: The model in {tmp_path} was trained {sentence}")
+        assert contents(tmp_path) == before
 
 
 def test_tables_that_were_written_again_alike_go_on(shop):

@@ -305,8 +305,10 @@ def test_a_checkpoint_of_other_data_is_refused(workdir, saved, tmp_path):
         config,
         synthetic=SyntheticConfig(True, synthetic_catalog=dataclasses.replace(CATALOG, items=500)),
     )
+    inputs = {path: path.stat().st_mtime_ns for path in (workdir / "inputs").iterdir()}
     with pytest.raises(UserError, match="catalog of 600 items but the tables have now 500"):
         prepare(other)
+    assert {path: path.stat().st_mtime_ns for path in (workdir / "inputs").iterdir()} == inputs
     # Training refuses them too, in case they came by another way.
     elsewhere = dataclasses.replace(other, workdir=str(tmp_path / "elsewhere"))
     prepare(elsewhere)
