@@ -133,6 +133,29 @@ def fitted(world):
     return split, model, report, whole
 
 
+def test_given_pairs_are_fitted_on_where_validation_took_them(world):
+    graph = world[0]
+    rng = np.random.default_rng(1)
+    given = np.unique(rng.integers(0, 270, (400, 2)).astype(np.int32), axis=0)
+    given = rng.permutation(given[given[:, 0] != given[:, 1]])
+    config = SplitConfig(validation_collections=0.3, validation_cold_items=0.15)
+    split = validation_split(graph, config, 0, given)
+    pairs = ranking_pairs(graph, split, 0)
+    # Those that validation took, in order, and no other: training kept the rest, none is drawn.
+    assert pairs.dtype == np.int32 and len(pairs) >= 100
+    assert pairs.tolist() == sorted(split.pairs.tolist())
+    rest = {tuple(pair) for pair in given.tolist()} - {tuple(pair) for pair in pairs.tolist()}
+    assert rest >= {tuple(pair) for pair in split.train_pairs.tolist()} != set()
+    # The queries have edges; targets without any are cold ones of the split.
+    degree = split.train_graph.degree()
+    assert (degree[pairs[:, 0]] > 0).all()
+    cold = pairs[degree[pairs[:, 1]] == 0, 1]
+    assert len(cold) and set(cold.tolist()) & set(split.items.tolist())
+    # A pair that is there twice counts once, and the seed draws nothing.
+    twice = dataclasses.replace(split, pairs=np.concatenate([split.pairs, split.pairs[:9]]))
+    np.testing.assert_array_equal(ranking_pairs(graph, twice, 7), pairs)
+
+
 def test_features_are_what_their_names_say(world, fitted):
     graph, features, vectors = world
     source, rows = fitted[3], np.array([4, 280, 11])
