@@ -21,7 +21,7 @@ from pinsage_jax.checkup.findings import PROBLEM, WARNING, Finding, Findings
 from pinsage_jax.checkup.inputs import read_inputs
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
-from pinsage_jax.core.text_table import aligned
+from pinsage_jax.core.text_table import aligned, terminal_width
 
 DOCTOR_FILE = "doctor.json"
 _WIDTH = 100
@@ -65,7 +65,7 @@ def examine(config: Config) -> dict[str, Any]:
         "forecast": forecast,
         "findings": [dataclasses.asdict(finding) for finding in findings],
     }
-    print(doctor_text(result))
+    print(doctor_text(result, terminal_width()))
     files.write_json(pathlib.Path(config.workdir) / DOCTOR_FILE, result)
     table_checks.refuse_problems(findings)
     return result
@@ -86,16 +86,17 @@ def _check_machine(forecast: dict[str, Any], findings: Findings) -> None:
             )
 
 
-def doctor_text(result: dict[str, Any]) -> str:
-    """The tables and findings as text for a terminal."""
+def doctor_text(result: dict[str, Any], width: int | None = None) -> str:
+    """The tables and findings as text, in lines of at most `width` characters."""
+    prose = min(_WIDTH, width or _WIDTH)
     lines: list[str] = []
     if counts := result["counts"]:
-        lines += [*aligned(_count_rows(counts)), ""]
+        lines += [*aligned(_count_rows(counts), width), ""]
         quantiles = [["sizes", "median", "99th percentile", "maximum"]]
         for what in ("collections_per_item", "items_per_collection"):
             numbers = [f"{value:,}" for value in counts[what].values()]
             quantiles.append([what.replace("_", " "), *numbers])
-        lines += [*aligned(quantiles), ""]
+        lines += [*aligned(quantiles, width, least=4), ""]
     if result["features"]:
         rows = [["feature column", "kind", "width", "rows with a value"]]
         for column in result["features"]:
@@ -103,13 +104,13 @@ def doctor_text(result: dict[str, Any]) -> str:
             rows.append(
                 [column["column"], column["kind"], f"{column['width']:,}", f"{present:.1%}"]
             )
-        lines += [*aligned(rows), ""]
+        lines += [*aligned(rows, width, least=4), ""]
     for sentence in result["columns"]:
-        lines += textwrap.wrap(sentence, _WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+        lines += textwrap.wrap(sentence, prose, subsequent_indent="    ", break_on_hyphens=False)
     if result["columns"]:
         lines.append("")
     if forecast := result["forecast"]:
-        lines += [*_forecast_lines(forecast), ""]
+        lines += [*_forecast_lines(forecast, width), ""]
     found = [Finding(**finding) for finding in result["findings"]]
     for level, heading in ((PROBLEM, "Problems"), (WARNING, "Warnings")):
         sentences = [finding for finding in found if finding.level == level]
@@ -118,7 +119,7 @@ def doctor_text(result: dict[str, Any]) -> str:
         for finding in sentences:
             lines += textwrap.wrap(
                 f"{finding.topic}: {finding.sentence}",
-                _WIDTH,
+                prose,
                 initial_indent="  - ",
                 subsequent_indent="    ",
                 break_long_words=False,
@@ -142,13 +143,13 @@ def _count_rows(counts: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _forecast_lines(forecast: dict[str, Any]) -> list[str]:
+def _forecast_lines(forecast: dict[str, Any], width: int | None) -> list[str]:
     machine = forecast["machine"]
     rows = [["forecast of --mode=pipeline", "minutes", "CPU minutes"]]
     for name, value in forecast["seconds"].items():
         rows.append([name, f"{value / 60:.1f}", f"{forecast['cpu_seconds'][name] / 60:.1f}"])
     rows.append(["total", f"{forecast['minutes']:.1f}", f"{forecast['cpu_minutes']:.1f}"])
-    lines = [*aligned(rows), ""]
+    lines = [*aligned(rows, width), ""]
     rows = [
         ["steps", f"{forecast['steps']:,} of {forecast['step_seconds']:.2f} s"],
         ["peak memory", f"{forecast['memory_bytes'] / _GIB:.2f} GiB "
@@ -156,7 +157,7 @@ def _forecast_lines(forecast: dict[str, Any]) -> list[str]:
         ["disk", f"{forecast['disk_bytes'] / _GIB:.2f} GiB "
          f"({machine['disk_free_bytes'] / _GIB:.1f} free)"],
     ]  # fmt: skip
-    lines += aligned(rows)
+    lines += aligned(rows, width)
     if forecast["not_counted"]:
         lines.append(f"Not in the forecast: baselines {', '.join(forecast['not_counted'])}.")
     return lines

@@ -30,6 +30,7 @@ from pinsage_jax.config.settings import Config, path_of
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import raise_if_stopped
+from pinsage_jax.core.text_table import terminal_width
 from pinsage_jax.evaluation import metrics
 from pinsage_jax.evaluation.ablation_table import ablation_tables
 from pinsage_jax.graph.csr import Graph
@@ -255,7 +256,7 @@ def ablate(
         "variants": reports,
         "kinds": _compare(ranks, pairs, config.evaluate.bootstrap, config.seed),
     }
-    print(ablation_tables(result))
+    print(ablation_tables(result, terminal_width()))
     path = pathlib.Path(config.workdir) / RESULT_FILE
     files.write_json(path, result)
     logging.info("ablations written to %s", path)

@@ -10,6 +10,7 @@ written to WORKDIR/explain as JSON.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pathlib
 import re
@@ -23,7 +24,7 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.core.text_table import aligned
+from pinsage_jax.core.text_table import aligned, terminal_width
 from pinsage_jax.evaluation.baselines import Content
 from pinsage_jax.retrieval.neighbors import ids_and_titles, rows_of
 from pinsage_jax.retrieval.ranks import ranks_from_scores
@@ -67,7 +68,7 @@ def explain(config: Config, prepared: Prepared, embeddings: np.ndarray) -> dict[
         "embedding": _embedding(config, prepared, embeddings, rows),
         "neighbors": _pooled_neighbors(config, prepared, rows),
     }
-    print(format_explanation(result))
+    print(format_explanation(result, terminal_width()))
     path = pathlib.Path(config.workdir) / FOLDER / file_name(*names)
     files.write_json(path, result)
     print(f"\nWritten to {path}")
@@ -204,8 +205,9 @@ def _node(prepared: Prepared, node: int) -> dict[str, str]:
     return {"item_id": name, "title": "".join(title)}
 
 
-def format_explanation(result: dict[str, Any]) -> str:
-    """The explanation as aligned text."""
+def format_explanation(result: dict[str, Any], width: int | None = None) -> str:
+    """The explanation as aligned text, its tables of at most `width` characters."""
+    table = functools.partial(aligned, width=width, least=3)
     query, target = result["query"], result["target"]
     lines = [
         f"{heading}  {_format_node(item)}"
@@ -222,7 +224,7 @@ def format_explanation(result: dict[str, Any]) -> str:
     visits = f"visits by walks from the other ({walk['walks']:,} walks)"
     rows.append([visits, f"{of_query['visits']:,}", f"{of_target['visits']:,}"])
     rows.append(["rank by visits", _format_visit_rank(of_query), _format_visit_rank(of_target)])
-    lines += ["", *aligned(rows), ""]
+    lines += ["", *table(rows), ""]
     score = f"score {embedding['score']:.4f}"
     if "similarity" in embedding:
         score += (
@@ -246,12 +248,12 @@ def format_explanation(result: dict[str, Any]) -> str:
         rows = [[heading, "weight", "from the walk"]]
         for node in result["neighbors"][name]:
             rows.append([_format_node(node), f"{node['weight']:.4f}", f"{node['walk_weight']:.4f}"])
-        lines += ["", *(aligned(rows) if len(rows) > 1 else [f"{heading}: none"])]
+        lines += ["", *(table(rows) if len(rows) > 1 else [f"{heading}: none"])]
     rows = [["neighbors of both", "weight in query", "weight in target"]]
     for node in result["neighbors"]["in_both"]:
         weights = node["weight_in_query"], node["weight_in_target"]
         rows.append([_format_node(node), *(f"{weight:.4f}" for weight in weights)])
-    lines += ["", *(aligned(rows) if len(rows) > 1 else ["neighbors of both: none"])]
+    lines += ["", *(table(rows) if len(rows) > 1 else ["neighbors of both: none"])]
     return "\n".join(lines)
 
 

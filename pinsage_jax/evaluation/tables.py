@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import shutil
-import sys
 import textwrap
 from typing import Any
 
-from pinsage_jax.core.text_table import aligned
+from pinsage_jax.core.text_table import aligned, columns_that_fit, terminal_width
 from pinsage_jax.evaluation.baseline_choice import NAMES
 from pinsage_jax.evaluation.metrics import NDCG_DEPTH
 from pinsage_jax.retrieval.ranks import TIE_RULE
@@ -59,9 +57,10 @@ def evaluation_tables(result: dict[str, Any]) -> str:
 
 def printed_tables(result: dict[str, Any], workdir: str) -> str:
     """What a person reads after an evaluation: all tables, or on a terminal one that fits it."""
-    if not sys.stdout.isatty():
+    width = terminal_width()
+    if width is None:
         return evaluation_tables(result)
-    return evaluation_summary(result, shutil.get_terminal_size().columns, workdir)
+    return evaluation_summary(result, width, workdir)
 
 
 def evaluation_summary(result: dict[str, Any], width: int, workdir: str) -> str:
@@ -81,9 +80,7 @@ def evaluation_summary(result: dict[str, Any], width: int, workdir: str) -> str:
         metrics = [result["methods"][method][group][name]["metrics"] for _, group, name in groups]
         cells = [" / ".join(_number(each, metric) for metric in _WITH_INTERVAL) for each in metrics]
         rows.append([method, *cells])
-    kept = len(groups)
-    while kept > 1 and max(map(len, aligned([row[: kept + 1] for row in rows]))) > width:
-        kept -= 1
+    kept = columns_that_fit(rows, width) - 1
     notes = [f"Note: {note}." for note in result["notes"]]
     if kept < len(groups):
         notes.append(f"Also measured: {', '.join(heads[kept:])}.")
@@ -92,7 +89,7 @@ def evaluation_summary(result: dict[str, Any], width: int, workdir: str) -> str:
         f"{result['pairs']:,} pairs of {result['queries']:,} queries, each ranked among "
         f"{result['catalog_items']:,} items."
     )
-    table = aligned([row[: kept + 1] for row in rows])
+    table = aligned([row[: kept + 1] for row in rows], width)
     fill = functools.partial(
         textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False
     )

@@ -25,7 +25,7 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.core.text_table import aligned
+from pinsage_jax.core.text_table import aligned, terminal_width, with_last_column
 from pinsage_jax.listing.filters import Filters
 from pinsage_jax.listing.rules import Listing, Rules, rules_of
 from pinsage_jax.recommend import metrics
@@ -288,7 +288,7 @@ def _print(users: np.ndarray, ids: np.ndarray, scores: np.ndarray, prepared: Pre
         if prepared.titles is not None:
             titles = prepared.titles.take(pa.array(row[valid].astype(np.int64))).to_pylist()
             column = ["title", *(" ".join((title or "").split())[:70] for title in titles)]
-            lines = [f"{line}  {title}".rstrip() for line, title in zip(lines, column)]
+            lines = with_last_column(lines, column, terminal_width())
         print("\n".join([f"for  {name}", *lines, ""]))
 
 
@@ -330,4 +330,4 @@ def _table(methods: dict[str, dict[str, Any]]) -> str:
     rows = [["method", *metrics.METRICS]]
     for name, values in methods.items():
         rows.append([name, *(f"{values[metric]:.4f}" for metric in metrics.METRICS)])
-    return "\n".join(aligned(rows))
+    return "\n".join(aligned(rows, terminal_width()))

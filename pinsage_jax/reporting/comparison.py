@@ -21,6 +21,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.costs import COSTS_FILE
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.text_table import terminal_width
 from pinsage_jax.evaluation import metrics
 from pinsage_jax.evaluation.evaluate import MAIN
 from pinsage_jax.export.reader import load_embeddings
@@ -83,7 +84,7 @@ def compare(config: Config) -> dict[str, Any]:
         "lists": [_lists(run) for run in (first, second)],
         "costs": [_costs(run) for run in (first, second)],
     }
-    print(format_comparison(result))
+    print(format_comparison(result, terminal_width()))
     files.write_json(pathlib.Path(config.workdir) / COMPARE_FILE, result)
     return result
 

@@ -11,22 +11,26 @@ _TABLE_METRICS = ("hit@10", "hit@100", "ndcg@10", "mrr")
 _GIB = 2**30
 
 
-def format_comparison(result: dict[str, Any]) -> str:
-    """Tables of settings, data, metrics, neighbors and costs; A is the first run, B the second."""
+def format_comparison(result: dict[str, Any], width: int | None = None) -> str:
+    """Tables of settings, data, metrics, neighbors and costs; A is the first run, B the second.
+
+    Args:
+      width: characters of a line of a terminal, for which tables are brief; None: no limit.
+    """
     lines = [f"A: {result['runs'][0]}", f"B: {result['runs'][1]}", ""]
-    lines += _settings(result)
+    lines += _settings(result, width)
     rows = [["data", "A", "B"]]
     rows += [
         [name.replace("_", " "), *(_count(data[name]) for data in result["data"])]
         for name in result["data"][0]
     ]
-    lines += [*aligned(rows), "", *_metrics(result["metrics"]), ""]
-    lines += [*_neighbors(result["neighbors"]), *_lists(result["lists"])]
-    lines += _costs(result["costs"])
+    lines += [*_aligned(rows, width), "", *_metrics(result["metrics"], width), ""]
+    lines += [*_neighbors(result["neighbors"]), *_lists(result["lists"], width)]
+    lines += _costs(result["costs"], width)
     return "\n".join(lines)
 
 
-def _settings(result: dict[str, Any]) -> list[str]:
+def _settings(result: dict[str, Any], width: int | None) -> list[str]:
     lines = [
         f"The settings of {name} are unknown (no checkpoint of its embeddings' step)."
         for name, known in zip("AB", result["settings_known"])
@@ -37,10 +41,10 @@ def _settings(result: dict[str, Any]) -> list[str]:
     rows = [["settings that differ", "A", "B"]]
     for row in result["settings"]:
         rows.append([f"--{row['flag']}", *(str(value) or "(empty)" for value in row["values"])])
-    return [*lines, *aligned(rows), ""]
+    return [*lines, *_aligned(rows, width), ""]
 
 
-def _metrics(result: dict[str, Any]) -> list[str]:
+def _metrics(result: dict[str, Any], width: int | None) -> list[str]:
     of_a, of_b = result["pairs_of_each"]
     if not result["pairs"]:
         return [
@@ -63,11 +67,21 @@ def _metrics(result: dict[str, Any]) -> list[str]:
         for name in _TABLE_METRICS:
             values = scored["metrics"][name]
             intervals = values.get("intervals", [None, None])
+            if width is not None:
+                # The difference is what a narrow table is read for.
+                intervals = [None, None]
             cells = [_number(*pair) for pair in zip(values["values"], intervals)]
             bounds = [values["low"], values["high"]] if "low" in values else None
             rows.append([name, *cells, _number(values["difference"], bounds, signed=True)])
-        lines += ["", *aligned(rows)]
+        lines += ["", *_aligned(rows, width)]
+    if width is not None:
+        lines += ["", "Intervals of A and of B: compare.json."]
     return lines
+
+
+def _aligned(rows: list[list[str]], width: int | None) -> list[str]:
+    """A table whose columns are compared with each other, so that none is left out."""
+    return aligned(rows, width, least=len(rows[0]))
 
 
 def _number(value: float, interval: list[float] | None, signed: bool = False) -> str:
@@ -91,17 +105,17 @@ def _neighbors(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _lists(lists: list[dict[str, Any] | None]) -> list[str]:
+def _lists(lists: list[dict[str, Any] | None], width: int | None) -> list[str]:
     if any(statistics is None for statistics in lists):
         return []
     rows = [["lists of 10", "A", "B"]]
     for name, title in LIST_COLUMNS.items():
         cells = [format_statistic(found, name) for found in lists if found is not None]
         rows.append([title, *cells])
-    return ["", *aligned(rows)]
+    return ["", *_aligned(rows, width)]
 
 
-def _costs(costs: list[dict[str, Any] | None]) -> list[str]:
+def _costs(costs: list[dict[str, Any] | None], width: int | None) -> list[str]:
     known = [cost for cost in costs if cost is not None]
     if len(known) < len(costs):
         return []
@@ -113,7 +127,7 @@ def _costs(costs: list[dict[str, Any] | None]) -> list[str]:
         rows.append([name.replace("_", " "), *(_count(cost.get(name)) for cost in known)])
     memory = [f"{cost['peak_memory_bytes'] / _GIB:.2f}" for cost in known]
     rows.append(["peak memory, GiB", *memory])
-    return ["", *aligned(rows)]
+    return ["", *_aligned(rows, width)]
 
 
 def _count(value: Any) -> str:

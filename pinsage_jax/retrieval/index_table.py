@@ -22,7 +22,7 @@ from absl import logging
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.signals import raise_if_stopped
-from pinsage_jax.core.text_table import aligned
+from pinsage_jax.core.text_table import aligned, terminal_width
 from pinsage_jax.retrieval import ann
 from pinsage_jax.retrieval.ann import AnnSearch, Setting
 from pinsage_jax.retrieval.export_quality import (
@@ -101,12 +101,16 @@ def build_indexes(config: Config, vectors: np.ndarray, threads: int) -> dict[str
             "files": files.checksums(temporary, names),
         }
         files.write_json(temporary / TABLE, result)
-    print(format_table(table))
+    print(format_table(table, terminal_width()))
     return result
 
 
-def format_table(table: list[dict[str, Any]]) -> str:
-    """The measured settings as an aligned text table, one line per setting."""
+def format_table(table: list[dict[str, Any]], width: int | None = None) -> str:
+    """The measured settings as an aligned text table, one line per setting.
+
+    Args:
+      width: most characters of a line; None: no limit.
+    """
     rows = [
         ["search", "recall@10", "unreranked", "p50 ms", "p99 ms", "build s", "MiB"],
     ]
@@ -122,7 +126,7 @@ def format_table(table: list[dict[str, Any]]) -> str:
                 f"{line['bytes'] / 2**20:.1f}" if "bytes" in line else "",
             ]
         )
-    return "\n".join(aligned(rows))
+    return "\n".join(aligned(rows, width))
 
 
 def _recall(search: AnnSearch, vectors, rows, expected) -> dict[str, float]:

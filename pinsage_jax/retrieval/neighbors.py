@@ -22,7 +22,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.core.text_table import aligned
+from pinsage_jax.core.text_table import aligned, terminal_width, with_last_column
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.listing.filters import Filters
 from pinsage_jax.listing.rules import Listing, Rules, rules_of
@@ -141,7 +141,7 @@ def print_neighbors(
         lines = aligned(table)
         if prepared.titles is not None:
             titles = ["title", *(neighbor.title for neighbor in found[name])]
-            lines = [f"{line}  {title}".rstrip() for line, title in zip(lines, titles)]
+            lines = with_last_column(lines, titles, terminal_width())
         heading = "  ".join(["query", *ids_and_titles(prepared, np.array([row]))[0]]).rstrip()
         print("\n".join([heading, *lines, ""]))
     return found

@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -88,6 +89,17 @@ def test_good_inputs_have_no_findings(tmp_path, capsys):
         ("price", 27, 1), ("text", 27, 512),
     ]  # fmt: skip
     assert "No problems and no warnings." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_on_a_terminal_the_tables_fit_it(width, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    result, *_ = examined(tmp_path, **inputs(tmp_path, good_edges(), good_items()))
+    printed = capsys.readouterr().out.splitlines()
+    assert max(map(len, printed)) <= width < max(map(len, doctor.doctor_text(result).splitlines()))
+    assert any(line.startswith("sizes") and "maximum" in line for line in printed)
+    assert all(any(line.startswith(f"{name} ") for line in printed) for name in ("price", "text"))
 
 
 def test_edges_that_repeat_and_items_alone(tmp_path):

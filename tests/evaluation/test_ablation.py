@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -243,6 +244,24 @@ def test_scores_and_differences_by_hand(tmp_path, small_rng, capsys):
     assert "kind warm (24)" in text and "kind cold (12)" in text
     assert re.search(r"^  K0 +num_layers=0$", text, re.M)
     assert re.search(r"^  K1 +\(as base\)$", text, re.M)
+
+
+@pytest.mark.parametrize("width", [50, 80, 200])
+def test_on_a_terminal_the_tables_fit_it(width, tmp_path, small_rng, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    result = Bench(tmp_path, small_rng).run()
+    text = capsys.readouterr().out
+    tables = text[text.index("Settings that differ") :].splitlines()
+    assert max(map(len, tables)) <= width
+    head, base, variant = text[text.index("all pairs (36)") :].splitlines()[:3]
+    shown = result["kinds"]["all"]["variants"]["K0"]
+    values = [f"{shown['metrics'][name]['value']:.3f}" for name in ("hit@10", "hit@100")]
+    assert head.split()[3:5] == ["hit@10", "hit@100"] and variant.split()[1:3] == values
+    assert head.endswith("minutes") == (width == 200)
+    difference = f"{shown['minus_base']['hit@10']['value']:+.3f} ["
+    assert (difference in variant) == ("variant - base, hit@10" in head) == (width >= 80)
+    assert base.startswith("base") and "ablate.json" in text
 
 
 def test_finished_variants_are_not_trained_again(tmp_path, small_rng, monkeypatch):

@@ -19,6 +19,7 @@ from pinsage_jax.export import writer
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.reporting import comparison
 from pinsage_jax.reporting.comparison import Run
+from pinsage_jax.reporting.comparison_text import format_comparison
 from pinsage_jax.reporting.sources import Source
 
 
@@ -80,6 +81,34 @@ def test_intervals_of_the_difference_are_paired(vectors, tmp_path):
         assert (found[name]["low"], found[name]["high"]) == (0.0, 0.0)
     spread = [high - low for low, high in found["mrr"]["intervals"]]
     assert spread[0] == spread[1] > 0
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_on_a_terminal_the_tables_fit_it(width, vectors, tmp_path):
+    runs = [small_run(tmp_path, some, PAIRS, KINDS) for some in vectors]
+    long = ["epochs=" + "1" * 90, "9"]
+    found = comparison.compare_metrics(*runs, 200, 3)
+    result = {
+        "runs": ["a", "b"],
+        "settings": [{"flag": "text_columns", "values": long}],
+        "settings_known": [True, True],
+        "data": [{"items_without_edges": 10**6}] * 2,
+        "metrics": found,
+        "neighbors": {"items": 0},
+        "lists": [None, None],
+        "costs": [{"seconds": {"train": 1.5}, "peak_memory_bytes": 1 << 30}] * 2,
+    }
+    whole, cut = (format_comparison(result, limit) for limit in (None, width))
+    assert long[0] in whole and "Intervals of A" not in whole
+    tables = [line for line in cut.splitlines() if "   " in line]
+    assert len(tables) > 15 and max(map(len, tables)) <= width
+    assert "epochs=1" in cut and "1..." in cut and "--text_columns" in cut
+    values = found["kinds"]["all"]["metrics"]["mrr"]
+    row = next(line for line in tables if line.startswith("mrr")).split()
+    assert row[1:3] == [f"{value:.3f}" for value in values["values"]]
+    assert " ".join(row[3:]) == (
+        f"{values['difference']:+.3f} [{values['low']:+.3f}, {values['high']:+.3f}]"
+    )
 
 
 def test_without_bootstrap_there_are_no_intervals(vectors, tmp_path):

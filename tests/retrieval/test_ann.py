@@ -81,6 +81,9 @@ def test_the_table_reports_the_recall_of_each_setting(indexed_catalog, tmp_path,
     assert lines["ivfpq12:99"]["recall@10"] >= lines["ivfpq12:99"]["recall@10_unreranked"]
     text = index_table.format_table(result["settings"]).splitlines()
     assert len(text) == 6 and "recall@10" in text[0] and text[2].startswith("hnsw8:16")
+    narrow = index_table.format_table(result["settings"], 44).splitlines()
+    assert max(map(len, narrow)) <= 44 and text[0].startswith(narrow[0])
+    assert narrow[-1] == "Not shown: p99 ms, build s, MiB."
 
 
 def test_scores_and_order_are_exact(indexed_catalog):

@@ -1,5 +1,7 @@
 """neighbors.py: the printed table, related_items.parquet and unknown ids."""
 
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +43,19 @@ def test_table_lists_id_score_cosine_and_title(tmp_path, capsys):
         "item-0   0.0000  0.0000  Zero",
         "item-1   0.0000  0.0000  One and a half",
         "item-2   0.0000  0.0000",
+        "",
+    ]
+
+
+def test_on_a_terminal_titles_are_cut(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    prepared = make_prepared(graph_of(5), titles=["Zero", "One and a half of it", "Two", "", ""])
+    neighbors.print_neighbors(make_config(tmp_path, query="item-0", k=2), prepared, LINE)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "item_id   score  cosine  title",
+        "item-1   3.0000  1.0000  One and a ha...",
+        "item-2   2.0000  1.0000  Two",
         "",
     ]
 
