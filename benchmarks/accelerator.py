@@ -1,4 +1,4 @@
-"""Training and embedding with the paper's sizes: what an accelerator reaches and waits for.
+"""Training and embedding with the paper's sizes: utilization, bandwidth and idle time.
 
 Ying et al. 2018: two layers, T=50, m=2048, d=1024, batches of 2048 pairs with 500 shared
 random negatives, 4,352 features; 1350 ms an iteration on 16 K80.  Reported are the time
@@ -38,7 +38,7 @@ from pinsage_jax.model.pooling import pool_neighbors
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What the paper's experiment and its small likeness differ in."""
+    """The sizes of an experiment: those of the paper, or small ones for a check of the script."""
 
     neighbors: int
     hidden: int
@@ -189,7 +189,7 @@ def _median(work: Callable[[], Any], repeat: int) -> float:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark, beside those of every benchmark."""
+    """Adds the options of this benchmark to the shared ones."""
     parser.add_argument("--small", action="store_true", help="small sizes on any device")
     parser.add_argument("--compute_dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--accelerator_producers", type=int, default=2, help="threads")

@@ -36,7 +36,7 @@ _STEPS = 50
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark, beside those of every benchmark."""
+    """Adds the options of this benchmark to the shared ones."""
     parser.add_argument("--device_steps", type=int, default=_STEPS, help="steps before comparing")
 
 

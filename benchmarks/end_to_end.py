@@ -181,7 +181,7 @@ class Training:
         Args:
           features: float32 [num_items, F].
           way: one of WAYS.
-          producers: threads that make batches; as many are ready ahead, and two at least.
+          producers: threads that make batches; the queue holds one batch for each, at least two.
           hard: hard negatives of every query.
           num_devices: over which each batch is split.
         """
@@ -399,6 +399,6 @@ def _rows(graph, features, top, worker, options) -> list[dict[str, Any]]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark, beside those of every benchmark."""
+    """Adds the options of this benchmark to the shared ones."""
     parser.add_argument("--tops", type=int, nargs="+", default=[10, 50], choices=sorted(WALKS))
     parser.add_argument("--producers", type=int, default=1, help="threads that make batches")

@@ -1,4 +1,4 @@
-"""Runs whose disk becomes full: how they end, and whether they can continue.
+"""Runs whose disk becomes full: how they end, and whether they can be resumed.
 
 The workdir of experiments/tiny.flags is on a tmpfs of each size.  The run must finish, or end
 with exit code 2 and one sentence.  Then the disk is enlarged, and the same command must finish
@@ -28,7 +28,7 @@ _ENOUGH = "256m"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark, beside those of every benchmark."""
+    """Adds the options of this benchmark to the shared ones."""
     parser.add_argument("--disk_kib", default="64,256,1024,2048,4096", help="sizes of the disks")
     parser.add_argument("--disk_mode", default="pipeline", choices=("pipeline", "prepare"))
 

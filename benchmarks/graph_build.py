@@ -23,7 +23,7 @@ _EDGES_PER_ITEM, _EDGES_PER_COLLECTION = 20, 80
 
 
 def add_options(parser) -> None:
-    """Flags of this benchmark."""
+    """Adds the flags of this benchmark."""
     parser.add_argument("--build_edges", default="1000000,10000000", help="sizes of the graphs")
 
 

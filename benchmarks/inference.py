@@ -153,7 +153,7 @@ def _in_turn(
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark, beside those of every benchmark."""
+    """Adds the options of this benchmark to the shared ones."""
     cases = list(CASES)
     parser.add_argument("--inference_cases", nargs="+", default=cases, choices=cases)
     parser.add_argument("--block", type=int, default=8192, help="rows embedded at once")

@@ -39,7 +39,7 @@ _MAX_TRIES = 8
 
 
 def add_options(parser) -> None:
-    """Flags of this benchmark."""
+    """Adds the flags of this benchmark."""
     parser.add_argument("--kills", type=int, default=20, help="runs killed, over all parts")
     parser.add_argument("--kill_seed", type=int, default=0, help="of the random moments")
     parser.add_argument(

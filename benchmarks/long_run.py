@@ -10,8 +10,8 @@ ratio of the two.
   python -m benchmarks.run long_run --minutes=120
 
 Where the machine is crowded a step takes longer even in CPU seconds, as others empty its
-caches: `cpu_ms_at_equal_crowding` is the slope beside the logarithm of the wall-clock time
-of a step.  The other slopes are those of least squares over the samples after the first
+caches: `cpu_ms_at_equal_crowding` is the slope in a fit that also has the logarithm of a step's
+wall-clock time.  The other slopes are those of least squares over the samples after the first
 tenth, in which the curriculum of hard negatives rises and everything is compiled.
 """
 
@@ -54,7 +54,7 @@ _MEASURES = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark, beside those of every benchmark."""
+    """Adds the options of this benchmark to the shared ones."""
     parser.add_argument("--minutes", type=float, default=5.0, help="how long to train")
     parser.add_argument("--sample_seconds", type=float, default=60.0, help="between two samples")
 
@@ -100,7 +100,7 @@ class Compilations:
             self.found.append((self.step, str(about.get("fun_name", "?"))))
 
     def count(self, name: str, after: int) -> int:
-        """How often functions with `name` in theirs were compiled after a step."""
+        """Number of compilations after a step of functions whose name contains `name`."""
         return sum(step > after and name in found for step, found in self.found)
 
 

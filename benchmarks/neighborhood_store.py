@@ -33,7 +33,7 @@ _NODES = 20_000
 
 
 def add_options(parser) -> None:
-    """Flags of this benchmark."""
+    """Adds the flags of this benchmark."""
     parser.add_argument("--store_edges", type=int, default=4_000_000, help="edges of the graph")
 
 

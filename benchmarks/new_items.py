@@ -1,4 +1,4 @@
-"""New items by request: seconds and memory of embedding one item that the catalog lacks.
+"""New items in requests: seconds and memory to embed one item that the catalog lacks.
 
 A catalog of 1 million edges (--quick: 20,000) is prepared from random tables, and a network
 with random parameters embeds one new item after another, as POST /neighbors/new does without

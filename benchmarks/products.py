@@ -44,7 +44,7 @@ def flops(kinds: collections.Counter) -> float:
 
 
 def alone(kinds: collections.Counter) -> list[tuple[Callable[[], Any], int]]:
-    """A function for each kind of product, on arrays of its own, and how often it counts."""
+    """A function that computes each kind of product alone, and how often the product runs."""
     rng = np.random.default_rng(0)
     made = []
     for (left, right, numbers), times in kinds.items():

@@ -24,7 +24,7 @@ _STAGES = ("prepare", "sample", "train", "embed", "evaluate")
 
 
 def add_options(parser) -> None:
-    """Flags of this benchmark."""
+    """Adds the flags of this benchmark."""
     parser.add_argument("--scale_edges", default="1000000,10000000", help="sizes, ascending")
     parser.add_argument("--scale_steps", type=int, default=30, help="training steps of each size")
     parser.add_argument("--scale_folder", default="", help="workdirs; default: beside the JSON")

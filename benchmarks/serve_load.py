@@ -34,7 +34,7 @@ Request = Callable[[http.client.HTTPConnection, np.random.Generator], int]
 
 
 def add_options(parser) -> None:
-    """Flags of this benchmark."""
+    """Adds the flags of this benchmark."""
     parser.add_argument(
         "--serve_workdir", type=pathlib.Path, help="serve_load: a workdir with embeddings"
     )

@@ -79,5 +79,5 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark, beside those of every benchmark."""
+    """Adds the options of this benchmark to the shared ones."""
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))

@@ -1,4 +1,4 @@
-"""Compiles the programs of a run for accelerators that are not there, and tabulates them."""
+"""Compiles the programs of a run for accelerators that this machine lacks, and tabulates them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOTES = (
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One program of one size for so many devices of one target."""
+    """One program of one size for a number of devices of one target."""
 
     target: str
     size: str
@@ -38,7 +38,7 @@ class Case:
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
-    """What a command line asks for: every size, the step first, then the stages."""
+    """The cases of a command line: every size, the step first, then the stages."""
     found = []
     for target in options.target.split(","):
         for size in options.sizes.split(","):
@@ -100,7 +100,7 @@ def compiled(case: Case) -> tuple[Any, float]:
 
 
 def measured(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One case as a row of numbers and a row of what is large or slow in it."""
+    """One case as a row of numbers, and a row of its largest arrays and scatters."""
     published = targets.PUBLISHED[targets.chip(case.target)]
     begun = time.perf_counter()
     named = dataclasses.asdict(case)

@@ -1,9 +1,10 @@
-"""What the train step must not hold on an accelerator, looked for in the smallest one.
+"""Checks that the compiled train step has no large gathered array and no costly scatter.
 
     python -m benchmarks.aot.checks h200
 
-prints two lists of complaints as JSON, about the step with lists that are transposed and about
-the plain form; tests/benchmarks/test_aot.py wants the first to be empty and the second not.
+compiles the smallest step, and prints two lists of complaints as JSON, about the step with
+transposed lists and about the plain form; tests/benchmarks/test_aot.py asserts that the first is
+empty and the second is not.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pinsage_jax.distributed.devices import compile_ahead
 
 
 def complaints(read: Program, size: programs.Size) -> list[str]:
-    """What pooling must not bring: the array [n, T, m], and scatters as large or imprecise."""
+    """Violations of pooling: the array [n, T, m] in memory, scatters as large or imprecise."""
     model = size.config().model
     gathered = size.rows[-2] * size.lists * model.hidden_dim
     found = [
@@ -38,7 +39,7 @@ def _entries(name: str) -> int:
 
 
 def complaints_of(target: str) -> list[list[str]]:
-    """`complaints` about the step with lists that are transposed, and about the plain form."""
+    """`complaints` about the step with transposed lists, and about the plain form."""
     targets.prepare()
     ops.choose_kernels("off")
     size = programs.SIZES["smallest"]

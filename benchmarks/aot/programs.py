@@ -6,7 +6,7 @@ benchmarks/graphs.py.  `paper` has the sizes of Ying et al. 2018 (T=50, m=2048, 
 pairs, 500 shared and 6 hard negatives, 4,352 features, bfloat16) on the graph `large`, and
 `paper-soft` the same without hard negatives and with 1,024 features on the graph `small`.
 `smallest` is for tests of the compilers.  Every device has a batch of its size: several devices
-train on as many pairs more.
+train on proportionally more pairs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STAGES = ("project", "combine", "finish", "top-k")
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """One size.
+    """One size of the programs.
 
     Attributes:
       config: makes the settings.
@@ -61,12 +61,12 @@ class Size:
 
     @property
     def lists(self) -> int:
-        """T, with links by content."""
+        """Length of a neighbor list, content links included."""
         sampling = self.config().sampling
         return sampling.num_neighbors + sampling.content_neighbors
 
     def trips(self) -> dict[str, int]:
-        """How often loops run whose trips depend on the batch, by their scopes."""
+        """Iterations of the loops that depend on the batch, by their jax.named_scope."""
         found = {}
         for layout, counts in zip(layouts(self.rows, self.lists), self.groups):
             names = [f"pieces_{layout.rows}_{width}" for width in WIDTHS]

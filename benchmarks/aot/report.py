@@ -1,4 +1,4 @@
-"""What XLA's optimized program says of itself: buffers, bytes, scatters and collectives.
+"""Reads XLA's optimized program: its buffers, bytes, scatters and collectives.
 
 The text of a compiled program lists computations of instructions.  Bytes are counted as XLA's
 cost model counts them, operands read and results written of every instruction that is not
@@ -118,7 +118,7 @@ def _balanced(text: str) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program, read.
+    """A compiled program, parsed.
 
     Attributes:
       computations: by name; entry: the name of the first.
@@ -132,11 +132,11 @@ class Program:
 
     @classmethod
     def of(cls, text: str, scoped_trips: Mapping[str, int] | None = None) -> Program:
-        """The program of a text of jax.stages.Compiled.as_text."""
+        """Parses the text of jax.stages.Compiled.as_text."""
         return cls(*parse(text), scoped_trips or {})
 
     def trips(self, loop: Instruction) -> int:
-        """How often the body of a while loop runs; 0 where nothing says so."""
+        """Number of iterations of a while loop; 0 if it is unknown."""
         if found := _TRIPS.search(loop.rest):
             return int(found[1])
         scope = _SCOPE.search(loop.rest)
@@ -237,7 +237,7 @@ class Program:
         return total
 
     def scatters(self) -> list[tuple[Array, Array]]:
-        """What every scatter writes to, and what it adds."""
+        """The target array of every scatter, and the array that it adds."""
         return [
             (each.results[0], inside[each.operands[-1]].results[0])
             for inside in self.computations.values()
@@ -266,7 +266,7 @@ class Program:
         return found
 
     def loops_without_trips(self) -> int:
-        """Loops of which nothing says how often they run; they count once."""
+        """Loops whose number of iterations is unknown; they count once."""
         return sum(
             each.opcode == "while" and not self.trips(each) for _, each, _ in self.executed()
         )

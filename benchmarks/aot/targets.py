@@ -1,9 +1,9 @@
-"""Accelerators to compile for on a machine that has none, and what their makers publish.
+"""Accelerators to compile for on a machine that has none, with figures of their data sheets.
 
 XLA's compilers for TPUs are in the package libtpu (extra `aot-tpu`); those for NVIDIA GPUs in
 jax-cuda13-plugin and jax-cuda13-pjrt, which also need the program ptxas (extra `aot-cuda`).
-Each deserves an environment of its own: where no JAX_PLATFORMS is set, JAX takes a plugin that
-it finds for a device that is there.
+Install each in a separate environment: unless JAX_PLATFORMS is set, JAX assumes that an installed
+plugin has a device.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from jax.experimental import topologies
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """One chip, by its maker's data sheet.
+    """Figures of one chip from its maker's data sheet.
 
     Attributes:
       memory: bytes of device memory; bandwidth: bytes/s of it.
       peaks: operations/s of matrix products whose operands are of a dtype, as JAX multiplies
         them by default: float32 as TF32 on GPUs, and in one bfloat16 pass on TPUs.
-      source: where the figures stand.
+      source: where the figures are published.
     """
 
     memory: float
@@ -60,7 +60,7 @@ PUBLISHED = {
     ),
 }
 
-# What XLA's compiler for GPUs asks about the chip.
+# The description of the chip that XLA's compiler for GPUs needs.
 _H200 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32

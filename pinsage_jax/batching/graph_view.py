@@ -111,7 +111,7 @@ def spectral_bases(config: Config, prepared: Prepared, split: ValidationSplit) -
 def lists_of_some(config: Config, prepared: Prepared, items: np.ndarray) -> NeighborLists:
     """The neighbor lists that the embeddings of `items` (int [n]) pool over.
 
-    The same as Encoder.final_lists over the whole graph, without the lists of other nodes.
+    The same as Encoder.all_inference_lists over the whole graph, without the lists of other nodes.
     """
     walks = config.embed.embed_walks or config.sampling.num_walks
     sampling = dataclasses.replace(config.sampling, num_walks=walks)

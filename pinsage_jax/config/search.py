@@ -161,7 +161,9 @@ class ServeConfig(Checked):
     serve_port: int = option(
         8080, "Port to listen on; 0: any free one, which is logged.", low=0, high=65535, basic=True
     )
-    serve_most: int = constant(100, "Most neighbors that a request may ask for.", low=1, high=10000)
+    serve_max_neighbors: int = constant(
+        100, "Most neighbors that a request may ask for.", low=1, high=10000
+    )
     serve_body_kib: int = constant(
         256, "Longest body of a request, in KiB; longer ones are refused.", low=1, high=65536
     )

@@ -1,4 +1,4 @@
-"""Settings, folder and fitted attributes of the object; its methods are in model.py."""
+"""Base of PinSage: settings, workdir and fitted attributes; its methods are in model.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OF_CALLS = {
 
 
 class FittedRun:
-    """An object with settings, whose run lies in a folder."""
+    """An object with settings, whose run is stored in a workdir."""
 
     def __init__(self, *, workdir: str | os.PathLike | None = None, **settings: Any):
         """Takes settings; nothing is read or written yet.

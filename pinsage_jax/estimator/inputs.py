@@ -1,4 +1,4 @@
-"""What `fit` is given, as tables and settings of a run."""
+"""Turns the arguments of `fit` into the tables and settings of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TABLES = ("edges", "items", "train_pairs", "eval_pairs")
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """What the columns of edges and items are; as the arguments of `fit`."""
+    """Names and roles of the columns of edges and items, as the arguments of `fit`."""
 
     item: str
     collection: str
@@ -39,7 +39,7 @@ class Columns:
 def write_inputs(
     folder: pathlib.Path, tables: Mapping[str, Any], columns: Columns
 ) -> dict[str, Any]:
-    """Writes tables that are in memory into the folder; returns the settings that name all.
+    """Writes tables in memory into the folder; returns settings with the paths of all tables.
 
     Args:
       tables: edges, items, train_pairs and eval_pairs, as `fit` takes them; None: none.
@@ -82,14 +82,14 @@ def write_inputs(
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON holds it."""
+    """Converts a setting to a JSON value."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value.item() if isinstance(value, np.generic) else value
 
 
 def moved(source: pathlib.Path, target: pathlib.Path) -> dict[str, Any]:
-    """The settings that name the tables of a copied folder."""
+    """The settings with the paths of the tables in a copied folder."""
     return {
         name: str(target.resolve() / FOLDER / f"{name}.parquet")
         for name in _TABLES
@@ -108,13 +108,13 @@ def _stored(table: pa.Table | str | os.PathLike, folder: pathlib.Path, name: str
 
 
 def _with_ids(table: pa.Table, item: str) -> pa.Table:
-    """The table of items; one without ids gets the numbers of its rows, as a matrix has."""
+    """The table of items; one without ids gets row numbers as ids, like a matrix."""
     if item in table.column_names or "item_id" in table.column_names:
         return table
     return table.add_column(0, item, pa.array(np.arange(table.num_rows)))
 
 
 def _weights_of(table: pa.Table) -> str:
-    """The column of a matrix's values, unless all are 1."""
+    """The weight column: that of a matrix's values, unless all values are 1."""
     values = table.column("weight").to_numpy()
     return "" if (values == 1).all() else "weight"

@@ -1,4 +1,4 @@
-"""Lists of items as tables, and the rules that they follow."""
+"""Builds the tables of listed items, and the rules by which they are listed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pinsage_jax.listing.rules import Listing
 
 
 def listing_of(where: str, boost: str, one_per: str, block: Any, allow: Any) -> Listing:
-    """The listing of a call, whose ids may be of any kind that frames.ids_of takes."""
+    """The listing of a call; ids may be of any type that frames.ids_of accepts."""
     return Listing(
         (where,) if where else (),
         boost,
@@ -34,7 +34,7 @@ def listed(
     columns: Sequence[str],
     with_query: bool,
 ) -> pa.Table:
-    """A table of lists int [Q, n] for the items `rows` [Q]."""
+    """Builds a table of the lists int [Q, n] of the items `rows` [Q]."""
     query, place = np.nonzero(ids >= 0)
     listed = pa.array(ids[query, place].astype(np.int64))
     found: dict[str, Any] = {}

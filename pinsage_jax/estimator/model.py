@@ -1,7 +1,7 @@
 """PinSage as a Python object: fitted on tables in memory, queried for neighbors and more.
 
-It stands on the stages that the program runs, and on the same workdir: what was fitted here
-can be used from the command line, and the other way round.
+It runs the same stages as the program, on the same kind of workdir: a model that is fitted here
+can be used from the command line, and vice versa.
 
   N items, Z embedding dimensions, n items listed
 """
@@ -313,7 +313,8 @@ class PinSage(FittedRun):
             with tempfile.TemporaryDirectory(prefix="pinsage-") as scratch:
                 return evaluate_pairs(
                     dataclasses.replace(config, workdir=scratch), prepared, vectors,
-                    runs.split_of(config, prepared), has_popularity=runs.has_popularity(config),
+                    runs.validation_split_of(config, prepared),
+                    has_popularity=runs.has_popularity(config),
                 )  # fmt: skip
 
     def report(self) -> pathlib.Path:
@@ -332,7 +333,7 @@ class PinSage(FittedRun):
     def _with_new(
         self, items: Any, edges: Any, weighted: bool = True
     ) -> tuple[Prepared, np.ndarray, np.ndarray]:
-        """The catalog and its vectors with new items behind them, and the rows of these."""
+        """The catalog and its vectors followed by new items, and the rows of the new items."""
         # Embedding loads JAX.
         from pinsage_jax.stages.checkpoint import open_new_items
 

@@ -1,4 +1,4 @@
-"""Messages in the words of a call: arguments in place of flags, methods in place of modes."""
+"""Rewrites messages for Python: arguments in place of flags, methods in place of modes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _ARGUMENTS = {
 _TABLES = ("edges", "items", "train_pairs", "eval_pairs")
 
 
-def in_words_of_the_call(message: str) -> str:
-    """A message of the program as one of the library."""
+def as_library_message(message: str) -> str:
+    """Rewrites a message of the program for a caller in Python."""
     for table in _TABLES:
         path = rf"\S*/inputs/{table}\.parquet"
         message = re.sub(rf"--{table}={path}", f"The table `{table}`", message)
@@ -41,16 +41,16 @@ def in_words_of_the_call(message: str) -> str:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Runs a stage without its printed tables; its errors are in the words of the call."""
+    """Runs a stage without its printed tables; its errors name arguments and methods."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     except UserError as error:
-        raise UserError(in_words_of_the_call(str(error))) from None
+        raise UserError(as_library_message(str(error))) from None
 
 
 def unknown_name(name: str, known: Collection[str], what: str) -> UserError:
-    """The error of a name that is not known, with the nearest one."""
+    """The error for an unknown name; its message suggests the nearest known one."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else "docs/flags.md lists all."
     return UserError(f"There is no {what} {name}; {hint}")

@@ -50,7 +50,7 @@ class Encoder:
         return cls(config, view.lists, view.inputs)
 
     @property
-    def final_source(self) -> NeighborLists:
+    def inference_lists(self) -> NeighborLists:
         """Samples the lists that embeddings pool over, from --embed_walks walks per node.
 
         There are more walks than in training because visit counts are estimates, and these
@@ -60,9 +60,9 @@ class Encoder:
         return self.lists.with_num_walks(walks)
 
     @functools.cached_property
-    def final_lists(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
+    def all_inference_lists(self) -> tuple[np.ndarray | ListColumn, np.ndarray | ListColumn]:
         """The lists of all nodes that embeddings pool over: ids and weights [N, T+C]."""
-        return self.final_source.all_rows()
+        return self.inference_lists.all_rows()
 
     def embed(
         self,
@@ -80,9 +80,9 @@ class Encoder:
         ids: np.ndarray | ListColumn
         weights: np.ndarray | ListColumn
         if tables is not None and (tables.keep or self.lists.source.store != "disk"):
-            ids, weights = stored_lists(tables, self.final_source, self.lists.source.num_nodes)
+            ids, weights = stored_lists(tables, self.inference_lists, self.lists.source.num_nodes)
         else:
-            ids, weights = self.final_lists
+            ids, weights = self.all_inference_lists
         return embed_all(
             self.config.model,
             params,

@@ -1,1 +1,1 @@
-"""Which items may be listed: expressions over columns, lists of ids, filters, diversity."""
+"""Listing: restricts and diversifies lists by expressions over columns, ids and filters."""

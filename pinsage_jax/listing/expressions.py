@@ -11,8 +11,8 @@ ever evaluated as Python.
   x in ["a", "b"], x not in [..]  one of several constants
   "vegan" in tags, "red" in name  one of a list's values; part of a text
   x is None, x is not None        a missing value
-  and or not                      yes or no
-  + - * /                         numbers; a column of yes and no counts as 1 and 0
+  and or not                      booleans
+  + - * /                         numbers; a boolean column counts as 1 and 0
 
 A missing value is neither equal nor unequal to anything, as in SQL: what is compared with
 it does not hold, and neither does the opposite.
@@ -72,7 +72,7 @@ Column = Callable[[str], Values]
 
 @dataclasses.dataclass(frozen=True)
 class _Node:
-    """A part of an expression: what it holds, and how it is computed from (item, query)."""
+    """A part of an expression: the kind of its values, and a function (item, query) to them."""
 
     kind: str
     compute: Callable[[Column, Column], Values]
@@ -121,7 +121,7 @@ class Expression:
         return as_numpy(pc.fill_null(self._node.compute(item, query), False), count, np.bool_)
 
     def numbers(self, item: Column, query: Column, count: int, missing: float) -> np.ndarray:
-        """The numbers of the expression, float64 [n]; `missing` where a value is missing.
+        """Computes the expression as numbers, float64 [n]; `missing` where a value is missing.
 
         The arguments are those of `holds`.
         """
@@ -179,7 +179,7 @@ class Expression:
         return visit(node)  # type: ignore[operator]
 
     def _bool_op(self, node: ast.BoolOp) -> _Node:
-        parts = [self._wanting(part, BOOL) for part in node.values]
+        parts = [self._visit_as(part, BOOL) for part in node.values]
         combine = pc.and_kleene if isinstance(node.op, ast.And) else pc.or_kleene
 
         def compute(item: Column, query: Column) -> Values:
@@ -192,11 +192,11 @@ class Expression:
 
     def _unary(self, node: ast.UnaryOp) -> _Node:
         if isinstance(node.op, ast.Not):
-            part = self._wanting(node.operand, BOOL)
+            part = self._visit_as(node.operand, BOOL)
             return _Node(BOOL, lambda item, query: pc.invert(part.compute(item, query)))
         if not isinstance(node.op, ast.USub):
             raise self._error(node, "only - and not are understood before a value")
-        part = self._wanting(node.operand, NUMBER)
+        part = self._visit_as(node.operand, NUMBER)
         if part.constant is not None:
             return _constant_node(-part.constant)
         return _Node(NUMBER, lambda item, query: pc.negate(floats(part.compute(item, query))))
@@ -205,7 +205,7 @@ class Expression:
         operate = _ARITHMETIC.get(type(node.op))
         if operate is None:
             raise self._error(node, "of arithmetic only + - * / are understood")
-        left, right = (self._wanting(part, NUMBER, BOOL) for part in (node.left, node.right))
+        left, right = (self._visit_as(part, NUMBER, BOOL) for part in (node.left, node.right))
 
         def compute(item: Column, query: Column) -> Values:
             one, other = floats(left.compute(item, query)), floats(right.compute(item, query))
@@ -334,7 +334,7 @@ class Expression:
         return _Node(kind, lambda item, query: item(name))
 
     def _as_time(self, node: _Node, other: _Node, place: ast.expr) -> _Node:
-        """A constant text as a time where it is compared with one."""
+        """Parses a constant text as a time, because it is compared with a time."""
         if other.kind != TIME or node.kind != TEXT or node.constant is None:
             return node
         try:
@@ -345,7 +345,7 @@ class Expression:
             ) from None
         return _Node(TIME, lambda item, query: moment, node.constant)
 
-    def _wanting(self, part: ast.expr, *kinds: str) -> _Node:
+    def _visit_as(self, part: ast.expr, *kinds: str) -> _Node:
         node = self._visit(part)
         if node.kind not in kinds:
             raise self._error(part, f"this is {node.kind}, not {kinds[0]}")

@@ -125,7 +125,7 @@ class Filters:
         return ids[chosen], scores[chosen], len(chosen) == k and pool_is_full
 
     def _diversify(self, ids: np.ndarray, scores: np.ndarray, k: int) -> list[int]:
-        """Positions of the chosen, by maximal marginal relevance (Carbonell and Goldstein 1998).
+        """Chooses positions by maximal marginal relevance (Carbonell and Goldstein 1998).
 
         A candidate's marginal relevance is (1 - diversity) times its score, scaled to [0, 1]
         over the candidates, minus diversity times its largest cosine similarity to a

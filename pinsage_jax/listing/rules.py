@@ -28,16 +28,16 @@ from pinsage_jax.listing.expressions import Expression
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """A request for what may be listed.
+    """The rules of one request, as its texts and ids.
 
     Attributes:
       where: expressions that all must hold.
       boost: expression that scores are multiplied by; "": none.
-      one_per: column of whose values each is listed once; "": none.
+      one_per: column; one item is listed for each of its values; "": none.
       blocked: ids of items that are not listed.
       allowed: ids of the items that are; None: all.
-      prefix: what stands before a name in messages, "--" for flags.
-      warns: whether unknown ids of the lists are warned of.
+      prefix: text before a name in messages, "--" for flags.
+      warns: whether unknown ids in `blocked` and `allowed` are logged as a warning.
     """
 
     where: tuple[str, ...] = ()
@@ -49,17 +49,17 @@ class Listing:
     warns: bool = True
 
     @property
-    def asked(self) -> bool:
+    def has_rules(self) -> bool:
         """Whether there is any rule."""
         given = (self.where, self.boost, self.one_per, self.blocked)
         return any(map(bool, given)) or self.allowed is not None
 
 
 class Rules:
-    """A listing over the columns of one catalog.
+    """The rules of a listing, applied to the columns of one catalog.
 
     Attributes:
-      active: whether it asks for anything.
+      active: whether there is any rule.
       restricts: whether some items may not be listed.
       boosts: whether scores are multiplied.
       shared: whether the rules are the same for all queries.
@@ -82,7 +82,7 @@ class Rules:
         if listing.boost:
             self._boost = Expression(listing.boost, f"{prefix}boost", types, True)
         if listing.one_per and listing.one_per not in types:
-            # The parser of expressions knows how to say it.
+            # The parser of expressions raises the error with the nearest column.
             Expression(f"item[{listing.one_per!r}] is None", f"{prefix}one_per", types, False)
         parts = [*self._where, *([self._boost] if self._boost else [])]
         self._query_columns = sorted({name for part in parts for name in part.query_columns})
@@ -98,12 +98,12 @@ class Rules:
 
     @functools.cached_property
     def values(self) -> np.ndarray | None:
-        """Value of the column of which each is listed once, int32 [N], -1 where there is none."""
+        """Codes int32 [N] of the values of the --one_per column, -1 for a missing value."""
         name = self._listing.one_per
         return self._catalog.codes(name) if name else None
 
     def groups(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Queries under the same rules.
+        """Groups queries whose rules are the same.
 
         Args:
           rows: int [Q], rows of `queries`.
@@ -128,7 +128,7 @@ class Rules:
         return np.flatnonzero(mask)
 
     def factors(self, row: int) -> np.ndarray | None:
-        """What the scores of the N items are multiplied by, float32 [N]; None without a boost.
+        """Factors float32 [N] by which the items' scores are multiplied; None without a boost.
 
         Raises:
           UserError: a factor is not above 0.
@@ -141,7 +141,7 @@ class Rules:
 
     @property
     def mask(self) -> np.ndarray:
-        """Items that the rules without a query leave, bool [N]."""
+        """Items that pass the rules that do not depend on the query, bool [N]."""
         return self._fixed
 
     def hold_for(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ class Rules:
 
     @functools.cached_property
     def _fixed(self) -> np.ndarray:
-        """Items that the rules without a query leave, bool [N]."""
+        """Items that pass the rules that do not depend on the query, bool [N]."""
         count = len(self._catalog)
         mask = np.ones(count, np.bool_)
         names = self._catalog.column
@@ -184,7 +184,7 @@ class Rules:
         return mask
 
     def _rows(self, names: Sequence[str], label: str) -> np.ndarray:
-        """Rows of the ids that the catalog has; the others are warned of."""
+        """Rows of the ids that the catalog has; the others are logged as a warning."""
         rows = self._catalog.ids.lookup(pa.array(list(names), pa.large_string()))
         unknown = [name for name, row in zip(names, rows) if row < 0]
         if unknown and self._listing.warns:
@@ -232,7 +232,7 @@ def _no_query(name: str) -> Any:
 
 
 def listing_of(config: Config, known: IdTable) -> Listing:
-    """The listing that the flags ask for.
+    """The listing that the flags describe.
 
     Args:
       known: ids of the items.
@@ -251,7 +251,7 @@ def listing_of(config: Config, known: IdTable) -> Listing:
 
 
 def rules_of(config: Config, prepared: Prepared, histories: bool = False) -> Rules | None:
-    """The rules that the flags ask for; None where they ask for none.
+    """The rules that the flags describe; None if there are none.
 
     Args:
       histories: whether queries are histories and not items.

@@ -1,4 +1,4 @@
-"""Values of expressions: what a column holds, and the comparisons that Arrow lacks.
+"""Values of expressions: the kinds of columns, and comparisons that Arrow lacks.
 
 n values
 """
@@ -18,7 +18,7 @@ Values = Any
 
 
 def kind_of(dtype: pa.DataType) -> str | None:
-    """What a column of this Arrow type holds; None for values that no expression reads."""
+    """The kind of values of an Arrow type; None for a type that expressions do not support."""
     if pa.types.is_boolean(dtype):
         return BOOL
     if pa.types.is_integer(dtype) or pa.types.is_floating(dtype):
@@ -40,7 +40,7 @@ def floats(values: Values) -> Values:
 
 
 def alike(one: Values, other: Values) -> tuple[Values, Values]:
-    """Two sides of a comparison in one type."""
+    """Converts both sides of a comparison to one type."""
     if kind_of(one.type) == TIME:
         return _moments(one), _moments(other)
     if pa.types.is_integer(one.type) and pa.types.is_floating(other.type):

@@ -1,1 +1,1 @@
-"""Model: the Flax PinSage network and its losses; knows minibatches, not how they are sampled."""
+"""Model: the Flax PinSage network and its losses, on minibatches however they are sampled."""

@@ -3,7 +3,7 @@
 Forward, GPUs fuse the gather with its weighting and sum; TPUs would write what they gather to
 memory, so they pool a block of rows at a time.  Backward, the gradient of a row is a sum over
 the lists that name it, which the host lays out (batching/transposed.py).  Sums are in float32,
-in a fixed order.  The readable twin is cpu/ops.py's `plain_weighted_relu_sum`.
+in a fixed order.  The readable reference is `plain_weighted_relu_sum` of cpu/ops.py.
 
 Shapes: S lists of T entries over n rows of M entries; G slots of a group.
 """

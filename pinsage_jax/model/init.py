@@ -26,7 +26,7 @@ def init_model(
 
     Args:
       input_dim: D, the width of an input vector.
-      num_nodes: N, nodes that can stand in a minibatch.
+      num_nodes: N, nodes that can be in a minibatch.
       rows: rows of every frontier, seeds first; () for whole-catalog inference.
 
     Returns:

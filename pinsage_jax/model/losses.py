@@ -82,7 +82,7 @@ def softmax_loss(scored: Scored, config: TrainConfig) -> tuple[jax.Array, jax.Ar
     An item that is often a candidate is often a negative.  With `logq` the log of its
     expected share among the candidates is subtracted from its score, which corrects for
     that: scores then learn how likely an item is.  Without the correction they learn how
-    much likelier it is than its popularity says.
+    likely it is relative to its popularity.
     """
     scale = 1.0 / config.temperature
 

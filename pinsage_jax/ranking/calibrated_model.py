@@ -1,4 +1,4 @@
-"""Logistic regression, fitted by Newton's method in float64: a dozen numbers, no random ones.
+"""Logistic regression of a few features, fitted by Newton's method in float64, deterministic.
 
 n rows, F features
 """
@@ -33,12 +33,12 @@ class CalibratedModel:
         return (features @ self.weights.astype(np.float32) + self.intercept).astype(np.float32)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain numbers, for `from_json`."""
+        """The parameters as JSON values, which `from_json` reads."""
         return {"weights": self.weights.tolist(), "intercept": self.intercept}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> CalibratedModel:
-        """The model that `as_json` described."""
+        """Restores the model that `as_json` returned."""
         return cls(np.asarray(saved["weights"], np.float64), float(saved["intercept"]))
 
 
@@ -61,7 +61,7 @@ def fit(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Calibr
     x, y, counts = (np.asarray(array, np.float64) for array in (features, labels, weights))
     center = counts @ x / counts.sum()
     spread = np.sqrt(counts @ np.square(x - center) / counts.sum())
-    # A feature that is the same everywhere says nothing and gets no weight.
+    # A constant feature carries no information and gets weight 0.
     scale = np.where(spread > 1e-9, 1.0 / np.maximum(spread, 1e-9), 0.0)
     rows = np.column_stack([(x - center) * scale, np.ones(len(x))])
     penalty = np.full(rows.shape[1], _RIDGE)

@@ -30,13 +30,13 @@ METHODS = ("vectors", "walk", "steered", "content")
 # log(1 + degree), of an item without edges that of similar items; and the logarithms of its
 # ranks by vectors and by content among the candidates of its kind.  Of the query: log(1 +
 # degree), and the mean of its ten best similarities by vectors and by content among the
-# candidates with and without edges, which say how far each kind is to be trusted.
+# candidates with and without edges, which indicate how reliable each kind is.
 FEATURES = (
     "similarity", "popularity", "log_walk", "log_steered", "content", "log_degree",
     "log_rank_by_vectors", "log_rank_by_content", "query_log_degree", "best_vectors_warm",
     "best_vectors_cold", "best_content_warm", "best_content_cold",
 )  # fmt: skip
-# Candidates that each method proposes; with k above them, as many as k.
+# Candidates that each method proposes; k if k is larger.
 _BY_VECTORS, _BY_WALK, _BY_CONTENT = 150, 100, 60
 _LEAST_PROBABILITY = 1e-4
 _BEST = 10
@@ -54,7 +54,7 @@ class Candidates:
       ids: int32 [Q, K], ascending, padded with -1 at the beginning; never the query itself.
       isolated: bool [Q, K], whether a candidate has no edges.
       features: float32 [Q, K, F].
-      scores: float32 [Q, N] by method: what each says of every item; -inf at the query.
+      scores: float32 [Q, N] by method, its score of every item; -inf at the query.
     """
 
     rows: np.ndarray
@@ -110,7 +110,7 @@ class CandidateSource:
         """The candidates of the items `rows` (int [Q]), in blocks of bounded memory.
 
         Args:
-          k: at least so many are proposed by each method, where there are as many.
+          k: least number of candidates that each method proposes, where it has as many.
         """
         size = int(np.clip(_MAX_SCORES // max(self.num_items, 1), 1, _MAX_QUERIES))
         for start in range(0, len(rows), size):
@@ -138,7 +138,7 @@ class CandidateSource:
         return Candidates(rows, ids, isolated, self._features(rows, ids, scores), scores)
 
     def _scores(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """What each method says of every item, float32 [Q, N]."""
+        """Scores float32 [Q, N] of every item by method."""
         shape = len(rows), self.num_items
         vectors = np.empty(shape, np.float32)
 
@@ -172,7 +172,7 @@ class CandidateSource:
     def _features(
         self, rows: np.ndarray, ids: np.ndarray, scores: dict[str, np.ndarray]
     ) -> np.ndarray:
-        """float32 [Q, K, F]; those of padding mean nothing."""
+        """Features float32 [Q, K, F] of candidates; those of padding are arbitrary."""
         place, isolated = np.maximum(ids, 0), self.isolated[ids] & (ids >= 0)
         of = {name: np.take_along_axis(values, place, axis=1) for name, values in scores.items()}
         popularity = np.zeros(ids.shape, np.float32)

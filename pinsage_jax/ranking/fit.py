@@ -1,12 +1,13 @@
 """Fits the ranker on validation pairs, and chooses the level of new items.
 
-The pairs are of the collections that the validation split withheld, and of other collections
-those with an item that the split took all edges from: on either side, so that there are enough
-pairs of items without edges (cold).  The vectors are those of the trained network over the
-graph without all of these edges.  Every figure that is reported or compared is of
-models that were fitted on other queries (cross-validation over four parts of the queries).
+The pairs come from the collections that the validation split withheld, and from the other
+collections of items that the split made isolated: such an item is the query or the target of a
+pair, so that there are enough pairs of items without edges (cold).  The vectors are those of the
+trained network over the graph without all of these edges.  Every figure that is reported or
+compared is cross-validated: the queries are divided into four folds, and each fold is scored by
+models that were fitted on the other three.
 
-What cold candidates may cost is in levels.py.
+levels.py chooses how many hits on warm items may be lost to cold ones.
 
 P pairs, Q queries, K candidates of a query, F features
 """
@@ -43,19 +44,19 @@ from pinsage_jax.ranking.ranker import (
     select,
 )
 
-# Pairs drawn: of withheld collections, to cold targets and from cold queries.  Each draw has
-# streams of its own.
+# Number, subset and stream of the pairs drawn from withheld collections, to cold targets and
+# from cold queries.
 _PAIRS = ((6000, 5, 2 << 32), (2000, 6, 3 << 32), (1500, 7, 4 << 32))
 _FOLDS = 4
-# Negatives are drawn: one in so many counts that often.
+# One in so many negatives is drawn, and has this weight.
 _NEGATIVES = 6
-# Fewer pairs of a kind than this teach nothing.
+# With fewer pairs of a kind than this no model is fitted.
 _LEAST_PAIRS = 30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Query:
-    """A query with its candidates, its targets, and what is known without a model."""
+    """A query with its candidates, its targets, and the ranks that need no fitted model."""
 
     row: int
     kind: str
@@ -73,7 +74,7 @@ def ranking_pairs(graph: Graph, split: ValidationSplit, seed: int) -> np.ndarray
 
     With --train_pairs they are the pairs that the split left for validation.  Otherwise they
     are drawn evenly from the collections.  Items that are isolated in the whole graph are
-    in no collection; those that are in withheld collections only count as cold.
+    in no pair; items whose collections were all withheld count as cold.
     """
     if split.train_pairs is not None:
         return np.unique(np.asarray(split.pairs, np.int32).reshape(-1, 2), axis=0)
@@ -109,7 +110,7 @@ def fit_ranker(
       The model, with the default level, and what was measured, for ranker.json.
     """
     pairs = ranking_pairs(graph, split, seed)
-    queries = _queries(source, pairs, _hidden_relations(graph, split))
+    queries = _queries(source, pairs, _relations_outside_training(graph, split))
     folds = metrics.keyed_generator(seed, "ranker folds").integers(0, _FOLDS, len(queries))
     models = _fit_models(queries, seed)
     by, levels, measured = {}, {}, {}
@@ -130,7 +131,7 @@ def fit_ranker(
         judged = [query for query in of_kind if query.row in odds]
         if not judged:
             continue
-        measured[kind], levels[kind], by[kind] = _judge(judged, odds, seed, kind)
+        measured[kind], levels[kind], by[kind] = _choose_level_and_method(judged, odds, seed, kind)
     slope, mean = _popularity_slope(queries, models)
     model = RankerModel(models, levels, by, slope, mean)
     report = {"pairs": len(pairs), "queries": len(queries), "measured": measured}
@@ -138,10 +139,10 @@ def fit_ranker(
     return model, report
 
 
-def _hidden_relations(
+def _relations_outside_training(
     graph: Graph, split: ValidationSplit
 ) -> Callable[[int], tuple[np.ndarray, bool]]:
-    """What the training graph does not show of an item.
+    """Finds the items that are related to an item by edges outside the training graph.
 
     Returns:
       A function of an item: the items (int32, ascending) with which it shares a collection
@@ -207,7 +208,7 @@ def _queries(
 
 
 def _fit_models(queries: list[_Query], seed: int) -> dict[str, dict[str, CalibratedModel]]:
-    """Models by kind of query and of candidate, of kinds with enough pairs."""
+    """Fits a model for each kind of query and of candidate that has enough pairs."""
     models: dict[str, dict[str, CalibratedModel]] = {}
     for query_kind in KINDS:
         of_kind = [query for query in queries if query.kind == query_kind]
@@ -234,10 +235,10 @@ def _fit_models(queries: list[_Query], seed: int) -> dict[str, dict[str, Calibra
     return models
 
 
-def _judge(
+def _choose_level_and_method(
     queries: list[_Query], odds: dict[int, np.ndarray], seed: int, kind: str
 ) -> tuple[dict[str, Any], float, str]:
-    """Hit-rates by level, the level, and what orders the lists of this kind of query."""
+    """Measures hit-rates by level; chooses the level and the method for this kind of query."""
     owner = np.concatenate([np.full(len(query.targets), query.row) for query in queries])
     isolated = np.concatenate([query.isolated for query in queries])
     masks = {"warm": ~isolated, "cold": isolated}
@@ -280,7 +281,7 @@ def _judge(
 
 
 def _ranks_at(queries: list[_Query], odds: dict[int, np.ndarray], level: float) -> np.ndarray:
-    """Ranks int64 of all targets, the log-odds of candidates without edges raised by `level`."""
+    """Ranks int64 of all targets, with `level` added to the log-odds of cold candidates."""
     found = []
     for query in queries:
         raised = odds[query.row] + np.float32(level) * query.candidates.isolated[0]
@@ -294,7 +295,7 @@ def _ranks_at(queries: list[_Query], odds: dict[int, np.ndarray], level: float) 
 def _popularity_slope(
     queries: list[_Query], models: dict[str, dict[str, CalibratedModel]]
 ) -> tuple[float, float]:
-    """Slope of the warm candidates' log-odds over their log(1 + degree), and the mean of this."""
+    """Slope of warm candidates' log-odds over log(1 + degree), and the mean of log(1 + degree)."""
     if "warm" not in models:
         return 0.0, 0.0
     x, y = [np.empty(0, np.float32)], [np.empty(0, np.float32)]

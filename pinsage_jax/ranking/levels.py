@@ -1,9 +1,10 @@
-"""The level of candidates without edges: what new items cost in lists, and what they find.
+"""Chooses the level of new items: a trade of hits on items with edges for hits on new ones.
 
-The level, which is added to the log-odds of candidates without edges (cold), trades hits on
-items with edges (warm) for hits on cold ones.  By default it is the one with the best geometric
-mean of both kinds' hit-rates among those that leave the warm ones at the best single method's;
-with a price p, the highest that loses at most the share p of the most warm hits.
+The level is added to the log-odds of candidates without edges (cold).  A higher level lists more
+of them, at the cost of hits on items with edges (warm).  The default is the level with the best
+geometric mean of warm and cold hit-rates, among those whose warm hit-rates are at least the best
+single method's.  With a price p it is the highest level whose warm hit-rates are at most the share
+p below the best of any level.
 
 P pairs
 """
@@ -27,7 +28,7 @@ _RESAMPLES = 300
 def choose_level(
     rates: np.ndarray, kinds: list[str], best: dict[str, np.ndarray], price: float | None = None
 ) -> float:
-    """The level of candidates without edges.
+    """Chooses the level of candidates without edges by their hit-rates.
 
     Args:
       rates: float [levels, kinds, cutoffs], hit-rates at each of LEVELS.
@@ -62,7 +63,7 @@ def level_at(measured: dict[str, Any], price: float | None) -> float:
 
 
 def price_table(measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """What lists cost and find at several prices, for queries with edges, in cross-validation.
+    """Cross-validated warm and cold hit-rates at several prices, for queries with edges.
 
     Args:
       measured: the entry of warm queries in ranker.json.
@@ -97,7 +98,7 @@ def with_intervals(ranks: np.ndarray, owner: np.ndarray, seed: int) -> dict[str,
 
 
 def worse(ranks: np.ndarray, others: np.ndarray, owner: np.ndarray, seed: int) -> str:
-    """The hit-rates at which `ranks` are below `others` by more than noise; '' if at none."""
+    """Names of the hit-rates that are lower for `ranks` than for `others` by more than noise."""
     tables = [metrics.query_table(values, owner) for values in (ranks, others)]
     generator = metrics.keyed_generator(seed, "ranker guard")
     first, second = metrics.bootstrap_means(tables, _RESAMPLES, generator)

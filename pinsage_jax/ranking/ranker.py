@@ -1,8 +1,8 @@
 """The ranker of related items: candidates of four methods, ordered by calibrated log-odds.
 
-A model for each kind of query and of candidate (with edges: warm, without: cold) gives the
-log-odds that a collection holds both.  The two kinds of candidates of a query are merged by
-them, the cold ones raised by a level that says what new items may cost (`fit.py`).
+One model for each kind of query and of candidate (with edges: warm, without: cold) gives the
+log-odds that a collection holds both.  The log-odds merge a query's warm and cold candidates into
+one list, after a level is added to those of the cold ones (`levels.py`).
 
 WORKDIR/ranker.json holds the models and how they were chosen, as plain numbers.
 
@@ -26,7 +26,7 @@ RANKER = "ranker"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RankerModel:
-    """The fitted model that orders lists.
+    """The fitted models, and how they order lists.
 
     Attributes:
       models: by kind of query and kind of candidate; a kind of query without enough
@@ -45,7 +45,7 @@ class RankerModel:
     mean_log_degree: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, for `from_json`."""
+        """The models as JSON values, which `from_json` reads."""
         models = {
             query: {kind: model.as_json() for kind, model in of_query.items()}
             for query, of_query in self.models.items()
@@ -54,7 +54,7 @@ class RankerModel:
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> RankerModel:
-        """The model that `as_json` described.
+        """Restores what `as_json` returned.
 
         Raises:
           KeyError, TypeError, ValueError: it describes another kind of model.
@@ -87,7 +87,7 @@ class RankerModel:
 
 
 class Ranker:
-    """Lists of related items of one catalog, with the methods of an index's search.
+    """Lists related items of one catalog, behind the same interface as a search of vectors.
 
     Attributes:
       by: `ranker`, or the method that orders all lists.
@@ -110,7 +110,7 @@ class Ranker:
           model: needed where `by` is `ranker`.
           by: `ranker`, or one of METHODS that orders all lists.
           popularity_weight: --popularity_weight.
-          prices: what fit.price_table says of the model.
+          prices: levels.price_table of the model.
         """
         self._source, self._weight = source, popularity_weight
         self.by, self.model, self.prices = by, model, list(prices)
@@ -123,10 +123,10 @@ class Ranker:
     def top_k(
         self, queries: np.ndarray, k: int, exclude_self: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k first items of the lists of catalog items.
+        """The first k related items of catalog items.
 
         Args:
-          queries: not read; an index's search takes the vectors here.
+          queries: ignored; a search of vectors takes them here.
           k: places in a list.
           exclude_self: int [Q], the items whose lists are made.
 
@@ -152,7 +152,7 @@ class Ranker:
         return ids, scores
 
     def ranks(self, pairs: np.ndarray) -> np.ndarray:
-        """Ranks int64 [P] of the targets of pairs int [P, 2] in the whole lists of the queries."""
+        """Ranks int64 [P] of the targets of pairs int [P, 2] among all items of the catalog."""
         ranks = np.empty(len(pairs), np.int64)
         queries, row_of = np.unique(pairs[:, 0], return_inverse=True)
         start = 0
@@ -221,7 +221,10 @@ def select(candidates: Candidates, chosen: np.ndarray) -> Candidates:
 
 
 def ranks_by_score(values: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Ranks int64 of targets by the scores float32 [N] of one query; -inf is no candidate."""
+    """Ranks int64 [T] of targets int [T] by the scores float32 [N] of one query.
+
+    Items with a score of -inf are no candidates.
+    """
     limits = values[targets][:, None]
     greater = (values[None, :] > limits).sum(axis=1)
     equal = (values[None, :] == limits).sum(axis=1) - 1
@@ -231,11 +234,11 @@ def ranks_by_score(values: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def ranks_in_list(
     candidates: Candidates, row: int, odds: np.ndarray, targets: np.ndarray
 ) -> np.ndarray:
-    """Ranks int64 of targets in a list of the ranker: candidates first, then by vectors.
+    """Ranks int64 [T] of targets in a list: candidates by log-odds, then other items by vectors.
 
     Args:
-      candidates: those of the query and others.
-      row: the query's.
+      candidates: a block of queries with their candidates.
+      row: row of the query in the block.
       odds: float32 [K], the log-odds of its candidates.
       targets: int [T].
     """
@@ -254,7 +257,7 @@ def ranks_in_list(
 
 
 def _best(values: np.ndarray, k: int) -> np.ndarray:
-    """The k places of highest values float32 [N], best first; of equal ones the lower first."""
+    """Indices of the k highest values float32 [N], best first, of equal ones the lower first."""
     k = min(k, len(values))
     if k == 0:
         return np.empty(0, np.int64)

@@ -1,7 +1,7 @@
-"""WORKDIR/ranker.json, and what orders the lists of a command: --related_by.
+"""Writes and reads WORKDIR/ranker.json, and opens the order of lists that --related_by names.
 
-This module loads no kernels until a list is to be ordered by them, so that a query that needs
-vectors alone starts quickly.
+The walk kernels are imported only where a list needs them, so that a query by vectors alone
+starts quickly.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ def open_ranker(
     threads: int,
     by_vectors: str = "",
 ) -> Ranker | None:
-    """What orders related items, by --related_by; None: a search of the vectors.
+    """Opens the ranker, or the method, that --related_by names; None for a search of the vectors.
 
     Args:
       vectors: float32 [N, Z], the exported embeddings without --popularity_weight.
       has_popularity: whether their last coordinate is the popularity.
       threads: host threads.
-      by_vectors: what needs a search of the vectors, such as rules.
+      by_vectors: name of a feature in use that works with vectors only, such as rules; "": none.
 
     Raises:
       UserError: there is no ranker for this export, or the method cannot be combined with an

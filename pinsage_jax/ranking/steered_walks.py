@@ -1,9 +1,9 @@
-"""Visits of random walks as probabilities, plain or steered by content.
+"""Expected visits of random walks, plain or steered by content.
 
 A step goes from an item to one of its collections, each as likely as any other, and from there
 to an item i of the collection, the item it came from among them, with probability proportional
 to exp(steering * cos(query, i)).  A walk takes step t + 1 after step t with probability
-1 - restart, else it is over.  With steering 0 these are plain walks, which drift to whatever is
+1 - restart, otherwise it ends.  With steering 0 these are plain walks, which drift to whatever is
 popular near the query; steered ones stay with its topic.
 
 The probabilities are computed by pushing mass along edges, not by sampling: a thousand walks

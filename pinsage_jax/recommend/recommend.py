@@ -167,7 +167,7 @@ def items_for(
       UserError: the listing is wrong.
     """
     saved = saved_choice(config, vectors)
-    rules = Rules(listing, prepared.item_columns, None) if listing.asked else None
+    rules = Rules(listing, prepared.item_columns, None) if listing.has_rules else None
     recommender = Recommender(
         config.recommend,
         saved[0] if saved else Choice("mean"),

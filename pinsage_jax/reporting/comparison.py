@@ -123,7 +123,7 @@ def _data(run: Run) -> dict[str, Any]:
 
 
 def _lists(run: Run) -> dict[str, Any] | None:
-    """What the run's lists show, by its eval.json; None where it does not say."""
+    """Statistics of the run's lists from its eval.json; None if it has none."""
     scores = run.source.scores
     return None if scores is None else scores["methods"].get(MAIN, {}).get("lists")
 

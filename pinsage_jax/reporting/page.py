@@ -1,4 +1,4 @@
-"""Builds HTML from plain text; escaping cannot be forgotten.
+"""Builds HTML from plain text, which is always escaped.
 
 Every function escapes its arguments unless they are `Html`, which only these functions and
 the charts create.  Text of the catalog (ids, titles, kinds, paths) can therefore be passed

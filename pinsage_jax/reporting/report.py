@@ -1,7 +1,7 @@
 """WORKDIR/report.html: a report of one run on one page, readable offline in any browser.
 
 The page is a single file without scripts or URLs, and the same run gives the same bytes.
-A section without data says why.
+A section without data gives the reason.
 """
 
 from __future__ import annotations

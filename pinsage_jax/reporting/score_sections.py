@@ -260,7 +260,7 @@ def lists(source: Source) -> Html:
 
 
 def _prices(prices: Sequence[Mapping[str, Any]]) -> Html:
-    """What new items cost in the lists of the ranker, in cross-validation on training edges."""
+    """Warm and cold hit-rates of the ranker by --new_item_price, cross-validated."""
     kinds = [kind for kind in ("warm", "cold") if kind in prices[0]]
     head = ["--new_item_price"]
     head += [f"{metric}, {kind} targets" for kind in kinds for metric in _COMPARED]

@@ -1,4 +1,4 @@
-"""Recall that an export loses against float32, and its alignment to an earlier export.
+"""Measures the recall that an export loses against float32; aligns it to an earlier export.
 
 Neighbors are the ten best items of the whole catalog by exact inner product; the queries
 are items, evenly spaced over the catalog.

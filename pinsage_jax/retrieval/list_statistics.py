@@ -1,8 +1,8 @@
-"""What lists of related items show: coverage, concentration, popularity and novelty.
+"""Statistics of lists of related items: coverage, concentration, popularity and novelty.
 
-Lists that are right on average may still show the same few popular items everywhere.  The
-statistics are those of the first ten neighbors of items evenly spaced over the catalog, the
-same items for every method.
+Lists with a high hit-rate may still show the same few popular items everywhere.  The statistics
+are those of the first ten neighbors of items evenly spaced over the catalog, the same items for
+every method.
 
   Q queries, N items, C collections, k places in a list
 """
@@ -38,11 +38,11 @@ def list_statistics(ids: np.ndarray, degree: np.ndarray, num_collections: int) -
 
     Returns:
       queries          Q
-      coverage         share of the catalog's items that stand in a list
-      gini             Gini coefficient of the number of lists an item stands in: 0 if every
-                       item stands in as many, near 1 if few items fill all lists
+      coverage         share of the catalog's items that are in a list
+      gini             Gini coefficient of the number of lists that contain an item: 0 if it is
+                       the same for every item, near 1 if few items fill all lists
       top_1_percent    share of all places that the 1% most listed items hold
-      most_listed      share of the lists in which the item stands that most lists have
+      most_listed      share of the lists that contain the most listed item
       most_listed_row  its row; None without any list
       mean_degree      mean degree of the item in a place
       novelty          mean of -log2((degree + 1) / (C + 1)) over places: bits of surprise at
@@ -71,7 +71,7 @@ def list_statistics(ids: np.ndarray, degree: np.ndarray, num_collections: int) -
 
 
 def warn_if_lists_share_an_item(statistics: dict[str, Any], name: str) -> bool:
-    """Logs a warning if one item, of id `name`, stands in most lists; tells whether it did."""
+    """Logs a warning if one item, of id `name`, is in most lists; returns whether it did."""
     if statistics["queries"] < 2 * PLACES or statistics["most_listed"] <= _MOST_OF_THE_LISTS:
         return False
     logging.warning(

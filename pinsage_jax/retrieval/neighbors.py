@@ -148,7 +148,7 @@ def print_neighbors(
 
 
 def query_ids(text: str, known: IdTable) -> list[str]:
-    """The ids that a comma-separated text names; ids may hold commas and outer blanks.
+    """Splits a comma-separated text into ids; ids may contain commas and outer blanks.
 
     The whole text is tried first, then the longest runs of its parts, each as it is and
     without outer blanks.  Parts that no run makes an id of are returned without blanks.
@@ -218,7 +218,7 @@ def nearest(
 def listed_for(
     config: Config, prepared: Prepared, embeddings: np.ndarray, rows: np.ndarray, listing: Listing
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The --k nearest items of the items `rows` under a listing, and the filters of the settings.
+    """The --k nearest items of the items `rows` that pass a listing and the settings' filters.
 
     Returns:
       ids int32 [Q, k] and scores float32 [Q, k], padded with -1 and -inf.
@@ -226,7 +226,7 @@ def listed_for(
     Raises:
       UserError: the listing is wrong.
     """
-    columns = prepared.item_columns if listing.asked else None
+    columns = prepared.item_columns if listing.has_rules else None
     rules = None if columns is None else Rules(listing, columns, columns)
     exclude_seen = config.search.exclude_seen == "on"
     filters = Filters(config.search, prepared.graph, embeddings, exclude_seen, rules)
@@ -257,7 +257,7 @@ def write_related(
     queries: np.ndarray | None = None,
     file: str = RELATED_FILE,
 ) -> pathlib.Path:
-    """Writes the --k nearest items of items to a file of WORKDIR, in blocks.
+    """Writes the --k nearest items of each item to a file in WORKDIR, in blocks.
 
     The columns are item_id, rank (int32, from 1), neighbor_id, score and cosine (float32);
     the items come in the order of `queries`, the neighbors of each best first.  The cosine is
@@ -305,7 +305,7 @@ def write_related(
 def _cosines(
     config: Config, embeddings: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> np.ndarray:
-    """Cosines float32 [n] of the directions of items, int [n] each; 0 for a zero vector."""
+    """Cosines float32 [n] of two items each, int [n], without popularity; 0 for a zero vector."""
     # The last coordinate is the popularity.
     directions = embeddings[:, :-1] if config.model.popularity_bias else embeddings
     result = np.empty(len(first), np.float32)

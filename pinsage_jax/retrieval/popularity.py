@@ -1,4 +1,4 @@
-"""How much an item's popularity counts in a list: --popularity_weight.
+"""Weights the popularity of items in lists (--popularity_weight).
 
 With --popularity_bias the last coordinate of an embedding, 1 + b, does not depend on the
 query: it holds the popularity of an item, and the cold-start bias of an isolated one.  A
@@ -18,7 +18,7 @@ from pinsage_jax.core.errors import UserError
 
 
 def weigh_popularity(vectors: np.ndarray, weight: float, has_popularity: bool) -> np.ndarray:
-    """Embeddings in whose inner products the last coordinate counts `weight` times.
+    """Scales the last coordinate, so that its product counts `weight` times in a score.
 
     Args:
       vectors: float32 [N, Z].

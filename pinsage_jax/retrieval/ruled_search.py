@@ -1,11 +1,10 @@
 """Top-k among the items that rules allow, with scores that they boost.
 
-Rules are applied before the best are chosen: the items that are allowed are searched, so a
-list is as long as the catalog permits however few items pass.  Where every query has rules of
-its own and the catalog is large, the best items of the whole catalog are filtered first, and
-only the queries that this leaves without enough items are searched for one by one; the result
-is the same.  An index proposes candidates where enough items are allowed; it may miss some
-of them, which `log_recall` measures.
+Only allowed items are searched, so a list has k items if so many are allowed.  If the rules
+depend on the query and the catalog is large, the best items of the whole catalog are filtered
+first, and only queries that are then left with fewer than k items are searched one by one; the
+result is the same.  An index proposes candidates if enough items are allowed; it may miss some
+items, which `log_recall` measures.
 
   N items, Q queries, d dimensions, k results
 """
@@ -30,8 +29,8 @@ _LARGE_PRODUCT = 1 << 26
 _COMPARED_QUERIES = 100
 
 
-class _Chosen:
-    """Some rows of a matrix, copied when they are read."""
+class _RowSubset:
+    """A subset of the rows of a matrix, copied when they are read."""
 
     def __init__(self, vectors: np.ndarray, rows: np.ndarray):
         self._vectors, self._rows = vectors, rows
@@ -105,7 +104,7 @@ class RuledSearch:
     def _of_candidates(
         self, queries: np.ndarray, k: int, rows: np.ndarray, exclude: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Filters the best of the whole catalog; what this leaves short is searched exactly."""
+        """Filters the best of the whole catalog; searches exactly where too few are left."""
         count = len(self._vectors)
         depth = min(max(_OVERFETCH * k, _MIN_CANDIDATES), count)
         if self._search is not None:
@@ -148,7 +147,7 @@ class RuledSearch:
         if factors is None and len(queries) * len(allowed) >= _LARGE_PRODUCT:
             from pinsage_jax.retrieval.topk import top_k
 
-            found, values = top_k(queries, _Chosen(self._vectors, allowed), k, place)
+            found, values = top_k(queries, _RowSubset(self._vectors, allowed), k, place)
         else:
             found, values = self._on_host(queries, k, place, allowed, factors)
         return np.where(found >= 0, allowed[found], -1).astype(np.int32), values
@@ -181,7 +180,7 @@ class RuledSearch:
 
 
 def enough_for_index(rules: Rules | None, count: int, row: int = 0) -> bool:
-    """Whether so many of `count` items are allowed that an index finds enough of them."""
+    """Whether enough of `count` items are allowed for a search by an index."""
     if rules is None:
         return True
     least = max(_INDEX_SHARE * count, min(_INDEX_ITEMS, count))

@@ -54,6 +54,6 @@ def open_search(config: Config, vectors: np.ndarray, threads: int) -> AnnSearch 
 
 
 def embeddings_key(workdir: str) -> str:
-    """Names the exported embeddings by their checksums; an index knows what it was built from."""
+    """Identifies the exported embeddings by their checksums, for what is built from them."""
     manifest = files.read_json(pathlib.Path(workdir) / writer.FOLDER / writer.MANIFEST)
     return files.fingerprint(manifest["files"])

@@ -1,4 +1,4 @@
-"""Caches the neighbor lists of one epoch; a list is walked when it is first looked up.
+"""Caches the neighbor lists of one epoch; a list is sampled when it is first looked up.
 
 Random walks are keyed by (seed, epoch, node, walk), so a node has the same list in all
 minibatches of an epoch, and walking it again would only repeat the work.  The minibatches

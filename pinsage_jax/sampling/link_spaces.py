@@ -1,8 +1,8 @@
 """Similarity of items for content links: cosines of feature vectors or of words.
 
 If the items' only content is text, the features hold its singular vectors, which keep the
-topic of a text but lose its rare words.  The rare words tell which few of thousands of
-items are most similar, so that in this case content links compare the words themselves.
+topic of a text but lose its rare words.  Rare words identify the most similar of thousands of
+items, so in this case content links compare the words themselves.
 
 Both spaces encode rows as queries or as candidates.  `cosines` compares every query with
 every candidate, `paired_cosines` row i of one set of queries with row i of another.  The

@@ -120,7 +120,7 @@ def run_blocks(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Masks:
-    """What the walks from each start node must not see.
+    """The collection and the neighbor that are hidden from the walks of each start node.
 
     Attributes:
       collection: int [S], node id of a collection that the walks of this row never enter, or

@@ -283,7 +283,7 @@ class Service:
             return filters.top_k(fetch, len(vectors), k, _nothing_seen, exact=True)
 
     def _check_k(self, k: int) -> None:
-        limit = self.config.serve.serve_most
+        limit = self.config.serve.serve_max_neighbors
         if not 1 <= k <= limit:
             raise RequestError(400, f"k is {k} but must be from 1 to {limit}.")
 

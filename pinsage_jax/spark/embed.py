@@ -65,7 +65,7 @@ def embed_on_spark(encoder: Encoder, params: Any) -> np.ndarray:
         if config.model.num_layers and config.spark.engine == "spark_walks":
             _walk(session, encoder, folder, shards)
         elif config.model.num_layers:
-            tables.write_lists(folder / "lists", *encoder.final_lists)
+            tables.write_lists(folder / "lists", *encoder.all_inference_lists)
         data = layer_tasks.pack(params)
         model = Model(
             hashlib.blake2b(data + repr(config.model).encode()).hexdigest(),
@@ -123,7 +123,7 @@ def _layer(
 
 def _walk(session: SparkSession, encoder: Encoder, folder: pathlib.Path, shards: int) -> None:
     """Writes FOLDER/lists from walks on Spark and the content links of this machine."""
-    lists = encoder.final_source
+    lists = encoder.inference_lists
     source = lists.source
     tables.write_edges(folder / "edges", source.graph)
     tables.write_links(folder / "links", lists)

@@ -12,7 +12,7 @@ from pinsage_jax.evaluation import ablation
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.stages.embed import embed_over
 from pinsage_jax.stages.prepare import prepare
-from pinsage_jax.stages.runs import split_of
+from pinsage_jax.stages.runs import validation_split_of
 from pinsage_jax.stages.train import train
 
 
@@ -21,7 +21,7 @@ def ablate(config: Config) -> dict[str, Any]:
     # An unknown name is reported before the data is prepared.
     ablation.chosen_variants(config.ablate.ablate_variants)
     prepared = prepare(config)
-    split = split_of(config, prepared)
+    split = validation_split_of(config, prepared)
 
     def embeddings(variant: Config, graph: Graph) -> tuple[np.ndarray, dict[str, Any]]:
         train(variant)

@@ -29,7 +29,7 @@ from pinsage_jax.inference.new_items import Catalog
 from pinsage_jax.inference.tables import PersistentTables
 from pinsage_jax.model.init import init_model
 from pinsage_jax.reporting.sources import Source, read_source
-from pinsage_jax.stages.runs import identity_of, split_of
+from pinsage_jax.stages.runs import data_identity, validation_split_of
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.leaf_paths import by_path
 from pinsage_jax.training.state import TrainState, initial_state, make_optimizer
@@ -69,7 +69,7 @@ def load_trained(config: Config, prepared: Prepared, input_dim: int, num_nodes: 
     """
     checkpoints, step = chosen_checkpoint(config)
     meta = checkpoints.meta(step)
-    checkpoints.check(meta, identity_of(prepared), dataclasses.asdict(config.model))
+    checkpoints.check(meta, data_identity(prepared), dataclasses.asdict(config.model))
 
     def new_state() -> TrainState:
         _, params = init_model(config, input_dim, num_nodes)
@@ -119,7 +119,7 @@ def saved_model(config: Config) -> SavedModel:
         checkpoints, step = _named_checkpoint(config)
         prepared = open_prepared(workdir)
         meta = checkpoints.meta(step)
-        checkpoints.check(meta, identity_of(prepared), meta["config"]["model"])
+        checkpoints.check(meta, data_identity(prepared), meta["config"]["model"])
     except UserError as error:
         raise UserError(f"--init_from={workdir} cannot be used: {error}") from None
     return SavedModel(workdir, step, checkpoints.arrays(step), prepared)
@@ -207,7 +207,7 @@ def open_new_items(config: Config, prepared: Prepared) -> tuple[NewItemModel, Ve
       UserError: there is no checkpoint.
     """
     workdir = pathlib.Path(config.workdir)
-    bases = spectral_bases(config, prepared, split_of(config, prepared))
+    bases = spectral_bases(config, prepared, validation_split_of(config, prepared))
     catalog = Catalog(config, prepared, bases)
     trained = load_trained(config, prepared, catalog.inputs.dim, catalog.num_nodes)
     trained, codec = match_export(config, trained)

@@ -34,7 +34,7 @@ from pinsage_jax.stages.checkpoint import (
     persistent_tables,
     run_metadata,
 )
-from pinsage_jax.stages.runs import identity_of, remember, split_of
+from pinsage_jax.stages.runs import data_identity, remember, validation_split_of
 from pinsage_jax.stages.update import update
 from pinsage_jax.training.compatibility import RESUMABLE_OVERRIDES
 
@@ -52,7 +52,7 @@ def embed_catalog(config: Config) -> dict[str, Any]:
     if config.new.new_items:
         return _embed_new(config)
     prepared = open_prepared(config.workdir)
-    split, graph = split_of(config, prepared), prepared.graph
+    split, graph = validation_split_of(config, prepared), prepared.graph
     folder = pathlib.Path(config.workdir) / layer_tables.FOLDER
     keep = config.embed.keep_layers
 
@@ -122,7 +122,7 @@ def _export(
             **quality,
             "settings": _embed_fingerprint(config, trained.step),
             "ids": prepared.item_ids.digest(),
-            "data": {**identity_of(prepared), "inputs": prepared.manifest["inputs"]},
+            "data": {**data_identity(prepared), "inputs": prepared.manifest["inputs"]},
         },
         Embeddings(prepared.collection_ids, vectors[items:]) if everything else None,
         codec=codec,

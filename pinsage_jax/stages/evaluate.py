@@ -20,7 +20,7 @@ from pinsage_jax.ranking.saved_ranker import RANKER_FILE
 from pinsage_jax.reporting import comparison
 from pinsage_jax.reporting.explorer import write_explorer
 from pinsage_jax.reporting.report import write_report
-from pinsage_jax.stages.runs import has_popularity, listed_vectors, split_of
+from pinsage_jax.stages.runs import has_popularity, listed_vectors, validation_split_of
 from pinsage_jax.stages.search import listed_by
 
 
@@ -32,7 +32,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     """
     prepared = open_prepared(config.workdir)
     vectors = load_embeddings(config.workdir, prepared)
-    split, graph = split_of(config, prepared), prepared.graph
+    split, graph = validation_split_of(config, prepared), prepared.graph
     if len(prepared.eval_pairs) == 0 and len(split.pairs):
         # Only here does an evaluation need the network.
         from pinsage_jax.stages.checkpoint import match_export

@@ -29,7 +29,7 @@ from pinsage_jax.stages.checkpoint import (
 from pinsage_jax.stages.embed import embed, embeddings_are_current
 from pinsage_jax.stages.evaluate import evaluate, report, saved_evaluation
 from pinsage_jax.stages.prepare import prepare
-from pinsage_jax.stages.runs import split_of
+from pinsage_jax.stages.runs import validation_split_of
 from pinsage_jax.stages.train import train
 from pinsage_jax.training import compatibility
 
@@ -79,7 +79,7 @@ def _refit_settings(config: Config, workdir: pathlib.Path) -> Config:
     bias = fixed_cold_start_bias(config)
     if bias is None:
         bias = float(checkpoints.metrics(step).get("cold_start_bias") or 0.0)
-    split = split_of(there, prepared)
+    split = validation_split_of(there, prepared)
     per_epoch = pairs_per_epoch(split.train_graph, split.train_pairs, config.train.pairs_per_epoch)
     logging.info("training %d steps on every edge, validation edges among them", step)
     return dataclasses.replace(

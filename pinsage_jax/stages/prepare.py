@@ -13,7 +13,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.distributed import process_group
 from pinsage_jax.graph import split_tables
 from pinsage_jax.spark.graph_tables import write_graph_tables
-from pinsage_jax.stages.runs import identity_of, remember
+from pinsage_jax.stages.runs import data_identity, remember
 from pinsage_jax.training import compatibility
 
 
@@ -42,7 +42,7 @@ def _check_replaces(config: Config, new: Prepared) -> None:
     meta = compatibility.saved_meta(config.workdir)
     if meta is None:
         return
-    differences = compatibility.data_differences(meta["data"], identity_of(new))
+    differences = compatibility.data_differences(meta["data"], data_identity(new))
     if not differences and _has_other_features(config, new):
         differences = ["on other features than the workdir holds"]
     if differences:

@@ -19,7 +19,7 @@ from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
 from pinsage_jax.retrieval.popularity import weigh_popularity
 
 
-def split_of(config: Config, prepared: Prepared) -> ValidationSplit:
+def validation_split_of(config: Config, prepared: Prepared) -> ValidationSplit:
     """The validation split of this run; the same in every stage."""
     return validation_split(prepared.graph, config.split, config.seed, prepared.train_pairs)
 
@@ -41,8 +41,8 @@ def remember(config: Config, workdir: str | pathlib.Path | None = None) -> None:
             temporary.write_text(text, encoding="utf-8")
 
 
-def identity_of(prepared: Prepared) -> dict[str, Any]:
-    """What identifies the data; checkpoints and exports save it, to refuse other data later."""
+def data_identity(prepared: Prepared) -> dict[str, Any]:
+    """Identifies the data; checkpoints and exports store it and refuse other data later."""
     return {
         "ids": prepared.item_ids.digest(),
         "num_items": prepared.graph.num_items,

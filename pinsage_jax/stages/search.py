@@ -20,7 +20,7 @@ from pinsage_jax.retrieval import neighbors as related
 from pinsage_jax.retrieval.neighbors import Related
 from pinsage_jax.retrieval.popularity import weigh_popularity
 from pinsage_jax.retrieval.saved_index import open_search
-from pinsage_jax.stages.runs import has_popularity, listed_vectors, split_of
+from pinsage_jax.stages.runs import has_popularity, listed_vectors, validation_split_of
 
 if TYPE_CHECKING:
     from pinsage_jax.ranking.ranker import Ranker
@@ -103,7 +103,7 @@ def rank(config: Config) -> dict[str, Any]:
     prepared = open_prepared(config.workdir)
     # A workdir without an export is refused before anything is embedded.
     popularity = has_popularity(config)
-    split = split_of(config, prepared)
+    split = validation_split_of(config, prepared)
     if len(split.collections) == 0:
         raise UserError(
             "The validation split withholds no collection to fit the ranker on; set "
@@ -147,7 +147,7 @@ def recommend(config: Config) -> dict[str, Any] | None:
         # Only the choice of settings embeds anything; the rest needs no network.
         from pinsage_jax.stages.embed import embed_over
 
-        split = split_of(config, prepared)
+        split = validation_split_of(config, prepared)
         if len(split.collections) == 0:
             return None
         logging.info("recommend: embedding without the withheld collections, to choose settings")

@@ -29,7 +29,7 @@ from pinsage_jax.stages.checkpoint import (
     fixed_cold_start_bias,
     saved_model,
 )
-from pinsage_jax.stages.runs import identity_of, remember, split_of, stop_requested
+from pinsage_jax.stages.runs import data_identity, remember, stop_requested, validation_split_of
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.device_inputs import all_keep_table
@@ -49,7 +49,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     """
     check_init_from(config)
     prepared = open_prepared(config.workdir)
-    identity = identity_of(prepared)
+    identity = data_identity(prepared)
     # Reading a checkpoint uses JAX already.
     connect()
     if process_group.broadcast_from_rank0(lambda: is_finished(config, identity), "finished run"):
@@ -61,7 +61,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     if not kernel_cache.is_on_disk(kernels.sample_block):
         # Measured: 28 s of one core, until the first step.
         logging.info("compiling, once: about half a minute")
-    split = split_of(config, prepared)
+    split = validation_split_of(config, prepared)
     bases = process_group.rank0_first(
         lambda: spectral_bases(config, prepared, split), "spectral features"
     )

@@ -36,7 +36,7 @@ from pinsage_jax.stages.checkpoint import (
     persistent_tables,
     run_metadata,
 )
-from pinsage_jax.stages.runs import identity_of, remember, split_of
+from pinsage_jax.stages.runs import data_identity, remember, validation_split_of
 
 FOLDER = "updated"
 
@@ -61,7 +61,7 @@ def update(config: Config) -> dict[str, Any]:
             f"{updated} is of another catalog than {workdir / 'prepared'}; delete it and run again."
         )
     key, change_tables = _changes_key(config), config.update
-    bases = spectral_bases(config, trained_on, split_of(config, trained_on))
+    bases = spectral_bases(config, trained_on, validation_split_of(config, trained_on))
     catalog_before = CurrentCatalog(config, trained_on, before, bases)
     everything = config.sampling.neighborhood == "all"
     num_nodes = trained_on.graph.num_nodes if everything else trained_on.graph.num_items
@@ -114,7 +114,7 @@ def update(config: Config) -> dict[str, Any]:
                 **run_metadata(config, trained),
                 "against_float32": recall_against_float32(codec, vectors[:items]),
                 "ids": after.item_ids.digest(),
-                "data": identity_of(after),
+                "data": data_identity(after),
                 "changes": key,
                 "settings_key": settings_key,
                 "update": report,

@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits this data, this model and these settings, and if not, why not."""
+"""Checks that a checkpoint fits the data, the model and the settings; says what differs."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def data_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
         if parts[0] != unknown
     ]  # fmt: skip
     if len(found) > 1:
-        # Other counts say it better.
+        # Different counts make a clearer message than a different checksum.
         found = [parts for parts in found if parts[0] != "graph"]
     sentences = []
     for name, before, after in found:

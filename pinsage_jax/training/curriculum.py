@@ -1,4 +1,4 @@
-"""What happens at which step: the end of the run, hard negatives, validations, checkpoints.
+"""The schedule of a run: its last step, hard negatives, validations and checkpoints.
 
 The curriculum of Ying et al. 2018, section 3.3: no hard negative in the first epoch, n-1
 per query in epoch n, up to a limit.  Everything here is a pure function of the step or the
@@ -70,7 +70,7 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> float:
-        """A fraction, since a batch may span the end of an epoch."""
+        """Steps in an epoch; a fraction, since a batch may span the end of an epoch."""
         return self.pairs_per_epoch / self.train.batch_size
 
     def logs_after(self, step: int) -> bool:
@@ -97,12 +97,12 @@ class Schedule:
 
     @property
     def validations(self) -> int:
-        """How many steps `validates_after` names."""
+        """Number of validations in the whole run."""
         if every := self.train.validate_every:
             return -(-self.total // every)
         before = self._epochs_after(self.total - 1)
         return min(before, self.total - 1) + 1
 
     def _epochs_after(self, step: int) -> int:
-        """Whole epochs in so many steps."""
+        """Number of whole epochs in this number of steps."""
         return step * self.train.batch_size // self.pairs_per_epoch

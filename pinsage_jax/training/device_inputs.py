@@ -1,7 +1,7 @@
-"""Input vectors that live on the devices: whether to keep them there, and how a step reads them.
+"""Input vectors on the devices: whether they are stored there, and how a step reads them.
 
 With `device_features` the devices hold NodeInputs.table, one row per node, and a batch
-brings node ids and only what the table lacks (NodeInputs.gather_for_table).
+holds node ids and only what the table lacks (NodeInputs.gather_for_table).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pinsage_jax.distributed.devices import make_devices, max_table_bytes
 
 
 def keeps_table(train: TrainConfig, inputs: NodeInputs) -> bool:
-    """Whether input vectors live on the devices (`device_features`).
+    """Whether input vectors are stored on the devices (`device_features`).
 
     Gathering there is never slower: an accelerator is spared the transfer, and a CPU's
     XLA gathers straight into the step's own memory on all its threads, where the host
@@ -43,7 +43,7 @@ def read_inputs(batch: Minibatch, table: jax.Array | None) -> jax.Array:
     """Input vectors float32 [n_0, D] of a minibatch, the same bits with and without a table.
 
     Args:
-      table: float32 [N, D] of NodeInputs.table, or None: the batch brings them.
+      table: float32 [N, D] of NodeInputs.table, or None: the batch holds them.
     """
     if table is None:
         return batch.features

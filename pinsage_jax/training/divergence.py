@@ -1,4 +1,4 @@
-"""A file with the batch of a step whose loss is not finite, for debugging.
+"""Writes the batch of a step whose loss is not finite to a file, for debugging.
 
 WORKDIR/not_finite_step_STEP.json holds the node ids of the batch, which are positions in
 prepared/item_ids.arrow, and what the batch is a function of: the step (counted from 1),

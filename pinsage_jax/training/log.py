@@ -1,4 +1,4 @@
-"""metrics.jsonl, one JSON object a line: what training measured; and TensorBoard events."""
+"""Writes the measurements of training: metrics.jsonl and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class MetricsWindow:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Time inside does not count as training time."""
+        """Excludes the time of the block from the training time."""
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start

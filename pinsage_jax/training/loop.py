@@ -1,14 +1,14 @@
 """The training loop: prepared data in, checkpoints and metrics.jsonl out.
 
-One pass over the minibatches, and hooks that run at steps which a resumed run reaches
-too: logging, validation and checkpoints.  The loop blocks on the device only when it
-logs, validates or saves.
+One pass over the minibatches, with hooks for logging, validation and checkpoints, which run at
+the same steps in a resumed run.  The loop blocks on the device only when it logs, validates or
+saves.
 
 Of several processes each runs this loop on its part of every batch; process 0
 alone validates and writes, and the others wait for it.
 
-Validation embeds the whole catalog, which is the business of a later stage, so
-the caller passes a function that does it.
+Validation embeds the whole catalog, which later folders implement, so the caller passes a
+function for it.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class Outcome:
     """How a training run ended.
 
     Attributes:
-      step: steps taken over all sessions.
+      step: steps taken so far, those of earlier processes included.
       total: steps the run has.
       best: validation metrics of the best checkpoint, with its "step".
       interrupted: whether `should_stop` ended it before the last step.
-      seconds: time of this session.
-      pairs: training pairs of this session.
+      seconds: time of this process.
+      pairs: training pairs of this process.
       devices: devices of all processes.
-      wait_share: share of this session's training time in which the devices waited.
+      wait_share: share of this process's training time in which the devices waited.
     """
 
     step: int
@@ -88,12 +88,12 @@ def train(
 
     Args:
       builder: makes the minibatch of any step.
-      identity: what the data is (counts, id digest, width of the input); a
+      identity: what identifies the data (counts, id digest, width of the input); a
         checkpoint of other data is refused.
       validate: scores parameters; called once an epoch unless --validate_every says
         otherwise.  None in processes that do not write.
-      should_stop: asked after every step, and answers the same in every process; True
-        writes a checkpoint and returns.
+      should_stop: called after every step, and returns the same in every process; True
+        ends the run with a checkpoint.
       warm_start: makes the parameters before the first step from random ones.
 
     Raises:
@@ -101,7 +101,7 @@ def train(
     """
     with contextlib.ExitStack() as stack:
         run = Run(config, builder, identity, validate, should_stop, stack, warm_start)
-        run.validate_if_owed()
+        run.make_up_validation()
         for batch, info in run.batches:
             run.take_step(batch, info)
             run.log_if_due()
@@ -113,12 +113,12 @@ def train(
 
 
 class Run:
-    """One session of a training run: its state, and the hooks of the loop.
+    """One process's part of a training run: its state, and the hooks of the loop.
 
     Attributes:
       batches: minibatches of the steps that are left, made ahead by host threads.
-      done: steps taken over all sessions.
-      interrupted: whether `should_stop` asked to end the session before the last step.
+      done: steps taken so far, those of earlier processes included.
+      interrupted: whether `should_stop` asked to stop before the last step.
     """
 
     batches: Prefetcher[tuple[Minibatch, BatchInfo]]
@@ -176,7 +176,7 @@ class Run:
         )
 
     def _dump_batch(self, step: int, about: dict[str, Any]) -> pathlib.Path:
-        """Writes the batch of `step` (counted from 1) and what else is known of it."""
+        """Writes the batch of `step` (counted from 1) with its epoch and seed."""
         epoch = self._builder.epoch_of(step - 1) + 1
         about = {"epoch": epoch, "seed": self._config.seed, **about}
         return dump_batch(self._workdir, self._builder, step, about)
@@ -208,8 +208,8 @@ class Run:
     def validate_if_due(self) -> None:
         """Every --validate_every steps: scores the parameters and remembers the best.
 
-        A run that is asked to stop may have seconds left, so it leaves the validation to
-        the run that continues it.
+        A run that receives a stop signal may have only seconds left, so the run that continues it
+        makes the validation.
 
         Raises:
           UserError: the loss or the gradient of a step is not finite.
@@ -223,8 +223,8 @@ class Run:
         if not self.interrupted:
             self._score_parameters()
 
-    def validate_if_owed(self) -> None:
-        """The validation that the last session left to this one, before the first step."""
+    def make_up_validation(self) -> None:
+        """Before the first step, makes the validation that the interrupted process left out."""
         if self._validation_owed:
             self._validation_owed = False
             self._score_parameters()
@@ -271,7 +271,7 @@ class Run:
         process_group.all_gather_object(None, "checkpoint", interruptible=False)
 
     def _meta(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the state, as JSON."""
+        """The metadata of a checkpoint, as JSON values."""
         return {
             "queue": self.batches.state(),
             "total": self._schedule.total,
@@ -284,7 +284,7 @@ class Run:
         }
 
     def finish(self) -> Outcome:
-        """Writes the last line of metrics.jsonl; says how the run ended."""
+        """Writes the last line of metrics.jsonl; returns how the run ended."""
         outcome = Outcome(
             int(self._state.step),
             self._schedule.total,

@@ -1,4 +1,4 @@
-"""Going on with a run: whether it is finished, and what its latest checkpoint holds."""
+"""Resumes a run: whether it is finished, and the state of its latest checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FOLDER = CHECKPOINTS
 
 
 def is_finished(config: Config, identity: dict[str, Any]) -> bool:
-    """Whether the workdir holds the last step of just this run, of just this data.
+    """Whether the workdir holds the last checkpoint of exactly this run, on exactly this data.
 
     Args:
       identity: what the data is; see Checkpoints.check.
@@ -54,12 +54,12 @@ def open_checkpoints(config: Config, stack: contextlib.ExitStack) -> Checkpoints
 
 
 class Restored(NamedTuple):
-    """Where a run goes on.
+    """The state from which a run resumes.
 
     Attributes:
       step: steps taken so far; 0 for a new run.
       best: validation metrics of the best checkpoint, with its "step"; or {}.
-      validation_owed: whether the run stopped before the validation of this very step.
+      validation_owed: whether the run was stopped before it validated this step.
       state: arrays of the host.
     """
 

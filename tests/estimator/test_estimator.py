@@ -226,7 +226,7 @@ def test_errors_are_in_the_words_of_the_call(model, call, message):
 
 
 def test_every_word_of_the_command_line_is_translated():
-    found = wording.in_words_of_the_call(
+    found = wording.as_library_message(
         "--edges=/tmp/pinsage-x/inputs/edges.parquet: row 3 of /tmp/pinsage-x/inputs/edges.parquet "
         "has no id; set --item_column, or run --mode=train with --epochs=2."
     )

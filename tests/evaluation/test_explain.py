@@ -17,7 +17,7 @@ from pinsage_jax.evaluation import explain as explaining
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.sampling.neighborhoods import visit_scores
-from pinsage_jax.stages.runs import split_of
+from pinsage_jax.stages.runs import validation_split_of
 
 
 def explained(config, query, target, **evaluate):
@@ -81,8 +81,8 @@ def test_every_part_against_a_reference(trained, pair, tmp_path, capsys):
 
 def test_weights_are_those_that_the_embedding_pools_over(trained, pair):
     prepared, _, query, target = pair
-    bases = spectral_bases(trained, prepared, split_of(trained, prepared))
-    ids, weights = Encoder.over(trained, prepared, prepared.graph, bases).final_lists
+    bases = spectral_bases(trained, prepared, validation_split_of(trained, prepared))
+    ids, weights = Encoder.over(trained, prepared, prepared.graph, bases).all_inference_lists
     rows = np.array([target, query])
     some_ids, some_weights = lists_of_some(trained, prepared, rows).lookup(rows.astype(np.int32))
     np.testing.assert_array_equal(some_ids, ids[rows])

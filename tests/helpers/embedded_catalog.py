@@ -18,7 +18,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.model.init import init_model
 from pinsage_jax.stages.prepare import prepare
-from pinsage_jax.stages.runs import identity_of
+from pinsage_jax.stages.runs import data_identity
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.state import initial_state, make_optimizer
 
@@ -91,7 +91,7 @@ def embedded_catalog(root: pathlib.Path):
     prepared = prepare(config)
     params = random_params(config, INPUTS, 80)
     state = initial_state(params, make_optimizer(config.train, 1.0))
-    meta = {"data": identity_of(prepared), "config": dataclasses.asdict(config)}
+    meta = {"data": data_identity(prepared), "config": dataclasses.asdict(config)}
     with Checkpoints(root / "work" / "checkpoints") as checkpoints:
         checkpoints.save(3, state, meta, {"score": 1.0, "cold_start_bias": 0.1})
     pinsage_jax.embed(config)

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for hostile tables, and what plain Python makes of them.
+"""Hypothesis strategies for hostile tables, and their graph computed in plain Python.
 
 A table is a list of rows of text or None by column name; `write` puts it on disk in any
 of the forms that are read.  `expected_graph` is the slow reference of the prepare stage.

@@ -1,4 +1,4 @@
-"""The cold-start bias chosen in the plain way: the whole catalog is ranked for every bias."""
+"""Slow reference of the choice of cold-start bias: ranks the whole catalog for every bias."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slow, readable restatement of the network and its losses in float64 NumPy loops.
+"""Slow, readable reference of the network and its losses in float64 NumPy loops.
 
 Written from the paper (Ying et al. 2018, Algorithms 1 and 2, equation 1) and not from
 the package.  A graph is two dictionaries: `features[node]` is a vector and
@@ -178,7 +178,7 @@ def loss(name, pairs, shared, hard, **settings) -> tuple[float, float]:
 
 
 def reversed_pairs(pairs) -> list[dict]:
-    """The same pairs with the targets asking."""
+    """The same pairs with query and target exchanged."""
     return [
         {
             "query": pair["target"],

@@ -1,4 +1,4 @@
-"""A prepared catalog in memory, for tests of what comes after preparation."""
+"""A prepared catalog in memory, for tests of the stages after prepare."""
 
 from __future__ import annotations
 

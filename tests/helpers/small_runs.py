@@ -1,4 +1,4 @@
-"""Small graphs with the difficult cases, and all parts of one run over them.
+"""Small graphs with difficult cases, and the components of a run over them.
 
 Features are node ids, so that a batch can be read back by value: column 0 of an
 item's features is its id plus one times `Run.unit`, and a row of zeros is padding or a collection.

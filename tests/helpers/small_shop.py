@@ -1,4 +1,4 @@
-"""Tables of a small shop, whose columns have names of their own, and flags for a run of seconds."""
+"""Tables of a small shop with other column names than the default, and flags for a short run."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def text_transform(width: int, link_words: int) -> FeatureTransform:
 
 
 def dense_words(words: np.ndarray, terms: int = len(TERMS)) -> np.ndarray:
-    """float32 [n, terms]: what int32 [n, 2K] words say, row by row."""
+    """Packed words int32 [n, 2K] as dense vectors, float32 [n, terms]."""
     size = words.shape[1] // 2
     out = np.zeros((len(words), terms), np.float32)
     for row, packed in enumerate(np.asarray(words)):
@@ -40,7 +40,7 @@ def dense_words(words: np.ndarray, terms: int = len(TERMS)) -> np.ndarray:
 
 
 def link_vectors(prepared) -> np.ndarray:
-    """float32 [n, F]: what content links compare in a catalog or in additions to it."""
+    """The vectors that content links compare, float32 [n, F], of a catalog or of additions."""
     if prepared.words is not None:
         return dense_words(prepared.words)
     return prepared.features.astype(np.float32)

@@ -1,4 +1,4 @@
-"""One finished pipeline of seconds, for tests of what reads a workdir."""
+"""One finished pipeline that takes seconds, for tests of code that reads a workdir."""
 
 from __future__ import annotations
 

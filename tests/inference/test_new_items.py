@@ -128,7 +128,7 @@ def full_path(config, prepared, additions, bases, params) -> np.ndarray:
         config.embed.embed_walks
     )
     ids, weights = lists.lookup(np.arange(nodes, dtype=np.int32))
-    old_ids, old_weights = encoder.final_lists
+    old_ids, old_weights = encoder.all_inference_lists
     ids[old_nodes] = np.where(old_ids >= items, old_ids + count, old_ids)
     weights[old_nodes] = old_weights
 

@@ -16,7 +16,7 @@ from pinsage_jax.retrieval.topk import target_ranks
 from pinsage_jax.stages.embed import embed_over
 from pinsage_jax.stages.evaluate import saved_evaluation
 from pinsage_jax.stages.pipeline import pipeline
-from pinsage_jax.stages.runs import embeddings, split_of
+from pinsage_jax.stages.runs import embeddings, validation_split_of
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def two_tables(tmp_path_factory):
 def test_without_eval_pairs_every_method_reads_the_training_graph(two_tables):
     config = two_tables
     prepared = open_prepared(config.workdir)
-    split = split_of(config, prepared)
+    split = validation_split_of(config, prepared)
     assert len(prepared.eval_pairs) == 0 and len(split.pairs) > 20
     saved = saved_evaluation(config)
     pairs = np.unique(split.pairs, axis=0)

@@ -26,7 +26,7 @@ from pinsage_jax.recommend import recommend
 from pinsage_jax.retrieval import neighbors
 from pinsage_jax.stages import modes, pipeline, update
 from pinsage_jax.stages.checkpoint import SavedModel, carried_over, chosen_checkpoint
-from pinsage_jax.stages.runs import split_of
+from pinsage_jax.stages.runs import validation_split_of
 from pinsage_jax.training.compatibility import CHECKPOINTS
 
 
@@ -354,7 +354,7 @@ def test_refit_trains_on_every_edge_for_as_long_as_validation_chose(shop, capfd)
     data = pinsage_jax.load_graph(config)
     assert data.graph.num_edges > before.num_edges and len(data.eval_pairs) == 0
     assert data.graph.num_items == 120
-    held = split_of(config, data)
+    held = validation_split_of(config, data)
     assert held.train_graph.num_edges == data.graph.num_edges and len(held.pairs) == 0
     _, last = chosen_checkpoint(config)
     assert (last, config.train.max_steps) == (step, step)
