@@ -772,14 +772,19 @@ def ci(tmp_path):
         tools = tmp_path / "tools"
         tools.mkdir(exist_ok=True)
         log = tmp_path / "log"
+        # What runs beside the rest has a file of its own.
+        newest = tmp_path / "log-newest"
         log.unlink(missing_ok=True)
+        newest.unlink(missing_ok=True)
         stand_in = (
             "#!/bin/bash\n"
             '[ "$2" = venv ] || exit 0\n'
-            f'echo "$(basename "$0") $*" >> {log}\nmkdir -p "$3/bin"\n'
+            f'log={log}; [ "${{0##*/}}" = python3 ] || log={log}-newest\n'
+            'echo "$(basename "$0") $*" >> $log\nmkdir -p "$3/bin"\n'
             f"for tool in pip python; do cat > \"$3/bin/$tool\" <<'END'\n"
             "#!/bin/bash\n"
-            f'echo "$(basename "$0") $* in $PWD" >> {log}\n'
+            f'log={log}; case "$0" in */newest/*) log={log}-newest;; esac\n'
+            'echo "$(basename "$0") $* in $PWD" >> $log\n'
             'for a in "$@"; do case "$a" in --workdir=*) d="${a#--workdir=}";\n'
             'mkdir -p "$d/embeddings"; for f in eval.json embeddings/_manifest.json '
             'related_items.parquet; do echo x > "$d/$f"; done;; esac; done\n'
@@ -800,7 +805,8 @@ def ci(tmp_path):
             text=True,
             timeout=60,
         )
-        return result, log.read_text().splitlines()
+        lines = log.read_text().splitlines()
+        return result, lines + (newest.read_text().splitlines() if newest.exists() else [])
 
     return run
 
@@ -830,12 +836,12 @@ def test_ci_tries_the_newest_other_python(pythons, ci):
     assert [lines[place].split()[0] for place in venvs[2:]] == pythons[-1:]
     if pythons:
         install, tests, program = lines[venvs[-1] + 1 :]
-        assert install == f"pip install -q .[test] in {ROOT}"
-        assert tests.startswith("python -m pytest tests/cpu ") and tests.endswith(f" in {ROOT}")
+        assert re.fullmatch(r"pip install -q \.\[test\] in /\S+/source", install)
+        assert re.fullmatch(r"python -m pytest tests/cpu .* in /\S+/source", tests)
         assert re.match(
             r"python -m pinsage_jax.main \S+/tiny.flags --workdir=\S+-newest in", program
         )
-        for path in re.findall(r"tests/\S+", tests):
+        for path in re.findall(r" (tests/\S+)", tests):
             assert (ROOT / path).exists()
 
 
