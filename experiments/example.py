@@ -50,8 +50,8 @@ print(len(ids), "items,", vectors.shape, vectors.dtype)
 # %% Neighbors of an item, and why one of them is there.
 query = ids[0]
 near = pinsage_jax.neighbors(config, [query])[query]
-for rank, (item, score, title) in enumerate(near, start=1):
-    print(rank, item, f"{score:.3f}", title)
+for rank, other in enumerate(near, start=1):
+    print(rank, other.item_id, f"{other.score:.3f}", other.title)
 why = pinsage_jax.explain(
     pinsage_jax.settings(workdir, query=query, target=near[0].item_id, k=5, **small)
 )
