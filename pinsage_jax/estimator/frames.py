@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data.tables import Table, table_in_memory
 
 
 def is_frame(value: Any) -> bool:
@@ -22,6 +23,11 @@ def is_frame(value: Any) -> bool:
         hasattr(value, name)
         for name in ("__arrow_c_stream__", "__arrow_c_array__", "__dataframe__")
     )
+
+
+def in_memory(value: Any, name: str) -> Table:
+    """A table of a frame that readers of input tables take; see `as_table`."""
+    return table_in_memory(as_table(value, name), name)
 
 
 def as_table(value: Any, name: str) -> pa.Table:

@@ -18,21 +18,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pinsage_jax import api
-from pinsage_jax.catalog.extended import with_additions
-from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.core import files, workdir
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.pairs_table import read_pairs
-from pinsage_jax.data.tables import table_in_memory
+from pinsage_jax.data.tables import open_table
 from pinsage_jax.estimator import frames, inputs, lists
 from pinsage_jax.estimator.base import FittedRun
 from pinsage_jax.estimator.wording import quietly
+from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.retrieval import neighbors as related
-from pinsage_jax.retrieval.popularity import weigh_popularity
 from pinsage_jax.stages import runs
+from pinsage_jax.stages.search import embed_new, with_new_items
 
 
 class PinSage(FittedRun):
@@ -208,7 +206,9 @@ class PinSage(FittedRun):
             prepared, vectors = self._catalog
             one = isinstance(items, str | int | np.integer)
             if frames.is_frame(items):
-                prepared, vectors, rows = self._with_new(items, None)
+                known, table = len(vectors), frames.in_memory(items, "items")
+                prepared, vectors = with_new_items(self._config, prepared, vectors, table)
+                rows = np.arange(known, len(vectors))
             else:
                 rows = related.rows_of(frames.ids_of(items, "items"), prepared)
             config = self._with(k=n)
@@ -233,8 +233,10 @@ class PinSage(FittedRun):
           UserError: a column is missing, or an item is known already.
         """
         with quietly():
-            _, vectors, rows = self._with_new(items, edges, weighted=False)
-            return vectors[rows]
+            tables = [frames.in_memory(items, "items")]
+            if edges is not None:
+                tables.append(frames.in_memory(edges, "edges"))
+            return embed_new(self._config, self._catalog[0], *tables)[1]
 
     def recommend(
         self,
@@ -303,13 +305,15 @@ class PinSage(FittedRun):
             config = self._with()
             if pairs is None:
                 return evaluate(config)
-            prepared = open_prepared(self.workdir_)
-            rows = pq.read_table(pairs) if isinstance(pairs, str | os.PathLike) else pairs
-            table = table_in_memory(frames.as_table(rows, "pairs"), "pairs")
+            prepared, _ = self._catalog
+            if isinstance(pairs, str | os.PathLike):
+                table = open_table(pathlib.Path(pairs), "pairs", config.data)
+            else:
+                table = frames.in_memory(pairs, "pairs")
             degree = prepared.graph.degree()
             found = read_pairs(table, prepared.item_ids, degree)
             prepared = dataclasses.replace(prepared, eval_pairs=found.pairs, eval_kinds=found.kinds)
-            _, vectors = self.item_ids_, self.embeddings_
+            vectors = load_embeddings(self.workdir_, prepared)
             with tempfile.TemporaryDirectory(prefix="pinsage-") as scratch:
                 return evaluate_pairs(
                     dataclasses.replace(config, workdir=scratch), prepared, vectors,
@@ -329,24 +333,3 @@ class PinSage(FittedRun):
             if saved_evaluation(self.config_) is None:
                 evaluate(self.config_)
             return report(self.config_)
-
-    def _with_new(
-        self, items: Any, edges: Any, weighted: bool = True
-    ) -> tuple[Prepared, np.ndarray, np.ndarray]:
-        """The catalog and its vectors followed by new items, and the rows of the new items."""
-        # Embedding loads JAX.
-        from pinsage_jax.stages.checkpoint import open_new_items
-
-        prepared, vectors = self._catalog
-        model, codec = open_new_items(self._config, prepared)
-        table = table_in_memory(frames.as_table(items, "items"), "items")
-        others = None
-        if edges is not None:
-            others = table_in_memory(frames.as_table(edges, "edges"), "edges")
-        additions = model.read(table, others)
-        new = codec.project(model.embed(additions)[0])
-        if weighted:
-            weight = self._config.search.popularity_weight
-            new = weigh_popularity(new, weight, runs.has_popularity(self._config))
-        rows = np.arange(len(vectors), len(vectors) + len(new))
-        return with_additions(prepared, additions, table), np.concatenate([vectors, new]), rows

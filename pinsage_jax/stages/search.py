@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import logging
 
+from pinsage_jax.catalog.additions import Additions
 from pinsage_jax.catalog.extended import with_additions
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.data.tables import open_table
+from pinsage_jax.data.tables import Table, open_table
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.listing.rules import read_ids, rules_of
 from pinsage_jax.ranking.saved_ranker import open_ranker, write_ranker
@@ -36,13 +37,18 @@ def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Relat
     listed and named too.
     """
     prepared = open_prepared(config.workdir)
-    vectors = listed_vectors(config, prepared)
-    ranker = listed_by(config, prepared, config.host_threads)
+    exported = load_embeddings(config.workdir, prepared)
+    ranker = listed_by(config, prepared, config.host_threads, exported)
+    vectors = weigh_popularity(exported, config.search.popularity_weight, has_popularity(config))
     search = ranker or open_search(config, vectors, config.host_threads)
     queries, file = None, related.RELATED_FILE
     if config.new.new_items:
         known = len(vectors)
-        prepared, vectors = _with_new_items(config, prepared, vectors)
+        new_items = open_table(config.data.path(config.new.new_items), "new_items", config.data)
+        new_edges = None
+        if config.new.new_edges:
+            new_edges = open_table(config.data.path(config.new.new_edges), "new_edges", config.data)
+        prepared, vectors = with_new_items(config, prepared, vectors, new_items, new_edges)
         queries, file = np.arange(known, len(vectors)), related.NEW_FILE
     if items:
         return related.nearest(config, items, prepared, vectors, search)
@@ -55,31 +61,38 @@ def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Relat
     return {}
 
 
-def _with_new_items(
-    config: Config, prepared: Prepared, vectors: np.ndarray
-) -> tuple[Prepared, np.ndarray]:
-    """The catalog and its vectors with those of --new_items behind them."""
+def embed_new(
+    config: Config, prepared: Prepared, items: Table, edges: Table | None = None
+) -> tuple[Additions, np.ndarray]:
+    """New items and their embeddings float32 [n, Z], as the export holds those of the catalog."""
     # Embedding needs the network; the lists of known items do not.
     from pinsage_jax.stages.checkpoint import open_new_items
 
     model, codec = open_new_items(config, prepared)
-    items = open_table(config.data.path(config.new.new_items), "new_items", config.data)
-    edges = None
-    if config.new.new_edges:
-        edges = open_table(config.data.path(config.new.new_edges), "new_edges", config.data)
     additions = model.read(items, edges)
-    new = codec.project(model.embed(additions)[0])
+    return additions, codec.project(model.embed(additions)[0])
+
+
+def with_new_items(
+    config: Config,
+    prepared: Prepared,
+    vectors: np.ndarray,
+    items: Table,
+    edges: Table | None = None,
+) -> tuple[Prepared, np.ndarray]:
+    """The catalog and the vectors that lists are made of, with those of new items behind them."""
+    additions, new = embed_new(config, prepared, items, edges)
     new = weigh_popularity(new, config.search.popularity_weight, has_popularity(config))
     return with_additions(prepared, additions, items), np.concatenate([vectors, new])
 
 
 def listed_by(
-    config: Config, prepared: Prepared, threads: int, vectors: np.ndarray | None = None
+    config: Config, prepared: Prepared, threads: int, vectors: np.ndarray
 ) -> Ranker | None:
     """What orders related items by --related_by; None: a search of the vectors.
 
     Args:
-      vectors: float32 [N, Z] over the graph of `prepared`; None: the exported embeddings.
+      vectors: embeddings float32 [N, Z] over the graph of `prepared`, with their full popularity.
     """
     if config.search.related_by == "vectors":
         return None
@@ -88,8 +101,6 @@ def listed_by(
         by_vectors = "new items (--new_items)"
     elif rules_of(config, prepared) is not None:
         by_vectors = "rules"
-    if vectors is None:
-        vectors = load_embeddings(config.workdir, prepared)
     return open_ranker(config, prepared, vectors, has_popularity(config), threads, by_vectors)
 
 

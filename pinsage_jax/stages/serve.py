@@ -6,10 +6,12 @@ from threadpoolctl import threadpool_limits
 
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config
+from pinsage_jax.export.reader import load_embeddings
+from pinsage_jax.retrieval.popularity import weigh_popularity
 from pinsage_jax.retrieval.saved_index import open_search
 from pinsage_jax.serving import server
 from pinsage_jax.stages.checkpoint import exported_source, open_new_items
-from pinsage_jax.stages.runs import listed_vectors, stop_requested
+from pinsage_jax.stages.runs import has_popularity, stop_requested
 from pinsage_jax.stages.search import listed_by
 
 
@@ -21,9 +23,10 @@ def serve(config: Config) -> None:
     from pinsage_jax.serving.service import Service
 
     prepared = open_prepared(config.workdir)
-    vectors = listed_vectors(config, prepared)
+    exported = load_embeddings(config.workdir, prepared)
+    vectors = weigh_popularity(exported, config.search.popularity_weight, has_popularity(config))
     index = open_search(config, vectors, threads=1)
-    ranker = listed_by(config, prepared, threads=1)
+    ranker = listed_by(config, prepared, 1, exported)
     # A port that is in use is reported before the model is loaded.
     listener = server.listen(config.serve.serve_host, config.serve.serve_port)
     source = exported_source(config, prepared.graph.num_items)
