@@ -30,6 +30,20 @@ from pinsage_jax.graph.csr import Graph
 _BATCH_ROWS = 8192
 
 
+def read_titles(items: Table, column: str) -> pa.Array:
+    """The titles of a table of items, large_string [n].
+
+    Raises:
+      UserError: a title is not text.
+    """
+    return pa.concat_arrays(
+        [
+            column_values.texts(batch.column(column), column, batch.where)
+            for batch in iter_batches(items, [column])
+        ]
+    )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Additions:
     """New items with their features and edges.

@@ -27,6 +27,7 @@ from pinsage_jax.catalog.additions import (
     lookup_collections,
     read_edge_rows,
     read_item_rows,
+    read_titles,
     row_name,
 )
 from pinsage_jax.catalog.edge_keys import contained, edge_keys, edges_of, pairs_of_keys
@@ -36,11 +37,10 @@ from pinsage_jax.config.data import DataConfig
 from pinsage_jax.config.embed import UpdateConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.data import columns as column_values
 from pinsage_jax.data.columns import format_id
 from pinsage_jax.data.features import FEATURES_FILE, WORDS_FILE, FeatureTransform
 from pinsage_jax.data.ids import IdTable, save_column
-from pinsage_jax.data.tables import Table, iter_batches, open_table
+from pinsage_jax.data.tables import Table, open_table
 from pinsage_jax.graph import csr
 
 _COPIED_ROWS = 1 << 16
@@ -361,13 +361,9 @@ def _titles(before: Prepared, table: Table, places: np.ndarray, items: int) -> p
     column = before.manifest["title_column"]
     if column not in table.columns:
         return titles
-    parts = [
-        column_values.texts(batch.column(column), column, batch.where)
-        for batch in iter_batches(table, [column])
-    ]
     row = np.full(items, -1, np.int64)
     row[places] = np.arange(len(places))
-    given = pa.concat_arrays(parts).take(pa.array(np.maximum(row, 0)))
+    given = read_titles(table, column).take(pa.array(np.maximum(row, 0)))
     return pc.if_else(pa.array(row >= 0), given, titles)
 
 

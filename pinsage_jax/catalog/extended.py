@@ -7,12 +7,11 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 
-from pinsage_jax.catalog.additions import Additions
+from pinsage_jax.catalog.additions import Additions, read_titles
 from pinsage_jax.catalog.edge_keys import edges_of
 from pinsage_jax.catalog.prepare import Prepared
-from pinsage_jax.data import columns as column_values
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.data.tables import Table, iter_batches
+from pinsage_jax.data.tables import Table
 from pinsage_jax.graph.csr import Graph
 
 
@@ -29,10 +28,7 @@ def with_additions(prepared: Prepared, additions: Additions, items: Table) -> Pr
     if titles is not None:
         new = pa.nulls(len(additions.item_ids), titles.type)
         if column in items.columns:
-            batches = iter_batches(items, [column])
-            parts = [column_values.texts(batch.column(column), column, batch.where)
-                     for batch in batches]  # fmt: skip
-            new = pa.concat_arrays(parts)
+            new = read_titles(items, column)
         titles = pa.concat_arrays([titles, new])
     known = prepared.item_columns
     return dataclasses.replace(

@@ -97,9 +97,7 @@ def _write(items: Table, types: dict[str, pa.DataType], path: pathlib.Path) -> s
 
 def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
     if column_values.is_text(column.type) and kind != _TEXT:
-        column = pc.utf8_trim_whitespace(column.cast(_TEXT))
-        missing = pc.is_in(column, value_set=pa.array(column_values.MISSING_NUMBERS, _TEXT))
-        column = pc.if_else(missing, pa.scalar(None, _TEXT), column)
+        column = column_values.without_missing(column)
     if pa.types.is_list(kind):
         return pa.array(column.to_pylist(), kind)
     # Decimals lose digits as floats do.

@@ -321,6 +321,4 @@ class _Profile:
             self._characters += len(text)
             self._spaceless += words == 1 and not text.isascii()
             self.addresses += bool(_ADDRESS.match(text))
-            self.lists_of_numbers += bool(
-                re.fullmatch(r"[\s\[(]*[\d.eE+-]+([\s,;]+[\d.eE+-]+)+[\s\])]*", text)
-            )
+            self.lists_of_numbers += bool(_NUMBERS.fullmatch(text))

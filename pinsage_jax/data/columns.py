@@ -154,7 +154,7 @@ def numbers(column: pa.Array, name: str, where: Where) -> pa.DoubleArray:
         return column.cast(pa.float64())
     if not is_text(kind):
         raise UserError(f"Column '{name}' holds {kind} values ({where(0)}), not numbers.")
-    text = _without_missing(column)
+    text = without_missing(column)
     lowered = pc.utf8_lower(text)
     text = pc.if_else(pc.equal(lowered, "true"), "1", text)
     text = pc.if_else(pc.equal(lowered, "false"), "0", text)
@@ -346,7 +346,8 @@ def _text_times(column: pa.Array, name: str, where: Where) -> np.ndarray:
     return _cast(column, stamp, name, where, problem).cast(pa.int64()).to_numpy()
 
 
-def _without_missing(column: pa.Array) -> pa.LargeStringArray:
+def without_missing(column: pa.Array) -> pa.LargeStringArray:
+    """Trimmed text, null where it spells a missing number."""
     text = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
     missing = pc.is_in(text, value_set=pa.array(MISSING_NUMBERS, pa.large_string()))
     return pc.if_else(missing, pa.scalar(None, pa.large_string()), text)

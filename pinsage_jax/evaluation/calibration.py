@@ -26,6 +26,7 @@ from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.evaluation.baselines import Baseline, Content, Walk, rank_pairs
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
+from pinsage_jax.retrieval.online import RowSubset
 from pinsage_jax.retrieval.ranks import tie_rank
 from pinsage_jax.retrieval.topk import top_k
 
@@ -193,19 +194,6 @@ class _TopLists:
         }
 
 
-class _SomeRows:
-    """The rows of an array that belong to some items, without a copy of them all."""
-
-    def __init__(self, vectors: np.ndarray, items: np.ndarray):
-        self._vectors, self._items = vectors, items
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        return self._vectors[self._items[rows]]
-
-
 def _top_of(
     vectors: np.ndarray, items: np.ndarray, queries: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -218,7 +206,7 @@ def _top_of(
     excluded = np.full(len(queries), -1, np.int64)
     among = np.isin(queries, items)
     excluded[among] = place[among]
-    ids, scores = top_k(vectors[queries], _SomeRows(vectors, items), _DEPTH, excluded)
+    ids, scores = top_k(vectors[queries], RowSubset(vectors, items), _DEPTH, excluded)
     if not len(items):
         return ids, scores.astype(np.float64)
     return np.where(ids >= 0, items[ids], -1), scores.astype(np.float64)

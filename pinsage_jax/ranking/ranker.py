@@ -20,6 +20,7 @@ import numpy as np
 from pinsage_jax.ranking.calibrated_model import CalibratedModel
 from pinsage_jax.ranking.candidates import FEATURES, METHODS, Candidates, CandidateSource
 from pinsage_jax.ranking.levels import KINDS
+from pinsage_jax.retrieval.ranks import tie_rank
 
 RANKER = "ranker"
 
@@ -75,7 +76,6 @@ class RankerModel:
         found = np.full(candidates.ids.shape, -np.inf, np.float32)
         of_kind = (candidates.ids >= 0) & ~candidates.isolated, candidates.isolated
         for kind, mask in zip(KINDS, of_kind):
-            mask = mask & (candidates.ids >= 0)
             if kind in self.models[query_kind] and mask.any():
                 found[mask] = self.models[query_kind][kind].log_odds(candidates.features[mask])
         found[candidates.isolated] += np.float32(self.levels[query_kind])
@@ -228,7 +228,7 @@ def ranks_by_score(values: np.ndarray, targets: np.ndarray) -> np.ndarray:
     limits = values[targets][:, None]
     greater = (values[None, :] > limits).sum(axis=1)
     equal = (values[None, :] == limits).sum(axis=1) - 1
-    return 1 + greater + (equal + 1) // 2
+    return tie_rank(greater, equal)
 
 
 def ranks_in_list(
@@ -250,7 +250,7 @@ def ranks_in_list(
     limits = odds[position][:, None]
     greater = (odds[None, :] > limits).sum(axis=1)
     equal = (odds[None, :] == limits).sum(axis=1) - 1
-    inside = 1 + greater + (equal + 1) // 2
+    inside = tie_rank(greater, equal)
     better = (vectors[ids[valid]][None, :] > vectors[targets][:, None]).sum(axis=1)
     outside = valid.sum() + ranks_by_score(vectors, targets) - better
     return np.where(found, inside, outside)

@@ -41,6 +41,19 @@ def best_of_scores(
     return ids, best
 
 
+class RowSubset:
+    """Some rows of an array [N, D], copied when they are read."""
+
+    def __init__(self, vectors: np.ndarray, rows: np.ndarray):
+        self._vectors, self._rows = vectors, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        return self._vectors[self._rows[span]]
+
+
 class ExactSearch:
     """Exact top-k by inner product over the whole catalog."""
 

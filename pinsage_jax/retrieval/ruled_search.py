@@ -16,7 +16,7 @@ from absl import logging
 
 from pinsage_jax.listing.rules import Rules
 from pinsage_jax.retrieval.ann import AnnSearch
-from pinsage_jax.retrieval.online import ExactSearch, best_of_scores
+from pinsage_jax.retrieval.online import ExactSearch, RowSubset, best_of_scores
 
 # Evaluations of rules, of one item for one group of queries, that are done beforehand.
 _MOST_EVALUATIONS = 1 << 26
@@ -27,20 +27,6 @@ _INDEX_SHARE, _INDEX_ITEMS = 0.2, 10_000
 # Products (queries times items) from which blocks of a compiled search are faster.
 _LARGE_PRODUCT = 1 << 26
 _COMPARED_QUERIES = 100
-
-
-class _RowSubset:
-    """A subset of the rows of a matrix, copied when they are read."""
-
-    def __init__(self, vectors: np.ndarray, rows: np.ndarray):
-        self._vectors, self._rows = vectors, rows
-        self.shape = (len(rows), vectors.shape[1])
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, span: slice) -> np.ndarray:
-        return np.asarray(self._vectors[self._rows[span]], np.float32)
 
 
 class RuledSearch:
@@ -147,7 +133,7 @@ class RuledSearch:
         if factors is None and len(queries) * len(allowed) >= _LARGE_PRODUCT:
             from pinsage_jax.retrieval.topk import top_k
 
-            found, values = top_k(queries, _RowSubset(self._vectors, allowed), k, place)
+            found, values = top_k(queries, RowSubset(self._vectors, allowed), k, place)
         else:
             found, values = self._on_host(queries, k, place, allowed, factors)
         return np.where(found >= 0, allowed[found], -1).astype(np.int32), values
