@@ -135,7 +135,7 @@ class CandidateSource:
         ids = np.sort(np.where(repeated | (ids == rows[:, None]), -1, ids), axis=1)
         ids = ids[:, np.argmax((ids >= 0).any(axis=0)) :]
         isolated = self.isolated[ids] & (ids >= 0)
-        return Candidates(rows, ids, isolated, self._features(rows, ids, scores), scores)
+        return Candidates(rows, ids, isolated, self._features(rows, ids, isolated, scores), scores)
 
     def _scores(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Scores float32 [Q, N] of every item by method."""
@@ -170,10 +170,14 @@ class CandidateSource:
         return scores
 
     def _features(
-        self, rows: np.ndarray, ids: np.ndarray, scores: dict[str, np.ndarray]
+        self,
+        rows: np.ndarray,
+        ids: np.ndarray,
+        isolated: np.ndarray,
+        scores: dict[str, np.ndarray],
     ) -> np.ndarray:
         """Features float32 [Q, K, F] of candidates; those of padding are arbitrary."""
-        place, isolated = np.maximum(ids, 0), self.isolated[ids] & (ids >= 0)
+        place = np.maximum(ids, 0)
         of = {name: np.take_along_axis(values, place, axis=1) for name, values in scores.items()}
         popularity = np.zeros(ids.shape, np.float32)
         if self._has_popularity:

@@ -43,6 +43,7 @@ from pinsage_jax.ranking.ranker import (
     ranks_in_list,
     select,
 )
+from pinsage_jax.retrieval.ranks import tie_rank
 
 # Number, subset and stream of the pairs drawn from withheld collections, to cold targets and
 # from cold queries.
@@ -113,23 +114,18 @@ def fit_ranker(
     queries = _queries(source, pairs, _relations_outside_training(graph, split))
     folds = metrics.keyed_generator(seed, "ranker folds").integers(0, _FOLDS, len(queries))
     models = _fit_models(queries, seed)
+    # Log-odds of every query's candidates by the models of the other folds.
+    odds: dict[int, np.ndarray] = {}
+    for fold in range(_FOLDS):
+        others = _fit_models([q for q, f in zip(queries, folds) if f != fold], seed)
+        model = RankerModel(others, dict.fromkeys(KINDS, 0.0), {})
+        for query in [q for q, f in zip(queries, folds) if f == fold and q.kind in others]:
+            odds[query.row] = model.log_odds(query.candidates, query.kind)[0]
     by, levels, measured = {}, {}, {}
     for kind in KINDS:
         levels[kind], by[kind] = 0.0, "vectors"
-        of_kind = [query for query in queries if query.kind == kind]
-        if kind not in models:
-            continue
-        odds: dict[int, np.ndarray] = {}
-        for fold in range(_FOLDS):
-            training = [q for q, f in zip(queries, folds) if f != fold]
-            others = _fit_models(training, seed)
-            if kind not in others:
-                continue
-            model = RankerModel(others, {kind: 0.0}, {})
-            for query in [q for q, f in zip(queries, folds) if f == fold and q.kind == kind]:
-                odds[query.row] = model.log_odds(query.candidates, kind)[0]
-        judged = [query for query in of_kind if query.row in odds]
-        if not judged:
+        judged = [query for query in queries if query.kind == kind and query.row in odds]
+        if kind not in models or not judged:
             continue
         measured[kind], levels[kind], by[kind] = _choose_level_and_method(judged, odds, seed, kind)
     slope, mean = _popularity_slope(queries, models)
@@ -288,7 +284,7 @@ def _ranks_at(queries: list[_Query], odds: dict[int, np.ndarray], level: float) 
         limits = raised[query.place][:, None]
         greater = (raised[None, :] > limits).sum(axis=1)
         equal = (raised[None, :] == limits).sum(axis=1) - 1
-        found.append(np.where(query.place >= 0, 1 + greater + (equal + 1) // 2, query.outside))
+        found.append(np.where(query.place >= 0, tie_rank(greater, equal), query.outside))
     return np.concatenate(found)
 
 
