@@ -81,23 +81,21 @@ def read_pairs(table: Table, item_ids: IdTable, degree: np.ndarray) -> Pairs:
     }
     if not known.any():
         raise UserError(
-            f"--{table.flag}={table.path}: none of its {len(pairs):,} pairs names two known items; "
+            f"{table.label}: none of its {len(pairs):,} pairs names two known items; "
             "are its ids those of --edges and --items?"
         )
     if not usable.any():
         raise UserError(
-            f"--{table.flag}={table.path}: all {report['self_pairs']:,} known pairs join an item "
-            "with itself."
+            f"{table.label}: all {report['self_pairs']:,} known pairs join an item with itself."
         )
+    name = f"--{table.flag}" if table.flag else table.label
     if dropped := len(pairs) - int(known.sum()):
         logging.warning(
-            "--%s: %d of %d pairs dropped because an id is in neither --edges nor --items.",
-            table.flag, dropped, len(pairs),
+            "%s: %d of %d pairs dropped because an id is in neither --edges nor --items.",
+            name, dropped, len(pairs),
         )  # fmt: skip
     if report["self_pairs"]:
-        logging.warning(
-            "--%s: %d pairs of an item with itself dropped.", table.flag, report["self_pairs"]
-        )
+        logging.warning("%s: %d pairs of an item with itself dropped.", name, report["self_pairs"])
     pairs = np.ascontiguousarray(pairs[usable])
     kinds = derived_kinds(pairs, degree)
     if with_kind:
