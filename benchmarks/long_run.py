@@ -126,7 +126,7 @@ class Recorder:
         self, seconds: float, between: float, train: TrainConfig, compilations: Compilations
     ):
         self.samples: list[dict[str, Any]] = []
-        self._recordd = compilations
+        self._compilations = compilations
         self._validate_every, self._log_every = train.validate_every, train.log_every
         self._seconds, self._between = seconds, between
         self._start = self._last_sample = self._wall = self._cpu = 0.0
@@ -153,7 +153,7 @@ class Recorder:
             cpu += fixed
         self._wall, self._cpu = wall, cpu
         self._done += 1
-        self._recordd.step = self._done + 1
+        self._compilations.step = self._done + 1
         # The loop waits for the device when it logs, so all steps but this one are finished.
         settled = self._done % self._log_every == 1 % self._log_every
         if settled and wall - self._last_sample >= self._between and self._steps:
@@ -173,7 +173,7 @@ class Recorder:
                 "fixed_work_ms": 1e3 * self._fixed / self._steps,
                 "step_over_fixed_work": self._spent_cpu / self._fixed,
                 "threads": kib["Threads"],
-                "compiled": len(self._recordd.found),
+                "compiled": len(self._compilations.found),
             }
         )
         print(json.dumps(self.samples[-1]), file=sys.stderr, flush=True)

@@ -210,7 +210,7 @@ class Program:
             outside = around.get(each.operands[place]) if place < len(each.operands) else None
             if outside is None or all(array.on_chip for array in outside.results):
                 continue
-            total += self._read(inner, inside, readers)
+            total += self._read(inner, readers)
         roots = [inner for inner in inside.values() if inner.is_root]
         root = roots[0] if roots else None
         while root is not None and root.opcode in ("bitcast", "copy") and root.operands:
@@ -221,7 +221,7 @@ class Program:
             return total + 2.0 * _size(inside[root.operands[-1]])
         return total + each.bytes
 
-    def _read(self, given: Instruction, inside, readers) -> float:
+    def _read(self, given: Instruction, readers) -> float:
         """Bytes of an operand that a fusion reads: rows, where rows are all it takes."""
         total, waiting = 0.0, [given]
         while waiting:

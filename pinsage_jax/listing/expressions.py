@@ -108,7 +108,6 @@ class Expression:
         wanted = (NUMBER, BOOL) if numeric else (BOOL,)
         if self._node.kind not in wanted:
             raise self._error(tree, f"this is {self._node.kind}, not {wanted[0]}")
-        self._numeric = numeric
 
     def holds(self, item: Column, query: Column, count: int) -> np.ndarray:
         """Whether the expression holds, bool [n].

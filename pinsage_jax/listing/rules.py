@@ -93,8 +93,6 @@ class Rules:
             )
         self.boosts = self._boost is not None
         self.shared = not self._query_columns
-        self.restricts = bool(self._where or listing.blocked or listing.allowed is not None)
-        self.active = bool(self.restricts or self.boosts or listing.one_per)
 
     @functools.cached_property
     def values(self) -> np.ndarray | None:
@@ -121,7 +119,7 @@ class Rules:
         """Items that may be listed for the query at `row`, int64, ascending."""
         if self.shared:
             return self._shared_rows
-        mask = self._fixed.copy()
+        mask = self.mask.copy()
         for part in self._where:
             if part.query_columns:
                 mask &= part.holds(self._catalog.column, self._of_query(row), len(mask))
@@ -139,14 +137,9 @@ class Rules:
             return self._shared_factors
         return self._factors(row)
 
-    @property
-    def mask(self) -> np.ndarray:
-        """Items that pass the rules that do not depend on the query, bool [N]."""
-        return self._fixed
-
     def hold_for(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Whether item items[i] may be listed for the query at rows[i], bool [n]."""
-        result = self._fixed[items]
+        result = self.mask[items]
         if self.shared:
             return result
         chosen, queries = pa.array(items.astype(np.int64)), pa.array(rows.astype(np.int64))
@@ -164,7 +157,7 @@ class Rules:
         return result
 
     @functools.cached_property
-    def _fixed(self) -> np.ndarray:
+    def mask(self) -> np.ndarray:
         """Items that pass the rules that do not depend on the query, bool [N]."""
         count = len(self._catalog)
         mask = np.ones(count, np.bool_)
@@ -196,7 +189,7 @@ class Rules:
 
     @functools.cached_property
     def _shared_rows(self) -> np.ndarray:
-        return np.flatnonzero(self._fixed)
+        return np.flatnonzero(self.mask)
 
     @functools.cached_property
     def _shared_factors(self) -> np.ndarray:

@@ -73,7 +73,6 @@ class Related(NamedTuple):
 
 def _nearest(
     config: Config,
-    prepared: Prepared,
     embeddings: np.ndarray,
     search: ListSearch | None,
     rows: np.ndarray,
@@ -202,7 +201,7 @@ def nearest(
     """
     rows = rows_of(names, prepared)
     filters = _filters(config, prepared, embeddings)
-    ids, scores = _nearest(config, prepared, embeddings, search, rows, filters)
+    ids, scores = _nearest(config, embeddings, search, rows, filters)
     result = {}
     for name, row, row_ids, row_scores in zip(names, rows, ids, scores):
         listed = row_ids[row_ids >= 0]
@@ -230,7 +229,7 @@ def listed_for(
     rules = None if columns is None else Rules(listing, columns, columns)
     exclude_seen = config.search.exclude_seen == "on"
     filters = Filters(config.search, prepared.graph, embeddings, exclude_seen, rules)
-    return _nearest(config, prepared, embeddings, None, rows, filters)
+    return _nearest(config, embeddings, None, rows, filters)
 
 
 def rows_of(names: Sequence[str], prepared: Prepared, flag: str = "query") -> np.ndarray:
@@ -286,7 +285,7 @@ def write_related(
     ):
         for start in range(0, count, block):
             rows = queries[start : start + block]
-            ids, scores = _nearest(config, prepared, embeddings, search, rows, filters)
+            ids, scores = _nearest(config, embeddings, search, rows, filters)
             query, rank = np.nonzero(ids >= 0)
             cosines = _cosines(config, embeddings, rows[query], ids[query, rank])
             columns = [

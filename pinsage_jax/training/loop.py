@@ -244,8 +244,10 @@ class Run:
             for name, value in scores.items()
             if name != "cold_start_bias"
         ]
-        where = f"step {self.done} of {self._schedule.total}"
-        logging.info("%s", ": validation ".join([where, ", ".join(readable)][: 1 + bool(scores)]))
+        line = f"step {self.done} of {self._schedule.total}"
+        if scores:
+            line += f": validation {', '.join(readable)}"
+        logging.info("%s", line)
         self._scores = scores
 
     def save_if_due(self) -> None:

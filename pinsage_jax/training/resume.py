@@ -15,8 +15,6 @@ from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.compatibility import CHECKPOINTS, check_resume_config
 from pinsage_jax.training.state import TrainState
 
-_FOLDER = CHECKPOINTS
-
 
 def is_finished(config: Config, identity: dict[str, Any]) -> bool:
     """Whether the workdir holds the last checkpoint of exactly this run, on exactly this data.
@@ -27,7 +25,7 @@ def is_finished(config: Config, identity: dict[str, Any]) -> bool:
     Raises:
       UserError: it holds a run of other data or settings.
     """
-    folder = pathlib.Path(config.workdir) / _FOLDER
+    folder = pathlib.Path(config.workdir) / CHECKPOINTS
     if not folder.exists():
         return False
     with Checkpoints(folder, read_only=True) as checkpoints:
@@ -45,7 +43,7 @@ def open_checkpoints(config: Config, stack: contextlib.ExitStack) -> Checkpoints
     """The checkpoints of the workdir, closed by `stack`; only process 0 writes to them."""
 
     def opened() -> Checkpoints:
-        folder = pathlib.Path(config.workdir) / _FOLDER
+        folder = pathlib.Path(config.workdir) / CHECKPOINTS
         read_only = not process_group.is_rank0()
         return stack.enter_context(Checkpoints(folder, config.train.keep, read_only=read_only))
 
