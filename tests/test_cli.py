@@ -14,10 +14,11 @@ import types
 
 import pytest
 from absl import flags
+from command_line import defined, parsed, run
 
 import pinsage_jax
 from benchmarks.run import parse as benchmark_options
-from pinsage_jax import cli, main
+from pinsage_jax import cli
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files, logging_setup, signals, workdir
 from pinsage_jax.core.errors import UserError
@@ -38,18 +39,6 @@ SETTINGS = [
 ]
 
 
-def defined() -> flags.FlagValues:
-    flag_values = flags.FlagValues()
-    cli.define_flags(flag_values)
-    return flag_values
-
-
-def parsed(*arguments: str) -> Config:
-    flag_values = defined()
-    cli.parse_flags(flag_values, ["program", *arguments])
-    return cli.config_from_flags(flag_values)
-
-
 def refusal(*arguments: str) -> str:
     with pytest.raises(UserError) as caught:
         parsed(*arguments)
@@ -67,10 +56,6 @@ def stage(monkeypatch):
     # The handlers of this process belong to pytest.
     monkeypatch.setattr(logging_setup, "set_up", lambda verbosity: None)
     return fake
-
-
-def run_main(*arguments: str) -> int:
-    return main.main(["program", *arguments])
 
 
 def one_sentence(text: str) -> str:
@@ -337,7 +322,7 @@ def test_a_flagfile_that_is_no_text_is_refused(tmp_path):
 def test_the_mode_picks_the_stage(stage, tmp_path, mode):
     needed = ("--synthetic", "--edges=e", "--query=a", "--target=b", "--compare_with=c")
     (tmp_path / "w").mkdir()
-    assert run_main(*needed, f"--workdir={tmp_path / 'w'}", f"--mode={mode}") == 0
+    assert run(*needed, f"--workdir={tmp_path / 'w'}", f"--mode={mode}") == 0
     assert [name for name, _ in stage.calls] == [mode]
     assert stage.calls[0][1].workdir == str(tmp_path / "w")
 
@@ -351,13 +336,13 @@ def test_errors_of_a_stage_are_one_sentence_and_bugs_are_not(stage, tmp_path, ca
 
     stage.train, stage.embed = wrong_input, bug
     before = signal.getsignal(signal.SIGINT)
-    assert run_main("--mode=train", f"--workdir={tmp_path}") == 2
+    assert run("--mode=train", f"--workdir={tmp_path}") == 2
     expected = "row 3 of edges.csv has no item_id; remove it."
     assert one_sentence(capfd.readouterr().err) == expected
     with pytest.raises(ZeroDivisionError):
-        run_main("--mode=embed", f"--workdir={tmp_path}")
+        run("--mode=embed", f"--workdir={tmp_path}")
     # Neither leaves the workdir locked or the signals taken over.
-    assert run_main("--mode=evaluate", f"--workdir={tmp_path}") == 0
+    assert run("--mode=evaluate", f"--workdir={tmp_path}") == 0
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -373,7 +358,7 @@ def test_a_workdir_that_cannot_be_written_is_refused(stage, tmp_path, capfd, mod
         (tmp_path / "file" / "below", below),
         ("/proc/nothing/here", absent),
     ):
-        assert run_main("--synthetic", f"--mode={mode}", f"--workdir={path}") == 2
+        assert run("--synthetic", f"--mode={mode}", f"--workdir={path}") == 2
         assert one_sentence(capfd.readouterr().err).startswith(f"--workdir={path} {reason}")
     assert stage.calls == []
     assert (tmp_path / "file").read_text() == "kept"
@@ -385,7 +370,7 @@ def test_only_modes_that_begin_a_run_make_its_folder(stage, tmp_path, capfd, mod
     path = tmp_path / "typo" / "w"
     if mode in modes.BEGINNING:
         setattr(stage, mode, lambda config: (path / "made").mkdir())
-    code = run_main(*needed, f"--workdir={path}", f"--mode={mode}")
+    code = run(*needed, f"--workdir={path}", f"--mode={mode}")
     assert code == (0 if mode in modes.BEGINNING else 2)
     if code:
         assert "typo/w does not exist; name the folder of a run" in capfd.readouterr().err
@@ -404,12 +389,12 @@ def test_a_refused_command_leaves_nothing_behind(tmp_path, capfd, monkeypatch):
         (["--edges=none.csv", "--retrain"], "--edges=none.csv does not exist"),
         (["--epochs=-1", "--synthetic"], "--epochs=-1.0 must be at least 0.0."),
     ):
-        assert run_main(*arguments, f"--workdir={tmp_path / 'new' / 'w'}") == 2
+        assert run(*arguments, f"--workdir={tmp_path / 'new' / 'w'}") == 2
         assert sentence in one_sentence(capfd.readouterr().err.splitlines(keepends=True)[-1])
         assert not (tmp_path / "new").exists(), arguments
     # A folder that was there stays, and so does what a command has written.
     (tmp_path / "mine").mkdir()
-    assert run_main("--edges=none.csv", f"--workdir={tmp_path / 'mine'}") == 2
+    assert run("--edges=none.csv", f"--workdir={tmp_path / 'mine'}") == 2
     assert (tmp_path / "mine").is_dir()
 
 
@@ -436,7 +421,7 @@ def test_extras_that_are_missing_are_asked_for_before_any_work(
 ):
     monkeypatch.setattr(logging_setup, "set_up", lambda verbosity: None)
     monkeypatch.setattr(modes.importlib.util, "find_spec", lambda name: None)
-    assert run_main(*arguments, f"--workdir={tmp_path / 'w'}") == 2
+    assert run(*arguments, f"--workdir={tmp_path / 'w'}") == 2
     assert one_sentence(capfd.readouterr().err) == sentence
     assert not (tmp_path / "w").exists()
 
@@ -450,13 +435,13 @@ def test_what_a_command_does_not_need_is_not_asked_for(monkeypatch):
 
 def test_one_run_at_a_time(stage, tmp_path, capfd):
     inner = []
-    stage.train = lambda config: inner.append(run_main("--mode=embed", f"--workdir={tmp_path}"))
-    assert run_main("--mode=train", f"--workdir={tmp_path}") == 0
+    stage.train = lambda config: inner.append(run("--mode=embed", f"--workdir={tmp_path}"))
+    assert run("--mode=train", f"--workdir={tmp_path}") == 0
     assert inner == [2] and stage.calls == []
     message = one_sentence(capfd.readouterr().err)
     expected = f"--workdir={tmp_path} is in use by process {os.getpid()}; "
     assert message.startswith(expected), message
-    assert run_main("--mode=embed", f"--workdir={tmp_path}") == 0
+    assert run("--mode=embed", f"--workdir={tmp_path}") == 0
 
 
 def test_another_process_keeps_the_lock_until_it_ends(tmp_path):
@@ -490,16 +475,16 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
 
 
 def test_help_needs_nothing_else(stage, capfd):
-    assert run_main("--help") == 0
+    assert run("--help") == 0
     assert "--workdir" in capfd.readouterr().out
-    assert run_main("-h") == 0
-    assert run_main("--helpfull") == 0
+    assert run("-h") == 0
+    assert run("--helpfull") == 0
     assert "--num_neighbors" in capfd.readouterr().out
     assert stage.calls == []
 
 
 def test_the_version_needs_nothing_else(stage, capfd):
-    assert run_main("--version") == 0
+    assert run("--version") == 0
     assert capfd.readouterr().out == f"pinsage_jax {pinsage_jax.__version__}\n"
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", pinsage_jax.__version__)
     assert stage.calls == []

@@ -213,9 +213,6 @@ def test_pair_tables(count):
     check(count, values, body)
 
 
-_MARKS = (b'"', b",", b"\n", b"\xff", b"\0")
-
-
 @st.composite
 def damaged(draw, whole: bytes) -> bytes:
     """A file with some bytes cut, changed, put in or doubled; or any bytes at all."""

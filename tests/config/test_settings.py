@@ -5,8 +5,9 @@ import json
 import pathlib
 import re
 
+import command_line
 import pytest
-from absl import flags
+from command_line import defined
 
 import pinsage_jax
 from pinsage_jax import cli
@@ -25,16 +26,8 @@ AUTO = (
 )  # fmt: skip
 
 
-def defined() -> flags.FlagValues:
-    flag_values = flags.FlagValues()
-    cli.define_flags(flag_values)
-    return flag_values
-
-
 def parsed(*arguments: str) -> Config:
-    flag_values = defined()
-    cli.parse_flags(flag_values, ["program", "--workdir=w", "--synthetic", *arguments])
-    return cli.config_from_flags(flag_values)
+    return command_line.parsed("--workdir=w", "--synthetic", *arguments)
 
 
 def fields():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+from command_line import run
 
 # Relative paths: the folder of the tables is the current one.
 FLAGS = (
@@ -17,6 +20,15 @@ FLAGS = (
     "--random_negatives=32", "--pairs_per_epoch=320", "--epochs=2", "--bootstrap=20",
     "--embed_walks=auto", "--devices=1", "--threads=1",
 )  # fmt: skip
+
+
+@contextlib.contextmanager
+def finished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The folder with its tables and the workdir `run` of a whole run, as the current folder."""
+    write_tables(folder)
+    with contextlib.chdir(folder):
+        assert run(*FLAGS, "--workdir=run") == 0
+        yield folder
 
 
 def write_tables(folder: pathlib.Path, items: int = 120, edges: int = 900) -> None:

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import small_shop
+from command_line import run
 
 import pinsage_jax
-from pinsage_jax import main
 from pinsage_jax.config.data import catalog_of_size
 from pinsage_jax.core import exchange, workdir
 from pinsage_jax.core.costs import COSTS_FILE
@@ -30,10 +30,6 @@ from pinsage_jax.stages.runs import validation_split_of
 from pinsage_jax.training.compatibility import CHECKPOINTS
 
 
-def run(*arguments):
-    return main.main(["program", *arguments])
-
-
 def contents(folder):
     """Every file of a workdir but its lock and the new model's, with its time of change."""
     found = {}
@@ -47,11 +43,7 @@ def contents(folder):
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """The folder of tables, with a finished workdir `run`; its tests go on from one another."""
-    folder = tmp_path_factory.mktemp("shop")
-    small_shop.write_tables(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert run(*small_shop.FLAGS, "--workdir=run") == 0
+    with small_shop.finished(tmp_path_factory.mktemp("shop")) as folder:
         yield folder
 
 

@@ -7,22 +7,14 @@ import re
 import pyarrow.parquet as pq
 import pytest
 import small_shop
-from absl import flags
 from absl import logging as absl_logging
+from command_line import parsed, run
 
 import pinsage_jax
-from pinsage_jax import cli, main
 from pinsage_jax.config.data import SyntheticCatalog
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.flagfiles import RUN_FLAGS
 from pinsage_jax.stages.runs import remember
-
-
-def parsed(*arguments):
-    flag_values = flags.FlagValues()
-    cli.define_flags(flag_values)
-    cli.parse_flags(flag_values, ["program", *arguments])
-    return cli.config_from_flags(flag_values)
 
 
 def same(first, second, without=("mode", "threads")):
@@ -157,16 +149,9 @@ def test_a_damaged_line_is_named(tmp_path, text, sentence):
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """A finished pipeline; the folder holds tables and `run`, and is the current one no longer."""
-    folder = tmp_path_factory.mktemp("shop")
-    small_shop.write_tables(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert run(*small_shop.FLAGS, "--workdir=run") == 0
+    with small_shop.finished(tmp_path_factory.mktemp("shop")) as folder:
+        pass
     return folder
-
-
-def run(*arguments):
-    return main.main(["program", *arguments])
 
 
 def test_every_mode_needs_the_workdir_alone(shop, capfd):
