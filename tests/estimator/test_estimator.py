@@ -8,6 +8,7 @@ import io
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from scipy import sparse
@@ -241,3 +242,19 @@ def test_the_report_is_written_and_nothing_is_printed(model, capsys):
     path = model.report()
     assert path.name == "report.html" and path.parent == model.workdir_
     assert capsys.readouterr().out == ""
+
+
+def test_pairs_are_read_from_memory_and_from_any_file(model, tmp_path, caplog):
+    pairs = {
+        "query_id": ["item-1", "item-2", "nobody"],
+        "target_id": ["item-2", "item-5", "item-1"],
+    }
+    path = tmp_path / "pairs.csv"
+    pa.csv.write_csv(pa.table(pairs), path)
+    found = [model.evaluate(given)["methods"] for given in (pairs, path, str(path))]
+    assert found[0] == found[1] == found[2]
+    lines = [record.getMessage() for record in caplog.records if "dropped" in record.msg]
+    reason = "1 of 3 pairs dropped because an id is in neither --edges nor --items."
+    assert lines == [f"pairs: {reason}"] + 2 * [f"--pairs: {reason}"]
+    with pytest.raises(UserError, match="^pairs: none of its 1 pairs names two known items"):
+        model.evaluate({"query_id": ["x"], "target_id": ["y"]})
