@@ -256,5 +256,5 @@ def test_pairs_are_read_from_memory_and_from_any_file(model, tmp_path, caplog):
     lines = [record.getMessage() for record in caplog.records if "dropped" in record.msg]
     reason = "1 of 3 pairs dropped because an id is in neither --edges nor --items."
     assert lines == [f"pairs: {reason}"] + 2 * [f"--pairs: {reason}"]
-    with pytest.raises(UserError, match="^pairs: none of its 1 pairs names two known items"):
+    with pytest.raises(UserError, match=r"^pairs: none of its 1 pairs names two known items"):
         model.evaluate({"query_id": ["x"], "target_id": ["y"]})
