@@ -14,7 +14,7 @@ from absl import flags, logging
 
 from pinsage_jax import cli
 from pinsage_jax.config.settings import Config
-from pinsage_jax.core import logging_setup, signals
+from pinsage_jax.core import costs, logging_setup, signals
 from pinsage_jax.core.errors import UserError, printable_message
 from pinsage_jax.cpu import allocator
 from pinsage_jax.distributed import process_group
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         config = modes.in_its_workdir(config)
         identity = dataclasses.asdict(config)
         with modes.opened(config), process_group.joined(config.distributed, identity) as group:
-            return _run_stage(config, group)
+            return _run_stage(config, group, argv)
     except UserError as error:
         print(f"error: {printable_message(error)}", file=sys.stderr)
         return 2
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         return 141
 
 
-def _run_stage(config: Config, group: process_group.ProcessGroup) -> int:
+def _run_stage(config: Config, group: process_group.ProcessGroup, argv: list[str]) -> int:
     allocator.configure(keep_freed=config.mode in modes.WITH_STEPS)
     signals.install()
     try:
@@ -60,7 +60,7 @@ def _run_stage(config: Config, group: process_group.ProcessGroup) -> int:
 
         if process_group.is_rank0() and not modes.only_reads(config):
             files.remove_temporary_files(config.workdir)
-        with group.stopping_together():
+        with group.stopping_together(), costs.commanded(costs.as_command(argv)):
             signals.raise_if_stopped()
             modes.stage(config.mode)(config)
             modes.say_next(config, done=not (group.index or signals.exit_code()))

@@ -1,24 +1,37 @@
-"""The costs of a run: seconds per stage, device-seconds, items, pairs, waiting, memory.
+"""The costs of a run, and when, where and by which command a model was trained.
 
 The stages fill in a Costs while they run; the program logs its `summary` at the end, and
 `save` writes the numbers to WORKDIR/costs.json, which `--mode=compare` reads.  Seconds
 are wall-clock time.  Device-seconds are wall-clock seconds times the number of devices,
 busy or idle, because a rented machine is paid for in both cases.
+
+WORKDIR/run.json, which the report reads, holds the `provenance` of the last training.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
+import datetime
+import importlib.metadata
+import os
 import pathlib
+import platform
 import resource
+import shlex
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from pinsage_jax.core import files
+from pinsage_jax.core.version import __version__
 
 COSTS_FILE = "costs.json"
+RUN_FILE = "run.json"
+# What is running, as it was typed; "" where no program or method has said so.
+_command: contextvars.ContextVar[str] = contextvars.ContextVar("command", default="")
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 _GIB = 2**30
 
 
@@ -93,3 +106,56 @@ class Costs:
     def save(self, workdir: str | pathlib.Path) -> None:
         """Writes WORKDIR/costs.json."""
         files.write_json(pathlib.Path(workdir) / COSTS_FILE, self.values())
+
+
+@contextlib.contextmanager
+def commanded(text: str) -> Iterator[None]:
+    """Names the command, or the call, that the block runs for."""
+    token = _command.set(text)
+    try:
+        yield
+    finally:
+        _command.reset(token)
+
+
+def as_command(argv: list[str]) -> str:
+    """A command line as one types it, argv[0] being the program."""
+    program = os.path.basename(argv[0]) if argv else ""
+    typed = program if program == "pinsage-jax" else "python -m pinsage_jax.main"
+    return " ".join([typed, shlex.join(argv[1:])]).strip()
+
+
+def provenance(started: datetime.datetime, device: str) -> dict[str, Any]:
+    """The content of run.json: start, command, versions and machine; no names of host or user.
+
+    Args:
+      started: when training started, with its time zone.
+      device: kind of the devices that trained, as JAX names it.
+    """
+    return {
+        "started": started.astimezone(datetime.UTC).isoformat(timespec="seconds"),
+        "command": _command.get(),
+        "versions": {
+            "pinsage_jax": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            "device": device,
+        },
+    }
+
+
+def _processor() -> str:
+    """The model of the CPU as Linux names it; "" if it does not."""
+    with contextlib.suppress(OSError):
+        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "Model"):
+                return value.strip()
+    return ""

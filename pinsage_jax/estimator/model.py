@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from pinsage_jax import api
 from pinsage_jax.core import files, workdir
+from pinsage_jax.core.costs import commanded
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.pairs_table import read_pairs
 from pinsage_jax.data.tables import open_table
@@ -119,7 +120,7 @@ class PinSage(FittedRun):
             from pinsage_jax.stages.prepare import load_graph
             from pinsage_jax.stages.train import train
 
-            with workdir.locked(folder):
+            with workdir.locked(folder), commanded(f"pinsage_jax.{self!r}.fit(...)"):
                 load_graph(config)
                 train(config)
                 embed(config)

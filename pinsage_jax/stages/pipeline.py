@@ -135,12 +135,15 @@ def _stages(config: Config) -> tuple[dict[str, Any], bool]:
     else:
         logging.info("evaluate: %s/%s is up to date", config.workdir, EVAL_FILE)
         print(printed_tables(result, config.workdir))
+    if outcome.pairs:
+        # A run that found everything finished must not overwrite the costs of the real one.
+        costs.save(config.workdir)
     if figures.available():
         raise_if_stopped()
         with costs.stage("report"):
             report(config)
     if outcome.pairs:
-        # A run that found everything finished must not overwrite the costs of the real one.
+        # Again, with the seconds of the report, which shows the others.
         costs.save(config.workdir)
     logging.info("this run cost %s", costs.summary())
     return result, True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,8 @@ from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.graph_view import GraphView, spectral_bases
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
-from pinsage_jax.core.costs import Costs
+from pinsage_jax.core import files
+from pinsage_jax.core.costs import RUN_FILE, Costs, provenance
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.cpu import kernel_cache, ops
 from pinsage_jax.distributed import process_group
@@ -47,6 +50,7 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     Raises:
       UserError: settings do not fit the data, the devices or an existing checkpoint.
     """
+    started = datetime.datetime.now(datetime.UTC)
     check_init_from(config)
     prepared = open_prepared(config.workdir)
     identity = data_identity(prepared)
@@ -94,6 +98,9 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
         should_stop or stop_requested,
         _warm_start(config, prepared),
     )
+    if outcome.pairs and process_group.is_rank0():
+        kind = make_devices(config.train.devices)[0].device_kind
+        files.write_json(pathlib.Path(config.workdir) / RUN_FILE, provenance(started, kind))
     if not outcome.interrupted:
         best = outcome.best
         judged = f"; best: step {best['step']}, score {best['score']:.4f}" if best else ""

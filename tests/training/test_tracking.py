@@ -1,15 +1,25 @@
 """What a run leaves about itself: metrics.jsonl, TensorBoard events, costs."""
 
+import datetime
 import json
 import pathlib
 import struct
 import sys
 
+import jax
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+import pinsage_jax
 from pinsage_jax.core import costs as costing
-from pinsage_jax.core.costs import COSTS_FILE, Costs
+from pinsage_jax.core.costs import (
+    COSTS_FILE,
+    RUN_FILE,
+    Costs,
+    as_command,
+    commanded,
+    provenance,
+)
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.training.log import EVENTS_FOLDER, Events, MetricsLog
 
@@ -72,6 +82,34 @@ def test_a_failed_stage_counts_too():
     with pytest.raises(ValueError, match="x"), costs.stage("train"):
         raise ValueError("x")
     assert costs.seconds["train"] >= 0.0
+
+
+def test_a_training_records_when_where_and_how_it_ran(trained):
+    saved = json.loads((pathlib.Path(trained.workdir) / RUN_FILE).read_text())
+    started = datetime.datetime.fromisoformat(saved["started"])
+    assert started.utcoffset() == datetime.timedelta(0)
+    assert datetime.timedelta(0) < datetime.datetime.now(datetime.UTC) - started < (
+        datetime.timedelta(hours=2)
+    )  # fmt: skip
+    assert saved["versions"]["pinsage_jax"] == pinsage_jax.__version__
+    assert saved["versions"]["jax"] == jax.__version__
+    assert saved["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert saved["machine"]["device"] == "cpu" and saved["machine"]["cores"] >= 1
+    # The fixture calls the stages from Python, without a command line.
+    assert saved["command"] == ""
+
+
+def test_a_command_is_recorded_as_it_was_typed():
+    assert as_command(["/usr/bin/pinsage-jax", "--workdir=a b", "--where=x > 'y'"]) == (
+        """pinsage-jax '--workdir=a b' '--where=x > '"'"'y'"'"''"""
+    )
+    assert as_command(["/x/main.py"]) == "python -m pinsage_jax.main"
+    started = datetime.datetime(2020, 1, 2, 3, tzinfo=datetime.UTC)
+    with commanded("a"), commanded("b"):
+        assert provenance(started, "TPU v5e")["command"] == "b"
+    found = provenance(started, "TPU v5e")
+    assert found["command"] == "" and found["started"] == "2020-01-02T03:00:00+00:00"
+    assert found["machine"]["device"] == "TPU v5e"
 
 
 def test_events_hold_what_metrics_hold(trained):
