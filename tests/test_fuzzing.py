@@ -291,7 +291,7 @@ def test_split_of_any_edge_table(count):
     values = {
         "rows": edge_rows(),
         "form": forms,
-        "by": st.sampled_from(["collections", "items", "time"]),
+        "by": st.sampled_from(["collections", "items", "time", "leave_one_out"]),
         "pairs": st.integers(1, 20),
         "time": st.sampled_from(["5", "2024-05-31", "", "never", "1e300"]),
     }

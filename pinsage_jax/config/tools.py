@@ -13,8 +13,9 @@ class SplitToolConfig(Checked):
 
     split_by: str = option(
         "collections",
-        "What is withheld: collections whole, every edge of some items, or edges after a time.",
-        choices=("collections", "items", "time"),
+        "What is withheld: collections whole, every edge of some items, edges after a time, or one "
+        "edge of every collection (the latest with --time_column, otherwise a random one).",
+        choices=("collections", "items", "time", "leave_one_out"),
         basic=True,
     )
     split_share: float = option(
@@ -26,6 +27,11 @@ class SplitToolConfig(Checked):
         auto=str,
     )
     split_pairs: int = option(10_000, "Most evaluation pairs drawn.", low=1)
+
+    @property
+    def gives_a_size(self) -> bool:
+        """Whether a setting says how much is withheld."""
+        return self.split_cut is not None or self.split_share != SplitToolConfig.split_share
 
 
 @dataclasses.dataclass(frozen=True)

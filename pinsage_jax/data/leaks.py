@@ -4,9 +4,9 @@
 train pairs against eval pairs.  It checks the edges against what a split withheld if the
 folder of --eval_pairs holds the files of `--mode=split`:
 
-  manifest.json     created_by, by (collections, items or time), and the cut
-  withheld.parquet  collection_id or item_id of everything whose edges are all withheld;
-                    not written for a split by time
+  manifest.json     created_by, by (collections, items, time or leave_one_out), and the cut
+  withheld.parquet  collection_id or item_id of everything whose edges are all withheld, or
+                    both of each edge that is left out; not written for a split by time
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from absl import logging
 
@@ -108,6 +109,32 @@ def check_edge_times(edges: Table, column: str, cut: int, kind: str, cut_text: s
             )
 
 
+def check_left_out(edges: Table, columns: tuple[str, str], withheld: pa.Table) -> None:
+    """Checks that no training edge is one of those that --split_by=leave_one_out withheld.
+
+    Args:
+      edges: the training edges, of which two columns are streamed.
+      columns: those with the item and with the collection.
+      withheld: collection_id and item_id as text, one row a collection.
+
+    Raises:
+      UserError: one of these edges is among the training edges.
+    """
+    item_column, collection_column = columns
+    for batch in iter_batches(edges, list(columns), ids=list(columns)):
+        collections = batch.column(collection_column).cast(pa.large_string())
+        rows = pc.index_in(collections, value_set=withheld.column("collection_id"))
+        left_out = withheld.column("item_id").take(rows)
+        same = pc.equal(batch.column(item_column).cast(pa.large_string()), left_out)
+        if (row := pc.index(pc.fill_null(same, False), True).as_py()) >= 0:
+            item, collection = (format_id(batch.column(name)[row].as_py()) for name in columns)
+            raise UserError(
+                f"--{edges.flag}={edges.path} holds the edge of item {item} in collection "
+                f"{collection} ({batch.where(row)}), which --eval_pairs withhold; pass the "
+                "training edges of the same split."
+            )
+
+
 def check_against_split(
     eval_pairs: str | pathlib.Path,
     edges: Table,
@@ -124,7 +151,7 @@ def check_against_split(
       collections: likewise for collections.
 
     Returns:
-      What was checked: ["collections"], ["items"], ["time"] or [].
+      What was checked: ["collections"], ["items"], ["time"], ["leave_one_out"] or [].
 
     Raises:
       UserError: the training edges hold what the split withheld.
@@ -134,29 +161,43 @@ def check_against_split(
     if manifest is None:
         return []
     by, edges_label = manifest["by"], f"--{edges.flag}={edges.path}"
+    names = {"time": ("time_column",), "leave_one_out": ("item_column", "collection_column")}
+    columns = [manifest[name] for name in names.get(by, ())]
+    if missing := [column for column in columns if column not in edges.columns]:
+        logging.warning(
+            "%s was split by %s but %s has no column '%s': its edges are not checked against it.",
+            eval_pairs, by, edges_label, missing[0],
+        )  # fmt: skip
+        return []
     if by == "time":
-        column = manifest["time_column"]
-        if column not in edges.columns:
-            logging.warning(
-                "%s was split by time but %s has no column '%s': its edges are not checked to be "
-                "from before the cut.", eval_pairs, edges_label, column,
-            )  # fmt: skip
-            return []
         check_edge_times(
-            edges, column, manifest["cut"], manifest["time_kind"], manifest["cut_text"]
+            edges, columns[0], manifest["cut"], manifest["time_kind"], manifest["cut_text"]
         )
+        return [by]
+    withheld = _read_withheld(folder)
+    if by == "leave_one_out":
+        check_left_out(edges, (columns[0], columns[1]), withheld)
     else:
-        path = folder / WITHHELD
-        try:
-            withheld = pq.read_table(path).column(0).cast(pa.large_string()).combine_chunks()
-        except (OSError, pa.ArrowException):
-            raise UserError(
-                f"{path} is missing or damaged although {folder / MANIFEST} needs it; "
-                "run --mode=split again."
-            ) from None
         known = collections if by == "collections" else items
-        check_withheld(withheld, *known, by[:-1], edges_label)
+        check_withheld(withheld.column(0).combine_chunks(), *known, by[:-1], edges_label)
     return [by]
+
+
+def _read_withheld(folder: pathlib.Path) -> pa.Table:
+    """The ids in withheld.parquet, as text.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    path = folder / WITHHELD
+    try:
+        found = pq.read_table(path)
+        return found.cast(pa.schema([(name, pa.large_string()) for name in found.column_names]))
+    except (OSError, pa.ArrowException):
+        raise UserError(
+            f"{path} is missing or damaged although {folder / MANIFEST} needs it; "
+            "run --mode=split again."
+        ) from None
 
 
 def _keys(pairs: np.ndarray) -> np.ndarray:

@@ -4,7 +4,8 @@ WORKDIR/split/
   train_edges.parquet  the rows of --edges that may be trained on, all columns
   eval_pairs.parquet   query_id, target_id, kind (warm, or cold: no training edge)
   withheld_edges.parquet  the other rows of --edges, all columns
-  withheld.parquet     collection_id or item_id of all that lost every edge; not for time
+  withheld.parquet     collection_id or item_id of all that lost every edge, or both of each
+                       edge that was left out; not for time
   manifest.json        the settings, counts, and a checksum per file
 
 The query of a pair always has a training edge.  --split_by decides which pairs there are:
@@ -15,6 +16,9 @@ The query of a pair always has a training edge.  --split_by decides which pairs 
                is an item of a collection that the target was in
   time         edges after one cut are withheld; the target entered a collection after the
                cut, the query was in it before (or, if nothing was, entered it too)
+  leave_one_out  one edge of every collection of two or more items is withheld, with a
+               --time_column the latest and otherwise a random one; the target is its item,
+               the query is one of those that stay
 
 Pairs are drawn evenly from all collections (pair_draws.draw_pairs), --split_pairs in all.
 """
@@ -22,7 +26,6 @@ Pairs are drawn evenly from all collections (pair_draws.draw_pairs), --split_pai
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import pathlib
 import shutil
@@ -49,77 +52,20 @@ from pinsage_jax.data.pairs_table import (
 )
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.pair_draws import PairGroup, choose, draw_pairs
+from pinsage_jax.graph.pair_draws import draw_pairs
+from pinsage_jax.graph.withholding import (
+    Withheld,
+    leave_one_out,
+    withhold_after,
+    withhold_collections,
+    withhold_items,
+)
 
 FOLDER = "split"
 TRAIN_EDGES, EVAL_PAIRS = "train_edges.parquet", "eval_pairs.parquet"
 WITHHELD_EDGES = "withheld_edges.parquet"
 # Purposes of the random streams; a collection's own is _PAIRS plus its index.
-_COLLECTIONS, _ITEMS, _SUBSET, _PAIRS = 11, 12, 13, 1 << 33
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Withheld:
-    """A split of the graph, in indices."""
-
-    train_graph: Graph
-    groups: list[PairGroup]  # pairs on offer, at most one group per collection
-    collections: np.ndarray  # int32 [*], withheld collections, ascending
-    items: np.ndarray  # int32 [*], withheld items, ascending
-
-
-def withhold_collections(graph: Graph, share: float, seed: int) -> Withheld:
-    """Withholds a share of the collections of two or more items."""
-    degree = graph.degree()
-    eligible = np.flatnonzero(degree[graph.num_items :] >= 2)
-    chosen = choose(eligible, max(1, round(share * len(eligible))), seed, _COLLECTIONS)
-    train = graph.without(collections=chosen)
-    known = train.degree()[: graph.num_items] > 0
-    groups = []
-    for collection in chosen.tolist():
-        members = graph.neighbors(graph.num_items + collection)
-        groups.append(PairGroup(collection, members[known[members]], members))
-    return Withheld(train, groups, chosen, np.empty(0, np.int32))
-
-
-def withhold_items(graph: Graph, share: float, seed: int) -> Withheld:
-    """Takes all edges from a share of the items that have any."""
-    linked = np.flatnonzero(graph.degree()[: graph.num_items] > 0)
-    chosen = choose(linked, max(1, round(share * len(linked))), seed, _ITEMS)
-    train = graph.without(items=chosen)
-    cold = np.zeros(graph.num_items, np.bool_)
-    cold[chosen] = True
-    touched = np.unique(np.concatenate([graph.neighbors(item) for item in chosen.tolist()]))
-    groups = []
-    for node in touched.tolist():
-        members = graph.neighbors(node)
-        targets = cold[members]
-        groups.append(PairGroup(node - graph.num_items, members[~targets], members[targets]))
-    return Withheld(train, groups, np.empty(0, np.int32), chosen)
-
-
-def withhold_after(graph: Graph, times: np.ndarray, cut: int) -> Withheld:
-    """Withholds the edges after the cut.
-
-    Args:
-      times: int64 [E], earliest time of each edge, in the order of the items' rows.
-    """
-    items = np.repeat(
-        np.arange(graph.num_items, dtype=np.int32), np.diff(graph.indptr[: graph.num_items + 1])
-    )
-    collections = graph.indices[: graph.num_edges] - np.int32(graph.num_items)
-    late = np.asarray(times) > cut
-    shape = graph.num_items, graph.num_collections
-    train = Graph.from_edges(items[~late], collections[~late], *shape)
-    after = Graph.from_edges(items[late], collections[late], *shape)
-    known = train.degree()[: graph.num_items] > 0
-    groups = []
-    for node in (np.flatnonzero(after.degree()[graph.num_items :]) + graph.num_items).tolist():
-        entered, before = after.neighbors(node), train.neighbors(node)
-        queries = before if len(before) else entered[known[entered]]
-        groups.append(PairGroup(int(node) - graph.num_items, queries, entered))
-    none = np.empty(0, np.int32)
-    return Withheld(train, groups, none, none)
+_SUBSET, _PAIRS = 13, 1 << 33
 
 
 def split(config: Config) -> dict[str, Any]:
@@ -133,6 +79,11 @@ def split(config: Config) -> dict[str, Any]:
         raise UserError("--mode=split needs --edges, the table to split (and not --synthetic).")
     if tool.split_by == "time" and not data.time_column:
         raise UserError("--split_by=time needs --time_column, the column of --edges with the time.")
+    if tool.split_by == "leave_one_out" and tool.gives_a_size:
+        raise UserError(
+            "--split_by=leave_one_out withholds one edge of every collection; leave out "
+            "--split_share and --split_cut."
+        )
     edges = tables.open_table(data.path(data.edges), "edges", data)
     folder = pathlib.Path(config.workdir) / FOLDER
     with files.atomic_folder(folder) as temporary:
@@ -163,6 +114,13 @@ def split(config: Config) -> dict[str, Any]:
         if cut is not None:
             how |= {"cut": cut, "cut_text": _format_time(cut, rows.time_kind)}
             how |= {"time_kind": rows.time_kind, "time_column": data.time_column}
+        if withheld.left_out is not None:
+            del how["share"]
+            how |= {"edge": "random" if times is None else "last"}
+            how |= {
+                "item_column": data.item_column,
+                "collection_column": data.collection_column,
+            }
         counts = {
             "edge_rows": ids.edge_rows,
             "train_edge_rows": kept_rows,
@@ -197,6 +155,8 @@ def _withhold(
         return withhold_after(graph, times, cut)
     if tool.split_by == "items":
         return withhold_items(graph, tool.split_share, seed)
+    if tool.split_by == "leave_one_out":
+        return leave_one_out(graph, times, seed)
     return withhold_collections(graph, tool.split_share, seed)
 
 
@@ -218,7 +178,15 @@ def _counts(
 
 
 def _write_withheld(folder: pathlib.Path, ids: edges_table.Ids, withheld: Withheld) -> list[str]:
-    """Writes the ids of what lost every edge; returns the names of the files."""
+    """Writes the ids of what lost every edge, or of edges; returns the names of the files."""
+    if withheld.left_out is not None:
+        collections = np.flatnonzero(withheld.left_out >= 0)
+        found = {
+            "collection_id": ids.collections.names(collections),
+            "item_id": ids.items.names(withheld.left_out[collections]),
+        }
+        pq.write_table(pa.table(found), folder / leaks.WITHHELD)
+        return [leaks.WITHHELD]
     for kind, table, indices in (
         ("collection_id", ids.collections, withheld.collections),
         ("item_id", ids.items, withheld.items),
@@ -237,6 +205,8 @@ def _train_mask(
     def mask(span: slice) -> np.ndarray:
         if cut is not None and rows.times is not None:
             return rows.times[span] <= cut
+        if withheld.left_out is not None:
+            return rows.items[span] != withheld.left_out[rows.collections[span]]
         isolated = np.isin(rows.items[span], withheld.items)
         return ~(isolated | np.isin(rows.collections[span], withheld.collections))
 
@@ -293,6 +263,11 @@ def _check_not_empty(withheld: Withheld, pairs: np.ndarray, tool: SplitToolConfi
     if withheld.train_graph.num_edges == 0:
         remedy = "set a later --split_cut" if tool.split_cut else "lower --split_share"
         raise UserError(f"The split leaves no edge to train on; {remedy}.")
+    if len(pairs) == 0 and tool.split_by == "leave_one_out":
+        raise UserError(
+            "The split by leave_one_out finds no eval pair, because no collection holds two items; "
+            "choose another --split_by."
+        )
     if len(pairs) == 0:
         remedy = "--split_cut" if tool.split_cut else "--split_share"
         raise UserError(

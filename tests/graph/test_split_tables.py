@@ -126,6 +126,48 @@ def test_tables_follow_the_definition(tmp_path, by, limit):
     assert (again[0], again[2]) == (manifest, pairs)
 
 
+@pytest.mark.parametrize("last", [True, False])
+def test_one_edge_of_every_collection_is_left_out(tmp_path, last):
+    rows = edge_rows(rows=150)
+    data = {"time_column": "at"} if last else {}
+    manifest, train, pairs, folder = run_split(
+        tmp_path, rows, data=data, split_by="leave_one_out", split_pairs=10**6
+    )
+    members = {}
+    for collection, item, _, at in rows:
+        times = members.setdefault(collection, {})
+        times[item] = min(at, times.get(item, at))
+    held = {
+        row["collection_id"]: row["item_id"]
+        for row in pq.read_table(folder / "withheld.parquet").to_pylist()
+    }
+    # A collection of one item, as c0, keeps it.
+    assert set(held) == {c for c, times in members.items() if len(times) > 1} < {*members}
+    latest = [members[c][item] == max(members[c].values()) for c, item in held.items()]
+    assert all(latest) == last and manifest["edge"] == ("last" if last else "random")
+    # Every row of an edge goes, duplicates too.
+    expected = [row for row in rows if held.get(row[0]) != row[1]]
+    assert [tuple(row.values()) for row in train] == expected
+    assert manifest["counts"]["withheld_edges"] == len(held)
+    assert {(p["query_id"], p["target_id"]) for p in pairs} == {
+        (query, item) for c, item in held.items() for query in members[c] if query != item
+    }
+    known = {row["item_id"] for row in train}
+    assert all((p["kind"] == "warm") == (p["target_id"] in known) for p in pairs)
+    other = run_split(
+        tmp_path, rows, seed=6, data=data, split_by="leave_one_out", split_pairs=10**6
+    )[2]
+    assert last or other != pairs
+
+
+def test_of_the_latest_edges_a_random_one_is_left_out(tmp_path):
+    rows = [(f"c{c}", f"i{i}", 1.0, 9 if i < 3 else 1) for c in range(30) for i in range(6)]
+    _, _, pairs, _ = run_split(
+        tmp_path, rows, data={"time_column": "at"}, split_by="leave_one_out", split_pairs=30
+    )
+    assert {pair["target_id"] for pair in pairs} == {"i0", "i1", "i2"}
+
+
 def test_seeds_differ(tmp_path):
     first, other = (run_split(tmp_path, seed=seed)[2] for seed in (1, 2))
     assert first != other
@@ -177,6 +219,8 @@ def test_a_given_cut_and_dates(tmp_path):
         ({"split_by": "time", "split_cut": "-1"}, {"time_column": "at"}, "set a later --split_cut"),
         ({"split_by": "time", "split_cut": "999"}, {"time_column": "at"}, "finds no eval pair"),
         ({"split_by": "time"}, {"time_column": "when"}, "has no column 'when'"),
+        ({"split_by": "leave_one_out", "split_share": 0.3}, {}, "leave out --split_share and"),
+        ({"split_by": "leave_one_out", "split_cut": "5"}, {}, "leave out --split_share and"),
     ],
 )
 def test_what_cannot_be_split_is_refused(tmp_path, tool, data, message):
@@ -213,6 +257,7 @@ def prepared(tmp_path, folder, edges="train_edges.parquet", **more):
         ("collections", "of the . collections that --eval_pairs withhold"),
         ("items", "of the 12 items that --eval_pairs withhold"),
         ("time", "holds an edge later than"),
+        ("leave_one_out", r"holds the edge of item '\w+' in collection '\w+' \(.*row"),
     ],
 )
 def test_prepare_takes_the_split_and_refuses_the_whole_table(tmp_path, by, message):
@@ -222,6 +267,25 @@ def test_prepare_takes_the_split_and_refuses_the_whole_table(tmp_path, by, messa
     assert len(done.eval_pairs) == files.read_json(folder / "manifest.json")["counts"]["eval_pairs"]
     with pytest.raises(UserError, match=message):
         prepared(tmp_path, folder, edges=str(tmp_path / "edges.parquet"))
+
+
+def test_a_single_edge_that_was_left_out_is_found(tmp_path):
+    *_, folder = run_split(tmp_path, split_by="leave_one_out")
+    train = pq.read_table(folder / "train_edges.parquet")
+    lost = pq.read_table(folder / "withheld.parquet").to_pylist()[7]
+    leak = pa.concat_tables(
+        [train, pa.Table.from_pylist([{**lost, "weight": 1.0, "at": 0}], train.schema)]
+    )
+    pq.write_table(leak, tmp_path / "leak.parquet")
+    sentence = f"item '{lost['item_id']}' in collection '{lost['collection_id']}'"
+    with pytest.raises(UserError, match=sentence):
+        prepared(tmp_path, folder, edges=str(tmp_path / "leak.parquet"))
+
+
+def test_collections_of_one_item_leave_nothing_out(tmp_path):
+    rows = [(f"c{n}", f"i{n}", 1.0, n) for n in range(5)]
+    with pytest.raises(UserError, match="no collection holds two items"):
+        run_split(tmp_path, rows, split_by="leave_one_out")
 
 
 def test_a_single_leaking_edge_is_found(tmp_path):
