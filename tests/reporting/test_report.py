@@ -22,8 +22,9 @@ from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import evaluate as evaluation
-from pinsage_jax.reporting import example_section, figures, page, run_sections, space
+from pinsage_jax.reporting import figures, page, space
 from pinsage_jax.reporting.report import REPORT_FILE, write_report
+from pinsage_jax.reporting.sections import examples, run
 from pinsage_jax.reporting.sources import read_source
 from pinsage_jax.stages import pipeline
 from pinsage_jax.training.checkpoints import Checkpoints
@@ -263,7 +264,7 @@ def test_examples_are_neighbors_by_each_method(full):
     shown = Page(full[1]).section_texts["examples"]
     prepared, vectors = small_prepared(), small_embeddings()
     degree = prepared.graph.degree()[:ITEMS]
-    queries = example_section.choose_queries(degree, 3)
+    queries = examples.choose_queries(degree, 3)
     assert (degree[queries] == 0).sum() == 2 and len(set(queries.tolist())) == len(queries) >= 5
     for query in queries:
         scores = vectors[query] @ vectors.T
@@ -285,7 +286,7 @@ def test_settings_are_those_of_the_checkpoint(tmp_path):
     files.write_json(tmp_path / "embeddings" / "_manifest.json", {"step": 4})
     source = read_source(small_config(tmp_path), ITEMS)
     assert source.trained and source.config.seed == 9 and source.config.evaluate.k == 4
-    changed = run_sections.changed_settings(source.config)
+    changed = run.changed_settings(source.config)
     assert ("margin", 0.7, TrainConfig().margin) in changed and (
         "epochs",
         7,

@@ -15,7 +15,7 @@ from pinsage_jax.evaluation.metrics import keyed_generator
 from pinsage_jax.evaluation.side_by_side import METHODS, NeighborsByMethod
 from pinsage_jax.reporting import page
 from pinsage_jax.reporting.page import Html
-from pinsage_jax.reporting.space_sections import degree_bucket
+from pinsage_jax.reporting.sections.vectors import degree_bucket
 
 _PER_BUCKET = 2
 _MAX_NEIGHBORS = 10

@@ -1,0 +1,1 @@
+"""Sections of the report, from what a workdir holds."""
