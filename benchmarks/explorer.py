@@ -20,8 +20,8 @@ from benchmarks import machine
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.data.ids import IdTable
+from pinsage_jax.explorer import explorer
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.reporting import explorer
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 

@@ -1,7 +1,7 @@
 """What a file from elsewhere cannot do, and what this project asks of its dependencies.
 
 Titles that try to break out of a page are in test_report.py, test_explorer.py and, in a
-browser, test_explorer_browser.py; two runs on one workdir in test_cli.py; ids that look
+browser, tests/explorer; two runs on one workdir in test_cli.py; ids that look
 like paths in test_fuzzing.py.
 """
 

@@ -1,1 +1,1 @@
-"""Reporting: the report of a run, the explorer of its catalog, and the comparison of two runs."""
+"""Reporting: the report of a run, and the comparison of two runs."""

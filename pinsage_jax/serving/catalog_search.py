@@ -1,6 +1,6 @@
 """Text search over titles and ids, in a catalog of any size.
 
-Results are ordered as by the explorer's own search (reporting/web/explorer.js).
+Results are ordered as by the explorer's own search (explorer/web/explorer.js).
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import Table, table_in_memory
 from pinsage_jax.evaluation.side_by_side import METHODS, NeighborsByMethod
+from pinsage_jax.explorer import explorer
 from pinsage_jax.export.codec import VectorCodec
 from pinsage_jax.inference.new_item_model import NewItemModel
 from pinsage_jax.listing.filters import Filters
@@ -34,7 +35,6 @@ from pinsage_jax.recommend.choice import Choice
 from pinsage_jax.recommend.recommend import saved_choice
 from pinsage_jax.recommend.recommender import Recommender
 from pinsage_jax.recommend.scores import Histories
-from pinsage_jax.reporting import explorer
 from pinsage_jax.reporting.sources import Source, directions_of
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.online import ExactSearch

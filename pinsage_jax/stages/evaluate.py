@@ -14,11 +14,11 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import evaluate as evaluation
 from pinsage_jax.evaluation import explain as explaining
+from pinsage_jax.explorer.explorer import write_explorer
 from pinsage_jax.export import writer
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.ranking.saved_ranker import RANKER_FILE
 from pinsage_jax.reporting import comparison
-from pinsage_jax.reporting.explorer import write_explorer
 from pinsage_jax.reporting.report import write_report
 from pinsage_jax.stages.runs import has_popularity, listed_vectors, validation_split_of
 from pinsage_jax.stages.search import listed_by

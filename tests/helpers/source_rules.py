@@ -23,6 +23,7 @@ ORDER = (
     ("ranking",),
     ("recommend",),
     ("reporting",),
+    ("explorer",),
     ("checkup", "spark"),
     ("serving",),
     ("stages",),

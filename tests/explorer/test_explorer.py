@@ -19,8 +19,8 @@ from pinsage_jax.config.search import ServeConfig
 from pinsage_jax.core import files
 from pinsage_jax.evaluation.baselines import Walk
 from pinsage_jax.evaluation.side_by_side import METHODS, NeighborsByMethod
+from pinsage_jax.explorer import explorer
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.reporting import explorer
 from pinsage_jax.retrieval.online import best_of_scores
 
 KINDS = {1: "<u1", 2: "<u2", 4: "<u4"}

@@ -212,7 +212,7 @@ def document(data: dict[str, Any], connect: str = "'none'") -> str:
 
 
 def _web(name: str) -> str:
-    folder = importlib.resources.files("pinsage_jax.reporting") / "web"
+    folder = importlib.resources.files("pinsage_jax.explorer") / "web"
     return (folder / name).read_text(encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
-"""The explorer and the report in a real browser: search, links, keyboard, phone.
+"""The explorer in a real browser: search, links, keyboard, phone.
 
-A test fails if the browser reports an error on the page, or if the explorer makes any network
+A test fails if the browser reports an error on the page, or if the page makes any network
 request.
 """
 
@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 from hostile_catalog import HOSTILE, ITEMS, small_config, small_embeddings, small_prepared
 
-from pinsage_jax.evaluation.evaluate import evaluate
-from pinsage_jax.reporting import explorer
-from pinsage_jax.reporting.report import write_report
+from pinsage_jax.explorer import explorer
 from pinsage_jax.reporting.sources import read_source
 from pinsage_jax.retrieval.topk import top_k
 from pinsage_jax.serving import server
@@ -37,8 +35,6 @@ def browser():
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     explorer.write_explorer(small_config(folder), small_prepared(), small_embeddings())
-    evaluate(small_config(folder), small_prepared(), small_embeddings())
-    write_report(small_config(folder), small_prepared(), small_embeddings())
     return folder
 
 
@@ -333,38 +329,3 @@ def test_where_something_is_missing(browser, tmp_path, absent):
             assert "no walk leaves it" in page.locator("#neighbors").text_content()
         if absent == "titles":
             assert page.locator("#item-title").text_content().startswith("id ")
-
-
-def test_the_report_is_as_wide_as_the_window(browser, workdir):
-    for viewport in (WIDE, PHONE):
-        context = browser.new_context(viewport=viewport)
-        page = context.new_page()
-        requests = []
-        page.on("request", lambda request, requests=requests: requests.append(request.url))
-        page.goto((workdir / "report.html").as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
-        assert page.locator("figure svg").count() >= 5
-        for caption in page.locator("caption > span").all():
-            box = caption.bounding_box()
-            assert box["x"] + box["width"] <= viewport["width"]
-        assert len([url for url in requests if not url.startswith("data:")]) == 1
-        context.close()
-
-
-def test_hostile_titles_are_text_in_the_report(browser, workdir):
-    context = browser.new_context(viewport=WIDE)
-    page = context.new_page()
-    errors = []
-    page.on("dialog", lambda dialog: errors.append(dialog.message))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto((workdir / "report.html").as_uri())
-    # Handlers of load and mouse events in a title would run now.
-    page.mouse.move(300, 300)
-    text = page.locator("body").text_content()
-    assert "<script>alert(1)</script>" in text and "</style><h1>broken" in text
-    assert page.locator("h1").count() == 1
-    assert page.locator("script:has-text('alert'), img, iframe, svg[onload]").count() == 0
-    handlers = "() => [...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames())"
-    assert [name for name in page.evaluate(handlers) if name.startswith("on")] == []
-    assert errors == []
-    context.close()
