@@ -49,6 +49,13 @@ class AblateConfig(Checked):
         auto=int,
         low=1,
     )
+    seeds: int = option(
+        1,
+        "Trainings of each variant: with --seed and the numbers after it. Their mean, deviation "
+        "and paired intervals are compared.",
+        low=1,
+        high=100,
+    )
     ablate_pairs: str = constant(
         "validation",
         "Pairs that variants are scored on; an ablation is a choice, so eval is for a last table.",

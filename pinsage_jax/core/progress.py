@@ -16,9 +16,10 @@ _SECONDS_BETWEEN_LINES = 20.0
 class Progress:
     """Progress display of a long stage.
 
-    On a terminal or in a notebook it is a tqdm bar, which stays when it is full; log lines go
-    above it (core/logging_setup.py).  Elsewhere (a log file, CI) it logs at most one line
-    every 20 seconds, and one at the end of a stage that took longer than that.
+    On a terminal or in a notebook it is a tqdm bar, which stays when it is full, unless it is
+    below the bar of a longer stage; log lines go above it (core/logging_setup.py).  Elsewhere (a
+    log file, CI) it logs at most one line every 20 seconds, and one at the end of a stage that
+    took longer than that.
 
     Example:
       with Progress(total=rows, unit="row", name="reading edges") as progress:
@@ -73,7 +74,8 @@ class Progress:
     def close(self) -> None:
         """Closes the bar, or logs the last line of a stage longer than 20 seconds."""
         if self._bar is not None:
-            self._bar.leave = self._done == self._total
+            # One below another bar would be in the way of it.
+            self._bar.leave = self._done == self._total and not self._bar.pos
             self._bar.close()
         elif time.monotonic() - self._start >= _SECONDS_BETWEEN_LINES:
             self._log_line(time.monotonic())

@@ -1,1 +1,1 @@
-"""Evaluation: ranking metrics, baselines, calibration, ablations and explanations."""
+"""Evaluation: ranking metrics, baselines, calibration and explanations."""

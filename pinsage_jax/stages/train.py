@@ -40,12 +40,17 @@ from pinsage_jax.training.loop import Outcome
 from pinsage_jax.training.resume import is_finished
 
 
-def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outcome:
+def train(
+    config: Config,
+    should_stop: Callable[[], bool] | None = None,
+    split: ValidationSplit | None = None,
+) -> Outcome:
     """Trains the network, or continues training, and saves checkpoints in WORKDIR/checkpoints.
 
     Args:
       should_stop: called after every step; True ends training with a checkpoint.  By
         default a signal does.
+      split: the validation split; None: that of these settings.
 
     Raises:
       UserError: settings do not fit the data, the devices or an existing checkpoint.
@@ -65,7 +70,8 @@ def train(config: Config, should_stop: Callable[[], bool] | None = None) -> Outc
     if not kernel_cache.is_on_disk(kernels.sample_block):
         # Measured: 28 s of one core, until the first step.
         logging.info("compiling, once: about half a minute")
-    split = validation_split_of(config, prepared)
+    if split is None:
+        split = validation_split_of(config, prepared)
     bases = process_group.rank0_first(
         lambda: spectral_bases(config, prepared, split), "spectral features"
     )

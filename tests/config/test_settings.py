@@ -66,6 +66,7 @@ LATER: frozenset[str] = frozenset(
         "refit",
         "related_by",
         "retrain",
+        "seeds",
         "where",
     }
 )

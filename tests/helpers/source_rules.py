@@ -20,6 +20,7 @@ ORDER = (
     ("export",),
     ("retrieval",),
     ("evaluation",),
+    ("ablation",),
     ("ranking",),
     ("recommend",),
     ("reporting",),

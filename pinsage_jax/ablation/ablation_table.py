@@ -23,6 +23,7 @@ def ablation_tables(result: dict[str, Any], width: int | None = None) -> str:
         f"each ranked among {result['catalog_items']:,} items.",
         f"Ties: {result['tie_rule']}.",
         f"In brackets: {result['interval']}.",
+        *_seeds_line(result["seeds"]),
         *(f"Note: {note}." for note in result["notes"]),
         "",
         "Settings that differ from the base:",
@@ -47,6 +48,13 @@ def ablation_tables(result: dict[str, Any], width: int | None = None) -> str:
     return "\n".join(lines)
 
 
+def _seeds_line(seeds: list[int]) -> list[str]:
+    if len(seeds) == 1:
+        return []
+    named = ", ".join(map(str, seeds))
+    return [f"Means over {len(seeds)} seeds ({named}); behind ±: their standard deviation."]
+
+
 def _table(
     kind: str, scored: dict[str, Any], variants: dict[str, Any], width: int | None
 ) -> list[str]:
@@ -55,22 +63,30 @@ def _table(
     metrics = _DIFFERENCES if brief else [*next(iter(scored["variants"].values()))["metrics"]]
     head = [f"{title} ({scored['pairs']:,})", *metrics]
     rows = [[*head, *(f"variant - base, {metric}" for metric in _DIFFERENCES), "minutes"]]
-    for number, (name, values) in enumerate(scored["variants"].items()):
+    for number, (name, values) in enumerate((scored["variants"] | scored["references"]).items()):
         row = [name, *(_number(values["metrics"][metric], not brief) for metric in metrics)]
         # The first variant is the base, which has no difference to itself.
         differences = [
             _number(values["minus_base"][metric], signed=True) for metric in _DIFFERENCES
         ]
         row += differences if number else [""] * len(differences)
-        same_as = variants[name]["same_as"]
-        rows.append([*row, f"as {same_as}" if same_as else f"{variants[name]['minutes']:.1f}"])
+        rows.append([*row, _minutes(variants.get(name))])
     return aligned(rows, width)
 
 
+def _minutes(variant: dict[str, Any] | None) -> str:
+    """What the variant's trainings took, or of which variant they are; a reference has none."""
+    if variant is None:
+        return "no training"
+    return f"as {variant['same_as']}" if variant["same_as"] else f"{variant['minutes']:.1f}"
+
+
 def _number(values: dict[str, float], interval: bool = True, signed: bool = False) -> str:
-    """Formats a metric with three decimals, and its interval if it has one and is asked for."""
+    """Formats a metric with three decimals, its deviation, and its interval if it is asked for."""
     sign = "+" if signed else ""
     text = f"{values['value']:{sign}.3f}"
+    if "deviation" in values and not signed:
+        text += f" ±{values['deviation']:.3f}"
     if interval and "low" in values:
         text += f" [{values['low']:{sign}.3f}, {values['high']:{sign}.3f}]"
     return text

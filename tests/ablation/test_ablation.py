@@ -1,4 +1,4 @@
-"""evaluation/ablation.py: the variants as data, numbers by hand, and two variants end to end."""
+"""ablation/: the variants as data, numbers by hand, and two variants end to end."""
 
 import dataclasses
 import json
@@ -8,10 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-from absl import flags
+from absl import flags, logging
 from small_catalog import make_config, make_prepared, random_graph
 
 from pinsage_jax import cli
+from pinsage_jax.ablation import ablation, comparison, trials, variants
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.data import SplitConfig, SyntheticCatalog, SyntheticConfig
 from pinsage_jax.config.embed import EmbedConfig
@@ -24,13 +25,12 @@ from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import Stopped
-from pinsage_jax.evaluation import ablation
 from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
 from pinsage_jax.stages.ablate import ablate
 from pinsage_jax.training.curriculum import Schedule, hard_negatives_in, hard_slots
 
 DEFAULT = Config(mode="ablate", workdir="w", seed=0, threads=1)
-ALL = {name: overrides for group in ablation.VARIANTS.values() for name, overrides in group.items()}
+ALL = {name: overrides for group in variants.VARIANTS.values() for name, overrides in group.items()}
 # Variants that spell out what the default is.
 LIKE_DEFAULT = {"T20", "K1", "hard_curriculum", "softmax"}
 
@@ -45,7 +45,7 @@ def value_of(config, name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_variant_changes_what_it_claims_and_nothing_else(name):
-    variant = ablation.with_overrides(DEFAULT, ALL[name])
+    variant = variants.with_overrides(DEFAULT, ALL[name])
     for setting, value in ALL[name].items():
         found = value_of(variant, setting)
         assert found == value, setting
@@ -56,7 +56,7 @@ def test_a_variant_changes_what_it_claims_and_nothing_else(name):
         for setting, value in ALL[name].items()
         if value_of(DEFAULT, setting) != value
     }
-    assert ablation.differences(DEFAULT, variant) == changed
+    assert variants.differences(DEFAULT, variant) == changed
     assert bool(changed) == (name not in LIKE_DEFAULT)
     # One split, one catalog and one seed, or variants could not be compared.
     assert {setting.split(".")[0] for setting in ALL[name]} <= {
@@ -66,14 +66,14 @@ def test_a_variant_changes_what_it_claims_and_nothing_else(name):
 
 
 def test_variants_differ_from_each_other():
-    made = [ablation.with_overrides(DEFAULT, o) for n, o in ALL.items() if n not in LIKE_DEFAULT]
+    made = [variants.with_overrides(DEFAULT, o) for n, o in ALL.items() if n not in LIKE_DEFAULT]
     assert len(set(made)) == len(made)
-    assert len(ALL) == sum(map(len, ablation.VARIANTS.values()))
-    assert not set(ALL) & {*ablation.VARIANTS, ablation.BASE, "all", "spectral"}
+    assert len(ALL) == sum(map(len, variants.VARIANTS.values()))
+    assert not set(ALL) & {*variants.VARIANTS, variants.BASE, "all", "spectral"}
 
 
 def test_additions_are_taken_away_one_at_a_time():
-    assert all(len(overrides) == 1 for overrides in ablation.VARIANTS["additions"].values())
+    assert all(len(overrides) == 1 for overrides in variants.VARIANTS["additions"].values())
 
 
 def test_the_paper_group_switches_off_what_the_paper_flagfile_does():
@@ -82,7 +82,7 @@ def test_the_paper_group_switches_off_what_the_paper_flagfile_does():
     path = pathlib.Path(__file__).parents[2] / "experiments" / "paper.flags"
     cli.parse_flags(flag_values, ["program", f"--flagfile={path}"])
     paper = cli.config_from_flags(flag_values)
-    wanted = {name: value_of(paper, name) for name in ablation.PAPER}
+    wanted = {name: value_of(paper, name) for name in variants.PAPER}
     assert ALL["paper_pinsage"] == {**wanted, "train.hard_max": paper.train.hard_max}
     # Whatever the flagfile changes is in the list, sizes and optimizer aside.
     kept = {
@@ -92,8 +92,8 @@ def test_the_paper_group_switches_off_what_the_paper_flagfile_does():
         "train.pairs_per_epoch", "train.warmup_epochs", "train.learning_rate", "train.decay",
         "train.adam_b2",
     }  # fmt: skip
-    assert set(ablation.differences(DEFAULT, paper)) <= set(ablation.PAPER) | kept
-    table = ablation.VARIANTS["paper"]
+    assert set(variants.differences(DEFAULT, paper)) <= set(variants.PAPER) | kept
+    table = variants.VARIANTS["paper"]
     choices = [
         [overrides[f"{name}"] for name in ("model.pooling", "train.loss", "train.hard_start")]
         for overrides in table.values()
@@ -108,7 +108,7 @@ def test_the_paper_group_switches_off_what_the_paper_flagfile_does():
 
 
 def test_names_and_groups_choose():
-    chosen = ablation.chosen_variants
+    chosen = variants.chosen_variants
     assert list(chosen("all")) == ["base", *ALL]
     assert list(chosen("K2, T10,layers")) == ["base", "T10", "K0", "K1", "K2"]
     assert list(chosen("base")) == list(chosen("")) == ["base"]
@@ -122,7 +122,7 @@ def test_the_error_of_an_unknown_variant_lists_the_known_ones(tmp_path):
         ablate(config)
     message = str(caught.value)
     assert message.startswith("--ablate_variants=max is not a variant") and "\n" not in message
-    assert all(name in message for name in (*ALL, *ablation.VARIANTS, "all"))
+    assert all(name in message for name in (*ALL, *variants.VARIANTS, "all"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -131,7 +131,7 @@ def test_fewer_steps_pass_through_the_whole_schedule(epochs):
     config = dataclasses.replace(
         DEFAULT, train=TrainConfig(epochs=epochs), ablate=AblateConfig(ablate_steps=50)
     )
-    train = ablation.base_settings(config, 1_000_000).train
+    train = variants.base_settings(config, 1_000_000).train
     schedule = Schedule.from_config(train, train.pairs_per_epoch)
     assert schedule.total == 50
     assert schedule.total / schedule.steps_per_epoch == pytest.approx(epochs, rel=1e-3)
@@ -141,14 +141,14 @@ def test_fewer_steps_pass_through_the_whole_schedule(epochs):
         == hard_slots(train, train.pairs_per_epoch)
         == (4 if epochs == 5.0 else 0)
     )
-    assert ablation.base_settings(DEFAULT, 1_000_000) == DEFAULT
+    assert variants.base_settings(DEFAULT, 1_000_000) == DEFAULT
 
 
 def test_fewer_steps_of_a_run_by_steps_pass_through_as_many_epochs():
     train = TrainConfig(batch_size=100, max_steps=80)
     config = dataclasses.replace(DEFAULT, train=train, ablate=AblateConfig(ablate_steps=40))
     # 80 steps of 100 pairs are 8 epochs of 1000, whatever --epochs says.
-    assert ablation.base_settings(config, 1000).train.pairs_per_epoch == 500
+    assert variants.base_settings(config, 1000).train.pairs_per_epoch == 500
 
 
 # Scores, with embeddings in place of a training.
@@ -167,7 +167,7 @@ def slow_ranks(vectors, pairs):
 class Bench:
     """A small catalog, and embeddings that depend on the number of layers K alone."""
 
-    def __init__(self, tmp_path, rng, variants="K0,K1,margin", source="validation"):
+    def __init__(self, tmp_path, rng, chosen="K0,K1,margin", source="validation", seeds=1):
         graph = random_graph(rng, num_items=40, num_collections=12, edges=150)
         pairs = np.array([(q, t) for q in range(12) for t in (q + 1, q + 2, 39)], np.int32)
         kinds = np.array(["cold" if t == 39 else "warm" for _, t in pairs])
@@ -180,18 +180,21 @@ class Bench:
         self.split = ValidationSplit(train_graph, none, none, repeated, repeated_kinds)
         self.pairs, self.kinds, self.calls = pairs, kinds, []
         self.vectors = rng.integers(-2, 3, (6, 40, 3)).astype(np.float32)
+        self.noise = rng.normal(0, 0.7, (9, 40, 3)).astype(np.float32)
         self.config = dataclasses.replace(
             make_config(tmp_path, bootstrap=40),
             model=ModelConfig(spectral_dim=0),
-            ablate=AblateConfig(ablate_variants=variants, ablate_pairs=source),
+            ablate=AblateConfig(ablate_variants=chosen, ablate_pairs=source, seeds=seeds),
         )
 
     def embeddings(self, variant, graph):
         self.calls.append((pathlib.Path(variant.workdir).name, graph))
-        return self.vectors[variant.model.num_layers], {"cold_start_bias": 0.5}
+        vectors = self.vectors[variant.model.num_layers]
+        number = variant.seed - 3  # The run's own seed adds nothing.
+        return vectors + number * self.noise[number], {"cold_start_bias": 0.5}
 
-    def run(self):
-        return ablation.ablate(self.config, self.prepared, self.split, self.embeddings)
+    def run(self, untrained=None):
+        return ablation.ablate(self.config, self.prepared, self.split, self.embeddings, untrained)
 
 
 def test_scores_and_differences_by_hand(tmp_path, small_rng, capsys):
@@ -301,7 +304,7 @@ def test_finished_variants_are_not_trained_again(tmp_path, small_rng, monkeypatc
 
 
 def test_evaluation_pairs_are_scored_over_the_whole_graph(tmp_path, small_rng):
-    bench = Bench(tmp_path, small_rng, variants="base", source="eval")
+    bench = Bench(tmp_path, small_rng, chosen="base", source="eval")
     result = bench.run()
     assert (result["pairs_from"], result["pairs"]) == ("eval", 18)
     assert bench.calls[0][1] is bench.prepared.graph
@@ -325,6 +328,131 @@ def test_a_failing_variant_is_named(tmp_path, small_rng):
     with pytest.raises(UserError, match=r"^Variant base: Too much\.$"):
         bench.run()
     assert not (tmp_path / "ablate.json").exists()
+
+
+# Several seeds.
+
+
+def test_means_deviations_and_paired_intervals_over_seeds_by_hand(tmp_path, small_rng, capsys):
+    bench = Bench(tmp_path, small_rng, chosen="K0", seeds=3)
+    result = bench.run()
+    folder = tmp_path / "ablate"
+    assert result["seeds"] == [3, 4, 5] and "queries and seeds" in result["interval"]
+    # All variants of a seed come before the next seed.
+    assert [name for name, _ in bench.calls] == ["base", "K0"] * 3
+    places = {"base": ["base", "seed4/base", "seed5/base"], "K0": ["K0", "seed4/K0", "seed5/K0"]}
+    ranks = {n: [np.load(folder / p / "ranks.npy") for p in ps] for n, ps in places.items()}
+    hits = {n: [float((rank <= 10).mean()) for rank in found] for n, found in ranks.items()}
+    assert len({*hits["K0"]}) > 1 and len({*hits["base"]}) > 1
+    found = result["kinds"]["all"]["variants"]["K0"]
+    for part, by_seed in (
+        ("metrics", hits["K0"]),
+        ("minus_base", [a - b for a, b in zip(hits["K0"], hits["base"])]),
+    ):
+        values = found[part]["hit@10"]
+        assert values["by_seed"] == pytest.approx(by_seed)
+        assert values["value"] == pytest.approx(np.mean(by_seed))
+        assert values["deviation"] == pytest.approx(np.std(by_seed, ddof=1))
+        assert values["low"] < values["value"] < values["high"]
+    assert all(
+        values["minus_base"][metric][name] == 0.0
+        for values in [result["kinds"]["all"]["variants"]["base"]]
+        for metric in ("hit@10", "mrr")
+        for name in ("value", "low", "high", "deviation")
+    )
+    runs = result["variants"]["K0"]["runs"]
+    assert [run["seed"] for run in runs] == [3, 4, 5]
+    assert "seeds (3, 4, 5); behind ±" in capsys.readouterr().out
+    # The pairs are the same for all seeds: one graph embedded by all.
+    assert all(graph is bench.split.train_graph for _, graph in bench.calls)
+
+
+def test_intervals_over_seeds_are_as_wide_as_seeds_and_queries_vary(small_rng):
+    """Against a normal model: a seed's effect on all ranks, a query's, and noise."""
+    queries, seeds = np.arange(4000), 5
+    shift = np.array([0.30, 0.34, 0.38, 0.42, 0.46])
+    ranks = np.where(small_rng.random((seeds, 4000)) < shift[:, None], 1, 500)
+    pairs = trials.Pairs(
+        "validation", None, np.stack([queries, queries], 1).astype(np.int32), np.full(4000, "x")
+    )
+    base = np.full((seeds, 4000), 500)
+    found = comparison.compare({"base": base, "other": ranks}, {}, pairs, 4000, 0)
+    values = found["all"]["variants"]["other"]["minus_base"]["hit@10"]
+    by_seed = (ranks <= 10).mean(axis=1)
+    of_queries = (ranks <= 10).mean(axis=0).std() / np.sqrt(4000)
+    expected = 1.96 * np.sqrt(by_seed.var(ddof=1) / seeds + of_queries**2)
+    assert (values["high"] - values["low"]) / 2 == pytest.approx(expected, rel=0.06)
+    # One seed alone says nothing of their variation.
+    one = comparison.compare({"base": base[:1], "other": ranks[:1]}, {}, pairs, 4000, 0)
+    narrow = one["all"]["variants"]["other"]["minus_base"]["hit@10"]
+    assert narrow["high"] - narrow["low"] < (values["high"] - values["low"]) / 2
+    assert "deviation" not in narrow
+
+
+def test_an_ablation_of_seeds_that_was_killed_goes_on(tmp_path, small_rng, monkeypatch, caplog):
+    bench = Bench(tmp_path, small_rng, chosen="K0,K1", seeds=3)
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        stops = iter([False, False, True])
+        patched.setattr(
+            ablation, "raise_if_stopped", lambda: next(stops) and (_ for _ in ()).throw(Stopped)
+        )
+        bench.run()
+    assert len(bench.calls) == 3 and not (tmp_path / "ablate.json").exists()
+    # With the seed that is whole there is a table already.
+    seeds = bench.config.ablate
+    bench.config = dataclasses.replace(bench.config, ablate=dataclasses.replace(seeds, seeds=1))
+    assert len(bench.run()["seeds"]) == 1 and len(bench.calls) == 3
+    bench.config = dataclasses.replace(bench.config, ablate=seeds)
+    notes = []
+    monkeypatch.setattr(ablation.Progress, "note", lambda self, text: notes.append(text))
+    logging.set_verbosity(logging.INFO)
+    with caplog.at_level("INFO"):
+        result = bench.run()
+    assert [name for name, _ in bench.calls[3:]] == ["K0", "base", "K0"]
+    assert "2 variants, 3 seeds: 6 trainings, 3 of them finished before" in caplog.text
+    assert notes[3] == "variant 2 of 2, seed 2 of 3: K0" and len(notes) == 6
+    # As if it had never been killed, but for the minutes.
+    fresh = Bench(tmp_path / "fresh", np.random.default_rng(20180610), chosen="K0,K1", seeds=3)
+    assert fresh.run()["kinds"] == result["kinds"]
+
+
+def test_another_seed_of_the_run_is_another_split(tmp_path, small_rng):
+    bench = Bench(tmp_path, small_rng, chosen="base", seeds=3)
+    bench.run()
+    bench.config = dataclasses.replace(bench.config, seed=4)
+    bench.run()
+    # Seed 5 was trained without the pairs of seed 3; those of seed 4 are others.
+    assert len(bench.calls) == 3 + 3
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_warning_where_nothing_was_learned(tmp_path, small_rng, capsys, caplog, learns):
+    bench = Bench(tmp_path, small_rng, chosen="K0")
+    if learns:
+        # Items beside each other on an arc, where most pairs are.
+        angle = 0.05 * np.arange(40)
+        bench.vectors[:] = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+    noise = small_rng.normal(size=(40, 3)).astype(np.float32)
+    calls = []
+    if not learns:
+        bench.vectors[:] = noise
+
+    def untrained(variant, graph):
+        calls.append(variant.workdir)
+        return noise, {}
+
+    result = bench.run(untrained)
+    text = capsys.readouterr().out
+    shown = result["kinds"]["all"]["references"]
+    assert shown["untrained"]["metrics"]["mrr"]["value"] == pytest.approx(
+        (1 / slow_ranks(noise, bench.pairs)).mean()
+    )
+    assert re.search(r"^untrained +0\.\d+ .* no training$", text, re.M)
+    assert ("untrained" in result["not_above"]) == (not learns)
+    assert ("nothing was learned" in text) == ("nothing was learned" in caplog.text) == (not learns)
+    # It is not computed again either.
+    bench.run(untrained)
+    assert len(calls) == 1
 
 
 # End to end.
@@ -354,7 +482,7 @@ def test_two_variants_of_a_generated_world(tmp_path, capsys):
         ),
         embed=EmbedConfig(embed_block=256, embed_walks=30),
         evaluate=EvalConfig(bootstrap=20),
-        ablate=AblateConfig(ablate_variants="no_spectral_features", ablate_steps=3),
+        ablate=AblateConfig(ablate_variants="no_spectral_features", ablate_steps=3, seeds=2),
     )  # fmt: skip
     result = ablate(config)
     folder = tmp_path / "run"
@@ -377,6 +505,19 @@ def test_two_variants_of_a_generated_world(tmp_path, capsys):
         warm = result["kinds"]["warm"]["variants"][name]["metrics"]["hit@10"]["value"]
         assert warm == pytest.approx(best[-1]["warm_hit@10"])
         assert re.search(rf"^  {name} ", text, re.M)
+    # The second seed has other walks and parameters, and the pairs of the first.
+    part = folder / "ablate" / "seed1" / "base"
+    assert (part / "prepared").resolve() == (folder / "prepared").resolve()
+    variant = files.read_json(part / "variant.json")
+    lines = [json.loads(line) for line in (part / "metrics.jsonl").read_text().splitlines()]
+    best = [e for e in lines if e["step"] == variant["checkpoint_step"] and "warm_hit@10" in e]
+    warm = result["kinds"]["warm"]["variants"]["base"]["metrics"]["hit@10"]["by_seed"]
+    assert warm[1] == pytest.approx(best[-1]["warm_hit@10"])
+    assert not np.array_equal(
+        np.load(part / "ranks.npy"), np.load(folder / "ablate" / "base" / "ranks.npy")
+    )
+    references = result["kinds"]["all"]["references"]
+    assert list(references) == ["untrained", "content"]
     base, without = (
         np.load(folder / "ablate" / n / "ranks.npy") for n in ("base", "no_spectral_features")
     )
