@@ -11,10 +11,11 @@ Q queries, N items, K candidates of a query, F = len(FEATURES), Z embedding dime
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.graph.csr import Graph
@@ -122,9 +123,8 @@ class CandidateSource:
         for method, size in (("vectors", _BY_VECTORS), ("content", _BY_CONTENT)):
             for kind in (self._warm, self._cold):
                 if len(kind) and (method == "vectors" or self._space is not None):
-                    part = np.ascontiguousarray(scores[method][:, kind])
-                    found = best_columns(part, max(size, k), self._threads)
-                    lists.append(np.where(found >= 0, kind[found], -1))
+                    found = best_columns(scores[method], max(size, k), self._threads, kind)
+                    lists.append(found)
         for method in ("walk", "steered"):
             found = best_columns(scores[method], max(_BY_WALK, k), self._threads)
             reached = np.take_along_axis(scores[method], np.maximum(found, 0), 1) > 0
@@ -147,7 +147,7 @@ class CandidateSource:
             np.matmul(queries, self._vectors.T, out=vectors[begin:end])
 
         # One thread in each product, because the products run beside each other.
-        with threadpool_limits(1, "blas"):
+        with _blas().limit(limits=1, user_api="blas"):
             run_blocks(shape[0], self._threads, multiply, _ROWS_PER_TASK)
         content = np.zeros(shape, np.float32)
         if self._space is not None:
@@ -202,15 +202,26 @@ class CandidateSource:
         return features
 
 
-def best_columns(scores: np.ndarray, k: int, threads: int) -> np.ndarray:
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """The thread pools of the libraries, whose search takes longer than a list."""
+    return ThreadpoolController()
+
+
+def best_columns(
+    scores: np.ndarray, k: int, threads: int, columns: np.ndarray | None = None
+) -> np.ndarray:
     """The columns of the k best scores of each row of float32 [Q, n], best first.
+
+    Args:
+      columns: int [m], ascending, those that count; None: all.
 
     Returns:
       int32 [Q, k'], k' = min(k, n); of equal scores the lower column comes first; -1 where
       the score is -inf.
     """
-    rows, columns = scores.shape
-    k = min(k, columns)
+    rows, width = scores.shape[0], scores.shape[1] if columns is None else len(columns)
+    k = min(k, width)
     ids = np.full((rows, k), -1, np.int32)
     best = np.empty((rows, k), np.float32)
 
@@ -218,11 +229,15 @@ def best_columns(scores: np.ndarray, k: int, threads: int) -> np.ndarray:
         count = end - begin
         keys = np.empty((count, kernels.key_capacity(k)), np.uint64)
         counts, limits = np.zeros(count, np.int64), np.full(count, -np.inf, np.float32)
-        kernels.keep_best(scores[begin:end], columns, 0, k, keys, counts, limits)
+        part = scores[begin:end]
+        if columns is not None:
+            # mode="clip" checks no index, which takes half of the time.
+            part = part.take(columns, axis=1, mode="clip")
+        kernels.keep_best(part, width, 0, k, keys, counts, limits)
         kernels.sort_best(keys, counts, k, best[begin:end], ids[begin:end])
 
     run_blocks(rows, threads, work, _ROWS_PER_TASK)
-    return ids
+    return ids if columns is None else np.where(ids >= 0, columns[ids], -1)
 
 
 def _log_ranks(values: np.ndarray, kinds: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -174,6 +174,8 @@ class Ranker:
         """Log-odds float32 [Q, K] by the model of each query's kind."""
         odds = np.full(candidates.ids.shape, -np.inf, np.float32)
         isolated = self._source.isolated[candidates.rows]
+        # The scores of the whole catalog are not read here, and large.
+        candidates = dataclasses.replace(candidates, scores={})
         for number, kind in enumerate(KINDS):
             chosen = np.flatnonzero(isolated == bool(number))
             if self.model is None or self._method_of(bool(number)) != RANKER or not len(chosen):

@@ -77,7 +77,8 @@ def _push(indptr, indices, num_items, plan, queries, cosines, visits):
     walk_length, restart, steering, least_mass = plan
     nodes = indptr.shape[0] - 1
     mass = np.zeros(nodes, np.float64)
-    # The nodes of a step, and of the next half step; exp(...) summed over each collection.
+    # The nodes of a step, and of the next half step; exp(...) of each item, summed over each
+    # collection, for the query whose row `owner` names.
     here, there = np.empty(nodes, np.int32), np.empty(nodes, np.int32)
     total, owner = np.empty(nodes, np.float64), np.full(nodes, -1, np.int64)
     for row in range(queries.shape[0]):
@@ -102,21 +103,21 @@ def _push(indptr, indices, num_items, plan, queries, cosines, visits):
                             reached += 1
                         mass[collection] += each
                     continue
-                if steering == 0.0:
-                    total[node] = np.float64(end - begin)
-                elif owner[node] != row:
+                if steering != 0.0 and owner[node] != row:
                     owner[node], total[node] = row, 0.0
                     for edge in range(begin, end):
-                        total[node] += np.exp(steering * np.float64(cosines[row, indices[edge]]))
+                        item = indices[edge]
+                        if owner[item] != row:
+                            owner[item] = row
+                            total[item] = np.exp(steering * np.float64(cosines[row, item]))
+                        total[node] += total[item]
+                each = amount / (np.float64(end - begin) if steering == 0.0 else total[node])
                 for edge in range(begin, end):
                     item = indices[edge]
                     if mass[item] == 0.0:
                         there[reached] = item
                         reached += 1
-                    weight = 1.0
-                    if steering != 0.0:
-                        weight = np.exp(steering * np.float64(cosines[row, item]))
-                    mass[item] += amount * weight / total[node]
+                    mass[item] += each if steering == 0.0 else each * total[item]
             here, there, size = there, here, reached
             if half % 2 == 1:
                 for position in range(size):
