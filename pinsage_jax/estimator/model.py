@@ -118,12 +118,14 @@ class PinSage(FittedRun):
             # Training loads JAX.
             from pinsage_jax.stages.embed import embed
             from pinsage_jax.stages.prepare import load_graph
+            from pinsage_jax.stages.search import rank_if_worth_it
             from pinsage_jax.stages.train import train
 
             with workdir.locked(folder), commanded(f"pinsage_jax.{self!r}.fit(...)"):
                 load_graph(config)
                 train(config)
                 embed(config)
+                rank_if_worth_it(config)
             remembered = {name: inputs.plain(value) for name, value in self._settings.items()}
             files.write_json(folder / inputs.SETTINGS, remembered)
         self._open(config)

@@ -131,6 +131,12 @@ def fit_ranker(
     slope, mean = _popularity_slope(queries, models)
     model = RankerModel(models, levels, by, slope, mean)
     report = {"pairs": len(pairs), "queries": len(queries), "measured": measured}
+    for kind in [kind for kind in KINDS if kind not in measured]:
+        found = sum(len(query.targets) for query in queries if query.kind == kind)
+        logging.info(
+            "rank: %d pairs of %s queries are too few to fit on; vectors order their lists",
+            found, kind,
+        )  # fmt: skip
     _log(report, by)
     return model, report
 

@@ -60,6 +60,17 @@ def read_ranker(config: Config) -> dict[str, Any]:
     return saved
 
 
+def ranker_is_current(config: Config) -> bool:
+    """Whether WORKDIR/ranker.json is intact and of the export that the workdir holds."""
+    if not (pathlib.Path(config.workdir) / RANKER_FILE).exists():
+        return False
+    try:
+        read_ranker(config)
+    except UserError:
+        return False
+    return True
+
+
 def open_ranker(
     config: Config,
     prepared: Prepared,

@@ -30,12 +30,13 @@ from pinsage_jax.stages.embed import embed, embeddings_are_current
 from pinsage_jax.stages.evaluate import evaluate, report, saved_evaluation
 from pinsage_jax.stages.prepare import prepare
 from pinsage_jax.stages.runs import validation_split_of
+from pinsage_jax.stages.search import rank_if_worth_it
 from pinsage_jax.stages.train import train
 from pinsage_jax.training import compatibility
 
 
 def pipeline(config: Config) -> dict[str, Any]:
-    """Runs prepare, train, embed, evaluate and report; skips what these settings made already.
+    """Runs prepare, train, embed, rank, evaluate and report; skips what is made already.
 
     With --retrain or --refit: in WORKDIR/next (config.workdir), which then takes the place of
     what is in WORKDIR.
@@ -127,6 +128,9 @@ def _stages(config: Config) -> tuple[dict[str, Any], bool]:
     else:
         with costs.stage("embed"):
             costs.items = embed(config)["count"]
+    raise_if_stopped()
+    with costs.stage("rank"):
+        rank_if_worth_it(config)
     raise_if_stopped()
     result = saved_evaluation(config)
     if result is None:

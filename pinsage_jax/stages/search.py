@@ -16,7 +16,12 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import Table, open_table
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.listing.rules import read_ids, rules_of
-from pinsage_jax.ranking.saved_ranker import open_ranker, write_ranker
+from pinsage_jax.ranking.saved_ranker import (
+    RANKER_FILE,
+    open_ranker,
+    ranker_is_current,
+    write_ranker,
+)
 from pinsage_jax.retrieval import neighbors as related
 from pinsage_jax.retrieval.neighbors import Related
 from pinsage_jax.retrieval.popularity import weigh_popularity
@@ -24,8 +29,14 @@ from pinsage_jax.retrieval.saved_index import open_search
 from pinsage_jax.stages.runs import has_popularity, listed_vectors, validation_split_of
 
 if TYPE_CHECKING:
+    from pinsage_jax.graph.validation_split import ValidationSplit
     from pinsage_jax.ranking.ranker import Ranker
     from pinsage_jax.recommend.choice import Validation
+
+# A run fits the ranker with at least so many pairs, about ten for each weight.
+_LEAST_PAIRS = 200
+# In larger catalogs a served list would take more than 20 ms.
+_MOST_ITEMS = 150_000
 
 
 def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Related]]:
@@ -106,11 +117,6 @@ def listed_by(
 
 def rank(config: Config) -> dict[str, Any]:
     """Fits the ranker of related items on validation pairs: WORKDIR/ranker.json."""
-    from pinsage_jax.ranking.candidates import CandidateSource
-    from pinsage_jax.ranking.fit import fit_ranker
-    from pinsage_jax.stages.checkpoint import match_export
-    from pinsage_jax.stages.embed import embed_over
-
     prepared = open_prepared(config.workdir)
     # A workdir without an export is refused before anything is embedded.
     popularity = has_popularity(config)
@@ -120,8 +126,45 @@ def rank(config: Config) -> dict[str, Any]:
             "The validation split withholds no collection to fit the ranker on; set "
             "--validation_collections above 0 and train again."
         )
+    return _fit_ranker(config, prepared, split, popularity)
+
+
+def rank_if_worth_it(config: Config) -> None:
+    """Fits the ranker after an embedding, or says in one line why not."""
+    from pinsage_jax.ranking.fit import ranking_pairs
+
+    if ranker_is_current(config):
+        logging.info("rank: %s/%s is up to date", config.workdir, RANKER_FILE)
+        return
+    prepared = open_prepared(config.workdir)
+    items, reason = prepared.graph.num_items, ""
+    split = validation_split_of(config, prepared)
+    if config.search.related_by not in ("auto", "ranker"):
+        reason = f"--related_by={config.search.related_by} does not need it"
+    elif items > _MOST_ITEMS:
+        reason = (
+            f"a list takes a comparison with each of {items} items (more than {_MOST_ITEMS}); "
+            "--mode=rank fits it all the same"
+        )
+    elif (pairs := len(ranking_pairs(prepared.graph, split, config.seed))) < _LEAST_PAIRS:
+        reason = f"validation has {pairs} pairs to fit it on, and {_LEAST_PAIRS} are needed"
+    if reason:
+        logging.info("rank: no ranker is fitted, so vectors order the lists: %s", reason)
+        return
+    _fit_ranker(config, prepared, split, has_popularity(config))
+
+
+def _fit_ranker(
+    config: Config, prepared: Prepared, split: ValidationSplit, popularity: bool
+) -> dict[str, Any]:
+    from pinsage_jax.ranking.candidates import CandidateSource
+    from pinsage_jax.ranking.fit import fit_ranker
+    from pinsage_jax.stages.checkpoint import match_export
+    from pinsage_jax.stages.embed import embed_over
+
     logging.info("rank: embedding without the withheld collections")
-    vectors, trained = embed_over(config, prepared, split.train_graph, split)
+    on_spark = config.spark.on_spark
+    vectors, trained = embed_over(config, prepared, split.train_graph, split, on_spark=on_spark)
     vectors = match_export(config, trained)[1].project(vectors[: prepared.graph.num_items])
     source = CandidateSource(
         split.train_graph,
