@@ -3,6 +3,10 @@
 They are set inside this process only, so a program that a test starts as a
 subprocess runs with the settings a user would have.  What it shares with this
 process is the folder of compiled steps.
+
+In this process XLA leaves most of its optimizations out, since half of the time of
+the tests would go into them; programs that tests start are optimized as a user's are.
+JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment tests optimized code here as well.
 """
 
 import logging as standard_logging
@@ -24,6 +28,8 @@ from absl import logging
 _VERBOSITY = logging.get_verbosity()
 
 jax.config.update("jax_num_cpu_devices", 4)
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    jax.config.update("jax_disable_most_optimizations", True)
 # Arrays of different rank never broadcast by accident: [B] against [B, 1] is an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Nor do arrays of different dtypes meet: float32 times int32 is an error.
