@@ -44,9 +44,11 @@ of items and collections.
 
   python -m pinsage_jax.main --flagfile=experiments/pinterest_like.flags
   python -m pinsage_jax.main --edges=edges.parquet --items=items.parquet --workdir=runs/mine
+  pinsage-jax MODE --workdir=runs/mine      as --mode=MODE; pinsage-jax MODE --help shows its flags
 
---flagfile=PATH reads flags from a file, one a line.  The last mention of a flag
-wins: overrides come after --flagfile.  `auto` lets the program decide.
+--flagfile=PATH reads flags from a file, one a line, and --example=NAME from a file of
+the package.  The last mention of a flag wins: overrides come after --flagfile.
+`auto` lets the program decide.
 """
 
 
@@ -59,6 +61,9 @@ class _RunFlags:
         choices=MODES, basic=True,
     )  # fmt: skip
     workdir: str = option("", "Folder that everything is written to.", basic=True)
+    example: str = option(
+        "", "A flagfile of the package, in place of --flagfile=PATH: pinterest_like, tiny, ..."
+    )
     verbosity: str = option("info", "Least severe messages shown.", choices=VERBOSITIES)
     help: bool = option(False, "Show how to run the program and its basic flags.", basic=True)
     helpfull: bool = option(False, "Show all flags.", basic=True)
@@ -157,11 +162,20 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
         flag, or a flagfile that is missing, unreadable or includes itself.
     """
     typed = ["--help" if text in ("-h", "-?") else text for text in argv[1:]]
+    subcommand = ""
+    if typed and typed[0] and not typed[0].startswith("-"):
+        subcommand = _mode_of(typed.pop(0))
 
     def takes_value(name: str) -> bool:
         return name in flag_values and not flag_values[name].boolean
 
     arguments = _of_environment() + expand_flagfiles(typed, takes_value)
+    if subcommand:
+        for argument in arguments:
+            if argument.text.startswith("--mode=") and not argument.where:
+                raise UserError(f"{argument.text} does not go with '{subcommand}'; name one mode.")
+        # Behind the lines of a flagfile, so that it wins.
+        arguments.append(Argument(f"--mode={subcommand}"))
     flag_values.set_gnu_getopt(True)
     try:
         rest = flag_values([argv[0], *(argument.text for argument in arguments)])
@@ -177,6 +191,8 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
     except (flags.Error, ValueError) as error:
         raise UserError(f"{error}.") from None
     if len(rest) > 1:
+        if rest[1] in MODES:
+            raise UserError(f"'{rest[1]}' is a mode and comes first: pinsage-jax {rest[1]} ...")
         raise UserError(
             f"'{rest[1]}' is not a flag; every argument begins with two dashes, as in --seed=1."
         )
@@ -189,6 +205,23 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
                 f"--{name}={value} is not UTF-8 text or holds a NUL; rename what it names."
             )
     return _overruled(arguments)
+
+
+def _mode_of(word: str) -> str:
+    """The mode that the first word of a command line names.
+
+    Raises:
+      UserError: there is no such mode.
+    """
+    if word in MODES:
+        return word
+    near = difflib.get_close_matches(word, MODES, n=1, cutoff=0.6)
+    if near:
+        raise UserError(f"'{word}' is not a mode; did you mean {near[0]}?")
+    raise UserError(
+        f"'{word}' is not a flag; every argument begins with two dashes, as in --seed=1, except a "
+        f"mode in first place: {', '.join(MODES)}."
+    )
 
 
 def _of_environment() -> list[Argument]:
@@ -228,9 +261,30 @@ def answer(flag_values: flags.FlagValues) -> str:
     """What --version, --help or --helpfull show; empty without one of them."""
     if flag_values.version:
         return f"pinsage_jax {__version__}"
+    if flag_values.help and not flag_values["mode"].using_default_value:
+        return mode_help(flag_values.mode)
     if flag_values.help or flag_values.helpfull:
         return help_text(flag_values, full=flag_values.helpfull)
     return ""
+
+
+def mode_help(mode: str) -> str:
+    """The answer to `MODE --help`: what the mode does, and the flags of what it reads."""
+    summary, own, others = modes.TOPICS[mode]
+    full, basic = flags.FlagValues(), flags.FlagValues()
+    define_flags(full)
+    define_flags(basic, LEVELS[:1])
+    found = []
+    for values, names in ((full, own), (basic, others)):
+        for group in values.flags_by_module_dict():
+            if group.partition(":")[0] in names:
+                found.append(values.module_help(group))
+    found.append(basic.module_help(_RUN_GROUP))
+    return (
+        f"pinsage-jax {mode} --workdir=FOLDER ...\n\n{summary}\n"
+        + "\n".join(found)
+        + "\n\npinsage-jax --helpfull shows every flag."
+    )
 
 
 def help_text(flag_values: flags.FlagValues, full: bool) -> str:

@@ -22,6 +22,7 @@ from pinsage_jax import cli
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files, logging_setup, signals, workdir
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.flagfiles import shipped_flagfiles
 from pinsage_jax.stages import modes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -207,6 +208,51 @@ def test_help_names_every_flag_with_its_range():
 )
 def test_a_wrong_flag_is_reported_in_one_sentence(arguments, expected):
     assert refusal("--workdir=w", "--synthetic", *arguments) == expected
+
+
+def test_the_first_word_is_a_mode(tmp_path):
+    assert parsed("train", "--workdir=w", "--synthetic").mode == "train"
+    flagfile = tmp_path / "some.flags"
+    flagfile.write_text("--mode=report\n--workdir=w\n--synthetic\n")
+    assert parsed("evaluate", f"--flagfile={flagfile}").mode == "evaluate"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["serv", "--workdir=w"], "'serv' is not a mode; did you mean serve?"),
+        (["--workdir=w", "serve"], "'serve' is a mode and comes first: pinsage-jax serve ..."),
+        (["serve", "--mode=train"], "--mode=train does not go with 'serve'; name one mode."),
+        (["edges.csv"], f"a mode in first place: {', '.join(cli.MODES)}."),
+        (["--example=pintrest"], "is no flagfile of the package; did you mean pinterest?"),
+        (
+            ["--example="],
+            f"is no flagfile of the package; there are: {', '.join(shipped_flagfiles())}.",
+        ),
+    ],
+)
+def test_a_wrong_mode_or_example_is_reported(arguments, expected):
+    assert refusal(*arguments).endswith(expected)
+
+
+def test_an_example_is_a_flagfile_of_the_package():
+    assert parsed("--example=tiny") == parsed(f"--flagfile={ROOT}/experiments/tiny.flags")
+    assert parsed("--example", "tiny", "--epochs=7").train.epochs == 7
+    assert shipped_flagfiles().keys() == {path.stem for path in ROOT.glob("experiments/*.flags")}
+
+
+@pytest.mark.parametrize("mode", cli.MODES)
+def test_help_of_a_mode_shows_what_it_reads(mode):
+    values = defined()
+    cli.parse_flags(values, ["pinsage-jax", mode, "--help"])
+    text = cli.answer(values)
+    shown = set(re.findall(r"^ +(?:-\w,)?--(?:\[no\])?(\w+): ", text, re.MULTILINE))
+    assert modes.TOPICS[mode][0] in text and {"workdir", "seed"} < shown
+    assert shown < set(defined())
+    sections = {name for names in modes.TOPICS[mode][1:] for name in names}
+    assert sections <= {field.name for field in dataclasses.fields(Config)}
+    if mode == "serve":
+        assert {"serve_host", "serve_port"} < shown and "epochs" not in shown
 
 
 def test_what_is_missing_is_named():
@@ -531,7 +577,7 @@ def test_the_package_is_a_program_too(module):
 def test_the_installed_command_is_the_same_program():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["scripts"] == {"pinsage-jax": "pinsage_jax.main:run"}
-    assert project["project"]["dynamic"] == ["version"]
+    assert project["project"]["dynamic"] == ["version", "readme"]
     source = project["tool"]["setuptools"]["dynamic"]["version"]["attr"]
     assert source == "pinsage_jax.core.version.__version__"
 

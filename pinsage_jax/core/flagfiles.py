@@ -3,6 +3,8 @@
 A flagfile includes another with --flagfile=PATH; PATH is looked up from the current
 folder and, failing that, from the folder of the file that includes it.
 
+--example=NAME is --flagfile of a file that comes with the package (`shipped_flagfiles`).
+
 WORKDIR/run.flags is a flagfile of the settings that a run remembers.  What no line of a
 flagfile can hold, such as a setting without a flag, stands in it as a comment:
 `#: NAME=JSON`.
@@ -11,6 +13,7 @@ flagfile can hold, such as a setting without a flag, stands in it as a comment:
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import pathlib
 import re
@@ -20,6 +23,9 @@ from typing import Any
 from pinsage_jax.core.errors import UserError
 
 RUN_FLAGS = "run.flags"
+# Flagfiles that come with the package: of the source tree, or as the wheel holds them (setup.py).
+_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+_SHIPPED = (_PACKAGE / "experiments", _PACKAGE.parent / "experiments")
 _JSON_LINE = re.compile(r"#: (\w+)=(.*)")
 
 
@@ -36,7 +42,7 @@ class Argument:
 
 
 def expand_flagfiles(argv: list[str], takes_value: Callable[[str], bool]) -> list[Argument]:
-    """Replaces every --flagfile by the lines of the file, and so on for files included.
+    """Replaces every --flagfile and --example by the lines of its file, files included too.
 
     Args:
       argv: a command line without the program.
@@ -51,7 +57,7 @@ def expand_flagfiles(argv: list[str], takes_value: Callable[[str], bool]) -> lis
     while rest:
         text = rest.pop(0)
         name, _, value = text.partition("=")
-        if name not in ("--flagfile", "-flagfile"):
+        if name not in ("--flagfile", "-flagfile", "--example", "-example"):
             arguments.append(Argument(text))
             # The value of "--name value" must not be taken for a flagfile.
             alone = name.startswith("-") and "=" not in text
@@ -60,10 +66,34 @@ def expand_flagfiles(argv: list[str], takes_value: Callable[[str], bool]) -> lis
             continue
         if "=" not in text:
             value = rest.pop(0) if rest else ""
-        if not value:
+        if name.endswith("example"):
+            path, named = shipped_flagfile(value), f"--example={value}: "
+        elif not value:
             raise UserError("--flagfile names no file; write --flagfile=PATH.")
-        arguments += _read_flagfile(pathlib.Path(value).expanduser(), [], "--flagfile")
+        else:
+            path, named = pathlib.Path(value).expanduser(), "--flagfile"
+        arguments += _read_flagfile(path, [], named)
     return arguments
+
+
+def shipped_flagfiles() -> dict[str, pathlib.Path]:
+    """The flagfiles that come with the package by name, such as pinterest_like; sorted."""
+    folder = next((folder for folder in _SHIPPED if folder.is_dir()), _SHIPPED[0])
+    return {path.stem: path for path in sorted(folder.glob("*.flags"))}
+
+
+def shipped_flagfile(name: str) -> pathlib.Path:
+    """The path of a flagfile that comes with the package.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    found = shipped_flagfiles()
+    if name in found:
+        return found[name]
+    near = difflib.get_close_matches(name, found, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(found)}."
+    raise UserError(f"--example={name} is no flagfile of the package; {hint}")
 
 
 def run_flags_text(values: Mapping[str, Any], constants: Collection[str], program: str) -> str:

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import importlib.util
 import os
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,46 @@ MODULES = {
     "rank": "search",
     "compare": "evaluate",
 }
+# For `pinsage-jax MODE --help`: what a mode does, the sections of Config that are its own (every
+# flag is shown), and others that it reads (their basic flags are shown).
+_INPUTS = ("data", "synthetic")
+TOPICS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "pipeline": (
+        "Runs prepare, train, embed, evaluate and report, and skips what the workdir holds.",
+        ("retraining",),
+        (*_INPUTS, "split", "sampling", "model", "train", "embed", "evaluate", "store", "prune"),
+    ),
+    "prepare": ("Reads the tables into WORKDIR/prepared.", (*_INPUTS, "prune"), ()),
+    "train": (
+        "Trains the model; a run that was stopped goes on.",
+        ("split", "sampling", "model", "train", "store", "distributed", "retraining"), _INPUTS,
+    ),
+    "embed": (
+        "Embeds every item, or new and changed ones alone.",
+        ("embed", "new", "update", "spark"), ("store",),
+    ),
+    "evaluate": ("Measures the embeddings beside baselines.", ("evaluate",), ("search",)),
+    "neighbors": (
+        "Lists related items: of one (--query), of several or of all.", ("search", "new"),
+        ("evaluate",),
+    ),
+    "report": ("Writes report.html and explorer.html.", ("evaluate",), ("search",)),
+    "recommend": (
+        "Lists items for the history of a collection.", ("recommend", "search"), ("evaluate",),
+    ),
+    "index": ("Measures and writes faiss indexes.", ("search",), ()),
+    "split": ("Makes training and evaluation tables of one edge table.", ("split_tool",), _INPUTS),
+    "ablate": (
+        "Trains and compares variants of the settings.", ("ablate",),
+        (*_INPUTS, "sampling", "model", "train"),
+    ),
+    "graph_tables": ("Writes edges and neighbor lists by Apache Spark.", ("spark",), _INPUTS),
+    "serve": ("Answers over HTTP.", ("serve",), ("search",)),
+    "doctor": ("Checks the tables and forecasts time, memory and disk.", ("doctor",), _INPUTS),
+    "explain": ("Tells why one item is a neighbor of another.", ("evaluate",), ()),
+    "rank": ("Fits the ranker of related items.", ("search",), ("evaluate",)),
+    "compare": ("Compares two runs.", ("compare",), ("evaluate",)),
+}  # fmt: skip
 # Modes that need no earlier one; only they make a workdir.
 BEGINNING = ("pipeline", "prepare", "split", "ablate", "graph_tables", "doctor")
 # Modes that run compiled steps, which allocate and free the same memory again and again.
@@ -65,11 +106,25 @@ def say_next(config: Config, done: bool) -> None:
         return
     folder = os.path.dirname(config.workdir) if config.retraining.beside else config.workdir
     parts = _NEXT[config.mode].replace("{}", folder).split("; ")
+    if config.mode == "pipeline":
+        parts = [part.replace("--query=ID", f"--query={_first_id(folder)}") for part in parts]
     # Without matplotlib there is no report.
     if not os.path.exists(os.path.join(folder, "report.html")):
         parts = [part for part in parts if not part.startswith("open ")]
     if parts:
         logging.info("next: %s", "; ".join(parts))
+
+
+def _first_id(folder: str) -> str:
+    """The id of the item whose related items are worth a first look, as a shell takes it."""
+    # They load NumPy.
+    from pinsage_jax.catalog.prepare import open_prepared
+    from pinsage_jax.export.reader import load_embeddings
+    from pinsage_jax.reporting.first_query import first_query
+
+    prepared = open_prepared(folder)
+    row = first_query(prepared, load_embeddings(folder, prepared))
+    return shlex.quote(prepared.item_ids.ids[row].as_py())
 
 
 def only_reads(config: Config) -> bool:

@@ -9,8 +9,8 @@ engagement pairs, and writes the tables that a user would bring:
   eval_pairs.parquet   query_id, target_id, kind (warm; or cold: the target is isolated)
   manifest.json        settings, counts, checksums and the meaning of each column
 
-The readable label is called `name`, not `title`: a title is a text feature by default, and
-this label contains the latent topic and style.
+The readable label (words.py) is called `name`, not `title`: a title is a text feature by
+default, and this label tells the latent topic and style.
 
 The memory is bounded by about 200 bytes per item and one block of rows.
 
@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from pinsage_jax.config.data import SyntheticCatalog
 from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.synthetic import latents
+from pinsage_jax.synthetic import latents, words
 from pinsage_jax.synthetic.latents import Stream
 
 COLD_SHARE = 0.25
@@ -252,10 +252,7 @@ def _item_batches(
         main = item_latents.groups[first:stop, 0]
         columns = {
             "item_id": _item_ids(settings, numbers),
-            "name": pa.array(
-                f"topic{group // settings.styles} style{group % settings.styles} pin {number}"
-                for number, group in zip(numbers.tolist(), main.tolist())
-            ),
+            "name": pa.array(words.titles(first, main, settings.topics, settings.styles)),
         }
         for name, view in views.items():
             vectors = view.rows(item_latents, first, stop)

@@ -57,6 +57,7 @@ LATER: frozenset[str] = frozenset(
         "allow_items",
         "block_items",
         "boost",
+        "example",
         "init_from",
         "local_device_ids",
         "one_per",

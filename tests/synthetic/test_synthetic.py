@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -90,9 +91,14 @@ def test_schema_and_ids(small):
     items = small.tables["items"]
     assert items["item_id"].to_pylist() == [f"pin{number:07d}" for number in range(2000)]
     item_latents = latents.draw_items(SMALL)
-    for number in (0, 7, 1999):
-        topic, style = divmod(int(item_latents.groups[number, 0]), SMALL.styles)
-        assert items["name"][number].as_py() == f"topic{topic} style{style} pin {number}"
+    names = items["name"].to_pylist()
+    found = [re.fullmatch(r"(\w+) [^()]+ \(([^()]+)\) (\d+)", name).groups() for name in names]
+    assert [int(number) for _, _, number in found] == list(range(2000))
+    # A title tells topic and style: each has a word of its own.
+    topics, styles = np.divmod(item_latents.groups[:, 0], SMALL.styles)
+    for latent, shown in ((topics, 1), (styles, 0)):
+        both = {(int(one), parts[shown]) for one, parts in zip(latent, found)}
+        assert len(both) == len({one for one, _ in both}) == len({word for _, word in both})
     assert np.isfinite(small.content()).all()
     assert small.tables["edges"]["collection_id"][0].as_py() == f"board{small.boards[0]:06d}"
 
