@@ -106,25 +106,14 @@ def say_next(config: Config, done: bool) -> None:
         return
     folder = os.path.dirname(config.workdir) if config.retraining.beside else config.workdir
     parts = _NEXT[config.mode].replace("{}", folder).split("; ")
-    if config.mode == "pipeline":
-        parts = [part.replace("--query=ID", f"--query={_first_id(folder)}") for part in parts]
+    if config.mode == "pipeline" and os.path.exists(os.path.join(folder, "embeddings")):
+        first = importlib.import_module("pinsage_jax.stages.runs").first_item_id(folder)
+        parts = [part.replace("--query=ID", f"--query={shlex.quote(first)}") for part in parts]
     # Without matplotlib there is no report.
     if not os.path.exists(os.path.join(folder, "report.html")):
         parts = [part for part in parts if not part.startswith("open ")]
     if parts:
         logging.info("next: %s", "; ".join(parts))
-
-
-def _first_id(folder: str) -> str:
-    """The id of the item whose related items are worth a first look, as a shell takes it."""
-    # They load NumPy.
-    from pinsage_jax.catalog.prepare import open_prepared
-    from pinsage_jax.export.reader import load_embeddings
-    from pinsage_jax.reporting.first_query import first_query
-
-    prepared = open_prepared(folder)
-    row = first_query(prepared, load_embeddings(folder, prepared))
-    return shlex.quote(prepared.item_ids.ids[row].as_py())
 
 
 def only_reads(config: Config) -> bool:

@@ -16,6 +16,7 @@ from pinsage_jax.distributed import process_group
 from pinsage_jax.export import writer
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
+from pinsage_jax.reporting.first_query import first_query
 from pinsage_jax.retrieval.popularity import weigh_popularity
 
 
@@ -57,6 +58,12 @@ def embeddings(config: Config) -> tuple[list[str], np.ndarray]:
     """Ids of all items and their exported embeddings, float32 [num_items, Z]."""
     prepared = open_prepared(config.workdir)
     return prepared.item_ids.ids.to_pylist(), load_embeddings(config.workdir, prepared)
+
+
+def first_item_id(folder: str) -> str:
+    """The id of the item whose related items are worth a first look; its rule: first_query.py."""
+    prepared = open_prepared(folder)
+    return prepared.item_ids.ids[first_query(prepared, load_embeddings(folder, prepared))].as_py()
 
 
 def listed_vectors(config: Config, prepared: Prepared) -> np.ndarray:

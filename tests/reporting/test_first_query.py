@@ -9,7 +9,7 @@ import pytest
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.reporting.first_query import first_query
-from pinsage_jax.stages import modes
+from pinsage_jax.stages import runs
 
 
 def catalog(degree, titles) -> types.SimpleNamespace:
@@ -53,4 +53,4 @@ def test_a_catalog_without_edges_or_neighbors_has_a_first_item(items):
 def test_the_pipeline_names_an_item_to_look_at(trained):
     prepared = open_prepared(trained.workdir)
     row = first_query(prepared, load_embeddings(trained.workdir, prepared))
-    assert modes._first_id(str(trained.workdir)) == prepared.item_ids.ids[row].as_py()
+    assert runs.first_item_id(trained.workdir) == prepared.item_ids.ids[row].as_py()
