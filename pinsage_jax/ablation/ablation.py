@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from pinsage_jax.ablation.ablation_table import ablation_tables
+from pinsage_jax.ablation.ablation_table import ablation_tables, table_files
 from pinsage_jax.ablation.comparison import compare, not_above
 from pinsage_jax.ablation.trials import UNTRAINED, Embeddings, Pairs, Trial, seed_folder
 from pinsage_jax.ablation.variants import base_settings, chosen_variants, differences
@@ -32,6 +32,7 @@ from pinsage_jax.core.progress import Progress
 from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.core.text_table import terminal_width
 from pinsage_jax.evaluation.baselines import Content, rank_pairs
+from pinsage_jax.evaluation.table_files import write_tables
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.retrieval.ranks import TIE_RULE
 from pinsage_jax.sampling.pairs import pairs_per_epoch
@@ -111,6 +112,7 @@ def ablate(
     path = pathlib.Path(config.workdir) / RESULT_FILE
     files.write_json(path, result)
     logging.info("ablations written to %s", path)
+    write_tables(config.workdir, config.evaluate.table_formats, table_files(result))
     for reference in unbeaten:
         logging.warning("ablate: %s.", _unbeaten_note(reference))
     return result

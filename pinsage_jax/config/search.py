@@ -12,6 +12,7 @@ _LIST_RULES = (
     "exclude_seen", "one_per_collection", "min_degree", "where", "boost", "one_per", "block_items",
     "allow_items", "diversity",
 )  # fmt: skip
+TABLE_FORMATS = ("csv", "markdown", "latex")
 DEFAULT_SETTINGS = "hnsw16:32,hnsw16:128,hnsw32:64,hnsw32:256,ivfpq32:8,ivfpq32:32,ivfpq64:32"
 
 
@@ -49,6 +50,25 @@ class EvalConfig(Checked):
         high=10000,
         basic=True,
     )
+
+    tables: str = option(
+        "",
+        "Formats of the tables of evaluation and ablation that are written to WORKDIR/tables, "
+        "comma-separated: csv, markdown, latex.",
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        if strange := set(self.table_formats) - {*TABLE_FORMATS}:
+            raise UserError(
+                f"--tables={self.tables}: {min(strange)} is not one of {', '.join(TABLE_FORMATS)}."
+            )
+
+    @property
+    def table_formats(self) -> list[str]:
+        """The formats of --tables, each once."""
+        names = filter(None, (name.strip() for name in self.tables.split(",")))
+        return list(dict.fromkeys(names))
 
     @property
     def neighbors_listed(self) -> int:

@@ -10,7 +10,6 @@ difference to PinSage.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from typing import Any, Protocol
 
@@ -24,7 +23,9 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import metrics
 from pinsage_jax.evaluation.baseline_choice import Baselines, parse_baselines
 from pinsage_jax.evaluation.baselines import rank_pairs, top_items
-from pinsage_jax.evaluation.tables import printed_tables
+from pinsage_jax.evaluation.pair_ranks import ScoredPairs, pairs_to_score, write_pair_ranks
+from pinsage_jax.evaluation.table_files import write_tables
+from pinsage_jax.evaluation.tables import printed_tables, table_files
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.retrieval.export_quality import evenly_spaced_rows
@@ -79,6 +80,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores the embeddings and --baselines; prints tables and writes WORKDIR/eval.json.
 
+    The rank of every pair goes to WORKDIR/eval_ranks.parquet, and tables to files (--tables).
     If there are no evaluation pairs, the validation pairs are scored, and the tables and
     eval.json say so in a note.  `graph` should be that of `validation` then.
 
@@ -103,7 +105,8 @@ def evaluate(
     """
     names = parse_baselines(config.evaluate.baselines)
     graph = prepared.graph if graph is None else graph
-    scored = _pairs_to_score(prepared, validation, graph, ranker)
+    fitted = ranker is not None and ranker.by == RANKED
+    scored = pairs_to_score(prepared, validation, graph, fitted)
     if scored is None:
         print("There are no evaluation pairs (--eval_pairs) and no validation pairs.")
         return {}
@@ -163,10 +166,25 @@ def evaluate(
         "skipped_baselines": baselines.skipped,
     }
     print(printed_tables(result, config.workdir))
+    _write(config, prepared, scored, ranks, result)
+    return result
+
+
+def _write(
+    config: Config,
+    prepared: Prepared,
+    scored: ScoredPairs,
+    ranks: dict[str, np.ndarray],
+    result: dict[str, Any],
+) -> None:
+    """Writes the ranks of the pairs, eval.json and the tables of --tables."""
+    about = {name: result[name] for name in ("pairs_from", "tie_rule", "fingerprint")}
+    # Before eval.json, which says that the evaluation is done.
+    write_pair_ranks(config.workdir, scored.pairs, scored.kinds, ranks, prepared.item_ids, about)
     path = pathlib.Path(config.workdir) / EVAL_FILE
     files.write_checked_json(path, result)
     logging.info("evaluation written to %s", path)
-    return result
+    write_tables(config.workdir, config.evaluate.table_formats, table_files(result))
 
 
 def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -186,63 +204,7 @@ def read_evaluation(workdir: str | pathlib.Path) -> dict[str, Any]:
     return files.read_checked_json(path)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _ScoredPairs:
-    """The distinct pairs to score.
-
-    Attributes:
-      pairs: int32 [P, 2], query and target.
-      kinds: str [P].
-      source: eval_pairs or validation.
-      repeated: number of repeated pairs that were dropped.
-      notes: notes about the pairs, for the tables and eval.json.
-    """
-
-    pairs: np.ndarray
-    kinds: np.ndarray
-    source: str
-    repeated: int
-    notes: list[str]
-
-
-def _pairs_to_score(
-    prepared: Prepared,
-    validation: ValidationSplit | None,
-    graph: Graph,
-    ranker: OrderedLists | None,
-) -> _ScoredPairs | None:
-    """The evaluation pairs or, without any, the validation pairs; None without either."""
-    pairs, kinds, source = prepared.eval_pairs, prepared.eval_kinds, "eval_pairs"
-    notes: list[str] = []
-    if len(pairs) == 0:
-        if validation is None or len(validation.pairs) == 0:
-            return None
-        pairs, kinds, source = validation.pairs, validation.kinds, "validation"
-        note = (
-            "there are no --eval_pairs; these are validation pairs, on which training chose its "
-            "checkpoint and its cold-start bias, so the metrics of PinSage are a little too high"
-        )
-        if graph.num_edges > validation.train_graph.num_edges:
-            notes = [
-                note,
-                "the graph contains the collections of the validation pairs, so every metric is "
-                "too high",
-            ]
-        else:
-            notes = [
-                f"{note}; PinSage and the baselines are scored on the training graph, from which "
-                "the collections of these pairs are withheld"
-            ]
-        if ranker is not None and ranker.by == RANKED:
-            notes.append("the ranker was fitted on the same validation split")
-    # The distinct pairs, in the order of their first occurrence.
-    _, first = np.unique(np.asarray(pairs), axis=0, return_index=True)
-    first = np.sort(first)
-    repeated = len(pairs) - len(first)
-    return _ScoredPairs(np.asarray(pairs)[first], np.asarray(kinds)[first], source, repeated, notes)
-
-
-def _dropped_pairs(prepared: Prepared, scored: _ScoredPairs) -> dict[str, int]:
+def _dropped_pairs(prepared: Prepared, scored: ScoredPairs) -> dict[str, int]:
     """How many rows of the table of pairs are not scored, by reason."""
     report = prepared.manifest.get("pairs", {}).get("eval_pairs", {})
     names = ("unknown_query", "unknown_target", "self_pairs")
@@ -287,7 +249,7 @@ def _warn_if_below_an_input(methods: dict[str, Any]) -> None:
 
 
 def _by_popularity_weight(
-    embeddings: np.ndarray, scored: _ScoredPairs, graph: Graph
+    embeddings: np.ndarray, scored: ScoredPairs, graph: Graph
 ) -> list[dict[str, Any]]:
     """Hit-rates and list statistics of several --popularity_weight, for the report.
 

@@ -9,6 +9,7 @@ from typing import Any
 from pinsage_jax.core.text_table import aligned, columns_that_fit, terminal_width
 from pinsage_jax.evaluation.baseline_choice import NAMES
 from pinsage_jax.evaluation.metrics import NDCG_DEPTH
+from pinsage_jax.evaluation.table_files import Tables
 from pinsage_jax.retrieval.ranks import TIE_RULE
 
 _WITH_INTERVAL = ("hit@10", "hit@100")
@@ -27,12 +28,19 @@ LIST_COLUMNS = {
 
 def evaluation_tables(result: dict[str, Any]) -> str:
     """One table over all pairs, one per kind, and one of hit-rates by degree of the target."""
-    # The file's keys are sorted by name; the tables list PinSage first, then the baselines
-    # in the order of NAMES.
-    positions = {name: position for position, name in enumerate(NAMES)}
-    names = sorted(result["methods"], key=lambda name: positions.get(name, -1))
-    methods = {name: result["methods"][name] for name in names}
-    first = next(iter(methods.values()))
+    lines = _notes(result)
+    for rows in _tables(result):
+        lines += ["", *aligned(rows)]
+    return "\n".join(lines)
+
+
+def table_files(result: dict[str, Any]) -> Tables:
+    """The content of eval.json for --tables."""
+    return Tables("evaluation", _notes(result), _tables(result), _records(result))
+
+
+def _notes(result: dict[str, Any]) -> list[str]:
+    """What stands above the tables."""
     lines = [
         f"{result['pairs']:,} pairs of {result['queries']:,} queries, each ranked among "
         f"{result['catalog_items']:,} items.",
@@ -45,14 +53,42 @@ def evaluation_tables(result: dict[str, Any]) -> str:
     if dropped := {name: count for name, count in result["dropped_pairs"].items() if count}:
         counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in dropped.items())
         lines.append(f"Dropped pairs: {counts}.")
-    lines += ["", *_metric_table("all pairs", "overall", "all", methods)]
+    return lines
+
+
+def _tables(result: dict[str, Any]) -> list[list[list[str]]]:
+    """The rows of each table, headings first."""
+    # The file's keys are sorted by name; the tables list PinSage first, then the baselines
+    # in the order of NAMES.
+    positions = {name: position for position, name in enumerate(NAMES)}
+    names = sorted(result["methods"], key=lambda name: positions.get(name, -1))
+    methods = {name: result["methods"][name] for name in names}
+    first = next(iter(methods.values()))
+    tables = [_metric_table("all pairs", "overall", "all", methods)]
     if len(first["by_kind"]) > 1:
-        for kind in first["by_kind"]:
-            lines += ["", *_metric_table(f"kind {kind}", "by_kind", kind, methods)]
-    lines += ["", *_degree_table(methods)]
+        tables += [
+            _metric_table(f"kind {kind}", "by_kind", kind, methods) for kind in first["by_kind"]
+        ]
+    tables.append(_degree_table(methods))
     if all("lists" in values for values in methods.values()):
-        lines += ["", *_list_table(methods)]
-    return "\n".join(lines)
+        tables.append(_list_table(methods))
+    return tables
+
+
+def _records(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every metric of every method on every slice of the pairs, and the differences."""
+    return [
+        {
+            "group": group, "slice": name, "pairs": scored["pairs"], "queries": scored["queries"],
+            "method": method, "quantity": quantity, "metric": metric,
+            **{part: values.get(part, "") for part in ("value", "low", "high", "sum", "count")},
+        }
+        for method, found in result["methods"].items()
+        for group in ("overall", "by_kind", "by_degree")
+        for name, scored in found[group].items()
+        for quantity in ("metrics", _DIFFERENCE)
+        for metric, values in scored.get(quantity, {}).items()
+    ]  # fmt: skip
 
 
 def printed_tables(result: dict[str, Any], workdir: str) -> str:
@@ -96,7 +132,7 @@ def evaluation_summary(result: dict[str, Any], width: int, workdir: str) -> str:
     return "\n".join([fill(first_line), "", *table, "", *map(fill, notes)])
 
 
-def _metric_table(title: str, group: str, name: str, methods: dict[str, Any]) -> list[str]:
+def _metric_table(title: str, group: str, name: str, methods: dict[str, Any]) -> list[list[str]]:
     first = next(iter(methods.values()))[group][name]
     head = [f"{title} ({first['pairs']:,})", *_WITH_INTERVAL, *_WITHOUT_INTERVAL]
     rows = [[*head, *(f"pinsage - baseline, {metric}" for metric in _WITH_INTERVAL)]]
@@ -110,10 +146,10 @@ def _metric_table(title: str, group: str, name: str, methods: dict[str, Any]) ->
             _number(difference, metric, interval=True, signed=True) for metric in _WITH_INTERVAL
         ]
         rows.append(row)
-    return aligned(rows)
+    return rows
 
 
-def _degree_table(methods: dict[str, Any]) -> list[str]:
+def _degree_table(methods: dict[str, Any]) -> list[list[str]]:
     buckets = next(iter(methods.values()))["by_degree"]
     names = sorted(buckets, key=lambda name: int(name.split("-")[0].rstrip("+")))
     head = [f"{name} ({buckets[name]['pairs']:,})" for name in names]
@@ -125,15 +161,15 @@ def _degree_table(methods: dict[str, Any]) -> list[str]:
             cells = [_number(scored["metrics"], metric) for metric in _WITH_INTERVAL]
             row.append(" / ".join(cells) if scored["pairs"] else "")
         rows.append(row)
-    return aligned(rows)
+    return rows
 
 
-def _list_table(methods: dict[str, Any]) -> list[str]:
+def _list_table(methods: dict[str, Any]) -> list[list[str]]:
     queries = next(iter(methods.values()))["lists"]["queries"]
     rows = [[f"lists of 10 for {queries:,} items", *LIST_COLUMNS.values()]]
     for method, values in methods.items():
         rows.append([method, *(format_statistic(values["lists"], name) for name in LIST_COLUMNS)])
-    return aligned(rows)
+    return rows
 
 
 def format_statistic(statistics: dict[str, Any], name: str) -> str:

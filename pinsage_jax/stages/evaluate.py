@@ -14,6 +14,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import evaluate as evaluation
 from pinsage_jax.evaluation import explain as explaining
+from pinsage_jax.evaluation.pair_ranks import RANKS_FILE
 from pinsage_jax.explorer.explorer import write_explorer
 from pinsage_jax.export import writer
 from pinsage_jax.export.reader import load_embeddings
@@ -58,8 +59,12 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 
 def saved_evaluation(config: Config) -> dict[str, Any] | None:
-    """The content of eval.json if it is intact and of this export and these settings, else None."""
-    if not (pathlib.Path(config.workdir) / evaluation.EVAL_FILE).exists():
+    """The content of eval.json if it is intact and of this export and these settings, else None.
+
+    Also None without the ranks of its pairs, which earlier versions did not write.
+    """
+    workdir = pathlib.Path(config.workdir)
+    if not all((workdir / name).exists() for name in (evaluation.EVAL_FILE, RANKS_FILE)):
         return None
     try:
         saved = evaluation.read_evaluation(config.workdir)

@@ -17,7 +17,8 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.distributed import process_group
 from pinsage_jax.evaluation.evaluate import EVAL_FILE
-from pinsage_jax.evaluation.tables import printed_tables
+from pinsage_jax.evaluation.table_files import write_tables
+from pinsage_jax.evaluation.tables import printed_tables, table_files
 from pinsage_jax.export import writer
 from pinsage_jax.reporting import figures
 from pinsage_jax.sampling.pairs import pairs_per_epoch
@@ -139,6 +140,7 @@ def _stages(config: Config) -> tuple[dict[str, Any], bool]:
     else:
         logging.info("evaluate: %s/%s is up to date", config.workdir, EVAL_FILE)
         print(printed_tables(result, config.workdir))
+        write_tables(config.workdir, config.evaluate.table_formats, table_files(result))
     if outcome.pairs:
         # A run that found everything finished must not overwrite the costs of the real one.
         costs.save(config.workdir)

@@ -1,5 +1,6 @@
 """ablation/: the variants as data, numbers by hand, and two variants end to end."""
 
+import csv
 import dataclasses
 import json
 import pathlib
@@ -335,6 +336,8 @@ def test_a_failing_variant_is_named(tmp_path, small_rng):
 
 def test_means_deviations_and_paired_intervals_over_seeds_by_hand(tmp_path, small_rng, capsys):
     bench = Bench(tmp_path, small_rng, chosen="K0", seeds=3)
+    formats = dataclasses.replace(bench.config.evaluate, tables="csv,latex")
+    bench.config = dataclasses.replace(bench.config, evaluate=formats)
     result = bench.run()
     folder = tmp_path / "ablate"
     assert result["seeds"] == [3, 4, 5] and "queries and seeds" in result["interval"]
@@ -362,7 +365,20 @@ def test_means_deviations_and_paired_intervals_over_seeds_by_hand(tmp_path, smal
     )
     runs = result["variants"]["K0"]["runs"]
     assert [run["seed"] for run in runs] == [3, 4, 5]
-    assert "seeds (3, 4, 5); behind ±" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "seeds (3, 4, 5); behind ±" in printed
+    # --tables: the same numbers in the other formats.
+    with open(tmp_path / "tables" / "ablation.csv", encoding="utf-8", newline="") as handle:
+        rows = [row for row in csv.DictReader(handle) if row["metric"] == "hit@10"]
+    row = next(r for r in rows if (r["kind"], r["variant"]) == ("all", "K0"))
+    values = found["metrics"]["hit@10"]
+    assert [float(row[part]) for part in ("value", "low", "high", "deviation")] == [
+        values[part] for part in ("value", "low", "high", "deviation")
+    ]
+    assert row["seeds"] == "3" and {r["variant"] for r in rows} == {"base", "K0"}
+    latex = (tmp_path / "tables" / "ablation.tex").read_text(encoding="utf-8")
+    cell = f"{values['value']:.3f} $\\pm${values['deviation']:.3f}"
+    assert cell in latex and r"num\_layers=0" in latex and "variant - base" in latex
     # The pairs are the same for all seeds: one graph embedded by all.
     assert all(graph is bench.split.train_graph for _, graph in bench.calls)
 

@@ -68,6 +68,7 @@ LATER: frozenset[str] = frozenset(
         "related_by",
         "retrain",
         "seeds",
+        "tables",
         "where",
     }
 )

@@ -126,7 +126,7 @@ def test_eval_json_documents_the_protocol(small_case, tmp_path, capsys):
     }  # fmt: skip
     assert written["skipped_baselines"] == {"content": "the items have no features"}
     assert written["methods"]["walk"]["settings"]["num_walks"] == 200
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.json", "eval_ranks.parquet"]
 
     printed = capsys.readouterr().out
     lines = printed.splitlines()
