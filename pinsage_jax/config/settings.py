@@ -31,14 +31,20 @@ from pinsage_jax.config.presets import NO_PRESET, PRESETS, with_preset
 from pinsage_jax.config.sampling import SamplingConfig, StoreConfig
 from pinsage_jax.config.search import EvalConfig, RecommendConfig, SearchConfig, ServeConfig
 from pinsage_jax.config.spark import SparkConfig
-from pinsage_jax.config.tools import AblateConfig, CompareConfig, DoctorConfig, SplitToolConfig
+from pinsage_jax.config.tools import (
+    AblateConfig,
+    CompareConfig,
+    DoctorConfig,
+    ReportConfig,
+    SplitToolConfig,
+)
 from pinsage_jax.config.training import RetrainConfig, TrainConfig
 from pinsage_jax.core.errors import UserError
 
 # Sections whose settings belong to a run, and those of them that belong to one command.
 _REMEMBERED_SECTIONS = (
     "data", "synthetic", "split", "sampling", "model", "train", "embed", "evaluate", "store",
-    "prune",
+    "prune", "report",
 )  # fmt: skip
 _OF_ONE_COMMAND = (
     "data_dir", "query", "queries", "target", "k", "devices", "producers", "prefetch",
@@ -87,6 +93,7 @@ class Config(Checked):
     doctor: DoctorConfig = DoctorConfig()
     compare: CompareConfig = CompareConfig()
     retraining: RetrainConfig = RetrainConfig()
+    report: ReportConfig = ReportConfig()
 
     @property
     def host_threads(self) -> int:

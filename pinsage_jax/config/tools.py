@@ -1,4 +1,4 @@
-"""Settings of the tools beside the pipeline: split, ablate, doctor, compare."""
+"""Settings of the tools beside the pipeline: split, ablate, doctor, compare, report."""
 
 from __future__ import annotations
 
@@ -81,4 +81,13 @@ class CompareConfig(Checked):
     compare_with: str = option("", "Another workdir; both need embeddings.", basic=True)
     compare_items: int = constant(
         5000, "Most items whose --k nearest neighbors are compared.", low=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig(Checked):
+    """The report and its figures, by --mode=report and at the end of a pipeline."""
+
+    color_column: str = option(
+        "", "Column of --items whose values color a projection of the vectors in the report."
     )

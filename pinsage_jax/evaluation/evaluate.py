@@ -44,6 +44,7 @@ MAIN = "pinsage"
 DIFFERENCE = f"{MAIN}_minus_baseline"
 # What orders related items beside the embeddings: the ranker or another method.
 RANKED = "ranker"
+RANKED_DIFFERENCE = f"{RANKED}_minus_baseline"
 # Name and lowest degree of each bucket of targets.
 DEGREE_BUCKETS = (("0", 0), ("1-2", 1), ("3-10", 3), ("11+", 11))
 # Values of --popularity_weight whose lists and hit-rates the report compares.
@@ -309,7 +310,8 @@ def _score(
     """Metrics of every method on one slice of the pairs.
 
     Returns:
-      By method: "pairs", "queries", "metrics", and for a baseline "pinsage_minus_baseline".
+      By method: "pairs", "queries", "metrics", and for a baseline "pinsage_minus_baseline" and,
+      where there is a ranker, "ranker_minus_baseline".
     """
     tables = {name: metrics.query_table(rank[mask], query[mask]) for name, rank in ranks.items()}
     size = {"pairs": int(mask.sum()), "queries": len(tables[MAIN].queries)}
@@ -328,13 +330,16 @@ def _score(
         }
         _add_intervals(values, None if samples is None else samples[row])
         result[name] = {**size, "metrics": values}
-        if name != MAIN:
-            main = tables[MAIN].means()
+        compared = {DIFFERENCE: MAIN, RANKED_DIFFERENCE: RANKED} if name != MAIN else {}
+        for key, other in compared.items():
+            if other not in tables or other == name:
+                continue
+            reference, place = tables[other].means(), list(tables).index(other)
             difference = {
-                metric: {"value": main[metric] - means[metric]} for metric in metrics.METRICS
+                metric: {"value": reference[metric] - means[metric]} for metric in metrics.METRICS
             }
-            _add_intervals(difference, None if samples is None else samples[0] - samples[row])
-            result[name][DIFFERENCE] = difference
+            _add_intervals(difference, None if samples is None else samples[place] - samples[row])
+            result[name][key] = difference
     return result
 
 

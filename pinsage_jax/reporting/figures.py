@@ -1,20 +1,25 @@
-"""Charts as inline SVG, drawn by matplotlib; they contain no text of the catalog.
+"""Charts as inline SVG, drawn by matplotlib, and as files.
 
-Charts are as wide as a phone's screen, so that their text is readable there; a wider page
-shows several side by side.  Axes and text have the page's text color; the other colors are
-legible on white and on black.
+Charts are little wider than a phone's screen, so that their text is readable there; a wider
+page shows two side by side.  Axes and text have the page's text color; the other colors are
+legible on white and on black.  Text of the catalog in a legend is cut and made plain.
 
 matplotlib is an optional dependency, so it is imported when a chart is drawn.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import importlib.util
 import io
 import math
+import pathlib
 import re
-from collections.abc import Sequence
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +33,12 @@ COLORS = (
 )  # fmt: skip
 _DASHES = ("-", "--", "-.", ":")
 _INK = "#010203"
-_WIDTH = 3.9
+_WIDTH = 4.6
+_MAX_LABEL, _NARROW_LABEL = 28, 14
+# Where the charts that are drawn are also saved; None: nowhere.
+_folder: contextvars.ContextVar[pathlib.Path | None] = contextvars.ContextVar(
+    "folder", default=None
+)
 _STYLE = {
     "font.size": 9.0,
     "axes.edgecolor": _INK,
@@ -71,6 +81,36 @@ class Series:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     fill: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Points:
+    """Points in a plane, each of which may have a name.
+
+    Attributes:
+      label: name in the legend.
+      x, y: float [n].
+      names: text beside each point; empty: none.
+      bounds: (x low, x high, y low, y high), each float [n]; None: no intervals.
+      line: whether to connect the points.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    names: Sequence[str] = ()
+    bounds: Sequence[Sequence[float]] | None = None
+    line: bool = False
+
+
+@contextlib.contextmanager
+def saved_in(folder: pathlib.Path) -> Iterator[None]:
+    """Also saves every chart of the block in a folder, as NAME.svg on white."""
+    token = _folder.set(folder)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
 
 
 def available() -> bool:
@@ -178,6 +218,46 @@ def interval_chart(
     return _draw(name, alt, 0.85 + each * len(labels), draw)
 
 
+def plane_chart(name: str, alt: str, groups: Sequence[Points], x_label: str, y_label: str) -> Html:
+    """A chart of named points in a plane, both axes in percent.
+
+    Args:
+      name: prefix of the ids in the chart; letters, unique on the page.
+      alt: description of the chart for screen readers.
+      groups: the points, each group in one color.
+      x_label, y_label: labels of the axes.
+    """
+
+    def draw(figure, axes):
+        from matplotlib import ticker
+
+        for number, points in enumerate(groups):
+            x, y = np.asarray(points.x, float), np.asarray(points.y, float)
+            errors: dict[str, np.ndarray] = {}
+            if points.bounds is not None:
+                left, right, low, high = (np.asarray(bound, float) for bound in points.bounds)
+                # By rounding, a bound may lie on the wrong side of the value.
+                errors["xerr"] = np.maximum(np.stack([x - left, right - x]), 0.0)
+                errors["yerr"] = np.maximum(np.stack([y - low, high - y]), 0.0)
+            axes.errorbar(x, y, **errors, fmt="os^Dv"[number % 5], markersize=5.0,
+                          linestyle="-" if points.line else "none", elinewidth=0.7,
+                          color=_color(number), label=points.label)  # fmt: skip
+            for place, named in enumerate(points.names):
+                axes.annotate(named, (x[place], y[place]), (5.0, 5.0), fontsize=7.5,
+                              textcoords="offset points", color=_INK)  # fmt: skip
+        axes.margins(0.1)
+        axes.xaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+        axes.set_xlim(left=max(axes.get_xlim()[0], -0.01))
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], -0.005))
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        _legend(figure, axes, len(groups))
+
+    rows = math.ceil(len(groups) / _legend_columns(len(groups))) if len(groups) > 1 else 0
+    return _draw(name, alt, 2.9 + 0.19 * rows, draw)
+
+
 def scatter_chart(
     name: str,
     alt: str,
@@ -192,8 +272,9 @@ def scatter_chart(
       alt: description of the chart for screen readers.
       points: float [n, 2].
       group: int [n], indices into `labels`.
-      labels: names of the groups.
+      labels: names of the groups; text of the catalog is allowed.
     """
+    labels = [_plain(label) for label in labels]
 
     def draw(figure, axes):
         # In the order of the points, so that no group hides the others.  As a bitmap,
@@ -204,9 +285,20 @@ def scatter_chart(
             axes.scatter([], [], s=6.0, color=_color(number), label=label)
         axes.set_axis_off()
         axes.set_aspect("equal", "datalim")
-        _legend(figure, axes, len(labels), 2.0)
+        _legend(figure, axes, len(labels), 2.0, columns)
 
-    return _draw(name, alt, 3.6, draw)
+    columns = 2 if max(map(len, labels)) > _NARROW_LABEL else _legend_columns(len(labels))
+    return _draw(name, alt, 3.4 + 0.19 * math.ceil(len(labels) / columns), draw)
+
+
+def _plain(label: str) -> str:
+    """A label without what a chart cannot show: control and format characters, quotes."""
+    kept = ("'" if sign == '"' else sign for sign in " ".join(label.split())
+            if unicodedata.category(sign)[0] != "C")  # fmt: skip
+    line = "".join(kept) or "?"
+    # matplotlib leaves a label that begins with an underscore out of the legend.
+    line = f" {line}" if line.startswith("_") else line
+    return line if len(line) <= _MAX_LABEL else f"{line[: _MAX_LABEL - 3]}..."
 
 
 def _color(number: int) -> str:
@@ -217,9 +309,9 @@ def _legend_columns(count: int) -> int:
     return 2 if count == 4 else min(count, 3)
 
 
-def _legend(figure, axes, count: int, scale: float = 1.0) -> None:
+def _legend(figure, axes, count: int, scale: float = 1.0, columns: int | None = None) -> None:
     if count > 1:
-        columns = _legend_columns(count)
+        columns = columns or _legend_columns(count)
         figure.legend(loc="outside lower center", ncols=columns, markerscale=scale)
 
 
@@ -230,7 +322,9 @@ def _draw(name: str, alt: str, height: float, draw) -> Html:
     from matplotlib.figure import Figure
 
     # The chart must depend neither on the user's matplotlibrc nor on a display.
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # Text has the fonts of the reader, which have signs that matplotlib's lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         matplotlib.rcdefaults()
         parameters: Any = matplotlib.rcParams
         parameters.update(_STYLE)
@@ -239,7 +333,15 @@ def _draw(name: str, alt: str, height: float, draw) -> Html:
         draw(figure, figure.add_subplot())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    if (folder := _folder.get()) is not None:
+        (folder / f"{name}.svg").write_text(_on_white(buffer.getvalue()), encoding="utf-8")
     return _inline(buffer.getvalue(), name, alt)
+
+
+def _on_white(svg: str) -> str:
+    """matplotlib's SVG file with a white background."""
+    end = svg.index(">", svg.index("<svg")) + 1
+    return f'{svg[:end]}\n <rect width="100%" height="100%" fill="#ffffff"/>{svg[end:]}'
 
 
 def _inline(svg: str, name: str, alt: str) -> Html:

@@ -19,28 +19,42 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 # Shared by all pages: colors for light and dark mode, and fonts.
 BASE_STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --quiet: #57606a; --paper: #ffffff;
-  --line: #d0d7de; --panel: #f6f8fa; --link: #0b5cad; }
+  --line: #d0d7de; --panel: #f6f8fa; --link: #0b5cad; --better: #116329; --worse: #a40e26; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --quiet: #a3abb5;
-  --paper: #14171a; --line: #3a424b; --panel: #1d2126; --link: #7ab8ff; } }
+  --paper: #14171a; --line: #3a424b; --panel: #1d2126; --link: #7ab8ff; --better: #56d364;
+  --worse: #ff9492; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
 """
 _STYLE = """
-header, nav, main, footer { max-width: 74rem; margin: 0 auto; padding: 0 1rem; }
+header, .layout, footer { max-width: 86rem; margin: 0 auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin: 1.2rem 0 0.2rem; }
 h2 { font-size: 1.35rem; margin: 2.6rem 0 0.6rem; padding-top: 0.6rem;
   border-top: 1px solid var(--line); }
+main > section:first-child h2 { margin-top: 0.6rem; border-top: 0; padding-top: 0; }
 h3 { font-size: 1.05rem; margin: 1.6rem 0 0.4rem; }
+section, [id^="term-"] { scroll-margin-top: 3.2rem; }
 h4 { font-size: 0.95rem; margin: 0 0 0.3rem; }
 h1, h2, h3, h4, p, li, td, th, dd { overflow-wrap: anywhere; }
-p, .note { max-width: 46rem; }
+main p, .note { max-width: 46rem; }
 a { color: var(--link); }
 a:focus-visible, summary:focus-visible, .wide:focus-visible {
   outline: 2px solid var(--link); outline-offset: 2px; }
-nav ul { display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; list-style: none; padding: 0;
-  margin: 0.6rem 0; }
-nav a { display: inline-block; padding: 0.3rem 0; }
+/* The contents stay in view: a bar at the top, or a column beside a wide page. */
+nav { position: sticky; top: 0; z-index: 2; margin: 0 -1rem; padding: 0 1rem;
+  background: var(--paper); border-bottom: 1px solid var(--line); overflow-x: auto; }
+nav ul { display: flex; gap: 0.2rem 1.2rem; list-style: none; padding: 0; margin: 0.3rem 0; }
+nav a { display: inline-block; padding: 0.3rem 0; white-space: nowrap; text-decoration: none; }
+nav a:hover { text-decoration: underline; }
+@media (min-width: 68rem) {
+  .layout { display: grid; grid-template-columns: 12.5rem minmax(0, 1fr); gap: 2.2rem; }
+  nav { align-self: start; max-height: 100vh; margin: 0; padding: 0.6rem 0; border: 0;
+    overflow-y: auto; }
+  nav ul { display: block; }
+  nav li { border-left: 2px solid var(--line); padding-left: 0.8rem; }
+  nav a { white-space: normal; }
+  section, [id^="term-"] { scroll-margin-top: 0.5rem; } }
 .note { color: var(--quiet); font-size: 0.9rem; }
 .wide { overflow-x: auto; margin: 0.6rem 0 1rem; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
@@ -56,15 +70,34 @@ th, td { text-align: left; vertical-align: top; padding: 0.3rem 0.9rem 0.3rem 0;
   padding-right: 1rem; }
 .numbers tr.main > * { font-weight: 600; background: var(--panel); }
 small { display: block; color: var(--quiet); font-weight: 400; font-size: 0.8rem; }
-.figures { display: grid; gap: 1rem 1.5rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); }
+.figures { display: grid; gap: 1.4rem 2rem; grid-template-columns: minmax(0, 1fr);
+  margin: 0.6rem 0 1rem; }
+.figures > * { max-width: 35rem; min-width: 0; }
+@media (min-width: 52rem) { .figures { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 figure { margin: 0; min-width: 0; }
-figure.single { max-width: 32rem; }
 figcaption { font-weight: 600; font-size: 0.95rem; }
 figcaption small { font-size: 0.85rem; }
 figure svg { display: block; width: 100%; height: auto; stroke-linejoin: round;
   stroke-linecap: butt; }
 figure svg text { font-family: inherit !important; }
+.cards { display: grid; gap: 1rem; margin: 1rem 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); }
+.cards > div { background: var(--panel); border-radius: 0.4rem; border-left: 0.3rem solid
+  var(--quiet); padding: 0.8rem 1rem; min-width: 0; }
+.cards > .better { border-color: var(--better); }
+.cards > .worse { border-color: var(--worse); }
+.cards h3 { margin: 0; }
+.cards p { margin: 0.4rem 0 0; }
+.cards .word { font-size: 1.35rem; font-weight: 600; margin: 0.1rem 0 0; }
+.better .word { color: var(--better); }
+.worse .word { color: var(--worse); }
+dl { margin: 0.6rem 0; }
+.terms > div { break-inside: avoid; }
+@media (min-width: 52rem) { .terms { columns: 2; column-gap: 2rem; } }
+dt { font-weight: 600; }
+dd { margin: 0 0 0.6rem; max-width: 46rem; }
+a.term { color: inherit; text-decoration: underline dotted; text-underline-offset: 0.15em; }
+code { font-size: 0.9em; overflow-wrap: anywhere; }
 .lists { display: grid; gap: 0.8rem 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); }
 .lists > div { background: var(--panel); border-radius: 0.4rem; padding: 0.7rem 0.9rem;
@@ -76,7 +109,7 @@ figure svg text { font-family: inherit !important; }
     min-width: 5.5rem; padding-right: 0.6rem; } }
 summary { cursor: pointer; padding: 0.3rem 0; }
 footer { color: var(--quiet); font-size: 0.85rem; padding-bottom: 2rem; }
-@media print { nav { display: none; } .wide { overflow: visible; } }
+@media print { nav { display: none; } .layout { display: block; } .wide { overflow: visible; } }
 """
 
 
@@ -174,15 +207,15 @@ def with_interval(value: str, small_print: str = "") -> Html:
     return join((value, element("small", small_print) if small_print else ""))
 
 
-def figure(svg: Html, title: object, subtitle: object = "", *, single: bool = False) -> Html:
-    """A chart below its title; `single` limits the width of a chart that stands alone."""
+def figure(svg: Html, title: object, subtitle: object = "") -> Html:
+    """A chart below its title."""
     caption = element("figcaption", title, element("small", subtitle) if subtitle else "")
-    return element("figure", caption, svg, **({"class_": "single"} if single else {}))
+    return element("figure", caption, svg)
 
 
 def figures(*parts: Html) -> Html:
-    """A grid of charts, with as many columns as the window is wide."""
-    return element("div", *parts, class_="figures")
+    """Charts, and tables that belong to them: two beside each other where there is room."""
+    return element("div", *(element("div", part) for part in parts), class_="figures")
 
 
 def details(summary: object, *children: object) -> Html:
@@ -199,7 +232,7 @@ def section(name: str, title: str, *children: object) -> Html:
 def document(
     title: str, lead: object, sections: Sequence[tuple[str, str, Html]], footer: object
 ) -> str:
-    """A page with a table of contents.
+    """A page with a table of contents that stays in view.
 
     Args:
       title: title of the page.
@@ -211,8 +244,12 @@ def document(
     body = element(
         "body",
         element("header", element("h1", title), lead),
-        element("nav", element("ul", *links), aria_label="Sections"),
-        element("main", *(section(*part) for part in sections)),
+        element(
+            "div",
+            element("nav", element("ul", *links), aria_label="Sections"),
+            element("main", *(section(*part) for part in sections)),
+            class_="layout",
+        ),
         element("footer", footer),
     )
     return html_file(title, _POLICY, BASE_STYLE + _STYLE, body)

@@ -19,6 +19,7 @@ from absl import logging
 from pinsage_jax.config.fields import with_saved
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
+from pinsage_jax.core.costs import COSTS_FILE, RUN_FILE
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation.baseline_choice import NAMES
 from pinsage_jax.evaluation.evaluate import EVAL_FILE, MAIN, read_evaluation
@@ -27,7 +28,7 @@ from pinsage_jax.training.checkpoints import Checkpoints
 
 METRICS_FILE = "metrics.jsonl"
 # Settings that are taken from the flags, not from the checkpoint.
-_FROM_FLAGS = ("mode", "workdir", "threads", "evaluate", "search", "recommend", "serve")
+_FROM_FLAGS = ("mode", "workdir", "threads", "evaluate", "search", "recommend", "serve", "report")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Source:
         catalog.
       stale: whether the scores are older than the embeddings.
       scores_damaged: why an existing eval.json is not used; "" otherwise.
+      run: run.json, about the training; {} if there is none.
+      costs: costs.json; {} if there is none.
     """
 
     config: Config
@@ -54,6 +57,8 @@ class Source:
     scores: dict[str, Any] | None
     stale: bool
     scores_damaged: str = ""
+    run: dict[str, Any] = dataclasses.field(default_factory=dict)
+    costs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def known_scores(self) -> dict[str, Any]:
@@ -99,6 +104,8 @@ def read_source(config: Config, num_items: int) -> Source:
         scores=scores,
         stale=stale,
         scores_damaged=damaged,
+        run=_json(workdir / RUN_FILE) or {},
+        costs=_json(workdir / COSTS_FILE) or {},
     )
 
 

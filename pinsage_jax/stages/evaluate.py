@@ -21,6 +21,7 @@ from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.ranking.saved_ranker import RANKER_FILE
 from pinsage_jax.reporting import comparison
 from pinsage_jax.reporting.report import write_report
+from pinsage_jax.reporting.sections.coloring import check_column
 from pinsage_jax.stages.runs import has_popularity, listed_vectors, validation_split_of
 from pinsage_jax.stages.search import listed_by
 
@@ -101,7 +102,17 @@ def compare(config: Config) -> dict[str, Any]:
 def report(config: Config) -> pathlib.Path:
     """Writes the run's report, WORKDIR/report.html, and the explorer, WORKDIR/explorer.html."""
     prepared = open_prepared(config.workdir)
+    check_color_column(config)
     vectors = listed_vectors(config, prepared)
-    path = write_report(config, prepared, vectors)
-    write_explorer(config, prepared, vectors)
-    return path
+    page = write_explorer(config, prepared, vectors)
+    return write_report(config, prepared, vectors, page.name if page else "")
+
+
+def check_color_column(config: Config) -> None:
+    """Checks that the prepared catalog has --color_column.
+
+    Raises:
+      UserError: it has not.
+    """
+    if name := config.report.color_column:
+        check_column(open_prepared(config.workdir).item_columns, name)

@@ -28,7 +28,12 @@ from pinsage_jax.stages.checkpoint import (
     fixed_cold_start_bias,
 )
 from pinsage_jax.stages.embed import embed, embeddings_are_current
-from pinsage_jax.stages.evaluate import evaluate, report, saved_evaluation
+from pinsage_jax.stages.evaluate import (
+    check_color_column,
+    evaluate,
+    report,
+    saved_evaluation,
+)
 from pinsage_jax.stages.prepare import prepare
 from pinsage_jax.stages.runs import validation_split_of
 from pinsage_jax.stages.search import rank_if_worth_it
@@ -116,6 +121,7 @@ def _stages(config: Config) -> tuple[dict[str, Any], bool]:
         )
     with costs.stage("prepare"):
         prepare(config)
+    check_color_column(config)
     raise_if_stopped()
     with costs.stage("train"):
         outcome = train(config)

@@ -57,6 +57,8 @@ LATER: frozenset[str] = frozenset(
         "allow_items",
         "block_items",
         "boost",
+        # Which column is worth a look, nobody but the user knows.
+        "color_column",
         "example",
         "init_from",
         "local_device_ids",

@@ -33,3 +33,16 @@ def launched() -> Iterator:
             yield browser
         finally:
             browser.close()
+
+
+def violations(page) -> list[str]:
+    """What axe-core finds inaccessible on an open page: rule, element and what is wrong."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response
+    assert len(found["passes"]) > 5, "axe-core did not run"
+    return [
+        f"{rule['id']}: {node['html'][:200]}: {node['failureSummary']}"
+        for rule in found["violations"]
+        for node in rule["nodes"]
+    ]

@@ -10,20 +10,25 @@ import json
 import math
 import os
 import re
+import urllib.parse
+import xml.etree.ElementTree
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hostile_catalog import HOSTILE, ITEMS, small_config, small_embeddings, small_prepared
 
+from pinsage_jax.catalog.item_columns import ItemColumns
 from pinsage_jax.config.fields import with_saved
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.search import EvalConfig
+from pinsage_jax.config.tools import ReportConfig
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import evaluate as evaluation
 from pinsage_jax.reporting import figures, page, space
-from pinsage_jax.reporting.report import REPORT_FILE, write_report
+from pinsage_jax.reporting.report import FIGURES, REPORT_FILE, write_report
 from pinsage_jax.reporting.sections import examples, run
 from pinsage_jax.reporting.sources import read_source
 from pinsage_jax.stages import pipeline
@@ -31,15 +36,16 @@ from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.loop import Outcome
 
 SECTIONS = {
+    "verdict": "Verdict",
     "scores": "Metrics by method",
-    "cutoff": "Hit-rate by K",
     "degree": "Hit-rate by degree",
     "lists": "What lists show",
     "learning": "Learning curves",
     "similarity": "Similarity of random pairs",
     "projection": "Projection",
     "examples": "Example queries",
-    "run": "Data and settings",
+    "run": "Run, data and settings",
+    "glossary": "Glossary",
 }
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -205,7 +211,7 @@ def test_numbers_are_those_of_eval_json(full):
         gap = method["overall"]["all"].get("pinsage_minus_baseline", {}).get("hit@10")
         if gap:
             assert f"{gap['value']:+.3f}".replace("-", "\u2212") in shown["scores"]
-        assert f"{method['hit_curve']['5']:.3f}" in shown["cutoff"]
+        assert f"{method['hit_curve']['5']:.3f}" in shown["scores"]
         for bucket in method["by_degree"].values():
             if bucket["pairs"]:
                 two = [bucket["metrics"][name]["value"] for name in ("hit@10", "hit@100")]
@@ -305,7 +311,7 @@ def test_settings_are_those_of_the_checkpoint(tmp_path):
 def test_an_empty_workdir(tmp_path):
     shown = Page(written(tmp_path)).section_texts
     assert list(shown) == list(SECTIONS)
-    for name in ("scores", "cutoff", "degree"):
+    for name in ("verdict", "scores", "degree", "lists"):
         assert "There is no eval.json" in shown[name]
     assert "There is no metrics.jsonl" in shown["learning"]
     assert "The workdir has no checkpoint of these embeddings" in shown["run"]
@@ -403,9 +409,9 @@ def test_without_intervals_or_baselines(tmp_path):
     )
     evaluation.evaluate(config, small_prepared(), small_embeddings())
     shown = Page(written(tmp_path, config=config))
-    assert "of 1,500 items" not in shown.section_texts["scores"]
-    assert " to " not in "".join(shown.section_texts["cutoff"])
+    assert not re.search(r"\d to \S*\d", shown.section_texts["scores"])
     assert "best baseline" not in "".join(shown.texts)
+    assert "No baseline was scored" in shown.section_texts["verdict"]
 
 
 def test_a_vector_that_is_not_finite_is_refused(tmp_path):
@@ -454,6 +460,7 @@ def test_without_matplotlib_a_sentence_says_what_to_install(tmp_path, monkeypatc
 @pytest.mark.parametrize("installed", [True, False])
 def test_the_pipeline_ends_with_it_where_matplotlib_is(tmp_path, monkeypatch, installed):
     ran = []
+    monkeypatch.setattr(pipeline, "rank_if_worth_it", lambda config: None)
     for name in ("prepare", "embed"):
         monkeypatch.setattr(
             pipeline, name, lambda config, name=name: ran.append(name) or {"count": 1}
@@ -572,3 +579,123 @@ def test_projection_is_the_two_main_axes(small_rng):
     assert len(fewer.rows) <= 10 and len(set(fewer.rows.tolist())) == len(fewer.rows)
     for nothing in (np.ones((9, 4)), np.zeros((9, 4)), np.ones((2, 4)), np.ones((9, 1))):
         assert space.projection(nothing, 100, np.random.default_rng(0), 0) is None
+
+
+# Where it comes from, colors by a column, files.
+
+
+def test_the_page_says_when_where_and_at_what_cost(tmp_path):
+    files.write_json(
+        tmp_path / "run.json",
+        {
+            "started": "2031-02-03T04:05:06+00:00", "command": f"pinsage-jax --where={HOSTILE[0]}",
+            "versions": {"pinsage_jax": "9.9", "jax": "1.2.3", "python": "3.99"},
+            "machine": {"cores": 7, "memory_bytes": 5 << 30, "processor": "Abacus",
+                        "system": "Linux", "device": "TPU v5e"},
+        },
+    )  # fmt: skip
+    costs = {"seconds": {"train": 600.0, "prepare": 20.0, "report": 9.0}, "pairs": 1234,
+             "peak_memory_bytes": 3 << 30, "devices": 4}  # fmt: skip
+    files.write_json(tmp_path / "costs.json", costs)
+    found = Page(written(tmp_path))
+    shown, lead = found.section_texts["run"], "".join(found.texts).split("Verdict")[0]
+    assert "trained 2031-02-03 04:05 UTC · pinsage_jax 9.9 · 10 min on 7 cores, TPU v5e" in lead
+    assert f"commandpinsage-jax --where={HOSTILE[0]}" in shown
+    assert "Abacus, Linux, 7 cores, 5 GiB of memory, 4 x TPU v5e" in shown
+    assert "pinsage_jax 9.9, jax 1.2.3, python 3.99" in shown or "jax 1.2.3" in shown
+    assert "10 min: prepare 20 s, train 10 min" in shown and "1,234" in shown
+    assert "does not say" not in shown
+    for damaged in ("[]", "{", '{"started": 5, "machine": 3, "versions": []}'):
+        (tmp_path / "run.json").write_text(damaged)
+        (tmp_path / "costs.json").write_text('{"seconds": {"train": "x"}, "pairs": []}')
+        source = read_source(small_config(tmp_path), ITEMS)
+        assert "what it cost (costs.json" in run.provenance(source)
+        assert "trained" not in run.origin(source) or "trained 5" in run.origin(source)
+
+
+def colored_catalog():
+    """A catalog with a column of hostile values, the last of them missing."""
+    prepared = small_prepared()
+    values = pa.array([*(HOSTILE[row % 3] for row in range(ITEMS - 1)), None], pa.large_string())
+    columns = ItemColumns(
+        prepared.item_ids, "item_id", {HOSTILE[1]: values.type}, lambda name: values
+    )
+    return dataclasses.replace(prepared, columns_file=columns)
+
+
+def test_the_projection_is_colored_by_a_column_too(tmp_path):
+    config = dataclasses.replace(
+        small_config(tmp_path), report=ReportConfig(color_column=HOSTILE[1])
+    )
+    found = Page(page_text := written(tmp_path, colored_catalog(), config))
+    assert f"PinSage by {HOSTILE[1]}" in found.section_texts["projection"]
+    labels = [value for value in found.values("aria-label") if value.startswith("Projection")]
+    assert len(labels) == 4 and sum("1 with other or none" in label for label in labels) == 2
+    assert "<script" not in page_text and "onmouseover" not in " ".join(
+        name for _, name, _ in found.attributes
+    )
+    drawn = {path.name for path in (tmp_path / FIGURES).iterdir()}
+    assert {"projection-pinsage.svg", "projection-features-by-column.svg"} <= drawn
+    without = dataclasses.replace(config, report=ReportConfig(color_column="price"))
+    with pytest.raises(UserError, match=r"^--color_column=price is not a column"):
+        written(tmp_path, colored_catalog(), without)
+    # What was there stays whole.
+    assert {path.name for path in (tmp_path / FIGURES).iterdir()} == drawn
+    assert [path for path in tmp_path.iterdir() if ".tmp-" in path.name] == []
+
+
+def test_every_chart_is_a_file_of_its_own(full):
+    drawn = sorted((full[0] / FIGURES).iterdir())
+    assert len(drawn) == Page(full[1]).tags.count("svg")
+    names = {path.name for path in drawn}
+    assert {"scores-all.svg", "hit-rate-by-k.svg", "learning-loss.svg", "coverage.svg",
+            "similarity.svg", "projection-pinsage.svg", "degree-hit10.svg"} <= names  # fmt: skip
+    for path in drawn:
+        root = xml.etree.ElementTree.parse(path).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        background = root.find("{http://www.w3.org/2000/svg}rect")
+        assert background.get("fill") == "#ffffff" and background.get("width") == "100%"
+        assert re.fullmatch(r"[a-z0-9-]+\.svg", path.name)
+
+
+def test_charts_of_an_earlier_report_do_not_stay(tmp_path):
+    (tmp_path / FIGURES).mkdir()
+    (tmp_path / FIGURES / "old.svg").write_text("old")
+    written(tmp_path)
+    names = [path.name for path in (tmp_path / FIGURES).iterdir()]
+    assert "old.svg" not in names and "similarity.svg" in names
+
+
+def test_links_to_the_explorer_where_there_is_one(tmp_path):
+    write_report(small_config(tmp_path), small_prepared(), small_embeddings(), "explorer.html")
+    found = Page((tmp_path / REPORT_FILE).read_text(encoding="utf-8"))
+    links = [value for value in found.values("href") if value.startswith("explorer.html")]
+    opened = [urllib.parse.unquote(link.partition("#")[2]) for link in links]
+    ids = small_prepared().item_ids.ids.to_pylist()
+    assert links[0] == "explorer.html" and len(opened) > 4 and set(opened[1:]) <= set(ids)
+    assert all(re.fullmatch(r"explorer\.html#[\w.%~-]+", link) for link in links[1:])
+    assert "explorer.html" not in written(tmp_path)
+
+
+def test_new_items_have_a_price(tmp_path):
+    evaluation.evaluate(small_config(tmp_path), small_prepared(), small_embeddings())
+    saved = files.read_json(tmp_path / "eval.json")
+    del saved["checksum"]
+    rates = {"hit@10": [0.25, 0.125, 0.5], "hit@100": [0.5, 0.25, 0.75]}
+    saved["new_item_prices"] = [
+        {"price": price, "level": 0.0, "warm": rates, "cold": rates} for price in (None, 0.0, 0.1)
+    ]
+    files.write_checked_json(tmp_path / "eval.json", saved)
+    found = Page(written(tmp_path))
+    labels = [value for value in found.values("aria-label") if value.startswith("Cold against")]
+    assert labels == ["Cold against warm hit@10. price in warm hits 0%: warm 0.250, cold 0.250; "
+                      "price in warm hits 10%: warm 0.250, cold 0.250; default: warm 0.250, "
+                      "cold 0.250."]  # fmt: skip
+    assert "The price of new items" in found.section_texts["lists"]
+    assert (tmp_path / FIGURES / "new-item-price.svg").exists()
+
+
+def test_small_kinds_are_folded(full):
+    folded = re.findall(r"<details><summary>Kinds with fewer.*?</details>", full[1], re.DOTALL)
+    assert len(folded) == 1 and folded[0].count("<table") == 3
+    assert folded[0].count("<svg") == 3 and "(3)" in folded[0]

@@ -5,6 +5,8 @@ N items, Q queries, k neighbors
 
 from __future__ import annotations
 
+import urllib.parse
+
 import numpy as np
 import pyarrow as pa
 
@@ -41,8 +43,16 @@ def choose_queries(degree: np.ndarray, seed: int, each: int = _PER_BUCKET) -> np
     return np.concatenate(chosen).astype(np.int64)
 
 
-def examples(config: Config, prepared: Prepared, embeddings: np.ndarray, threads: int) -> Html:
-    """The section: per query its title, and a list of neighbors by each method."""
+def examples(
+    config: Config, prepared: Prepared, embeddings: np.ndarray, threads: int, explorer: str = ""
+) -> Html:
+    """The section: per query its title, and a list of neighbors by each method.
+
+    Args:
+      embeddings: float32 [N, Z].
+      threads: host threads.
+      explorer: address of the explorer's page, which opens the item that follows #; "": none.
+    """
     graph = prepared.graph
     degree = graph.degree()[: graph.num_items]
     queries = choose_queries(degree, config.seed)
@@ -60,7 +70,12 @@ def examples(config: Config, prepared: Prepared, embeddings: np.ndarray, threads
             reason = methods.reason_if_empty(name, degree[query])
             lists.append(_list(name, prepared, query, ids[row, valid], texts, reason))
         edges = "1 edge" if degree[query] == 1 else f"{degree[query]:,} edges"
-        heading = page.element("h3", *_format_item(prepared, query, edges))
+        title, small = _format_item(prepared, query, edges)
+        if explorer:
+            name = prepared.item_ids.names(np.array([query]))[0].as_py()
+            address = f"{explorer}#{urllib.parse.quote(name, safe='')}"
+            title = page.element("a", title, href=address)
+        heading = page.element("h3", title, small)
         blocks += [heading, page.element("div", *lists, class_="lists")]
     lead = page.note(
         f"Queries are drawn at random with the run's seed, up to {_PER_BUCKET} from each range of "

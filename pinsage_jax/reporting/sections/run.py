@@ -1,8 +1,9 @@
-"""Sections of the report about the run: data, model, settings and learning curves."""
+"""Sections of the report about the run: when and where, data, model, settings, learning curves."""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from pinsage_jax.reporting.figures import Series, line_chart
 from pinsage_jax.reporting.page import Html
 from pinsage_jax.reporting.sources import METRICS_FILE, Source
 
+_GIB = 2**30
 # Points drawn per curve; a longer log is thinned.
 _MAX_POINTS = 400
 _HIT_RATES = r"(\w+_)?hit@\d+"
@@ -29,8 +31,95 @@ _CURVES = (
 )  # fmt: skip
 
 
+def origin(source: Source) -> Html:
+    """When, where and with what the model was trained, in one line."""
+    run, cost = source.run, source.costs
+    versions, machine = _mapping(run, "versions"), _mapping(run, "machine")
+    parts = []
+    if run.get("started"):
+        parts.append(f"trained {_date(run['started'])}")
+    if versions.get("pinsage_jax"):
+        parts.append(f"pinsage_jax {versions['pinsage_jax']}")
+    where = [f"{machine['cores']} cores"] if machine.get("cores") else []
+    if machine.get("device") not in (None, "cpu"):
+        where.append(str(machine["device"]))
+    if total := sum(_stages(cost).values()):
+        parts.append(" on ".join([_duration(total), *([", ".join(where)] if where else [])]))
+    return page.text(" \u00b7 ".join(parts))
+
+
+def provenance(source: Source) -> Html:
+    """Date, command, machine and versions of the training, and what the pipeline cost."""
+    run, cost = source.run, source.costs
+    machine, versions = _mapping(run, "machine"), _mapping(run, "versions")
+    rows: list[tuple[str, Any]] = []
+    if run.get("started"):
+        rows.append(("training started", _date(run["started"])))
+    if run.get("command"):
+        rows.append(("command", page.element("code", page.user_text(run["command"], 2000))))
+    described = [str(machine[name]) for name in ("processor", "system") if machine.get(name)]
+    if machine.get("cores"):
+        described.append(f"{machine['cores']} cores")
+    if isinstance(machine.get("memory_bytes"), int):
+        described.append(f"{machine['memory_bytes'] / _GIB:.0f} GiB of memory")
+    if machine.get("device") not in (None, "cpu"):
+        described.append(f"{_count(cost.get('devices', 1))} x {machine['device']}")
+    if described:
+        rows.append(("machine", page.user_text(", ".join(described), 400)))
+    if versions:
+        told = ", ".join(f"{name} {version}" for name, version in versions.items())
+        rows.append(("versions", page.user_text(told, 400)))
+    stages = _stages(cost)
+    if stages:
+        told = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in stages.items())
+        rows.append(("time", f"{_duration(sum(stages.values()))}: {told}"))
+    if isinstance(cost.get("pairs"), int) and cost["pairs"]:
+        rows.append(("training pairs of this time", f"{cost['pairs']:,}"))
+    if isinstance(cost.get("peak_memory_bytes"), int):
+        rows.append(("peak memory", f"{cost['peak_memory_bytes'] / _GIB:.1f} GiB"))
+    parts = [page.table("Run", ("quantity", "value"), rows)] if rows else []
+    missing = []
+    if not run:
+        missing.append("when, where and by which command it was trained (run.json)")
+    if not stages:
+        missing.append("what it cost (costs.json, which --mode=pipeline writes)")
+    if missing:
+        parts.append(page.note(f"The workdir does not say {' and '.join(missing)}."))
+    return page.join(parts)
+
+
+def _mapping(values: dict[str, Any], name: str) -> dict[str, Any]:
+    found = values.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _stages(cost: dict[str, Any]) -> dict[str, float]:
+    """Seconds by stage, without the report's own, which are known when it is written."""
+    order = ("prepare", "train", "embed", "rank", "evaluate")
+    seconds = _mapping(cost, "seconds")
+    return {
+        name: float(seconds[name]) for name in order if isinstance(seconds.get(name), (int, float))
+    }
+
+
+def _date(text: Any) -> str:
+    """A time of run.json for people; as it is if it is none."""
+    try:
+        found = datetime.datetime.fromisoformat(str(text)).astimezone(datetime.UTC)
+    except ValueError:
+        return str(text)
+    return f"{found:%Y-%m-%d %H:%M} UTC"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def data_and_settings(source: Source, prepared: Prepared) -> Html:
-    """The size of the data, the model, and every setting that differs from its default."""
+    """The run, the size of the data, the model, and settings that differ from their defaults."""
     counts = prepared.manifest.get("counts", {})
     features = prepared.manifest.get("features", {})
     degree = prepared.graph.degree()[: prepared.graph.num_items]
@@ -57,7 +146,8 @@ def data_and_settings(source: Source, prepared: Prepared) -> Html:
         ("evaluation pairs given", _count(len(prepared.eval_pairs))),
     ]
     rows = [(name, value) for name, value in rows if value]
-    parts = [page.table("Data", ("quantity", "value"), rows), _model(source)]
+    data = page.table("Data", ("quantity", "value"), rows)
+    parts = [provenance(source), page.figures(data, _model(source))]
     changed = changed_settings(source.config)
     if changed:
         parts.append(

@@ -12,6 +12,7 @@ from pinsage_jax.evaluation.metrics import keyed_generator
 from pinsage_jax.reporting import page, space
 from pinsage_jax.reporting.figures import Series, line_chart, scatter_chart
 from pinsage_jax.reporting.page import Html
+from pinsage_jax.reporting.sections import coloring
 
 _PAIRS = 20_000
 _GRID = np.linspace(-1.0, 1.0, 161)
@@ -60,9 +61,11 @@ def similarities(prepared: Prepared, embeddings: np.ndarray, seed: int) -> Html:
                        "cosine similarity")  # fmt: skip
     return page.join(
         (
-            page.figure(chart, "Density of the cosine similarity of random pairs",
-                        f"{_PAIRS:,} pairs", single=True),
-            page.table("Cosine similarity of random pairs", head, rows, numbers=True),
+            page.figures(
+                page.figure(chart, "Density of the cosine similarity of random pairs",
+                            f"{_PAIRS:,} pairs"),
+                page.table("Cosine similarity of random pairs", head, rows, numbers=True),
+            ),
             *notes,
             page.note(
                 "Kurtosis is the excess over a normal distribution. A wide distribution with low "
@@ -74,11 +77,23 @@ def similarities(prepared: Prepared, embeddings: np.ndarray, seed: int) -> Html:
     )  # fmt: skip
 
 
-def projections(prepared: Prepared, embeddings: np.ndarray, seed: int) -> Html:
-    """Embeddings and features on their first two principal components, colored by degree."""
+def projections(prepared: Prepared, embeddings: np.ndarray, seed: int, column: str = "") -> Html:
+    """Embeddings and features on their first two principal components, colored by degree.
+
+    Args:
+      embeddings: float32 [N, Z].
+      column: a column of --items, by whose values the same dots are colored once more; "": none.
+
+    Raises:
+      UserError: there is no such column.
+    """
     bucket = degree_bucket(prepared.graph.degree()[: prepared.graph.num_items])
-    labels = [f"{name} edges" for name, _ in DEGREE_BUCKETS]
-    charts, notes = [], []
+    colorings = [("", bucket, [f"{name} edges" for name, _ in DEGREE_BUCKETS])]
+    if column:
+        coloring.check_column(prepared.item_columns, column)
+        colorings.append((column, *coloring.groups_of(prepared.item_columns, column)))
+    charts: list[list[Html]] = [[] for _ in colorings]
+    notes = []
     for key, name, vectors in (
         ("pinsage", "PinSage", embeddings),
         ("features", "Raw features", prepared.features),
@@ -92,19 +107,25 @@ def projections(prepared: Prepared, embeddings: np.ndarray, seed: int) -> Html:
         if flat is None:
             notes.append(page.note(f"{name}: the vectors do not span two axes."))
             continue
-        group = bucket[flat.rows]
-        counts = ", ".join(f"{np.sum(group == number):,} with {label}"
-                           for number, label in enumerate(labels))  # fmt: skip
         subtitle = (
             f"{len(flat.rows):,} items; two components explain {flat.explained_variance:.0%} of "
             "the variance"
         )
-        chart = scatter_chart(f"flat-{key}", f"Projection of {name}: {subtitle}. Items: {counts}.",
-                              flat.points, group, labels)  # fmt: skip
-        charts.append(page.figure(chart, name, subtitle))
+        for place, (by, groups, labels) in enumerate(colorings):
+            group = groups[flat.rows]
+            counts = ", ".join(f"{np.sum(group == number):,} with {label}"
+                               for number, label in enumerate(labels))  # fmt: skip
+            chart = scatter_chart(
+                f"projection-{key}{'-by-column' if by else ''}",
+                f"Projection of {name}: {subtitle}. Items: {counts}.",
+                flat.points, group, labels,
+            )  # fmt: skip
+            title = page.join((f"{name} by ", page.user_text(by, 60) if by else "degree"))
+            charts[place].append(page.figure(chart, title, subtitle))
     explanation = page.note(
         "The first two principal components of the vectors, scaled to unit length. They show only "
         "part of the variance: groups that overlap here may be far apart. Isolated items (0 edges) "
         "should lie among the others, not in a cluster of their own."
     )
-    return page.join((page.figures(*charts), *notes, explanation) if charts else notes)
+    drawn = [page.figures(*row) for row in charts if row]
+    return page.join((*drawn, *notes, explanation) if drawn else notes)
