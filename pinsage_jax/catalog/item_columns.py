@@ -140,9 +140,11 @@ class ItemColumns:
         """
         schema = pa.schema([]) if path is None else _readable_schema(path)
         types = {field.name: field.type for field in schema}
+        # Mapped once: a server goes on reading these columns when another model has replaced them.
+        content = None if path is None else pa.memory_map(str(path)).read_buffer()
 
         def read(name: str) -> pa.ChunkedArray:
-            return pq.read_table(path, columns=[name], memory_map=True).column(0)
+            return pq.read_table(pa.BufferReader(content), columns=[name]).column(0)
 
         return cls(ids, id_column, types, read)
 

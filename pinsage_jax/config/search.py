@@ -181,6 +181,13 @@ class ServeConfig(Checked):
     serve_port: int = option(
         8080, "Port to listen on; 0: any free one, which is logged.", low=0, high=65535, basic=True
     )
+    serve_workers: int = option(
+        1,
+        "Processes that answer on the port together; each loads the workdir, and vectors of "
+        "--export_format=npy are in memory once.",
+        low=1,
+        high=64,
+    )
     serve_max_neighbors: int = constant(
         100, "Most neighbors that a request may ask for.", low=1, high=10000
     )

@@ -43,8 +43,8 @@ def _emit_above_bars(record: standard.LogRecord) -> None:
         type(handler).emit(handler, record)
 
 
-def set_up(verbosity: str) -> None:
-    """Logs to stderr at level `verbosity` (debug, info, warning or error) and above."""
+def set_up(verbosity: str | int) -> None:
+    """Logs to stderr at level `verbosity` (debug, info, warning, error, or absl's) and above."""
     logging.use_absl_handler()
     logging.set_verbosity(verbosity)
     handler = logging.get_absl_handler()

@@ -7,12 +7,14 @@ POST /neighbors/new               {"items": [{COLUMN: VALUE, ...}], "edges": [..
                                   nearest items of items that are not in the catalog
 GET  /health                      size of the catalog, step of the model, kind of search
 GET  /metrics                     counts and latencies, in the text format of Prometheus
+GET  /docs, /openapi.json         these endpoints, to try and for programs (api_page.py, schema.py)
 GET  /                            the explorer
 
-Every request takes rules: where, boost, one_per, block_items and allow_items, as the flags of
-those names; the two lists are lists of ids (in a GET, parameters that may be repeated).
+Every request for lists takes rules: where, boost, one_per, block_items and allow_items, as the
+flags of those names, and columns, those of --items to return; lists are lists of ids or names
+(in a GET, parameters that may be repeated).
 
-Every error response is {"error": SENTENCE} with a status from 400 to 499.
+Every error response is {"error": SENTENCE} with a status from 400 on.
 """
 
 from __future__ import annotations
@@ -26,169 +28,151 @@ import anyio.to_thread
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pinsage_jax.core.version import __version__
-from pinsage_jax.listing.rules import Listing
-from pinsage_jax.serving import prometheus
-from pinsage_jax.serving.middleware import BodyLimit, RequestMetrics
+from pinsage_jax.serving import api_page, prometheus, schema
+from pinsage_jax.serving.current import Current
+from pinsage_jax.serving.middleware import BodyLimit, HostNames, RequestLimit, RequestMetrics
 from pinsage_jax.serving.prometheus import ServerMetrics
-from pinsage_jax.serving.service import MAX_REQUEST_ITEMS, RequestError, Service, listing_of_request
+from pinsage_jax.serving.service import RequestError, Service
 
-# Host names of a server on the loopback interface.  A web page that reaches it by DNS
-# rebinding sends its own host name, which is refused.
+# Host names of a server on the loopback interface.
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
-_DEFAULT_K = 10
+# Requests in progress, beyond which the answer is 503.
+MOST_REQUESTS = 256
 
 
-class Ruled(BaseModel):
-    """Which items may be listed."""
-
-    model_config = ConfigDict(extra="forbid")
-    where: str = ""
-    boost: str = ""
-    one_per: str = ""
-    block_items: list[str] = []
-    allow_items: list[str] | None = None
-
-    @property
-    def listing(self) -> Listing:
-        """The rules, as the service takes them."""
-        return listing_of_request(
-            self.where, self.boost, self.one_per, self.block_items, self.allow_items
-        )
-
-
-class Items(Ruled):
-    """Items whose neighbors are asked for."""
-
-    items: Annotated[list[str], Field(min_length=1, max_length=MAX_REQUEST_ITEMS)]
-    k: int = _DEFAULT_K
-
-
-class History(Ruled):
-    """The items of a user's history."""
-
-    items: Annotated[list[str], Field(min_length=1, max_length=MAX_REQUEST_ITEMS)]
-    k: int = _DEFAULT_K
-
-
-class NewItems(Ruled):
-    """Rows with the columns of --new_items and --new_edges."""
-
-    items: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_REQUEST_ITEMS)]
-    edges: list[dict[str, Any]] = []
-    k: int = _DEFAULT_K
-
-
-def make_app(service: Service, threads: int) -> FastAPI:
+def make_app(
+    served: Service | Current, threads: int, metrics: ServerMetrics | None = None
+) -> FastAPI:
     """Builds the application.
 
     Args:
-      service: answers the requests.
+      served: answers the requests; a Current may replace its service at any time.
       threads: number of requests that are processed in parallel; further ones wait.
+      metrics: where requests are counted; None: in numbers of this process.
     """
-    settings, status = service.config.serve, service.health()
-    server_metrics = ServerMetrics(
-        {
-            "pinsage_items": ("Number of items in the catalog.", status["items"]),
-            "pinsage_dimension": ("Dimension of the embeddings.", status["dimension"]),
-        }
-    )
+    current = Current(served) if isinstance(served, Service) else served
+    settings = current.service.config.serve
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = threads
         yield
 
-    # FastAPI's documentation pages would load scripts from the internet.
     app = FastAPI(
         title="pinsage_jax",
         version=__version__,
+        description="Neighbors of items, of histories and of new items. Every error is one "
+        "sentence under the key error.",
+        # The page of api_page.py is in their place.
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
+        responses={
+            "4XX": {"model": schema.Error, "description": "The request cannot be answered."}
+        },
         lifespan=lifespan,
     )
+    _add_lists(app, current)
+    _add_explorer(app, current)
+    api_page.add_api_page(app)
+
+    @app.get("/health", summary="What is served", response_model=schema.Health)
+    async def health() -> JSONResponse:
+        return JSONResponse(current.health())
+
+    @app.get("/metrics", summary="Counts and times for Prometheus")
+    async def read_metrics() -> PlainTextResponse:
+        status = current.service.health()
+        gauges = {
+            "pinsage_items": ("Number of items in the catalog.", status["items"]),
+            "pinsage_dimension": ("Dimension of the embeddings.", status["dimension"]),
+        }
+        return PlainTextResponse(counted.text(gauges), media_type=prometheus.CONTENT_TYPE)
+
+    paths = [route.path for route in app.routes if isinstance(route, APIRoute)]
+    counted = metrics or ServerMetrics()
+    counted.name_paths(paths)
     # The middleware that is added last is the outermost.
     if settings.serve_host in LOCAL_NAMES:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL_NAMES, "[::1]"])
+        app.add_middleware(HostNames, names=LOCAL_NAMES)
     app.add_middleware(BodyLimit, max_bytes=settings.serve_body_kib << 10)
-    app.add_middleware(RequestMetrics, metrics=server_metrics)
+    app.add_middleware(RequestLimit, most=MOST_REQUESTS)
+    app.add_middleware(RequestMetrics, metrics=counted)
     _add_error_handlers(app)
+    return app
 
-    @app.get("/health")
-    async def health() -> dict[str, Any]:
-        return status
 
-    @app.get("/metrics")
-    async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(server_metrics.text(), media_type=prometheus.CONTENT_TYPE)
+def _add_lists(app: FastAPI, current: Current) -> None:
+    """Adds the routes that answer with neighbors."""
 
-    @app.get("/neighbors")
-    def neighbors(
-        item: str,
-        k: int = _DEFAULT_K,
-        where: str = "",
-        boost: str = "",
-        one_per: str = "",
-        block_items: Annotated[list[str], Query()] = [],  # noqa: B006 - FastAPI copies it.
-        allow_items: Annotated[list[str] | None, Query()] = None,
-    ) -> JSONResponse:
-        listing = listing_of_request(where, boost, one_per, block_items, allow_items)
-        return JSONResponse(service.neighbors(item, k, listing))
+    @app.get(
+        "/neighbors", summary="Nearest items of an item", response_model=schema.NeighborsOfItem
+    )
+    def neighbors(asked: Annotated[schema.Item, Query()]) -> JSONResponse:
+        found = current.service.neighbors(asked.item, asked.k, asked.listing, asked.columns)
+        return JSONResponse(found)
 
-    @app.post("/neighbors")
-    def neighbors_of_items(body: Items) -> JSONResponse:
-        return JSONResponse(service.neighbors_of_items(body.items, body.k, body.listing))
+    @app.post(
+        "/neighbors",
+        summary="Nearest items of each of several",
+        response_model=schema.NeighborsOfItems,
+    )
+    def neighbors_of_items(body: schema.Items) -> JSONResponse:
+        service = current.service
+        return JSONResponse(
+            service.neighbors_of_items(body.items, body.k, body.listing, body.columns)
+        )
 
-    @app.post("/neighbors/history")
-    def history(body: History) -> JSONResponse:
-        return JSONResponse(service.recommend(body.items, body.k, body.listing))
+    @app.post(
+        "/neighbors/history", summary="Items for a history", response_model=schema.Recommended
+    )
+    def history(body: schema.History) -> JSONResponse:
+        service = current.service
+        return JSONResponse(service.recommend(body.items, body.k, body.listing, body.columns))
 
     # Embedding takes longer than a search, so it has one thread of its own.
     embedding = anyio.CapacityLimiter(1)
 
-    @app.post("/neighbors/new")
-    async def new(body: NewItems) -> JSONResponse:
-        return JSONResponse(
-            await anyio.to_thread.run_sync(
-                service.neighbors_of_new_items,
-                body.items,
-                body.edges,
-                body.k,
-                body.listing,
-                limiter=embedding,
+    @app.post(
+        "/neighbors/new",
+        summary="Nearest items of items that the catalog does not hold",
+        response_model=schema.NeighborsOfNewItems,
+    )
+    async def new(body: schema.NewItems) -> JSONResponse:
+        def answer() -> dict[str, Any]:
+            return current.service.neighbors_of_new_items(
+                body.items, body.edges, body.k, body.listing, body.columns
             )
-        )
 
-    _add_explorer(app, service)
-    return app
+        return JSONResponse(await anyio.to_thread.run_sync(answer, limiter=embedding))
 
 
-def _add_explorer(app: FastAPI, service: Service) -> None:
+def _add_explorer(app: FastAPI, current: Current) -> None:
     """Adds the explorer's page and the routes that its script requests."""
 
     @app.get("/", include_in_schema=False)
     def page() -> HTMLResponse:
-        return HTMLResponse(service.page(), headers={"X-Frame-Options": "DENY"})
+        return HTMLResponse(current.service.page(), headers={"X-Frame-Options": "DENY"})
 
     @app.get("/explorer/search", include_in_schema=False)
     def search(query: str, limit: int = 20) -> JSONResponse:
-        return JSONResponse(service.search_catalog(query, max(limit, 0)))
+        return JSONResponse(current.service.search_catalog(query, max(limit, 0)))
 
     @app.get("/explorer/item", include_in_schema=False)
     def item(id: str) -> JSONResponse:
-        return JSONResponse(service.item(id))
+        return JSONResponse(current.service.item(id))
 
     @app.get("/explorer/random", include_in_schema=False)
     def random_item() -> JSONResponse:
-        return JSONResponse(service.random_item())
+        return JSONResponse(current.service.random_item())
 
     @app.get("/explorer/map", include_in_schema=False)
     def map_data() -> JSONResponse:
-        return JSONResponse(service.map_data)
+        return JSONResponse(current.service.map_data)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -212,7 +196,13 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         sentence = f"{error.detail}."
         if error.status_code == 404:
-            sentence = "This path does not exist; GET /health reports whether the service runs."
+            sentence = "This path does not exist; GET /docs lists those that do."
         elif error.status_code == 405:
             sentence = f"This path does not support the method {request.method}."
         return JSONResponse({"error": sentence}, error.status_code, error.headers)
+
+    # The error goes on to uvicorn, which logs it with its traceback.
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, __: Exception) -> JSONResponse:
+        sentence = "The server made a mistake with this request; its log has the details."
+        return JSONResponse({"error": sentence}, 500)

@@ -1,12 +1,64 @@
-"""ASGI middleware: a limit on the size of request bodies, and metrics of all requests."""
+"""ASGI middleware: limits on requests, names of the host, and metrics of all requests.
+
+Each refusal is {"error": SENTENCE}, as all errors of the service are.
+"""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from typing import Any
 
-from pinsage_jax.serving.prometheus import ServerMetrics
+from pinsage_jax.serving.prometheus import OTHER, ServerMetrics
+
+
+class HostNames:
+    """Refuses requests to another name of this host with status 400.
+
+    A web page that reaches a server of the loopback interface by DNS rebinding sends its own name.
+    """
+
+    def __init__(self, app: Any, names: Collection[str]):
+        """Takes the inner application and the names that are answered, without ports."""
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
+        """Handles one connection (ASGI)."""
+        if scope["type"] == "http":
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            name = host[: host.rfind("]") + 1] if host.startswith("[") else host.split(":")[0]
+            if name.strip("[]") not in self._names:
+                message = (
+                    "The server answers requests to this machine's own names alone; set "
+                    "--serve_host to be reached by others."
+                )
+                await _respond(send, 400, {"error": message})
+                return
+        await self._app(scope, receive, send)
+
+
+class RequestLimit:
+    """Answers requests beyond a number that are in progress with status 503."""
+
+    def __init__(self, app: Any, most: int):
+        """Takes the inner application and how many requests may be in progress."""
+        self._app, self._most, self._now = app, most, 0
+
+    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
+        """Handles one connection (ASGI)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._now >= self._most:
+            message = f"{self._most} requests are in progress; try again in a moment."
+            await _respond(send, 503, {"error": message})
+            return
+        self._now += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._now -= 1
 
 
 class BodyLimit:
@@ -70,8 +122,7 @@ class RequestMetrics:
         try:
             await self._app(scope, receive, record_status)
         finally:
-            # Unknown paths share one label, because their number is unbounded.
-            path = getattr(scope.get("route"), "path", "other")
+            path = getattr(scope.get("route"), "path", OTHER)
             self._metrics.add(path, status, time.perf_counter() - begin)
 
 

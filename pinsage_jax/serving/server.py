@@ -15,8 +15,10 @@ from absl import logging
 
 from pinsage_jax.core.errors import UserError
 
-# Further connections are answered with status 503 immediately.
-_MAX_CONNECTIONS = 256
+# Further connections are answered by uvicorn with status 503; app.py limits requests.
+_MAX_CONNECTIONS = 1024
+_BACKLOG = 256
+PACKAGES = ("fastapi", "uvicorn", "fastapi_offline")
 _SHUTDOWN_SECONDS = 10
 _POLL_SECONDS = 0.2
 
@@ -27,7 +29,7 @@ def require() -> None:
     Raises:
       UserError: one is missing; the message says how to install it.
     """
-    for name in ("fastapi", "uvicorn"):
+    for name in PACKAGES:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"--mode=serve needs {name}: pip install 'pinsage-jax[serve]'.")
 
@@ -40,7 +42,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=_MAX_CONNECTIONS)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise UserError(
             f"The server cannot listen on --serve_host={host} --serve_port={port} "
@@ -48,13 +50,16 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def run(app: Any, listener: socket.socket, stopped: Callable[[], bool]) -> None:
+def run(
+    app: Any, listener: socket.socket, stopped: Callable[[], bool], announce: bool = True
+) -> None:
     """Serves an ASGI application until `stopped` returns true, then finishes open requests.
 
     Args:
       app: the application.
       listener: a listening socket, which is closed at the end.
       stopped: polled several times a second.
+      announce: whether to log the address.
     """
     import uvicorn
 
@@ -74,7 +79,11 @@ def run(app: Any, listener: socket.socket, stopped: Callable[[], bool]) -> None:
     worker.start()
     host, port = listener.getsockname()[:2]
     url_host = f"[{host}]" if ":" in host else host
-    logging.info("serving at http://%s:%d/ (the explorer; Ctrl-C stops)", url_host, port)
+    if announce:
+        logging.info(
+            "serving at http://%s:%d/ (the explorer; the endpoints are at /docs; Ctrl-C stops)",
+            url_host, port,
+        )  # fmt: skip
     while worker.is_alive():
         worker.join(_POLL_SECONDS)
         if stopped():

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ from pinsage_jax.retrieval.online import ExactSearch
 from pinsage_jax.retrieval.popularity import weigh_popularity
 from pinsage_jax.retrieval.ruled_search import RuledSearch
 from pinsage_jax.serving.catalog_search import CatalogSearch
+from pinsage_jax.serving.columns import check_columns, values_of
 
 # Items in one request, both of a history and to be embedded.
 MAX_REQUEST_ITEMS = 1000
@@ -100,6 +101,9 @@ class Service:
             quiet=True,
         )
         self._methods = NeighborsByMethod(self.config, prepared, vectors, threads=1)
+        # Opened now: later the file may be that of another model.
+        with contextlib.suppress(UserError):
+            _ = prepared.item_columns
 
     def health(self) -> dict[str, Any]:
         """The size of the catalog, the step of the model, and how requests are answered."""
@@ -111,39 +115,52 @@ class Service:
             "search": self._index.setting.name if self._index else "exact",
             "history_scoring": self._recommender.choice.by,
             "new_items": self._new_items is not None,
+            "updated": "changes" in self._source.embeddings,
         }
 
-    def neighbors(self, item: str, k: int, listing: Listing = _EVERYTHING) -> dict[str, Any]:
+    def neighbors(
+        self, item: str, k: int, listing: Listing = _EVERYTHING, columns: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """The k nearest items of an item, among those that the listing allows.
 
         Raises:
           RequestError: the item is unknown, k is out of range, or the listing is wrong.
         """
-        return self.neighbors_of_items([item], k, listing)["items"][0]
+        return self.neighbors_of_items([item], k, listing, columns)["items"][0]
 
     def neighbors_of_items(
-        self, items: list[str], k: int, listing: Listing = _EVERYTHING
+        self,
+        items: list[str],
+        k: int,
+        listing: Listing = _EVERYTHING,
+        columns: Sequence[str] = (),
     ) -> dict[str, Any]:
         """The k nearest items of each item, among those that the listing allows.
 
         Raises:
           RequestError: an item is unknown, k is out of range, or the listing is wrong.
         """
-        self._check_k(k)
+        self._check(k, columns)
         rows = np.array([self._row(item) for item in items])
         rules = self._rules(listing, lambda: self._prepared.item_columns)
         found = self._nearest(self._vectors[rows], k, rows, rows, rules)
-        entries = [self._neighbor_entries(*row) for row in zip(*found)]
+        entries = [self._neighbor_entries(*row, columns) for row in zip(*found)]
         return {"items": [{"item": i, "neighbors": e} for i, e in zip(items, entries)]}
 
-    def recommend(self, items: list[str], k: int, listing: Listing = _EVERYTHING) -> dict[str, Any]:
+    def recommend(
+        self,
+        items: list[str],
+        k: int,
+        listing: Listing = _EVERYTHING,
+        columns: Sequence[str] = (),
+    ) -> dict[str, Any]:
         """Recommends k items to a user with the given history; lists its unknown items.
 
         Raises:
           RequestError: no item of the history is in the catalog, k is out of range, or the
             listing is wrong.
         """
-        self._check_k(k)
+        self._check(k, columns)
         unknown = [name for name in items if name not in self._row_of]
         rows = np.unique([self._row_of[name] for name in items if name in self._row_of])
         if len(rows) == 0:
@@ -155,7 +172,8 @@ class Service:
             recommender = dataclasses.replace(recommender, rules=rules, filters=filters)
         with _as_requests():
             ids, scores = recommender.top_k(history, k)
-        return {"neighbors": self._neighbor_entries(ids[0], scores[0]), "unknown_items": unknown}
+        neighbors = self._neighbor_entries(ids[0], scores[0], columns)
+        return {"neighbors": neighbors, "unknown_items": unknown}
 
     def neighbors_of_new_items(
         self,
@@ -163,6 +181,7 @@ class Service:
         edges: list[dict[str, Any]],
         k: int,
         listing: Listing = _EVERYTHING,
+        columns: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Embeds items that are not in the catalog and finds their k nearest catalog items.
 
@@ -171,6 +190,7 @@ class Service:
           edges: rows with the columns of --new_edges.
           k: number of neighbors.
           listing: which items may be listed; query.COLUMN is a column of the new item.
+          columns: columns of --items to return beside each neighbor.
 
         Returns:
           "items", the neighbors of each item, and "clipped", sentences that name the numbers
@@ -179,7 +199,7 @@ class Service:
         Raises:
           RequestError: there is no checkpoint, a row is invalid, or k is out of range.
         """
-        self._check_k(k)
+        self._check(k, columns)
         if self._new_items is None:
             raise RequestError(
                 409,
@@ -199,12 +219,12 @@ class Service:
             vectors = weigh_popularity(vectors, weight, has_popularity=True)
         none, rows = np.full(len(vectors), -1), np.arange(len(vectors))
 
-        def columns() -> ItemColumns:
+        def given() -> ItemColumns:
             return self._prepared.item_columns.of_table(table, additions.item_ids)
 
-        ids, scores = self._nearest(vectors, k, rows, none, self._rules(listing, columns))
+        ids, scores = self._nearest(vectors, k, rows, none, self._rules(listing, given))
         names = additions.item_ids.ids.to_pylist()
-        neighbors = [self._neighbor_entries(*row) for row in zip(ids, scores)]
+        neighbors = [self._neighbor_entries(*row, columns) for row in zip(ids, scores)]
         entries = [{"item": name, "neighbors": row} for name, row in zip(names, neighbors)]
         return {"items": entries} | ({"clipped": clipped} if clipped else {})
 
@@ -282,10 +302,13 @@ class Service:
             filters = Filters(SearchConfig(), self._prepared.graph, self._vectors, False, rules)
             return filters.top_k(fetch, len(vectors), k, _nothing_seen, exact=True)
 
-    def _check_k(self, k: int) -> None:
+    def _check(self, k: int, columns: Sequence[str]) -> None:
         limit = self.config.serve.serve_max_neighbors
         if not 1 <= k <= limit:
             raise RequestError(400, f"k is {k} but must be from 1 to {limit}.")
+        if columns:
+            with _as_requests():
+                check_columns(self._prepared.item_columns, columns)
 
     def _row(self, item: str) -> int:
         row = self._row_of.get(item)
@@ -304,8 +327,10 @@ class Service:
             for name, title, degree in zip(names, titles, self._degree[rows])
         ]
 
-    def _neighbor_entries(self, ids: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
-        """item_id, score and, if the catalog has titles, title of each neighbor."""
+    def _neighbor_entries(
+        self, ids: np.ndarray, scores: np.ndarray, columns: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """item_id, score and, if the catalog has titles, title of each neighbor; the columns."""
         valid = ids >= 0
         entries = []
         for item, score in zip(self._items(ids[valid]), scores[valid]):
@@ -313,6 +338,9 @@ class Service:
             if self._prepared.titles is not None:
                 entry["title"] = item["title"]
             entries.append(entry)
+        if columns:
+            shown = values_of(self._prepared.item_columns, columns, ids[valid])
+            entries = [{**entry, "columns": values} for entry, values in zip(entries, shown)]
         return entries
 
 

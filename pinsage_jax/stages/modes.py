@@ -139,7 +139,7 @@ def extras_of(config: Config) -> list[tuple[str, str, tuple[str, ...]]]:
     if config.search.search != "exact" and mode in lists:
         found.append((f"--search={config.search.search}", "ann", ("faiss",)))
     if mode == "serve":
-        found.append(("--mode=serve", "serve", ("fastapi", "uvicorn")))
+        found.append(("--mode=serve", "serve", ("fastapi", "uvicorn", "fastapi_offline")))
     named = {name.strip() for name in config.evaluate.baselines.split(",")}
     if "als" in named and mode in ("pipeline", "evaluate"):
         found.append(("--baselines=als", "als", ("implicit",)))

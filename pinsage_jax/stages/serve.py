@@ -2,38 +2,170 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import pathlib
+import socket
+import tempfile
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from absl import logging
 from threadpoolctl import threadpool_limits
 
-from pinsage_jax.catalog.prepare import open_prepared
+from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
+from pinsage_jax.core import exchange, files, logging_setup, workdir
+from pinsage_jax.core.errors import UserError
+from pinsage_jax.export import writer
 from pinsage_jax.export.reader import load_embeddings
+from pinsage_jax.ranking.saved_ranker import RANKER_FILE
+from pinsage_jax.recommend.recommend import CHOICE_FILE
+from pinsage_jax.retrieval import saved_index
 from pinsage_jax.retrieval.popularity import weigh_popularity
 from pinsage_jax.retrieval.saved_index import open_search
 from pinsage_jax.serving import server
 from pinsage_jax.stages.checkpoint import exported_source, open_new_items
 from pinsage_jax.stages.runs import has_popularity, stop_requested
 from pinsage_jax.stages.search import listed_by
+from pinsage_jax.stages.update import FOLDER as UPDATED
+
+if TYPE_CHECKING:
+    from pinsage_jax.serving.service import Service
+
+# When one of these is another file, there is another model, or more of the present one.
+_FILES = (
+    "prepared/manifest.json",
+    f"{writer.FOLDER}/{writer.MANIFEST}",
+    RANKER_FILE,
+    CHOICE_FILE,
+    f"{saved_index.FOLDER}/{saved_index.TABLE}",
+)
+_NUMBERS = "requests"
 
 
 def serve(config: Config) -> None:
-    """Serves neighbors and the explorer over HTTP until a signal stops it."""
+    """Serves neighbors and the explorer over HTTP until a signal stops it.
+
+    With --serve_workers further processes answer on the same port.
+    """
     server.require()
+    from pinsage_jax.serving.workers import Workers
+
+    count = config.serve.serve_workers
+    # A port that is in use is reported before anything is loaded.
+    listener = server.listen(config.serve.serve_host, config.serve.serve_port)
+    with contextlib.closing(listener), tempfile.TemporaryDirectory(prefix="pinsage-jax-") as folder:
+        arguments = (config, listener, folder, logging.get_verbosity())
+        workers = Workers(_further_process, arguments, count - 1)
+
+        def stopped() -> bool:
+            workers.tend()
+            return stop_requested()
+
+        _answer(config, listener, folder, stopped, workers=workers)
+
+
+def _further_process(
+    number: int, config: Config, listener: socket.socket, folder: str, verbosity: int
+) -> None:
+    """A process of --serve_workers beside the first one."""
+    from pinsage_jax.serving.workers import stop_signal
+
+    # As in main.py: otherwise absl warns that flags were not parsed.
+    flags: Any = vars(logging)["FLAGS"]
+    flags.mark_as_parsed()
+    flags["logtostderr"].value = True
+    logging_setup.set_up(verbosity)
+    stopped = stop_signal()
+    try:
+        _answer(config, listener, folder, stopped, number=number)
+    except UserError as error:
+        logging.error("Server process %d: %s", number, error)
+        raise SystemExit(2) from None
+
+
+def _answer(
+    config: Config,
+    listener: socket.socket,
+    folder: str,
+    stopped: Callable[[], bool],
+    number: int = 0,
+    workers: contextlib.AbstractContextManager | None = None,
+) -> None:
+    """Loads the workdir and answers until `stopped`; its changes are loaded meanwhile.
+
+    Args:
+      folder: a temporary one that all processes of the server share.
+      number: number of this process, from 0.
+      workers: further processes, which start when this one has loaded the workdir.
+    """
     # The framework takes a while to load, and is an extra.
     from pinsage_jax.serving.app import make_app
+    from pinsage_jax.serving.current import Current, Stamp, stamp_of
+    from pinsage_jax.serving.prometheus import ServerMetrics, shared_numbers
+
+    count = config.serve.serve_workers
+    shared = shared_numbers(pathlib.Path(folder) / _NUMBERS, count) if count > 1 else None
+    metrics = ServerMetrics(shared, number)
+    root = pathlib.Path(config.workdir)
+    paths = [root / exchange.REPLACING]
+    paths += [base / name for base in (root, root / UPDATED) for name in _FILES]
+
+    def stamp() -> Stamp:
+        return stamp_of(paths)
+
+    seen = stamp()
+    service = load_service(config)
+    current = Current(service, lambda: load_service(config), stamp, seen, metrics.add_reload)
+    # Processes share the cores, unless their threads are given.
+    threads = config.threads or max(config.host_threads // count, 1)
+    # Requests run in parallel, so the matrix products of each use a single thread.
+    with threadpool_limits(1, "blas"), workers or contextlib.nullcontext():
+        watcher = current.watch()
+        try:
+            server.run(make_app(current, threads, metrics), listener, stopped, not number)
+        finally:
+            current.close(watcher)
+
+
+def load_service(config: Config) -> Service:
+    """Loads what the workdir holds now: the catalog with its changes, if there are any.
+
+    Raises:
+      UserError: something is missing, damaged, or does not fit together.
+    """
     from pinsage_jax.serving.service import Service
 
-    prepared = open_prepared(config.workdir)
-    exported = load_embeddings(config.workdir, prepared)
-    vectors = weigh_popularity(exported, config.search.popularity_weight, has_popularity(config))
-    index = open_search(config, vectors, threads=1)
-    ranker = listed_by(config, prepared, 1, exported)
-    # A port that is in use is reported before the model is loaded.
-    listener = server.listen(config.serve.serve_host, config.serve.serve_port)
-    source = exported_source(config, prepared.graph.num_items)
-    new_items = open_new_items(source.config, prepared) if source.trained else None
+    with workdir.opened(config.workdir):
+        trained_on = open_prepared(config.workdir)
+        source = exported_source(config, trained_on.graph.num_items)
+        here, prepared = _with_changes(config, trained_on)
+        exported = load_embeddings(here.workdir, prepared)
+        vectors = weigh_popularity(exported, here.search.popularity_weight, has_popularity(here))
+        index = open_search(here, vectors, threads=1)
+        ranker = listed_by(here, prepared, 1, exported)
+        new_items = open_new_items(source.config, trained_on) if source.trained else None
     if new_items is not None:
         new_items[0].warm_up()
-    service = Service(source, prepared, vectors, index, new_items, ranker)
-    # Requests run in parallel, so the matrix products of each use a single thread.
-    with threadpool_limits(1, "blas"):
-        server.run(make_app(service, config.host_threads), listener, stop_requested)
+    if here is not config:
+        manifest = files.read_json(pathlib.Path(here.workdir) / writer.FOLDER / writer.MANIFEST)
+        of_changes = dataclasses.replace(source.config, workdir=here.workdir)
+        source = dataclasses.replace(source, config=of_changes, embeddings=manifest)
+    return Service(source, prepared, vectors, index, new_items, ranker)
+
+
+def _with_changes(config: Config, trained_on: Prepared) -> tuple[Config, Prepared]:
+    """The settings and the catalog of WORKDIR/updated, or those of the workdir without changes."""
+    updated = pathlib.Path(config.workdir) / UPDATED
+    if not (updated / writer.FOLDER / writer.MANIFEST).exists():
+        return config, trained_on
+    prepared = open_prepared(updated)
+    fingerprint = trained_on.manifest["fingerprint"]
+    if prepared.manifest.get("base", fingerprint) != fingerprint:
+        logging.warning(
+            "%s is of another catalog than the workdir's, and is not served; delete it.", updated
+        )
+        return config, trained_on
+    logging.info("serving the catalog with its changes, from %s", updated)
+    return dataclasses.replace(config, workdir=str(updated)), prepared

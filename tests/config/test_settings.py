@@ -70,6 +70,8 @@ LATER: frozenset[str] = frozenset(
         "related_by",
         "retrain",
         "seeds",
+        # How many processes a server has is a matter of the machine, like its port.
+        "serve_workers",
         "tables",
         "where",
     }

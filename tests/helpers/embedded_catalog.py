@@ -10,20 +10,20 @@ import jax
 import numpy as np
 
 import pinsage_jax
+from pinsage_jax.batching.graph_view import spectral_bases
+from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.export.reader import load_embeddings
+from pinsage_jax.inference.new_items import Catalog
 from pinsage_jax.model.init import init_model
 from pinsage_jax.stages.prepare import prepare
-from pinsage_jax.stages.runs import data_identity
+from pinsage_jax.stages.runs import data_identity, validation_split_of
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.state import initial_state, make_optimizer
-
-# Look, year, spectral features, log-degree, isolated.
-INPUTS = 5 + 1 + 6 + 1 + 1
 
 
 def settings(workdir="unused", *, sampling=None, **model) -> Config:
@@ -88,13 +88,21 @@ def embedded_catalog(root: pathlib.Path):
     config = dataclasses.replace(
         config, embed=EmbedConfig(embed_walks=500, cold_start_bias=0.25, shard_rows=50)
     )
-    prepared = prepare(config)
-    params = random_params(config, INPUTS, 80)
-    state = initial_state(params, make_optimizer(config.train, 1.0))
-    meta = {"data": data_identity(prepared), "config": dataclasses.asdict(config)}
-    with Checkpoints(root / "work" / "checkpoints") as checkpoints:
-        checkpoints.save(3, state, meta, {"score": 1.0, "cold_start_bias": 0.1})
-    pinsage_jax.embed(config)
+    train_nothing(config)
     # Later runs take the offset of the export.
     config = dataclasses.replace(config, embed=EmbedConfig(embed_walks=500, shard_rows=50))
-    return config, load_embeddings(config.workdir, prepared), features, edges
+    vectors = load_embeddings(config.workdir, open_prepared(config.workdir))
+    return config, vectors, features, edges
+
+
+def train_nothing(config: Config) -> None:
+    """Prepares the tables, saves a checkpoint of random parameters, and embeds with it."""
+    prepared = prepare(config)
+    bases = spectral_bases(config, prepared, validation_split_of(config, prepared))
+    catalog = Catalog(config, prepared, bases)
+    params = random_params(config, catalog.inputs.dim, catalog.num_nodes)
+    state = initial_state(params, make_optimizer(config.train, 1.0))
+    meta = {"data": data_identity(prepared), "config": dataclasses.asdict(config)}
+    with Checkpoints(pathlib.Path(config.workdir) / "checkpoints") as checkpoints:
+        checkpoints.save(3, state, meta, {"score": 1.0, "cold_start_bias": 0.1})
+    pinsage_jax.embed(config)

@@ -1,7 +1,10 @@
 """The HTTP service: its answers against simple references, its errors, and a real socket."""
 
+import asyncio
 import base64
 import concurrent.futures
+import contextlib
+import datetime
 import http.client
 import json
 import re
@@ -10,34 +13,35 @@ import threading
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from embedded_catalog import embedded_catalog, vector_text, write_csv
+from embedded_catalog import vector_text, write_csv
 from fastapi.testclient import TestClient
 from hostile_catalog import ITEMS, small_config, small_embeddings, small_prepared
 
 import pinsage_jax
+from pinsage_jax.catalog.item_columns import ItemColumns
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.embed import NewItemsConfig
 from pinsage_jax.config.search import ServeConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data.ids import IdTable
 from pinsage_jax.reporting.sources import read_source
 from pinsage_jax.retrieval import ann
 from pinsage_jax.retrieval.online import ExactSearch
 from pinsage_jax.retrieval.topk import top_k
-from pinsage_jax.serving import prometheus, server
+from pinsage_jax.serving import api_page, columns, prometheus, server
 from pinsage_jax.serving.app import make_app
+from pinsage_jax.serving.middleware import RequestLimit
+from pinsage_jax.serving.prometheus import ServerMetrics
 from pinsage_jax.serving.service import Service
 from pinsage_jax.stages import serve as serve_stage
 from pinsage_jax.stages.checkpoint import exported_source, open_new_items
 
 HOST = "http://127.0.0.1"
-
-
-@pytest.fixture(scope="module")
-def catalog(tmp_path_factory):
-    return embedded_catalog(tmp_path_factory.mktemp("served"))
+POLICY = "content-security-policy"
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +147,43 @@ def test_rules_of_a_request(client, catalog):
     assert ids_of(answer) == nearest(scores, 6, [5, 60, *rows[years(rows) <= 2003]])
 
 
+def test_columns_of_the_items_come_with_them(client, catalog):
+    for answer in (
+        client.get("/neighbors", params={"item": "i3", "k": 3, "columns": ["year", "item_id"]}),
+        client.post("/neighbors", json={"items": ["i3"], "k": 3, "columns": ["year", "item_id"]}),
+        client.post("/neighbors/new", json={"items": [LOOK], "k": 3, "columns": ["item_id"]}),
+        client.post("/neighbors/history", json={"items": ["i3"], "columns": ["year"]}),
+    ):
+        found = answer.json()
+        (found,) = found.get("items", [found])
+        for entry in found["neighbors"]:
+            row = int(entry["item_id"][1:])
+            values = {"year": years(row), "item_id": entry["item_id"]}
+            assert entry["columns"]
+            assert entry["columns"] == {name: values[name] for name in entry["columns"]}
+
+
+def test_values_of_columns_are_json():
+    table = pa.table(
+        {
+            "day": pa.array([datetime.date(2026, 1, 2), None]),
+            "at": pa.array([datetime.datetime(2026, 1, 2, 3), None]),
+            "price": [float("nan"), 2.5],
+            "tags": [["a"], None],
+            "sold": [True, None],
+        }
+    )
+    ids = IdTable(pa.array(["a", "b"], pa.large_string()))
+    types = {field.name: field.type for field in table.schema}
+    held = ItemColumns(ids, "sku", types, table.column)
+    first, second = columns.values_of(held, [*types, "sku"], np.array([0, 1]))
+    assert first == {
+        "day": "2026-01-02", "at": "2026-01-02T03:00:00", "price": None, "tags": ["a"],
+        "sold": True, "sku": "a",
+    }  # fmt: skip
+    assert second == dict.fromkeys(types) | {"price": 2.5, "sku": "b"}
+
+
 def test_rules_read_the_columns_of_a_new_item(client):
     new = {"item_id": "x", "look": [1.0, 0.0, 0.0, 0.0, 0.0], "year": 2004}
     asked = {"items": [new], "k": 30, "where": "year == query.year"}
@@ -199,6 +240,10 @@ REFUSALS = [
     ("GET", "/neighbors?item=i1&k=101", None, 400, r"k is 101 but must be from 1 to 100"),
     ("GET", "/neighbors?item=i1&k=ten", None, 400, r"k: input should be a valid integer"),
     ("GET", "/nothing", None, 404, r"This path does not exist"),
+    ("GET", "/neighbors/", None, 404, r"This path does not exist"),
+    ("GET", "/neighbors?item=i1&wher=x", None, 400, r"wher: extra inputs are not permitted"),
+    ("GET", "/neighbors?item=i1&columns=yeer", None, 400, r"Columns: .*did you mean 'year'"),
+    ("POST", "/neighbors/new", {"items": [{}], "columns": ["?"]}, 400, r"those of --items: item"),
     ("DELETE", "/health", None, 405, r"does not support the method DELETE"),
     ("POST", "/neighbors", {"items": ["i1", "j9"]}, 404, r"The item is not in the catalog"),
     ("GET", "/neighbors?item=i1&where=yeer<3", None, 400, r"Where: 'yeer' .*did you mean 'year'"),
@@ -269,10 +314,65 @@ def test_long_bodies_are_refused_whatever_they_promise(client):
 
 
 def test_other_names_of_this_machine_are_refused(client, hostile):
-    answer = client.get("/health", headers={"host": "elsewhere.example:8080"})
-    assert answer.status_code == 400
+    for name in ("elsewhere.example:8080", "127.0.0.1.elsewhere.example", "[::2]:80", ""):
+        answer = client.get("/health", headers={"host": name})
+        assert answer.status_code == 400 and "own names alone" in answer.json()["error"]
     for name in ("localhost", "127.0.0.1:8080", "[::1]:99"):
         assert client.get("/health", headers={"host": name}).status_code == 200
+
+
+def test_too_many_requests_at_once():
+    async def never(scope, receive, send):
+        await asyncio.sleep(60)
+
+    async def ask(app) -> list[dict]:
+        sent: list[dict] = []
+
+        async def send(message):
+            sent.append(message)
+
+        await app({"type": "http"}, None, send)
+        return sent
+
+    async def two() -> RequestLimit:
+        app = RequestLimit(never, most=1)
+        waiting = asyncio.create_task(ask(app))
+        await asyncio.sleep(0)
+        start, body = await ask(app)
+        assert start["status"] == 503 and "in progress" in json.loads(body["body"])["error"]
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+        return app
+
+    assert asyncio.run(two())._now == 0
+
+
+def test_a_mistake_of_the_server_is_a_sentence_too(monkeypatch, hostile):
+    def broken(*arguments):
+        raise ZeroDivisionError("of ours")
+
+    monkeypatch.setattr(Service, "neighbors", broken)
+    app = TestClient(hostile.app, base_url=HOST, raise_server_exceptions=False)
+    answer = app.get("/neighbors?item=i1")
+    assert answer.status_code == 500 and list(answer.json()) == ["error"]
+    assert "of ours" not in answer.text
+
+
+def test_the_page_of_the_endpoints_needs_no_network(client):
+    page = client.get("/docs")
+    assert page.status_code == 200 and "default-src 'none'" in page.headers[POLICY]
+    addresses = re.findall(r"""(?:src|href)\s*=\s*["']([^"']+)|url: '([^']+)""", page.text)
+    named = {first or second for first, second in addresses}
+    assert named == {f"/docs/{name}" for name in api_page._ASSETS} | {"/openapi.json"}
+    for name in named:
+        assert client.get(name).status_code == 200
+    paths = client.get("/openapi.json").json()["paths"]
+    routes = {"/neighbors", "/neighbors/history", "/neighbors/new", "/health", "/metrics"}
+    assert set(paths) == routes
+    for operations in paths.values():
+        for operation in operations.values():
+            assert operation["summary"] and set(operation["responses"]) == {"200", "4XX"}
 
 
 def test_without_a_model_new_items_are_refused(hostile):
@@ -282,9 +382,11 @@ def test_without_a_model_new_items_are_refused(hostile):
 
 
 def test_health(client, catalog):
-    assert client.get("/health").json() == {
+    found = client.get("/health").json()
+    assert datetime.datetime.fromisoformat(found.pop("loaded_at")).tzinfo is not None
+    assert found == {
         "status": "ok", "items": 80, "dimension": 8, "step": 3, "search": "exact",
-        "history_scoring": "mean", "new_items": True,
+        "history_scoring": "mean", "new_items": True, "updated": False, "reload_error": None,
     }  # fmt: skip
 
 
@@ -306,7 +408,7 @@ def test_metrics_count_what_was_asked(hostile):
     assert after[name] - before.get(name, 0) == 3
     assert 'pinsage_requests_total{path="other",status="404"}' in after
     assert not any("4711" in name for name in after)
-    assert after["pinsage_items"] == ITEMS
+    assert (after["pinsage_items"], after["pinsage_processes"]) == (ITEMS, 1)
     buckets = [
         value for name, value in after.items()
         if name.startswith('pinsage_request_seconds_bucket{path="/neighbors"')
@@ -317,6 +419,32 @@ def test_metrics_count_what_was_asked(hostile):
         value for name, value in after.items()
         if name.startswith('pinsage_requests_total{path="/neighbors"')
     )  # fmt: skip
+
+
+def test_metrics_of_several_processes_are_added(tmp_path):
+    parts = [
+        ServerMetrics(prometheus.shared_numbers(tmp_path / "numbers", 3), number)
+        for number in range(3)
+    ]
+    for metrics in parts:
+        metrics.name_paths(["/b", "/a"])
+    parts[0].add("/a", 200, 0.004)
+    parts[2].add("/a", 200, 99.0)
+    parts[2].add("/z", 404, 0.5)
+    parts[1].add_reload("failed")
+    texts = {metrics.text({"pinsage_items": ("Items.", 7)}) for metrics in parts}
+    (text,) = texts
+    for line in (
+        'pinsage_requests_total{path="/a",status="200"} 2',
+        'pinsage_requests_total{path="other",status="404"} 1',
+        'pinsage_request_seconds_bucket{path="/a",le="0.005"} 1',
+        'pinsage_request_seconds_bucket{path="/a",le="+Inf"} 2',
+        'pinsage_request_seconds_sum{path="/a"} 99.004000',
+        'pinsage_reloads_total{outcome="failed"} 1',
+        "pinsage_processes 3",
+        "pinsage_items 7",
+    ):
+        assert line in text.splitlines()
 
 
 def test_the_explorer_requests_what_the_offline_page_contains(hostile):
