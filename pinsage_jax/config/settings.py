@@ -32,11 +32,13 @@ from pinsage_jax.config.sampling import SamplingConfig, StoreConfig
 from pinsage_jax.config.search import EvalConfig, RecommendConfig, SearchConfig, ServeConfig
 from pinsage_jax.config.spark import SparkConfig
 from pinsage_jax.config.tools import (
+    STORES,
     AblateConfig,
     CompareConfig,
     DoctorConfig,
     ReportConfig,
     SplitToolConfig,
+    VectorStoreConfig,
 )
 from pinsage_jax.config.training import RetrainConfig, TrainConfig
 from pinsage_jax.core.errors import UserError
@@ -94,6 +96,7 @@ class Config(Checked):
     compare: CompareConfig = CompareConfig()
     retraining: RetrainConfig = RetrainConfig()
     report: ReportConfig = ReportConfig()
+    vector_store: VectorStoreConfig = VectorStoreConfig()
 
     @property
     def host_threads(self) -> int:
@@ -145,6 +148,10 @@ class Config(Checked):
                 "--neighborhood_store=disk keeps one set of lists but resample=True draws new ones "
                 "every epoch; drop one of the two, or take --neighborhood_store=memory."
             )
+        if self.mode == "export" and not (self.vector_store.writes or self.vector_store.check):
+            raise UserError(f"--mode=export needs --to, one of {', '.join(STORES)}, or --check.")
+        if self.vector_store.writes and self.vector_store.check:
+            raise UserError("--to writes files and --check compares a store; give one of them.")
         least, dim = 1 + int(self.model.popularity_bias), self.embed.export_dim
         if dim and not least <= dim <= self.model.output_dim:
             raise UserError(

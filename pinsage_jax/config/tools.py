@@ -1,10 +1,18 @@
-"""Settings of the tools beside the pipeline: split, ablate, doctor, compare, report."""
+"""Settings of the tools beside the pipeline: split, ablate, doctor, compare, report, export."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from pinsage_jax.config.fields import Checked, constant, option
+from pinsage_jax.core.errors import UserError
+
+# What --mode=export writes for.
+NO_STORE = "none"
+STORES = (
+    "lancedb", "pgvector", "qdrant", "milvus", "opensearch", "elasticsearch", "redis",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,3 +99,47 @@ class ReportConfig(Checked):
     color_column: str = option(
         "", "Column of --items whose values color a projection of the vectors in the report."
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorStoreConfig(Checked):
+    """The vectors of a finished run as files of a vector store, by --mode=export."""
+
+    to: str = option(
+        NO_STORE,
+        "--mode=export: the store that files are written for.",
+        choices=(NO_STORE, *STORES),
+        basic=True,
+    )
+    export_folder: str = option(
+        "", "Folder that --to writes, whole; empty: WORKDIR/stores and the store's name."
+    )
+    export_table: str = option(
+        "items", "Name of the table, collection or index: small letters, digits and _."
+    )
+    export_columns: str = option(
+        "", "Comma-separated columns of --items that are written beside each vector, or all."
+    )
+    unit_length: bool = option(
+        False,
+        "Write vectors of unit length with one more coordinate, for a store that compares by "
+        "cosine; the order is that of inner products.",
+    )
+    check: str = option(
+        "",
+        "Compare a store with this model instead: a folder that --to wrote, a LanceDB database, or "
+        "a file dumped from the store (Parquet, CSV, JSON).",
+    )
+
+    @property
+    def writes(self) -> bool:
+        """Whether --to names a store."""
+        return self.to != NO_STORE
+
+    def validate(self) -> None:
+        super().validate()
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", self.export_table):
+            raise UserError(
+                f"--export_table={self.export_table}: small letters, digits and _ are expected, a "
+                "letter first, at most 63."
+            )

@@ -39,6 +39,7 @@ MODULES = {
     "doctor": "prepare",
     "explain": "evaluate",
     "rank": "search",
+    "export": "search",
     "compare": "evaluate",
 }
 # For `pinsage-jax MODE --help`: what a mode does, the sections of Config that are its own (every
@@ -118,7 +119,9 @@ def say_next(config: Config, done: bool) -> None:
 
 def only_reads(config: Config) -> bool:
     """Whether the command writes nothing into its workdir, and needs no lock."""
-    return config.mode == "serve" or (config.mode == "neighbors" and bool(config.evaluate.query))
+    asks = config.mode == "neighbors" and bool(config.evaluate.query)
+    checks = config.mode == "export" and bool(config.vector_store.check)
+    return config.mode == "serve" or asks or checks
 
 
 def extras_of(config: Config) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -138,6 +141,8 @@ def extras_of(config: Config) -> list[tuple[str, str, tuple[str, ...]]]:
         found.append(("--mode=index", "ann", ("faiss",)))
     if config.search.search != "exact" and mode in lists:
         found.append((f"--search={config.search.search}", "ann", ("faiss",)))
+    if mode == "export" and config.vector_store.to == "lancedb":
+        found.append(("--to=lancedb", "lancedb", ("lancedb",)))
     if mode == "serve":
         found.append(("--mode=serve", "serve", ("fastapi", "uvicorn", "fastapi_offline")))
     named = {name.strip() for name in config.evaluate.baselines.split(",")}

@@ -1,4 +1,4 @@
-"""The stages that search the embeddings: neighbors, index and recommend."""
+"""The stages that search the embeddings, or hand them to what does: neighbors, index, export."""
 
 from __future__ import annotations
 
@@ -186,6 +186,16 @@ def index(config: Config) -> dict[str, Any]:
 
     vectors = load_embeddings(config.workdir, open_prepared(config.workdir))
     return build_indexes(config, vectors, config.host_threads)
+
+
+def export(config: Config) -> dict[str, Any] | str:
+    """Writes the embeddings for a vector store (--to), or checks what one holds (--check)."""
+    from pinsage_jax.stores.writer import check_store, write_store
+
+    prepared = open_prepared(config.workdir)
+    vectors = listed_vectors(config, prepared)
+    work = check_store if config.vector_store.check else write_store
+    return work(config, prepared.item_columns, vectors)
 
 
 def recommend(config: Config) -> dict[str, Any] | None:

@@ -57,8 +57,18 @@ LATER: frozenset[str] = frozenset(
         "allow_items",
         "block_items",
         "boost",
+<<<<<<< HEAD
         # Which column is worth a look, nobody but the user knows.
         "color_column",
+=======
+        # Where vectors go (--mode=export).
+        "check",
+        "export_columns",
+        "export_folder",
+        "export_table",
+        "to",
+        "unit_length",
+>>>>>>> 2017b81 (--mode=export: vectors for LanceDB, pgvector, Qdrant, Milvus, OpenSearch, Elasticsearch and Redis, and a check of what a store holds)
         "example",
         "init_from",
         "local_device_ids",

@@ -25,6 +25,7 @@ ORDER = (
     ("recommend",),
     ("reporting",),
     ("explorer",),
+    ("stores",),
     ("checkup", "spark"),
     ("serving",),
     ("stages",),

@@ -1,0 +1,1 @@
+"""Vectors of a finished run as files that vector stores load, and a check of what they hold."""
