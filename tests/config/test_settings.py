@@ -57,10 +57,8 @@ LATER: frozenset[str] = frozenset(
         "allow_items",
         "block_items",
         "boost",
-<<<<<<< HEAD
         # Which column is worth a look, nobody but the user knows.
         "color_column",
-=======
         # Where vectors go (--mode=export).
         "check",
         "export_columns",
@@ -68,7 +66,6 @@ LATER: frozenset[str] = frozenset(
         "export_table",
         "to",
         "unit_length",
->>>>>>> 2017b81 (--mode=export: vectors for LanceDB, pgvector, Qdrant, Milvus, OpenSearch, Elasticsearch and Redis, and a check of what a store holds)
         "example",
         "init_from",
         "local_device_ids",
