@@ -2,6 +2,7 @@
 
 WORKDIR/index/
   hnsw32.faiss ...  one file per index; settings that differ only in effort share it
+  item_ids.parquet  position int64, item_id: the labels that faiss returns are positions
   index.json        recall, latency and size of each setting; a checksum per file
 
 The queries are up to a thousand items, evenly spaced over the catalog.  Measured are
@@ -17,12 +18,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from absl import logging
 
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.signals import raise_if_stopped
 from pinsage_jax.core.text_table import aligned, terminal_width
+from pinsage_jax.export import writer
+from pinsage_jax.export.reader import open_export
 from pinsage_jax.retrieval import ann
 from pinsage_jax.retrieval.ann import AnnSearch, Setting
 from pinsage_jax.retrieval.export_quality import (
@@ -30,7 +35,7 @@ from pinsage_jax.retrieval.export_quality import (
     evenly_spaced_rows,
     recall_per_query,
 )
-from pinsage_jax.retrieval.saved_index import EXACT, FOLDER, TABLE, embeddings_key
+from pinsage_jax.retrieval.saved_index import EXACT, FOLDER, IDS, TABLE, embeddings_key
 from pinsage_jax.retrieval.topk import top_k
 
 # A single query by exact search may take seconds, so timing stops after this long.
@@ -90,6 +95,9 @@ def build_indexes(config: Config, vectors: np.ndarray, threads: int) -> dict[str
                     }
                 )
                 logging.info("index: %s measured", setting.name)
+        ids = open_export(pathlib.Path(config.workdir) / writer.FOLDER).ids().ids
+        positions = pa.array(np.arange(len(vectors)), pa.int64())
+        pq.write_table(pa.table({"position": positions, "item_id": ids}), temporary / IDS)
         result = {
             "format": 1,
             "embeddings": embeddings_key(config.workdir),
@@ -99,6 +107,7 @@ def build_indexes(config: Config, vectors: np.ndarray, threads: int) -> dict[str
             "threads": {"build": threads, "latency": 1},
             "settings": table,
             "files": files.checksums(temporary, names),
+            "ids": files.checksums(temporary, [IDS]),
         }
         files.write_json(temporary / TABLE, result)
     print(format_table(table, terminal_width()))

@@ -16,7 +16,7 @@ from pinsage_jax.export import writer
 from pinsage_jax.retrieval import ann
 from pinsage_jax.retrieval.ann import AnnSearch, Setting
 
-FOLDER, TABLE = "index", "index.json"
+FOLDER, TABLE, IDS = "index", "index.json", "item_ids.parquet"
 EXACT = "exact"
 
 

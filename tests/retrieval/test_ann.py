@@ -14,6 +14,7 @@ from small_catalog import make_config, make_prepared, random_graph
 import pinsage_jax
 from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.config.search import RecommendConfig, SearchConfig
+from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.export.writer import Embeddings, write_embeddings
 from pinsage_jax.recommend.choice import Choice
@@ -54,6 +55,24 @@ def naive(vectors, rows, k=10):
     scores = vectors[rows] @ vectors.T
     scores[np.arange(len(rows)), rows] = -np.inf
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+
+def test_plain_faiss_opens_an_index_and_finds_ids(indexed_catalog):
+    import faiss
+
+    config, prepared, vectors, result = indexed_catalog
+    folder = index_table.pathlib.Path(config.workdir) / "index"
+    table = pq.read_table(folder / "item_ids.parquet")
+    assert table.column("position").to_pylist() == list(range(ITEMS))
+    files.verify_checksums(folder, result["ids"])
+    index = faiss.read_index(str(folder / "hnsw8.faiss"))
+    faiss.ParameterSpace().set_index_parameter(index, "efSearch", 300)
+    labels = index.search(vectors[:5], 3)[1]
+    assert labels.dtype == np.int64
+    found = table.column("item_id").take(labels.ravel()).to_pylist()
+    best = np.argsort(-(vectors[:5] @ vectors.T), axis=1, kind="stable")[:, :3]
+    wanted = prepared.item_ids.names(best.ravel()).to_pylist()
+    assert sum(a == b for a, b in zip(found, wanted, strict=True)) >= 14
 
 
 def test_the_table_reports_the_recall_of_each_setting(indexed_catalog, tmp_path, capsys):
