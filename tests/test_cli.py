@@ -123,11 +123,11 @@ def test_each_flag_sets_its_own_field_and_no_other(section):
 def test_flags_reach_their_sections():
     config = parsed(
         "--workdir=w", "--synthetic", "--seed=7", "--threads=2", "--num_neighbors=9",
-        "--margin=0.25", "--notensorboard", "--pooling", "max", "--edges=a b.csv",
+        "--margin=0.25", "--nokeep_layers", "--pooling", "max", "--edges=a b.csv",
         "--mode=train", "--k=3",
     )  # fmt: skip
     assert (config.seed, config.threads, config.mode) == (7, 2, "train")
-    assert config.sampling.num_neighbors == 9 and config.train.tensorboard is False
+    assert config.sampling.num_neighbors == 9 and config.embed.keep_layers is False
     assert config.train.margin == 0.25 and config.model.pooling == "max"
     assert config.data.edges == "a b.csv" and config.evaluate.k == 3
 
@@ -318,7 +318,7 @@ def test_included_flagfiles_are_found_from_here_then_from_the_including_file(tmp
 def test_comments_blank_lines_and_line_ends_are_understood(tmp_path):
     text = (
         "\ufeff# one\r\n\r\n  // two\r\n   # three\r\n"
-        "  --seed=3  \r\n--synthetic\r\n--notensorboard\r\n"
+        "  --seed=3  \r\n--synthetic\r\n--nokeep_layers\r\n"
     )
     (tmp_path / "a.flags").write_text(text, encoding="utf-8", newline="")
     config = parsed("--workdir=w", f"--flagfile={tmp_path / 'a.flags'}")
@@ -447,8 +447,12 @@ def test_a_refused_command_leaves_nothing_behind(tmp_path, capfd, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--synthetic", "--tensorboard"], "--tensorboard needs tensorboardX: pip install "
-         "'pinsage-jax[tensorboard]'."),
+        (["--synthetic", "--tracker=tensorboard"], "--tracker=tensorboard needs tensorboardX: "
+         "pip install 'pinsage-jax[tensorboard]'."),
+        (["--mode=ablate", "--synthetic", "--tracker=mlflow"], "--tracker=mlflow needs mlflow: "
+         "pip install 'pinsage-jax[mlflow]'."),
+        (["--synthetic", "--tracker=wandb"], "--tracker=wandb needs wandb: pip install "
+         "'pinsage-jax[wandb]'."),
         (["--mode=report"], "--mode=report needs matplotlib: pip install 'pinsage-jax[report]'."),
         (["--mode=embed", "--engine=spark"], "--engine=spark needs pyspark: pip install "
          "'pinsage-jax[spark]'."),

@@ -45,11 +45,11 @@ def test_the_page_of_the_object_is_that_of_its_docstrings():
 
 def test_values_are_filled_in_by_column():
     table = (
-        "| a | setting | default | paper |\n|---|---|---|---|\n| x | `--margin`, `--tensorboard` |"
+        "| a | setting | default | paper |\n|---|---|---|---|\n| x | `--margin`, `--keep_layers` |"
     )
     filled = flags_script().notes(f"{table} old | old |\n\n| default |\n| old |\n")
     assert filled.endswith(
-        "| x | `--margin`, `--tensorboard` | 0.1, off | 0.1, off |\n\n| default |\n| old |\n"
+        "| x | `--margin`, `--keep_layers` | 0.1, off | 0.1, off |\n\n| default |\n| old |\n"
     )
     assert "2, 2,048" in flags_script().notes(
         f"{table.splitlines()[0]}\n| x | `--num_layers`, `model.hidden_dim` | | |\n"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from pinsage_jax.config.fields import Checked, constant, option
+from pinsage_jax.core.errors import UserError
+
+TRACKERS = ("tensorboard", "mlflow", "wandb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +100,24 @@ class TrainConfig(Checked):
     )
     keep: int = constant(2, "Latest checkpoints kept, beside the best.", low=1)
     log_every: int = constant(20, "Steps between lines of metrics.jsonl.", low=1)
-    tensorboard: bool = option(
-        False, "Also write WORKDIR/tensorboard, event files for TensorBoard (extra tensorboard)."
+    tracker: str = option(
+        "",
+        "Experiment trackers that get the numbers of metrics.jsonl too, comma-separated: "
+        "tensorboard, mlflow, wandb (an extra each). They write into the workdir.",
     )
+
+    def validate(self) -> None:
+        super().validate()
+        if strange := set(self.trackers) - {*TRACKERS}:
+            raise UserError(
+                f"--tracker={self.tracker}: {min(strange)} is not one of {', '.join(TRACKERS)}."
+            )
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names in --tracker, each once."""
+        names = filter(None, (name.strip() for name in self.tracker.split(",")))
+        return list(dict.fromkeys(names))
 
     @property
     def batches_ahead(self) -> int:

@@ -23,7 +23,7 @@ _LIST = "exchange.json"
 # Made from a model: they leave with it, also where the new one has not made them.
 _OF_A_MODEL = (
     "prepared", "inputs", "run.flags", "checkpoints", "metrics.jsonl", "tensorboard", "costs.json",
-    "run.json", "report_figures",
+    "run.json", "report_figures", "tracking.json", "mlflow.db", "wandb",
     "embeddings", "new_embeddings", "updated", "index", "stores", "ranker.json", "eval.json",
     "eval_ranks.parquet", "tables", "report.html", "explorer.html", "explain", "compare.json",
     "related_items.parquet", "neighbors.parquet", "new_neighbors.parquet",

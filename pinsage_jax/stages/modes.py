@@ -86,6 +86,11 @@ TOPICS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 BEGINNING = ("pipeline", "prepare", "split", "ablate", "graph_tables", "doctor")
 # Modes that run compiled steps, which allocate and free the same memory again and again.
 WITH_STEPS = ("pipeline", "train", "embed", "ablate", "doctor")
+_TRACKER_PACKAGES = {
+    "tensorboard": ("tensorboardX",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+    "wandb": ("wandb",),
+}
 # What to do after a mode; {} is the workdir.
 _NEXT = {
     "pipeline": "open {}/report.html; list related items with --workdir={} --mode=neighbors "
@@ -129,8 +134,8 @@ def extras_of(config: Config) -> list[tuple[str, str, tuple[str, ...]]]:
     mode = config.mode
     found: list[tuple[str, str, tuple[str, ...]]] = []
     trains, lists = ("pipeline", "train", "ablate"), ("neighbors", "recommend", "serve")
-    if config.train.tensorboard and mode in trains:
-        found.append(("--tensorboard", "tensorboard", ("tensorboardX",)))
+    for name in config.train.trackers if mode in trains else ():
+        found.append((f"--tracker={name}", name, _TRACKER_PACKAGES[name]))
     if mode == "report":
         found.append(("--mode=report", "report", ("matplotlib",)))
     if config.spark.on_spark and mode in ("pipeline", "embed"):

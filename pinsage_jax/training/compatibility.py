@@ -30,7 +30,7 @@ RESUMABLE_OVERRIDES = frozenset(
         "checkpoint_every",
         "keep",
         "log_every",
-        "tensorboard",
+        "tracker",
     )
 )
 _MOST_DIFFERENCES = 3

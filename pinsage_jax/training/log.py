@@ -1,13 +1,12 @@
-"""Writes the measurements of training: metrics.jsonl and TensorBoard events."""
+"""Measures the steps of training between two lines of metrics.jsonl."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,80 +14,8 @@ import jax
 from pinsage_jax.batching.blocks import BatchInfo
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.core.files import atomic_file, reported_os_errors
 from pinsage_jax.distributed import process_group
 from pinsage_jax.training.device_clock import DeviceClock
-
-EVENTS_FOLDER = "tensorboard"
-
-
-class Events:
-    """TensorBoard event files (--tensorboard): the numbers of metrics.jsonl as scalars.
-
-    Lines with a loss are under training/, those with a score under validation/.  After
-    a resume TensorBoard drops what undone steps had written.
-    """
-
-    def __init__(self, workdir: str | pathlib.Path, resume_step: int):
-        """Opens WORKDIR/tensorboard to continue after `resume_step`.
-
-        Raises:
-          UserError: the extra is not installed.
-        """
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "--tensorboard needs tensorboardX; install it with "
-                "pip install 'pinsage-jax[tensorboard]' or drop the flag."
-            ) from None
-        self._writer = SummaryWriter(
-            str(pathlib.Path(workdir) / EVENTS_FOLDER), purge_step=resume_step + 1
-        )
-
-    def write(self, values: Mapping[str, Any]) -> None:
-        """Adds one line of metrics.jsonl."""
-        group = "training" if "loss" in values else "validation" if "score" in values else "run"
-        for name, value in values.items():
-            if name != "step" and isinstance(value, (int, float)):
-                self._writer.add_scalar(f"{group}/{name}", value, values["step"])
-
-    def close(self) -> None:
-        """Writes what is left and ends the writer's thread."""
-        self._writer.close()
-
-
-class MetricsLog:
-    """Appends lines to metrics.jsonl; a resume first drops the lines of undone steps.
-
-    Of several processes only process 0 writes.
-    """
-
-    def __init__(self, path: pathlib.Path, resume_step: int, events: Events | None = None):
-        """Opens `path` to continue after `resume_step`; `events` gets every line too."""
-        self._path = path
-        self._events = events
-        if not process_group.is_rank0():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                if json.loads(line)["step"] <= resume_step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
-                # A killed process can leave its last line half-written.
-                continue
-        with atomic_file(path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
-
-    def write(self, values: dict[str, Any]) -> None:
-        """Appends one line."""
-        if not process_group.is_rank0():
-            return
-        with reported_os_errors(self._path), open(self._path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(values) + "\n")
-        if self._events is not None:
-            self._events.write(values)
 
 
 class MetricsWindow:

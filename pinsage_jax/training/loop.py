@@ -28,16 +28,19 @@ from absl import logging
 from pinsage_jax.batching.blocks import BatchInfo, Minibatch
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.prefetch import Prefetcher
-from pinsage_jax.config.settings import Config
+from pinsage_jax.config.settings import Config, remembered_values
 from pinsage_jax.core.costs import peak_memory
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.distributed import process_group
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.model.init import init_model
+from pinsage_jax.tracking.metrics_file import METRICS_FILE, MetricsLog
+from pinsage_jax.tracking.schema import RUN, STEP, VALIDATION
+from pinsage_jax.tracking.trackers import Tracker, close_all, open_trackers
 from pinsage_jax.training.curriculum import Schedule
 from pinsage_jax.training.device_clock import DeviceClock
 from pinsage_jax.training.divergence import dump_batch
-from pinsage_jax.training.log import Events, MetricsLog, MetricsWindow
+from pinsage_jax.training.log import MetricsWindow
 from pinsage_jax.training.resume import open_checkpoints, restore_latest
 from pinsage_jax.training.state import (
     TrainState,
@@ -162,11 +165,12 @@ class Run:
 
     def _open_logs(self, stack: contextlib.ExitStack) -> None:
         train, builder = self._config.train, self._builder
-        events = None
-        if train.tensorboard and process_group.is_rank0():
-            events = Events(self._workdir, self.done)
-            stack.callback(events.close)
-        self._log = MetricsLog(self._workdir / "metrics.jsonl", self.done, events)
+        trackers: dict[str, Tracker] = {}
+        if train.trackers and process_group.is_rank0():
+            settings = remembered_values(self._config)
+            trackers = open_trackers(train.trackers, self._workdir, settings, self.done)
+            stack.callback(close_all, trackers)
+        self._log = MetricsLog(self._workdir / METRICS_FILE, self.done, trackers)
         self._window = MetricsWindow(
             train,
             budget_rows=builder.budgets.rows[-1] * builder.spec.num_devices,
@@ -198,7 +202,7 @@ class Run:
         if not (self.interrupted or self._schedule.logs_after(self.done)):
             return
         line = self._window.close(self.done, self.batches.make_seconds)
-        self._log.write({"epoch": self._builder.epoch_of(self.done - 1) + 1, **line})
+        self._log.write(STEP, {"epoch": self._builder.epoch_of(self.done - 1) + 1, **line})
         self._progress.note(
             f"loss {line['loss']:.3f}, device waits {line['wait_share']:.0%} "
             f"(would not with --producers={line['producers_needed']}), "
@@ -238,7 +242,7 @@ class Run:
         if scores and scores["score"] > self._best.get("score", -math.inf):
             self._best = {**scores, "step": self.done}
         epoch = self.done / self._schedule.steps_per_epoch
-        self._log.write({"step": self.done, "epoch": epoch, **scores})
+        self._log.write(VALIDATION, {"step": self.done, "epoch": epoch, **scores})
         readable = [
             f"{name.replace('_', ' ')} {value:.4f}"
             for name, value in scores.items()
@@ -298,6 +302,7 @@ class Run:
             wait_share=self._window.waited / max(self._window.seconds, 1e-9),
         )
         self._log.write(
+            RUN,
             {
                 "step": outcome.step,
                 "session_seconds": outcome.seconds,
@@ -305,7 +310,7 @@ class Run:
                 "pairs": outcome.pairs,
                 "wait_share": outcome.wait_share,
                 "peak_memory_bytes": peak_memory(),
-            }
+            },
         )
         return outcome
 

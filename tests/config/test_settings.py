@@ -80,6 +80,7 @@ LATER: frozenset[str] = frozenset(
         # How many processes a server has is a matter of the machine, like its port.
         "serve_workers",
         "tables",
+        "tracker",
         "where",
     }
 )

@@ -79,7 +79,7 @@ from pinsage_jax.distributed.devices import connect, make_devices
 from pinsage_jax.stages import embed, prepare, train
 connect()
 make_devices()
-config = settings(WORKDIR, epochs=0.2, tensorboard=False)
+config = settings(WORKDIR, epochs=0.2, tracker="")
 prepare.prepare(config)
 train.train(config)
 embed.embed(config)

@@ -15,6 +15,7 @@ ORDER = (
     ("sampling",),
     ("batching",),
     ("model",),
+    ("tracking",),
     ("training",),
     ("inference",),
     ("export",),

@@ -42,7 +42,7 @@ def settings(workdir: str | pathlib.Path, **train) -> Config:
                 "hard_max": 2,
                 "log_every": 5,
                 "devices": 1,
-                "tensorboard": True,
+                "tracker": "tensorboard",
                 **train,
             }
         ),

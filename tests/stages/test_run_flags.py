@@ -112,7 +112,7 @@ def test_run_flags_is_a_flagfile(tmp_path):
 
 def test_one_line_says_what_was_remembered_and_one_what_is_unknown(tmp_path, messages):
     (tmp_path / RUN_FLAGS).write_text(
-        "--synthetic=true\n--seed=3\n--notensorboard\n--flux=2\n--nogone\n#: adam_c=3\n"
+        "--synthetic=true\n--seed=3\n--nokeep_layers\n--flux=2\n--nogone\n#: adam_c=3\n"
         "--mode=train\n"
     )
     config = parsed(f"--workdir={tmp_path}", "--seed=4")
@@ -121,7 +121,7 @@ def test_one_line_says_what_was_remembered_and_one_what_is_unknown(tmp_path, mes
     assert messages == [
         f"{path}: this version remembers no setting named adam_c or flux or mode or nogone, "
         "and ignores it; remove the line.",
-        f"{path} sets --synthetic, --tensorboard",
+        f"{path} sets --keep_layers, --synthetic",
     ]
 
 

@@ -1,0 +1,1 @@
+"""What a training run measures: metrics.jsonl and the experiment trackers beside it."""
