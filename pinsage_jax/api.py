@@ -65,9 +65,10 @@ def with_remembered(given: dict[str, Any], kind: type[Config] = Config) -> Confi
     if names_data(given):
         # Another table to fit: pairs of the remembered one may be among its edges.
         found = {name: found[name] for name in found if name not in ("eval_pairs", "synthetic")}
+    scale = given.get("preset_scale", found.get("preset_scale", 1.0))
     values = {
-        **with_preset(found.get("preset", NO_PRESET), found),
-        **with_preset(given.get("preset", NO_PRESET), given),
+        **with_preset(found.get("preset", NO_PRESET), found, scale),
+        **with_preset(given.get("preset", NO_PRESET), given, scale),
     }
     if used := sorted(found.keys() - given.keys()):
         logging.info("%s sets %s", path, ", ".join(f"--{name}" for name in used))

@@ -29,6 +29,28 @@ class Preset:
         """All settings of the preset."""
         return {**self.method, **self.sizes}
 
+    def scaled(self, scale: float) -> dict[str, Any]:
+        """All settings, the sizes in SCALED multiplied by `scale` with their ratios kept."""
+        values = self.values
+        for multiple, (first, *others) in SCALED:
+            before = values[first]
+            values[first] = max(multiple, multiple * round(before * scale / multiple))
+            for name in others:
+                values[name] = max(1, round(values[name] * values[first] / before))
+        return values
+
+
+# Sizes that --preset_scale multiplies.  Of each group the first is rounded to a multiple, and
+# the others keep their ratios to it: widths to widths; walks to neighbors; negatives to the
+# batch, and the pairs of an epoch too, so that it has as many steps.  Every other setting stays:
+# what has no size (layers, margin, schedule), the learning rate, which is of a batch of 1024
+# and scaled with it, and ranks and walks of hard negatives, which belong to the catalog.
+SCALED = (
+    (8, ("layer_dim", "output_dim", "hidden_dim")),
+    (1, ("num_neighbors", "num_walks")),
+    (8, ("batch_size", "random_negatives", "pairs_per_epoch")),
+)
+
 
 # Ying et al. 2018. The paper gives neither the walks of a node nor those that rank
 # candidates for hard negatives: enough for 50 distinct items and to reach rank 5000.
@@ -81,8 +103,12 @@ PRESETS = {"paper": PAPER}
 NO_PRESET = "none"
 
 
-def with_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def with_preset(name: str, given: Mapping[str, Any], scale: Any = 1.0) -> dict[str, Any]:
     """The settings of a preset, overridden by those that are given.
+
+    Args:
+      scale: of its sizes; one that is not above 0 and at most 1 is left to the checks of the
+        settings.
 
     Raises:
       UserError: there is no such preset.
@@ -91,4 +117,6 @@ def with_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         return dict(given)
     if name not in PRESETS:
         raise UserError(f"--preset={name} is not one of {', '.join([NO_PRESET, *PRESETS])}.")
-    return {**PRESETS[name].values, **given}
+    number = isinstance(scale, (int, float)) and 0 < scale < 1
+    preset = PRESETS[name]
+    return {**(preset.scaled(scale) if number else preset.values), **given}

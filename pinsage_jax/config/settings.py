@@ -51,6 +51,7 @@ _REMEMBERED_SECTIONS = (
 _OF_ONE_COMMAND = (
     "data_dir", "query", "queries", "target", "k", "devices", "producers", "prefetch",
 )  # fmt: skip
+_OF_THE_RUN = ("preset", "preset_scale", "seed")
 _INPUT_PATHS = ("edges", "items", "train_pairs", "eval_pairs")
 
 
@@ -72,6 +73,13 @@ class Config(Checked):
         "Every flag that is given overrides the preset, before or after it.",
         choices=(NO_PRESET, *PRESETS),
         basic=True,
+    )
+    preset_scale: float = option(
+        1.0,
+        "Multiplies widths, neighbors, walks, batch, negatives and pairs of an epoch of --preset, "
+        "with their ratios kept; every flag that is given stays as it is.",
+        low=0.001,
+        high=1.0,
     )
     data: DataConfig = DataConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
@@ -111,6 +119,10 @@ class Config(Checked):
                 section.validate()
         if not self.workdir:
             raise UserError("--workdir is required: the folder that everything is written to.")
+        if self.preset == NO_PRESET and self.preset_scale != Config.preset_scale:
+            raise UserError(
+                f"--preset_scale={self.preset_scale} scales a preset; add --preset=paper."
+            )
         if self.new.new_items and self.mode not in ("embed", "neighbors"):
             raise UserError(
                 f"--new_items={self.new.new_items} needs --mode=embed or --mode=neighbors."
@@ -182,8 +194,9 @@ def remembered_values(config: Config) -> dict[str, Any]:
     absolute.  Mode, workdir and what concerns one command alone, such as a query or a number
     of devices, are not among them.
     """
-    usual = from_values(Config, {"workdir": ".", "mode": "", **with_preset(config.preset, {})})
-    found: dict[str, Any] = {"preset": config.preset, "seed": config.seed}
+    preset = with_preset(config.preset, {}, config.preset_scale)
+    usual = from_values(Config, {"workdir": ".", "mode": "", **preset})
+    found: dict[str, Any] = {name: getattr(config, name) for name in _OF_THE_RUN}
     for name in _REMEMBERED_SECTIONS:
         section, default = getattr(config, name), getattr(usual, name)
         for field in dataclasses.fields(section):
@@ -195,10 +208,9 @@ def remembered_values(config: Config) -> dict[str, Any]:
             elif field.name == "align_to":
                 value = os.path.abspath(pathlib.Path(value).expanduser())
             found[field.name] = value
-    if config.preset == NO_PRESET:
-        del found["preset"]
-    if config.seed == Config.seed:
-        del found["seed"]
+    for name in _OF_THE_RUN:
+        if found[name] == getattr(Config, name):
+            del found[name]
     return found
 
 
@@ -207,7 +219,7 @@ def remembered_fields() -> dict[str, dataclasses.Field]:
     fields = {field.name: field for field in dataclasses.fields(Config)}
     sections: list[Any] = [fields[name].default for name in _REMEMBERED_SECTIONS]
     found = {field.name: field for section in sections for field in dataclasses.fields(section)}
-    found |= {name: fields[name] for name in ("preset", "seed")}
+    found |= {name: fields[name] for name in _OF_THE_RUN}
     return {name: field for name, field in found.items() if name not in _OF_ONE_COMMAND}
 
 

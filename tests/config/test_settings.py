@@ -14,8 +14,8 @@ from pinsage_jax import cli
 from pinsage_jax.config.data import SIZES, SyntheticCatalog, SyntheticConfig, catalog_of_size
 from pinsage_jax.config.fields import with_saved
 from pinsage_jax.config.model import ModelConfig
-from pinsage_jax.config.presets import PRESETS
-from pinsage_jax.config.settings import Config, path_of
+from pinsage_jax.config.presets import PRESETS, SCALED
+from pinsage_jax.config.settings import Config, path_of, remembered_values
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core.errors import UserError
 
@@ -72,6 +72,7 @@ LATER: frozenset[str] = frozenset(
         "one_per",
         "new_item_price",
         "popularity_weight",
+        "preset_scale",
         "queries",
         "refit",
         "related_by",
@@ -208,6 +209,76 @@ def test_flags_override_the_preset_wherever_they_stand(arguments, tmp_path):
     assert config.model.num_layers == ModelConfig().num_layers
     made = pinsage_jax.settings("w", preset="paper", num_layers=1, popularity_bias=True)
     assert made.model == config.model
+
+
+@pytest.mark.parametrize("scale", [0.001, 0.01, 0.1, 0.37, 0.5, 1.0])
+def test_a_scaled_preset_keeps_its_ratios(scale):
+    whole, found = (
+        values_of(parsed("--preset=paper")),
+        values_of(parsed("--preset=paper", f"--preset_scale={scale}")),
+    )
+    scaled = {name for _, names in SCALED for name in names}
+    # What is no size is that of the paper.
+    assert {name for name in whole if whole[name] != found[name]} == (
+        scaled if scale < 1 else set()
+    )
+    assert found["hidden_dim"] == 2 * found["layer_dim"] == 2 * found["output_dim"]
+    assert found["num_walks"] == 10 * found["num_neighbors"] > 0
+    steps = [values["pairs_per_epoch"] / values["batch_size"] for values in (whole, found)]
+    assert steps[1] == pytest.approx(steps[0], rel=1e-3)
+    # Whole numbers, of devices and tiles too.
+    assert found["batch_size"] % 8 == found["layer_dim"] % 8 == 0
+    if scale >= 0.1:
+        for multiple, names in SCALED:
+            for name in names:
+                expected = scale * whole[name]
+                assert found[name] == pytest.approx(expected, rel=0.04, abs=multiple / 2), name
+    negatives = found["batch_size"] * 500 / 2048
+    assert found["random_negatives"] == max(1, round(negatives))
+
+
+def test_the_page_says_what_a_tenth_is():
+    page = (ROOT / "docs" / "for_researchers.md").read_text()
+    whole, tenth = (
+        values_of(parsed("--preset=paper")),
+        values_of(parsed("--preset=paper", "--preset_scale=0.1")),
+    )
+    for _, names in SCALED:
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{names[0]}`"))
+        cells = row.split(" | ")
+        order = re.findall(r"`(\w+)`", cells[0])
+        assert set(order) == set(names)
+        for cell, values in zip(cells[2:], (whole, tenth)):
+            assert cell.strip(" |") == ", ".join(
+                f"{values[name]:,}" if values[name] > 9999 else str(values[name]) for name in order
+            )
+
+
+def test_a_scale_gives_way_to_flags_and_is_remembered(tmp_path):
+    arguments = ("--preset=paper", "--preset_scale=0.1", "--layer_dim=48")
+    config = command_line.parsed(f"--workdir={tmp_path}", "--synthetic", *arguments)
+    assert (config.model.layer_dim, config.model.output_dim, config.preset_scale) == (48, 104, 0.1)
+    made = pinsage_jax.settings("w", preset="paper", preset_scale=0.1, layer_dim=48)
+    assert made.model == config.model and made.train == config.train
+    remembered = remembered_values(config)
+    assert {name: remembered[name] for name in ("preset", "preset_scale", "layer_dim")} == {
+        "preset": "paper", "preset_scale": 0.1, "layer_dim": 48,
+    }  # fmt: skip
+    assert "output_dim" not in remembered and "batch_size" not in remembered
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (("--preset_scale=0.1",), "--preset_scale=0.1 scales a preset; add --preset=paper."),
+        (("--preset=paper", "--preset_scale=0"), "--preset_scale=0.0 must be at least 0.001."),
+        (("--preset=paper", "--preset_scale=2"), "--preset_scale=2.0 must be at most 1.0."),
+    ],
+)
+def test_scales_that_are_refused(arguments, sentence):
+    with pytest.raises(UserError) as caught:
+        parsed(*arguments)
+    assert str(caught.value) == sentence
 
 
 def test_an_unknown_preset_is_named():
