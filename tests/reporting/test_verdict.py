@@ -179,3 +179,9 @@ def test_the_glossary_is_that_of_the_documents():
     found = glossary.term("warm pair", "<warm>")
     assert 'href="#term-warm-pair"' in found and "&lt;warm&gt;" in found
     assert 'id="term-warm-pair"' in glossary.glossary()
+
+
+def test_kinds_of_one_word_are_enumerated():
+    entries = {"pinsage": scored(0.3), "walk": scored(0.2, pinsage=(0.1, 0.05, 0.15))}
+    words = re.sub(r"<[^>]*>", "", shown(methods_of({"all": entries, "a": entries, "b": entries})))
+    assert "better than the best baseline for all pairs, kind a and kind b." in words

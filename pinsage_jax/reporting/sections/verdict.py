@@ -113,7 +113,7 @@ def _sentence(methods: Mapping[str, Any], judged: str, slices: list[tuple[str, s
     after = {BETTER: " than", LEVEL: " with", WORSE: " than"}
     clauses = [
         page.join((page.element("strong", word), after[word], " the best baseline for ",
-                   page.join(kinds, ", ")))
+                   _enumerated(kinds)))
         for word, kinds in told.items()
         if kinds
     ]  # fmt: skip
@@ -121,6 +121,11 @@ def _sentence(methods: Mapping[str, Any], judged: str, slices: list[tuple[str, s
         return page.join(())
     subject = "PinSage" if judged == MAIN else f"What the lists show ({_method(methods, judged)})"
     return page.paragraph(f"{subject} is ", page.join(clauses, "; "), ".")
+
+
+def _enumerated(parts: list[Html]) -> Html:
+    """a, b and c."""
+    return page.join([page.join(parts[:-1], ", "), parts[-1]] if parts[1:] else parts, " and ")
 
 
 def _method(methods: Mapping[str, Any], judged: str) -> str:
