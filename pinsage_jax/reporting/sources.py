@@ -22,7 +22,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.costs import COSTS_FILE, RUN_FILE
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation.baseline_choice import NAMES
-from pinsage_jax.evaluation.evaluate import EVAL_FILE, MAIN, read_evaluation
+from pinsage_jax.evaluation.evaluate import EVAL_FILE, MAIN, RANKED, read_evaluation
 from pinsage_jax.export import writer
 from pinsage_jax.training.checkpoints import Checkpoints
 
@@ -83,7 +83,7 @@ def read_source(config: Config, num_items: int) -> Source:
         scores = None
     if scores is not None:
         # The keys of the file are in alphabetical order.
-        positions = {name: position for position, name in enumerate((MAIN, *NAMES))}
+        positions = {name: position for position, name in enumerate((MAIN, RANKED, *NAMES))}
         methods = sorted(
             scores["methods"].items(), key=lambda pair: positions.get(pair[0], len(positions))
         )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS, DIFFERENCE, EVAL_FILE, MAIN
+from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS, DIFFERENCE, EVAL_FILE, MAIN, RANKED
 from pinsage_jax.reporting import page
 from pinsage_jax.reporting.figures import Series, interval_chart, line_chart
 from pinsage_jax.reporting.page import Html
@@ -21,7 +21,7 @@ MIN_PAIRS = 100
 _MAX_KINDS = 8
 # Kinds of pairs that the glossary has.
 _TERMS = {"warm": "warm pair", "cold": "cold pair"}
-_DEGREE_METHODS = (MAIN, "content", "walk")
+_DEGREE_METHODS = (MAIN, RANKED, "content", "walk")
 _LABELS = {
     MAIN: "PinSage",
     "item_knn": "item-kNN",
@@ -179,7 +179,7 @@ def _by_cutoff(source: Source) -> tuple[Html, ...]:
 
 
 def by_degree(source: Source) -> Html:
-    """Hit-rate by degree of the target, of PinSage, content and the walk."""
+    """Hit-rate by degree of the target, of PinSage, the ranker, content and the walk."""
     if (note := missing(source)) is not None:
         return note
     methods = source.known_scores["methods"]
