@@ -29,7 +29,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import evaluate as evaluation
 from pinsage_jax.reporting import figures, page, space
 from pinsage_jax.reporting.report import FIGURES, REPORT_FILE, write_report
-from pinsage_jax.reporting.sections import examples, run
+from pinsage_jax.reporting.sections import examples, lists, run
 from pinsage_jax.reporting.sources import read_source
 from pinsage_jax.stages import pipeline
 from pinsage_jax.training.checkpoints import Checkpoints
@@ -597,9 +597,9 @@ def test_the_page_says_when_where_and_at_what_cost(tmp_path):
     costs = {"seconds": {"train": 600.0, "prepare": 20.0, "report": 9.0}, "pairs": 1234,
              "peak_memory_bytes": 3 << 30, "devices": 4}  # fmt: skip
     files.write_json(tmp_path / "costs.json", costs)
-    found = Page(written(tmp_path))
-    shown, lead = found.section_texts["run"], "".join(found.texts).split("Verdict")[0]
-    assert "trained 2031-02-03 04:05 UTC · pinsage_jax 9.9 · 10 min on 7 cores, TPU v5e" in lead
+    source = read_source(small_config(tmp_path), ITEMS)
+    lead, shown = run.origin(source), "".join(Page(run.provenance(source)).texts)
+    assert lead == "trained 2031-02-03 04:05 UTC · pinsage_jax 9.9 · 10 min on 7 cores, TPU v5e"
     assert f"commandpinsage-jax --where={HOSTILE[0]}" in shown
     assert "Abacus, Linux, 7 cores, 5 GiB of memory, 4 x TPU v5e" in shown
     assert "pinsage_jax 9.9, jax 1.2.3, python 3.99" in shown or "jax 1.2.3" in shown
@@ -658,15 +658,9 @@ def test_every_chart_is_a_file_of_its_own(full):
         assert re.fullmatch(r"[a-z0-9-]+\.svg", path.name)
 
 
-def test_charts_of_an_earlier_report_do_not_stay(tmp_path):
+def test_links_to_the_explorer_where_there_is_one(tmp_path, full):
     (tmp_path / FIGURES).mkdir()
     (tmp_path / FIGURES / "old.svg").write_text("old")
-    written(tmp_path)
-    names = [path.name for path in (tmp_path / FIGURES).iterdir()]
-    assert "old.svg" not in names and "similarity.svg" in names
-
-
-def test_links_to_the_explorer_where_there_is_one(tmp_path):
     write_report(small_config(tmp_path), small_prepared(), small_embeddings(), "explorer.html")
     found = Page((tmp_path / REPORT_FILE).read_text(encoding="utf-8"))
     links = [value for value in found.values("href") if value.startswith("explorer.html")]
@@ -674,7 +668,10 @@ def test_links_to_the_explorer_where_there_is_one(tmp_path):
     ids = small_prepared().item_ids.ids.to_pylist()
     assert links[0] == "explorer.html" and len(opened) > 4 and set(opened[1:]) <= set(ids)
     assert all(re.fullmatch(r"explorer\.html#[\w.%~-]+", link) for link in links[1:])
-    assert "explorer.html" not in written(tmp_path)
+    assert "explorer.html" not in full[1]
+    # Charts of an earlier report do not stay.
+    names = [path.name for path in (tmp_path / FIGURES).iterdir()]
+    assert "old.svg" not in names and "similarity.svg" in names
 
 
 def test_new_items_have_a_price(tmp_path):
@@ -686,13 +683,14 @@ def test_new_items_have_a_price(tmp_path):
         {"price": price, "level": 0.0, "warm": rates, "cold": rates} for price in (None, 0.0, 0.1)
     ]
     files.write_checked_json(tmp_path / "eval.json", saved)
-    found = Page(written(tmp_path))
+    with figures.saved_in(tmp_path):
+        found = Page(lists.lists(read_source(small_config(tmp_path), ITEMS)))
     labels = [value for value in found.values("aria-label") if value.startswith("Cold against")]
     assert labels == ["Cold against warm hit@10. price in warm hits 0%: warm 0.250, cold 0.250; "
                       "price in warm hits 10%: warm 0.250, cold 0.250; default: warm 0.250, "
                       "cold 0.250."]  # fmt: skip
-    assert "The price of new items" in found.section_texts["lists"]
-    assert (tmp_path / FIGURES / "new-item-price.svg").exists()
+    assert "The price of new items" in "".join(found.texts)
+    assert (tmp_path / "new-item-price.svg").exists()
 
 
 def test_small_kinds_are_folded(full):
