@@ -246,6 +246,8 @@ def plane_chart(name: str, alt: str, groups: Sequence[Points], x_label: str, y_l
                 axes.annotate(named, (x[place], y[place]), (5.0, 5.0), fontsize=7.5,
                               textcoords="offset points", color=_INK)  # fmt: skip
         axes.margins(0.1)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(ticker.PercentFormatter(1.0))
         axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
         axes.set_xlim(left=max(axes.get_xlim()[0], -0.01))

@@ -119,7 +119,10 @@ def test_what_orders_the_lists_is_judged_and_the_embeddings_beside_it():
     methods = methods_of(kinds)
     methods["ranker"]["settings"] = {"related_by": "ranker"}
     words = re.sub(r"<[^>]*>", "", shown(methods))
-    assert "What the lists show (ranker) is better than the best baseline for all pairs." in words
+    assert (
+        "PinSage, its lists ordered by the ranker, is better than the best baseline for all"
+        in words
+    )
     assert "Embeddings alone: hit@10 30.0%, worse." in words
     # An eval.json without the ranker's intervals decides nothing.
     del methods["walk"]["overall"]["all"]["ranker_minus_baseline"]

@@ -116,6 +116,7 @@ def _price_frontier(prices: Sequence[Mapping[str, Any]]) -> list[Html]:
     groups = []
     for is_default, title in ((False, "price in warm hits"), (True, "default")):
         entries = [entry for entry in prices if (entry["price"] is None) == is_default]
+        entries, names = _distinct(entries)
         if not entries:
             continue
         warm, cold = ([entry[kind]["hit@10"] for entry in entries] for kind in ("warm", "cold"))
@@ -125,7 +126,7 @@ def _price_frontier(prices: Sequence[Mapping[str, Any]]) -> list[Html]:
                 title,
                 [values[0] for values in warm],
                 [values[0] for values in cold],
-                [] if is_default else [f"{entry['price']:.0%}" for entry in entries],
+                [] if is_default else names,
                 bounds,
                 line=not is_default,
             )
@@ -144,6 +145,18 @@ def _price_frontier(prices: Sequence[Mapping[str, Any]]) -> list[Html]:
             "ranker, validation pairs, 95% intervals",
         )
     ]
+
+
+def _distinct(
+    entries: Sequence[Mapping[str, Any]],
+) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Entries of different hit@10, and the prices that share each, for names beside points."""
+    found: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    for entry in entries:
+        key = str([entry[kind]["hit@10"] for kind in ("warm", "cold")])
+        price = "" if entry["price"] is None else f"{entry['price']:.0%}"
+        found.setdefault(key, (entry, []))[1].append(price)
+    return [entry for entry, _ in found.values()], [", ".join(names) for _, names in found.values()]
 
 
 def _weights(weights: Sequence[Mapping[str, Any]]) -> Html:

@@ -18,6 +18,7 @@ from pinsage_jax.reporting.page import Html
 from pinsage_jax.reporting.sections import glossary, scores
 from pinsage_jax.reporting.sources import Source
 
+_ORDERED_BY = {RANKED: "the ranker", "walk": "walks", "steered": "steered walks"}
 BETTER, LEVEL, WORSE, UNDECIDED = "better", "level", "worse", "undecided"
 
 
@@ -119,8 +120,9 @@ def _sentence(methods: Mapping[str, Any], judged: str, slices: list[tuple[str, s
     ]  # fmt: skip
     if not clauses:
         return page.join(())
-    subject = "PinSage" if judged == MAIN else f"What the lists show ({_method(methods, judged)})"
-    return page.paragraph(f"{subject} is ", page.join(clauses, "; "), ".")
+    by = _method(methods, judged)
+    ordered = f", its lists ordered by {_ORDERED_BY.get(by, by)}," if by else ""
+    return page.paragraph(f"PinSage{ordered} is ", page.join(clauses, "; "), ".")
 
 
 def _enumerated(parts: list[Html]) -> Html:
@@ -129,11 +131,10 @@ def _enumerated(parts: list[Html]) -> Html:
 
 
 def _method(methods: Mapping[str, Any], judged: str) -> str:
-    """The name of what orders the lists."""
+    """The name of what orders the lists; "" for the embeddings."""
     if judged == MAIN:
-        return "PinSage"
-    by = methods[judged].get("settings", {}).get("related_by", judged)
-    return "ranker" if by == RANKED else str(by)
+        return ""
+    return str(methods[judged].get("settings", {}).get("related_by", judged))
 
 
 def _card(methods: Mapping[str, Any], judged: str, group: str, name: str) -> Html:
