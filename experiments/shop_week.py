@@ -1,12 +1,13 @@
 """A shop's week: the jobs of a night, of an hour and of a server, on a made-up shop.
 
-    python experiments/shop_week.py [FOLDER] [--products=240] [--nights=1] [--hours=2]
+    python experiments/shop_week.py [FOLDER] [--products=240] [--nights=1] [--hours=2] [--no-report]
 
 Writes the tables of a shop (products with titles, prices, brands and stock; baskets), fits a
 model, starts the server, and then, while it answers, updates the catalog every hour, trains a new
 model every night, lists related products under rules, and breaks an export on purpose.  Each
 step is checked, and the first check that fails ends the script with exit code 1.  It needs the
-extra `serve`, and takes less than a minute on one core.
+extra `serve`, and takes about a minute on one core, a third of it for report.html, which
+--no-report leaves out.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import pyarrow.parquet as pq
 
 import pinsage_jax
 from pinsage_jax import main
+from pinsage_jax.reporting import figures
 
 DEPARTMENTS = {
     "camping": ("tent", "sleeping bag", "stove", "lantern", "sleeping mat", "water filter"),
@@ -350,11 +352,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--products", type=int, default=240)
     parser.add_argument("--nights", type=int, default=1)
     parser.add_argument("--hours", type=int, default=2, help="updates before each night")
+    parser.add_argument("--no-report", action="store_true", help="write no report.html")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     options = parse()
+    if options.no_report:
+        # As where matplotlib is not installed.
+        figures.available = lambda: False
     with tempfile.TemporaryDirectory(prefix="pinsage-shop-") as temporary:
         week(
             options.folder or pathlib.Path(temporary),

@@ -23,7 +23,7 @@ import os
 import re
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 from pinsage_jax.api import with_remembered
 from pinsage_jax.config.fields import AUTO, option
@@ -249,6 +249,14 @@ def config_from_flags(flag_values: flags.FlagValues) -> Config:
     run_flags = {field.name for field in dataclasses.fields(_RunFlags)} - {"mode", "workdir"}
     settings = {name: value for name, value in given.items() if name not in run_flags}
     return with_remembered(settings, Config)
+
+
+def warn_of_ignored(flag_values: flags.FlagValues, argv: list[str], overruled: list[str]) -> None:
+    """Warns of flags that a --flagfile behind them sets too, or that the mode does not read."""
+    for name in overruled:
+        logging.warning("--%s before --flagfile has no effect; put it after.", name)
+    typed = [word.lstrip("-").partition("=")[0] for word in argv[1:] if word.startswith("-")]
+    modes.warn_unread(flag_values.mode, dict.fromkeys(typed))
 
 
 def free_global_flags() -> None:

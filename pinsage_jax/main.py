@@ -10,7 +10,7 @@ import dataclasses
 import os
 import sys
 
-from absl import flags, logging
+from absl import flags
 
 from pinsage_jax import cli
 from pinsage_jax.config.settings import Config
@@ -33,8 +33,7 @@ def main(argv: list[str]) -> int:
         cli.free_global_flags()
         logging_setup.set_up(flag_values.verbosity)
         config = cli.config_from_flags(flag_values)
-        for name in overruled:
-            logging.warning("--%s before --flagfile has no effect; put it after.", name)
+        cli.warn_of_ignored(flag_values, argv, overruled)
         modes.require_extras(config)
         config = modes.in_its_workdir(config)
         identity = dataclasses.asdict(config)

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from absl import logging
@@ -91,6 +91,47 @@ _TRACKER_PACKAGES = {
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
     "wandb": ("wandb",),
 }
+# Sections of Config, and flags, that only some modes read.  Prepare and train write what a run
+# remembers, so that what they are given counts later.
+_LISTING, _FITTING = ("neighbors", "recommend"), ("pipeline", "prepare", "train")
+_SHOWING = ("pipeline", "evaluate", "report", "neighbors", "serve")
+READERS_OF_SECTIONS: dict[str, tuple[str, ...]] = {
+    "train": (*_FITTING, "ablate", "doctor"),
+    "split_tool": ("split",),
+    "ablate": ("ablate",),
+    "doctor": ("doctor",),
+    "compare": ("compare",),
+    "serve": ("serve",),
+    "spark": ("pipeline", "embed", "graph_tables"),
+    "vector_store": ("export",),
+}
+READERS: dict[str, tuple[str, ...]] = {
+    "cpu_kernels": tuple(MODULES),
+    "export_format": (*_FITTING, "embed"),
+    "export_dim": (*_FITTING, "embed"),
+    "align_to": (*_FITTING, "embed"),
+    "keep_layers": (*_FITTING, "embed"),
+    "baselines": (*_FITTING, "evaluate", "doctor"),
+    "bootstrap": (*_FITTING, "evaluate", "ablate", "compare", "doctor"),
+    "query": (*_LISTING, "explain"),
+    "queries": ("neighbors",),
+    "target": ("explain",),
+    "k": (*_LISTING, "explain", "compare", "report", "pipeline"),
+    "index_settings": ("index",),
+    "search": (*_LISTING, "serve"),
+    "related_by": _SHOWING,
+    "new_item_price": _SHOWING,
+    "popularity_weight": (*_SHOWING, "recommend", "explain", "rank", "compare"),
+    **dict.fromkeys(
+        ("exclude_seen", "one_per_collection", "min_degree", "where", "boost", "one_per",
+         "block_items", "allow_items", "diversity"),
+        _LISTING,
+    ),
+    "color_column": ("pipeline", "report"),
+    "tables": ("pipeline", "evaluate", "ablate"),
+    "recommend_by": ("recommend", "serve"),
+    "test_edges": ("recommend",),
+}  # fmt: skip
 # What to do after a mode; {} is the workdir.
 _NEXT = {
     "pipeline": "open {}/report.html; list related items with --workdir={} --mode=neighbors "
@@ -104,6 +145,24 @@ _NEXT = {
     "--items and a workdir of its own",
     "index": "choose by the table, and search with --workdir={} --mode=neighbors --search=NAME",
 }
+
+
+def warn_unread(mode: str, typed: Iterable[str]) -> None:
+    """Warns of flags on the command line that the mode does not read.
+
+    Lines of a flagfile are for all modes of a run, and are not meant.
+    """
+    readers: dict[str, tuple[str, ...]] = {}
+    for section, modes in READERS_OF_SECTIONS.items():
+        settings: Any = getattr(Config, section)
+        readers |= {field.name: modes for field in dataclasses.fields(settings)}
+    readers |= READERS
+    names = {name: name if name in readers else name.removeprefix("no") for name in typed}
+    unread = [
+        f"--{given}" for given, name in names.items() if mode not in readers.get(name, (mode,))
+    ]
+    if unread:
+        logging.warning("--mode=%s does not read %s.", mode, " or ".join(unread))
 
 
 def say_next(config: Config, done: bool) -> None:

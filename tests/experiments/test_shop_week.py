@@ -9,7 +9,7 @@ SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "experiments" / "shop_wee
 
 def test_a_shop_lives_through_its_week(tmp_path):
     done = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path / "shop", "--products=120", "--hours=1"],
+        [sys.executable, SCRIPT, tmp_path / "shop", "--products=120", "--hours=1", "--no-report"],
         capture_output=True,
         text=True,
         timeout=500,
