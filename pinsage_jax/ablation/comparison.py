@@ -95,10 +95,11 @@ def _compare_on(
 
     scored: dict[str, dict[str, Any]] = {"variants": {}, "references": {}}
     for place, name in enumerate(names):
-        entry = {
-            "metrics": _summary(values[place], None if samples is None else samples[place]),
-            "minus_base": minus(name, BASE),
-        }
+        # A reference has no seeds.
+        by_seed = values[place, :1] if name in references else values[place]
+        # Resamples of few seeds are widened, but no metric leaves its range.
+        drawn = None if samples is None else np.clip(samples[place], 0.0, 1.0)
+        entry = {"metrics": _summary(by_seed, drawn), "minus_base": minus(name, BASE)}
         if name not in references and kind == _ALL:
             entry["minus_reference"] = {other: minus(name, other) for other in references}
         scored["references" if name in references else "variants"][name] = entry

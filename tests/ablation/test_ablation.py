@@ -358,6 +358,12 @@ def test_means_deviations_and_paired_intervals_over_seeds_by_hand(tmp_path, smal
         assert values["deviation"] == pytest.approx(np.std(by_seed, ddof=1))
         assert values["low"] < values["value"] < values["high"]
     assert all(
+        0 <= values["metrics"][metric]["low"] <= values["metrics"][metric]["high"] <= 1
+        for scored in result["kinds"].values()
+        for values in scored["variants"].values()
+        for metric in ("hit@10", "hit@100", "mrr")
+    )
+    assert all(
         values["minus_base"][metric][name] == 0.0
         for values in [result["kinds"]["all"]["variants"]["base"]]
         for metric in ("hit@10", "mrr")
@@ -534,6 +540,8 @@ def test_two_variants_of_a_generated_world(tmp_path, capsys):
     )
     references = result["kinds"]["all"]["references"]
     assert list(references) == ["untrained", "content"]
+    for values in references.values():
+        assert "deviation" not in values["metrics"]["hit@10"]
     base, without = (
         np.load(folder / "ablate" / n / "ranks.npy") for n in ("base", "no_spectral_features")
     )

@@ -75,6 +75,17 @@ def test_a_bar_that_is_left_in_the_middle_goes(logged):
     assert terminal.screen() == []
 
 
+def test_a_full_bar_below_another_goes(logged):
+    logged(Terminal())
+    with Progress(total=2, unit="training", name="ablate") as longer:
+        for _ in range(2):
+            with Progress(total=3, unit="step", name="training") as bar:
+                bar.update(3)
+            longer.update()
+            assert bar._bar.leave is False
+    assert longer._bar.leave is True
+
+
 def test_elsewhere_the_end_is_one_line(logged, monkeypatch):
     lines = []
     monkeypatch.setattr(progress.logging, "info", lambda text, *a: lines.append(text % a))
