@@ -8,6 +8,7 @@ import struct
 import sys
 import time
 import types
+from typing import ClassVar
 
 import jax
 import pytest
@@ -274,6 +275,66 @@ def test_a_tracker_gets_settings_numbers_and_its_id_again(stand_in, tmp_path):
     assert run.lines == [{"step": 4, "run/pairs": 9}] and run.closed
     log_with(tmp_path, ["wandb"], resume_step=4)
     assert given["id"] == "the-id"
+
+
+class FakeClient:
+    """Stands for MlflowClient; its calls are kept for all instances."""
+
+    calls: ClassVar[list] = []
+
+    def __init__(self, tracking_uri):
+        self.calls.append(("open", tracking_uri))
+
+    def get_experiment_by_name(self, name):
+        return None
+
+    def create_experiment(self, name):
+        return f"number of {name}"
+
+    def create_run(self, number, run_name):
+        self.calls.append(("begin", number, run_name))
+        return types.SimpleNamespace(info=types.SimpleNamespace(run_id="the-run"))
+
+    def update_run(self, run_id, status):
+        self.calls.append(("continue", run_id, status))
+
+    def log_batch(self, run_id, metrics=(), params=()):
+        self.calls.append((run_id, [each[:2] for each in metrics], list(params)))
+
+    def set_terminated(self, run_id):
+        self.calls.append(("end", run_id))
+
+
+def test_mlflow_is_asked_for_what_its_client_has(tmp_path, monkeypatch, no_environment):
+    """Where MLflow is not installed too; test_mlflow_has... above is with the real one."""
+    monkeypatch.setattr(FakeClient, "calls", [])
+    modules = {name: types.ModuleType(name) for name in ("mlflow", "alembic")}
+    modules["mlflow.entities"] = entities = types.ModuleType("mlflow.entities")
+    modules["mlflow.tracking"] = tracking = types.ModuleType("mlflow.tracking")
+    entities.Metric = lambda name, value, timestamp, step: (name, value, step)
+    entities.Param = lambda name, value: (name, value)
+    tracking.MlflowClient = FakeClient
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    name = "pinsage_jax.tracking.mlflow_tracker"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    try:
+        log, opened = log_with(tmp_path, ["mlflow"])
+        log.write("validation", {"step": 2, "warm_hit@10": 0.25})
+        trackers.close_all(opened)
+        log_with(tmp_path, ["mlflow"], resume_step=2)
+    finally:
+        sys.modules.pop(name, None)
+    store = ("open", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert FakeClient.calls == [
+        store,
+        ("begin", "number of pinsage-jax", f"{tmp_path.parent.name}/{tmp_path.name}"),
+        ("the-run", [], [("epochs", "2.0"), ("preset", "paper")]),
+        ("the-run", [("validation/warm_hit_at_10", 0.25)], []),
+        ("end", "the-run"),
+        store,
+        ("continue", "the-run", "RUNNING"),
+    ]
 
 
 def test_a_tracker_that_fails_does_not_end_the_run(stand_in, tmp_path, caplog):
