@@ -203,9 +203,13 @@ class RecommendConfig(Checked):
     recommend_by: str = option(
         "auto",
         "How a history scores an item: by its mean vector, by medoids of its interests, by the sum "
-        "of powers or of exponentials of its similarities; auto: any of these but interests, "
+        "of powers or of exponentials of its similarities, by collections shared with it, by "
+        "spectral vectors of the graph, or by a mixture; auto: any of these but interests, "
         "whichever does best in validation.",
-        choices=("auto", "mean", "interests", "power", "attention"),
+        choices=(
+            *("auto", "mean", "interests", "power", "attention"),
+            *("cooccurrence", "spectral", "mixed"),
+        ),
     )
     recommend_interests: int = constant(3, "Most interests (clusters) used of a history.", low=1)
     recommend_ward: float = constant(

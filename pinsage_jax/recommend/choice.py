@@ -6,7 +6,8 @@ these collections, so that neither the network nor its neighborhoods contain the
 items.  Test edges are never used.
 
 First the shape (a power or a temperature) and the popularity exponent are chosen together,
-then the rarity exponent.  The criterion is NDCG@20.
+then the rarity exponent.  Scores by the graph alone and mixtures follow, see
+graph_choice.py.  The criterion is NDCG@20.
 
   U users, N items, Z embedding dimensions
 """
@@ -17,16 +18,21 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from pinsage_jax.config.search import RecommendConfig
+from pinsage_jax.evaluation.baselines_graph import incidence
 from pinsage_jax.evaluation.metrics import keyed_generator
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
+from pinsage_jax.recommend.graph_choice import NETWORK_BOUND, GraphChoice, GraphSearch, gains
+from pinsage_jax.recommend.graph_scores import GRAPH_METHODS, Cooccurrence, Mixture, Spectral
 from pinsage_jax.recommend.metrics import DEPTH, METRICS, per_user
 from pinsage_jax.recommend.scores import (
     Histories,
     Mean,
     Scan,
+    Scorer,
     Shape,
     Sharpened,
     best_items,
@@ -48,16 +54,25 @@ class Choice:
     """A scoring method and its hyperparameters.
 
     Attributes:
-      by: mean, interests, power or attention.
+      by: mean, interests, power, attention, cooccurrence, spectral or mixed.
       value: the power, or the temperature of attention.
       popularity: exponent of an item's 1 + degree; for power and attention.
       rarity: exponent of a history item's 1 / (1 + degree); for power and attention.
+      graph: scores by the graph; None where none were tried.  In a mixture `value`,
+        `popularity` and `rarity` are those of the network's part.
     """
 
     by: str
     value: float = 1.0
     popularity: float = 0.25
     rarity: float = 0.5
+    graph: GraphChoice | None = None
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Choice:
+        """The choice that dataclasses.asdict made `saved` of."""
+        graph = saved.get("graph")
+        return cls(**{**saved, "graph": graph and GraphChoice.from_json(graph)})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,12 +84,17 @@ class Validation:
       degree: int [N], number of edges of each item without those of these users.
       histories: the items of each user by which recommendations are scored.
       held_out: the items of each user that should be recommended.
+      graph: the graph without these users' other edges, but with their histories; None:
+        scores by the graph are not tried.
+      seed: of the spectral vectors.
     """
 
     vectors: np.ndarray
     degree: np.ndarray
     histories: Histories
     held_out: Histories
+    graph: Graph | None = None
+    seed: int = 0
 
 
 def validation_users(
@@ -93,7 +113,7 @@ def validation_users(
     """
     degree = split.train_graph.degree()[: graph.num_items]
     rng = keyed_generator(seed, "recommend")
-    histories, held_out = list[np.ndarray](), list[np.ndarray]()
+    histories, held_out, users = list[np.ndarray](), list[np.ndarray](), list[int]()
     for collection in rng.permutation(split.collections).tolist():
         items = graph.neighbors(graph.num_items + collection)
         items = items[degree[items] > 0]
@@ -104,16 +124,32 @@ def validation_users(
         mask[rng.choice(len(items), count, replace=False)] = True
         histories.append(items[~mask])
         held_out.append(items[mask])
+        users.append(collection)
     if not histories:
         return None
+    known = _concatenate(histories)
     return Validation(
-        np.asarray(vectors, np.float32), degree, _concatenate(histories), _concatenate(held_out)
+        np.asarray(vectors, np.float32), degree, known, _concatenate(held_out),
+        _with_histories(split.train_graph, graph, np.array(users), known), seed,
+    )  # fmt: skip
+
+
+def _with_histories(train: Graph, whole: Graph, users: np.ndarray, histories: Histories) -> Graph:
+    """The training graph with the edges from collections `users` to their histories."""
+    matrix, given = incidence(train), incidence(whole)
+    owners = users[histories.owners()]
+    mask = sparse.csr_array(
+        (np.ones(len(owners), np.float32), (histories.items, owners)), shape=given.shape
     )
+    edges = (matrix + given * mask).tocoo()
+    items, collections = (axis.astype(np.int32) for axis in edges.coords)
+    weights = None if whole.weights is None else edges.data
+    return Graph.from_edges(items, collections, whole.num_items, whole.num_collections, weights)
 
 
 def needs_validation(config: RecommendConfig) -> bool:
     """Whether --recommend_by leaves a setting to be chosen."""
-    return config.recommend_by in ("auto", "power", "attention")
+    return config.recommend_by not in ("mean", "interests")
 
 
 def choose(
@@ -127,13 +163,45 @@ def choose(
     Returns:
       The choice, and every candidate with its validation metrics (empty if none was tried).
     """
+    by = config.recommend_by
     if not needs_validation(config):
-        return Choice(config.recommend_by), []
+        return Choice(by), []
     if validation is None:
-        attention = config.recommend_by == "attention"
-        return Choice("attention", 0.3) if attention else Choice("power"), []
+        if by in GRAPH_METHODS:
+            # Without spectral vectors a mixture is its first part.
+            return Choice("cooccurrence", graph=GraphChoice()), []
+        return Choice("attention", 0.3) if by == "attention" else Choice("power"), []
+    tried = _network_candidates(by, validation, threads)
+    if validation.graph is not None and (by == "auto" or by in GRAPH_METHODS):
+        tried += _graph_candidates(by, validation, max(tried, key=_ndcg, default=None), threads)
+    table = [
+        {**dataclasses.asdict(choice), **dict(zip(METRICS, values.mean(axis=0).tolist()))}
+        for choice, values in tried
+    ]
+    allowed = [one for one in tried if by == "auto" or one[0].by == by] or tried
+    best = max((one for one in allowed if one[0].by != "mixed"), key=_ndcg, default=None)
+    mixed = max((one for one in allowed if one[0].by == "mixed"), key=_ndcg, default=None)
+    if best is None or (mixed is not None and gains(mixed[1], best[1])):
+        assert mixed is not None
+        best = mixed
+    return best[0], table
 
-    tried: list[tuple[Choice, np.ndarray]] = []
+
+# A candidate and the metrics of each user, float64 [U, 2].
+_Candidate = tuple[Choice, np.ndarray]
+
+
+def _ndcg(candidate: _Candidate) -> float:
+    return float(candidate[1][:, 1].mean())
+
+
+def _measure(validation: Validation, found: np.ndarray) -> np.ndarray:
+    return per_user(found, validation.held_out, np.diff(validation.held_out.indptr))
+
+
+def _network_candidates(by: str, validation: Validation, threads: int) -> list[_Candidate]:
+    """Powers, attention and the mean, by the network's vectors."""
+    tried: list[_Candidate] = []
 
     def run(shape: Shape, rarity: float, exponents: tuple[float, ...]) -> None:
         scorer = Sharpened(validation.vectors, validation.degree, shape, exponents, rarity, threads)
@@ -142,39 +210,102 @@ def choose(
             scan=Scan(threads, quiet=True),
         )  # fmt: skip
         for exponent, found in zip(exponents, ids):
-            tried.append((Choice(shape.kind, shape.value, exponent, rarity), _means(found)))
+            choice = Choice(shape.kind, shape.value, exponent, rarity)
+            tried.append((choice, _measure(validation, found)))
 
-    def _means(found: np.ndarray) -> np.ndarray:
-        sizes = np.diff(validation.held_out.indptr)
-        return per_user(found, validation.held_out, sizes).mean(axis=0)
-
-    def best() -> Choice:
-        return max(tried, key=lambda pair: pair[1][1])[0]
-
-    for shape in _shapes(config.recommend_by):
+    for shape in _shapes(by):
         run(shape, _FIRST_RARITY, POPULARITIES)
-    leader = best()
+    if not tried:
+        return tried
+    leader = max(tried, key=_ndcg)[0]
     for rarity in RARITIES:
         if rarity != _FIRST_RARITY:
             run(Shape(leader.by, leader.value), rarity, POPULARITIES)
-    if config.recommend_by == "auto":
+    if by in ("auto", "mixed"):
         ids, _ = best_items(
             Mean(validation.vectors), validation.histories, len(validation.vectors), DEPTH,
             scan=Scan(threads, quiet=True),
         )  # fmt: skip
-        tried.append((Choice("mean"), _means(ids)))
-    table = [
-        {**dataclasses.asdict(choice), **dict(zip(METRICS, values.tolist()))}
-        for choice, values in tried
+        tried.append((Choice("mean"), _measure(validation, ids)))
+    return tried
+
+
+def _graph_candidates(
+    by: str, validation: Validation, network: _Candidate | None, threads: int
+) -> list[_Candidate]:
+    """Co-occurrence, spectral vectors and mixtures of both, and then with the network's best."""
+    assert validation.graph is not None
+    search = GraphSearch(
+        validation.graph, validation.histories, lambda found: _measure(validation, found),
+        validation.seed, threads,
+    )  # fmt: skip
+    degree = validation.graph.degree()[: validation.graph.num_items]
+    best = search.cooccurrence()
+    parts: list[tuple[Scorer, float]] = [(Cooccurrence(validation.graph, best.choice.exponents), 1)]
+    found = None if by == "cooccurrence" else search.spectral(best.choice.exponents)
+    if found is not None:
+        spectral, bases = found
+        scorer = Spectral(bases, degree)
+        mixed = search.mixed(parts, spectral.choice, 1, scorer)
+        if gains(mixed.values, max(best, spectral, key=lambda one: one.ndcg).values):
+            best = mixed
+            parts.append((scorer, mixed.choice.weights[1]))
+    shape = {}
+    if network is not None:
+        choice = network[0]
+        shape = {"value": choice.value, "popularity": choice.popularity, "rarity": choice.rarity}
+        start = dataclasses.replace(best.choice, network=choice.by)
+        search.mixed(parts, start, 2, network_part(choice, validation.vectors, degree, threads))
+    return [
+        (Choice(one.by, **shape if one.choice.weights[2] else {}, graph=one.choice), one.values)
+        for one in search.tried
     ]
-    return best(), table
+
+
+def network_part(choice: Choice, vectors: np.ndarray, degree: np.ndarray, threads: int) -> Scorer:
+    """The network's part of a mixture, of choice.by: mean, power or attention."""
+    if choice.by == "mean":
+        return Mean(vectors)
+    return Sharpened(
+        vectors, degree, Shape(choice.by, choice.value), choice.popularity, choice.rarity, threads,
+        NETWORK_BOUND,
+    )  # fmt: skip
+
+
+def graph_scorer(
+    choice: Choice, graph: Graph, bases: np.ndarray, vectors: np.ndarray, threads: int
+) -> Scorer:
+    """The scorer of a choice among GRAPH_METHODS.
+
+    Args:
+      choice: the choice.
+      graph: the training graph.
+      bases: float32 [N, choice.graph.width], its item_bases.
+      vectors: float32 [N, Z], the network's.
+      threads: number of threads.
+    """
+    by_graph = choice.graph
+    assert by_graph is not None
+    degree = graph.degree()[: graph.num_items]
+    if choice.by == "spectral":
+        return Spectral(bases, degree)
+    first = Cooccurrence(graph, by_graph.exponents)
+    if choice.by == "cooccurrence":
+        return first
+    parts: list[tuple[Scorer, float]] = [(first, by_graph.weights[0])]
+    if by_graph.weights[1]:
+        parts.append((Spectral(bases, degree), by_graph.weights[1]))
+    if by_graph.weights[2]:
+        network = dataclasses.replace(choice, by=by_graph.network)
+        parts.append((network_part(network, vectors, degree, threads), by_graph.weights[2]))
+    return Mixture(parts)
 
 
 def _shapes(by: str) -> list[Shape]:
     """The shapes to try for --recommend_by."""
     shapes = [Shape("power", value) for value in POWERS]
     shapes += [Shape("attention", value) for value in TEMPERATURES]
-    return [shape for shape in shapes if by in ("auto", shape.kind)]
+    return [shape for shape in shapes if by in ("auto", "mixed", shape.kind)]
 
 
 def _concatenate(parts: list[np.ndarray]) -> Histories:

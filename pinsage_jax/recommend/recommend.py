@@ -26,27 +26,22 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.text_table import aligned, terminal_width, with_last_column
+from pinsage_jax.graph.csr import Graph
 from pinsage_jax.listing.filters import Filters
 from pinsage_jax.listing.rules import Listing, Rules, rules_of
 from pinsage_jax.recommend import metrics
 from pinsage_jax.recommend.choice import Choice, Validation, choose, needs_validation
+from pinsage_jax.recommend.graph_scores import GRAPH_METHODS, HistoryKnn, Popularity
 from pinsage_jax.recommend.recommender import Recommender
-from pinsage_jax.recommend.scores import (
-    TIE_RULE,
-    Histories,
-    HistoryKnn,
-    Popularity,
-    Scan,
-    best_items,
-    histories_of,
-)
+from pinsage_jax.recommend.scores import TIE_RULE, Histories, Scan, best_items, histories_of
 from pinsage_jax.recommend.walks import HistoryWalk
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.export_quality import evenly_spaced_rows, recall_per_query
 from pinsage_jax.retrieval.neighbors import query_ids, similar_ids
+from pinsage_jax.sampling.spectral import saved_bases
 
 RECOMMENDATIONS_FILE, SCORES_FILE = "recommendations.parquet", "recommend.json"
-CHOICE_FILE = "recommend_choice.json"
+CHOICE_FILE, VECTORS_FOLDER = "recommend_choice.json", "recommend_vectors"
 _MICROSECONDS_PER_DAY = 86_400_000_000
 _MAX_BLOCK_ROWS = 1 << 20
 _COMPARED_USERS = 100
@@ -101,10 +96,10 @@ def recommend(
     filters = Filters(config.search, graph, vectors, exclude_seen=False, rules=rules)
     recommender = Recommender(
         settings, choice, vectors, degree, threads, half_life, search, filters, exclude_history,
-        rules=rules,
+        rules=rules, graph=graph, bases=spectral_bases(config, choice, graph),
     )  # fmt: skip
     histories = histories_of(graph, times)
-    if search is not None:
+    if search is not None and choice.by not in GRAPH_METHODS:
         _log_index_recall(recommender, histories, listed)
     if users is not None:
         ids, scores = recommender.top_k(histories.select(users), listed)
@@ -117,10 +112,15 @@ def recommend(
     tested = histories.select(tests.users)
     pinsage = ids[tests.users] if users is None else recommender.top_k(tested, metrics.DEPTH)[0]
     ranked = {f"pinsage, {choice.by}": pinsage}
-    for by in ("mean", "interests"):
-        if choice.by != by:
-            variant = dataclasses.replace(recommender, choice=Choice(by))
-            ranked[f"pinsage, {by}"] = variant.top_k(tested, metrics.DEPTH)[0]
+    others = [Choice("mean"), Choice("interests")]
+    if choice.graph is not None:
+        single = dataclasses.replace(choice.graph, weights=(1.0, 0.0, 0.0))
+        others += [Choice("cooccurrence", graph=single)]
+        others += [Choice("spectral", graph=single)] if single.width else []
+    for other in others:
+        if choice.by != other.by:
+            variant = dataclasses.replace(recommender, choice=other)
+            ranked[f"pinsage, {other.by}"] = variant.top_k(tested, metrics.DEPTH)[0]
     walk = HistoryWalk(graph, config.sampling, config.seed, threads)
     for baseline in (Popularity(graph), HistoryKnn(graph), walk):
         ranked[baseline.name] = best_items(
@@ -167,19 +167,34 @@ def items_for(
       UserError: the listing is wrong.
     """
     saved = saved_choice(config, vectors)
+    choice = saved[0] if saved else Choice("mean")
     rules = Rules(listing, prepared.item_columns, None) if listing.has_rules else None
     recommender = Recommender(
         config.recommend,
-        saved[0] if saved else Choice("mean"),
+        choice,
         vectors,
         prepared.graph.degree()[: prepared.graph.num_items],
         config.host_threads,
         filters=Filters(config.search, prepared.graph, vectors, exclude_seen=False, rules=rules),
         quiet=True,
         rules=rules,
+        graph=prepared.graph,
+        bases=spectral_bases(config, choice, prepared.graph),
     )
     one = Histories(np.array([0, len(history)], np.int64), history.astype(np.int32))
     return recommender.top_k(one, k)
+
+
+def spectral_bases(config: Config, choice: Choice, graph: Graph) -> np.ndarray:
+    """The spectral vectors that a choice scores by, float32 [N, D]; without any, [N, 0].
+
+    They are made once and saved in WORKDIR/recommend_vectors/.
+    """
+    width = choice.graph.width if choice.graph is not None else 0
+    if width == 0:
+        return np.empty((graph.num_items, 0), np.float32)
+    fingerprint = files.fingerprint([graph.digest(), width, config.seed])
+    return saved_bases(config.workdir, graph, width, config.seed, fingerprint, VECTORS_FOLDER)
 
 
 def _log_index_recall(recommender: Recommender, histories: Histories, k: int) -> None:
@@ -232,7 +247,7 @@ def saved_choice(config: Config, vectors: np.ndarray) -> tuple[Choice, list[dict
     saved = files.read_json(path)
     if saved.get("fingerprint") != _choice_fingerprint(config, vectors):
         return None
-    return Choice(**saved["choice"]), saved["candidates"]
+    return Choice.from_json(saved["choice"]), saved["candidates"]
 
 
 def _choice_fingerprint(config: Config, vectors: np.ndarray) -> str:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 
 import numpy as np
 
 from pinsage_jax.config.search import RecommendConfig
+from pinsage_jax.graph.csr import Graph
 from pinsage_jax.listing.filters import Filters
 from pinsage_jax.listing.rules import Rules
 from pinsage_jax.recommend import multi_interest
 from pinsage_jax.recommend.ann import best_of_candidates
-from pinsage_jax.recommend.choice import Choice
+from pinsage_jax.recommend.choice import Choice, graph_scorer
+from pinsage_jax.recommend.graph_scores import GRAPH_METHODS
 from pinsage_jax.recommend.scores import (
     Histories,
     Mean,
@@ -70,6 +73,8 @@ class Recommender:
       exclude_history: whether items of the history are excluded.
       quiet: whether to show no progress bar.
       rules: which items may be recommended, and boosts of their scores; None: all, and none.
+      graph: the training graph, and
+      bases: float32 [N, D], its spectral vectors, for the choices that score by them.
     """
 
     config: RecommendConfig
@@ -83,6 +88,8 @@ class Recommender:
     exclude_history: bool = True
     quiet: bool = False
     rules: Rules | None = None
+    graph: Graph | None = None
+    bases: np.ndarray | None = None
 
     def top_k(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Recommends k items to each user.
@@ -94,21 +101,31 @@ class Recommender:
             return self._unfiltered(histories, k)
         return self.filters.top_k(
             lambda users, depth: self._unfiltered(histories.select(users), depth),
-            len(histories), k, histories.of, self.search is None,
+            len(histories), k, histories.of, self.search is None or self._by_graph,
+        )  # fmt: skip
+
+    @property
+    def _by_graph(self) -> bool:
+        return self.choice.by in GRAPH_METHODS
+
+    @functools.cached_property
+    def _scorer(self) -> Scorer:
+        """What scores histories, for all methods but interests."""
+        choice = self.choice
+        if self._by_graph:
+            assert self.graph is not None and self.bases is not None
+            return graph_scorer(choice, self.graph, self.bases, self.vectors, self.threads)
+        if choice.by == "mean":
+            return Mean(self.vectors)
+        return Sharpened(
+            self.vectors, self.degree, Shape(choice.by, choice.value), choice.popularity,
+            choice.rarity, self.threads,
         )  # fmt: skip
 
     def _unfiltered(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
-        choice = self.choice
-        if choice.by == "interests":
+        if self.choice.by == "interests":
             return self._by_interests(histories, k)
-        if choice.by == "mean":
-            scorer: Scorer = Mean(self.vectors)
-        else:
-            shape = Shape(choice.by, choice.value)
-            scorer = Sharpened(
-                self.vectors, self.degree, shape, choice.popularity, choice.rarity, self.threads
-            )
-        return self._best(scorer, histories, k, self._excluded(histories), quiet=self.quiet)
+        return self._best(self._scorer, histories, k, self._excluded(histories), quiet=self.quiet)
 
     def _excluded(self, histories: Histories) -> Histories:
         """The items that must not be recommended to each user."""
@@ -132,7 +149,12 @@ class Recommender:
                 exclude=not_listed, items=allowed, scan=Scan(self.threads, quiet=quiet),
             )  # fmt: skip
 
-        if self.search is None or not enough_for_index(self.rules, len(self.vectors)):
+        # An index over the vectors does not know what the graph's scores would find.
+        if (
+            self.search is None
+            or self._by_graph
+            or not enough_for_index(self.rules, len(self.vectors))
+        ):
             return exact(histories, exclude)
         mask = None if self.rules is None else self.rules.mask
         ids, scores = best_of_candidates(

@@ -20,18 +20,15 @@ import numpy as np
 from scipy import sparse
 
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.evaluation.baselines_graph import incidence
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.recommend import kernels
 
 TIE_RULE = "of equal scores the item that comes first in the catalog"
 
 _COLUMNS = 512
-_MAX_USERS = 1 << 15
+MAX_USERS = 1 << 15
 # Distinct items in the histories of a tile: limits its similarities to 128 MiB.
 _MAX_ROWS = 1 << 16
-# A user's row of item-kNN over collections is nearly dense, so a tile has fewer users.
-_MAX_KNN_USERS = 1 << 11
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,7 +116,9 @@ class Scorer(Protocol):
         """Prepares a tile of users."""
 
 
-def _row_per_user(count: int, similarities: Callable[[slice | np.ndarray], np.ndarray]) -> Tile:
+def row_per_user(count: int, similarities: Callable[[slice | np.ndarray], np.ndarray]) -> Tile:
+    """A tile of `count` users whose scores are `similarities` of columns, float32 [U, c]."""
+
     def block(columns: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = similarities(columns)
         return rows, np.ones((1, rows.shape[1]), np.float32)
@@ -132,7 +131,7 @@ class Mean:
     """Inner product with the mean of the history's vectors."""
 
     name = "mean"
-    max_users = _MAX_USERS
+    max_users = MAX_USERS
 
     def __init__(self, vectors: np.ndarray):
         """Takes the items' vectors, float32 [N, D]."""
@@ -147,7 +146,7 @@ class Mean:
             shape=(len(histories), len(self._vectors)),
         )
         means = np.asarray(averaging @ self._vectors, np.float32)
-        return _row_per_user(len(histories), lambda columns: means @ self._vectors[columns].T)
+        return row_per_user(len(histories), lambda columns: means @ self._vectors[columns].T)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +166,7 @@ class Sharpened:
     trained by softmax at temperature t.
     """
 
-    max_users = _MAX_USERS
+    max_users = MAX_USERS
 
     def __init__(
         self,
@@ -177,6 +176,7 @@ class Sharpened:
         popularity: float | tuple[float, ...],
         rarity: float,
         threads: int,
+        bound: float | None = None,
     ):
         """Prepares the scales of items and the weights of history items.
 
@@ -188,6 +188,7 @@ class Sharpened:
             many variants of the score.
           rarity: exponent of a history item's 1 / (1 + degree).
           threads: number of threads.
+          bound: subtracted from similarities in attention; None: an upper bound of them.
         """
         self.name = shape.kind
         self._vectors, self._shape, self._threads = vectors, shape, threads
@@ -195,7 +196,9 @@ class Sharpened:
         self._scales = ((1.0 + degree) ** exponents[:, None]).astype(np.float32)
         self._item_weights = ((1.0 + degree) ** -rarity).astype(np.float32)
         # An upper bound of all similarities; subtracted, it keeps exponentials from overflow.
-        self._bound = float(np.square(vectors, dtype=np.float64).sum(axis=1).max(initial=0.0))
+        if bound is None:
+            bound = float(np.square(vectors, dtype=np.float64).sum(axis=1).max(initial=0.0))
+        self._bound = bound
 
     def tile(self, histories: Histories) -> Tile:
         """Prepares a tile with one similarity row per distinct item of the histories."""
@@ -222,45 +225,6 @@ class Sharpened:
         similarities -= np.float32(self._bound)
         similarities *= np.float32(1.0 / self._shape.value)
         np.exp(similarities, out=similarities)
-
-
-class Popularity:
-    """Baseline: scores every item by its degree, whatever the history."""
-
-    name = "popularity"
-    max_users = _MAX_USERS
-
-    def __init__(self, graph: Graph):
-        self._degree = graph.degree()[None, : graph.num_items].astype(np.float32)
-
-    def tile(self, histories: Histories) -> Tile:
-        """Prepares a tile with a single similarity row, shared by all users."""
-        tile = _row_per_user(len(histories), lambda columns: self._degree[:, columns])
-        return dataclasses.replace(tile, rows=np.zeros(len(histories), np.int32))
-
-
-class HistoryKnn:
-    """Item-kNN baseline: sum over the history of the cosine of two items' incidence rows."""
-
-    name = "item_knn"
-    max_users = _MAX_KNN_USERS
-
-    def __init__(self, graph: Graph):
-        matrix = incidence(graph)
-        size = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1), np.float64).ravel())
-        scale = np.where(size > 0, 1.0 / np.where(size > 0, size, 1.0), 0.0)
-        self._rows = sparse.csr_array(sparse.diags_array(scale.astype(np.float32)) @ matrix)
-
-    def tile(self, histories: Histories) -> Tile:
-        """Prepares a tile with one similarity row per user."""
-        summing = sparse.csr_array(
-            (np.ones(len(histories.items), np.float32), histories.items, histories.indptr),
-            shape=(len(histories), self._rows.shape[0]),
-        )
-        sums = sparse.csr_array(summing @ self._rows)
-        return _row_per_user(
-            len(histories), lambda columns: (sums @ self._rows[columns].T).toarray()
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,30 +66,36 @@ def item_bases(graph: Graph, dim: int, seed: int) -> np.ndarray:
 
 
 def saved_bases(
-    workdir: str | pathlib.Path, graph: Graph, dim: int, seed: int, fingerprint: str
+    workdir: str | pathlib.Path,
+    graph: Graph,
+    dim: int,
+    seed: int,
+    fingerprint: str,
+    folder: str = FOLDER,
 ) -> np.ndarray:
     """Loads the item_bases of the training graph, or computes and saves them.
 
-    They are saved in WORKDIR/spectral/ because a trained network depends on these vectors.
+    They are saved in a folder of WORKDIR because a trained network depends on these vectors.
     A damaged file is computed again, with the same result.
 
     Args:
       workdir: folder of the run.
       graph, dim, seed: see item_bases.
       fingerprint: identifies the graph and the settings that the vectors depend on.
+      folder: name of the folder.
     """
-    folder = pathlib.Path(workdir) / FOLDER
-    manifest = folder / "manifest.json"
+    path = pathlib.Path(workdir) / folder
+    manifest = path / "manifest.json"
     if manifest.exists():
         try:
             saved = files.read_checked_json(manifest)
             if saved["fingerprint"] == fingerprint:
-                files.verify_checksums(folder, saved["files"])
-                return files.read_array(folder / "bases.npy")
+                files.verify_checksums(path, saved["files"])
+                return files.read_array(path / "bases.npy")
         except UserError as error:
             logging.warning("%s; computing it again.", str(error).split(";")[0])
     bases = item_bases(graph, dim, seed)
-    with files.atomic_folder(folder) as temporary:
+    with files.atomic_folder(path) as temporary:
         files.write_array(temporary / "bases.npy", bases)
         sums = files.checksums(temporary, ["bases.npy"])
         content = {"fingerprint": fingerprint, "files": sums}

@@ -32,7 +32,7 @@ from pinsage_jax.listing.filters import Filters
 from pinsage_jax.listing.rules import Listing, Rules
 from pinsage_jax.ranking.ranker import Ranker
 from pinsage_jax.recommend.choice import Choice
-from pinsage_jax.recommend.recommend import saved_choice
+from pinsage_jax.recommend.recommend import saved_choice, spectral_bases
 from pinsage_jax.recommend.recommender import Recommender
 from pinsage_jax.recommend.scores import Histories
 from pinsage_jax.reporting.sources import Source, directions_of
@@ -90,15 +90,18 @@ class Service:
         # A dictionary, because IdTable.lookup hashes all ids in every call.
         self._row_of = {name: row for row, name in enumerate(prepared.item_ids.ids.to_pylist())}
         saved = saved_choice(self.config, vectors)
+        choice = saved[0] if saved else Choice("mean")
         self._recommender = Recommender(
             self.config.recommend,
-            saved[0] if saved else Choice("mean"),
+            choice,
             vectors,
             self._degree,
             # Requests run in parallel, so each has a single thread.
             threads=1,
             search=index,
             quiet=True,
+            graph=prepared.graph,
+            bases=spectral_bases(self.config, choice, prepared.graph),
         )
         self._methods = NeighborsByMethod(self.config, prepared, vectors, threads=1)
         # Opened now: later the file may be that of another model.

@@ -19,6 +19,7 @@ from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import validation_split
 from pinsage_jax.recommend import choice as recommend_choice
+from pinsage_jax.recommend import graph_scores as gs
 from pinsage_jax.recommend import metrics, multi_interest, walks
 from pinsage_jax.recommend import scores as rs
 from pinsage_jax.recommend.choice import Choice, Validation, choose, validation_users
@@ -75,7 +76,7 @@ def test_best_items_are_those_of_sorting(name, small, monkeypatch):
     elif name == "mean":
         scorer = rs.Mean(vectors)
     else:
-        scorer = rs.Popularity(graph) if name == "popularity" else rs.HistoryKnn(graph)
+        scorer = gs.Popularity(graph) if name == "popularity" else gs.HistoryKnn(graph)
     if small:
         # Many tiles, among them users with more items than a tile should hold.
         monkeypatch.setattr(rs, "_MAX_ROWS", 9)
