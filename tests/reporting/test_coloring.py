@@ -9,7 +9,12 @@ import pytest
 from pinsage_jax.catalog.item_columns import ItemColumns
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.reporting.sections.coloring import MAX_GROUPS, check_column, groups_of
+from pinsage_jax.reporting.sections.coloring import (
+    MAX_GROUPS,
+    check_column,
+    groups_of,
+    note_on_others,
+)
 
 
 def columns_of(values: pa.Array) -> ItemColumns:
@@ -66,6 +71,15 @@ def test_times_truth_and_lists():
 def test_a_column_without_values():
     assert grouped([None, None], TEXT) == ([0, 0], ["other or none"])
     assert grouped([float("nan")] * 3, pa.float64()) == ([0, 0, 0], ["other or none"])
+
+
+def test_a_note_says_if_most_items_are_gray():
+    labels = ["a", "other or none"]
+    assert note_on_others("<kind>", np.array([0, 1]), labels) == ""
+    note = note_on_others("<kind>", np.array([0, 1, 1]), labels)
+    assert "67% of the items" in note and "&lt;kind&gt;" in note
+    assert note_on_others("kind", np.array([1, 1, 0]), ["a", "b"]) == ""
+    assert note_on_others("kind", *groups_of(columns_of(pa.array([], TEXT)), "kind")) == ""
 
 
 def test_an_unknown_column_is_named_with_the_nearest():

@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 
 from pinsage_jax.catalog.item_columns import ItemColumns
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.reporting import page
+from pinsage_jax.reporting.page import Html
 
 # The last color of figures.COLORS is a neutral one, for other and missing values.
 MAX_GROUPS = 8
@@ -58,6 +60,17 @@ def groups_of(columns: ItemColumns, name: str) -> tuple[np.ndarray, list[str]]:
     if ordered and len(counts) > MAX_GROUPS:
         return _fifths(values)
     return _frequent(values, counts, ordered)
+
+
+def note_on_others(name: str, groups: np.ndarray, labels: list[str]) -> Html:
+    """A note if most items have a rarer value of the column or none; otherwise nothing."""
+    share = float(np.mean(groups == len(labels) - 1)) if _OTHERS in labels[-1:] else 0.0
+    if share <= 0.5:
+        return page.join(())
+    return page.note(
+        f"{share:.0%} of the items have another value of ", page.user_text(name, 60), " or none, "
+        "and are gray.",
+    )  # fmt: skip
 
 
 def _frequent(

@@ -74,7 +74,7 @@ def provenance(source: Source) -> Html:
         told = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in stages.items())
         rows.append(("time", f"{_duration(sum(stages.values()))}: {told}"))
     if isinstance(cost.get("pairs"), int) and cost["pairs"]:
-        rows.append(("training pairs of this time", f"{cost['pairs']:,}"))
+        rows.append(("training pairs processed", f"{cost['pairs']:,}"))
     if isinstance(cost.get("peak_memory_bytes"), int):
         rows.append(("peak memory", f"{cost['peak_memory_bytes'] / _GIB:.1f} GiB"))
     parts = [page.table("Run", ("quantity", "value"), rows)] if rows else []

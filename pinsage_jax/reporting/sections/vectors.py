@@ -93,7 +93,7 @@ def projections(prepared: Prepared, embeddings: np.ndarray, seed: int, column: s
         coloring.check_column(prepared.item_columns, column)
         colorings.append((column, *coloring.groups_of(prepared.item_columns, column)))
     charts: list[list[Html]] = [[] for _ in colorings]
-    notes = []
+    notes = [coloring.note_on_others(*colorings[1])] if column else []
     for key, name, vectors in (
         ("pinsage", "PinSage", embeddings),
         ("features", "Raw features", prepared.features),
