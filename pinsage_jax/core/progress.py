@@ -88,8 +88,10 @@ class Progress:
         text = f"{self._name}: {self._done:,}"
         if self._done == self._total:
             text += f" {self._unit} in {seconds:.0f} s, {rate:,.1f}/s"
+        elif self._total and not self._done:
+            text += f"/{self._total:,} {self._unit}"
         elif self._total:
-            left = (self._total - self._done) / max(rate, 1e-9)
+            left = (self._total - self._done) / rate
             text += f"/{self._total:,} {self._unit}, {rate:,.1f}/s, {left:.0f} s left"
         else:
             text += f" {self._unit}, {rate:,.1f}/s"

@@ -86,6 +86,17 @@ def test_a_full_bar_below_another_goes(logged):
     assert longer._bar.leave is True
 
 
+def test_before_the_first_unit_no_time_is_forecast(logged, monkeypatch):
+    stream = logged(io.StringIO())
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with pytest.raises(KeyError), Progress(total=4, unit="training", name="ablate"):
+        now[0] = 30.0
+        raise KeyError
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith("ablate: 0/4 training")
+
+
 def test_elsewhere_the_end_is_one_line(logged, monkeypatch):
     lines = []
     monkeypatch.setattr(progress.logging, "info", lambda text, *a: lines.append(text % a))
