@@ -161,9 +161,13 @@ class Config(Checked):
                 "every epoch; drop one of the two, or take --neighborhood_store=memory."
             )
         if self.mode == "export" and not (self.vector_store.writes or self.vector_store.check):
-            raise UserError(f"--mode=export needs --to, one of {', '.join(STORES)}, or --check.")
+            raise UserError(
+                f"--mode=export needs --to, one of {', '.join(STORES)}, --export_model or --check."
+            )
         if self.vector_store.writes and self.vector_store.check:
-            raise UserError("--to writes files and --check compares a store; give one of them.")
+            raise UserError(
+                "--to and --export_model write files, and --check compares a store; give it alone."
+            )
         least, dim = 1 + int(self.model.popularity_bias), self.embed.export_dim
         if dim and not least <= dim <= self.model.output_dim:
             raise UserError(

@@ -125,6 +125,11 @@ class VectorStoreConfig(Checked):
         "Write vectors of unit length with one more coordinate, for a store that compares by "
         "cosine; the order is that of inner products.",
     )
+    export_model: bool = option(
+        False,
+        "--mode=export: write the encoder of new items without edges as StableHLO, which JAX runs "
+        "without this package, to WORKDIR/encoder.",
+    )
     check: str = option(
         "",
         "Compare a store with this model instead: a folder that --to wrote, a LanceDB database, or "
@@ -133,8 +138,8 @@ class VectorStoreConfig(Checked):
 
     @property
     def writes(self) -> bool:
-        """Whether --to names a store."""
-        return self.to != NO_STORE
+        """Whether files are written: for a store, or of the model."""
+        return self.to != NO_STORE or self.export_model
 
     def validate(self) -> None:
         super().validate()

@@ -24,7 +24,8 @@ _LIST = "exchange.json"
 _OF_A_MODEL = (
     "prepared", "inputs", "run.flags", "checkpoints", "metrics.jsonl", "tensorboard", "costs.json",
     "run.json", "report_figures", "tracking.json", "mlflow.db", "wandb",
-    "embeddings", "new_embeddings", "updated", "index", "stores", "ranker.json", "eval.json",
+    "embeddings", "new_embeddings", "updated", "index", "stores", "encoder", "ranker.json",
+    "eval.json",
     "eval_ranks.parquet", "tables", "report.html", "explorer.html", "explain", "compare.json",
     "related_items.parquet", "neighbors.parquet", "new_neighbors.parquet",
     "recommendations.parquet", "recommend.json", "recommend_choice.json", "layers", "neighborhoods",

@@ -132,6 +132,28 @@ def embed_all(
         return whole.output(config.num_layers)
 
 
+def messages_of(
+    config: ModelConfig,
+    params: Any,
+    inputs: Inputs,
+    lists: tuple[np.ndarray | ListColumn, np.ndarray | ListColumn],
+    options: PassOptions,
+    nodes: np.ndarray,
+) -> list[np.ndarray]:
+    """What some nodes send in each layer, float32 [n, M] each.
+
+    Args:
+      params, inputs, lists: of every node, as in embed_all.
+      nodes: int [n].
+    """
+    count, layers = len(lists[0]), config.num_layers
+    rows = NeededRows(np.arange(count, dtype=np.int32), (count,) * (layers + 1))
+    total = max(2 * layers - 1, 0) * count
+    with Progress(total, "row", "messages", quiet=options.quiet) as progress:
+        whole = _Pass(Stages(config, params), inputs, lists, rows, options, progress)
+        return [whole.messages(layer)[nodes] for layer in range(1, layers + 1)]
+
+
 class _Pass:
     """One pass over the nodes; a table is computed when it is first read.
 
@@ -184,7 +206,7 @@ class _Pass:
             tables.drop(f"layer{layer - 1}")
         return table
 
-    def _messages(self, layer: int) -> np.ndarray:
+    def messages(self, layer: int) -> np.ndarray:
         """Messages float32 [R_(layer - 1), M] of all rows that a layer reads."""
         rows = self._sizes[layer - 1]
         reads = [self._reader(layer - 1), self._read_ids]
@@ -210,7 +232,7 @@ class _Pass:
         return self._nodes[begin:end]
 
     def _read_pooled(self, layer: int, begin: int, end: int) -> np.ndarray:
-        messages, pooling = self._messages(layer), self._stages.config.pooling
+        messages, pooling = self.messages(layer), self._stages.config.pooling
         pooled = np.empty((end - begin, messages.shape[1]), np.float32)
         ids, weights = (column[begin:end] for column in self._lists)
 

@@ -207,6 +207,8 @@ def extras_of(config: Config) -> list[tuple[str, str, tuple[str, ...]]]:
         found.append((f"--search={config.search.search}", "ann", ("faiss",)))
     if mode == "export" and config.vector_store.to == "lancedb":
         found.append(("--to=lancedb", "lancedb", ("lancedb",)))
+    if mode == "export" and config.vector_store.export_model:
+        found.append(("--export_model", "stablehlo", ("flatbuffers",)))
     if mode == "serve":
         found.append(("--mode=serve", "serve", ("fastapi", "uvicorn", "fastapi_offline")))
     named = {name.strip() for name in config.evaluate.baselines.split(",")}

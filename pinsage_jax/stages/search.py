@@ -12,6 +12,7 @@ from pinsage_jax.catalog.additions import Additions
 from pinsage_jax.catalog.extended import with_additions
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
+from pinsage_jax.config.tools import NO_STORE
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import Table, open_table
 from pinsage_jax.export.reader import load_embeddings
@@ -189,13 +190,30 @@ def index(config: Config) -> dict[str, Any]:
 
 
 def export(config: Config) -> dict[str, Any] | str:
-    """Writes the embeddings for a vector store (--to), or checks what one holds (--check)."""
-    from pinsage_jax.stores.writer import check_store, write_store
+    """Hands the run to other programs: --to, --export_model, or --check of what a store holds.
+
+    Returns:
+      What was noted of the last export written, or the sentence of the check.
+    """
+    from pinsage_jax.stores.writer import check_store, version_of, write_store
 
     prepared = open_prepared(config.workdir)
+    weight, settings = config.search.popularity_weight, config.vector_store
     vectors = listed_vectors(config, prepared)
-    work = check_store if config.vector_store.check else write_store
-    return work(config, prepared.item_columns, vectors)
+    if settings.check:
+        return check_store(config, prepared.item_columns, vectors)
+    about: dict[str, Any] = {}
+    if settings.to != NO_STORE:
+        about = write_store(config, prepared.item_columns, vectors)
+    if settings.export_model:
+        from pinsage_jax.inference.exported_encoder import FOLDER, write_encoder
+        from pinsage_jax.stages.checkpoint import open_new_items
+
+        model, codec = open_new_items(config, prepared)
+        version = version_of(config.workdir, weight)
+        about = write_encoder(config.workdir, model, codec.transform, version, weight)
+        logging.info("export: the encoder of new items is in %s/%s", config.workdir, FOLDER)
+    return about
 
 
 def recommend(config: Config) -> dict[str, Any] | None:

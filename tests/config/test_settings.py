@@ -63,6 +63,7 @@ LATER: frozenset[str] = frozenset(
         "check",
         "export_columns",
         "export_folder",
+        "export_model",
         "export_table",
         "to",
         "unit_length",

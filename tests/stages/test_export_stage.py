@@ -104,8 +104,8 @@ def test_a_mistake_leaves_the_last_export(run):
 @pytest.mark.parametrize(
     "settings, sentence",
     [
-        ({}, r"--mode=export needs --to, one of lancedb, .*redis, or --check"),
-        ({"to": "qdrant", "check": "a"}, r"give one of them"),
+        ({}, r"--mode=export needs --to, one of lancedb, .*redis, --export_model or --check"),
+        ({"to": "qdrant", "check": "a"}, r"--check compares a store; give it alone"),
         ({"to": "qdrant", "export_table": "My items"}, r"--export_table=My items: small letters"),
         ({"to": "chroma"}, r"--to"),
     ],
