@@ -121,7 +121,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "search": (*_LISTING, "serve"),
     "related_by": _SHOWING,
     "new_item_price": _SHOWING,
-    "popularity_weight": (*_SHOWING, "recommend", "explain", "rank", "compare"),
+    "popularity_weight": (*_SHOWING, "recommend", "explain", "rank", "compare", "export"),
     **dict.fromkeys(
         ("exclude_seen", "one_per_collection", "min_degree", "where", "boost", "one_per",
          "block_items", "allow_items", "diversity"),
