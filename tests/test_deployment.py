@@ -116,6 +116,7 @@ def test_the_night_begins_at_two(now):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_the_steps_of_the_image_run_in_a_fresh_environment(tmp_path):
     source, environment = tmp_path / "source", tmp_path / "venv"
     source.mkdir()
