@@ -16,7 +16,6 @@ from pinsage_jax.distributed import process_group
 from pinsage_jax.export import writer
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
-from pinsage_jax.reporting.first_query import first_query
 from pinsage_jax.retrieval.popularity import weigh_popularity
 
 
@@ -63,6 +62,9 @@ def embeddings(config: Config) -> tuple[list[str], np.ndarray]:
 def first_item_id(folder: str) -> str:
     """The id of the item whose related items are worth a first look; its rule: first_query.py."""
     prepared = open_prepared(folder)
+    # Most commands that list neighbors need none of what this imports.
+    from pinsage_jax.reporting.first_query import first_query
+
     return prepared.item_ids.ids[first_query(prepared, load_embeddings(folder, prepared))].as_py()
 
 

@@ -14,7 +14,7 @@ import pinsage_jax
 from pinsage_jax.config.data import SyntheticCatalog
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.flagfiles import RUN_FLAGS
-from pinsage_jax.stages.runs import remember
+from pinsage_jax.stages.runs import first_item_id, remember
 
 
 def same(first, second, without=("mode", "threads")):
@@ -195,7 +195,8 @@ def test_what_is_said_is_for_a_person(shop, capfd):
     last = re.sub("^[0-9:]+ ", "", lines[-1])
     assert last == (
         f"next: open {other}/report.html; list related items with --workdir={other} "
-        f"--mode=neighbors --query=ID; the vectors are in {other}/embeddings"
+        f"--mode=neighbors --query={first_item_id(str(other))}; "
+        f"the vectors are in {other}/embeddings"
     )
     assert any(line.endswith(f"next: --workdir={shop / 'run'} --mode=train") for line in lines)
 
