@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from pinsage_jax.config.fields import Checked, constant, option
 from pinsage_jax.core.errors import UserError
@@ -166,15 +167,74 @@ class SearchConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class ServeConfig(Checked):
-    """The explorer page of --mode=report and the HTTP service of --mode=serve."""
+class ExplorerConfig(Checked):
+    """The explorer: the page of --mode=report, and that of --mode=serve."""
 
+    show_columns: str = option(
+        "", "Comma-separated columns of --items that the explorer shows beside each item."
+    )
+    image_column: str = option(
+        "",
+        "Column of --items with a picture of each item: a path below --data_dir (or the folder "
+        "of --items), or an address at one of --image_hosts.",
+    )
+    image_hosts: str = option(
+        "",
+        "Comma-separated hosts that the explorer may load pictures from, such as "
+        "img.example.com; with http:// before it, one without TLS.",
+    )
+    map_layout: str = option(
+        "auto",
+        "How the map lays out the items: by UMAP, which keeps neighbors together (extra map), or "
+        "by two principal components; auto: UMAP if it is installed, from 1,000 items on.",
+        choices=("auto", "umap", "pca"),
+    )
     explorer_limit: int = constant(
         50_000,
         "Catalogs with more items get no explorer.html beside the report (it would be tens of "
         "MiB); --mode=serve shows them.",
         low=0,
     )
+    explorer_edges: int = constant(
+        1_000_000,
+        "Catalogs with more edges get an explorer.html without collections; --mode=serve shows "
+        "them.",
+        low=0,
+    )
+    explorer_image_mb: float = constant(
+        16.0, "Most megabytes of thumbnails in explorer.html.", low=0.0
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        image_origins(self.image_hosts)
+        if self.image_hosts and not self.image_column:
+            raise UserError(
+                f"--image_hosts={self.image_hosts} needs --image_column, whose addresses it allows."
+            )
+
+
+def image_origins(hosts: str) -> tuple[str, ...]:
+    """The origins that --image_hosts allows, as a content security policy names them.
+
+    Raises:
+      UserError: one is no host.
+    """
+    origins = []
+    for host in filter(None, (part.strip().lower() for part in hosts.split(","))):
+        if not re.fullmatch(r"(https?://)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?", host):
+            raise UserError(
+                f"--image_hosts: '{host}' is no host; write it like img.example.com, without a "
+                "path or wildcards."
+            )
+        origins.append(host if "://" in host else f"https://{host}")
+    return tuple(origins)
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeConfig(Checked):
+    """The HTTP service of --mode=serve."""
+
     serve_host: str = option(
         "127.0.0.1", "Address to listen on; the default is reached from this machine only."
     )

@@ -29,7 +29,13 @@ from pinsage_jax.config.fields import Checked, from_values, option
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.presets import NO_PRESET, PRESETS, with_preset
 from pinsage_jax.config.sampling import SamplingConfig, StoreConfig
-from pinsage_jax.config.search import EvalConfig, RecommendConfig, SearchConfig, ServeConfig
+from pinsage_jax.config.search import (
+    EvalConfig,
+    ExplorerConfig,
+    RecommendConfig,
+    SearchConfig,
+    ServeConfig,
+)
 from pinsage_jax.config.spark import SparkConfig
 from pinsage_jax.config.tools import (
     STORES,
@@ -96,6 +102,7 @@ class Config(Checked):
     new: NewItemsConfig = NewItemsConfig()
     update: UpdateConfig = UpdateConfig()
     store: StoreConfig = StoreConfig()
+    explorer: ExplorerConfig = ExplorerConfig()
     serve: ServeConfig = ServeConfig()
     spark: SparkConfig = SparkConfig()
     prune: PruneConfig = PruneConfig()

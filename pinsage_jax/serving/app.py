@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import anyio
 import anyio.to_thread
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
@@ -42,6 +42,8 @@ from pinsage_jax.serving.service import RequestError, Service
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 # Requests in progress, beyond which the answer is 503.
 MOST_REQUESTS = 256
+
+_T = TypeVar("_T")
 
 
 def make_app(
@@ -156,23 +158,45 @@ def _add_explorer(app: FastAPI, current: Current) -> None:
 
     @app.get("/", include_in_schema=False)
     def page() -> HTMLResponse:
-        return HTMLResponse(current.service.page(), headers={"X-Frame-Options": "DENY"})
+        html = current.service.explorer.page()
+        return HTMLResponse(html, headers={"X-Frame-Options": "DENY"})
 
     @app.get("/explorer/search", include_in_schema=False)
     def search(query: str, limit: int = 20) -> JSONResponse:
-        return JSONResponse(current.service.search_catalog(query, max(limit, 0)))
+        return JSONResponse(current.service.explorer.search(query, max(limit, 0)))
 
     @app.get("/explorer/item", include_in_schema=False)
     def item(id: str) -> JSONResponse:
-        return JSONResponse(current.service.item(id))
+        return JSONResponse(_found(current.service.explorer.item(id), "item"))
+
+    @app.get("/explorer/collection", include_in_schema=False)
+    def collection(id: str, limit: int = 200) -> JSONResponse:
+        return JSONResponse(_found(current.service.explorer.collection(id, limit), "collection"))
+
+    @app.get("/explorer/review", include_in_schema=False)
+    def review() -> JSONResponse:
+        return JSONResponse(current.service.explorer.review())
 
     @app.get("/explorer/random", include_in_schema=False)
     def random_item() -> JSONResponse:
-        return JSONResponse(current.service.random_item())
+        return JSONResponse(current.service.explorer.random_item())
 
     @app.get("/explorer/map", include_in_schema=False)
     def map_data() -> JSONResponse:
-        return JSONResponse(current.service.map_data)
+        return JSONResponse(current.service.explorer.map())
+
+    @app.get("/explorer/image", include_in_schema=False)
+    def image(id: str) -> Response:
+        data = _found(current.service.explorer.thumbnail(id), "picture")
+        headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
+        return Response(data, media_type="image/webp", headers=headers)
+
+
+def _found(value: _T | None, what: str) -> _T:
+    """The value, or RequestError if there is none."""
+    if value is None:
+        raise RequestError(404, f"The {what} is not in the catalog.")
+    return value
 
 
 def _add_error_handlers(app: FastAPI) -> None:

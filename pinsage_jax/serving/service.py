@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,8 +23,7 @@ from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import Table, table_in_memory
-from pinsage_jax.evaluation.side_by_side import METHODS, NeighborsByMethod
-from pinsage_jax.explorer import explorer
+from pinsage_jax.explorer.answers import ExplorerAnswers
 from pinsage_jax.export.codec import VectorCodec
 from pinsage_jax.inference.new_item_model import NewItemModel
 from pinsage_jax.listing.filters import Filters
@@ -35,17 +33,15 @@ from pinsage_jax.recommend.choice import Choice
 from pinsage_jax.recommend.recommend import saved_choice, spectral_bases
 from pinsage_jax.recommend.recommender import Recommender
 from pinsage_jax.recommend.scores import Histories
-from pinsage_jax.reporting.sources import Source, directions_of
+from pinsage_jax.reporting.sources import Source
 from pinsage_jax.retrieval.ann import AnnSearch
 from pinsage_jax.retrieval.online import ExactSearch
 from pinsage_jax.retrieval.popularity import weigh_popularity
 from pinsage_jax.retrieval.ruled_search import RuledSearch
-from pinsage_jax.serving.catalog_search import CatalogSearch
 from pinsage_jax.serving.columns import check_columns, values_of
 
 # Items in one request, both of a history and to be embedded.
 MAX_REQUEST_ITEMS = 1000
-_MAX_SEARCH_RESULTS = 100
 
 
 # A request without rules.
@@ -103,10 +99,10 @@ class Service:
             graph=prepared.graph,
             bases=spectral_bases(self.config, choice, prepared.graph),
         )
-        self._methods = NeighborsByMethod(self.config, prepared, vectors, threads=1)
         # Opened now: later the file may be that of another model.
         with contextlib.suppress(UserError):
             _ = prepared.item_columns
+        self.explorer = ExplorerAnswers(source, prepared, vectors, self._row_of)
 
     def health(self) -> dict[str, Any]:
         """The size of the catalog, the step of the model, and how requests are answered."""
@@ -230,50 +226,6 @@ class Service:
         neighbors = [self._neighbor_entries(*row, columns) for row in zip(ids, scores)]
         entries = [{"item": name, "neighbors": row} for name, row in zip(names, neighbors)]
         return {"items": entries} | ({"clipped": clipped} if clipped else {})
-
-    # Requests of the explorer.
-
-    def page(self) -> str:
-        """The explorer's page, without the items."""
-        data = explorer.page_data(self.config, self._prepared, self._methods)
-        return explorer.document(data, connect="'self'")
-
-    def search_catalog(self, query: str, limit: int) -> dict[str, Any]:
-        """The number of items whose title or id contains the query's words, and the first ones."""
-        count, rows = self._catalog_search.find(query, min(limit, _MAX_SEARCH_RESULTS))
-        return {"count": count, "items": self._items(rows)}
-
-    def item(self, item: str) -> dict[str, Any]:
-        """An item and its neighbors by every method.
-
-        Raises:
-          RequestError: the item is unknown.
-        """
-        row = self._row(item)
-        neighbors = []
-        for method in METHODS:
-            ids, scores = self._methods.neighbors(method, np.array([row]), explorer.NEIGHBORS)
-            valid = ids[0] >= 0
-            found = zip(self._items(ids[0, valid]), scores[0, valid])
-            neighbors.append([{**entry, "score": float(score)} for entry, score in found])
-        return {**self._items(np.array([row]))[0], "neighbors": neighbors}
-
-    def random_item(self) -> dict[str, str]:
-        """The id of a random item."""
-        row = np.random.default_rng().integers(len(self._vectors))
-        return {"id": self._prepared.item_ids.names(np.array([row]))[0].as_py()}
-
-    @functools.cached_property
-    def map_data(self) -> dict[str, Any]:
-        """Map coordinates, ids and degrees of up to 50,000 items; computed once."""
-        data = explorer.map_data(directions_of(self._source, self._vectors), self.config.seed)
-        rows = data.pop("rows", np.empty(0, np.int64))
-        names = self._prepared.item_ids.names(rows).to_pylist()
-        return {**data, "ids": names, "degree": explorer.encode_integers(self._degree[rows])}
-
-    @functools.cached_property
-    def _catalog_search(self) -> CatalogSearch:
-        return CatalogSearch(self._prepared)
 
     def _rules(self, listing: Listing, queries: Callable[[], ItemColumns] | None) -> Rules | None:
         """The rules of a request; None if it has none.  `queries` makes columns of its queries."""

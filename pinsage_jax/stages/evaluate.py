@@ -15,7 +15,7 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import evaluate as evaluation
 from pinsage_jax.evaluation import explain as explaining
 from pinsage_jax.evaluation.pair_ranks import RANKS_FILE
-from pinsage_jax.explorer.explorer import write_explorer
+from pinsage_jax.explorer import explorer
 from pinsage_jax.export import writer
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.ranking.saved_ranker import RANKER_FILE
@@ -103,8 +103,9 @@ def report(config: Config) -> pathlib.Path:
     """Writes the run's report, WORKDIR/report.html, and the explorer, WORKDIR/explorer.html."""
     prepared = open_prepared(config.workdir)
     check_color_column(config)
+    explorer.check(config, prepared)
     vectors = listed_vectors(config, prepared)
-    page = write_explorer(config, prepared, vectors)
+    page = explorer.write_explorer(config, prepared, vectors)
     return write_report(config, prepared, vectors, page.name if page else "")
 
 

@@ -197,6 +197,11 @@ def extras_of(config: Config) -> list[tuple[str, str, tuple[str, ...]]]:
         found.append((f"--tracker={name}", name, _TRACKER_PACKAGES[name]))
     if mode == "report":
         found.append(("--mode=report", "report", ("matplotlib",)))
+    shown = ("pipeline", "report", "serve")
+    if config.explorer.map_layout == "umap" and mode in shown:
+        found.append(("--map_layout=umap", "map", ("umap",)))
+    if config.explorer.image_column and not config.explorer.image_hosts and mode in shown:
+        found.append((f"--image_column={config.explorer.image_column}", "report", ("PIL",)))
     if config.spark.on_spark and mode in ("pipeline", "embed"):
         found.append((f"--engine={config.spark.engine}", "spark", ("pyspark", "pandas")))
     if mode == "graph_tables":

@@ -19,6 +19,7 @@ from pinsage_jax.distributed import process_group
 from pinsage_jax.evaluation.evaluate import EVAL_FILE
 from pinsage_jax.evaluation.table_files import write_tables
 from pinsage_jax.evaluation.tables import printed_tables, table_files
+from pinsage_jax.explorer import explorer
 from pinsage_jax.export import writer
 from pinsage_jax.reporting import figures
 from pinsage_jax.sampling.pairs import pairs_per_epoch
@@ -122,6 +123,10 @@ def _stages(config: Config) -> tuple[dict[str, Any], bool]:
     with costs.stage("prepare"):
         prepare(config)
     check_color_column(config)
+    names_columns = config.explorer.show_columns or config.explorer.image_column
+    if names_columns and figures.available() and process_group.is_rank0():
+        # Before the training, not after it.
+        explorer.check(config, open_prepared(config.workdir))
     raise_if_stopped()
     with costs.stage("train"):
         outcome = train(config)

@@ -15,11 +15,12 @@ import pytest
 from hostile_catalog import HOSTILE, ITEMS, small_config, small_embeddings, small_prepared
 
 from pinsage_jax.config.model import ModelConfig
-from pinsage_jax.config.search import ServeConfig
+from pinsage_jax.config.search import ExplorerConfig
 from pinsage_jax.core import files
 from pinsage_jax.evaluation.baselines import Walk
 from pinsage_jax.evaluation.side_by_side import METHODS, NeighborsByMethod
 from pinsage_jax.explorer import explorer
+from pinsage_jax.explorer.encoding import encode_integers
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.retrieval.online import best_of_scores
 
@@ -83,7 +84,8 @@ def test_titles_are_data_and_nothing_else(page, data):
     assert page.tags.count("script") == 2 and page.tags.count("style") == 1
     assert not {"img", "svg", "iframe", "link", "object", "form", "base"} & set(page.tags)
     assert [name for _, name, _ in page.attributes if name.startswith("on")] == []
-    assert [name for _, name, _ in page.attributes if name in ("src", "href")] == []
+    addresses = [value for _, name, value in page.attributes if name in ("src", "href")]
+    assert all(address.startswith("#/") for address in addresses)
     assert "<" not in page.contents["data"] and page.contents["title"] == "PinSage explorer"
     assert any("<" in title for title in HOSTILE)
 
@@ -176,6 +178,7 @@ def test_one_item(tmp_path):
         features=one.features[:1],
         item_ids=type(one.item_ids)(one.item_ids.ids.slice(0, 1)),
         titles=one.titles.slice(0, 1),
+        eval_pairs=np.empty((0, 2), np.int32),
     )
     found = json.loads(
         Scripts(written(tmp_path, one, vectors=small_embeddings()[:1])).contents["data"]
@@ -186,7 +189,7 @@ def test_one_item(tmp_path):
 def test_a_large_catalog_has_no_page_and_an_older_one_is_removed(tmp_path):
     written(tmp_path)
     limited = dataclasses.replace(
-        small_config(tmp_path), serve=ServeConfig(explorer_limit=ITEMS - 1)
+        small_config(tmp_path), explorer=ExplorerConfig(explorer_limit=ITEMS - 1)
     )
     assert explorer.write_explorer(limited, small_prepared(), small_embeddings()) is None
     assert list(tmp_path.iterdir()) == []
@@ -211,7 +214,7 @@ def test_writing_is_deterministic_and_atomic(tmp_path, monkeypatch):
     [([0, 254], 1), ([0, 255], 2), ([65534, -1], 2), ([65535], 4), ([], 1), ([-1], 1)],
 )
 def test_encoding_and_decoding_of_integers(numbers, width):
-    encoded = explorer.encode_integers(np.array(numbers, np.int64))
+    encoded = encode_integers(np.array(numbers, np.int64))
     assert encoded["bytes"] == width and decoded(encoded).tolist() == numbers
 
 

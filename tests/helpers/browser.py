@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 
+WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 # The sandbox needs rights that a container's root does not have.
 _FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 
@@ -46,3 +47,39 @@ def violations(page) -> list[str]:
         for rule in found["violations"]
         for node in rule["nodes"]
     ]
+
+
+class Visit:
+    """An open page, its errors and its requests; `offline`: the page itself is the only one."""
+
+    def __init__(self, browser, address, viewport=WIDE, touch=False, offline=True, **context):
+        self.origin, self.offline = address.split("#")[0], offline
+        self.context = browser.new_context(viewport=viewport, has_touch=touch, **context)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(20_000)
+        self.errors, self.requests = [], []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.errors.append(dialog.message))
+        self.page.on("request", self._note)
+        self.page.on(
+            "console",
+            lambda message: self.errors.append(message.text) if message.type == "error" else None,
+        )
+        self.page.goto(address)
+
+    def __enter__(self):
+        self.page.wait_for_selector("body[data-ready]")
+        return self.page
+
+    def __exit__(self, kind, *_):
+        requests, errors = self.requests, self.errors
+        self.context.close()
+        if kind is None:
+            assert errors == []
+            assert all(url.startswith(self.origin) for url in requests), requests
+            assert not self.offline or len(requests) == 1, requests
+
+    def _note(self, request):
+        # What is in the page itself is no request over a network.
+        if not request.url.startswith(("data:", "blob:")):
+            self.requests.append(request.url)
