@@ -103,7 +103,8 @@ def content_encoder(
         return apply("head", inputs, inputs)
 
     def encode(features: jax.Array, *rest: Any) -> jax.Array:
-        held = rest[-1]
+        # Arrays of NumPy cannot be indexed by traced ones.
+        held = {name: jnp.asarray(table) for name, table in rest[-1].items()}
         if half:
             # The catalog's features are rounded alike.
             features = features.astype(jnp.float16).astype(jnp.float32)
