@@ -68,6 +68,27 @@ class Choice:
     rarity: float = 0.5
     graph: GraphChoice | None = None
 
+    def __str__(self) -> str:
+        """The choice in words."""
+        if self.by in ("mean", "interests"):
+            return f"the history's {self.by}"
+        network = (
+            f"exponents of popularity {self.popularity:g} and of rarity {self.rarity:g}, "
+            f"{'power' if self.by == 'power' else 'temperature'} {self.value:g}"
+        )
+        if self.by in ("power", "attention"):
+            return f"{self.by} ({network})"
+        assert self.graph is not None
+        if self.by == "spectral":
+            return f"spectral vectors of {self.graph.width} dimensions"
+        lists = self.graph.exponents
+        found = f"co-occurrence (exponents {lists.history:g}, {lists.collection:g}, {lists.item:g})"
+        if self.by == "mixed" and self.graph.weights[1]:
+            found += f" and spectral vectors of {self.graph.width} dimensions"
+        if self.by == "mixed" and self.graph.weights[2]:
+            found += f" and the network's {self.graph.network}"
+        return found
+
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Choice:
         """The choice that dataclasses.asdict made `saved` of."""

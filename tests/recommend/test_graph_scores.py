@@ -194,6 +194,26 @@ def test_a_method_that_is_named_is_taken(by, monkeypatch):
     assert choose(RecommendConfig(recommend_by=by), None, 1)[0].by == "cooccurrence"
 
 
+def test_a_choice_is_told_in_words():
+    mixed = Choice("mixed", 0.4, 0.2, 0.6, GRAPH_CHOICE)
+    alone = dataclasses.replace(GRAPH_CHOICE, weights=(1.0, 0.0, 0.0))
+    assert [str(dataclasses.replace(mixed, by=by)) for by in ("spectral", "cooccurrence")] == [
+        "spectral vectors of 3 dimensions",
+        "co-occurrence (exponents -0.7, -0.4, -0.2)",
+    ]
+    assert str(mixed) == (
+        "co-occurrence (exponents -0.7, -0.4, -0.2) and spectral vectors of 3 dimensions "
+        "and the network's attention"
+    )
+    assert str(dataclasses.replace(mixed, graph=alone)) == str(
+        dataclasses.replace(mixed, by="cooccurrence")
+    )
+    assert str(Choice("mean")) == "the history's mean"
+    assert str(Choice("attention", 0.15)) == (
+        "attention (exponents of popularity 0.25 and of rarity 0.5, temperature 0.15)"
+    )
+
+
 def test_a_gain_is_more_than_a_standard_error():
     other = np.zeros((100, 2))
     level, better = other.copy(), other.copy()
