@@ -290,7 +290,7 @@ def test_an_evaluation_takes_the_saved_thumbs(browser, trained, tmp_path):
     scores = model.evaluate(table)
     assert scores["pairs"] == 2
     # They are the first and the third neighbor.
-    assert scores["methods"]["pinsage"]["overall"]["all"]["metrics"]["hit@10"] == 1.0
+    assert scores["methods"]["pinsage"]["overall"]["all"]["metrics"]["hit@10"]["value"] == 1.0
     assert set(model.evaluate(both)["methods"]["pinsage"]["by_kind"]) == {
         "thumbs_up",
         "thumbs_down",
