@@ -31,8 +31,8 @@ from pinsage_jax.ranking.levels import (
     CUTOFFS,
     KINDS,
     LEVELS,
+    best_method,
     choose_level,
-    hits,
     with_intervals,
     worse,
 )
@@ -247,12 +247,7 @@ def _choose_level_and_method(
     masks = {name: mask for name, mask in masks.items() if mask.any()}
     by_method = {name: np.concatenate([query.ranks[name] for query in queries]) for name in METHODS}
     by_level = [_ranks_at(queries, odds, level) for level in LEVELS]
-    rates = np.array([[hits(ranks[mask]) for mask in masks.values()] for ranks in by_level])
-    best = {
-        name: np.max([hits(ranks[mask]) for ranks in by_method.values()], axis=0)
-        for name, mask in masks.items()
-    }
-    level = choose_level(rates, list(masks), best)
+    level = choose_level(by_level, by_method, masks, owner, seed)
     frontier = []
     for number, ranks in enumerate(by_level):
         entry: dict[str, Any] = {"level": LEVELS[number]}
@@ -267,7 +262,7 @@ def _choose_level_and_method(
     chosen = by_level[LEVELS.index(level)]
     by = RANKER
     for name, mask in masks.items():
-        method = max(METHODS, key=lambda m: (float(np.mean(hits(by_method[m][mask]))), m))
+        method = best_method(by_method, mask)
         below = worse(chosen[mask], by_method[method][mask], owner[mask], seed)
         if below and name == "warm":
             by = method

@@ -1,10 +1,13 @@
 """Chooses the level of new items: a trade of hits on items with edges for hits on new ones.
 
 The level is added to the log-odds of candidates without edges (cold).  A higher level lists more
-of them, at the cost of hits on items with edges (warm).  The default is the level with the best
-geometric mean of warm and cold hit-rates, among those whose warm hit-rates are at least the best
-single method's.  With a price p it is the highest level whose warm hit-rates are at most the share
-p below the best of any level.
+of them, at the cost of hits on items with edges (warm).  The default comes from the levels whose
+warm hit-rates are at least the best single method's, and of these from the ones whose cold
+hit-rates are not below the best single method's by more than noise, if there are any: it is the
+lowest whose geometric mean of warm and cold hit-rates is within a standard error of the best, as
+in the one-standard-error rule (Breiman et al. 1984).  So what few pairs cannot decide is decided
+for the items with edges.  With a price p it is the highest level whose warm hit-rates are at most
+the share p below the best of any level.
 
 P pairs
 """
@@ -23,31 +26,69 @@ LEVELS = tuple(np.round(np.arange(-2.0, 4.01, 0.25), 2).tolist())
 # Values of --new_item_price that eval.json and the report compare.
 PRICES = (0.0, 0.02, 0.05, 0.1, 0.2)
 _RESAMPLES = 300
+_LEAST_RATE = 1e-4
 
 
-def choose_level(
-    rates: np.ndarray, kinds: list[str], best: dict[str, np.ndarray], price: float | None = None
-) -> float:
-    """Chooses the level of candidates without edges by their hit-rates.
+def level_of_price(rates: np.ndarray, kinds: list[str], price: float) -> float:
+    """The highest level that costs at most a share of the warm hits.
 
     Args:
       rates: float [levels, kinds, cutoffs], hit-rates at each of LEVELS.
       kinds: what the second axis is: warm, cold.
-      best: float [cutoffs] by kind, hit-rates of the best single method.
-      price: share of the warm hits that may be lost; None: the default.
+      price: the share.
     """
-    if "warm" not in kinds or "cold" not in kinds:
+    warm = rates[:, kinds.index("warm")]
+    allowed = (warm >= (1.0 - price) * warm.max(axis=0)).all(axis=1)
+    return LEVELS[int(np.flatnonzero(allowed)[-1])] if allowed.any() else LEVELS[0]
+
+
+def choose_level(
+    by_level: list[np.ndarray],
+    by_method: dict[str, np.ndarray],
+    masks: dict[str, np.ndarray],
+    owner: np.ndarray,
+    seed: int,
+) -> float:
+    """Chooses the default level.
+
+    Args:
+      by_level: int64 [P], ranks at each of LEVELS.
+      by_method: int64 [P], ranks by each single method.
+      masks: bool [P], the pairs of each kind of target.
+      owner: int [P], the query of each pair; whole queries are drawn for the standard error.
+    """
+    if set(masks) != set(KINDS):
         return 0.0
-    warm, cold = rates[:, kinds.index("warm")], rates[:, kinds.index("cold")]
-    if price is not None:
-        allowed = (warm >= (1.0 - price) * warm.max(axis=0)).all(axis=1)
-        return LEVELS[int(np.flatnonzero(allowed)[-1])] if allowed.any() else LEVELS[0]
-    allowed = (warm >= best["warm"]).all(axis=1)
+    rates = {kind: np.array([hits(ranks[mask]) for ranks in by_level])
+             for kind, mask in masks.items()}  # fmt: skip
+    warm = rates["warm"]
+    best = np.max([hits(ranks[masks["warm"]]) for ranks in by_method.values()], axis=0)
+    allowed = (warm >= best).all(axis=1)
     if not allowed.any():
         allowed = (warm >= 0.99 * warm.max(axis=0)).all(axis=1)
-    gain = np.log(np.maximum(np.concatenate([warm, cold], axis=1), 1e-4)).mean(axis=1)
-    gain = np.where(allowed if allowed.any() else np.arange(len(rates)) == 0, gain, -np.inf)
-    return LEVELS[int(np.argmax(gain))]
+    if not allowed.any():
+        return LEVELS[0]
+    cold = masks["cold"]
+    rival = by_method[best_method(by_method, cold)][cold]
+    enough = [ok and not worse(ranks[cold], rival, owner[cold], seed)
+              for ok, ranks in zip(allowed, by_level)]  # fmt: skip
+    chosen = np.flatnonzero(enough if any(enough) else allowed)
+    gain = sum(np.log(np.maximum(rates[kind], _LEAST_RATE)).sum(axis=1) for kind in KINDS)
+    highest = chosen[int(np.argmax(gain[chosen]))]
+    resampled = np.zeros((len(LEVELS), _RESAMPLES))
+    columns = [metrics.METRICS.index(f"hit@{k}") for k in CUTOFFS]
+    for kind, mask in masks.items():
+        tables = [metrics.query_table(ranks[mask], owner[mask]) for ranks in by_level]
+        generator = metrics.keyed_generator(seed, f"ranker level {kind}")
+        samples = metrics.bootstrap_means(tables, _RESAMPLES, generator)[..., columns]
+        resampled += np.log(np.maximum(samples, _LEAST_RATE)).sum(axis=2)
+    error = (resampled[highest] - resampled).std(axis=1)
+    return LEVELS[int(chosen[gain[chosen] >= gain[highest] - error[chosen]][0])]
+
+
+def best_method(by_method: dict[str, np.ndarray], mask: np.ndarray) -> str:
+    """The method with the highest hit-rates for some of the pairs, bool [P]."""
+    return max(by_method, key=lambda name: (float(np.mean(hits(by_method[name][mask]))), name))
 
 
 def level_at(measured: dict[str, Any], price: float | None) -> float:
@@ -59,7 +100,7 @@ def level_at(measured: dict[str, Any], price: float | None) -> float:
         [[entry[name][f"hit@{k}"][0] for k in CUTOFFS] for name in kinds]
         for entry in measured["frontier"]
     ]
-    return choose_level(np.array(rates), kinds, {}, price)
+    return level_of_price(np.array(rates), kinds, price)
 
 
 def price_table(measured: dict[str, Any]) -> list[dict[str, Any]]:
