@@ -16,9 +16,10 @@ from pinsage_jax.graph.csr import Graph
 
 
 def with_additions(prepared: Prepared, additions: Additions, items: Table) -> Prepared:
-    """The catalog with new items behind its own, for lists: ids, titles, columns and graph.
+    """The catalog with new items behind its own, for lists.
 
-    Features, words and pairs stay those of the catalog.
+    It has the ids, titles, columns, graph and `link_rows` of both; pairs stay those of the
+    catalog, and so do features where words are compared.
 
     Args:
       items: the table of the new items.
@@ -31,12 +32,15 @@ def with_additions(prepared: Prepared, additions: Additions, items: Table) -> Pr
             new = read_titles(items, column)
         titles = pa.concat_arrays([titles, new])
     known = prepared.item_columns
+    rows = np.concatenate([prepared.link_rows, additions.link_rows])
     return dataclasses.replace(
         prepared,
         graph=_extended(prepared.graph, additions),
         item_ids=ids,
         titles=titles,
         columns_file=known.followed_by(known.of_table(items, additions.item_ids), ids),
+        features=rows if prepared.words is None else prepared.features,
+        words=None if prepared.words is None else rows,
     )
 
 

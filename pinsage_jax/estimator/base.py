@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import tempfile
 import weakref
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -17,7 +17,11 @@ from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config, all_settings
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.estimator.wording import quietly, unknown_name
+from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.stages import runs
+
+if TYPE_CHECKING:
+    from pinsage_jax.ranking.ranker import Ranker
 
 # Set by arguments of fit and the methods, or by the folder.
 _OF_CALLS = {
@@ -124,6 +128,7 @@ class FittedRun:
     def _open(self, config: Config) -> None:
         self._config, self._folder = config, pathlib.Path(config.workdir)
         self._opened: tuple[Prepared, np.ndarray] | None = None
+        self._ranker: list[Ranker | None] = []
 
     @property
     def _catalog(self) -> tuple[Prepared, np.ndarray]:
@@ -133,6 +138,18 @@ class FittedRun:
             prepared = open_prepared(self._folder)
             self._opened = prepared, runs.listed_vectors(self._config, prepared)
         return self._opened
+
+    @property
+    def _lists(self) -> Ranker | None:
+        """What orders related items of the catalog; None: the vectors."""
+        prepared, _ = self._catalog
+        if not self._ranker:
+            # Opened with the first list, because its kernels take a while to load.
+            from pinsage_jax.stages.search import listed_by
+
+            exported = load_embeddings(self._folder, prepared)
+            self._ranker = [listed_by(self._config, prepared, self._config.host_threads, exported)]
+        return self._ranker[0]
 
     def _with(self, **evaluate: Any) -> Config:
         config = self.config_

@@ -31,7 +31,7 @@ from pinsage_jax.estimator.wording import quietly
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.retrieval import neighbors as related
 from pinsage_jax.stages import runs
-from pinsage_jax.stages.search import embed_new, with_new_items
+from pinsage_jax.stages.search import embed_new, listed_by, with_new_items
 
 
 class PinSage(FittedRun):
@@ -210,12 +210,15 @@ class PinSage(FittedRun):
             one = isinstance(items, str | int | np.integer)
             if frames.is_frame(items):
                 known, table = len(vectors), frames.in_memory(items, "items")
-                prepared, vectors = with_new_items(self._config, prepared, vectors, table)
+                exported = load_embeddings(self.workdir_, prepared)
+                prepared, exported = with_new_items(self._config, prepared, exported, table)
+                search = listed_by(self._config, prepared, self._config.host_threads, exported)
+                vectors = runs.weighted(self._config, exported)
                 rows = np.arange(known, len(vectors))
             else:
-                rows = related.rows_of(frames.ids_of(items, "items"), prepared)
+                rows, search = related.rows_of(frames.ids_of(items, "items"), prepared), self._lists
             config = self._with(k=n)
-            found = related.listed_for(config, prepared, vectors, rows, listing)
+            found = related.listed_for(config, prepared, vectors, rows, listing, search)
             return lists.listed(prepared, rows, *found, columns, with_query=not one)
 
     def embed(self, items: Any, edges: Any = None) -> np.ndarray:

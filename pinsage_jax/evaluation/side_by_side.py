@@ -16,6 +16,7 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.evaluation.baselines import WALK_FACTOR, Content, query_block_size
+from pinsage_jax.evaluation.evaluate import OrderedLists
 from pinsage_jax.retrieval.online import ExactSearch, best_of_scores
 from pinsage_jax.retrieval.topk import top_k
 from pinsage_jax.sampling.neighborhoods import WalkTables, visit_counts
@@ -29,13 +30,29 @@ METHODS = {
 
 # Up to this many queries are searched on the host, without compilation.
 _MAX_HOST_QUERIES = 4
+# What the scores of PinSage's lists are where another order than the vectors' was chosen.
+RANKED_BY = {
+    "ranker": "log-odds of the ranker, fitted on validation pairs, that two items belong together",
+    "walk": "expected visits of random walks from the item",
+    "steered": "expected visits of walks that prefer similar content",
+    "content": "cosine similarities of the content",
+}
+_RANKED_QUERIES = 1024
 
 
 class NeighborsByMethod:
     """Finds nearest neighbors in one catalog by each of METHODS for which it has the data."""
 
-    def __init__(self, config: Config, prepared: Prepared, embeddings: np.ndarray, threads: int):
-        """Takes the embeddings float32 [N, Z]; nothing is copied."""
+    def __init__(
+        self,
+        config: Config,
+        prepared: Prepared,
+        embeddings: np.ndarray,
+        threads: int,
+        ranker: OrderedLists | None = None,
+    ):
+        """Takes the embeddings float32 [N, Z], and what orders PinSage's lists instead of them."""
+        self._ranker = ranker
         self._config, self._prepared, self._embeddings = config, prepared, embeddings
         self._threads = threads
         self._content = Content(prepared.features) if prepared.features.shape[1] else None
@@ -57,6 +74,8 @@ class NeighborsByMethod:
           list only items with a score above 0.
         """
         items = np.asarray(items, np.int32)
+        if method == "PinSage" and self._ranker is not None:
+            return self._by_ranker(self._ranker, items, k, quiet)
         if method == "PinSage":
             queries = self._embeddings[items]
             if len(items) <= _MAX_HOST_QUERIES:
@@ -77,6 +96,23 @@ class NeighborsByMethod:
                 progress.update(len(part))
         ids[scores <= 0] = -1
         return ids, scores
+
+    def _by_ranker(
+        self, ranker: OrderedLists, items: np.ndarray, k: int, quiet: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        parts = []
+        with Progress(len(items), "item", "related items", quiet=quiet) as progress:
+            for start in range(0, len(items), _RANKED_QUERIES):
+                part = items[start : start + _RANKED_QUERIES]
+                parts.append(ranker.top_k(self._embeddings[part], k, part))
+                progress.update(len(part))
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def description(self, method: str) -> str:
+        """What the scores of a method are."""
+        if method == "PinSage" and self._ranker is not None:
+            return RANKED_BY.get(self._ranker.by, f"scores by {self._ranker.by}")
+        return METHODS[method]
 
     def _walk(self, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         if self._tables is None:

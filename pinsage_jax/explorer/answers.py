@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
+from pinsage_jax.evaluation.evaluate import OrderedLists
 from pinsage_jax.evaluation.side_by_side import METHODS, NeighborsByMethod
 from pinsage_jax.explorer import columns, explorer, images, review
 from pinsage_jax.explorer.catalog_search import CatalogSearch
@@ -36,8 +37,9 @@ class ExplorerAnswers:
         prepared: Prepared,
         vectors: np.ndarray,
         row_of: dict[str, int],
+        ranker: OrderedLists | None = None,
     ):
-        """Prepares to answer.
+        """Prepares to answer; `ranker` is what orders PinSage's lists, if not the vectors.
 
         Args:
           source: the run's settings and manifest.
@@ -52,7 +54,7 @@ class ExplorerAnswers:
         explorer.check(config, prepared)
         self._config, self._source, self._prepared = config, source, prepared
         self._vectors, self._row_of = vectors, row_of
-        self._methods = NeighborsByMethod(config, prepared, vectors, threads=1)
+        self._methods = NeighborsByMethod(config, prepared, vectors, 1, ranker)
         self._degree = explorer.item_degree(prepared)
         self._images = images.find_images(config, prepared)
         self._columns = columns.named_columns(config.explorer.show_columns)

@@ -26,7 +26,7 @@ from absl import logging
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
-from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS
+from pinsage_jax.evaluation.evaluate import DEGREE_BUCKETS, OrderedLists
 from pinsage_jax.evaluation.side_by_side import METHODS, NeighborsByMethod
 from pinsage_jax.explorer import areas, columns, images, layout, review
 from pinsage_jax.explorer.encoding import (
@@ -65,7 +65,10 @@ def check(config: Config, prepared: Prepared) -> None:
 
 
 def write_explorer(
-    config: Config, prepared: Prepared, embeddings: np.ndarray
+    config: Config,
+    prepared: Prepared,
+    embeddings: np.ndarray,
+    ranker: OrderedLists | None = None,
 ) -> pathlib.Path | None:
     """Writes the page of the run in config.workdir, unless the catalog is too large for one.
 
@@ -73,6 +76,7 @@ def write_explorer(
       config: settings of the run.
       prepared: the catalog.
       embeddings: float32 [N, Z]; the score of two items is their inner product.
+      ranker: what orders PinSage's lists, if it is not the embeddings.
 
     Returns:
       The path of the page; None if the catalog has more items than `explorer_limit`.
@@ -93,7 +97,8 @@ def write_explorer(
         return None
     check(config, prepared)
     source = read_source(config, count)
-    methods = NeighborsByMethod(source.config, prepared, embeddings, config.host_threads)
+    threads = config.host_threads
+    methods = NeighborsByMethod(source.config, prepared, embeddings, threads, ranker)
     data = page_data(config, prepared, methods)
     k, items = data["k"], np.arange(count)
     for method in data["methods"]:
@@ -198,7 +203,7 @@ def page_data(config: Config, prepared: Prepared, methods: NeighborsByMethod) ->
                     methods.reason_if_empty(name, 0), methods.reason_if_empty(name, 1)
                 ],
             }
-            for name, description in METHODS.items()
+            for name, description in ((name, methods.description(name)) for name in METHODS)
         ],
         "columns": columns.named_columns(config.explorer.show_columns),
         "palette": _COLORS,

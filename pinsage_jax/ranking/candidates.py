@@ -17,12 +17,13 @@ from collections.abc import Iterator
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from pinsage_jax.catalog.additions import Additions
 from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.ranking.steered_walks import STEERING, visit_probabilities
 from pinsage_jax.retrieval import kernels
 from pinsage_jax.sampling.content_links import content_links
-from pinsage_jax.sampling.link_spaces import make_space
+from pinsage_jax.sampling.link_spaces import LinkSpace, make_space
 from pinsage_jax.sampling.neighborhoods import run_blocks
 
 METHODS = ("vectors", "walk", "steered", "content")
@@ -51,18 +52,71 @@ class Candidates:
     """Candidates of Q queries.
 
     Attributes:
-      rows: int32 [Q], the queries.
+      rows: int32 [Q], the queries; -1: one that is not in the catalog.
+      cold: bool [Q], whether a query has no edges.
       ids: int32 [Q, K], ascending, padded with -1 at the beginning; never the query itself.
       isolated: bool [Q, K], whether a candidate has no edges.
       features: float32 [Q, K, F].
+      popularity: float32 [Q], the popularity coordinate of the queries; 0 without one.
       scores: float32 [Q, N] by method, its score of every item; -inf at the query.
     """
 
     rows: np.ndarray
+    cold: np.ndarray
     ids: np.ndarray
     isolated: np.ndarray
     features: np.ndarray
+    popularity: np.ndarray
     scores: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NewQueries:
+    """Q queries that are not in the catalog.
+
+    Attributes:
+      vectors: float32 [Q, Z], with their full popularity.
+      link_rows: features or words as in CandidateSource.
+      indptr, indices: int64 [Q + 1] and int32 [*], the collections of the catalog that hold
+        each query, as node ids.
+    """
+
+    vectors: np.ndarray
+    link_rows: np.ndarray
+    indptr: np.ndarray
+    indices: np.ndarray
+
+    @classmethod
+    def of(cls, vectors: np.ndarray, link_rows: np.ndarray, held: list[np.ndarray]) -> NewQueries:
+        """Queries that are held by collections, int [*] node ids for each query."""
+        indptr = np.cumsum([0, *map(len, held)]).astype(np.int64)
+        indices = np.concatenate([np.empty(0, np.int32), *held]).astype(np.int32)
+        return cls(np.asarray(vectors, np.float32), link_rows, indptr, indices)
+
+
+def new_queries(graph: Graph, additions: Additions, vectors: np.ndarray) -> NewQueries:
+    """New items as queries; the collections that the catalog `graph` does not have are left out.
+
+    Args:
+      vectors: float32 [n, Z] of the new items, as exported.
+    """
+    own, held = additions.graph, list[np.ndarray]()
+    for item in range(own.num_items):
+        collections = additions.collections[own.neighbors(item) - own.num_items]
+        held.append(graph.num_items + collections[collections < graph.num_collections])
+    return NewQueries.of(vectors, additions.link_rows, held)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Block:
+    """Some queries: what the methods read of them."""
+
+    rows: np.ndarray  # int32 [q], -1: not in the catalog
+    vectors: np.ndarray  # float32 [q, Z]
+    space: LinkSpace | None  # in which the content of the queries is
+    content: np.ndarray  # int [q], their rows in it
+    begins: tuple[np.ndarray, np.ndarray] | None  # as in visit_probabilities
+    degree: np.ndarray  # int [q]
 
 
 class CandidateSource:
@@ -70,6 +124,7 @@ class CandidateSource:
 
     Attributes:
       isolated: bool [N], items without edges.
+      popularity: float32 [N], the popularity coordinate; 0 without one.
       num_items: N.
     """
 
@@ -97,7 +152,9 @@ class CandidateSource:
         self.num_items = graph.num_items
         degree = graph.degree()[: graph.num_items]
         self.isolated = degree == 0
+        self.popularity = self._popularity_of(vectors)
         self._warm, self._cold = np.flatnonzero(degree > 0), np.flatnonzero(degree == 0)
+        self._degree = degree
         self._log_degree = np.log1p(degree).astype(np.float32)
         self._space = make_space(link_rows) if link_rows.shape[1] else None
         if self._space is not None:
@@ -113,13 +170,33 @@ class CandidateSource:
         Args:
           k: least number of candidates that each method proposes, where it has as many.
         """
-        size = int(np.clip(_MAX_SCORES // max(self.num_items, 1), 1, _MAX_QUERIES))
+        size = self._block_size
         for start in range(0, len(rows), size):
-            yield self._block(np.asarray(rows[start : start + size], np.int32), k)
+            part = np.asarray(rows[start : start + size], np.int32)
+            yield self._block(
+                _Block(part, self._vectors[part], self._space, part, None, self._degree[part]), k
+            )
 
-    def _block(self, rows: np.ndarray, k: int) -> Candidates:
-        scores = self._scores(rows)
-        lists = []
+    def blocks_of_new(self, queries: NewQueries, k: int = 0) -> Iterator[Candidates]:
+        """The same of queries that are not in the catalog."""
+        size, space = self._block_size, None
+        if self._space is not None:
+            space = make_space(queries.link_rows)
+        for start in range(0, len(queries.vectors), size):
+            rows = np.arange(start, min(start + size, len(queries.vectors)))
+            indptr = queries.indptr[start : rows[-1] + 2]
+            outside = np.full(len(rows), -1, np.int32)
+            begins = np.ascontiguousarray(indptr), queries.indices
+            yield self._block(
+                _Block(outside, queries.vectors[rows], space, rows, begins, np.diff(indptr)), k
+            )
+
+    @property
+    def _block_size(self) -> int:
+        return int(np.clip(_MAX_SCORES // max(self.num_items, 1), 1, _MAX_QUERIES))
+
+    def _block(self, queries: _Block, k: int) -> Candidates:
+        rows, scores, lists = queries.rows, self._scores(queries), []
         for method, size in (("vectors", _BY_VECTORS), ("content", _BY_CONTENT)):
             for kind in (self._warm, self._cold):
                 if len(kind) and (method == "vectors" or self._space is not None):
@@ -135,43 +212,55 @@ class CandidateSource:
         ids = np.sort(np.where(repeated | (ids == rows[:, None]), -1, ids), axis=1)
         ids = ids[:, np.argmax((ids >= 0).any(axis=0)) :]
         isolated = self.isolated[ids] & (ids >= 0)
-        return Candidates(rows, ids, isolated, self._features(rows, ids, isolated, scores), scores)
+        features = self._features(queries, ids, isolated, scores)
+        popularity = self._popularity_of(queries.vectors)
+        return Candidates(rows, queries.degree == 0, ids, isolated, features, popularity, scores)
 
-    def _scores(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def _popularity_of(self, vectors: np.ndarray) -> np.ndarray:
+        if self._has_popularity:
+            return np.ascontiguousarray(vectors[:, -1], np.float32)
+        return np.zeros(len(vectors), np.float32)
+
+    def _scores(self, block: _Block) -> dict[str, np.ndarray]:
         """Scores float32 [Q, N] of every item by method."""
-        shape = len(rows), self.num_items
+        rows, shape = block.rows, (len(block.rows), self.num_items)
         vectors = np.empty(shape, np.float32)
 
         def multiply(begin: int, end: int) -> None:
-            queries = self._vectors[rows[begin:end]]
-            np.matmul(queries, self._vectors.T, out=vectors[begin:end])
+            np.matmul(block.vectors[begin:end], self._vectors.T, out=vectors[begin:end])
 
         # One thread in each product, because the products run beside each other.
         with _blas().limit(limits=1, user_api="blas"):
             run_blocks(shape[0], self._threads, multiply, _ROWS_PER_TASK)
         content = np.zeros(shape, np.float32)
-        if self._space is not None:
-            space = self._space
+        if (space := block.space) is not None:
 
             def compare(begin: int, end: int) -> None:
-                encoded = space.encode_queries(rows[begin:end])
+                encoded = space.encode_queries(block.content[begin:end])
                 content[begin:end] = space.cosines(encoded, self._encoded)
 
             run_blocks(shape[0], self._threads, compare, _ROWS_PER_TASK)
         walks = {
             name: visit_probabilities(
-                self._graph, rows, content, self._sampling, self._threads, steering
+                self._graph,
+                rows,
+                content,
+                self._sampling,
+                self._threads,
+                steering,
+                begins=block.begins,
             )
             for name, steering in (("walk", 0.0), ("steered", STEERING))
         }
         scores = {"vectors": vectors, "content": content, **walks}
+        known = np.flatnonzero(rows >= 0)
         for values in scores.values():
-            values[np.arange(shape[0]), rows] = -np.inf
+            values[known, rows[known]] = -np.inf
         return scores
 
     def _features(
         self,
-        rows: np.ndarray,
+        queries: _Block,
         ids: np.ndarray,
         isolated: np.ndarray,
         scores: dict[str, np.ndarray],
@@ -179,16 +268,14 @@ class CandidateSource:
         """Features float32 [Q, K, F] of candidates; those of padding are arbitrary."""
         place = np.maximum(ids, 0)
         of = {name: np.take_along_axis(values, place, axis=1) for name, values in scores.items()}
-        popularity = np.zeros(ids.shape, np.float32)
-        if self._has_popularity:
-            popularity = self._vectors[rows, -1][:, None] * self._vectors[place, -1]
+        popularity = self._popularity_of(queries.vectors)[:, None] * self.popularity[place]
         similarity = of["vectors"] - popularity
         features = np.empty((*ids.shape, len(FEATURES)), np.float32)
         features[..., 0], features[..., 1] = similarity, popularity
         features[..., 2] = np.log(np.maximum(of["walk"], 0.0) + _LEAST_PROBABILITY)
         features[..., 3] = np.log(np.maximum(of["steered"], 0.0) + _LEAST_PROBABILITY)
         features[..., 4], features[..., 5] = of["content"], self._log_degree[place]
-        features[..., 8] = self._log_degree[rows][:, None]
+        features[..., 8] = self._log_degrees(queries, scores["content"])[:, None]
         kinds = (ids >= 0) & ~isolated, isolated
         features[..., 6] = _log_ranks(of["vectors"], kinds)
         features[..., 7] = _log_ranks(of["content"], kinds)
@@ -200,6 +287,21 @@ class CandidateSource:
         ):
             features[..., column] = _mean_of_best(values, kind)[:, None]
         return features
+
+    def _log_degrees(self, queries: _Block, content: np.ndarray) -> np.ndarray:
+        """log(1 + degree) of each query, float32 [q]; without edges that of similar items."""
+        known = queries.rows >= 0
+        found = np.where(
+            known, self._log_degree[np.maximum(queries.rows, 0)], np.log1p(queries.degree)
+        )
+        new = np.flatnonzero(~known & (queries.degree == 0))
+        if len(new) and queries.space is not None and len(self._warm):
+            ids = best_columns(content[new], _SIMILAR_ITEMS, self._threads, self._warm)
+            cosines = np.take_along_axis(content[new], np.maximum(ids, 0), axis=1)
+            shares = np.square(np.where(ids >= 0, np.maximum(cosines, 0.0), 0.0))
+            total = (self._log_degree[np.maximum(ids, 0)] * shares).sum(axis=1)
+            found[new] = total / np.maximum(shares.sum(axis=1), 1e-12)
+        return found.astype(np.float32)
 
 
 @functools.cache

@@ -12,17 +12,29 @@ Q queries, N items, K candidates of a query
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pinsage_jax.ranking.calibrated_model import CalibratedModel
-from pinsage_jax.ranking.candidates import FEATURES, METHODS, Candidates, CandidateSource
+from pinsage_jax.ranking.candidates import (
+    FEATURES,
+    METHODS,
+    Candidates,
+    CandidateSource,
+    NewQueries,
+)
 from pinsage_jax.ranking.levels import KINDS
 from pinsage_jax.retrieval.ranks import tie_rank
 
+if TYPE_CHECKING:
+    from pinsage_jax.listing.rules import Rules
+
 RANKER = "ranker"
+# Groups of queries with the same rules whose rules are kept.
+_RULE_GROUPS = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,7 +133,11 @@ class Ranker:
         return self.model.by[KINDS[int(isolated)]]
 
     def top_k(
-        self, queries: np.ndarray, k: int, exclude_self: np.ndarray | None = None
+        self,
+        queries: np.ndarray,
+        k: int,
+        exclude_self: np.ndarray | None = None,
+        rules: Rules | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The first k related items of catalog items.
 
@@ -129,6 +145,8 @@ class Ranker:
           queries: ignored; a search of vectors takes them here.
           k: places in a list.
           exclude_self: int [Q], the items whose lists are made.
+          rules: which items may be listed; their factors multiply the odds of the ranker, or
+            the scores of a method.
 
         Returns:
           ids int32 [Q, k], padded with -1, and scores float32 [Q, k], padded with -inf: the
@@ -142,13 +160,46 @@ class Ranker:
         if exclude_self is None:
             raise ValueError("the ranker lists neighbors of items of the catalog")
         rows = np.asarray(exclude_self, np.int64)
+        return self._lists(self._source.blocks(rows, k), rows, k, rules)
+
+    def top_k_of_new(
+        self, queries: NewQueries, k: int, rules: Rules | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The first k related items of items that the catalog does not contain; see top_k.
+
+        Args:
+          rules: row i of their queries is query i.
+        """
+        rows = np.arange(len(queries.vectors))
+        return self._lists(self._source.blocks_of_new(queries, k), rows, k, rules)
+
+    def _lists(
+        self, blocks: Iterator[Candidates], rows: np.ndarray, k: int, rules: Rules | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lists for queries at `rows` (int [Q]) of the rules' queries."""
         ids = np.full((len(rows), k), -1, np.int32)
         scores = np.full((len(rows), k), -np.inf, np.float32)
+        groups, firsts = (rows, rows) if rules is None else rules.groups(rows)
+
+        @functools.lru_cache(maxsize=_RULE_GROUPS)
+        def rules_of(group: int) -> tuple[np.ndarray, np.ndarray | None]:
+            assert rules is not None, "lists have rules"
+            return rules.allowed(firsts[group]), rules.factors(firsts[group])
+
         start = 0
-        for candidates in self._source.blocks(rows, k):
-            span = slice(start, start + len(candidates.rows))
-            self._list(candidates, ids[span], scores[span])
-            start = span.stop
+        for candidates in blocks:
+            odds, count = self._log_odds(candidates), len(candidates.rows)
+            for row in range(count):
+                out = ids[start + row], scores[start + row]
+                if rules is None:
+                    self._list(candidates, odds[row], row, *out)
+                    continue
+                allowed, factors = rules_of(int(groups[start + row]))
+                values = self._all_scores(candidates, odds[row], row, factors)[allowed]
+                order = _best(values, k)
+                order = order[values[order] > -np.inf]
+                out[0][: len(order)], out[1][: len(order)] = allowed[order], values[order]
+            start += count
         return ids, scores
 
     def ranks(self, pairs: np.ndarray) -> np.ndarray:
@@ -162,9 +213,10 @@ class Ranker:
                 of_query = np.flatnonzero(row_of == start + row)
                 order = odds[row]
                 targets = pairs[of_query, 1]
-                method = self._method_of(self._source.isolated[candidates.rows[row]])
+                method = self._method_of(candidates.cold[row])
                 if method != RANKER:
-                    ranks[of_query] = ranks_by_score(candidates.scores[method][row], targets)
+                    values = self._scores_by(method, candidates, row)
+                    ranks[of_query] = ranks_by_score(values, targets)
                 else:
                     ranks[of_query] = ranks_in_list(candidates, row, order, targets)
             start += len(candidates.rows)
@@ -173,51 +225,87 @@ class Ranker:
     def _log_odds(self, candidates: Candidates) -> np.ndarray:
         """Log-odds float32 [Q, K] by the model of each query's kind."""
         odds = np.full(candidates.ids.shape, -np.inf, np.float32)
-        isolated = self._source.isolated[candidates.rows]
         # The scores of the whole catalog are not read here, and large.
         candidates = dataclasses.replace(candidates, scores={})
         for number, kind in enumerate(KINDS):
-            chosen = np.flatnonzero(isolated == bool(number))
+            chosen = np.flatnonzero(candidates.cold == bool(number))
             if self.model is None or self._method_of(bool(number)) != RANKER or not len(chosen):
                 continue
             part = select(candidates, chosen)
             odds[chosen] = self.model.log_odds(part, kind, self._weight)
         return odds
 
-    def _list(self, candidates: Candidates, ids: np.ndarray, scores: np.ndarray) -> None:
-        """Writes the lists of a block into ids and scores [q, k]."""
-        odds, k = self._log_odds(candidates), ids.shape[1]
-        for row, query in enumerate(candidates.rows):
-            method = self._method_of(self._source.isolated[query])
-            if method != RANKER:
-                values = candidates.scores[method][row]
-                order = _best(values, k)
-                order = order[values[order] > (0.0 if method != METHODS[0] else -np.inf)]
-                ids[row, : len(order)], scores[row, : len(order)] = order, values[order]
-                continue
-            order = np.argsort(-odds[row], kind="stable")[:k]
-            order = order[odds[row, order] > -np.inf]
-            count = len(order)
-            ids[row, :count], scores[row, :count] = candidates.ids[row, order], odds[row, order]
-            if count < k:
-                values = np.array(candidates.scores["vectors"][row])
-                values[ids[row, :count]] = -np.inf
-                rest = _best(values, k - count)
-                rest = rest[values[rest] > -np.inf]
-                lowest = scores[row, count - 1] if count else np.float32(0.0)
-                ids[row, count : count + len(rest)] = rest
-                # In the order of the vectors, and below every candidate.
-                below = lowest - 1.0 + (values[rest] - values[rest[:1]])
-                scores[row, count : count + len(rest)] = below
+    def _list(
+        self,
+        candidates: Candidates,
+        odds: np.ndarray,
+        row: int,
+        ids: np.ndarray,
+        scores: np.ndarray,
+    ) -> None:
+        """Writes the list of one query, at `row` of the candidates, into ids and scores [k]."""
+        if self._method_of(candidates.cold[row]) == RANKER:
+            order = np.argsort(-odds, kind="stable")[: len(ids)]
+            if len(order) == len(ids) and odds[order[-1]] > -np.inf:
+                ids[:], scores[:] = candidates.ids[row, order], odds[order]
+                return
+        values = self._all_scores(candidates, odds, row)
+        order = _best(values, len(ids))
+        order = order[values[order] > -np.inf]
+        ids[: len(order)], scores[: len(order)] = order, values[order]
+
+    def _all_scores(
+        self,
+        candidates: Candidates,
+        odds: np.ndarray,
+        row: int,
+        factors: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Scores float32 [N] of the catalog for one query; -inf: not in its list.
+
+        Items that are no candidates are in the order of the vectors, below every candidate.
+
+        Args:
+          odds: float32 [K], the log-odds of the candidates.
+          factors: float32 [N], by which odds, or the scores of a method, are multiplied.
+        """
+        method = self._method_of(candidates.cold[row])
+        if method != RANKER:
+            values = self._scores_by(method, candidates, row)
+            values = np.where(values > (-np.inf if method == METHODS[0] else 0.0), values, -np.inf)
+            if factors is not None:
+                values = np.where(values < 0, values / factors, values * factors)
+            return values.astype(np.float32)
+        listed = odds > -np.inf
+        values = np.array(candidates.scores["vectors"][row])
+        values[candidates.ids[row, listed]] = -np.inf
+        lowest = odds[listed].min() if listed.any() else np.float32(0.0)
+        highest = values.max()
+        if highest > -np.inf:
+            values += lowest - np.float32(1.0) - highest
+        values[candidates.ids[row, listed]] = odds[listed]
+        if factors is not None:
+            values += np.log(factors)
+        return values
+
+    def _scores_by(self, method: str, candidates: Candidates, row: int) -> np.ndarray:
+        """Scores float32 [N] of one query by a method, with the popularity weighted."""
+        values = candidates.scores[method][row]
+        if method == METHODS[0] and self._weight != 1.0:
+            less = np.float32(1.0 - self._weight) * candidates.popularity[row]
+            values = values - less * self._source.popularity
+        return values
 
 
 def select(candidates: Candidates, chosen: np.ndarray) -> Candidates:
     """The candidates of some of the queries, int [q]."""
     return Candidates(
         candidates.rows[chosen],
+        candidates.cold[chosen],
         candidates.ids[chosen],
         candidates.isolated[chosen],
         candidates.features[chosen],
+        candidates.popularity[chosen],
         {name: values[chosen] for name, values in candidates.scores.items()},
     )
 

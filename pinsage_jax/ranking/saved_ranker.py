@@ -77,7 +77,6 @@ def open_ranker(
     vectors: np.ndarray,
     has_popularity: bool,
     threads: int,
-    by_vectors: str = "",
 ) -> Ranker | None:
     """Opens the ranker, or the method, that --related_by names; None for a search of the vectors.
 
@@ -85,25 +84,24 @@ def open_ranker(
       vectors: float32 [N, Z], the exported embeddings without --popularity_weight.
       has_popularity: whether their last coordinate is the popularity.
       threads: host threads.
-      by_vectors: name of a feature in use that works with vectors only, such as rules; "": none.
 
     Raises:
       UserError: there is no ranker for this export, or the method cannot be combined with an
-        index or what needs the vectors.
+        index.
     """
     by, search = config.search.related_by, config.search
     if by == _VECTORS:
         return None
-    other = "indexes (--search)" if search.search != EXACT else by_vectors
+    index = f"--search={search.search}" if search.search != EXACT else ""
     if by == "auto":
         if not (pathlib.Path(config.workdir) / RANKER_FILE).exists():
             return None
-        if other:
-            logging.info("lists are ordered by the vectors, which %s need", other)
+        if index:
+            logging.info("lists are ordered by the vectors, which %s searches", index)
             return None
         by = _RANKER
-    elif other:
-        raise UserError(f"--related_by={by} does not go with {other}; leave one of them out.")
+    elif index:
+        raise UserError(f"--related_by={by} does not go with {index}; leave one of them out.")
     from pinsage_jax.ranking.candidates import CandidateSource
     from pinsage_jax.ranking.levels import level_at, price_table
     from pinsage_jax.ranking.ranker import Ranker, RankerModel

@@ -37,17 +37,20 @@ def visit_probabilities(
     threads: int = 1,
     steering: float = STEERING,
     least_mass: float = LEAST_MASS,
+    begins: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Expected visits of each item by the walk of each query.
 
     Args:
       graph: edge weights, if any, do not count.
-      queries: int [Q], items.
+      queries: int [Q], items; -1: a query that the graph does not contain.
       cosines: float32 [Q, N], similarity of the content to each query.
       sampling: number of steps, and the restart probability.
       threads: host threads; they change no result.
       steering: 0: plain walks, which read no cosines.
       least_mass: nodes with less mass do not push it on; 0: exact.
+      begins: the collections that the walks enter first, as node ids: those of query i are
+        begins[1][begins[0][i] : begins[0][i + 1]]; None: those of the items `queries`.
 
     Returns:
       float32 [Q, N], 0 at the query itself; 0 everywhere for a query without edges.
@@ -56,25 +59,33 @@ def visit_probabilities(
     queries = np.ascontiguousarray(queries, np.int32)
     plan = sampling.walk_length, float(sampling.restart), float(steering), float(least_mass)
     arrays = np.asarray(graph.indptr), np.asarray(graph.indices)
+    rows, firsts = (queries, arrays) if begins is None else (np.arange(len(queries)), begins)
+    rows = np.ascontiguousarray(rows, np.int64)
 
     def work(begin: int, end: int) -> None:
         span = slice(begin, end)
-        _push(*arrays, graph.num_items, plan, queries[span], cosines[span], visits[span])
+        _push(
+            *arrays, graph.num_items, plan, (*firsts, rows[span]), queries[span], cosines[span],
+            visits[span],
+        )  # fmt: skip
 
     run_blocks(len(queries), threads, work, _ROWS_PER_TASK)
     return visits
 
 
 @njit(nogil=True, cache=True)
-def _push(indptr, indices, num_items, plan, queries, cosines, visits):
+def _push(indptr, indices, num_items, plan, begins, queries, cosines, visits):
     """Adds up the mass that each step of a block of queries brings; see visit_probabilities.
 
     Args:
       indptr, indices: as in Graph.
       plan: (L, restart probability, steering, least mass).
+      begins: (indptr, indices) of the collections that walks enter first, and the row of each
+        query there, int64 [q].
       queries: int32 [q]; cosines: float32 [q, N]; visits: float32 [q, N], output.
     """
     walk_length, restart, steering, least_mass = plan
+    first_indptr, first_indices, first_rows = begins
     nodes = indptr.shape[0] - 1
     mass = np.zeros(nodes, np.float64)
     # The nodes of a step, and of the next half step; exp(...) of each item, summed over each
@@ -82,11 +93,17 @@ def _push(indptr, indices, num_items, plan, queries, cosines, visits):
     here, there = np.empty(nodes, np.int32), np.empty(nodes, np.int32)
     total, owner = np.empty(nodes, np.float64), np.full(nodes, -1, np.int64)
     for row in range(queries.shape[0]):
-        query, share, size = queries[row], 1.0, 1
-        if indptr[query] == indptr[query + 1]:
+        query, share, size = queries[row], 1.0, 0
+        begin, end = first_indptr[first_rows[row]], first_indptr[first_rows[row] + 1]
+        for edge in range(begin, end):
+            collection = first_indices[edge]
+            if mass[collection] == 0.0:
+                here[size] = collection
+                size += 1
+            mass[collection] += 1.0 / np.float64(end - begin)
+        if size == 0:
             continue
-        mass[query], here[0] = 1.0, query
-        for half in range(2 * walk_length):
+        for half in range(1, 2 * walk_length):
             reached = 0
             for position in range(size):
                 node = here[position]
@@ -125,4 +142,5 @@ def _push(indptr, indices, num_items, plan, queries, cosines, visits):
                 share *= 1.0 - restart
         for position in range(size):
             mass[here[position]] = 0.0
-        visits[row, query] = np.float32(0.0)
+        if query >= 0:
+            visits[row, query] = np.float32(0.0)

@@ -9,7 +9,7 @@ import csv
 import difflib
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +62,22 @@ class ListSearch(Protocol):
         """ids int32 [Q, k] and scores float32 [Q, k]; see AnnSearch.top_k."""
 
 
+@runtime_checkable
+class RankedLists(Protocol):
+    """Orders the whole catalog for items of it, under rules too; ranking/ranker.py does."""
+
+    by: str  # ranker, or the name of a method
+
+    def top_k(
+        self,
+        queries: np.ndarray,
+        k: int,
+        exclude_self: np.ndarray | None = None,
+        rules: Rules | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """ids int32 [Q, k] and scores float32 [Q, k] for the items `exclude_self`."""
+
+
 class Related(NamedTuple):
     """One neighbor: id, score, title on one line ('' without titles), and cosine to the query."""
 
@@ -86,7 +102,7 @@ def _nearest(
 
     rules = filters.rules
     ruled = None
-    if rules is not None:
+    if rules is not None and not isinstance(search, RankedLists):
         index = search if isinstance(search, AnnSearch) else None
         ruled = RuledSearch(rules, embeddings, index)
 
@@ -94,6 +110,8 @@ def _nearest(
         query_rows = rows[queries]
         if ruled is not None:
             return ruled.top_k(embeddings[query_rows], depth, query_rows, query_rows)
+        if isinstance(search, RankedLists):
+            return search.top_k(embeddings[query_rows], depth, query_rows, rules)
         if search is not None:
             return search.top_k(embeddings[query_rows], depth, query_rows)
         if len(rows) <= _FEW_QUERIES and len(rows) * len(embeddings) <= _MAX_SCORES:
@@ -215,9 +233,17 @@ def nearest(
 
 
 def listed_for(
-    config: Config, prepared: Prepared, embeddings: np.ndarray, rows: np.ndarray, listing: Listing
+    config: Config,
+    prepared: Prepared,
+    embeddings: np.ndarray,
+    rows: np.ndarray,
+    listing: Listing,
+    search: ListSearch | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The --k nearest items of the items `rows` that pass a listing and the settings' filters.
+
+    Args:
+      search: what orders the lists; None: the embeddings.
 
     Returns:
       ids int32 [Q, k] and scores float32 [Q, k], padded with -1 and -inf.
@@ -229,7 +255,7 @@ def listed_for(
     rules = None if columns is None else Rules(listing, columns, columns)
     exclude_seen = config.search.exclude_seen == "on"
     filters = Filters(config.search, prepared.graph, embeddings, exclude_seen, rules)
-    return _nearest(config, embeddings, None, rows, filters)
+    return _nearest(config, embeddings, search, rows, filters)
 
 
 def rows_of(names: Sequence[str], prepared: Prepared, flag: str = "query") -> np.ndarray:

@@ -26,8 +26,9 @@ from pinsage_jax.data.tables import Table, table_in_memory
 from pinsage_jax.explorer.answers import ExplorerAnswers
 from pinsage_jax.export.codec import VectorCodec
 from pinsage_jax.inference.new_item_model import NewItemModel
-from pinsage_jax.listing.filters import Filters
+from pinsage_jax.listing.filters import Fetch, Filters
 from pinsage_jax.listing.rules import Listing, Rules
+from pinsage_jax.ranking.candidates import NewQueries, new_queries
 from pinsage_jax.ranking.ranker import Ranker
 from pinsage_jax.recommend.choice import Choice
 from pinsage_jax.recommend.recommend import saved_choice, spectral_bases
@@ -76,7 +77,7 @@ class Service:
           vectors: float32 [N, Z], the items' embeddings, weighted by --popularity_weight.
           index: an index over the vectors; None searches exactly.
           new_items: embeds new items; None: they are refused.
-          ranker: orders the neighbors of catalog items; None: by the vectors.
+          ranker: orders neighbors; None: by the vectors.
         """
         self.config: Config = source.config
         self._source, self._prepared, self._vectors = source, prepared, vectors
@@ -102,7 +103,7 @@ class Service:
         # Opened now: later the file may be that of another model.
         with contextlib.suppress(UserError):
             _ = prepared.item_columns
-        self.explorer = ExplorerAnswers(source, prepared, vectors, self._row_of)
+        self.explorer = ExplorerAnswers(source, prepared, vectors, self._row_of, ranker)
 
     def health(self) -> dict[str, Any]:
         """The size of the catalog, the step of the model, and how requests are answered."""
@@ -142,7 +143,11 @@ class Service:
         self._check(k, columns)
         rows = np.array([self._row(item) for item in items])
         rules = self._rules(listing, lambda: self._prepared.item_columns)
-        found = self._nearest(self._vectors[rows], k, rows, rows, rules)
+        if self._ranker is None:
+            fetch = self._by_vectors(self._vectors[rows], rows, rows, rules)
+        else:
+            fetch = self._by_ranker(rows, rules)
+        found = self._listed(fetch, len(rows), k, rules)
         entries = [self._neighbor_entries(*row, columns) for row in zip(*found)]
         return {"items": [{"item": i, "neighbors": e} for i, e in zip(items, entries)]}
 
@@ -214,14 +219,20 @@ class Service:
             additions = model.read(table, edge_table)
             clipped = model.transform.beyond(table.rows) if table.rows is not None else []
             vectors = codec.project(model.embed(additions)[0])
-            weight = self.config.search.popularity_weight
-            vectors = weigh_popularity(vectors, weight, has_popularity=True)
-        none, rows = np.full(len(vectors), -1), np.arange(len(vectors))
 
         def given() -> ItemColumns:
             return self._prepared.item_columns.of_table(table, additions.item_ids)
 
-        ids, scores = self._nearest(vectors, k, rows, none, self._rules(listing, given))
+        rules = self._rules(listing, given)
+        if self._ranker is None:
+            weight = self.config.search.popularity_weight
+            vectors = weigh_popularity(vectors, weight, has_popularity=True)
+            none, rows = np.full(len(vectors), -1), np.arange(len(vectors))
+            fetch = self._by_vectors(vectors, rows, none, rules)
+        else:
+            asked = new_queries(self._prepared.graph, additions, vectors)
+            fetch = self._new_by_ranker(asked, rules)
+        ids, scores = self._listed(fetch, len(vectors), k, rules)
         names = additions.item_ids.ids.to_pylist()
         neighbors = [self._neighbor_entries(*row, columns) for row in zip(ids, scores)]
         entries = [{"item": name, "neighbors": row} for name, row in zip(names, neighbors)]
@@ -235,27 +246,41 @@ class Service:
             columns = self._prepared.item_columns
             return Rules(listing, columns, None if queries is None else queries())
 
-    def _nearest(
-        self,
-        vectors: np.ndarray,
-        k: int,
-        rows: np.ndarray,
-        exclude: np.ndarray,
-        rules: Rules | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and scores [Q, k] for queries float32 [Q, Z], at `rows` of the rules' queries."""
-        if rules is None and self._ranker is not None and (exclude >= 0).all():
-            return self._ranker.top_k(vectors, k, exclude)
+    def _by_vectors(
+        self, vectors: np.ndarray, rows: np.ndarray, exclude: np.ndarray, rules: Rules | None
+    ) -> Fetch:
+        """Lists by the vectors of queries float32 [Q, Z], at `rows` of the rules' queries."""
         if rules is None:
-            return self._search.top_k(vectors, k, exclude)
+            return lambda queries, k: self._search.top_k(vectors[queries], k, exclude[queries])
         search = RuledSearch(rules, self._vectors, self._index)
+        return lambda queries, k: search.top_k(vectors[queries], k, rows[queries], exclude[queries])
 
-        def fetch(queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-            return search.top_k(vectors[queries], depth, rows[queries], exclude[queries])
+    def _by_ranker(self, rows: np.ndarray, rules: Rules | None) -> Fetch:
+        """Lists of catalog items by the ranker."""
+        ranker = self._ranker
+        assert ranker is not None, "there is a ranker"
+        return lambda queries, k: ranker.top_k(self._vectors[:0], k, rows[queries], rules)
 
+    def _new_by_ranker(self, new: NewQueries, rules: Rules | None) -> Fetch:
+        """Lists of new items by the ranker; few, so all are made where one is asked for."""
+        ranker = self._ranker
+        assert ranker is not None, "there is a ranker"
+
+        def fetch(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            ids, scores = ranker.top_k_of_new(new, k, rules)
+            return ids[queries], scores[queries]
+
+        return fetch
+
+    def _listed(
+        self, fetch: Fetch, count: int, k: int, rules: Rules | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and scores [count, k] of what `fetch` finds and the rules let through."""
+        if rules is None:
+            return fetch(np.arange(count), k)
         with _as_requests():
             filters = Filters(SearchConfig(), self._prepared.graph, self._vectors, False, rules)
-            return filters.top_k(fetch, len(vectors), k, _nothing_seen, exact=True)
+            return filters.top_k(fetch, count, k, _nothing_seen, exact=True)
 
     def _check(self, k: int, columns: Sequence[str]) -> None:
         limit = self.config.serve.serve_max_neighbors

@@ -105,7 +105,9 @@ def report(config: Config) -> pathlib.Path:
     check_color_column(config)
     explorer.check(config, prepared)
     vectors = listed_vectors(config, prepared)
-    page = explorer.write_explorer(config, prepared, vectors)
+    exported = load_embeddings(config.workdir, prepared)
+    ranker = listed_by(config, prepared, config.host_threads, exported)
+    page = explorer.write_explorer(config, prepared, vectors, ranker)
     return write_report(config, prepared, vectors, page.name if page else "")
 
 

@@ -74,7 +74,11 @@ def listed_vectors(config: Config, prepared: Prepared) -> np.ndarray:
     Raises:
       UserError: there is no export of this catalog, or it has no popularity coordinate.
     """
-    vectors = load_embeddings(config.workdir, prepared)
+    return weighted(config, load_embeddings(config.workdir, prepared))
+
+
+def weighted(config: Config, vectors: np.ndarray) -> np.ndarray:
+    """Exported embeddings float32 [n, Z], weighted as --popularity_weight asks."""
     return weigh_popularity(vectors, config.search.popularity_weight, has_popularity(config))
 
 

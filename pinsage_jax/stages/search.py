@@ -16,7 +16,7 @@ from pinsage_jax.config.tools import NO_STORE
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import Table, open_table
 from pinsage_jax.export.reader import load_embeddings
-from pinsage_jax.listing.rules import read_ids, rules_of
+from pinsage_jax.listing.rules import read_ids
 from pinsage_jax.ranking.saved_ranker import (
     RANKER_FILE,
     open_ranker,
@@ -25,9 +25,13 @@ from pinsage_jax.ranking.saved_ranker import (
 )
 from pinsage_jax.retrieval import neighbors as related
 from pinsage_jax.retrieval.neighbors import Related
-from pinsage_jax.retrieval.popularity import weigh_popularity
 from pinsage_jax.retrieval.saved_index import open_search
-from pinsage_jax.stages.runs import has_popularity, listed_vectors, validation_split_of
+from pinsage_jax.stages.runs import (
+    has_popularity,
+    listed_vectors,
+    validation_split_of,
+    weighted,
+)
 
 if TYPE_CHECKING:
     from pinsage_jax.graph.validation_split import ValidationSplit
@@ -50,18 +54,18 @@ def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Relat
     """
     prepared = open_prepared(config.workdir)
     exported = load_embeddings(config.workdir, prepared)
-    ranker = listed_by(config, prepared, config.host_threads, exported)
-    vectors = weigh_popularity(exported, config.search.popularity_weight, has_popularity(config))
-    search = ranker or open_search(config, vectors, config.host_threads)
     queries, file = None, related.RELATED_FILE
     if config.new.new_items:
-        known = len(vectors)
+        known = len(exported)
         new_items = open_table(config.data.path(config.new.new_items), "new_items", config.data)
         new_edges = None
         if config.new.new_edges:
             new_edges = open_table(config.data.path(config.new.new_edges), "new_edges", config.data)
-        prepared, vectors = with_new_items(config, prepared, vectors, new_items, new_edges)
-        queries, file = np.arange(known, len(vectors)), related.NEW_FILE
+        prepared, exported = with_new_items(config, prepared, exported, new_items, new_edges)
+        queries, file = np.arange(known, len(exported)), related.NEW_FILE
+    ranker = listed_by(config, prepared, config.host_threads, exported)
+    vectors = weighted(config, exported)
+    search = ranker or open_search(config, vectors, config.host_threads)
     if items:
         return related.nearest(config, items, prepared, vectors, search)
     if config.evaluate.query:
@@ -92,9 +96,8 @@ def with_new_items(
     items: Table,
     edges: Table | None = None,
 ) -> tuple[Prepared, np.ndarray]:
-    """The catalog and the vectors that lists are made of, with those of new items behind them."""
+    """The catalog and its exported vectors, with those of new items behind them."""
     additions, new = embed_new(config, prepared, items, edges)
-    new = weigh_popularity(new, config.search.popularity_weight, has_popularity(config))
     return with_additions(prepared, additions, items), np.concatenate([vectors, new])
 
 
@@ -106,14 +109,7 @@ def listed_by(
     Args:
       vectors: embeddings float32 [N, Z] over the graph of `prepared`, with their full popularity.
     """
-    if config.search.related_by == "vectors":
-        return None
-    by_vectors = ""
-    if config.new.new_items:
-        by_vectors = "new items (--new_items)"
-    elif rules_of(config, prepared) is not None:
-        by_vectors = "rules"
-    return open_ranker(config, prepared, vectors, has_popularity(config), threads, by_vectors)
+    return open_ranker(config, prepared, vectors, has_popularity(config), threads)
 
 
 def rank(config: Config) -> dict[str, Any]:

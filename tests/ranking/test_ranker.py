@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from ranked_world import make_world
 from sklearn.linear_model import LogisticRegression
 from small_catalog import make_config, make_prepared, random_graph
 
@@ -14,7 +15,6 @@ from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation.evaluate import evaluate
 from pinsage_jax.export import writer
-from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import validation_split
 from pinsage_jax.ranking import levels
 from pinsage_jax.ranking.calibrated_model import CalibratedModel, fit
@@ -103,22 +103,7 @@ def test_best_columns_equal_a_stable_sort(small_rng):
 
 @pytest.fixture(scope="module")
 def world():
-    """Collections by topic; content and vectors tell the topic; a tenth of the items is new."""
-    rng = np.random.default_rng(5)
-    items, collections, topics = 300, 160, 10
-    topic = rng.integers(0, topics, items)
-    edges = set()
-    for collection in range(collections):
-        members = np.flatnonzero(topic == collection % topics)
-        members = members[members < 270]
-        edges |= {(int(i), collection) for i in rng.choice(members, min(8, len(members)), False)}
-    edge_items, edge_collections = np.array(sorted(edges), np.int32).T
-    graph = Graph.from_edges(edge_items, edge_collections, items, collections)
-    features = np.eye(topics)[topic] + 0.4 * rng.normal(size=(items, topics))
-    vectors = np.eye(topics)[topic] + 0.6 * rng.normal(size=(items, topics))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors = np.column_stack([vectors, np.where(graph.degree()[:items] > 0, 1.2, 1.0)])
-    return graph, features.astype(np.float32), vectors.astype(np.float32)
+    return make_world()
 
 
 @pytest.fixture(scope="module")
@@ -334,10 +319,11 @@ def test_the_saved_ranker_orders_like_the_fitted_one(tmp_path, world, fitted):
     assert open_ranker(dear, prepared, vectors, True, 1).model.levels["warm"] > model.levels["warm"]
     plain, *_ = exported(tmp_path, world, related_by="vectors")
     assert open_ranker(plain, prepared, vectors, True, 1) is None
-    assert open_ranker(config, prepared, vectors, True, 1, "rules") is None
-    asked, *_ = exported(tmp_path, world, related_by="ranker")
-    with pytest.raises(UserError, match="does not go with rules"):
-        open_ranker(asked, prepared, vectors, True, 1, "rules")
+    indexed, *_ = exported(tmp_path, world, search="hnsw16:32")
+    assert open_ranker(indexed, prepared, vectors, True, 1) is None
+    asked, *_ = exported(tmp_path, world, related_by="ranker", search="hnsw16:32")
+    with pytest.raises(UserError, match="does not go with --search=hnsw16:32"):
+        open_ranker(asked, prepared, vectors, True, 1)
 
 
 def test_a_ranker_of_other_embeddings_is_refused_or_named(tmp_path, world, fitted, caplog):
