@@ -52,7 +52,7 @@ def run_of(mode, folder) -> subprocess.Popen:
         return subprocess.Popen(
             [
                 *(sys.executable, "-c", check + RUN),
-                *("-m", "kernels", "-q", "-p", "no:cacheprovider"),
+                *("-m", "kernels", "-q", "-p", "no:cacheprovider", "-n", "0"),
                 *(str(next(TESTS.rglob(f"test_{name}.py"))) for name in KERNEL_TESTS),
             ],
             cwd=TESTS.parent,
