@@ -35,10 +35,15 @@ is replicated on every device of every process; each process holds it as its own
 where the type of an argument includes its mesh.  A state from the host, or on a mesh with
 another axis name, would be traced once, and the step's own output, which is on pmap's
 mesh, a second time.  A weakly typed leaf (a Python number) has the same effect.
+
+Arrays without elements, such as spectral features of width 0, are not passed to pmap but
+made inside it: over two or more devices, the compiler of jaxlib 0.11.2 (not of 0.11.1 or
+0.12.0) ends the process with a segmentation fault for an argument of that kind.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -214,7 +219,10 @@ def compile_step(
         compiled = _without_axis(step, donate)
     else:
         mapped = _devices_of_all_processes(num_devices)
-        compiled = _over_devices(step, mapped, donate, constants)
+        over_devices = _over_devices(step, mapped, donate, constants)
+
+        def compiled(*arguments):
+            return over_devices(*_without_empty(arguments))
 
     def run(state, batch, *constant):
         _check_device_axis(batch, num_devices)
@@ -245,6 +253,7 @@ def compile_ahead(
     arguments = (state, batch, *constant)
     if len(devices) > 1:
         compiled = _over_devices(step, devices, True, len(constant))
+        arguments = _without_empty(arguments)
     else:
         compiled = _without_axis(step, True)
         arguments = on_device(arguments, devices[0])
@@ -276,15 +285,52 @@ def _over_devices(
     donate: bool,
     constants: int,
 ) -> Any:
-    """The step mapped over `devices`; leaves of its batch are [local devices, ...]."""
+    """The step mapped over `devices`, of arguments from ``_without_empty``.
+
+    Leaves of its batch are [local devices, ...].
+    """
+
+    @functools.wraps(step)
+    def of_one_device(state, batch, *constant):
+        state, constant = _with_empty((state, constant))
+        batch = _with_empty(batch, mapped_axes=1)
+        return step(state, batch, *constant, axis_name=AXIS_NAME)
+
     return jax.pmap(
-        functools.wraps(step)(functools.partial(step, axis_name=AXIS_NAME)),
+        of_one_device,
         axis_name=AXIS_NAME,
         in_axes=(None, 0, *(None,) * constants),
         out_axes=(None, None),
         devices=devices,
         donate_argnums=(0,) if donate else (),
     )
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Empty:
+    """Stands for an array without elements; to JAX it is part of the tree, not a leaf."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def _without_empty(tree: Any) -> Any:
+    """The tree with ``_Empty`` in place of every array without elements."""
+    return jax.tree.map(
+        lambda leaf: _Empty(leaf.shape, leaf.dtype) if 0 in np.shape(leaf) else leaf, tree
+    )
+
+
+def _with_empty(tree: Any, mapped_axes: int = 0) -> Any:
+    """The tree with arrays in place of ``_Empty``, less that many leading axes."""
+
+    def fill(node):
+        if isinstance(node, _Empty):
+            return jnp.zeros(node.shape[mapped_axes:], node.dtype)
+        return node
+
+    return jax.tree.map(fill, tree, is_leaf=lambda node: isinstance(node, _Empty))
 
 
 def psum_if(tree: Any, axis_name: str | None) -> Any:

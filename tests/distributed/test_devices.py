@@ -186,6 +186,35 @@ def test_rows_reach_their_device_in_order(count):
     assert metrics["sum"]["rows"].tolist() == rows.sum(axis=0).tolist()
 
 
+@pytest.mark.parametrize("count", DEVICES)
+def test_arrays_without_elements_are_read_and_returned(count):
+    def step(state, batch, table, axis_name=None):
+        assert batch["none"].shape == (2, 0) and table.shape == (0, 3)
+        joined = jnp.concatenate([batch["x"], batch["none"]], axis=1)
+        total = device_lib.psum_if(joined.sum() + table.sum(), axis_name)
+        return {"w": state["w"] + total, "none": state["none"] * 2}, {"total": total}
+
+    devices = device_lib.make_devices(count)
+    host = {"w": np.ones(4, np.float32), "none": np.zeros((4, 0), jnp.bfloat16)}
+    batch = {
+        "x": np.arange(6 * count, dtype=np.float32).reshape(count, 2, 3),
+        "none": np.zeros((count, 2, 0), np.float32),
+    }
+    table = device_lib.replicate(np.zeros((0, 3), np.float32), devices)
+    run = device_lib.compile_step(step, count, constants=1)
+    state = device_lib.replicate(host, devices)
+    for made in (batch, device_lib.place_batch(batch, devices)):
+        state, metrics = run(state, made, table)
+        assert metrics["total"] == batch["x"].sum()
+    np.testing.assert_array_equal(state["w"], 1.0 + 2 * batch["x"].sum())
+    assert state["none"].shape == (4, 0) and state["none"].dtype == jnp.bfloat16
+    device_lib.assert_is_replicated(state)
+    if count > 1:
+        # A compiler crashes on them, if they are arguments over several devices.
+        ahead = device_lib.compile_ahead(step, devices, host, batch, table)
+        assert {a.shape for a in jax.tree.leaves(ahead.args_info)} == {(4,), (count, 2, 3)}
+
+
 def test_assert_is_replicated_finds_a_missing_psum():
     rng = np.random.default_rng(0)
     step = device_lib.compile_step(make_step(forget_psum=True), 4)
