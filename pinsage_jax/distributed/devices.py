@@ -38,7 +38,7 @@ mesh, a second time.  A weakly typed leaf (a Python number) has the same effect.
 
 Arrays without elements, such as spectral features of width 0, are not passed to pmap but
 made inside it: over two or more devices, the compiler of jaxlib 0.11.2 (not of 0.11.1 or
-0.12.0) ends the process with a segmentation fault for an argument of that kind.
+0.12.0.1) ends the process with a segmentation fault for an argument of that kind.
 """
 
 from __future__ import annotations
