@@ -24,7 +24,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pinsage_jax.core import files
 from pinsage_jax.core.version import __version__
 
 COSTS_FILE = "costs.json"
@@ -105,6 +104,9 @@ class Costs:
 
     def save(self, workdir: str | pathlib.Path) -> None:
         """Writes WORKDIR/costs.json."""
+        # Here, because it loads NumPy, for which the check of flags does not wait.
+        from pinsage_jax.core import files
+
         files.write_json(pathlib.Path(workdir) / COSTS_FILE, self.values())
 
 
