@@ -367,6 +367,7 @@ def test_a_flagfile_that_is_no_text_is_refused(tmp_path):
 @pytest.mark.parametrize("mode", cli.MODES)
 def test_the_mode_picks_the_stage(stage, tmp_path, mode):
     needed = ("--synthetic", "--edges=e", "--query=a", "--target=b", "--compare_with=c")
+    needed += ("--to=qdrant",) if mode == "export" else ()
     (tmp_path / "w").mkdir()
     assert run(*needed, f"--workdir={tmp_path / 'w'}", f"--mode={mode}") == 0
     assert [name for name, _ in stage.calls] == [mode]
@@ -413,6 +414,7 @@ def test_a_workdir_that_cannot_be_written_is_refused(stage, tmp_path, capfd, mod
 @pytest.mark.parametrize("mode", cli.MODES)
 def test_only_modes_that_begin_a_run_make_its_folder(stage, tmp_path, capfd, mode):
     needed = ("--synthetic", "--edges=e", "--query=a", "--target=b", "--compare_with=c")
+    needed += ("--to=qdrant",) if mode == "export" else ()
     path = tmp_path / "typo" / "w"
     if mode in modes.BEGINNING:
         setattr(stage, mode, lambda config: (path / "made").mkdir())
@@ -873,7 +875,7 @@ def test_ci_tries_the_newest_other_python(pythons, ci):
     if pythons:
         install, tests, program = lines[venvs[-1] + 1 :]
         assert re.fullmatch(r"pip install -q \.\[test\] in /\S+/source", install)
-        assert re.fullmatch(r"python -m pytest tests/cpu .* in /\S+/source", tests)
+        assert re.fullmatch(r"python -m pytest -n 0 tests/cpu .* in /\S+/source", tests)
         assert re.match(
             r"python -m pinsage_jax.main \S+/tiny.flags --workdir=\S+-newest in", program
         )
