@@ -26,6 +26,12 @@ import pytest
 from absl import logging
 
 _VERBOSITY = logging.get_verbosity()
+# Test files that take longest begin first, so that no process is left alone with one at the end.
+_LONGEST = (
+    *("test_kernel_modes.py", "test_shop_week.py", "test_process_group.py", "test_training.py"),
+    *("test_steps.py", "test_model.py", "test_inference.py", "test_kernel_cache.py"),
+    *("test_retrain.py", "test_gathered_loss.py", "test_estimator.py", "test_ablation.py"),
+)
 
 jax.config.update("jax_num_cpu_devices", 4)
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
@@ -34,6 +40,12 @@ if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Nor do arrays of different dtypes meet: float32 times int32 is an error.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Brings the tests of the longest files to the front, otherwise in the order of collection."""
+    turn = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: turn.get(item.path.name, len(turn)))
 
 
 @pytest.fixture
