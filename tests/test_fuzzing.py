@@ -16,6 +16,7 @@ import tempfile
 
 import numpy as np
 import pytest
+from absl import logging
 from fuzz_tables import (
     cells,
     edge_rows,
@@ -328,7 +329,7 @@ def test_flags(count, monkeypatch):
     # Any --verbosity would hold for the tests that follow. The one warning of this part,
     # which --verbosity=error leaves out, is for test_cli.py.
     monkeypatch.setattr(main.logging_setup, "set_up", lambda verbosity: None)
-    monkeypatch.setattr(main.logging, "warning", lambda *words: None)
+    monkeypatch.setattr(logging, "warning", lambda *words: None)
 
     def body(typed, in_file, as_bytes):
         with scratch() as folder:

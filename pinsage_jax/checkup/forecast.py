@@ -233,10 +233,14 @@ def _seconds(
     # Without evaluation pairs the catalog is embedded once more, over the training graph.
     again = np.zeros(2) if sizes.eval_pairs else links + lists + embedding
     evaluated = sizes.eval_pairs or sizes.validation_pairs
+    # The ranker's candidates: vectors and content over the catalog, and two kinds of walks.
+    ranked = sizes.validation_pairs if config.search.related_by in ("auto", "ranker") else 0
+    candidates = 2 * sizes.items * rates["rank"] + 2 * rates["hard_walk"]
     return {
         "prepare": _START_UP * python + inputs.seconds + _prepared_bytes(inputs, sizes) * write,
         "train": train,
         "embed": links + lists + embedding + sizes.items * config.model.output_dim * 4 * write,
+        "rank": (links + lists + embedding + ranked * candidates) * (ranked > 0),
         # Three tables have intervals: all pairs, by kind, and by degree.
         "evaluate": again
         + evaluated * (ranking_seconds + sizes.items * rates["rank"])

@@ -159,5 +159,7 @@ class Filters:
                 used_values.add(value)
             chosen.append(best)
             if weight:
-                similarity = np.maximum(similarity, rows @ rows[best])
+                # Not by a BLAS, whose kernels may raise NumPy's warning for values that they drop.
+                products = np.einsum("ij,j->i", rows, rows[best])
+                similarity = np.maximum(similarity, products)
         return chosen

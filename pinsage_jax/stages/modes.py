@@ -80,7 +80,8 @@ TOPICS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "doctor": ("Checks the tables and forecasts time, memory and disk.", ("doctor",), _INPUTS),
     "explain": ("Tells why one item is a neighbor of another.", ("evaluate",), ()),
     "export": (
-        "Writes the vectors for a vector store, or the encoder of new items.", ("vector_store",), (),
+        "Writes the vectors for a vector store, or the encoder of new items.", ("vector_store",),
+        (),
     ),
     "rank": ("Fits the ranker of related items.", ("search",), ("evaluate",)),
     "compare": ("Compares two runs.", ("compare",), ("evaluate",)),

@@ -276,7 +276,8 @@ def test_only_modes_that_read_go_without_the_lock():
     free = [
         mode for mode in modes.MODULES
         if modes.only_reads(pinsage_jax.settings(
-            "w", mode=mode, synthetic=True, query="a", target="b", compare_with="c", edges="e"
+            "w", mode=mode, synthetic=True, query="a", target="b", compare_with="c", edges="e",
+            **({"to": "qdrant"} if mode == "export" else {}),
         ))
     ]  # fmt: skip
     assert free == ["neighbors", "serve"]
