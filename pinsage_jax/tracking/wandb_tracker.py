@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 # It would report its errors to its makers.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -38,7 +38,7 @@ def open_run(
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT") or PROJECT,
         dir=os.environ.get("WANDB_DIR") or str(workdir),
-        mode=os.environ.get("WANDB_MODE") or "offline",  # type: ignore[arg-type]
+        mode=cast(Any, os.environ.get("WANDB_MODE") or "offline"),
         id=run_id or None,
         resume="allow",
         name=run_name(workdir),
