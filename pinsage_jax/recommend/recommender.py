@@ -75,6 +75,7 @@ class Recommender:
       rules: which items may be recommended, and boosts of their scores; None: all, and none.
       graph: the training graph, and
       bases: float32 [N, D], its spectral vectors, for the choices that score by them.
+      made: the scorer of another recommender that differs in its rules alone; None: a new one.
     """
 
     config: RecommendConfig
@@ -90,6 +91,7 @@ class Recommender:
     rules: Rules | None = None
     graph: Graph | None = None
     bases: np.ndarray | None = None
+    made: Scorer | None = None
 
     def top_k(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Recommends k items to each user.
@@ -109,13 +111,15 @@ class Recommender:
         return self.choice.by in GRAPH_METHODS
 
     @functools.cached_property
-    def _scorer(self) -> Scorer:
-        """What scores histories, for all methods but interests."""
+    def scorer(self) -> Scorer:
+        """What scores histories, or single items of them for interests."""
         choice = self.choice
+        if self.made is not None:
+            return self.made
         if self._by_graph:
             assert self.graph is not None and self.bases is not None
             return graph_scorer(choice, self.graph, self.bases, self.vectors, self.threads)
-        if choice.by == "mean":
+        if choice.by in ("mean", "interests"):
             return Mean(self.vectors)
         return Sharpened(
             self.vectors, self.degree, Shape(choice.by, choice.value), choice.popularity,
@@ -125,7 +129,7 @@ class Recommender:
     def _unfiltered(self, histories: Histories, k: int) -> tuple[np.ndarray, np.ndarray]:
         if self.choice.by == "interests":
             return self._by_interests(histories, k)
-        return self._best(self._scorer, histories, k, self._excluded(histories), quiet=self.quiet)
+        return self._best(self.scorer, histories, k, self._excluded(histories), quiet=self.quiet)
 
     def _excluded(self, histories: Histories) -> Histories:
         """The items that must not be recommended to each user."""
@@ -203,7 +207,7 @@ class Recommender:
         # Each medoid is searched for as a history of one item, with its user's exclusions.
         single = Histories(np.arange(len(queries) + 1, dtype=np.int64), queries)
         exclude = self._excluded(histories).select(owners.astype(np.int64))
-        candidates, values = self._best(Mean(self.vectors), single, k, exclude, quiet=True)
+        candidates, values = self._best(self.scorer, single, k, exclude, quiet=True)
         ids = np.full((len(histories), k), -1, np.int32)
         scores = np.full((len(histories), k), -np.inf, np.float32)
         starts = np.searchsorted(owners, np.arange(len(histories) + 1))

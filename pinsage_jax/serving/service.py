@@ -173,7 +173,10 @@ class Service:
         recommender, rules = self._recommender, self._rules(listing, None)
         if rules is not None:
             filters = Filters(SearchConfig(), self._prepared.graph, self._vectors, False, rules)
-            recommender = dataclasses.replace(recommender, rules=rules, filters=filters)
+            # The scorer is made once, and not for every request.
+            recommender = dataclasses.replace(
+                recommender, rules=rules, filters=filters, made=recommender.scorer
+            )
         with _as_requests():
             ids, scores = recommender.top_k(history, k)
         neighbors = self._neighbor_entries(ids[0], scores[0], columns)

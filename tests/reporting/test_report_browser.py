@@ -4,14 +4,13 @@ import contextlib
 
 import browser as browsers
 import pytest
+from browser import PHONE, WIDE
 from hostile_catalog import small_config, small_embeddings, small_prepared
 
 from pinsage_jax.evaluation.evaluate import evaluate
 from pinsage_jax.reporting.report import write_report
 
 pytestmark = pytest.mark.browser
-
-WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")

@@ -81,14 +81,19 @@ def _coverage_map(
             continue
         coverage = methods[name]["lists"]["coverage"]
         groups.append(Points(scores.label(name), [coverage], [hit["value"]]))
-    alt = "; ".join(
-        f"{group.label}{f' {name}' if name else ''}: {x:.1%} of the catalog, hit@10 {y:.3f}"
-        for group in groups
-        for x, y, name in zip(group.x, group.y, group.names or [""] * len(group.x))
-    )
+    alt = _points_in_words(groups, "{x:.1%} of the catalog, hit@10 {y:.3f}")
     chart = plane_chart("coverage", f"Hit-rate against coverage. {alt}.", groups,
                         "catalog listed", "hit@10, all pairs")  # fmt: skip
     return page.figure(chart, "Hit-rate against coverage", "up and to the right is better")
+
+
+def _points_in_words(groups: Sequence[Points], point: str) -> str:
+    """The points of a chart as text; `point` formats one, by x and y."""
+    return "; ".join(
+        f"{group.label}{f' {name}' if name else ''}: {point.format(x=x, y=y)}"
+        for group in groups
+        for x, y, name in zip(group.x, group.y, group.names or [""] * len(group.x))
+    )
 
 
 def _end_names(weights: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -131,11 +136,7 @@ def _price_frontier(prices: Sequence[Mapping[str, Any]]) -> list[Html]:
                 line=not is_default,
             )
         )
-    alt = "; ".join(
-        f"{group.label}{f' {name}' if name else ''}: warm {x:.3f}, cold {y:.3f}"
-        for group in groups
-        for x, y, name in zip(group.x, group.y, group.names or [""] * len(group.x))
-    )
+    alt = _points_in_words(groups, "warm {x:.3f}, cold {y:.3f}")
     chart = plane_chart("new-item-price", f"Cold against warm hit@10. {alt}.", groups,
                         "hit@10, warm targets", "hit@10, cold targets")  # fmt: skip
     return [
