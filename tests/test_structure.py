@@ -137,7 +137,7 @@ def device_complaints(name: str, tree: ast.Module) -> list[str]:
     named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     named |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     named |= {part for found in imports(tree) for part in found.split(".")}
-    spelled = named & {"pmap", "NamedSharding"}
+    spelled = named & {"pmap", "shard_map", "NamedSharding"}
     return [f"{name} spells {word}" for word in sorted(spelled) if name != "distributed.devices"]
 
 

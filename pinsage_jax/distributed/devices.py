@@ -1,6 +1,6 @@
 """Runs a training step on the devices of one or several hosts.
 
-This is the only module that uses pmap or sharding.  A step is written for one device
+This is the only module that uses pmap, shard_map or sharding.  A step is written for one device
 and receives the name of the mapped axis, which is None on a single device:
 
   def step(state, batch, axis_name=None):
@@ -45,91 +45,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-import pathlib
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.distributed import channel, process_group
 
 AXIS_NAME = "devices"
 
+# How a step is mapped over several devices: "pmap", or "shard_map" for jit of shard_map.
+# Both compute the same bits (tests/distributed/test_mappings.py).
+MAPPING = "pmap"
+
 Step = Callable[..., tuple[Any, Any]]
-
-_JAX_HEARTBEAT_SECONDS = 3600
-
-
-def connect() -> None:
-    """Initializes jax.distributed for the current process group.
-
-    It must be called before any other use of JAX; in a single process it does nothing.
-    The channels of the process group detect a dead process, so JAX's heartbeat timeout is
-    set to an hour.
-    """
-    group = process_group.current()
-    if group.count == 1 or jax.distributed.is_initialized():
-        return
-    host, port = group.service
-    bind = f"{_bracketed(host)}:{port}"
-    if group.index:
-        host, port = "127.0.0.1", channel.relay(host, port)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # The service would replace the SIGTERM handler of core/signals.py.
-    jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(
-        f"{_bracketed(host)}:{port}",
-        group.count,
-        group.index,
-        coordinator_bind_address=bind,
-        cluster_detection_method="deactivate",
-        heartbeat_timeout_seconds=_JAX_HEARTBEAT_SECONDS,
-        local_device_ids=group.own_devices,
-    )
-    # All processes exchange their devices in this call.  Without it, the first process that
-    # uses JAX would wait for the others.
-    jax.devices()
-    claims = [
-        [_host(), os.environ.get("CUDA_VISIBLE_DEVICES"), device.local_hardware_id]
-        for device in jax.local_devices()
-        if device.platform != "cpu"
-    ]
-    everywhere = process_group.all_gather_object(claims, "accelerators")
-    if shared := claimed_twice(everywhere):
-        logging.warning(
-            "processes %d and %d use the same accelerators of one host; give each its own with "
-            "--local_device_ids.", *shared,
-        )  # fmt: skip
-
-
-def claimed_twice(claims: Sequence[Sequence[Any]]) -> tuple[int, int] | None:
-    """The first two processes that claim the same accelerator; None if no two do.
-
-    Args:
-      claims: for each process what it claims; what is equal is the same accelerator.
-    """
-    for second, ours in enumerate(claims):
-        for first in range(second):
-            if any(claim in claims[first] for claim in ours):
-                return first, second
-    return None
-
-
-def _host() -> str:
-    """Identifies the machine, whatever its name is; containers on one machine agree on it."""
-    path = pathlib.Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else socket.gethostname()
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def max_table_bytes(devices: Sequence[jax.Device]) -> int:
@@ -201,8 +134,8 @@ def compile_step(
     Args:
       step: a pure function that returns (state, metrics), both equal on all devices.
       num_devices: number of devices of this process.  One device in a single process
-        compiles with jit and axis_name None; otherwise pmap maps over `num_devices`
-        devices of every process, with axis_name ``AXIS_NAME``.
+        compiles with jit and axis_name None; otherwise ``MAPPING`` maps over
+        `num_devices` devices of every process, with axis_name ``AXIS_NAME``.
       donate: reuses the memory of the old state for the new one; the state passed in must
         not be used again.
       constants: number of further arguments, each a pytree from ``replicate`` whose memory
@@ -285,7 +218,7 @@ def _over_devices(
     donate: bool,
     constants: int,
 ) -> Any:
-    """The step mapped over `devices`, of arguments from ``_without_empty``.
+    """The step mapped over `devices` as ``MAPPING`` says, of arguments from ``_without_empty``.
 
     Leaves of its batch are [local devices, ...].
     """
@@ -296,6 +229,8 @@ def _over_devices(
         batch = _with_empty(batch, mapped_axes=1)
         return step(state, batch, *constant, axis_name=AXIS_NAME)
 
+    if MAPPING == "shard_map":
+        return _with_shard_map(of_one_device, devices, donate, constants)
     return jax.pmap(
         of_one_device,
         axis_name=AXIS_NAME,
@@ -304,6 +239,40 @@ def _over_devices(
         devices=devices,
         donate_argnums=(0,) if donate else (),
     )
+
+
+def _with_shard_map(
+    of_one_device: Callable[..., tuple[Any, Any]],
+    devices: Sequence[jax.Device],
+    donate: bool,
+    constants: int,
+) -> Any:
+    """What ``_over_devices`` returns, without pmap."""
+    mesh = Mesh(np.array(devices), (AXIS_NAME,))
+    replicated = PartitionSpec()
+    specs = (replicated, PartitionSpec(AXIS_NAME), *(replicated,) * constants)
+
+    def of_one_row(state, batch, *constant):
+        batch = jax.tree.map(lambda leaf: jnp.squeeze(leaf, axis=0), batch)
+        return of_one_device(state, batch, *constant)
+
+    # Without check_vma the transpose of psum is psum, as in pmap: see the rules above.
+    mapped = jax.shard_map(
+        of_one_row, mesh=mesh, in_specs=specs, out_specs=replicated, check_vma=False
+    )
+    compiled = jax.jit(
+        mapped,
+        in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),
+        donate_argnums=(0,) if donate else (),
+    )
+    if jax.process_count() == 1:
+        return compiled
+
+    def of_one_process(*arguments):
+        whole = multihost_utils.host_local_array_to_global_array(arguments, mesh, specs)
+        return multihost_utils.global_array_to_host_local_array(compiled(*whole), mesh, replicated)
+
+    return of_one_process
 
 
 @jax.tree_util.register_static

@@ -20,7 +20,8 @@ from pinsage_jax.core.costs import RUN_FILE, Costs, provenance
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.cpu import kernel_cache, ops
 from pinsage_jax.distributed import process_group
-from pinsage_jax.distributed.devices import connect, make_devices
+from pinsage_jax.distributed.devices import make_devices
+from pinsage_jax.distributed.joining import connect
 from pinsage_jax.evaluation import calibration
 from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.inference.encoder import Encoder

@@ -75,7 +75,8 @@ class Spy(real):
 ctypes.CDLL = Spy
 import pinsage_jax
 from trained_run import settings
-from pinsage_jax.distributed.devices import connect, make_devices
+from pinsage_jax.distributed.devices import make_devices
+from pinsage_jax.distributed.joining import connect
 from pinsage_jax.stages import embed, prepare, train
 connect()
 make_devices()

@@ -25,7 +25,7 @@ from pinsage_jax.config.distributed import DistributedConfig
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core import files, workdir
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.distributed import channel, devices, hellos, process_group
+from pinsage_jax.distributed import channel, hellos, joining, process_group
 from pinsage_jax.training import device_inputs
 from pinsage_jax.training.checkpoints import Checkpoints
 from pinsage_jax.training.divergence import dump_batch
@@ -339,7 +339,7 @@ def test_the_process_with_the_least_memory_decides_on_the_input_table(monkeypatc
     ],
 )
 def test_processes_that_use_the_same_accelerators_are_found(claims, shared):
-    assert devices.claimed_twice(claims) == shared
+    assert joining.claimed_twice(claims) == shared
 
 
 def test_the_accelerators_of_a_process_are_passed_to_jax(monkeypatch):
@@ -348,7 +348,7 @@ def test_the_accelerators_of_a_process_are_passed_to_jax(monkeypatch):
     monkeypatch.setattr(process_group, "_current", group)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **named: given.update(named))
     monkeypatch.setattr(jax.config, "update", lambda *a: None)
-    devices.connect()
+    joining.connect()
     assert given["local_device_ids"] == [2, 3]
 
 
