@@ -54,5 +54,5 @@ def test_the_extra_all_holds_every_extra_of_a_user():
     extras = PROJECT["optional-dependencies"]
     (everything,) = extras["all"]
     named = set(re.search(r"\[(.*)\]", everything)[1].split(","))
-    others = {"all", "test", "test-browser", "test-stores", "dev", "aot-tpu", "aot-cuda"}
+    others = {"all", "test", "test-browser", "test-stores", "docs", "dev", "aot-tpu", "aot-cuda"}
     assert named == extras.keys() - others
