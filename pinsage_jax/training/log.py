@@ -1,4 +1,13 @@
-"""Measures the steps of training between two lines of metrics.jsonl."""
+"""Measures the steps of training between two lines of metrics.jsonl, and records a bad one.
+
+WORKDIR/not_finite_step_STEP.json holds the node ids of a batch whose loss is not finite, which
+are positions in prepared/item_ids.arrow, and what the batch is a function of: the step (counted
+from 1), the epoch and the seed.  `MinibatchBuilder.make(STEP - 1)` makes the same batch again,
+and the same command, run from the last checkpoint, repeats the same step.
+
+Of several processes, which all reach the same step, process 0 writes the shards of all of
+them: any process can make any shard.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +19,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from pinsage_jax.batching.blocks import BatchInfo
+from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.config.training import TrainConfig
+from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.distributed import process_group
 from pinsage_jax.training.device_clock import DeviceClock
+
+_IDS = ("query_ids", "target_ids", "negative_ids", "hard_ids")
 
 
 class MetricsWindow:
@@ -150,3 +164,32 @@ class MetricsWindow:
         self.waited += waited
         self._reset()
         return line
+
+
+def dump_batch(
+    workdir: str | pathlib.Path, builder: MinibatchBuilder, step: int, about: dict[str, Any]
+) -> pathlib.Path:
+    """Writes the ids of the batch of `step` (counted from 1) and `about`; returns the path.
+
+    Every process must call it; the file is complete when it returns.  The file holds B
+    query ids, B target ids, B lists of H hard negatives (-1 where there is none), and the R
+    random negatives, once for every device.
+    """
+    path = pathlib.Path(workdir) / f"not_finite_step_{step}.json"
+    if process_group.is_rank0():
+        _write_batch(path, builder, step, about)
+    # A process that ended now would end process 0 too, before it has written the file.
+    process_group.all_gather_object(None, "batch that is not finite", interruptible=False)
+    return path
+
+
+def _write_batch(
+    path: pathlib.Path, builder: MinibatchBuilder, step: int, about: dict[str, Any]
+) -> None:
+    batch, _ = builder.make(step - 1, range(builder.spec.num_devices))
+    ids = {}
+    for name in _IDS:
+        array = np.asarray(getattr(batch, name))
+        # The first axis is that of the devices.
+        ids[name] = array.reshape(-1, *array.shape[2:]).tolist()
+    files.write_json(path, {"step": step, **about, **ids})

@@ -39,8 +39,8 @@ from pinsage_jax.tracking.schema import RUN, STEP, VALIDATION
 from pinsage_jax.tracking.trackers import Tracker, close_all, open_trackers
 from pinsage_jax.training.curriculum import Schedule
 from pinsage_jax.training.device_clock import DeviceClock
-from pinsage_jax.training.divergence import dump_batch
-from pinsage_jax.training.log import MetricsWindow
+from pinsage_jax.training.feed import Feed, PackedBatch, unpacking
+from pinsage_jax.training.log import MetricsWindow, dump_batch
 from pinsage_jax.training.resume import open_checkpoints, restore_latest
 from pinsage_jax.training.state import (
     TrainState,
@@ -119,12 +119,11 @@ class Run:
     """One process's part of a training run: its state, and the hooks of the loop.
 
     Attributes:
-      batches: minibatches of the steps that are left, made ahead by host threads.
+      batches: minibatches of the steps that are left, made ahead by host threads and on
+        accelerators placed ahead.
       done: steps taken so far, those of earlier processes included.
       interrupted: whether `should_stop` asked to stop before the last step.
     """
-
-    batches: Prefetcher[tuple[Minibatch, BatchInfo]]
 
     def __init__(
         self,
@@ -158,9 +157,8 @@ class Run:
         self._scores: dict[str, float] = {}
         self._open_logs(stack)
         train, total = config.train, schedule.total
-        self.batches = stack.enter_context(
-            Prefetcher(builder.make, self.done, total, train.batches_ahead, train.producers)
-        )
+        made = Prefetcher(builder.make, self.done, total, train.batches_ahead, train.producers)
+        self.batches = Feed(stack.enter_context(made), (self.done, total), devices, stack)
         self._progress = stack.enter_context(Progress(total - self.done, "step", "training"))
 
     def _open_logs(self, stack: contextlib.ExitStack) -> None:
@@ -185,7 +183,7 @@ class Run:
         about = {"epoch": epoch, "seed": self._config.seed, **about}
         return dump_batch(self._workdir, self._builder, step, about)
 
-    def take_step(self, batch: Minibatch, info: BatchInfo) -> None:
+    def take_step(self, batch: Minibatch | PackedBatch, info: BatchInfo) -> None:
         """Dispatches one step to the devices; does not wait for them."""
         self._state, metrics = self._step_function(self._state, batch)
         self._window.add(metrics, info)
@@ -320,13 +318,12 @@ def _compiled_step(
     builder: MinibatchBuilder,
     schedule: Schedule,
     devices: tuple[jax.Device, ...],
-) -> tuple[TrainState, Callable[[TrainState, Minibatch], tuple[TrainState, dict]]]:
+) -> tuple[TrainState, Callable[[TrainState, Minibatch | PackedBatch], tuple[TrainState, dict]]]:
     """The state before the first step, on the host, and the step of `devices`."""
     model, params = init_model(config, builder.input_dim, builder.num_nodes, builder.budgets.rows)
     optimizer = make_optimizer(config.train, schedule.steps_per_epoch)
     table = builder.table()
     constants = () if table is None else (replicate(table, devices),)
-    step = compile_step(
-        make_train_step(model, config.train, optimizer), len(devices), constants=len(constants)
-    )
+    pure = unpacking(make_train_step(model, config.train, optimizer))
+    step = compile_step(pure, len(devices), constants=len(constants))
     return initial_state(params, optimizer), lambda state, batch: step(state, batch, *constants)

@@ -28,8 +28,8 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.distributed import channel, hellos, joining, process_group
 from pinsage_jax.training import device_inputs
 from pinsage_jax.training.checkpoints import Checkpoints
-from pinsage_jax.training.divergence import dump_batch
 from pinsage_jax.training.leaf_paths import by_path, nested
+from pinsage_jax.training.log import dump_batch
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -30,6 +30,7 @@ from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.model.init import init_model
 from pinsage_jax.stages import train as train_stage
 from pinsage_jax.stages.prepare import prepare
+from pinsage_jax.training import feed
 from pinsage_jax.training.checkpoints import Checkpoints
 
 TESTS = pathlib.Path(__file__).parents[1]
@@ -182,8 +183,10 @@ def test_another_seed_is_another_run(workdir, saved, whole):
     assert all(not np.array_equal(one, other) for one, other in leaves if one.ndim > 1)
 
 
-@pytest.mark.parametrize("depth", [0, 1, 3])
-def test_prefetch_depth_does_not_matter(depth, workdir, saved, whole):
+@pytest.mark.parametrize("depth,placed", [(0, False), (1, True), (3, False)])
+def test_prefetch_depth_does_not_matter(depth, placed, workdir, saved, whole, monkeypatch):
+    # Nor does it matter that batches are packed and placed ahead, as on accelerators.
+    monkeypatch.setattr(feed, "places_batches", lambda: placed)
     pinsage_jax.train(config_for(workdir, train={"prefetch": depth}))
     assert_same_bits(saved[TOTAL], whole[0][TOTAL])
 
@@ -197,6 +200,8 @@ def test_stop_and_resume_equal_the_uninterrupted_run(stop_at, workdir, saved, wh
         return len(asked) == stop_at
 
     monkeypatch.setattr(train_stage, "stop_requested", stop)
+    # Batches that were placed and not taken are made again.
+    monkeypatch.setattr(feed, "places_batches", lambda: stop_at == 8)
     outcome = pinsage_jax.train(config_for(workdir))
     assert (outcome.step, outcome.interrupted) == (stop_at, True)
     assert max(saved) == stop_at

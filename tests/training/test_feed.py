@@ -1,0 +1,95 @@
+"""Batches that are packed and placed ahead: the bits and the order of those that are not."""
+
+import contextlib
+import threading
+
+import jax
+import numpy as np
+import pytest
+from small_runs import make_run, unit_features
+
+from pinsage_jax.batching.blocks import Minibatch
+from pinsage_jax.batching.prefetch import Prefetcher
+from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
+from pinsage_jax.training import feed
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def batches_of(count):
+    run = make_run(features=unit_features(40), links=2, train={"hard_start": "full"})
+    builder = run.builder(count)
+    return lambda step: builder.make(step)
+
+
+def leaves(batch):
+    """Name -> (dtype, shape, bytes) of every leaf, also of one without elements."""
+    made = {name: np.asarray(leaf) for name, leaf in batch._asdict().items() if leaf is not None}
+    return {name: (str(a.dtype), a.shape, a.tobytes()) for name, a in made.items()}
+
+
+@pytest.mark.parametrize("count,small", [(1, 1 << 20), (2, 400), (4, 0)])
+def test_a_step_finds_the_leaves_that_were_packed(count, small):
+    batch, _ = batches_of(count)(3)
+    # Bits that a conversion to another type would change.
+    batch.weights[0, 0, :2] = np.array([np.nan, -0.0], np.float32)
+    packed = feed.pack(batch, small)
+    # Leaves without elements are packed always.
+    assert packed.large.keys() == {
+        name for name, leaf in batch._asdict().items() if leaf[0].nbytes > small
+    }
+    assert packed.small.shape == (count, sum(int(np.prod(s)) for _, _, s in packed.layout))
+    if small == 1 << 20:
+        assert not packed.large and len(packed.layout) == len(Minibatch._fields)
+
+    def step(state, batch, axis_name=None):
+        assert isinstance(batch, Minibatch)
+        return batch, {}
+
+    # Each device returns its own leaves, so that the first one's are compared.
+    run = compile_step(feed.unpacking(step), count, donate=False)
+    first, _ = run(replicate({}, make_devices(count)), packed)
+    assert leaves(first) == leaves(Minibatch(*(leaf[0] for leaf in batch)))
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_batches_come_in_the_order_of_their_steps_and_count_as_made(placed, monkeypatch):
+    monkeypatch.setattr(feed, "places_batches", lambda: placed)
+    make, devices = batches_of(2), make_devices(2)
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(Prefetcher(make, 5, 9, 3, 2))
+        batches = feed.Feed(made, (5, 9), devices, stack)
+        assert batches.state() == {"next_index": 5}
+        for step, (batch, info) in enumerate(batches, start=5):
+            expected, expected_info = make(step)
+            assert info == expected_info
+            assert isinstance(batch, feed.PackedBatch) == placed
+            if placed:
+                assert all(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(batch))
+                expected = feed.pack(expected)
+            for ours, theirs in zip(jax.tree.leaves(batch), jax.tree.leaves(expected)):
+                assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+            # Batches that were only placed are made again by the run that goes on from here.
+            assert batches.state() == {"next_index": step + 1} and batches.items == step - 4
+        assert step == 8 and batches.make_seconds > 0
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_an_error_in_making_a_batch_is_raised_in_its_place_and_threads_end(fails, monkeypatch):
+    monkeypatch.setattr(feed, "places_batches", lambda: True)
+    make = batches_of(1)
+
+    def failing(step):
+        if fails and step == 2:
+            raise ValueError("no batch 2")
+        return make(step)
+
+    before = threading.active_count()
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(Prefetcher(failing, 0, 50, 2))
+        batches = feed.Feed(made, (0, 50), make_devices(1), stack)
+        next(batches), next(batches)
+        if fails:
+            with pytest.raises(ValueError, match="no batch 2"):
+                next(batches)
+    assert threading.active_count() == before
