@@ -35,7 +35,7 @@ from pinsage_jax.retrieval.list_statistics import (
     sampled_queries,
     warn_if_lists_share_an_item,
 )
-from pinsage_jax.retrieval.popularity import weigh_popularity
+from pinsage_jax.retrieval.online import weigh_popularity
 from pinsage_jax.retrieval.ranks import TIE_RULE
 from pinsage_jax.retrieval.topk import target_ranks, top_k
 

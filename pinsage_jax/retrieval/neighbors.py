@@ -9,7 +9,7 @@ import csv
 import difflib
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -93,8 +93,12 @@ def _nearest(
     search: ListSearch | None,
     rows: np.ndarray,
     filters: Filters,
+    placed: Any = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nearest items of the items `rows` that pass the filters.
+
+    Args:
+      placed: the embeddings as blocks.resident returns them; None: those on the host.
 
     Returns:
       ids int32 [Q, k] and scores float32 [Q, k], padded with -1 and -inf.
@@ -119,7 +123,8 @@ def _nearest(
             return ExactSearch(embeddings).top_k(embeddings[query_rows], depth, query_rows)
         from pinsage_jax.retrieval.topk import top_k
 
-        return top_k(embeddings[query_rows], embeddings, depth, query_rows)
+        catalog = embeddings if placed is None else placed
+        return top_k(embeddings[query_rows], catalog, depth, query_rows)
 
     def seen_of(query: int) -> np.ndarray:
         return filters.items_sharing_a_collection(int(rows[query]))
@@ -304,6 +309,11 @@ def write_related(
     filters = _filters(config, prepared, embeddings)
     if filters.rules is not None and isinstance(search, AnnSearch):
         RuledSearch(filters.rules, embeddings, search).log_recall(queries, k)
+    placed = None
+    if search is None and filters.rules is None and count > _FEW_QUERIES:
+        from pinsage_jax.retrieval.blocks import resident
+
+        placed = resident(embeddings)
     with (
         files.atomic_file(path) as temporary,
         pq.ParquetWriter(temporary, RELATED_SCHEMA) as writer,
@@ -311,7 +321,7 @@ def write_related(
     ):
         for start in range(0, count, block):
             rows = queries[start : start + block]
-            ids, scores = _nearest(config, embeddings, search, rows, filters)
+            ids, scores = _nearest(config, embeddings, search, rows, filters, placed)
             query, rank = np.nonzero(ids >= 0)
             cosines = _cosines(config, embeddings, rows[query], ids[query, rank])
             columns = [

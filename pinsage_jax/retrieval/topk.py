@@ -4,6 +4,9 @@ Scores are float32 inner products at full precision; no array is larger than
 query_block x catalog_block.  The last block of queries and of catalog rows is padded, so
 that XLA compiles once per catalog size (top_k: once more for the last block).
 
+On accelerators a catalog that fits in the memory of the local devices is placed there whole
+(blocks.ResidentCatalog), and thousands of queries are scored at once.
+
   Q queries, N catalog rows, D dimensions, P pairs
 """
 
@@ -11,78 +14,39 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pinsage_jax.core.errors import UserError
-from pinsage_jax.retrieval import kernels
+from pinsage_jax.retrieval import blocks, kernels
+from pinsage_jax.retrieval.blocks import (
+    TOP_K_ROWS,
+    ResidentCatalog,
+    Rows,
+    even_blocks,
+    host_block,
+    inner_products,
+    select,
+    top_of,
+)
 from pinsage_jax.retrieval.ranks import tie_rank
 from pinsage_jax.sampling.neighborhoods import run_blocks
 
 # Few queries against many rows: relative to the matrix product, selection becomes cheaper
 # as the number of rows grows.
 TOP_K_QUERIES = 256
-_BLOCK_MULTIPLE = 128
-# Not a power of two: rows of 2**n bytes map to the same sets of a CPU's caches.
-TOP_K_ROWS = 225 * _BLOCK_MULTIPLE
+# Queries that a resident catalog scores at once.
+_RESIDENT_QUERIES = 4096
 # Queries per task of a host thread.
 _HOST_QUERIES = 32
 _RANK_QUERIES = 1024
-_RANK_ROWS = (1 << 12) - _BLOCK_MULTIPLE
+_RANK_ROWS = (1 << 12) - 128
 # One float32 holds _GREATER * (count of greater scores) + (count of equal scores).  It is
 # exact up to 2**24, so a block has at most _GREATER rows.
 _GREATER = 1 << 12
 
-
-def inner_products(queries: jax.Array, block: jax.Array) -> jax.Array:
-    """float32 [q, c] scores of queries [q, D] and catalog rows [c, D]."""
-    # "highest": some accelerators would round float32 inputs to 10 bits of mantissa.
-    return jax.lax.dot_general(queries, block, (((1,), (1,)), ((), ())), precision="highest")
-
-
 _scores = jax.jit(inner_products)
-
-
-def _top(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    # jax.lax.top_k prefers the lower column of equals, but puts -0.0 behind 0.0.
-    return jax.lax.top_k(jnp.where(scores == 0, 0.0, scores), k)
-
-
-def _select(scores: jax.Array, k: int, rows: int) -> tuple[jax.Array, jax.Array]:
-    """The k best of the first `rows` columns of each row, and their columns.
-
-    For small k this is faster than `_top`.  Columns are cut into runs of equal width.  The k
-    best scores lie in the k runs with the largest maxima: if one lay in another run, each of
-    those k runs would hold a better score (or an equal one in a lower column, because runs
-    are in column order).
-    """
-    queries, columns = scores.shape
-    width = 1
-    while 4 * width * width * k <= columns and columns % (2 * width) == 0:
-        width *= 2
-    if width < 4:
-        return _top(jnp.where(jnp.arange(columns)[None, :] < rows, scores, -jnp.inf), k)
-    runs = scores.reshape(queries, columns // width, width)
-    best = runs.max(axis=2)
-    if rows < columns:
-        # Masking all scores would cost as much as the product itself, so only the run in
-        # which the padding begins, and the runs after it, are corrected.
-        boundary = rows // width
-        inside = jnp.arange(width)[None, :] < rows - boundary * width
-        boundary_run = scores[:, boundary * width : (boundary + 1) * width]
-        best = best.at[:, boundary + 1 :].set(-jnp.inf)
-        best = best.at[:, boundary].set(jnp.where(inside, boundary_run, -jnp.inf).max(axis=1))
-    _, chosen = _top(best, k)
-    # In column order, so that of equal scores the lower column still comes first.
-    chosen = jnp.sort(chosen, axis=1)[:, :, None]
-    candidates = jnp.take_along_axis(runs, chosen, axis=1)
-    column_ids = chosen * width + jnp.arange(width)[None, None, :]
-    candidates = jnp.where(column_ids < rows, candidates, -jnp.inf).reshape(queries, k * width)
-    top, positions = _top(candidates, k)
-    return top, jnp.take_along_axis(column_ids.reshape(queries, k * width), positions, axis=1)
 
 
 @functools.partial(jax.jit, static_argnames="rows")
@@ -99,11 +63,11 @@ def fold_block(best_scores, best_ids, queries, block, first, *, rows):
         the last block only.
     """
     size = best_scores.shape[1]
-    top, columns = _select(inner_products(queries, block), min(size, block.shape[0]), rows)
+    top, columns = select(inner_products(queries, block), min(size, block.shape[0]), rows)
     found = jnp.where(columns < rows, first + columns, -1)
     # Of equal scores the earlier position wins: earlier blocks come first, then lower rows,
     # so the lower id wins.
-    best, positions = _top(jnp.concatenate([best_scores, top], axis=1), size)
+    best, positions = top_of(jnp.concatenate([best_scores, top], axis=1), size)
     merged_ids = jnp.concatenate([best_ids, found], axis=1)
     return best, jnp.take_along_axis(merged_ids, positions, axis=1)
 
@@ -141,32 +105,22 @@ def _count_block(queries, block, excluded, target, threshold):
     return picked[:, 1], counts.astype(jnp.int32)
 
 
-class Rows(Protocol):
-    """Vectors [N, D] that are computed when consecutive rows are read."""
-
-    def __len__(self) -> int:
-        """N."""
-
-    def __getitem__(self, rows: slice, /) -> np.ndarray:
-        """float [n, D]."""
-
-
 def top_k(
     queries: np.ndarray,
-    catalog: np.ndarray | Rows,
+    catalog: np.ndarray | Rows | ResidentCatalog,
     k: int,
     exclude_self: np.ndarray | None = None,
     *,
-    query_block: int = TOP_K_QUERIES,
+    query_block: int | None = None,
     catalog_block: int = TOP_K_ROWS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the k catalog rows of highest inner product with every query.
 
     Args:
       queries: float [Q, D].
-      catalog: float [N, D]; may be memory-mapped.
+      catalog: float [N, D]; may be memory-mapped, or on the devices already.
       exclude_self: int [Q], a catalog row that is no candidate of the query; -1: none.
-      query_block: upper bound on the queries per block.
+      query_block: upper bound on the queries per block; None: as many as suit the device.
       catalog_block: upper bound on the catalog rows per block.
 
     Returns:
@@ -183,12 +137,19 @@ def top_k(
     depth = min(k if exclude_self is None else k + 1, rows)
     if total == 0 or depth == 0:
         return ids, scores
-    query_block = even_blocks(total, query_block)
-    catalog_block = even_blocks(rows, catalog_block)
-    starts = range(0, total, query_block)
-    parts = [_block(queries, start, query_block, "query") for start in starts]
-    find = _best_on_host if jax.default_backend() == "cpu" else _best_on_device
-    best = find(parts, catalog, catalog_block, depth)
+    if not isinstance(catalog, ResidentCatalog) and _is_placed(catalog):
+        catalog = ResidentCatalog(catalog, catalog_block)
+    if isinstance(catalog, ResidentCatalog):
+        query_block = even_blocks(total, query_block or _RESIDENT_QUERIES)
+        starts = range(0, total, query_block)
+        parts = [host_block(queries, start, query_block, "query") for start in starts]
+        best = _best_of_resident(parts, catalog, depth)
+    else:
+        query_block = even_blocks(total, query_block or TOP_K_QUERIES)
+        starts = range(0, total, query_block)
+        find = _best_on_host if jax.default_backend() == "cpu" else _best_on_device
+        sent = [jnp.asarray(host_block(queries, start, query_block, "query")) for start in starts]
+        best = find(sent, catalog, even_blocks(rows, catalog_block), depth)
     for start, (best_scores, best_ids) in zip(starts, best):
         size = min(query_block, total - start)
         best_ids, best_scores = best_ids[:size], best_scores[:size]
@@ -205,6 +166,24 @@ def top_k(
     return ids, scores
 
 
+def _is_placed(catalog: np.ndarray | Rows) -> bool:
+    """Whether a catalog goes to the devices whole."""
+    return blocks.is_accelerated() and blocks.fits_on_devices(catalog)
+
+
+def _best_of_resident(
+    parts: list[np.ndarray], catalog: ResidentCatalog, depth: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Like `_best_on_device`; the devices score a block while the one before it is fetched."""
+    found, last = [], None
+    for part in parts:
+        made = catalog.best(part, depth)
+        if last is not None:
+            found.append(jax.device_get(last))
+        last = made
+    return [*found, jax.device_get(last)]
+
+
 def _best_on_device(
     parts: list[jax.Array], catalog: np.ndarray | Rows, size: int, depth: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -215,7 +194,7 @@ def _best_on_device(
     )
     best = [empty] * len(parts)
     for first in range(0, len(catalog), size):
-        block = _block(catalog, first, size, "catalog")
+        block = jnp.asarray(host_block(catalog, first, size, "catalog"))
         rows = min(size, len(catalog) - first)
         best = [
             fold_block(*so_far, part, block, np.int32(first), rows=rows)
@@ -251,7 +230,7 @@ def _best_on_host(
 
     pending: tuple[int, int, jax.Array] | None = None
     for first in range(0, len(catalog), size):
-        block = _block(catalog, first, size, "catalog")
+        block = jnp.asarray(host_block(catalog, first, size, "catalog"))
         for number, part in enumerate(parts):
             # XLA runs asynchronously: the scores before these are selected meanwhile.
             device_scores = _scores(part, block)
@@ -310,6 +289,8 @@ def target_ranks(
         raise ValueError(f"targets must lie in [0, {rows})")
     if total == 0:
         return np.empty(0, np.int64)
+    if _is_placed(catalog):
+        return _ranks_in_resident(queries, ResidentCatalog(catalog), query_ids, target_ids)
     # With eight blocks, the extra product of pass 1 costs an eighth of pass 2.
     catalog_block = min(catalog_block or max(-(-rows // 8), 512), _RANK_ROWS)
     catalog_block = even_blocks(rows, catalog_block)
@@ -327,23 +308,23 @@ def target_ranks(
     zero = np.zeros(query_block, np.float32)
     for number in np.unique(block_of):
         first = int(number) * catalog_block
-        block = _block(catalog, first, catalog_block, "catalog", np.nan)
+        block = jnp.asarray(host_block(catalog, first, catalog_block, "catalog", np.nan))
         begin, end = np.searchsorted(block_of, number), np.searchsorted(block_of, number, "right")
         pairs = order[begin:end]
         for start in range(0, len(pairs), query_block):
             chosen = pairs[start : start + query_block]
-            part = _block(queries[chosen], 0, query_block, "query")
+            part = jnp.asarray(host_block(queries[chosen], 0, query_block, "query"))
             picked, _ = run(block, first, part, pairs, start, zero)
             threshold[chosen] = np.asarray(picked)[: len(chosen)]
 
     # Pass 2 counts, over all blocks, the candidates that score above or equal to the target.
     all_pairs = np.arange(total)
     starts = range(0, total, query_block)
-    parts = [_block(queries, start, query_block, "query") for start in starts]
+    parts = [jnp.asarray(host_block(queries, start, query_block, "query")) for start in starts]
     thresholds = [_cut(threshold, start, query_block, np.float32) for start in starts]
     greater, equal = np.zeros(total, np.int64), np.zeros(total, np.int64)
     for first in range(0, rows, catalog_block):
-        block = _block(catalog, first, catalog_block, "catalog", np.nan)
+        block = jnp.asarray(host_block(catalog, first, catalog_block, "catalog", np.nan))
         counted = [
             run(block, first, part, all_pairs, start, limits)[1]
             for start, part, limits in zip(starts, parts, thresholds)
@@ -354,12 +335,19 @@ def target_ranks(
     return tie_rank(greater, equal)
 
 
-def even_blocks(size: int, limit: int) -> int:
-    """Rows per block, at most `limit`, that cut `size` rows into blocks with little padding."""
-    blocks = -(-size // limit)
-    even = -(-size // blocks)
-    # A multiple of the vector registers' width, which also lets _select cut even runs.
-    return min(-(-even // _BLOCK_MULTIPLE) * _BLOCK_MULTIPLE, limit)
+def _ranks_in_resident(
+    queries: np.ndarray, catalog: ResidentCatalog, query_ids: np.ndarray, target_ids: np.ndarray
+) -> np.ndarray:
+    """`target_ranks` by the devices that hold the catalog."""
+    total = len(queries)
+    size = even_blocks(total, _RESIDENT_QUERIES)
+    ranks: np.ndarray = np.empty(total, np.int64)
+    for start in range(0, total, size):
+        part = host_block(queries, start, size, "query")
+        ids = [_cut(every, start, size, np.int64) for every in (query_ids, target_ids)]
+        greater, equal = catalog.counts(part, *ids)
+        ranks[start : start + size] = tie_rank(greater, equal)[: total - start]
+    return ranks
 
 
 def _cut(array: np.ndarray, start: int, size: int, dtype: type) -> np.ndarray:
@@ -368,25 +356,3 @@ def _cut(array: np.ndarray, start: int, size: int, dtype: type) -> np.ndarray:
     piece = array[start : start + size]
     result[: len(piece)] = piece
     return result
-
-
-def _block(
-    array: np.ndarray | Rows, start: int, size: int, side: str, padding: float = 0.0
-) -> jax.Array:
-    """Rows [start, start + size) on the device as float32, padded at the end.
-
-    Raises:
-      UserError: a value is NaN or infinite.
-    """
-    piece = np.asarray(array[start : start + size], np.float32)
-    if not np.isfinite(piece).all():
-        row = start + int(np.flatnonzero(~np.isfinite(piece).all(axis=1))[0])
-        raise UserError(
-            f"The vector of {side} row {row} is not finite; "
-            "train again with a lower --learning_rate."
-        )
-    if len(piece) < size:
-        padded = np.full((size, piece.shape[1]), padding, np.float32)
-        padded[: len(piece)] = piece
-        piece = padded
-    return jnp.asarray(piece)

@@ -36,8 +36,7 @@ from pinsage_jax.recommend.recommender import Recommender
 from pinsage_jax.recommend.scores import Histories
 from pinsage_jax.reporting.sources import Source
 from pinsage_jax.retrieval.ann import AnnSearch
-from pinsage_jax.retrieval.online import ExactSearch
-from pinsage_jax.retrieval.popularity import weigh_popularity
+from pinsage_jax.retrieval.online import ExactSearch, weigh_popularity
 from pinsage_jax.retrieval.ruled_search import RuledSearch
 from pinsage_jax.serving.columns import check_columns, values_of
 

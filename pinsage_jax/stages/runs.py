@@ -16,7 +16,7 @@ from pinsage_jax.distributed import process_group
 from pinsage_jax.export import writer
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
-from pinsage_jax.retrieval.popularity import weigh_popularity
+from pinsage_jax.retrieval.online import weigh_popularity
 
 
 def validation_split_of(config: Config, prepared: Prepared) -> ValidationSplit:

@@ -22,7 +22,7 @@ from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.ranking.saved_ranker import RANKER_FILE
 from pinsage_jax.recommend.recommend import CHOICE_FILE
 from pinsage_jax.retrieval import saved_index
-from pinsage_jax.retrieval.popularity import weigh_popularity
+from pinsage_jax.retrieval.online import weigh_popularity
 from pinsage_jax.retrieval.saved_index import open_search
 from pinsage_jax.serving import server
 from pinsage_jax.stages.checkpoint import exported_source, open_new_items

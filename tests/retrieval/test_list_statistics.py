@@ -15,7 +15,7 @@ from pinsage_jax.evaluation.baselines import Popularity, Walk, top_items
 from pinsage_jax.evaluation.evaluate import POPULARITY_WEIGHTS, evaluate
 from pinsage_jax.retrieval import ann
 from pinsage_jax.retrieval.list_statistics import list_statistics, sampled_queries
-from pinsage_jax.retrieval.popularity import weigh_popularity
+from pinsage_jax.retrieval.online import weigh_popularity
 from pinsage_jax.retrieval.topk import top_k
 
 

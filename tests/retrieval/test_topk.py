@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.retrieval import kernels, topk
+from pinsage_jax.retrieval import blocks, kernels, topk
 from pinsage_jax.retrieval.ranks import ranks_from_scores
 
 
@@ -26,15 +26,22 @@ def whole_numbers(rng, rows, dims, low=-2, high=3):
     return rng.integers(low, high, (rows, dims)).astype(np.float32)
 
 
-@pytest.fixture(params=["host", "device"])
+@pytest.fixture(params=["host", "device", "resident"])
 def selection(request, monkeypatch):
-    """Both ways to select: Numba's on a CPU, XLA's elsewhere."""
+    """All ways to select: Numba's on a CPU, XLA's elsewhere, over blocks or a placed catalog."""
     if request.param == "device":
         monkeypatch.setattr(topk, "_best_on_host", topk._best_on_device)
+    monkeypatch.setattr(blocks, "is_accelerated", lambda: request.param == "resident")
+
+
+@pytest.fixture(params=["blocks", "resident"])
+def ranking(request, monkeypatch):
+    """Both ways to rank targets; the second splits the catalog over four devices."""
+    monkeypatch.setattr(blocks, "is_accelerated", lambda: request.param == "resident")
 
 
 @pytest.mark.parametrize(
-    "queries,rows,k,blocks",
+    "queries,rows,k,sizes",
     [
         (7, 50, 5, {}),
         (7, 50, 5, {"query_block": 3, "catalog_block": 13}),
@@ -47,11 +54,11 @@ def selection(request, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("exclude", [False, True])
-def test_top_k_equals_sorting(small_rng, queries, rows, k, blocks, exclude, selection):
+def test_top_k_equals_sorting(small_rng, queries, rows, k, sizes, exclude, selection):
     catalog = whole_numbers(small_rng, rows, 4)
     own = small_rng.integers(0, rows, queries) if exclude else None
     asked = catalog[own] if exclude else whole_numbers(small_rng, queries, 4)
-    ids, scores = topk.top_k(asked, catalog, k, own, **blocks)
+    ids, scores = topk.top_k(asked, catalog, k, own, **sizes)
     wanted_ids, wanted_scores = naive_top_k(asked, catalog, k, own)
     assert ids.dtype == np.int32 and scores.dtype == np.float32
     np.testing.assert_array_equal(ids, wanted_ids)
@@ -104,6 +111,40 @@ def test_nothing_asked_or_offered():
     assert topk.target_ranks(nothing, np.ones((3, 2), np.float32), [], []).shape == (0,)
 
 
+def test_a_placed_catalog_serves_several_calls_and_is_split_over_the_devices(small_rng):
+    catalog = whole_numbers(small_rng, 1000, 4)
+    placed = blocks.ResidentCatalog(catalog, block=100)
+    assert [(first, len(part.devices())) for first, _, part in placed._parts] == [
+        (0, 1), (300, 1), (600, 1), (900, 1),
+    ]  # fmt: skip
+    assert len({device for _, device, _ in placed._parts}) == 4
+    for count in (3, 5000):
+        own = small_rng.integers(0, 1000, count)
+        found = topk.top_k(catalog[own], placed, 7, own)
+        expected = topk.top_k(catalog[own], catalog, 7, own)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_scores_of_a_placed_catalog_are_those_of_the_host(small_rng):
+    catalog = small_rng.normal(size=(900, 33)).astype(np.float32)
+    ids, scores = topk.top_k(catalog[:50], blocks.ResidentCatalog(catalog), 9)
+    wanted_ids, wanted_scores = topk.top_k(catalog[:50], catalog, 9)
+    np.testing.assert_array_equal(ids, wanted_ids)
+    np.testing.assert_allclose(scores, wanted_scores, rtol=1e-5, atol=1e-5)
+
+
+def test_a_catalog_is_placed_on_accelerators_that_have_room(small_rng, monkeypatch):
+    catalog = whole_numbers(small_rng, 40, 4)
+    assert blocks.resident(catalog) is catalog
+    monkeypatch.setattr(blocks, "is_accelerated", lambda: True)
+    monkeypatch.setattr(blocks, "max_table_bytes", lambda devices: 160)
+    assert isinstance(blocks.resident(catalog), blocks.ResidentCatalog)
+    monkeypatch.setattr(blocks, "max_table_bytes", lambda devices: 159)
+    assert blocks.resident(catalog) is catalog
+    assert topk.top_k(catalog[:1], catalog, 1)[0].shape == (1, 1)
+
+
 @pytest.mark.kernels
 @pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("rows", [15, 79, 80, 200])
@@ -137,7 +178,7 @@ def test_the_first_limit_leaves_out_nothing(small_rng, k, rows, kind):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_values_that_are_not_finite_are_refused(bad):
+def test_values_that_are_not_finite_are_refused(bad, ranking):
     good, broken = np.ones((300, 2), np.float32), np.ones((300, 2), np.float32)
     broken[257, 1] = bad
     pair = (np.array([0]), np.array([1]))
@@ -152,7 +193,7 @@ def test_values_that_are_not_finite_are_refused(bad):
 
 
 @pytest.mark.parametrize(
-    "rows,blocks",
+    "rows,sizes",
     [
         (40, {}),
         (40, {"query_block": 7, "catalog_block": 11}),
@@ -161,19 +202,19 @@ def test_values_that_are_not_finite_are_refused(bad):
         (1024, {"catalog_block": 256}),
     ],
 )
-def test_target_ranks_equal_the_ranks_of_scores(small_rng, rows, blocks):
+def test_target_ranks_equal_the_ranks_of_scores(small_rng, rows, sizes, ranking):
     catalog = whole_numbers(small_rng, rows, 3)
     pairs = np.array([(q, t) for q, t in small_rng.integers(0, rows, (130, 2)) if q != t])
     query, target = pairs.T
     known = np.where(np.arange(len(pairs)) % 5 == 0, -1, query)
     scores = catalog[query] @ catalog.T
     wanted = ranks_from_scores(scores, np.arange(len(pairs)), known, target)
-    found = topk.target_ranks(catalog[query], catalog, known, target, **blocks)
+    found = topk.target_ranks(catalog[query], catalog, known, target, **sizes)
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found, wanted)
 
 
-def test_copies_of_the_target_tie_with_it_wherever_they_are(small_rng):
+def test_copies_of_the_target_tie_with_it_wherever_they_are(small_rng, ranking):
     """Real-valued vectors: the score of a copy must equal the target's to the bit."""
     base = small_rng.normal(size=(1, 37)).astype(np.float32)
     catalog = small_rng.normal(size=(1500, 37)).astype(np.float32)
