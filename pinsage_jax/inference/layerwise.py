@@ -2,7 +2,8 @@
 
 The stages are those of map_reduce.py.  Dense layers run in JAX on blocks of fixed shape,
 the join and the reduction in Numba on the host, so memory is bounded by two layers;
-tables.py decides where the tables are stored and which of them outlive a killed run.
+tables.py decides where the tables are stored and which of them outlive a killed run.  On
+accelerators that have room for a layer's messages they stay there (on_devices.py).
 
 Shapes: N nodes, T neighbors, D input features, M width of Q, d layer width, Z embedding
 dimensions.
@@ -21,6 +22,7 @@ import numpy as np
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
+from pinsage_jax.inference import on_devices
 from pinsage_jax.inference.map_reduce import Stages, reduce_lists, with_padding
 from pinsage_jax.inference.tables import ScratchTables, Tables
 from pinsage_jax.sampling.lists import ListColumn
@@ -127,9 +129,31 @@ def embed_all(
         rows = NeededRows(np.arange(count, dtype=np.int32), (count,) * (config.num_layers + 1))
     sizes = rows.sizes
     total = sum(sizes[:-1]) + sum(sizes[1:]) or sizes[0]
+    # Tables that are kept for updates hold every layer.
+    kept = options.tables is not None and options.tables.keep
+    if not kept and on_devices.holds_messages(config, sizes[0]):
+        one = on_devices.DevicePass(config, params, inputs, lists, rows, options.block)
+        return _vectors_of(one, (sizes[-1], config.output_dim), options)
     with Progress(total, "row", "embedding", quiet=options.quiet) as progress:
         whole = _Pass(Stages(config, params), inputs, lists, rows, options, progress)
         return whole.output(config.num_layers)
+
+
+def _vectors_of(
+    whole: on_devices.DevicePass, shape: tuple[int, int], options: PassOptions
+) -> np.ndarray:
+    """The table of embeddings of a pass on the devices."""
+
+    def fill(begin: int, end: int, out: np.ndarray) -> None:
+        for first, vectors in whole.vectors(begin, end):
+            out[first : first + len(vectors)] = vectors
+            files.release(out)
+            progress.update(len(vectors))
+        if options.adjust is not None:
+            options.adjust(begin, end, out[begin:end])
+
+    with Progress(shape[0], "row", "embedding", quiet=options.quiet) as progress:
+        return (options.tables or ScratchTables()).get_or_fill("vectors", shape, fill)
 
 
 def messages_of(

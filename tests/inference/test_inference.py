@@ -16,9 +16,9 @@ from pinsage_jax.config.embed import EmbedConfig
 from pinsage_jax.core import files
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.export import writer
-from pinsage_jax.inference import layerwise
+from pinsage_jax.inference import layerwise, on_devices
 from pinsage_jax.inference.layerwise import PassOptions, embed_all
-from pinsage_jax.inference.tables import ScratchTables
+from pinsage_jax.inference.tables import PersistentTables, ScratchTables
 from pinsage_jax.model.pinsage import PinSage
 
 FEATURES = unit_features(40)
@@ -133,6 +133,47 @@ def test_block_size_and_threads_do_not_matter(block, threads, monkeypatch):
     np.testing.assert_allclose(
         embedded(run, params, block=block, threads=threads), whole, rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[4], CASES[5]])
+def test_a_pass_on_the_devices_equals_the_pass_on_the_host(case, monkeypatch, tmp_path):
+    run = make_run(features=FEATURES, **case)
+    num_ids = run.lists.source.num_nodes if run.model.num_layers else 0
+    params = random_params(run.model, run.inputs.dim, num_ids)
+    whole = embedded(run, params)
+    monkeypatch.setattr(on_devices, "holds_messages", lambda *_: True)
+    monkeypatch.setattr(layerwise, "_Pass", None)
+    # Five blocks on four devices, the last one short; shards that are no multiple of blocks.
+    tables = PersistentTables(tmp_path / "tables", shard_rows=13)
+    for options in ({"block": 9}, {"block": 1000}, {"block": 9, "tables": tables}):
+        found = embedded(run, params, **options)
+        np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_pass_on_the_devices_computes_the_rows_that_are_needed(monkeypatch, small_rng):
+    run = make_run(features=FEATURES)
+    params = random_params(run.model, run.inputs.dim)
+    rows = layerwise.NeededRows(small_rng.permutation(40).astype(np.int32)[:35], (35, 20, 11))
+    # The lists of the last layer's rows name rows of the layer before.
+    ids = small_rng.integers(-1, np.where(np.arange(20) < 11, 20, 35)[:, None], (20, 4), np.int32)
+    weights = np.where(ids >= 0, small_rng.random((20, 4)), 0).astype(np.float32)
+    options = PassOptions(8, quiet=True, adjust=lambda begin, end, out: np.negative(out, out=out))
+    given = (run.model, params, run.inputs, (ids, weights), options, rows)
+    whole = embed_all(*given)
+    monkeypatch.setattr(on_devices, "holds_messages", lambda *_: True)
+    found = embed_all(*given)
+    assert found.shape == (11, 8)
+    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_messages_stay_on_accelerators_that_have_room(monkeypatch):
+    config = make_run(features=FEATURES).model
+    needed = 4 * 10 * (2 * config.hidden_dim + config.layer_dim)
+    assert not on_devices.holds_messages(config, 10)
+    monkeypatch.setattr(on_devices.jax, "default_backend", lambda: "gpu")
+    for room in (needed - 1, needed):
+        monkeypatch.setattr(on_devices, "max_table_bytes", lambda devices: room)  # noqa: B023
+        assert on_devices.holds_messages(config, 10) == (room == needed)
 
 
 def test_every_node_is_computed_once_per_layer(monkeypatch):
