@@ -25,6 +25,8 @@ _FREE = {
     *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "iota", "after-all"),
     *("while", "conditional", "call", "opt-barrier", "partition-id", "replica-id"),
 }
+# Custom calls that move nothing.
+_NO_WORK = re.compile(r'custom_call_target="(AllocateBuffer|AssumeGatherIndicesInBound)"')
 _LOW_PRECISION = {"bf16", "f16"}
 
 
@@ -92,8 +94,8 @@ def _instruction(name: str, text: str, is_root: bool) -> Instruction | None:
     if not matched:
         return None
     operands, rest = _balanced(text[matched.end() - 1 :])
-    if matched[1] == "parameter":
-        rest = operands
+    if matched[1] in ("parameter", "constant"):
+        rest = operands.strip("()")
     arrays = tuple(
         Array(dtype, tuple(int(size) for size in shape.split(",") if size), "S(1)" in layout)
         for dtype, shape, layout in _ARRAY.findall(kind)
@@ -139,6 +141,13 @@ class Program:
         """Number of iterations of a while loop; 0 if it is unknown."""
         if found := _TRIPS.search(loop.rest):
             return int(found[1])
+        # XLA for TPUs does not say it: loops of JAX count from 0 to a constant.
+        condition = self.computations.get(loop.called("condition"), {})
+        for each in condition.values():
+            if each.is_root and each.opcode == "compare" and "direction=LT" in each.rest:
+                bound = condition[each.operands[1]]
+                if bound.opcode == "constant":
+                    return int(bound.rest)
         scope = _SCOPE.search(loop.rest)
         names = re.findall(r"\w+", scope[1]) if scope else []
         return next((self.scoped_trips[name] for name in names if name in self.scoped_trips), 0)
@@ -184,6 +193,8 @@ class Program:
         return total
 
     def _moved(self, around: dict[str, Instruction], each: Instruction) -> float:
+        if each.opcode == "custom-call" and _NO_WORK.search(each.rest):
+            return 0.0
         if each.opcode == "fusion":
             return self._moved_by_fusion(around, each)
         if each.opcode in ("gather", "dynamic-slice", "slice"):

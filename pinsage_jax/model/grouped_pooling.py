@@ -18,8 +18,9 @@ import numpy as np
 
 from pinsage_jax.batching.transposed import MERGE_ROWS, WIDTHS, Layout
 
-# Gathered rows of a block of the forward pass, and of the last gather of the backward pass.
-_BLOCK, _ROWS = 1 << 14, 1 << 12
+# Most rows that TPUs gather at a time, and their bytes as float32: XLA keeps what is gathered in
+# the vector memory of the chip (128 MiB of a v5e) where it fits, and writes it out otherwise.
+_BLOCK, _BLOCK_BYTES = 1 << 14, 1 << 25
 # Terms of a sum that is written out.
 _MOST_TERMS = 64
 
@@ -61,10 +62,18 @@ def _sum_at_once(messages: jax.Array, neighbors: jax.Array, weights: jax.Array) 
     return total.astype(messages.dtype)
 
 
+def _block_rows(columns: int) -> int:
+    """Rows that TPUs gather at a time: a power of two."""
+    rows = _BLOCK
+    while rows > 8 and rows * columns * 4 > _BLOCK_BYTES:
+        rows //= 2
+    return rows
+
+
 def _sum_by_blocks(messages: jax.Array, neighbors: jax.Array, weights: jax.Array) -> jax.Array:
     """`_sum_at_once` of some rows at a time, the first neighbors of all, then the second."""
     lists, length = neighbors.shape
-    rows = max(_BLOCK // length // 8, 1) * 8
+    rows = max(_block_rows(messages.shape[1]) // length // 8, 1) * 8
     blocks = -(-lists // rows)
 
     def cut(array: jax.Array) -> jax.Array:
@@ -91,7 +100,13 @@ def _forward(projected, bias, neighbors, weights, transposed, layout):
 
 def _backward(layout, saved, cotangents):
     messages, neighbors, transposed = saved
-    sums = _sums_of_entries(cotangents, transposed, layout)
+    blocks = max(layout.slots // _block_rows(messages.shape[1]), 1)
+    sums = jax.lax.platform_dependent(
+        cotangents,
+        transposed,
+        tpu=functools.partial(_sums_of_entries, layout=layout, blocks=blocks),
+        default=functools.partial(_sums_of_entries, layout=layout),
+    )
     rows = layout.split(jnp.asarray(transposed))["rows"]
     to_projected, to_bias = jax.lax.platform_dependent(
         sums, rows, messages, tpu=_rows_by_blocks, default=_rows_at_once
@@ -117,20 +132,38 @@ def _parts(transposed: jax.Array, layout: Layout) -> dict[str, jax.Array]:
     return {**found, "weights": weights}
 
 
-def _sums_of_entries(cotangents: jax.Array, transposed: jax.Array, layout: Layout) -> jax.Array:
-    """float32 [layout.sums, M]: sums of the pieces, and of pieces, of all rows."""
+def _sums_of_entries(
+    cotangents: jax.Array, transposed: jax.Array, layout: Layout, blocks: int = 1
+) -> jax.Array:
+    """float32 [layout.sums, M]: sums of the pieces, and of pieces, of all rows.
+
+    Args:
+      blocks: a power of two, how many times the pieces of a group are gathered.
+    """
     parts = _parts(jnp.asarray(transposed), layout)
     counts, columns = parts["counts"], cotangents.shape[1]
     sums = jnp.zeros((layout.sums, columns), jnp.float32)
     group, place = jnp.int32(0), jnp.int32(0)
     for kind, width in enumerate(WIDTHS):
         pieces = layout.slots // width
+        some = pieces // min(blocks, pieces)
 
-        def add_pieces(at, sums, width=width, pieces=pieces, group=group, place=place):
-            entries, weights = parts["entries"][group + at], parts["weights"][group + at]
-            gathered = cotangents[entries].astype(jnp.float32) * weights[:, None]
-            added = gathered.reshape(width, pieces, columns).sum(axis=0)
-            return jax.lax.dynamic_update_slice(sums, added, (place + at * pieces, 0))
+        def add_pieces(at, sums, width=width, pieces=pieces, some=some, group=group, place=place):
+            entries = parts["entries"][group + at].reshape(width, pieces)
+            weights = parts["weights"][group + at].reshape(width, pieces)
+
+            def add_block(block, sums):
+                begin = block * some
+                named = jax.lax.dynamic_slice(entries, (0, begin), (width, some))
+                factors = jax.lax.dynamic_slice(weights, (0, begin), (width, some))
+                sent = cotangents[named.reshape(-1)].astype(jnp.float32)
+                sent = sent * factors.reshape(-1, 1)
+                added = sent.reshape(width, some, columns).sum(axis=0)
+                return jax.lax.dynamic_update_slice(sums, added, (place + at * pieces + begin, 0))
+
+            if some == pieces:
+                return add_block(0, sums)
+            return jax.lax.fori_loop(0, pieces // some, add_block, sums)
 
         with jax.named_scope(f"pieces_{layout.rows}_{width}"):
             sums = jax.lax.fori_loop(0, counts[kind], add_pieces, sums)
@@ -159,7 +192,7 @@ def _rows_by_blocks(
     sums: jax.Array, rows: jax.Array, messages: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """`_rows_at_once` of some rows at a time."""
-    size = min(_ROWS, len(rows))
+    size = min(_block_rows(messages.shape[1]), len(rows))
     whole = len(rows) // size * size
 
     def write(carried, begin, some, sent):

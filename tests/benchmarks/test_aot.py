@@ -39,8 +39,10 @@ TEXT = """HloModule jit_f, is_scheduled=true
 }
 
 %condition (carried.1: (s32[], f32[4,8])) -> pred[] {
+  %bound = s32[]{:T(128)} BOUND
   %carried.1 = (s32[], f32[4,8]{1,0}) parameter(0)
-  ROOT %true = pred[] constant(true)
+  %at.1 = s32[] get-tuple-element(%carried.1), index=0
+  ROOT %less = pred[] compare(%at.1, %bound), direction=LT
 }
 
 ENTRY %main (table: f32[1000,8], rows: s32[4], wide: bf16[6,8]) -> f32[4,8] {
@@ -48,6 +50,7 @@ ENTRY %main (table: f32[1000,8], rows: s32[4], wide: bf16[6,8]) -> f32[4,8] {
   %rows = s32[4]{0} parameter(1)
   %wide = bf16[6,8]{1,0} parameter(2)
   %added = bf16[4,8]{1,0:T(8,128)(2,1)S(1)} broadcast(%rows)
+  %room = f32[4,8]{1,0} custom-call(), custom_call_target="AllocateBuffer"
   %scatter.1 = bf16[6,8]{1,0} scatter(%wide, %rows, %added), to_apply=%add.1
   %fusion.1 = f32[4,8]{1,0} fusion(%table, %rows), kind=kLoop, calls=%gathered
   %all-reduce.1 = f32[4,8]{1,0} all-reduce(%fusion.1), replica_groups={}, to_apply=%add.1
@@ -61,11 +64,20 @@ KNOWN = 'backend_config={"known_trip_count":{"n":"5"}}'
 NAMED = 'metadata={op_name="jit(f)/pieces_9_64/while"}'
 
 
+BATCH, SIX = "get-tuple-element(%carried.1), index=0", "constant(6), metadata={}"
+
+
 @pytest.mark.parametrize(
-    "loop, scoped, trips", [(KNOWN, {}, 5), (NAMED, {"pieces_9_64": 7}, 7), (NAMED, {}, 0)]
+    "loop, bound, scoped, trips",
+    [
+        (KNOWN, BATCH, {}, 5),
+        (NAMED, BATCH, {"pieces_9_64": 7}, 7),
+        (NAMED, BATCH, {}, 0),
+        ("", SIX, {}, 6),
+    ],
 )
-def test_bytes_count_gathered_rows_and_the_trips_of_loops(loop, scoped, trips):
-    read = report.Program.of(TEXT.replace("LOOP", loop), scoped)
+def test_bytes_count_gathered_rows_and_the_trips_of_loops(loop, bound, scoped, trips):
+    read = report.Program.of(TEXT.replace("LOOP", loop).replace("BOUND", bound), scoped)
     row = 4 * 8 * 4
     # Indices and what they name, read and written; the sum; the scatter, twice what it adds and
     # itself; three arrays a trip. What is on the chip costs nothing.
@@ -76,7 +88,7 @@ def test_bytes_count_gathered_rows_and_the_trips_of_loops(loop, scoped, trips):
 
 
 def test_what_a_program_holds_is_listed():
-    read = report.Program.of(TEXT.replace("LOOP", KNOWN))
+    read = report.Program.of(TEXT.replace("LOOP", KNOWN).replace("BOUND", SIX))
     assert read.temporaries() == [("f32[4,8]", 128), ("bf16[6,8]", 96)]
     assert read.temporaries(on_chip=True)[-1] == ("bf16[4,8]", 64)
     [(target, added)] = read.low_precision_scatters()

@@ -78,8 +78,7 @@ def test_both_directions_equal_sums_in_float64(senders, rows, width, dtype, smal
 def test_blocks_of_rows_are_the_same_sums(small_rng, monkeypatch):
     neighbors, weights = problem(small_rng, 50, 103, 7)
     messages = jnp.asarray(small_rng.random((50, 5), np.float32))
-    monkeypatch.setattr(grouped_pooling, "_BLOCK", 70)
-    monkeypatch.setattr(grouped_pooling, "_ROWS", 16)
+    monkeypatch.setattr(grouped_pooling, "_BLOCK_BYTES", 5 * 4 * 16)
     once = jax.jit(grouped_pooling._sum_at_once)(messages, neighbors, weights)
     blocks = jax.jit(grouped_pooling._sum_by_blocks)(messages, neighbors, weights)
     np.testing.assert_allclose(blocks, once, rtol=1e-6, atol=1e-6)
@@ -90,6 +89,12 @@ def test_blocks_of_rows_are_the_same_sums(small_rng, monkeypatch):
     blocks = jax.jit(grouped_pooling._rows_by_blocks)(sums, rows, signed)
     np.testing.assert_array_equal(blocks[0], once[0])
     np.testing.assert_allclose(blocks[1], once[1], rtol=1e-5, atol=1e-6)
+    lists, layout = transposed_of(neighbors, weights, 50)
+    cotangent = jnp.asarray(small_rng.normal(size=(103, 5)), jnp.float32)
+    summed = jax.jit(grouped_pooling._sums_of_entries, static_argnums=(2, 3))
+    for many in (2, 8, 1024):
+        blocks = summed(cotangent, lists, layout, many)
+        np.testing.assert_array_equal(blocks, summed(cotangent, lists, layout, 1))
 
 
 def test_every_layer_has_its_own_lists(small_rng):
