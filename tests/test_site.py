@@ -155,29 +155,27 @@ def test_broken_links_are_errors(tmp_path):
 
 
 @pytest.mark.browser
-def test_the_search_runs_from_files_without_a_network(site):
-    with browsers.launched() as browser:
-        page = browser.new_page(viewport=browsers.WIDE)
-        requests, errors = [], []
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-        page.goto((site / "index.html").as_uri())
-        page.locator("input[name=q]").first.fill("popularity_weight")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("#search-results li a")
-        page.locator("#search-results li a", has_text="Flags by topic").first.click()
-        page.wait_for_selector("h1:has-text('Flags by topic')")
-        assert errors == []
-        assert all(url.startswith("file:") for url in requests) and len(requests) > 5
+def test_the_search_runs_from_files_without_a_network(site, browser):
+    page = browser.new_page(viewport=browsers.WIDE)
+    requests, errors = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.goto((site / "index.html").as_uri())
+    page.locator("input[name=q]").first.fill("popularity_weight")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#search-results li a")
+    page.locator("#search-results li a", has_text="Flags by topic").first.click()
+    page.wait_for_selector("h1:has-text('Flags by topic')")
+    assert errors == []
+    assert all(url.startswith("file:") for url in requests) and len(requests) > 5
 
 
 @pytest.mark.browser
-def test_pages_with_wide_tables_are_as_wide_as_the_window(site):
-    with browsers.launched() as browser:
-        for viewport in (browsers.WIDE, browsers.PHONE):
-            page = browser.new_page(viewport=viewport)
-            for name in ("index", "BUILD_NOTES", "docs/flags"):
-                page.goto((site / f"{name}.html").as_uri())
-                wide = page.evaluate("document.documentElement.scrollWidth")
-                assert wide <= viewport["width"], name
+def test_pages_with_wide_tables_are_as_wide_as_the_window(site, browser):
+    for viewport in (browsers.WIDE, browsers.PHONE):
+        page = browser.new_page(viewport=viewport)
+        for name in ("index", "BUILD_NOTES", "docs/flags"):
+            page.goto((site / f"{name}.html").as_uri())
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= viewport["width"], name

@@ -43,7 +43,7 @@ MODULES = {
     "compare": "evaluate",
 }
 # For `pinsage-jax MODE --help`: what a mode does, the sections of Config that are its own (every
-# flag is shown), and others that it reads (their basic flags are shown).
+# flag is shown), and others that it reads (their basic flags are shown); not what `readers` denies.
 _INPUTS = ("data", "synthetic")
 TOPICS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "pipeline": (
@@ -65,7 +65,9 @@ TOPICS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "Lists related items: of one (--query), of several or of all.", ("search", "new"),
         ("evaluate",),
     ),
-    "report": ("Writes report.html and explorer.html.", ("evaluate",), ("search",)),
+    "report": (
+        "Writes report.html and explorer.html.", ("report", "explorer"), ("evaluate", "search"),
+    ),
     "recommend": (
         "Lists items for the history of a collection.", ("recommend", "search"), ("evaluate",),
     ),
@@ -76,7 +78,7 @@ TOPICS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         (*_INPUTS, "sampling", "model", "train"),
     ),
     "graph_tables": ("Writes edges and neighbor lists by Apache Spark.", ("spark",), _INPUTS),
-    "serve": ("Answers over HTTP.", ("serve",), ("search",)),
+    "serve": ("Answers over HTTP.", ("serve",), ("search", "explorer")),
     "doctor": ("Checks the tables and forecasts time, memory and disk.", ("doctor",), _INPUTS),
     "explain": ("Tells why one item is a neighbor of another.", ("evaluate",), ()),
     "export": (
@@ -151,20 +153,23 @@ _NEXT = {
 }
 
 
+def readers() -> dict[str, tuple[str, ...]]:
+    """The modes that read a setting, by its name; a setting that is not here is for all."""
+    found: dict[str, tuple[str, ...]] = {}
+    for section, modes in READERS_OF_SECTIONS.items():
+        settings: Any = getattr(Config, section)
+        found |= {field.name: modes for field in dataclasses.fields(settings)}
+    return found | READERS
+
+
 def warn_unread(mode: str, typed: Iterable[str]) -> None:
     """Warns of flags on the command line that the mode does not read.
 
     Lines of a flagfile are for all modes of a run, and are not meant.
     """
-    readers: dict[str, tuple[str, ...]] = {}
-    for section, modes in READERS_OF_SECTIONS.items():
-        settings: Any = getattr(Config, section)
-        readers |= {field.name: modes for field in dataclasses.fields(settings)}
-    readers |= READERS
-    names = {name: name if name in readers else name.removeprefix("no") for name in typed}
-    unread = [
-        f"--{given}" for given, name in names.items() if mode not in readers.get(name, (mode,))
-    ]
+    known = readers()
+    names = {name: name if name in known else name.removeprefix("no") for name in typed}
+    unread = [f"--{given}" for given, name in names.items() if mode not in known.get(name, (mode,))]
     if unread:
         logging.warning("--mode=%s does not read %s.", mode, " or ".join(unread))
 

@@ -13,10 +13,9 @@ import pyarrow as pa
 
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.stores.rows import ID, VECTOR, VERSION, StoreRows
-from pinsage_jax.stores.values import dumps, payloads, rows_of_bytes, vector_texts
+from pinsage_jax.stores.values import dumps, json_files
 
 INDEX, BULK = "index.json", "bulk"
-_FILE_BYTES = 8 << 20
 _LONGEST_ID = 512
 # Of dense_vector (Elasticsearch) and knn_vector (OpenSearch).
 _MOST_DIMENSIONS = {"elasticsearch": 4096, "opensearch": 16_000}
@@ -63,11 +62,9 @@ def _write(
     properties |= {ID: keyword, VERSION: keyword, VECTOR: vector}
     body = {"settings": settings, "mappings": {"dynamic": "strict", "properties": properties}}
     (folder / INDEX).write_text(dumps(body) + "\n", encoding="utf-8")
-    size = rows_of_bytes(rows.dimension, _FILE_BYTES)
-    for number, batch in enumerate(rows.batches(size)):
+    for path, found in json_files(rows, folder, BULK, ".ndjson"):
         lines = []
-        texts = vector_texts(batch.column(VECTOR))
-        for payload, text in zip(payloads(batch), texts, strict=True):
+        for payload, text in found:
             if len(payload[ID].encode()) > _LONGEST_ID:
                 raise UserError(
                     f"--to={store}: an id may have {_LONGEST_ID} bytes; that of item "
@@ -75,7 +72,6 @@ def _write(
                 )
             lines.append(dumps({"index": {"_id": payload[ID]}}))
             lines.append(f'{dumps(payload)[:-1]},"{VECTOR}":{text}}}')
-        path = folder / f"{BULK}-{number:05d}.ndjson"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return f"PUT {{}}/{INDEX} to /{table}, then POST each {BULK}-*.ndjson to /{table}/_bulk"
 

@@ -12,12 +12,10 @@ from __future__ import annotations
 import pathlib
 import uuid
 
-from pinsage_jax.stores.rows import ID, VECTOR, StoreRows
-from pinsage_jax.stores.values import dumps, payloads, rows_of_bytes, vector_texts
+from pinsage_jax.stores.rows import ID, StoreRows
+from pinsage_jax.stores.values import dumps, json_files
 
 COLLECTION, POINTS = "collection.json", "points"
-# Qdrant refuses requests above 32 MiB, unless it is told otherwise.
-_FILE_BYTES = 8 << 20
 _NAMESPACE = uuid.UUID("6f0f3a52-5d6c-5c5e-9a8e-1f0f2a6d9b11")
 
 
@@ -31,13 +29,10 @@ def write(rows: StoreRows, table: str, folder: pathlib.Path) -> str:
     distance = "Cosine" if rows.by_cosine else "Dot"
     body = {"vectors": {"size": rows.dimension, "distance": distance}}
     (folder / COLLECTION).write_text(dumps(body) + "\n", encoding="utf-8")
-    size = rows_of_bytes(rows.dimension, _FILE_BYTES)
-    for number, batch in enumerate(rows.batches(size)):
+    for path, found in json_files(rows, folder, POINTS, ".json"):
         points = []
-        texts = vector_texts(batch.column(VECTOR))
-        for payload, text in zip(payloads(batch), texts, strict=True):
+        for payload, text in found:
             head = dumps({"id": point_id(payload[ID]), "payload": payload})
             points.append(f'{head[:-1]},"vector":{text}}}')
-        path = folder / f"{POINTS}-{number:05d}.json"
         path.write_text('{"points":[' + ",\n".join(points) + "]}\n", encoding="utf-8")
     return f"PUT {{}}/{COLLECTION} to /collections/{table}, each {POINTS}-*.json to .../points"

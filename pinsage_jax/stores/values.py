@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pinsage_jax.stores.rows import VECTOR
+from pinsage_jax.stores.rows import VECTOR, StoreRows
 
+# Qdrant refuses requests above 32 MiB, unless it is told otherwise.
+_FILE_BYTES = 8 << 20
 # Of JSON: a number of a vector, and the rest of a row.
 _NUMBER_BYTES, _ROW_BYTES = 12, 1000
 
@@ -54,6 +57,16 @@ def dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def rows_of_bytes(dimension: int, limit: int) -> int:
-    """Rows whose JSON takes about `limit` bytes, at least 1."""
-    return max(limit // (dimension * _NUMBER_BYTES + _ROW_BYTES), 1)
+def json_files(
+    rows: StoreRows, folder: pathlib.Path, stem: str, suffix: str
+) -> Iterator[tuple[pathlib.Path, Iterator[tuple[dict[str, Any], str]]]]:
+    """Files STEM-00000SUFFIX, ... that hold all rows, each of about 8 MiB.
+
+    Returns:
+      For each file its path and its rows: (payload, vector as text).
+    """
+    size = max(_FILE_BYTES // (rows.dimension * _NUMBER_BYTES + _ROW_BYTES), 1)
+    for number, batch in enumerate(rows.batches(size)):
+        texts = vector_texts(batch.column(VECTOR))
+        path = folder / f"{stem}-{number:05d}{suffix}"
+        yield path, zip(payloads(batch), texts, strict=True)

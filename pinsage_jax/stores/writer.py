@@ -46,7 +46,8 @@ from pinsage_jax.stores.rows import StoreRows
 
 FOLDER = "stores"
 _FORMAT = 1
-_WRITERS: dict[str, Callable[[StoreRows, str, pathlib.Path], str]] = {
+# By --to: functions of the rows, the name of the table and the folder, which return how to go on.
+WRITERS: dict[str, Callable[[StoreRows, str, pathlib.Path], str]] = {
     "lancedb": lance_table.write,
     "pgvector": pgvector_copy.write,
     "qdrant": qdrant_points.write,
@@ -55,7 +56,7 @@ _WRITERS: dict[str, Callable[[StoreRows, str, pathlib.Path], str]] = {
     "elasticsearch": opensearch_bulk.write_elasticsearch,
     "redis": redis_commands.write,
 }
-assert tuple(_WRITERS) == STORES
+assert tuple(WRITERS) == STORES
 
 
 def version_of(workdir: str, popularity_weight: float = 1.0) -> str:
@@ -91,7 +92,7 @@ def write_store(config: Config, items: ItemColumns, vectors: np.ndarray) -> dict
     version = version_of(config.workdir, config.search.popularity_weight)
     rows = StoreRows.of(items, vectors, settings.export_columns, version, settings.unit_length)
     with files.atomic_folder(folder) as temporary:
-        how = _WRITERS[settings.to](rows, settings.export_table, temporary)
+        how = WRITERS[settings.to](rows, settings.export_table, temporary)
         files.write_json(temporary / FILE, canary(rows))
         names = sorted(
             str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file()

@@ -226,10 +226,11 @@ def test_errors_are_in_the_words_of_the_call(model, call, message):
     assert "--" not in str(error.value) and "inputs/" not in str(error.value)
 
 
-def test_every_word_of_the_command_line_is_translated():
+def test_every_word_of_the_command_line_is_translated(tmp_path):
+    path = tmp_path / "inputs" / "edges.parquet"
     found = wording.as_library_message(
-        "--edges=/tmp/pinsage-x/inputs/edges.parquet: row 3 of /tmp/pinsage-x/inputs/edges.parquet "
-        "has no id; set --item_column, or run --mode=train with --epochs=2."
+        f"--edges={path}: row 3 of {path} has no id; set --item_column, or run --mode=train with "
+        "--epochs=2."
     )
     assert found == (
         "The table `edges`: row 3 of the table `edges` has no id; set item, or call fit() with "

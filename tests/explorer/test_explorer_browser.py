@@ -8,7 +8,6 @@ import base64
 import json
 import threading
 
-import browser as browsers
 import numpy as np
 import pytest
 from browser import PHONE, Visit
@@ -22,12 +21,6 @@ from pinsage_jax.serving.app import make_app
 from pinsage_jax.serving.service import Service
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with browsers.launched() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

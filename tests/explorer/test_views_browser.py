@@ -31,12 +31,6 @@ ROUTES = ("", "#/collection/c1", "#/review/worst", "#/review/new", "#/thumbs")
 IDS = small_prepared().item_ids.ids.to_pylist()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with browsers.launched() as browser:
-        yield browser
-
-
 def write_page(folder: pathlib.Path, pictures: list, hosts: str = "") -> str:
     """The address of the page of a catalog with columns and pictures."""
     PIL.Image.new("RGB", (50, 50), "#204060").save(folder / "a.png")

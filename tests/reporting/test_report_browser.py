@@ -14,12 +14,6 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with browsers.launched() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     evaluate(small_config(folder), small_prepared(), small_embeddings())

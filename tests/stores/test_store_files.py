@@ -10,25 +10,12 @@ import pytest
 from store_rows import COLUMNS, IDS, catalog
 
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.stores import (
-    dumps,
-    milvus_import,
-    opensearch_bulk,
-    pgvector_copy,
-    qdrant_points,
-    redis_commands,
-)
+from pinsage_jax.stores import dumps, pgvector_copy, writer
 from pinsage_jax.stores.canary import canary, compare, digest
 from pinsage_jax.stores.rows import StoreRows
 
-WRITERS = {
-    "pgvector": pgvector_copy.write,
-    "qdrant": qdrant_points.write,
-    "milvus": milvus_import.write,
-    "opensearch": opensearch_bulk.write_opensearch,
-    "elasticsearch": opensearch_bulk.write_elasticsearch,
-    "redis": redis_commands.write,
-}
+# A table of LanceDB is written by LanceDB: test_real_stores.py.
+WRITERS = {store: write for store, write in writer.WRITERS.items() if store != "lancedb"}
 
 
 def rows(unit_length: bool = False, wanted: str = "all") -> StoreRows:
