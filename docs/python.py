@@ -1,4 +1,4 @@
-"""Writes the page of pinsage_jax.PinSage from its docstrings.
+"""Writes the page of the Python interface from its docstrings.
 
 python docs/python.py > docs/python.md
 """
@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 
+import pinsage_jax
 from pinsage_jax.estimator.model import PinSage
 
 _METHODS = (
     "__init__", "fit", "similar_items", "recommend", "embed", "evaluate", "report", "save", "load",
     "get_params", "set_params",
+)  # fmt: skip
+_FUNCTIONS = (
+    "settings", "load_graph", "train", "embed", "embeddings", "neighbors", "evaluate", "explain",
+    "compare", "doctor",
 )  # fmt: skip
 _HEADING = re.compile(r"(Args|Returns|Raises|Attributes of a fitted model):")
 _ENTRY = re.compile(r"([\w, ]+): (.*)")
@@ -21,20 +27,34 @@ _ENTRY = re.compile(r"([\w, ]+): (.*)")
 def text() -> str:
     """The page in Markdown."""
     parts = [
-        "# The object `pinsage_jax.PinSage`",
-        "This page is made from the docstrings by `docs/python.py`; the tests run its examples. "
-        "[library.md](library.md) says where the object stands beside the functions.",
+        "# The Python interface, call by call",
+        "This page is made from the docstrings by `docs/python.py`; the tests run the examples of "
+        "the object. [library.md](library.md) says when to use the object and when the functions.",
+        "## The object PinSage",
         _markdown(inspect.getdoc(PinSage) or ""),
     ]
     for name in _METHODS:
-        function = inspect.unwrap(getattr(PinSage, name))
-        # Annotations are text, which is shown in quotation marks.
-        signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
-        signature = re.sub(r"\((cls|self)(, )?", "(", re.sub(r" -> [^)]*$", "", signature))
         shown = "PinSage" if name == "__init__" else name
-        parts += [f"## {shown}", f"```python\n{shown}{_wrapped(signature)}\n```"]
-        parts.append(_markdown(inspect.getdoc(function) or ""))
+        parts += _documented(shown, inspect.unwrap(getattr(PinSage, name)))
+    parts += [
+        "## The functions",
+        "Each takes the settings of a run, and reads and writes its workdir.",
+    ]
+    for name in _FUNCTIONS:
+        parts += _documented(name, inspect.unwrap(getattr(pinsage_jax, name)))
     return "\n\n".join(parts) + "\n"
+
+
+def _documented(shown: str, function: Callable) -> list[str]:
+    """A heading, the signature and the docstring of a function."""
+    # Annotations are text, which is shown in quotation marks.
+    signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
+    signature = re.sub(r"\((cls|self)(, )?", "(", re.sub(r" -> [^)]*$", "", signature))
+    return [
+        f"### {shown}",
+        f"```python\n{shown}{_wrapped(signature)}\n```",
+        _markdown(inspect.getdoc(function) or ""),
+    ]
 
 
 def _wrapped(signature: str) -> str:

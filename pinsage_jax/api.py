@@ -27,9 +27,8 @@ def settings(
     Without `edges` and `synthetic`, settings that are not given are those that the workdir
     remembers of its run (WORKDIR/run.flags), if there is one.
 
-    Example:
-      config = settings("runs/mine", edges="edges.parquet", epochs=2.0)
-      config = settings("runs/mine")  # later: the same settings
+    >>> config = settings("runs/mine", edges="edges.parquet", epochs=2.0)
+    >>> config = settings("runs/mine")  # later: the same settings
 
     Args:
       mode: what the settings are for; anything but a --mode leaves it open.
