@@ -119,6 +119,20 @@ def test_redis_commands(tmp_path):
     assert "DIM 6 DISTANCE_METRIC COSINE" in (tmp_path / "index.redis").read_text()
 
 
+def test_a_parser_of_redis_reads_the_commands(tmp_path):
+    hiredis = pytest.importorskip("hiredis", reason="needs hiredis (extra test)")
+    made = rows()
+    WRITERS["redis"](made, "shop", tmp_path)
+    reader = hiredis.Reader()
+    reader.feed((tmp_path / "items.resp").read_bytes())
+    commands = [reader.gets() for _ in IDS]
+    assert reader.gets() is False and not reader.has_data()
+    for command, item, vector in zip(commands, IDS, made.vectors, strict=True):
+        assert command[:2] == [b"HSET", f"shop:{item}".encode()]
+        fields = dict(zip(command[2::2], command[3::2], strict=True))
+        assert fields[b"item_id"].decode() == item and fields[b"embedding"] == vector.tobytes()
+
+
 def test_the_canary_has_exact_neighbors():
     made = rows()
     found = canary(made)
