@@ -31,7 +31,7 @@ from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.training.curriculum import Schedule, hard_negatives_in, hard_slots
-from pinsage_jax.training.device_inputs import keeps_table
+from pinsage_jax.training.device_inputs import keeps_table, replicated_table
 from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step
 
@@ -117,8 +117,7 @@ def try_training(
     state = initial_state(params, optimizer)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    table = builder.table()
-    constants = () if table is None else (replicate(table, devices),)
+    constants = replicated_table(builder, config.train, devices)
     run = compile_step(
         make_train_step(model, config.train, optimizer), len(devices), constants=len(constants)
     )

@@ -56,6 +56,7 @@ _REMEMBERED_SECTIONS = (
 )  # fmt: skip
 _OF_ONE_COMMAND = (
     "data_dir", "query", "queries", "target", "k", "devices", "producers", "prefetch",
+    "profile_steps",
 )  # fmt: skip
 _OF_THE_RUN = ("preset", "preset_scale", "seed")
 _INPUT_PATHS = ("edges", "items", "train_pairs", "eval_pairs")

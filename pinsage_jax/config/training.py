@@ -83,6 +83,12 @@ class TrainConfig(Checked):
         "a quarter of a device's memory (on CPUs 2 GiB in all).",
         choices=("auto", "on", "off"),
     )
+    device_features_dtype: str = option(
+        "float32",
+        "Type of input vectors that are kept on the devices; int8 has a scale for each column. "
+        "Training alone reads them: embedding reads the vectors as prepared.",
+        choices=("float32", "bfloat16", "int8"),
+    )
     cpu_kernels: str = option(
         "auto",
         "Compiled kernels for pooling on CPUs; auto: where the installed jaxlib can call them; "
@@ -100,6 +106,11 @@ class TrainConfig(Checked):
     )
     keep: int = constant(2, "Latest checkpoints kept, beside the best.", low=1)
     log_every: int = constant(20, "Steps between lines of metrics.jsonl.", low=1)
+    profile_steps: str = option(
+        "",
+        "Steps FIRST:LAST, counted from 1, that JAX's profiler records in WORKDIR/profile, such "
+        "as 10:20; empty: none.",
+    )
     tracker: str = option(
         "",
         "Experiment trackers that get the numbers of metrics.jsonl too, comma-separated: "
@@ -112,6 +123,20 @@ class TrainConfig(Checked):
             raise UserError(
                 f"--tracker={self.tracker}: {min(strange)} is not one of {', '.join(TRACKERS)}."
             )
+
+        if self.profile_steps and self.profiled is None:
+            raise UserError(
+                f"--profile_steps={self.profile_steps} is not FIRST:LAST, such as 10:20."
+            )
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """The first and the last step of --profile_steps; None if it names none."""
+        parts = self.profile_steps.split(":")
+        if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+            return None
+        first, last = map(int, parts)
+        return (first, last) if 1 <= first <= last else None
 
     @property
     def trackers(self) -> list[str]:

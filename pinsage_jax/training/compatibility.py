@@ -30,6 +30,7 @@ RESUMABLE_OVERRIDES = frozenset(
         "checkpoint_every",
         "keep",
         "log_every",
+        "profile_steps",
         "tracker",
     )
 )

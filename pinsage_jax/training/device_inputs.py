@@ -1,20 +1,69 @@
 """Input vectors on the devices: whether they are stored there, and how a step reads them.
 
 With `device_features` the devices hold NodeInputs.table, one row per node, and a batch
-holds node ids and only what the table lacks (NodeInputs.gather_for_table).
+holds node ids and only what the table lacks (NodeInputs.gather_for_table).  The table may be
+in fewer bits (`device_features_dtype`): half or a quarter of the memory, and of the bytes that
+a step reads.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pinsage_jax.batching.blocks import Minibatch
+from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.cpu.ops import read_rows
 from pinsage_jax.distributed import process_group
-from pinsage_jax.distributed.devices import make_devices, max_table_bytes
+from pinsage_jax.distributed.devices import make_devices, max_table_bytes, replicate
+
+_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+_INT8_LARGEST = 127
+
+
+class Int8Table(NamedTuple):
+    """Input vectors of all nodes in eight bits.
+
+    Attributes:
+      codes: int8 [N, D].
+      scale: float32 [D], what a code is multiplied by.
+    """
+
+    codes: Any
+    scale: Any
+
+
+Table = jax.Array | Int8Table
+
+
+def stored_table(table: np.ndarray, dtype: str) -> Any:
+    """float32 [N, D] of NodeInputs.table in a type of `device_features_dtype`.
+
+    In int8 the largest number of a column is 127, so that an entry is off by at most a 254th
+    of it.
+    """
+    if dtype == "float32":
+        return table
+    if dtype == "bfloat16":
+        return table.astype(jnp.bfloat16)
+    largest = np.abs(table).max(axis=0, initial=0.0)
+    scale = np.where(largest > 0, largest / _INT8_LARGEST, 1.0).astype(np.float32)
+    return Int8Table(np.rint(table / scale).astype(np.int8), scale)
+
+
+def replicated_table(
+    builder: MinibatchBuilder, train: TrainConfig, devices: tuple[jax.Device, ...]
+) -> tuple[Table, ...]:
+    """What a step takes beside state and batch: the table on every device, if there is one."""
+    table = builder.table()
+    if table is None:
+        return ()
+    return (replicate(stored_table(table, train.device_features_dtype), devices),)
 
 
 def keeps_table(train: TrainConfig, inputs: NodeInputs) -> bool:
@@ -26,7 +75,8 @@ def keeps_table(train: TrainConfig, inputs: NodeInputs) -> bool:
     """
     if train.device_features != "auto":
         return train.device_features == "on" and any(inputs.table_columns)
-    fits = inputs.table_bytes <= max_table_bytes(make_devices(train.devices))
+    size = inputs.table_bytes // 4 * _BYTES[train.device_features_dtype]
+    fits = size <= max_table_bytes(make_devices(train.devices))
     return fits and any(inputs.table_columns)
 
 
@@ -39,21 +89,27 @@ def all_keep_table(train: TrainConfig, inputs: NodeInputs) -> bool:
     return all(process_group.all_gather_object(local, "input table on the devices"))
 
 
-def read_inputs(batch: Minibatch, table: jax.Array | None) -> jax.Array:
-    """Input vectors float32 [n_0, D] of a minibatch, the same bits with and without a table.
+def read_inputs(batch: Minibatch, table: Table | None) -> jax.Array:
+    """Input vectors float32 [n_0, D] of a minibatch.
+
+    With a table in float32 they are the bits of those without one.
 
     Args:
-      table: float32 [N, D] of NodeInputs.table, or None: the batch holds them.
+      table: of `stored_table`, or None: the batch holds them.
     """
     if table is None:
         return batch.features
+    stored = table.codes if isinstance(table, Int8Table) else table
+    columns = stored.shape[1]
     width = batch.spectral_features.shape[1]
     extra = batch.features.shape[1]
-    start = table.shape[1] - extra - width
+    start = columns - extra - width
     # Padding reads node 0: nothing points to it.
-    rows = read_rows(table, batch.node_ids)
+    rows = read_rows(stored, batch.node_ids).astype(jnp.float32)
+    if isinstance(table, Int8Table):
+        rows = rows * table.scale[None, :]
     if width:
-        spectral_columns = (jnp.arange(table.shape[1]) >= start)[None, :]
+        spectral_columns = (jnp.arange(columns) >= start)[None, :]
         rows = jnp.where(spectral_columns & ~batch.has_spectral[:, None], 0.0, rows)
         rows = jax.lax.dynamic_update_slice(rows, batch.spectral_features, (0, start))
     if extra:

@@ -1,4 +1,6 @@
-"""Measures the steps of training between two lines of metrics.jsonl, and records a bad one.
+"""Measures the steps of training between two lines of metrics.jsonl, and records some.
+
+JAX's profiler records those of --profile_steps in WORKDIR/profile, for TensorBoard or XProf.
 
 WORKDIR/not_finite_step_STEP.json holds the node ids of a batch whose loss is not finite, which
 are positions in prepared/item_ids.arrow, and what the batch is a function of: the step (counted
@@ -20,6 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from pinsage_jax.batching.blocks import BatchInfo
 from pinsage_jax.batching.builder import MinibatchBuilder
@@ -164,6 +167,51 @@ class MetricsWindow:
         self.waited += waited
         self._reset()
         return line
+
+
+class StepTrace:
+    """Records a span of steps with JAX's profiler.
+
+    Example:
+      with StepTrace(folder, (10, 20)) as trace:
+          for step in range(1, 31):
+              with trace.step(step):
+                  state, metrics = run(state, batch)
+              trace.ended(step, metrics)
+    """
+
+    def __init__(self, folder: pathlib.Path, span: tuple[int, int] | None):
+        """Takes the first and the last step, counted from 1; None: nothing is recorded."""
+        self._folder, self._span = folder, span
+        self._running = False
+
+    def __enter__(self) -> StepTrace:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop()
+
+    def step(self, step: int) -> contextlib.AbstractContextManager:
+        """Surrounds a step; the first one of the span that this process takes begins the trace."""
+        if self._span is None or not self._span[0] <= step <= self._span[1]:
+            return contextlib.nullcontext()
+        if not self._running:
+            logging.info("recording steps %d to %d in %s", step, self._span[1], self._folder)
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+        return jax.profiler.StepTraceAnnotation("train", step_num=step)
+
+    def ended(self, step: int, results: Any) -> None:
+        """Call it after a step with its results; the last one of the span ends the trace."""
+        if self._running and self._span is not None and step >= self._span[1]:
+            # The device may not have begun with it.
+            jax.block_until_ready(results)
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
 
 
 def dump_batch(

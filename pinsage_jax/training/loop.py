@@ -39,8 +39,9 @@ from pinsage_jax.tracking.schema import RUN, STEP, VALIDATION
 from pinsage_jax.tracking.trackers import Tracker, close_all, open_trackers
 from pinsage_jax.training.curriculum import Schedule
 from pinsage_jax.training.device_clock import DeviceClock
+from pinsage_jax.training.device_inputs import replicated_table
 from pinsage_jax.training.feed import Feed, PackedBatch, unpacking
-from pinsage_jax.training.log import MetricsWindow, dump_batch
+from pinsage_jax.training.log import MetricsWindow, StepTrace, dump_batch
 from pinsage_jax.training.resume import open_checkpoints, restore_latest
 from pinsage_jax.training.state import (
     TrainState,
@@ -49,6 +50,8 @@ from pinsage_jax.training.state import (
     make_optimizer,
 )
 from pinsage_jax.training.steps import make_train_step
+
+PROFILE_FOLDER = "profile"
 
 # Called with parameters; returns metrics, of which "score" picks the best checkpoint.
 Validate = Callable[[Any], dict[str, float]]
@@ -168,6 +171,8 @@ class Run:
             settings = remembered_values(self._config)
             trackers = open_trackers(train.trackers, self._workdir, settings, self.done)
             stack.callback(close_all, trackers)
+        span = train.profiled if process_group.is_rank0() else None
+        self._trace = stack.enter_context(StepTrace(self._workdir / PROFILE_FOLDER, span))
         self._log = MetricsLog(self._workdir / METRICS_FILE, self.done, trackers)
         self._window = MetricsWindow(
             train,
@@ -185,9 +190,11 @@ class Run:
 
     def take_step(self, batch: Minibatch | PackedBatch, info: BatchInfo) -> None:
         """Dispatches one step to the devices; does not wait for them."""
-        self._state, metrics = self._step_function(self._state, batch)
+        with self._trace.step(self.done + 1):
+            self._state, metrics = self._step_function(self._state, batch)
         self._window.add(metrics, info)
         self.done += 1
+        self._trace.ended(self.done, metrics)
         self.interrupted = self.done < self._schedule.total and self._should_stop()
         self._progress.update()
 
@@ -322,8 +329,7 @@ def _compiled_step(
     """The state before the first step, on the host, and the step of `devices`."""
     model, params = init_model(config, builder.input_dim, builder.num_nodes, builder.budgets.rows)
     optimizer = make_optimizer(config.train, schedule.steps_per_epoch)
-    table = builder.table()
-    constants = () if table is None else (replicate(table, devices),)
+    constants = replicated_table(builder, config.train, devices)
     pure = unpacking(make_train_step(model, config.train, optimizer))
     step = compile_step(pure, len(devices), constants=len(constants))
     return initial_state(params, optimizer), lambda state, batch: step(state, batch, *constants)

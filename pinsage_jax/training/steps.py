@@ -4,8 +4,7 @@ Every device has a shard of the pairs and a copy of the parameters.  Losses are
 (sum, count); the gradient of the mean over all devices is psum(gradient of sum)
 divided by psum(count), which is exact however unevenly pairs are masked.
 
-Axis letters as in batching/blocks.py and model/losses.py; Z width of the embedding, N nodes
-and D input features of a table.
+Axis letters as in batching/blocks.py and model/losses.py; Z width of the embedding.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.distributed.devices import all_gather_if, axis_index_or_zero, psum_if
 from pinsage_jax.model.losses import LOSSES, Scored
 from pinsage_jax.model.pinsage import PinSage
-from pinsage_jax.training.device_inputs import read_inputs
+from pinsage_jax.training.device_inputs import Table, read_inputs
 from pinsage_jax.training.state import TrainState
 
 
@@ -82,23 +81,27 @@ def loss_sum(
     model: PinSage,
     config: TrainConfig,
     axis_name: str | None,
-    table: jax.Array | None = None,
+    table: Table | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(sum, count) of the loss over this device's pairs, float32 [].
 
     Args:
       axis_name: as in `score`.
-      table: float32 [N, D] as in read_inputs.
+      table: as in read_inputs.
     """
-    features = read_inputs(batch, table)
+    with jax.named_scope("inputs"):
+        features = read_inputs(batch, table)
     graph = (batch.node_ids, batch.neighbors, batch.weights, batch.transposed)
+    # Flax names the scopes of the layers.
     embedded = cast(jax.Array, model.apply(params, features, *graph))
     loss = LOSSES[config.loss]
-    total, count = loss(score(embedded, batch, axis_name), config)
-    if not config.symmetric:
-        return total, count
-    reverse_total, reverse_count = loss(score(embedded, batch, axis_name, reverse=True), config)
-    return total + reverse_total, count + reverse_count
+    with jax.named_scope("loss"):
+        total, count = loss(score(embedded, batch, axis_name), config)
+        if not config.symmetric:
+            return total, count
+        reversed_scores = score(embedded, batch, axis_name, reverse=True)
+        reverse_total, reverse_count = loss(reversed_scores, config)
+        return total + reverse_total, count + reverse_count
 
 
 def global_gradients(
@@ -107,7 +110,7 @@ def global_gradients(
     model: PinSage,
     config: TrainConfig,
     axis_name: str | None,
-    table: jax.Array | None = None,
+    table: Table | None = None,
 ) -> tuple[Any, jax.Array, jax.Array]:
     """Gradient of the mean loss over all devices, with the loss's global sum and count.
 
@@ -120,9 +123,10 @@ def global_gradients(
     (total, count), gradients = jax.value_and_grad(loss_sum, has_aux=True)(
         params, batch, model, config, axis_name, table
     )
-    total, count = psum_if(total, axis_name), psum_if(count, axis_name)
-    scale = 1.0 / jnp.maximum(count, 1.0)
-    gradients = jax.tree.map(lambda leaf: psum_if(leaf, axis_name) * scale, gradients)
+    with jax.named_scope("reduce"):
+        total, count = psum_if(total, axis_name), psum_if(count, axis_name)
+        scale = 1.0 / jnp.maximum(count, 1.0)
+        gradients = jax.tree.map(lambda leaf: psum_if(leaf, axis_name) * scale, gradients)
     return gradients, total, count
 
 
@@ -139,14 +143,15 @@ def make_train_step(
     def train_step(
         state: TrainState,
         batch: Minibatch,
-        table: jax.Array | None = None,
+        table: Table | None = None,
         axis_name: str | None = None,
     ) -> tuple[TrainState, dict]:
         gradients, total, count = global_gradients(
             state.params, batch, model, config, axis_name, table
         )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss_sum": total,
             "loss_count": count,

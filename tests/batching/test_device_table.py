@@ -12,7 +12,8 @@ from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.sampling.spectral import SpectralFeatures
-from pinsage_jax.training.device_inputs import keeps_table, read_inputs
+from pinsage_jax.training import device_inputs
+from pinsage_jax.training.device_inputs import keeps_table, read_inputs, replicated_table
 from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step
 
@@ -72,12 +73,48 @@ def test_rows_have_the_bits_of_the_hosts_gather(case, spectral, features):
     assert masked or not spectral
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_rows_in_fewer_bits_are_near_those_of_float32(dtype):
+    run = run_with_every_column(train={"device_features_dtype": dtype})
+    builder = run.builder(table=True)
+    whole = builder.table()
+    (table,) = replicated_table(builder, run.train, make_devices(1))
+    batch = jax.tree.map(lambda leaf: leaf[0], builder.make(2)[0])
+    rows = np.asarray(jax.jit(read_inputs)(batch, table))
+    exact = np.asarray(read_inputs(batch, whole))
+    assert rows.dtype == np.float32 and np.any(rows != exact)
+    # What a batch brings keeps all its bits, and a column without numbers stays zero.
+    width, first = batch.spectral_features.shape[1], len(batch.spectral_features)
+    np.testing.assert_array_equal(rows[:, -2:], exact[:, -2:])
+    np.testing.assert_array_equal(rows[:first, -2 - width :], exact[:first, -2 - width :])
+    if dtype == "bfloat16":
+        error = 2.0**-8 * np.abs(exact)
+        assert table.dtype == "bfloat16" and table.nbytes == whole.nbytes // 2
+    else:
+        largest = np.abs(whole).max(axis=0)
+        error = np.broadcast_to(largest / 254 * 1.001, exact.shape)
+        assert table.codes.dtype == np.int8 and table.codes.nbytes == whole.nbytes // 4
+        assert np.abs(table.codes[:, largest > 0]).max(axis=0).min() == 127
+    assert (np.abs(rows - exact) <= error).all()
+
+
+@pytest.mark.parametrize("dtype,size", [("float32", 4), ("bfloat16", 2), ("int8", 1)])
+def test_auto_goes_by_the_size_in_its_type(dtype, size, monkeypatch):
+    run = run_with_every_column()
+    needed = run.inputs.table_bytes // 4 * size
+    train = TrainConfig(device_features_dtype=dtype)
+    for room in (needed - 1, needed):
+        monkeypatch.setattr(device_inputs, "max_table_bytes", lambda devices: room)  # noqa: B023
+        assert keeps_table(train, run.inputs) == (room == needed)
+
+
 def trained(run, devices, table, steps=4):
     builder = run.builder(devices, table=table)
     model = PinSage(run.model, builder.budgets.rows)
     params = random_params(run.model, run.inputs.dim)
     optimizer = make_optimizer(run.train, 4.0)
-    constants = (replicate(builder.table(), make_devices(devices)),) if table else ()
+    constants = replicated_table(builder, run.train, make_devices(devices))
+    assert len(constants) == int(table)
     traces = []
 
     def counted(*arguments, **named):
@@ -102,6 +139,12 @@ def test_same_parameters_with_and_without_it_on_1_2_and_4_devices():
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), expected, found
         )
+    rough = trained(run_with_every_column(train={"device_features_dtype": "int8"}), 2, table=True)
+    moved, apart = (
+        np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, pair))))
+        for pair in ((expected, random_params(run.model, run.inputs.dim)), (expected, rough))
+    )
+    assert 0 < apart < 0.1 * moved
 
 
 def test_auto_goes_by_size():

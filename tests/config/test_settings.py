@@ -59,6 +59,9 @@ LATER: frozenset[str] = frozenset(
         "boost",
         # Which column is worth a look, nobody but the user knows.
         "color_column",
+        # What fits an accelerator, and when to look at it.
+        "device_features_dtype",
+        "profile_steps",
         # Where vectors go (--mode=export).
         "check",
         "export_columns",

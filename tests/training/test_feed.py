@@ -1,4 +1,4 @@
-"""Batches that are packed and placed ahead: the bits and the order of those that are not."""
+"""Batches placed ahead: the bits and order of those that are not. Steps that are recorded."""
 
 import contextlib
 import threading
@@ -10,8 +10,11 @@ from small_runs import make_run, unit_features
 
 from pinsage_jax.batching.blocks import Minibatch
 from pinsage_jax.batching.prefetch import Prefetcher
+from pinsage_jax.config.training import TrainConfig
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.training import feed
+from pinsage_jax.training.log import StepTrace
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -93,3 +96,43 @@ def test_an_error_in_making_a_batch_is_raised_in_its_place_and_threads_end(fails
             with pytest.raises(ValueError, match="no batch 2"):
                 next(batches)
     assert threading.active_count() == before
+
+
+# Steps that the profiler records (log.StepTrace).
+
+
+@pytest.mark.parametrize(
+    "span,first,total,recorded",
+    [
+        (None, 1, 5, []),
+        ((2, 3), 1, 5, ["start", 2, 3, "stop"]),
+        ((2, 3), 3, 5, ["start", 3, "stop"]),  # the run goes on within the span
+        ((4, 9), 1, 5, ["start", 4, 5, "stop"]),  # and ends before its end
+        ((2, 3), 4, 5, []),
+    ],
+)
+def test_the_steps_of_the_span_are_recorded(span, first, total, recorded, monkeypatch, tmp_path):
+    seen = []
+    profiler = jax.profiler
+    monkeypatch.setattr(profiler, "start_trace", lambda folder: seen.append("start"))
+    monkeypatch.setattr(profiler, "stop_trace", lambda: seen.append("stop"))
+
+    def annotation(name, step_num):
+        seen.append(step_num)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(profiler, "StepTraceAnnotation", annotation)
+    with StepTrace(tmp_path, span) as trace:
+        for step in range(first, total + 1):
+            with trace.step(step):
+                made = jax.numpy.ones(3)
+            trace.ended(step, made)
+    assert seen == recorded
+
+
+@pytest.mark.parametrize("text", ["3", "0:4", "5:4", "a:b", "1:2:3", ":"])
+def test_spans_that_are_none_are_refused(text):
+    with pytest.raises(UserError, match=f"--profile_steps={text} is not FIRST:LAST"):
+        TrainConfig(profile_steps=text).validate()
+    TrainConfig(profile_steps="7:7").validate()
+    assert TrainConfig(profile_steps="10:20").profiled == (10, 20)
