@@ -1,12 +1,16 @@
-"""The benchmarks of device counts (1, 2, 4 and 8) and of runs killed at random moments."""
+"""The benchmarks of device counts and collectives, and of runs killed at random moments."""
 
 import argparse
+import dataclasses
 import random
 import signal
 
+import jax
 import pytest
 
-from benchmarks import devices, kill_and_resume
+from benchmarks import collectives, devices, kill_and_resume
+from benchmarks.aot import programs
+from pinsage_jax.cpu import ops
 
 
 def options(**given) -> argparse.Namespace:
@@ -21,6 +25,25 @@ def test_parameters_after_50_steps_are_the_same_on_1_2_4_and_8_devices():
     assert all(row["steps"] >= 50 for row in counted)
     # float32 has a rounding error of 6e-8, and the order of sums over devices differs.
     assert all(float(row["difference"]) < 1e-5 for row in counted)
+
+
+def test_a_step_reduces_its_gradients_and_gathers_the_targets(monkeypatch):
+    """Bytes of the compiled step against those of the parameters and the loss's candidates."""
+    monkeypatch.setattr(ops, "kernels_are_used", lambda: False)
+    smallest = programs.SIZES["smallest"]
+    whole = smallest.config()
+    train = dataclasses.replace(whole.train, loss="softmax")
+    size = dataclasses.replace(smallest, config=lambda: dataclasses.replace(whole, train=train))
+    monkeypatch.setitem(programs.SIZES, "softmax", size)
+    row = collectives.measured("softmax", 2, split=True)
+    params = jax.tree.leaves(programs.step_program(size, 1).state.params)
+    entries = sum(leaf.size for leaf in params)
+    # The loss's sum and count too, and the derivative of the targets' gathering where it is summed.
+    assert row["pairs_a_device"] == 16 and row["devices"] == 2
+    assert 4 * entries / 1e6 <= row["all-reduce MB"] <= 4 * entries / 1e6 + 0.01
+    candidates = 32 * (whole.model.output_dim * 4 + 4 + 4 + 1) / 1e6
+    assert row["all-gather MB"] == pytest.approx(candidates, abs=0.0006)
+    assert "f32" in row["types"] and "bf16" not in row["types"]
 
 
 class FakeKill:
