@@ -179,3 +179,14 @@ def test_pages_with_wide_tables_are_as_wide_as_the_window(site, browser):
             page.goto((site / f"{name}.html").as_uri())
             wide = page.evaluate("document.documentElement.scrollWidth")
             assert wide <= viewport["width"], name
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_break_no_rule_of_accessibility(site, browser, scheme):
+    pytest.importorskip("axe_playwright_python")
+    for viewport in (browsers.WIDE, browsers.PHONE):
+        page = browser.new_context(viewport=viewport, color_scheme=scheme).new_page()
+        for name in ("index", "docs/python"):
+            page.goto((site / f"{name}.html").as_uri())
+            assert browsers.violations(page) == [], name

@@ -36,8 +36,9 @@ html_theme = "furo"
 html_title = project
 html_copy_source = html_show_sourcelink = False
 html_show_copyright = False
-html_static_path = ["site.css"]
+html_static_path = ["site.css", "site.js"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 
 
 def contents(index: str) -> list[tuple[str, list[str]]]:
@@ -93,8 +94,5 @@ def _finish(app: Any, exception: Exception | None) -> None:
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
-    # Excerpts beside what is found are fetched, which browsers allow from a server alone.
-    local = "if (location.protocol === 'file:') DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false"
-    app.add_js_file(None, body=local, priority=900)
     app.connect("source-read", _read)
     app.connect("build-finished", _finish)
