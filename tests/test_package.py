@@ -41,18 +41,52 @@ def test_the_build_copies_the_flagfiles_into_the_package(build, tmp_path, editab
         assert built[-1].read_bytes() == source[-1].read_bytes()
 
 
+README = (ROOT / "README.md").read_text()
+
+
 def test_the_published_description_has_no_relative_link(build):
-    text = build.description((ROOT / "README.md").read_text())
-    targets = re.findall(r"\]\(([^)]*)\)", text)
-    assert [target for target in targets if not target.startswith("https://")] == []
-    assert "docs/your_data.md" in text and "# pinsage_jax" in text
-    made = build.description("![a](docs/x.png)\n\nSee [this](docs/a.md) and [that](https://b.org).")
-    assert made == "See this and [that](https://b.org)."
+    home = "https://b.org/p"
+    for repository in (None, home):
+        text = build.description(README, repository)
+        targets = re.findall(r"\]\(([^)]*)\)", text)
+        assert [target for target in targets if not target.startswith("https://")] == []
+        assert "docs/your_data.md" in text and "# pinsage_jax" in text
+    assert "![" in README and "![" not in build.description(README, None)
+    # Every file that is linked to exists.
+    for kind, path in re.findall(rf"\]\({home}/(blob|raw)/HEAD/([^)#]*)", text):
+        assert (ROOT / path).exists() and (kind == "raw") == path.endswith(".png")
+
+
+@pytest.mark.parametrize(
+    "written, without, absolute",
+    [
+        ("![a](x.png)\n\nSee.", "See.", "![a](https://b.org/raw/HEAD/x.png)\n\nSee."),
+        ("[a](d.md#e) [b](https://c.org).", "a [b](https://c.org).",
+         "[a](https://b.org/blob/HEAD/d.md#e) [b](https://c.org)."),
+        ("Two:\n\n| a | b |\n|---|---|\n| ![a](x.png) | ![b](y.png) |\n\nSee.", "Two:\n\nSee.",
+         "Two:\n\n| a | b |\n|---|---|\n| ![a](https://b.org/raw/HEAD/x.png) | "
+         "![b](https://b.org/raw/HEAD/y.png) |\n\nSee."),
+        ("| a |\n|---|\n| [b](c.md) |\n", "| a |\n|---|\n| b |\n",
+         "| a |\n|---|\n| [b](https://b.org/blob/HEAD/c.md) |\n"),
+    ],
+)  # fmt: skip
+def test_links_of_a_description(build, written, without, absolute):
+    assert build.description(written, None) == without
+    assert build.description(written, "https://b.org") == absolute
+
+
+def test_the_readme_names_every_extra_of_a_user():
+    (table,) = re.findall(r"^## Extras\n(.*?)^## ", README, re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`([\w-]+)`", row)]
+    assert named[-1] == "all" and sorted(named[:-1]) == sorted(extras_of_users())
+
+
+def extras_of_users() -> set[str]:
+    own = {"all", "test", "test-browser", "test-stores", "docs", "dev", "aot-tpu", "aot-cuda"}
+    return PROJECT["optional-dependencies"].keys() - own
 
 
 def test_the_extra_all_holds_every_extra_of_a_user():
-    extras = PROJECT["optional-dependencies"]
-    (everything,) = extras["all"]
-    named = set(re.search(r"\[(.*)\]", everything)[1].split(","))
-    others = {"all", "test", "test-browser", "test-stores", "docs", "dev", "aot-tpu", "aot-cuda"}
-    assert named == extras.keys() - others
+    (everything,) = PROJECT["optional-dependencies"]["all"]
+    assert set(re.search(r"\[(.*)\]", everything)[1].split(",")) == extras_of_users()
