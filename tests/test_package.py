@@ -89,4 +89,6 @@ def extras_of_users() -> set[str]:
 
 def test_the_extra_all_holds_every_extra_of_a_user():
     (everything,) = PROJECT["optional-dependencies"]["all"]
-    assert set(re.search(r"\[(.*)\]", everything)[1].split(",")) == extras_of_users()
+    # Without PyTorch, of several gigabytes.
+    wanted = extras_of_users() - {"text-encoder"}
+    assert set(re.search(r"\[(.*)\]", everything)[1].split(",")) == wanted

@@ -10,7 +10,6 @@ Shapes: N items and C collections of the catalog, n new items, m new collections
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +20,12 @@ from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import columns as column_values
 from pinsage_jax.data.column_choice import choose_title, named_columns
-from pinsage_jax.data.columns import Where, format_id
+from pinsage_jax.data.columns import format_id
+from pinsage_jax.data.encoders.pictures import Pictures
 from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.data.ids import IdTable, UniqueIds
 from pinsage_jax.data.tables import Batch, Table, iter_batches, open_table
 from pinsage_jax.graph.csr import Graph
-
-_BATCH_ROWS = 8192
 
 
 def read_titles(items: Table, column: str) -> pa.Array:
@@ -73,7 +71,7 @@ class Additions:
 
 def read_additions(
     prepared: Prepared,
-    features_folder: str | pathlib.Path,
+    transform: FeatureTransform,
     data: DataConfig,
     new_items: str,
     new_edges: str = "",
@@ -81,7 +79,7 @@ def read_additions(
     """Reads --new_items and, if there are any, --new_edges.
 
     Args:
-      features_folder: WORKDIR/prepared/features, with the fitted transform.
+      transform: that of the catalog's features.
       new_items, new_edges: paths as given; relative ones are looked up in --data_dir.
 
     Raises:
@@ -89,7 +87,6 @@ def read_additions(
         or was not there when the features were fitted, an edge is of an item that is
         not new, or a table has any other mistake.
     """
-    transform = FeatureTransform.load(features_folder)
     items = open_table(data.path(new_items), "new_items", data)
     edges = open_table(data.path(new_edges), "new_edges", data) if new_edges else None
     return build_additions(prepared, transform, data, items, edges)
@@ -102,7 +99,7 @@ def build_additions(
     items: Table,
     edges: Table | None,
 ) -> Additions:
-    """read_additions for open tables and the loaded transform of the catalog's features."""
+    """read_additions for open tables."""
     rows = _read_items(items, data, transform, prepared.item_ids)
     item_ids = rows.ids
     graph = prepared.graph
@@ -175,15 +172,17 @@ def read_item_rows(table: Table, data: DataConfig, transform: FeatureTransform) 
     batches: list[Batch] = []
     values = [np.empty((0, transform.width), np.float32)]
     words = [np.empty((0, 2 * transform.link_words), np.int32)]
-    wanted = [name, *transform.columns]
-    for batch in iter_batches(table, wanted, ids=[name], batch_rows=_BATCH_ROWS):
-        for start in range(0, len(batch), _BATCH_ROWS):
-            rows = batch.rows.slice(start, _BATCH_ROWS)
-            named = _row_and_item_name(batch, name, start)
+    wanted, size = [name, *transform.columns], transform.batch_rows
+    pictures = Pictures(transform.picture_columns, table, data)
+    for batch in iter_batches(table, wanted, ids=[name], batch_rows=size):
+        for start in range(0, len(batch), size):
+            named = batch.where_item(name, start)
+            rows = pictures.loaded(batch.rows.slice(start, size), named)
             row_values, row_words = transform.with_words(rows, named)
             values.append(row_values)
             words.append(row_words)
         batches.append(dataclasses.replace(batch, rows=batch.rows.select([name])))
+    pictures.warn()
     ids = concat_column(batches, name)
     unique = UniqueIds()
     for batch in batches:
@@ -309,13 +308,3 @@ def row_name(batches: list[Batch], row: int) -> str:
             return batch.where(row)
         row -= len(batch)
     raise IndexError(row)
-
-
-def _row_and_item_name(batch: Batch, name: str, start: int) -> Where:
-    """Names a row and its item, for messages."""
-    ids = batch.column(name)
-
-    def named(index: int) -> str:
-        return f"{batch.where(start + index)} (item {format_id(ids[start + index].as_py())})"
-
-    return named

@@ -105,9 +105,12 @@ class Changes:
 
 
 def read_changes(
-    before: Prepared, features_folder: pathlib.Path, data: DataConfig, update: UpdateConfig
+    before: Prepared, transform: FeatureTransform, data: DataConfig, update: UpdateConfig
 ) -> Changes:
     """Reads the tables that `update` names.
+
+    Args:
+      transform: that of the catalog's features.
 
     Raises:
       UserError: an item of an edge is neither known nor in --changed_items, an edge to
@@ -115,7 +118,7 @@ def read_changes(
         mistake.
     """
     graph = before.graph
-    items = _read_items(before, features_folder, data, update)
+    items = _read_items(before, transform, data, update)
     weighted = graph.weights is not None
     changed = _read_edges(update.changed_edges, "changed_edges", data, items.ids, before, weighted)
     removed = _read_edges(update.removed_edges, "removed_edges", data, items.ids, before, False)
@@ -334,7 +337,7 @@ class _Items:
 
 
 def _read_items(
-    before: Prepared, features_folder: pathlib.Path, data: DataConfig, update: UpdateConfig
+    before: Prepared, transform: FeatureTransform, data: DataConfig, update: UpdateConfig
 ) -> _Items:
     """Reads --changed_items; without it no item changes."""
     if not update.changed_items:
@@ -342,7 +345,7 @@ def _read_items(
         none = np.empty(0, np.int32)
         return _Items(before.item_ids, none, before.features[:0], words, before.titles)
     table = open_table(data.path(update.changed_items), "changed_items", data)
-    rows = read_item_rows(table, data, FeatureTransform.load(features_folder))
+    rows = read_item_rows(table, data, transform)
     known = before.item_ids.lookup(rows.ids.ids)
     fresh = rows.ids.ids.filter(pa.array(known < 0))
     places = np.where(known >= 0, known, len(before.item_ids) + np.cumsum(known < 0) - 1)

@@ -7,6 +7,7 @@ import json
 import pathlib
 from typing import Any
 
+from pinsage_jax.catalog.encoders import encoder_identity
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
@@ -50,6 +51,8 @@ def fingerprint_of(config: Config) -> str:
     # Not how a path is written: the same file named otherwise is the same input.
     data = dataclasses.asdict(config.data) | {"data_dir": "", **dict.fromkeys(_INPUT_FLAGS, "")}
     value: dict[str, Any] = {"format": FORMAT, "data": data}
+    if encoders := encoder_identity(config, pathlib.Path(config.workdir) / FOLDER):
+        value["encoders"] = encoders
     if config.prune.prunes:
         value["prune"] = [dataclasses.asdict(config.prune), config.seed]
     if config.synthetic.synthetic:

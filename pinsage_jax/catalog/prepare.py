@@ -30,6 +30,7 @@ import pyarrow as pa
 from absl import logging
 
 from pinsage_jax.catalog import item_columns
+from pinsage_jax.catalog.encoders import require_encoders
 from pinsage_jax.catalog.inputs import (
     FOLDER,
     FORMAT,
@@ -43,6 +44,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import column_choice, edges_table, features, leaks, pairs_table, tables
+from pinsage_jax.data.encoders.loading import open_encoders
 from pinsage_jax.data.ids import IdTable, load_column, save_column, unmet_ids
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
@@ -99,6 +101,7 @@ def prepare(config: Config, check: Callable[[Prepared], None] | None = None) -> 
         else:
             logging.info("prepare: %s is up to date.", folder)
             return prepared
+    require_encoders(config, folder)
     data, paths = input_tables(config)
     inputs = {flag: tables.open_table(path, flag, data) for flag, path in paths.items()}
     with files.atomic_folder(folder) as temporary:
@@ -214,8 +217,9 @@ def _write(
         files.write_array(folder / "times.npy", built.times)
     (folder / "features").mkdir()
     feature_report = features.write_features(
-        items, data, ids.item_rows, len(ids.items), folder / "features"
-    )
+        items, data, ids.item_rows, len(ids.items), folder / "features",
+        open_encoders(config.encoders),
+    )  # fmt: skip
     kept_columns = item_columns.write_item_columns(items, data.item_id_column, folder)
     pairs = _write_pairs(inputs, ids, built.graph.degree(), folder)
     counts = _counts(ids, built, pairs)

@@ -34,7 +34,7 @@ from pinsage_jax.training.curriculum import hard_negatives_in
 # Work without a measurement of its own, in units of clock.python_overhead_seconds.
 _START_UP, _SAVING, _REPORT = 20, 3, 40
 _TEXT_POWER = 5
-_TEXT_SAMPLE = 2000
+_TEXT_SAMPLE, _ENCODED_SAMPLE = 2000, 64
 # A checkpoint is compressed, and the moments of nodes that no step has seen yet are zeros.
 _CHECKPOINT_SHARE = 0.75
 _FORECAST_BASELINES = ("popularity", "content", "walk")
@@ -63,8 +63,8 @@ class Sizes:
         assert graph is not None
         items_with_edges = int((inputs.degree > 0).sum())
         width = sum(column["width"] for column in columns if column["kind"] != "text")
-        if any(column["kind"] == "text" for column in columns):
-            width += config.data.text_dim
+        # All text columns are transformed together.
+        width += max((column["width"] for column in columns if column["kind"] == "text"), default=0)
         items = graph.num_items
         spectral_dim = min(config.model.spectral_dim, MAX_SPECTRAL_NUMBERS // max(items, 1))
         spectral_dim = min(spectral_dim, max(min(items, graph.num_collections) - 1, 0))
@@ -281,10 +281,13 @@ def _text_seconds(
             for row in zip(*(part.to_pylist() for part in parts))
         ]
         break
+    rows = next(column["rows"] for column in columns if column["kind"] == "text")
+    if (encoder := inputs.encoders.text) is not None:
+        sample = documents[:_ENCODED_SAMPLE]
+        return rows / len(sample) * clock.timed(lambda: encoder.encode(sample, str))
     document_seconds, terms, words = clock.text_seconds(
         documents, data.text_vocabulary, data.text_min_df
     )
-    rows = next(column["rows"] for column in columns if column["kind"] == "text")
     fitted = min(rows, MAX_FITTED_ROWS)
     # The vocabulary grows with about the square root of the number of documents.
     terms = int(min(terms * math.sqrt(rows / max(len(documents), 1)), data.text_vocabulary))

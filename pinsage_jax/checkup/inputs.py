@@ -23,6 +23,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import column_choice, edges_table, pairs_table, tables
 from pinsage_jax.data.edges_table import Ids
+from pinsage_jax.data.encoders.loading import Encoders, open_encoders
 from pinsage_jax.data.tables import Table
 from pinsage_jax.graph import csr
 from pinsage_jax.graph.csr import Graph
@@ -64,6 +65,7 @@ class Inputs:
       tables: tables by flag, without those that cannot be opened.
       ids, graph: None if the edge table cannot be used.
       pairs: pair tables by flag, without those that cannot be used.
+      encoders: of text and of pictures.
       seconds: time to read the ids and edges and to build the graph, as in clock.py.
     """
 
@@ -72,6 +74,7 @@ class Inputs:
     ids: Ids | None = None
     graph: Graph | None = None
     pairs: dict[str, PairTable] = dataclasses.field(default_factory=dict)
+    encoders: Encoders = Encoders()
     seconds: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2))
 
     @property
@@ -94,7 +97,7 @@ def read_inputs(config: Config, findings: Findings) -> Inputs:
       UserError: there is no edge table.
     """
     data, paths = input_tables(config)
-    inputs = Inputs(data, {})
+    inputs = Inputs(data, {}, encoders=open_encoders(config.encoders))
     for flag, path in paths.items():
         with findings.caught(flag):
             inputs.tables[flag] = tables.open_table(path, flag, data)

@@ -103,6 +103,7 @@ def check_features(inputs: Inputs, findings: Findings) -> tuple[list[dict[str, A
     chosen = None
     with findings.caught("features"):
         chosen = column_choice.choose_columns(table, inputs.data)
+        inputs.encoders.check(bool(chosen.text), chosen.image, table.label)
     if chosen is None:
         return [], lines
     lines.append(chosen.line(table))
@@ -119,12 +120,13 @@ def check_features(inputs: Inputs, findings: Findings) -> tuple[list[dict[str, A
         ("number", chosen.numeric),
         ("category", chosen.categorical),
         ("text", chosen.text),
+        ("picture", chosen.image),
     )
     rows = inputs.ids.item_rows if inputs.ids is not None else table.num_rows
     for kind, names in kinds:
         for name in names:
             with findings.caught("features"):
-                found = _column(table, inputs.data, kind, name)
+                found = _column(table, inputs, kind, name)
                 described.append(found)
                 if found["present"] < _HALF * found["rows"]:
                     findings.warn(
@@ -144,7 +146,8 @@ def check_features(inputs: Inputs, findings: Findings) -> tuple[list[dict[str, A
     return described, lines
 
 
-def _column(table: Table, data: DataConfig, kind: str, name: str) -> dict[str, Any]:
+def _column(table: Table, inputs: Inputs, kind: str, name: str) -> dict[str, Any]:
+    data, encoders = inputs.data, inputs.encoders
     fitter: Any = {
         "vector": lambda: blocks.DenseFit(name),
         "number": lambda: blocks.NumericFit(name),
@@ -152,12 +155,15 @@ def _column(table: Table, data: DataConfig, kind: str, name: str) -> dict[str, A
             name, data.category_limit, data.category_separator
         ),
         "text": lambda: None,
+        "picture": lambda: None,
     }[kind]()
     rows = present = 0
     for batch in iter_batches(table, [name], batch_rows=_BATCH_ROWS):
         column = batch.column(name)
         if fitter is not None:
             fitter.add(lambda _, column=column: column, len(batch), batch.where)
+        elif kind == "picture":
+            present += len(column) - column.null_count
         else:
             text = column_values.texts(column, name, batch.where)
             words = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0)
@@ -168,7 +174,8 @@ def _column(table: Table, data: DataConfig, kind: str, name: str) -> dict[str, A
         block = fitter.finish()
         width = 0 if block is None else block.width
     else:
-        width = data.text_dim
+        encoder = encoders.image if kind == "picture" else encoders.text
+        width = len(encoder.fingerprint) if encoder is not None else data.text_dim
     return {"column": name, "kind": kind, "rows": rows, "present": present, "width": width}
 
 

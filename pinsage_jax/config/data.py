@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import re
+from typing import Any
 
-from pinsage_jax.config.fields import Checked, constant, option
+from pinsage_jax.config.fields import Checked, code, constant, option
 from pinsage_jax.core.errors import UserError
 
 
@@ -62,6 +64,11 @@ class DataConfig(Checked):
         "Comma-separated categorical columns (one-hot, rare values together); auto: strings of "
         "few values, and lists of strings.",
     )
+    image_columns: str = option(
+        "",
+        "Comma-separated columns of pictures that --image_encoder encodes: bytes, or paths of "
+        "files below --data_dir (or the table's folder).",
+    )
     csv_delimiter: str = option(
         "auto",
         "What separates the cells of CSV files; auto: by the first line.",
@@ -106,6 +113,27 @@ class DataConfig(Checked):
                     "it to a folder here first."
                 )
         return pathlib.Path(self.data_dir).expanduser() / pathlib.Path(value).expanduser()
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(Checked):
+    """Encoders of text and pictures in place of TF-IDF, named by every command that needs them."""
+
+    text_encoder: Any = code(
+        "MODULE:FUNCTION, called with a list of str and returning float32 [n, d], or the folder of "
+        "a sentence-transformers model; empty: TF-IDF."
+    )
+    image_encoder: Any = code(
+        "MODULE:FUNCTION, called with a list of bytes (pictures of --image_columns) and returning "
+        "float32 [n, d]."
+    )
+
+    @property
+    def text_folder(self) -> str:
+        """The folder that --text_encoder names; "" if it names none."""
+        value = self.text_encoder
+        folder = os.path.expanduser(value) if isinstance(value, str) else ""
+        return folder if os.path.isdir(folder) else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,6 +59,14 @@ def constant(default: Any, help: str, **limits: Any) -> Any:
     return dataclasses.field(default=default, metadata={**metadata, "level": "constant"})
 
 
+def code(help: str) -> Any:
+    """A field whose value names code that is run or, in Python, is a callable; empty: none.
+
+    It comes from the command or the call alone: no file of a run holds it or sets it.
+    """
+    return dataclasses.field(default="", metadata={**option("", help).metadata, "code": True})
+
+
 class Checked:
     """Range and choice checks shared by all settings."""
 
@@ -151,6 +159,8 @@ def _typed(field: dataclasses.Field, value: Any) -> Any:
       UserError: it is of another type.
     """
     meta, default = field.metadata, field.default
+    if meta.get("code") and callable(value):
+        return value
     if meta.get("auto"):
         if value is None or value == AUTO:
             return None
@@ -180,7 +190,8 @@ def with_saved(
 ) -> Settings:
     """`settings` with the values that a checkpoint remembers, except the fields in `keep`.
 
-    A saved value whose name is unknown, or whose type is another one now, is passed over.
+    A saved value whose name is unknown, whose type is another one now, or that names code, is
+    passed over.
     """
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
@@ -204,6 +215,8 @@ def with_saved(
 def _fits(field: dataclasses.Field, value: Any, current: Any) -> bool:
     """Whether a saved value has the type of the current one; whole numbers are numbers."""
     auto = field.metadata.get("auto")
+    if field.metadata.get("code"):
+        return False
     if auto and value is None:
         return True
     kind = auto or type(current)

@@ -22,7 +22,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pinsage_jax.config.data import DataConfig, PruneConfig, SplitConfig, SyntheticConfig
+from pinsage_jax.config.data import (
+    DataConfig,
+    EncoderConfig,
+    PruneConfig,
+    SplitConfig,
+    SyntheticConfig,
+)
 from pinsage_jax.config.distributed import DistributedConfig
 from pinsage_jax.config.embed import EmbedConfig, NewItemsConfig, UpdateConfig
 from pinsage_jax.config.fields import Checked, from_values, option
@@ -89,6 +95,7 @@ class Config(Checked):
         high=1.0,
     )
     data: DataConfig = DataConfig()
+    encoders: EncoderConfig = EncoderConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
     split: SplitConfig = SplitConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -232,7 +239,24 @@ def remembered_fields() -> dict[str, dataclasses.Field]:
     sections: list[Any] = [fields[name].default for name in _REMEMBERED_SECTIONS]
     found = {field.name: field for section in sections for field in dataclasses.fields(section)}
     found |= {name: fields[name] for name in _OF_THE_RUN}
-    return {name: field for name, field in found.items() if name not in _OF_ONE_COMMAND}
+    left_out = {*_OF_ONE_COMMAND, *code_settings()}
+    return {name: field for name, field in found.items() if name not in left_out}
+
+
+def code_settings() -> frozenset[str]:
+    """Names of the settings whose values are run, which no file or folder may set."""
+    return frozenset(
+        field.name for field in dataclasses.fields(EncoderConfig) if field.metadata.get("code")
+    )
+
+
+def plain_values(config: Config) -> dict[str, Any]:
+    """All settings by section as JSON values, for a file; without those that name code."""
+    # Not of the whole: a callable may be a large model, which would be copied.
+    rest = dataclasses.replace(config, encoders=EncoderConfig())
+    found = dataclasses.asdict(rest)
+    del found["encoders"]
+    return found
 
 
 def all_settings() -> frozenset[str]:

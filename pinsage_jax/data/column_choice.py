@@ -20,7 +20,9 @@ from pinsage_jax.data import columns as column_values
 from pinsage_jax.data.table_files import CSV
 from pinsage_jax.data.tables import Table, iter_batches
 
-FLAGS = ("dense_columns", "numeric_columns", "categorical_columns", "text_columns")
+FLAGS = (
+    "dense_columns", "numeric_columns", "categorical_columns", "text_columns", "image_columns",
+)  # fmt: skip
 _TEXT_NAMES = ("text", "title", "description", "abstract")
 _TITLE_NAMES = ("title", "name")
 _ROW_NUMBER = re.compile(r"__index_level_\d+__|Unnamed: \d+|index|level_0|row_?(number|id)?", re.I)
@@ -54,6 +56,7 @@ class ChosenColumns:
       named: those that a flag names; the others were found by their types.
       skewed: numeric columns whose logarithm is standardized.
       ignored: why a column is no feature, by its name.
+      image: columns of pictures, which only a flag names.
     """
 
     dense: tuple[str, ...]
@@ -63,16 +66,17 @@ class ChosenColumns:
     named: frozenset[str]
     skewed: frozenset[str] = frozenset()
     ignored: dict[str, str] = dataclasses.field(default_factory=dict)
+    image: tuple[str, ...] = ()
 
     def all(self) -> list[str]:
-        """All feature columns, each once."""
+        """All feature columns but pictures, each once."""
         return list(dict.fromkeys((*self.dense, *self.numeric, *self.categorical, *self.text)))
 
     def line(self, table: Table) -> str:
         """One sentence: the columns by kind, and those that are ignored with the reason."""
         numeric = [f"{n} (logarithm)" if n in self.skewed else n for n in self.numeric]
         kinds = (("text", self.text), ("vectors", self.dense), ("numbers", numeric),
-                 ("categories", self.categorical))  # fmt: skip
+                 ("categories", self.categorical), ("pictures", self.image))  # fmt: skip
         parts = [f"{kind}: {', '.join(names)}" for kind, names in kinds if names]
         parts = parts or ["no feature"]
         if self.ignored:
@@ -160,10 +164,10 @@ def choose_columns(table: Table, config: DataConfig) -> ChosenColumns:
         for name in found["numeric_columns"]
         if name in profiles and profiles[name].skewness() > _SKEWED
     }
-    dense, numeric, categorical, text = (tuple(found[flag]) for flag in FLAGS)
+    dense, numeric, categorical, text, image = (tuple(found[flag]) for flag in FLAGS)
     return ChosenColumns(
-        dense, numeric, categorical, text, named, frozenset(skewed), ignored
-    )  # fmt: skip
+        dense, numeric, categorical, text, named, frozenset(skewed), ignored, image
+    )
 
 
 def _is_profiled(kind: pa.DataType) -> bool:

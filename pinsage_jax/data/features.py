@@ -1,9 +1,9 @@
 """Converts columns of the item table to a feature matrix [num_items, D].
 
 The item table is read twice, batch by batch: first to fit the blocks of
-`feature_blocks.py`, then to write the matrix as a memory-mapped ``.npy`` file of float32
-or float16.  Row i is item i; items that the table does not have get zeros.  The log
-degree that Ying et al. 2018 append depends on the graph in use and is added by
+`feature_blocks.py` and `encoders/blocks.py`, then to write the matrix as a memory-mapped
+``.npy`` file of float32 or float16.  Row i is item i; items that the table does not have get
+zeros.  The log degree that Ying et al. 2018 append depends on the graph in use and is added by
 `batching/inputs.py`.  The folder holds:
 
   features.npy    [num_items, D]
@@ -11,7 +11,8 @@ degree that Ying et al. 2018 append depends on the graph in use and is added by
                   only written if the only features are text
   transform.json  the fitted blocks in order (and text_* files, see text.py)
 
-`FeatureTransform.load(folder).transform(rows)` computes the same features for new items.
+`FeatureTransform.load(folder).transform(rows)` computes the same features for new items; where an
+encoder made them, it is to be given again.
 """
 
 from __future__ import annotations
@@ -32,8 +33,15 @@ from pinsage_jax.core.progress import Progress
 from pinsage_jax.data import feature_blocks as blocks
 from pinsage_jax.data import text as text_vectors
 from pinsage_jax.data.column_choice import choose_columns
-from pinsage_jax.data.columns import Where, format_id
-from pinsage_jax.data.tables import Batch, Table, iter_batches
+from pinsage_jax.data.columns import Where
+from pinsage_jax.data.encoders.blocks import ENCODED, EncodedBlock, EncodedImage, EncodedTextFit
+from pinsage_jax.data.encoders.encoder import IMAGE, TEXT, Encoder
+from pinsage_jax.data.encoders.loading import Encoders
+from pinsage_jax.data.encoders.pictures import BATCH_ROWS as PICTURE_ROWS
+from pinsage_jax.data.encoders.pictures import Pictures
+from pinsage_jax.data.tables import Table, iter_batches
+
+Block = blocks.Block | EncodedBlock
 
 FEATURES_FILE, WORDS_FILE = "features.npy", "words.npy"
 _TRANSFORM_FILE = "transform.json"
@@ -44,14 +52,18 @@ _SAMPLE_SEED = 0
 _MANY_EMPTY = 0.01
 
 
-def _columns_of(block: blocks.Block) -> tuple[str, ...]:
-    return block.columns if isinstance(block, blocks.TextBlock) else (block.column,)
+# Fields of a block that transform.json does not hold.
+_NOT_IN_JSON = ("fitted", "encoder")
+
+
+def _columns_of(block: Block) -> tuple[str, ...]:
+    return block.columns if isinstance(block, blocks.TextBlock | EncodedBlock) else (block.column,)
 
 
 class FeatureTransform:
     """Fitted blocks whose outputs are concatenated to the features of an item."""
 
-    def __init__(self, fitted: list[blocks.Block], link_words: int = 0):
+    def __init__(self, fitted: list[Block], link_words: int = 0):
         """Takes the blocks, and the number of words to keep if the only block is text."""
         self._blocks = fitted
         # Without a reduction of dimensions the features hold the same information as words.
@@ -72,16 +84,38 @@ class FeatureTransform:
             names.extend(_columns_of(block))
         return list(dict.fromkeys(names))
 
+    @property
+    def picture_columns(self) -> list[str]:
+        """Names of those of the columns that hold pictures; `Pictures` reads them."""
+        return [block.columns[0] for block in self._blocks if isinstance(block, EncodedImage)]
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows to transform at once, which fit into memory."""
+        return PICTURE_ROWS if self.picture_columns else _BATCH_ROWS
+
+    @property
+    def encoders(self) -> dict[str, dict[str, Any]]:
+        """Name and fingerprint of each encoder, by flag."""
+        encoded = [block for block in self._blocks if isinstance(block, EncodedBlock)]
+        return {b.flag: {"name": b.name, "fingerprint": b.fingerprint} for b in encoded}
+
+    @property
+    def needs(self) -> list[str]:
+        """A sentence for each encoder that is not given, and without which texts are refused."""
+        encoded = (block for block in self._blocks if isinstance(block, EncodedBlock))
+        return [block.needed() for block in encoded if block.encoder is None]
+
     def transform(self, rows: pa.RecordBatch | pa.Table, where: Where | None = None) -> np.ndarray:
         """Features of a batch, float32 [rows, D].
 
         Args:
-          rows: has the columns `columns`, typed or as text.
+          rows: has the columns `columns`, typed or as text; pictures as `Pictures` reads them.
           where: names a row in messages (`tables.Batch.where`).
 
         Raises:
-          UserError: a column is missing, a value is not a finite number, or a vector
-            differs in length from the fitted ones.
+          UserError: a column is missing, a value is not a finite number, a vector
+            differs in length from the fitted ones, or an encoder fails or is not given.
         """
         where, column = where or _row, functools.partial(_column, rows)
         out = np.empty((rows.num_rows, self.width), np.float32)
@@ -122,6 +156,7 @@ class FeatureTransform:
                 "kind": block.kind,
                 "columns": list(_columns_of(block)),
                 "width": block.width,
+                **({"encoder": block.name} if isinstance(block, EncodedBlock) else {}),
             }
             for block in self._blocks
         ]
@@ -133,7 +168,7 @@ class FeatureTransform:
         for block in self._blocks:
             fields = {"kind": block.kind}
             for field in dataclasses.fields(block):
-                if field.name != "fitted":
+                if field.name not in _NOT_IN_JSON:
                     fields[field.name] = getattr(block, field.name)
             if isinstance(block, blocks.TextBlock):
                 block.fitted.save(folder)
@@ -144,20 +179,29 @@ class FeatureTransform:
         )
 
     @classmethod
-    def load(cls, folder: str | pathlib.Path) -> FeatureTransform:
+    def load(cls, folder: str | pathlib.Path, encoders: Encoders | None = None) -> FeatureTransform:
         """Opens a saved transform.
 
+        Args:
+          encoders: what the command names; a transform without what it needs refuses items
+            that have something to encode.
+
         Raises:
-          UserError: a file is missing, damaged or of another format.
+          UserError: a file is missing, damaged or of another format, or an encoder is not that
+            of the transform.
         """
         path = pathlib.Path(folder) / _TRANSFORM_FILE
         saved = files.read_json(path)
         if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
             raise UserError(f"{path} has another format; run --mode=prepare again.")
-        fitted: list[blocks.Block] = []
+        encoders, fitted = encoders or Encoders(), list[Block]()
+        by_flag: dict[str, Encoder | None] = {TEXT: encoders.text, IMAGE: encoders.image}
         for fields in saved["blocks"]:
             kind = fields.pop("kind")
-            if kind == "text":
+            if kind in ENCODED:
+                block = ENCODED[kind].restored(**fields)
+                fitted.append(block.given(by_flag[block.flag]))
+            elif kind == "text":
                 transform = text_vectors.TextTransform.load(folder)
                 fitted.append(blocks.TextBlock(tuple(fields["columns"]), transform))
             elif kind == "categorical":
@@ -168,6 +212,13 @@ class FeatureTransform:
             else:
                 block_type = {"dense": blocks.DenseBlock, "numeric": blocks.NumericBlock}[kind]
                 fitted.append(block_type(**fields))
+        used = {block.flag for block in fitted if isinstance(block, EncodedBlock)}
+        for flag, encoder in by_flag.items():
+            if encoder is not None and flag not in used:
+                raise UserError(
+                    f"{encoder.label}: the catalog in {path.parent} was prepared without --{flag}; "
+                    "leave it out, or train with it in a --workdir of its own."
+                )
         return cls(fitted, saved.get("link_words", 0))
 
 
@@ -188,6 +239,7 @@ def write_features(
     num_rows: int,
     num_items: int,
     folder: str | pathlib.Path,
+    encoders: Encoders | None = None,
 ) -> dict[str, Any]:
     """Fits the transform; writes it and the feature matrix; reports missing values.
 
@@ -197,21 +249,25 @@ def write_features(
       num_rows: number of rows of the table.
       num_items: number of rows of the matrix, at least num_rows.
       folder: an existing folder for the files.
+      encoders: of text and of pictures; None: text is transformed by TF-IDF.
 
     Returns:
       {"width": D, "dtype": ..., "blocks": see FeatureTransform.describe,
+      "encoders": FeatureTransform.encoders, if there are any,
       "missing": {column: rows without a value}, "items_without_row": items that the table
       does not have, "items_all_zero": items whose features are all zero}.
 
     Raises:
-      UserError: see FeatureTransform.transform and choose_columns; or a column that a flag
-        names holds no value.
+      UserError: see FeatureTransform.transform and choose_columns; a column that a flag
+        names holds no value; or an encoder has no column.
     """
     folder = pathlib.Path(folder)
     missing: dict[str, int] = {}
     transform = FeatureTransform([])
     if table is not None:
-        transform, missing = _fit(table, config, num_rows)
+        transform, missing = _fit(table, config, num_rows, encoders or Encoders())
+    elif encoders is not None and (given := encoders.text or encoders.image):
+        raise UserError(f"{given.label} needs --items, the table with what it encodes.")
     transform.save(folder)
     shape, dtype = (num_items, transform.width), np.dtype(config.feature_dtype)
     zero_rows = num_items
@@ -225,15 +281,16 @@ def write_features(
         if transform.link_words:
             width = 2 * transform.link_words
             words = files.new_array(folder / WORDS_FILE, np.int32, (num_items, width))
-        done = 0
+        done, size = 0, transform.batch_rows
+        pictures = Pictures(transform.picture_columns, table, config)
         with Progress(num_rows, "row", "writing features") as progress:
             for batch in iter_batches(
                 table, [config.item_id_column, *transform.columns],
-                ids=[config.item_id_column], batch_rows=_BATCH_ROWS,
+                ids=[config.item_id_column], batch_rows=size,
             ):  # fmt: skip
-                for start in range(0, len(batch), _BATCH_ROWS):
-                    rows = batch.rows.slice(start, _BATCH_ROWS)
-                    where = _item_where(batch, config, start)
+                for start in range(0, len(batch), size):
+                    where = batch.where_item(config.item_id_column, start)
+                    rows = pictures.loaded(batch.rows.slice(start, size), where)
                     values, row_words = transform.with_words(rows, where)
                     if words is not None:
                         words[done : done + len(values)] = row_words
@@ -244,6 +301,9 @@ def write_features(
         matrix.flush()
         if words is not None:
             words.flush()
+        pictures.warn()
+        pictures.require_some()
+        missing |= pictures.missing
     without_row = num_items - num_rows if table is not None else num_items
     for name, count in missing.items():
         if count:
@@ -261,6 +321,7 @@ def write_features(
         logging.info("%d items are only in --edges and have zero features.", without_row)
     return {
         "width": transform.width,
+        **({"encoders": transform.encoders} if transform.encoders else {}),
         "dtype": dtype.name,
         "blocks": transform.describe(),
         "missing": missing,
@@ -270,11 +331,12 @@ def write_features(
 
 
 def _fit(
-    table: Table, config: DataConfig, num_rows: int
+    table: Table, config: DataConfig, num_rows: int, encoders: Encoders
 ) -> tuple[FeatureTransform, dict[str, int]]:
     """The fitted transform, and the number of rows without a value by column."""
     chosen = choose_columns(table, config)
     logging.info("%s", chosen.line(table))
+    encoders.check(bool(chosen.text), chosen.image, table.label)
     # A list and not a dictionary, since a column may be in blocks of two kinds.
     fitters: list[tuple[str, Any]] = []
     fitters += [(name, blocks.DenseFit(name)) for name in chosen.dense]
@@ -283,7 +345,9 @@ def _fit(
         (name, blocks.CategoricalFit(name, config.category_limit, config.category_separator))
         for name in chosen.categorical
     ]
-    if chosen.text:
+    if chosen.text and encoders.text is not None:
+        fitters.append((", ".join(chosen.text), EncodedTextFit(chosen.text, encoders.text)))
+    elif chosen.text:
         rng = np.random.Generator(np.random.Philox(_SAMPLE_SEED))
         size = min(num_rows, text_vectors.MAX_FITTED_ROWS)
         rows = np.sort(rng.choice(num_rows, size, replace=False, shuffle=False))
@@ -293,8 +357,12 @@ def _fit(
             "min_df": config.text_min_df,
         }
         fitters.append((", ".join(chosen.text), blocks.TextFit(chosen.text, rows, settings)))
+    # Whether there are pictures, reading them will show.
+    pictures: list[Block] = [
+        EncodedImage.of((name,), encoders.image) for name in chosen.image if encoders.image
+    ]
     if not fitters:
-        return FeatureTransform([]), {}
+        return FeatureTransform(pictures), {}
     with Progress(num_rows, "row", "fitting features") as progress:
         for batch in iter_batches(
             table, [config.item_id_column, *chosen.all()],
@@ -302,7 +370,7 @@ def _fit(
         ):  # fmt: skip
             for start in range(0, len(batch), _BATCH_ROWS):
                 rows = batch.rows.slice(start, _BATCH_ROWS)
-                where = _item_where(batch, config, start)
+                where = batch.where_item(config.item_id_column, start)
                 for _, fitter in fitters:
                     fitter.add(rows.column, rows.num_rows, where)
                 progress.update(rows.num_rows)
@@ -318,15 +386,5 @@ def _fit(
             )
         else:
             logging.warning("Column '%s' holds no value, so it is no feature.", name)
-    transform = FeatureTransform(fitted, config.link_words)
+    transform = FeatureTransform([*fitted, *pictures], config.link_words)
     return transform, {name: fitter.missing for name, fitter in fitters}
-
-
-def _item_where(batch: Batch, config: DataConfig, start: int) -> Where:
-    """A function that names a row and its item in messages."""
-    ids = batch.column(config.item_id_column)
-
-    def where(index: int) -> str:
-        return f"{batch.where(start + index)} (item {format_id(ids[start + index].as_py())})"
-
-    return where

@@ -111,6 +111,15 @@ class Batch:
         """Names row `index` of this batch in messages, such as 'row 12 of edges.csv'."""
         return f"row {self.first_row + index:,} of {self.file}"
 
+    def where_item(self, name: str, start: int) -> column_values.Where:
+        """Names rows of a slice that begins at `start`, and their items by the ids of `name`."""
+        ids = self.column(name)
+
+        def where(index: int) -> str:
+            return f"{self.where(start + index)} (item {format_id(ids[start + index].as_py())})"
+
+        return where
+
 
 def open_table(path: str | pathlib.Path, flag: str, config: DataConfig | None = None) -> Table:
     """Opens a table and reads its schema.

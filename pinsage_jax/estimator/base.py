@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from pinsage_jax import api
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config, all_settings
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data.encoders.loading import name_of
 from pinsage_jax.estimator.wording import quietly, unknown_name
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.stages import runs
@@ -33,12 +35,22 @@ _OF_CALLS = {
 class FittedRun:
     """An object with settings, whose run is stored in a workdir."""
 
-    def __init__(self, *, workdir: str | os.PathLike | None = None, **settings: Any):
+    def __init__(
+        self,
+        *,
+        workdir: str | os.PathLike | None = None,
+        text_encoder: Callable[[list[str]], Any] | str = "",
+        image_encoder: Callable[[list[bytes]], Any] | str = "",
+        **settings: Any,
+    ):
         """Takes settings; nothing is read or written yet.
 
         Args:
           workdir: folder for everything that fitting writes; None: a temporary one, which is
             removed with this object.
+          text_encoder: makes vectors float32 [n, d] of n texts, in place of TF-IDF; a callable,
+            or what the flag takes (docs/encoders.md). It is not saved: see `load`.
+          image_encoder: likewise of n pictures, each the bytes of a file.
           settings: settings by the names of the flags (docs/flags.md), such as epochs,
             output_dim, seed, threads or preset.
 
@@ -47,7 +59,8 @@ class FittedRun:
         """
         self.workdir = workdir
         self._settings: dict[str, Any] = {}
-        self.set_params(**settings)
+        encoders = {"text_encoder": text_encoder, "image_encoder": image_encoder}
+        self.set_params(**{name: value for name, value in encoders.items() if value}, **settings)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The settings that were given, by name, and the workdir; as scikit-learn asks for them.
@@ -106,7 +119,9 @@ class FittedRun:
 
     def __repr__(self) -> str:
         shown = {k: v for k, v in sorted(self.get_params().items()) if v is not None}
-        return f"PinSage({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        # The text of a callable may be a page long.
+        values = {k: name_of(v) if callable(v) else repr(v) for k, v in shown.items()}
+        return f"PinSage({', '.join(f'{name}={value}' for name, value in values.items())})"
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_config")

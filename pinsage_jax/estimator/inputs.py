@@ -34,6 +34,7 @@ class Columns:
     categorical: Sequence[str] | str
     numeric: Sequence[str] | str
     dense: Sequence[str] | str
+    image: Sequence[str] | str = ()
 
 
 def write_inputs(
@@ -76,7 +77,7 @@ def write_inputs(
         "title_column": columns.title,
         **{
             f"{kind}_columns": frames.names_text(getattr(columns, kind), kind)
-            for kind in ("text", "categorical", "numeric", "dense")
+            for kind in ("text", "categorical", "numeric", "dense", "image")
         },
     }
 

@@ -13,13 +13,14 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pinsage_jax import api
+from pinsage_jax.config.settings import code_settings
 from pinsage_jax.core import files, workdir
 from pinsage_jax.core.costs import commanded
 from pinsage_jax.core.errors import UserError
@@ -68,6 +69,7 @@ class PinSage(FittedRun):
         categorical: Sequence[str] | str = "auto",
         numeric: Sequence[str] | str = "auto",
         dense: Sequence[str] | str = "auto",
+        image: Sequence[str] | str = (),
         train_pairs: Any = None,
         eval_pairs: Any = None,
     ) -> PinSage:
@@ -96,6 +98,7 @@ class PinSage(FittedRun):
           title: column of items shown beside ids; None: 'title' or 'name' if there is one.
           text, categorical, numeric, dense: columns of items to use as such; "auto" chooses
             by their content, an empty list uses none.
+          image: columns of items with the bytes of pictures, for `image_encoder`.
           train_pairs, eval_pairs: tables of pairs query_id, target_id (and kind).
 
         Returns:
@@ -107,7 +110,7 @@ class PinSage(FittedRun):
         folder = self._new_folder()
         with quietly():
             columns = inputs.Columns(
-                item, collection, weight, time, title, text, categorical, numeric, dense
+                item, collection, weight, time, title, text, categorical, numeric, dense, image
             )
             tables = {
                 "edges": edges, "items": items, "train_pairs": train_pairs,
@@ -126,21 +129,41 @@ class PinSage(FittedRun):
                 train(config)
                 embed(config)
                 rank_if_worth_it(config)
-            remembered = {name: inputs.plain(value) for name, value in self._settings.items()}
+            remembered = {
+                name: inputs.plain(value)
+                for name, value in self._settings.items()
+                if name not in code_settings()
+            }
             files.write_json(folder / inputs.SETTINGS, remembered)
         self._open(config)
         return self
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> PinSage:
+    def load(
+        cls,
+        path: str | os.PathLike,
+        *,
+        text_encoder: Callable[[list[str]], Any] | str = "",
+        image_encoder: Callable[[list[bytes]], Any] | str = "",
+    ) -> PinSage:
         """A model from a folder: one that `save` wrote, or the workdir of a run.
+
+        Args:
+          text_encoder, image_encoder: those that the model was fitted with, if new items
+            are to be embedded; what the folder says of them is never imported or called.
 
         Raises:
           UserError: the folder holds no finished run.
         """
         with quietly():
             saved = pathlib.Path(path) / inputs.SETTINGS
-            model = cls(workdir=path, **(files.read_json(saved) if saved.exists() else {}))
+            settings = files.read_json(saved) if saved.exists() else {}
+            # Whatever the folder holds, it names no code.
+            settings = {k: v for k, v in settings.items() if k not in code_settings()}
+            encoders: dict[str, Any] = {
+                "text_encoder": text_encoder, "image_encoder": image_encoder,
+            }  # fmt: skip
+            model = cls(workdir=path, **encoders, **settings)
             config = api.settings(path, **model._settings)
             model._open(config)
             _ = model._catalog

@@ -20,8 +20,8 @@ _ARGUMENTS = {
     "item_column": "item", "item_id_column": "item", "collection_column": "collection",
     "weight_column": "weight", "time_column": "time", "title_column": "title",
     "text_columns": "text", "dense_columns": "dense", "numeric_columns": "numeric",
-    "categorical_columns": "categorical", "k": "n", "block_items": "block",
-    "allow_items": "allow", "new_items": "items", "new_edges": "edges",
+    "categorical_columns": "categorical", "image_columns": "image", "k": "n",
+    "block_items": "block", "allow_items": "allow", "new_items": "items", "new_edges": "edges",
 }  # fmt: skip
 _TABLES = ("edges", "items", "train_pairs", "eval_pairs")
 

@@ -26,6 +26,7 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.search import image_origins
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data.encoders.pictures import local_file
 from pinsage_jax.explorer.columns import require_column
 from pinsage_jax.listing.values import TEXT, kind_of
 
@@ -91,7 +92,7 @@ def find_images(config: Config, prepared: Prepared, quiet: bool = False) -> Imag
             else:
                 refused["at a host that --image_hosts does not name"][origin or value[:40]] += 1
             continue
-        path, reason = _local_file(root, value)
+        path, reason = local_file(root, value)
         images.files[row] = path
         if reason:
             refused[reason][value] += 1
@@ -140,17 +141,6 @@ def _origin(address: str) -> str:
     if parts.scheme.lower() not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         return ""
     return f"{parts.scheme.lower()}://{parts.hostname}{f':{port}' if port else ''}"
-
-
-def _local_file(root: pathlib.Path, value: str) -> tuple[pathlib.Path | None, str]:
-    """The file of a path, or None and why it is not read."""
-    try:
-        path = (root / value).resolve()
-        if not path.is_relative_to(root):
-            return None, f"outside {root}"
-        return (path, "") if path.is_file() else (None, f"in no file below {root}")
-    except (OSError, ValueError):
-        return None, f"in no file below {root}"
 
 
 @functools.lru_cache(maxsize=1024)

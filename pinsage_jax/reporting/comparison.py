@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
-from pinsage_jax.config.settings import Config
+from pinsage_jax.config.settings import Config, plain_values
 from pinsage_jax.core import files
 from pinsage_jax.core.costs import COSTS_FILE
 from pinsage_jax.core.errors import UserError
@@ -93,8 +93,8 @@ def settings_difference(first: Source, second: Source) -> list[dict[str, Any]]:
     """Flag and both values of every setting that differs, in the order of --helpfull."""
     rows = []
     first_config, second_config = (
-        dataclasses.asdict(first.config),
-        dataclasses.asdict(second.config),
+        plain_values(first.config),
+        plain_values(second.config),
     )
     for section in first_config:
         if section in _NOT_COMPARED:

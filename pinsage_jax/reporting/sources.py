@@ -29,7 +29,8 @@ from pinsage_jax.training.checkpoints import Checkpoints
 METRICS_FILE = "metrics.jsonl"
 # Settings that are taken from the flags, not from the checkpoint.
 _FROM_FLAGS = (
-    "mode", "workdir", "threads", "evaluate", "search", "recommend", "explorer", "serve", "report",
+    "mode", "workdir", "threads", "encoders", "evaluate", "search", "recommend", "explorer",
+    "serve", "report",
 )  # fmt: skip
 
 

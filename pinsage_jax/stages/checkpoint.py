@@ -12,12 +12,12 @@ import numpy as np
 from absl import logging
 
 from pinsage_jax.batching.graph_view import spectral_bases
+from pinsage_jax.catalog.encoders import load_transform
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.version import __version__
-from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.export import writer
 from pinsage_jax.export.codec import VectorCodec
 from pinsage_jax.export.reader import open_export
@@ -206,12 +206,12 @@ def open_new_items(config: Config, prepared: Prepared) -> tuple[NewItemModel, Ve
     Raises:
       UserError: there is no checkpoint.
     """
-    workdir = pathlib.Path(config.workdir)
+    # First, because another encoder than the catalog's is refused here.
+    transform = load_transform(config)
     bases = spectral_bases(config, prepared, validation_split_of(config, prepared))
     catalog = Catalog(config, prepared, bases)
     trained = load_trained(config, prepared, catalog.inputs.dim, catalog.num_nodes)
     trained, codec = match_export(config, trained)
-    transform = FeatureTransform.load(workdir / "prepared" / "features")
     return NewItemModel(catalog, transform, trained), codec
 
 

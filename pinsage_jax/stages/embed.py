@@ -13,6 +13,7 @@ from absl import logging
 
 from pinsage_jax.batching.graph_view import spectral_bases
 from pinsage_jax.catalog.additions import read_additions
+from pinsage_jax.catalog.encoders import load_transform
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
@@ -138,7 +139,7 @@ def _embed_new(config: Config) -> dict[str, Any]:
     chosen_checkpoint(config)  # Fails early, before the tables are read.
     additions = read_additions(
         prepared,
-        workdir / "prepared" / "features",
+        load_transform(config),
         config.data,
         config.new.new_items,
         config.new.new_edges,

@@ -48,21 +48,22 @@ _INPUTS = ("data", "synthetic")
 TOPICS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "pipeline": (
         "Runs prepare, train, embed, evaluate and report, and skips what the workdir holds.",
-        ("retraining",),
+        ("retraining", "encoders"),
         (*_INPUTS, "split", "sampling", "model", "train", "embed", "evaluate", "store", "prune"),
     ),
-    "prepare": ("Reads the tables into WORKDIR/prepared.", (*_INPUTS, "prune"), ()),
+    "prepare": ("Reads the tables into WORKDIR/prepared.", (*_INPUTS, "encoders", "prune"), ()),
     "train": (
         "Trains the model; a run that was stopped goes on.",
         ("split", "sampling", "model", "train", "store", "distributed", "retraining"), _INPUTS,
     ),
     "embed": (
         "Embeds every item, or new and changed ones alone.",
-        ("embed", "new", "update", "spark"), ("store",),
+        ("embed", "new", "update", "encoders", "spark"), ("store",),
     ),
     "evaluate": ("Measures the embeddings beside baselines.", ("evaluate",), ("search",)),
     "neighbors": (
-        "Lists related items: of one (--query), of several or of all.", ("search", "new"),
+        "Lists related items: of one (--query), of several or of all.",
+        ("search", "new", "encoders"),
         ("evaluate",),
     ),
     "report": (
@@ -78,7 +79,7 @@ TOPICS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         (*_INPUTS, "sampling", "model", "train"),
     ),
     "graph_tables": ("Writes edges and neighbor lists by Apache Spark.", ("spark",), _INPUTS),
-    "serve": ("Answers over HTTP.", ("serve",), ("search", "explorer")),
+    "serve": ("Answers over HTTP.", ("serve", "encoders"), ("search", "explorer")),
     "doctor": ("Checks the tables and forecasts time, memory and disk.", ("doctor",), _INPUTS),
     "explain": ("Tells why one item is a neighbor of another.", ("evaluate",), ()),
     "export": (
@@ -110,6 +111,7 @@ READERS_OF_SECTIONS: dict[str, tuple[str, ...]] = {
     "serve": ("serve",),
     "spark": ("pipeline", "embed", "graph_tables"),
     "vector_store": ("export",),
+    "encoders": ("pipeline", "prepare", "embed", "neighbors", "ablate", "doctor", "serve"),
 }
 READERS: dict[str, tuple[str, ...]] = {
     "cpu_kernels": tuple(MODULES),
@@ -223,6 +225,9 @@ def extras_of(config: Config) -> list[tuple[str, str, tuple[str, ...]]]:
         found.append(("--to=lancedb", "lancedb", ("lancedb",)))
     if mode == "export" and config.vector_store.export_model:
         found.append(("--export_model", "stablehlo", ("flatbuffers",)))
+    if config.encoders.text_folder and mode in READERS_OF_SECTIONS["encoders"]:
+        flag = f"--text_encoder={config.encoders.text_encoder}"
+        found.append((flag, "text-encoder", ("sentence_transformers",)))
     if mode == "serve":
         found.append(("--mode=serve", "serve", ("fastapi", "uvicorn", "fastapi_offline")))
     named = {name.strip() for name in config.evaluate.baselines.split(",")}

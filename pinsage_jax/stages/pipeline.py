@@ -8,7 +8,8 @@ from typing import Any
 
 from absl import logging
 
-from pinsage_jax.catalog.inputs import is_current
+from pinsage_jax.catalog.encoders import require_encoders
+from pinsage_jax.catalog.inputs import FOLDER, is_current
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import exchange, workdir
@@ -52,6 +53,7 @@ def pipeline(config: Config) -> dict[str, Any]:
     if not config.retraining.beside:
         return _stages(config)[0]
     folder = pathlib.Path(config.workdir).parent
+    require_encoders(config, folder / FOLDER)
     if config.retraining.refit:
         config = _refit_settings(config, folder)
     if process_group.is_rank0() and not _goes_on(config):

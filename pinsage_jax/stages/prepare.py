@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from typing import Any
 
+from pinsage_jax.catalog.encoders import refuse_other_encoders
+from pinsage_jax.catalog.inputs import FOLDER
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.catalog.prepare import prepare as prepare_tables
 from pinsage_jax.config.data import catalog_of_size
@@ -24,6 +27,9 @@ def load_graph(config: Config) -> Prepared:
     """
     if process_group.is_rank0():
         _check_example(config)
+        if compatibility.saved_meta(config.workdir) is not None:
+            # Before anything is encoded, which may take long.
+            refuse_other_encoders(config, pathlib.Path(config.workdir) / FOLDER)
         prepare_tables(config, lambda prepared: _check_replaces(config, prepared))
         if _fits_checkpoint(config):
             remember(config)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pinsage_jax.catalog.encoders import encoders_line
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config, constants, remembered_values
 from pinsage_jax.core import files, flagfiles
@@ -43,6 +44,7 @@ def remember(config: Config, workdir: str | pathlib.Path | None = None) -> None:
 
 def data_identity(prepared: Prepared) -> dict[str, Any]:
     """Identifies the data; checkpoints and exports store it and refuse other data later."""
+    encoders = encoders_line(prepared.manifest)
     return {
         "ids": prepared.item_ids.digest(),
         "num_items": prepared.graph.num_items,
@@ -50,6 +52,7 @@ def data_identity(prepared: Prepared) -> dict[str, Any]:
         "num_edges": prepared.graph.num_edges,
         "feature_dim": prepared.features.shape[1],
         "graph": prepared.manifest["checksums"].get("graph/manifest.json"),
+        **({"encoders": encoders} if encoders else {}),
     }
 
 

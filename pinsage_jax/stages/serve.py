@@ -147,6 +147,8 @@ def load_service(config: Config) -> Service:
         ranker = listed_by(here, prepared, 1, exported)
         new_items = open_new_items(source.config, trained_on) if source.trained else None
     if new_items is not None:
+        for sentence in new_items[0].transform.needs:
+            logging.warning("Requests for such new items will be refused: %s", sentence)
         new_items[0].warm_up()
     if here is not config:
         manifest = files.read_json(pathlib.Path(here.workdir) / writer.FOLDER / writer.MANIFEST)

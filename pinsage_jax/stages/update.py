@@ -15,6 +15,7 @@ from absl import logging
 
 from pinsage_jax.batching.graph_view import spectral_bases
 from pinsage_jax.catalog.changes import read_changes, write_changed
+from pinsage_jax.catalog.encoders import load_transform
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.data import SyntheticConfig
 from pinsage_jax.config.embed import UpdateConfig
@@ -83,7 +84,7 @@ def update(config: Config) -> dict[str, Any]:
         else:
             logging.info("update: %s contains these changes; embedding it anew", updated)
             change_tables = UpdateConfig()
-    changes = read_changes(before, workdir / "prepared" / "features", config.data, change_tables)
+    changes = read_changes(before, load_transform(config), config.data, change_tables)
 
     def tables(catalog: CurrentCatalog, fingerprint: str) -> PersistentTables:
         return persistent_tables(config, catalog.graph, trained, fingerprint, keep=True)

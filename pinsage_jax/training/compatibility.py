@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pinsage_jax.config.settings import Config
+from pinsage_jax.config.settings import Config, plain_values
 from pinsage_jax.core.errors import UserError
 
 CHECKPOINTS, CHECKSUM_FILE = "checkpoints", "checksums.json"
@@ -42,6 +42,7 @@ _DATA_SENTENCES = {
     "num_collections": "on {saved} collections but the workdir holds {now}",
     "num_edges": "on {saved} edges but the workdir holds {now}",
     "feature_dim": "on features of {saved} dimensions but those in the workdir have {now}",
+    "encoders": "with {saved} but the workdir was prepared with {now}",
     "graph": "on other edges than the workdir holds",
     "ids": "on other ids (digest {saved}) than the workdir holds (digest {now})",
 }
@@ -132,7 +133,7 @@ def check_resume_config(config: Config, meta: dict[str, Any]) -> None:
     Raises:
       UserError: one sentence that names the first flag that differs.
     """
-    current, saved = dataclasses.asdict(config), meta["config"]
+    current, saved = plain_values(config), meta["config"]
     for section in ("split", "sampling", "train"):
         for name, value in current[section].items():
             if name not in RESUMABLE_OVERRIDES and saved[section].get(name) != value:

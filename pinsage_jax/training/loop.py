@@ -28,7 +28,7 @@ from absl import logging
 from pinsage_jax.batching.blocks import BatchInfo, Minibatch
 from pinsage_jax.batching.builder import MinibatchBuilder
 from pinsage_jax.batching.prefetch import Prefetcher
-from pinsage_jax.config.settings import Config, remembered_values
+from pinsage_jax.config.settings import Config, plain_values, remembered_values
 from pinsage_jax.core.costs import peak_memory
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.distributed import process_group
@@ -288,7 +288,7 @@ class Run:
             "total": self._schedule.total,
             "devices": self._builder.spec.num_devices,
             "curriculum": {"epoch": self._builder.epoch_of(self.done)},
-            "config": dataclasses.asdict(self._config),
+            "config": plain_values(self._config),
             "data": self._identity,
             "best": self._best,
             "validation_owed": self._validation_owed,

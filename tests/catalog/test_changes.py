@@ -11,6 +11,7 @@ from pinsage_jax.catalog.changes import read_changes, write_changed
 from pinsage_jax.catalog.prepare import Prepared, open_prepared, prepare
 from pinsage_jax.config.embed import UpdateConfig
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data.features import FeatureTransform
 
 EDGE_COLUMNS = ["collection_id", "item_id", "w"]
 
@@ -73,9 +74,8 @@ def changed(before: Tables, folder: pathlib.Path, added, removed, items) -> Prep
         if rows
     }
     source = pathlib.Path(before.config.workdir) / "prepared"
-    changes = read_changes(
-        before.prepared, source / "features", before.config.data, UpdateConfig(**named)
-    )
+    transform = FeatureTransform.load(source / "features")
+    changes = read_changes(before.prepared, transform, before.config.data, UpdateConfig(**named))
     write_changed(before.prepared, changes, source, folder / "prepared")
     return open_prepared(folder)
 
@@ -139,7 +139,9 @@ def test_the_row_order_of_changed_edges_changes_no_bit(tmp_path):
         order = np.random.default_rng(seed).permutation(300) if seed else np.arange(300)
         shuffled = [rows[place] for place in order]
         update = UpdateConfig(changed_edges=write(folder / "e.csv", EDGE_COLUMNS, shuffled))
-        changes = read_changes(before.prepared, source / "features", before.config.data, update)
+        changes = read_changes(
+            before.prepared, FeatureTransform.load(source / "features"), before.config.data, update
+        )
         write_changed(before.prepared, changes, source, folder / "prepared")
         after = open_prepared(folder)
         checksums.add(str(sorted(after.manifest["checksums"].items())))

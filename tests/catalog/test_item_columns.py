@@ -12,6 +12,7 @@ from pinsage_jax.catalog.changes import read_changes, write_changed
 from pinsage_jax.catalog.prepare import open_prepared, prepare
 from pinsage_jax.config.embed import UpdateConfig
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.data.ids import IdTable
 
 EDGES = "collection_id,item_id\n" + "".join(f"c{i % 3},i{i}\n" for i in range(6)) + "c0,extra\n"
@@ -118,7 +119,7 @@ def test_changes_replace_rows_and_keep_the_rest(tmp_path):
     def changed_by(text):
         (tmp_path / "changed.csv").write_text(text)
         update = UpdateConfig(changed_items=str(tmp_path / "changed.csv"))
-        return read_changes(before, source / "features", config.data, update)
+        return read_changes(before, FeatureTransform.load(source / "features"), config.data, update)
 
     changes = changed_by("item_id,size,price\ni2,20,9\nnew,70,\n")
     # A price is no feature here, but another price is another change.
@@ -132,7 +133,7 @@ def test_changes_replace_rows_and_keep_the_rest(tmp_path):
     # Edges alone: everything stays.
     (tmp_path / "edge.csv").write_text("collection_id,item_id\nc9,i1\n")
     update = UpdateConfig(changed_edges=str(tmp_path / "edge.csv"))
-    changes = read_changes(before, source / "features", config.data, update)
+    changes = read_changes(before, FeatureTransform.load(source / "features"), config.data, update)
     write_changed(before, changes, source, tmp_path / "edges" / "prepared")
     columns = open_prepared(tmp_path / "edges").item_columns
     assert columns.column("size").to_pylist() == [0, 1, 2, 3, 4, 5, None]

@@ -72,6 +72,10 @@ LATER: frozenset[str] = frozenset(
         "unit_length",
         "example",
         "image_column",
+        # Encoders in place of TF-IDF.
+        "image_columns",
+        "image_encoder",
+        "text_encoder",
         "image_hosts",
         "init_from",
         "local_device_ids",

@@ -374,9 +374,7 @@ def test_refusals_of_columns(catalog, tmp_path):
 
 def test_weights_are_needed_where_the_catalog_has_them(small_rng, tmp_path):
     prepared = make_prepared(random_graph(small_rng, weighted=True))
-    folder = tmp_path / "features"
-    folder.mkdir()
-    FeatureTransform([]).save(folder)
+    none = FeatureTransform([])
     items = write_csv(tmp_path / "new.csv", ["item_id"], [("x",), ("y",)])
     edges = write_csv(
         tmp_path / "more.csv",
@@ -384,8 +382,8 @@ def test_weights_are_needed_where_the_catalog_has_them(small_rng, tmp_path):
         [("c-3", "y", 2), ("new", "x", 0.5), ("c-3", "y", 1)],
     )
     with pytest.raises(UserError, match="with --weight_column"):
-        read_additions(prepared, folder, DataConfig(), items, edges)
-    found = read_additions(prepared, folder, DataConfig(weight_column="w"), items, edges)
+        read_additions(prepared, none, DataConfig(), items, edges)
+    found = read_additions(prepared, none, DataConfig(weight_column="w"), items, edges)
     assert found.item_ids.ids.to_pylist() == ["x", "y"]
     graph = found.graph
     known = prepared.graph.num_collections

@@ -92,7 +92,8 @@ class ChangingCatalog:
             rows = [(name, shown[row]) for name, row in items.items()]
             named["changed_items"] = table(folder / "i.csv", ["item_id", "look"], rows)
         data = DataConfig(weight_column="w" if self.weighted else "")
-        changes = read_changes(self.before, self.source / "features", data, UpdateConfig(**named))
+        transform = FeatureTransform.load(self.source / "features")
+        changes = read_changes(self.before, transform, data, UpdateConfig(**named))
         write_changed(self.before, changes, self.source, folder / "prepared")
         return changes, open_prepared(folder)
 

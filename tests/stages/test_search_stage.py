@@ -8,6 +8,7 @@ import pytest
 from embedded_catalog import embedded_catalog, vector_text, write_csv
 
 import pinsage_jax
+from pinsage_jax.catalog.encoders import load_transform
 from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.config.embed import NewItemsConfig
 from pinsage_jax.config.search import EvalConfig, SearchConfig
@@ -70,9 +71,8 @@ def test_new_items_are_listed_and_list(catalog, tmp_path, capsys):
     found = lists(f"{config.workdir}/new_neighbors.parquet")
     from pinsage_jax.catalog.additions import read_additions
 
-    additions = read_additions(
-        prepared, f"{config.workdir}/prepared/features", config.data, new.new_items, new.new_edges
-    )
+    transform = load_transform(config)
+    additions = read_additions(prepared, transform, config.data, new.new_items, new.new_edges)
     both = np.concatenate([vectors, codec.project(model.embed(additions)[0])])
     names = [f"i{row}" for row in range(80)] + ["twin", "lone"]
     for row, name in ((80, "twin"), (81, "lone")):
