@@ -26,7 +26,7 @@ from pinsage_jax.data.text import MAX_FITTED_ROWS
 from pinsage_jax.evaluation.baseline_choice import parse_baselines
 from pinsage_jax.evaluation.baselines import Content, Popularity, Walk
 from pinsage_jax.sampling.content_links import MAX_CANDIDATES
-from pinsage_jax.sampling.pairs import hard_band
+from pinsage_jax.sampling.pairs import hard_band, kept_ranks
 from pinsage_jax.sampling.spectral import MAX_SPECTRAL_NUMBERS, POWER_ITERATIONS
 from pinsage_jax.sampling.store import AUTO_BYTES
 from pinsage_jax.training.curriculum import hard_negatives_in
@@ -257,7 +257,7 @@ def _hard_queries(config: Config, sizes: Sizes, trial: Trial) -> float:
         trial.pairs_per_epoch for epoch in range(epochs) if hard_negatives_in(epoch, config.train)
     )
     _, high = hard_band(config.sampling, sizes.items)
-    cached = 4 * sizes.items * high <= 2**30
+    cached = kept_ranks(sizes.items, high) > 0
     # Queries are drawn at random with replacement.
     distinct = sizes.items_with_edges * -math.expm1(-draws / max(sizes.items_with_edges, 1))
     return distinct if cached else float(draws)

@@ -32,6 +32,7 @@ from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.training.curriculum import Schedule, hard_negatives_in, hard_slots
 from pinsage_jax.training.device_inputs import keeps_table, replicated_table
+from pinsage_jax.training.feed import queue_of
 from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step
 
@@ -177,8 +178,7 @@ def _step_seconds(
     def make(index: int) -> tuple[Minibatch, BatchInfo]:
         return builder.make(index % epoch)
 
-    train = config.train
-    with Prefetcher(make, 1, 2 + _STEPS, train.batches_ahead, train.producers) as queue:
+    with Prefetcher(make, 1, 2 + _STEPS, *queue_of(config)) as queue:
         batch, _ = next(queue)
         state, metrics = run(state, batch)
         jax.block_until_ready(metrics)

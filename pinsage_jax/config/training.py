@@ -69,7 +69,14 @@ class TrainConfig(Checked):
         low=0.0,
         high=1.0,
     )
-    producers: int = option(1, "Host threads that make batches.", low=1, high=63)
+    producers: int | None = option(
+        None,
+        "Host threads that make batches; auto: one on CPUs, on accelerators half of --threads, at "
+        "most 16.",
+        auto=int,
+        low=1,
+        high=63,
+    )
     prefetch: int | None = constant(
         None,
         "Batches prepared ahead by host threads; 0: none; auto: one more than --producers.",
@@ -143,11 +150,6 @@ class TrainConfig(Checked):
         """The names in --tracker, each once."""
         names = filter(None, (name.strip() for name in self.tracker.split(",")))
         return list(dict.fromkeys(names))
-
-    @property
-    def batches_ahead(self) -> int:
-        """Batches that host threads prepare ahead; 0: none."""
-        return self.producers + 1 if self.prefetch is None else self.prefetch
 
 
 @dataclasses.dataclass(frozen=True)

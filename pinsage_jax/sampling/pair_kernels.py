@@ -114,6 +114,40 @@ def find_unranked(nodes, ranked, table, unranked, rows):
 
 
 @njit(nogil=True, cache=True)
+def _band_of(ranking, low, high):
+    """Places [begin, end) of the band in one ranking, which is padded with -1."""
+    length, end = 0, ranking.shape[0]
+    while length < end:
+        middle = (length + end) >> 1
+        if ranking[middle] >= 0:
+            length = middle + 1
+        else:
+            end = middle
+    begin = low if length >= high else length * low // high
+    return begin, min(length, high)
+
+
+@njit(nogil=True, cache=True)
+def sample_bands(rankings, nodes, low, high, seed, sampled):
+    """Draws a fixed sample of the ranks [low, high) of every node, with replacement.
+
+    Args:
+      rankings, low, high: as in draw_from_band; row i is the ranking of nodes[i].
+      nodes: int32 [n].
+      seed: uint64.
+      sampled: int32 [n, S] output; -1 where the band is empty.
+    """
+    key = stream(seed, 0, 0)
+    for row in range(sampled.shape[0]):
+        begin, end = _band_of(rankings[row], low, high)
+        for column in range(sampled.shape[1]):
+            sampled[row, column] = -1
+            if begin < end:
+                bits = draw(key, np.int64(nodes[row]), column) >> U32
+                sampled[row, column] = rankings[row, begin + bounded(bits, end - begin)]
+
+
+@njit(nogil=True, cache=True)
 def draw_from_band(rankings, rows, low, high, targets, seed, first, drawn):
     """Draws hard negatives from ranks [low, high) of each query's ranking.
 
@@ -132,15 +166,7 @@ def draw_from_band(rankings, rows, low, high, targets, seed, first, drawn):
     key = stream(seed, 0, 0)
     for row in range(drawn.shape[0]):
         ranking = rankings[rows[row]]
-        length, end = 0, ranking.shape[0]
-        while length < end:
-            middle = (length + end) >> 1
-            if ranking[middle] >= 0:
-                length = middle + 1
-            else:
-                end = middle
-        begin = low if length >= high else length * low // high
-        end = min(length, high)
+        begin, end = _band_of(ranking, low, high)
         for column in range(drawn.shape[1]):
             drawn[row, column] = -1
             if begin < end:

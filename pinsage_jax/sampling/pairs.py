@@ -26,9 +26,12 @@ _PAIR_STREAM = 0x70616972
 _RANDOM_STREAM = 0x72616E64
 _HARD_STREAM = 0x68617264
 _BAND_STREAM = 0x62616E64
+_SAMPLE_STREAM = 0x73616D70
 # Ranks of hard negatives are scaled down in a catalog smaller than this times the last rank.
 _MIN_CATALOG_PER_RANK = 100
 _MAX_RANKING_BYTES = 2**30
+# Items that are kept of a band where whole rankings would take more than that.
+_BAND_SAMPLE = 64
 _COLLECTIONS_PER_BLOCK = 1 << 16
 
 
@@ -194,13 +197,21 @@ def hard_band(sampling: SamplingConfig, num_items: int) -> tuple[int, int]:
     return low, max(high, low + 1)
 
 
+def kept_ranks(num_items: int, high: int, max_bytes: int = _MAX_RANKING_BYTES) -> int:
+    """Items that are kept of every ranking: `high`, a sample of the band, or 0."""
+    return next((n for n in (high, _BAND_SAMPLE) if 4 * num_items * n <= max_bytes), 0)
+
+
 class Rankings:
-    """Caches each query's ranking of items by personalized PageRank.
+    """Keeps each query's ranking of items by personalized PageRank, or a sample of its band.
+
+    The sample has 64 items, drawn once with replacement: a query is ranked once in a run
+    and not for every batch, and its hard negatives are those items.
 
     Thread-safe; a query that two threads miss is ranked twice, with the same result.
 
     Attributes:
-      low, high: the band of ranks [low, high) of hard negatives.
+      band: the places [low, high) of hard negatives in what `lookup` returns.
       seed: seed of the run.
     """
 
@@ -219,29 +230,32 @@ class Rankings:
           sampling: numbers and lengths of walks, and the band.
           seed: seed of the run.
           threads: host threads; the results do not depend on them.
-          max_bytes: no ranking is cached if those of all items would take more.
+          max_bytes: what may be kept of the rankings of all items; where whole rankings take
+            more, samples are kept, or nothing.
         """
         items = tables.graph.num_items
-        self.low, self.high = hard_band(sampling, items)
+        self._low, self._high = hard_band(sampling, items)
         self.seed = seed
         self._tables = tables
         self._sampling = dataclasses.replace(
             sampling,
             neighborhood="items",
-            num_neighbors=self.high,
+            num_neighbors=self._high,
             num_walks=sampling.hard_walks,
         )
         self._threads = threads
-        self._use_cache = 4 * items * self.high <= max_bytes
+        width = kept_ranks(items, self._high, max_bytes)
+        self._samples = 0 < width < self._high
+        self.band = (0, width) if self._samples else (self._low, self._high)
         # The system allocates a page of the array when it is first written.
-        self._cache = np.empty((items if self._use_cache else 0, self.high), np.int32)
+        self._kept = np.empty((items if width else 0, width), np.int32)
         self._ranked = np.zeros(items, np.bool_)
         # A thread reads a ranking only after it has seen it marked under this lock, under which
         # it was marked.
         self._lock = threading.Lock()
 
     def lookup(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rankings of `queries` (int32 [B]).
+        """Rankings of `queries` (int32 [B]), or samples of their bands.
 
         Returns:
           (rankings, rows): int32 [n, C], items in descending order, padded with -1; and
@@ -259,12 +273,16 @@ class Rankings:
             seed=self.seed ^ _HARD_STREAM,
             threads=self._threads,
         ).ids
-        if not self._use_cache:
+        if not len(self._kept):
             return new, rows
-        self._cache[starts] = new
+        if self._samples:
+            ranked, new = new, np.empty((count, self._kept.shape[1]), np.int32)
+            key = np.uint64(self.seed ^ _SAMPLE_STREAM)
+            pair_kernels.sample_bands(ranked, starts, self._low, self._high, key, new)
+        self._kept[starts] = new
         with self._lock:
             self._ranked[starts] = True
-        return self._cache, queries
+        return self._kept, queries
 
 
 def hard_negatives(rankings: Rankings, pairs: PairBatch, *, size: int, first: int) -> np.ndarray:
@@ -273,7 +291,8 @@ def hard_negatives(rankings: Rankings, pairs: PairBatch, *, size: int, first: in
     Items are ranked by the visit counts of `hard_walks` walks from the query, an estimate
     of personalized PageRank, and drawn uniformly with replacement from the band of ranks.
     If the walks reach fewer items than the end of the band, the band shrinks in
-    proportion.  A query's own target is never returned.
+    proportion.  A query's own target is never returned.  Of a large catalog the draws are
+    among a sample of the band (`Rankings`).
 
     Args:
       rankings: rankings of the training graph.
@@ -285,6 +304,6 @@ def hard_negatives(rankings: Rankings, pairs: PairBatch, *, size: int, first: in
     ranked_items, rows = rankings.lookup(pairs.queries)
     key = np.uint64(rankings.seed ^ _BAND_STREAM)
     pair_kernels.draw_from_band(
-        ranked_items, rows, rankings.low, rankings.high, pairs.targets, key, first, drawn
+        ranked_items, rows, *rankings.band, pairs.targets, key, first, drawn
     )
     return drawn

@@ -22,12 +22,29 @@ import numpy as np
 
 from pinsage_jax.batching.blocks import BatchInfo, Minibatch
 from pinsage_jax.batching.prefetch import Prefetcher
+from pinsage_jax.config.settings import Config
 from pinsage_jax.distributed.devices import place_batch
 
 # Batches that are on the device, or on their way to it, before the step takes them.
 PLACED_AHEAD = 2
 # Leaves of at most so many bytes on a device are packed; larger ones are worth a transfer.
 _SMALL_BYTES = 1 << 20
+
+
+_MOST_PRODUCERS = 16
+
+
+def queue_of(config: Config) -> tuple[int, int]:
+    """Batches that are made ahead on the host (0: none), and threads that make them.
+
+    On a CPU the step itself takes the cores that more threads would use.
+    """
+    train, threads = config.train, 1
+    if train.producers is not None:
+        threads = train.producers
+    elif places_batches():
+        threads = min(max(config.host_threads // 2, 1), _MOST_PRODUCERS)
+    return (threads + 1 if train.prefetch is None else train.prefetch), threads
 
 
 def places_batches() -> bool:

@@ -40,7 +40,7 @@ from pinsage_jax.tracking.trackers import Tracker, close_all, open_trackers
 from pinsage_jax.training.curriculum import Schedule
 from pinsage_jax.training.device_clock import DeviceClock
 from pinsage_jax.training.device_inputs import replicated_table
-from pinsage_jax.training.feed import Feed, PackedBatch, unpacking
+from pinsage_jax.training.feed import Feed, PackedBatch, queue_of, unpacking
 from pinsage_jax.training.log import MetricsWindow, StepTrace, dump_batch
 from pinsage_jax.training.resume import open_checkpoints, restore_latest
 from pinsage_jax.training.state import (
@@ -159,8 +159,8 @@ class Run:
         self.interrupted = False
         self._scores: dict[str, float] = {}
         self._open_logs(stack)
-        train, total = config.train, schedule.total
-        made = Prefetcher(builder.make, self.done, total, train.batches_ahead, train.producers)
+        total = schedule.total
+        made = Prefetcher(builder.make, self.done, total, *queue_of(config))
         self.batches = Feed(stack.enter_context(made), (self.done, total), devices, stack)
         self._progress = stack.enter_context(Progress(total - self.done, "step", "training"))
 

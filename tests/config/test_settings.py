@@ -16,13 +16,13 @@ from pinsage_jax.config.fields import with_saved
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.presets import PRESETS, SCALED
 from pinsage_jax.config.settings import Config, path_of, remembered_values
-from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 AUTO = (
     "threads", "pairs_per_epoch", "max_steps", "devices", "validate_every", "checkpoint_every",
-    "embed_walks", "cold_start_bias", "export_dim", "split_cut", "title_column", "ablate_steps",
+    "producers", "embed_walks", "cold_start_bias", "export_dim", "split_cut", "title_column",
+    "ablate_steps",
 )  # fmt: skip
 
 
@@ -183,11 +183,6 @@ def test_what_a_checkpoint_remembers_fills_settings_in():
     # A value of another type is passed over.
     saved["train"]["max_steps"] = "many"
     assert with_saved(parsed("--max_steps=5"), saved).train.max_steps == 5
-
-
-def test_batches_ahead_follow_the_threads_that_make_them():
-    assert TrainConfig().batches_ahead == 2 and TrainConfig(producers=3).batches_ahead == 4
-    assert TrainConfig(producers=3, prefetch=0).batches_ahead == 0
 
 
 # Presets.

@@ -16,7 +16,7 @@ from pinsage_jax.graph.csr import Graph
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _TIES = 0x7469655F62726561
-PAIRS, HARD, BAND = 0x70616972, 0x68617264, 0x62616E64
+PAIRS, HARD, BAND, SAMPLE = 0x70616972, 0x68617264, 0x62616E64, 0x73616D70
 
 
 # Random numbers: hashes of their keys.

@@ -12,6 +12,7 @@ from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling import pair_kernels
+from pinsage_jax.sampling import pairs as pairs_module
 from pinsage_jax.sampling.neighborhoods import WalkTables
 from pinsage_jax.sampling.pairs import (
     PairBatch,
@@ -450,6 +451,41 @@ def test_many_threads_look_up_the_same_rankings(monkeypatch):
         found = list(pool.map(look_up, queries))
     np.testing.assert_array_equal(found, expected)
     assert guarded == [True] * len(queries)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("others", [None, 0, 5])
+def test_rankings_too_large_to_keep_leave_a_fixed_sample_of_the_band(monkeypatch, others):
+    """Draws of the sample against Python's, for long rankings, short ones and none."""
+    monkeypatch.setattr(pairs_module, "_BAND_SAMPLE", 4)
+    graph = scattered(5, items=25, groups=14, edges=45)
+    if others is not None:
+        star = {(item, 0): 1.0 for item in range(others + 1)}
+        graph = reference.small_graph(star, 25, 1, False)
+    sampling, tables = hard_sampling(), WalkTables(graph)
+    kept = Rankings(tables, sampling, 3, max_bytes=4 * 25 * 4)
+    whole = Rankings(tables, sampling, 3)
+    assert kept.band == (0, 4) and whole.band == (3, 9)
+    queries = np.array([0, 7, 0, 3], np.int32)
+    key = reference.stream(3 ^ reference.SAMPLE, 0, 0)
+    for some in (queries, queries[::-1].copy(), queries[:1]):
+        found, rows = kept.lookup(some)
+        for query, sample in zip(some.tolist(), found[rows].tolist()):
+            ranked = [item for item in whole.lookup(some)[0][query].tolist() if item >= 0]
+            band = ranked[3:] if len(ranked) == 9 else ranked[len(ranked) * 3 // 9 :]
+            draws = [reference.high(reference.draw(key, query, place)) for place in range(4)]
+            assert sample == [band[reference.bounded(d, len(band))] if band else -1 for d in draws]
+    pairs = PairBatch(queries, np.full(4, -1, np.int32), np.full(4, -1, np.int32))
+    drawn = draw_hard_negatives(kept, pairs, size=50, first=9)
+    for query, items in zip(queries, drawn):
+        assert set(items.tolist()) == set(found[query].tolist())
+
+
+def test_what_is_kept_of_rankings_goes_by_memory():
+    assert pairs_module.kept_ranks(50_000, 5000) == 5000
+    assert pairs_module.kept_ranks(1_000_000, 5000) == 64
+    assert pairs_module.kept_ranks(1_000_000, 30) == 30
+    assert pairs_module.kept_ranks(10_000_000, 5000) == 0
 
 
 def test_pairs_without_a_target_have_negatives_and_repeated_queries_differ():

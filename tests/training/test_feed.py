@@ -10,6 +10,7 @@ from small_runs import make_run, unit_features
 
 from pinsage_jax.batching.blocks import Minibatch
 from pinsage_jax.batching.prefetch import Prefetcher
+from pinsage_jax.config.settings import Config
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
@@ -96,6 +97,25 @@ def test_an_error_in_making_a_batch_is_raised_in_its_place_and_threads_end(fails
             with pytest.raises(ValueError, match="no batch 2"):
                 next(batches)
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    "placed,threads,given,expected",
+    [
+        (False, 64, {}, (2, 1)),
+        (True, 64, {}, (17, 16)),
+        (True, 9, {}, (5, 4)),
+        (True, 1, {}, (2, 1)),
+        (True, 64, {"producers": 3}, (4, 3)),
+        (False, 1, {"producers": 3, "prefetch": 0}, (0, 3)),
+    ],
+)
+def test_threads_that_make_batches_go_by_cores_on_accelerators(
+    placed, threads, given, expected, monkeypatch
+):
+    monkeypatch.setattr(feed, "places_batches", lambda: placed)
+    config = Config(mode="train", workdir="-", threads=threads, train=TrainConfig(**given))
+    assert feed.queue_of(config) == expected
 
 
 # Steps that the profiler records (log.StepTrace).
