@@ -120,6 +120,12 @@ def test_the_contents_are_those_of_the_index_of_documents(site):
     assert written == {*names, "README", "docs/README", "index", "genindex", "search"}
 
 
+def test_flags_keep_their_hyphens(site):
+    for name in ("docs/flags", "docs/your_data", "README"):
+        text = (site / f"{name}.html").read_text(encoding="utf-8")
+        assert re.search(r"--\w", text) and not re.search(r"[\u2013\u2014]\w", text)
+
+
 def test_a_notebook_is_a_page(site):
     cells = [
         {"cell_type": "markdown", "source": ["# A\n", "b"]},

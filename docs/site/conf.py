@@ -31,6 +31,8 @@ source_suffix = {".md": "markdown", ".ipynb": "markdown"}
 myst_heading_anchors = 4
 nitpicky = True
 highlight_language = "none"
+# Two hyphens begin a flag, and are no dash.
+smartquotes = False
 
 html_theme = "furo"
 html_title = project
