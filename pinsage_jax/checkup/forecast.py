@@ -65,6 +65,7 @@ class Sizes:
         width = sum(column["width"] for column in columns if column["kind"] != "text")
         # All text columns are transformed together.
         width += max((column["width"] for column in columns if column["kind"] == "text"), default=0)
+        width = min(width, config.data.input_dim or width)
         items = graph.num_items
         spectral_dim = min(config.model.spectral_dim, MAX_SPECTRAL_NUMBERS // max(items, 1))
         spectral_dim = min(spectral_dim, max(min(items, graph.num_collections) - 1, 0))

@@ -84,6 +84,13 @@ class DataConfig(Checked):
         "|", "What separates the values of a cell of a categorical column; empty: nothing does."
     )
     text_dim: int = option(512, "Dimensions of the vectors made from text.", low=1, high=4096)
+    input_dim: int = option(
+        0,
+        "Project wider features to so many columns, once in prepare: by PCA, or at random where "
+        "there are more than 8192; 0: not.",
+        low=0,
+        high=8192,
+    )
     link_words: int = constant(
         64,
         "K: words of most weight kept of every item, by which content links compare items that "

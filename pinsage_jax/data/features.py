@@ -10,6 +10,7 @@ zeros.  The log degree that Ying et al. 2018 append depends on the graph in use 
   words.npy       int32 [num_items, 2K], the K words of largest weight (text.top_words);
                   only written if the only features are text
   transform.json  the fitted blocks in order (and text_* files, see text.py)
+  projection.npy  only with --input_dim below their width (encoders/projection.py)
 
 `FeatureTransform.load(folder).transform(rows)` computes the same features for new items; where an
 encoder made them, it is to be given again.
@@ -32,22 +33,20 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.progress import Progress
 from pinsage_jax.data import feature_blocks as blocks
 from pinsage_jax.data import text as text_vectors
-from pinsage_jax.data.column_choice import choose_columns
 from pinsage_jax.data.columns import Where
-from pinsage_jax.data.encoders.blocks import ENCODED, EncodedBlock, EncodedImage, EncodedTextFit
+from pinsage_jax.data.encoders.blocks import ENCODED, EncodedBlock, EncodedImage
 from pinsage_jax.data.encoders.encoder import IMAGE, TEXT, Encoder
+from pinsage_jax.data.encoders.fitting import Block, fit_blocks
 from pinsage_jax.data.encoders.loading import Encoders
 from pinsage_jax.data.encoders.pictures import BATCH_ROWS as PICTURE_ROWS
 from pinsage_jax.data.encoders.pictures import Pictures
+from pinsage_jax.data.encoders.projection import RAW_FILE, Projection, project_file
 from pinsage_jax.data.tables import Table, iter_batches
-
-Block = blocks.Block | EncodedBlock
 
 FEATURES_FILE, WORDS_FILE = "features.npy", "words.npy"
 _TRANSFORM_FILE = "transform.json"
 _FORMAT = 1
 _BATCH_ROWS = 8192
-_SAMPLE_SEED = 0
 # A share of the item rows, from which on those without features are warned of.
 _MANY_EMPTY = 0.01
 
@@ -63,9 +62,11 @@ def _columns_of(block: Block) -> tuple[str, ...]:
 class FeatureTransform:
     """Fitted blocks whose outputs are concatenated to the features of an item."""
 
-    def __init__(self, fitted: list[Block], link_words: int = 0):
+    def __init__(
+        self, fitted: list[Block], link_words: int = 0, projection: Projection | None = None
+    ):
         """Takes the blocks, and the number of words to keep if the only block is text."""
-        self._blocks = fitted
+        self._blocks, self._projection = fitted, projection
         # Without a reduction of dimensions the features hold the same information as words.
         only = fitted[0] if len(fitted) == 1 else None
         shortened = isinstance(only, blocks.TextBlock) and only.width < only.fitted.terms
@@ -74,6 +75,8 @@ class FeatureTransform:
     @property
     def width(self) -> int:
         """D, the number of features per item."""
+        if self._projection is not None:
+            return self._projection.matrix.shape[1]
         return sum(block.width for block in self._blocks)
 
     @property
@@ -118,12 +121,16 @@ class FeatureTransform:
             differs in length from the fitted ones, or an encoder fails or is not given.
         """
         where, column = where or _row, functools.partial(_column, rows)
-        out = np.empty((rows.num_rows, self.width), np.float32)
+        width = sum(block.width for block in self._blocks)
+        out = np.empty((rows.num_rows, width), np.float32)
         start = 0
         for block in self._blocks:
             out[:, start : start + block.width] = block.transform(column, rows.num_rows, where)
             start += block.width
-        return out
+        return self._projected(out)
+
+    def _projected(self, values: np.ndarray) -> np.ndarray:
+        return values if self._projection is None else self._projection.apply(values)
 
     def beyond(self, rows: pa.RecordBatch | pa.Table) -> list[str]:
         """Sentences about numbers that `transform` clips; its errors."""
@@ -143,7 +150,9 @@ class FeatureTransform:
             return self.transform(rows, where), np.empty((rows.num_rows, 0), np.int32)
         (block,) = self._blocks
         assert isinstance(block, blocks.TextBlock)
-        return block.with_words(functools.partial(_column, rows), where or _row, self.link_words)
+        column = functools.partial(_column, rows)
+        values, words = block.with_words(column, where or _row, self.link_words)
+        return self._projected(values), words
 
     def words(self, rows: pa.RecordBatch | pa.Table, where: Where | None = None) -> np.ndarray:
         """The words of `with_words` alone."""
@@ -175,8 +184,11 @@ class FeatureTransform:
             written.append(fields)
         files.write_json(
             folder / _TRANSFORM_FILE,
-            {"format": _FORMAT, "blocks": written, "link_words": self.link_words},
+            {"format": _FORMAT, "blocks": written, "link_words": self.link_words}
+            | ({} if self._projection is None else {"projection": self._projection.about()}),
         )
+        if self._projection is not None:
+            self._projection.save(folder)
 
     @classmethod
     def load(cls, folder: str | pathlib.Path, encoders: Encoders | None = None) -> FeatureTransform:
@@ -219,7 +231,15 @@ class FeatureTransform:
                     f"{encoder.label}: the catalog in {path.parent} was prepared without --{flag}; "
                     "leave it out, or train with it in a --workdir of its own."
                 )
-        return cls(fitted, saved.get("link_words", 0))
+        about, projection = saved.get("projection"), None
+        if about is not None:
+            width = sum(block.width for block in fitted)
+            projection = Projection.load(path.parent, about, width)
+        return cls(fitted, saved.get("link_words", 0), projection)
+
+    def projecting(self, projection: Projection) -> FeatureTransform:
+        """This transform with a projection after the blocks."""
+        return FeatureTransform(self._blocks, self.link_words, projection)
 
 
 def _row(index: int) -> str:
@@ -265,18 +285,22 @@ def write_features(
     missing: dict[str, int] = {}
     transform = FeatureTransform([])
     if table is not None:
-        transform, missing = _fit(table, config, num_rows, encoders or Encoders())
+        fitted, missing = fit_blocks(table, config, num_rows, encoders or Encoders(), _BATCH_ROWS)
+        transform = FeatureTransform(fitted, config.link_words)
     elif encoders is not None and (given := encoders.text or encoders.image):
         raise UserError(f"{given.label} needs --items, the table with what it encodes.")
-    transform.save(folder)
     shape, dtype = (num_items, transform.width), np.dtype(config.feature_dtype)
+    narrower = 0 < config.input_dim < transform.width
     zero_rows = num_items
     if table is None or transform.width == 0:
         files.write_array(folder / FEATURES_FILE, np.zeros(shape, dtype))
         logging.info("The items have no features: only the graph will be used.")
     else:
         # A new file is all zeros, as are the features of items without a row.
-        matrix = files.new_array(folder / FEATURES_FILE, dtype, shape)
+        path, kind = folder / FEATURES_FILE, dtype
+        if narrower:
+            path, kind = folder / RAW_FILE, np.dtype(np.float32)
+        matrix = files.new_array(path, kind, shape)
         words = None
         if transform.link_words:
             width = 2 * transform.link_words
@@ -301,22 +325,17 @@ def write_features(
         matrix.flush()
         if words is not None:
             words.flush()
+        if narrower:
+            del matrix
+            found = project_file(path, folder / FEATURES_FILE, config.input_dim, dtype)
+            transform = transform.projecting(found)
         pictures.warn()
         pictures.require_some()
         missing |= pictures.missing
+    transform.save(folder)
     without_row = num_items - num_rows if table is not None else num_items
-    for name, count in missing.items():
-        if count:
-            logging.info(
-                "%s: missing in %d of %d items and replaced by zeros.", name, count, num_rows
-            )
-    if table is not None and transform.width:
-        empty = zero_rows - without_row
-        level = logging.WARNING if empty > _MANY_EMPTY * num_rows else logging.INFO
-        if empty:
-            logging.log(
-                level, "%d of %d rows of --items have no feature but zeros.", empty, num_rows
-            )
+    empty = 0 if table is None or not transform.width else zero_rows - without_row
+    _report_missing(missing, empty, num_rows)
     if table is not None and without_row:
         logging.info("%d items are only in --edges and have zero features.", without_row)
     return {
@@ -330,61 +349,13 @@ def write_features(
     }
 
 
-def _fit(
-    table: Table, config: DataConfig, num_rows: int, encoders: Encoders
-) -> tuple[FeatureTransform, dict[str, int]]:
-    """The fitted transform, and the number of rows without a value by column."""
-    chosen = choose_columns(table, config)
-    logging.info("%s", chosen.line(table))
-    encoders.check(bool(chosen.text), chosen.image, table.label)
-    # A list and not a dictionary, since a column may be in blocks of two kinds.
-    fitters: list[tuple[str, Any]] = []
-    fitters += [(name, blocks.DenseFit(name)) for name in chosen.dense]
-    fitters += [(name, blocks.NumericFit(name, name in chosen.skewed)) for name in chosen.numeric]
-    fitters += [
-        (name, blocks.CategoricalFit(name, config.category_limit, config.category_separator))
-        for name in chosen.categorical
-    ]
-    if chosen.text and encoders.text is not None:
-        fitters.append((", ".join(chosen.text), EncodedTextFit(chosen.text, encoders.text)))
-    elif chosen.text:
-        rng = np.random.Generator(np.random.Philox(_SAMPLE_SEED))
-        size = min(num_rows, text_vectors.MAX_FITTED_ROWS)
-        rows = np.sort(rng.choice(num_rows, size, replace=False, shuffle=False))
-        settings = {
-            "width": config.text_dim,
-            "vocabulary": config.text_vocabulary,
-            "min_df": config.text_min_df,
-        }
-        fitters.append((", ".join(chosen.text), blocks.TextFit(chosen.text, rows, settings)))
-    # Whether there are pictures, reading them will show.
-    pictures: list[Block] = [
-        EncodedImage.of((name,), encoders.image) for name in chosen.image if encoders.image
-    ]
-    if not fitters:
-        return FeatureTransform(pictures), {}
-    with Progress(num_rows, "row", "fitting features") as progress:
-        for batch in iter_batches(
-            table, [config.item_id_column, *chosen.all()],
-            ids=[config.item_id_column], batch_rows=_BATCH_ROWS,
-        ):  # fmt: skip
-            for start in range(0, len(batch), _BATCH_ROWS):
-                rows = batch.rows.slice(start, _BATCH_ROWS)
-                where = batch.where_item(config.item_id_column, start)
-                for _, fitter in fitters:
-                    fitter.add(rows.column, rows.num_rows, where)
-                progress.update(rows.num_rows)
-    fitted = []
-    for name, fitter in fitters:
-        block = fitter.finish()
-        if block is not None:
-            fitted.append(block)
-        elif name in chosen.named:
-            raise UserError(
-                f"Column '{name}' of --{table.flag}={table.path} holds no value; "
-                "leave it out of the feature columns."
+def _report_missing(missing: dict[str, int], empty: int, num_rows: int) -> None:
+    """Logs values that are missing by column, and the rows whose features are all zero."""
+    for name, count in missing.items():
+        if count:
+            logging.info(
+                "%s: missing in %d of %d items and replaced by zeros.", name, count, num_rows
             )
-        else:
-            logging.warning("Column '%s' holds no value, so it is no feature.", name)
-    transform = FeatureTransform([*fitted, *pictures], config.link_words)
-    return transform, {name: fitter.missing for name, fitter in fitters}
+    level = logging.WARNING if empty > _MANY_EMPTY * num_rows else logging.INFO
+    if empty:
+        logging.log(level, "%d of %d rows of --items have no feature but zeros.", empty, num_rows)

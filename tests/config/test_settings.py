@@ -61,6 +61,7 @@ LATER: frozenset[str] = frozenset(
         "color_column",
         # What fits an accelerator, and when to look at it.
         "device_features_dtype",
+        "input_dim",
         "profile_steps",
         # Where vectors go (--mode=export).
         "check",

@@ -14,6 +14,7 @@ from pinsage_jax.config.data import DataConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import features, text
 from pinsage_jax.data.column_choice import choose_columns, choose_title
+from pinsage_jax.data.encoders import projection
 from pinsage_jax.data.features import (
     FeatureTransform,
     write_features,
@@ -354,3 +355,62 @@ def test_unequal_lengths_across_batches(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match=r"holds 2 numbers in row 2 of .*'b'.* but 1 elsewhere"):
         run(tmp_path / "i.parquet", tmp_path, 2)
+
+
+# A projection to fewer columns (encoders/projection.py).
+
+
+def test_features_are_projected_once_and_new_items_alike(tmp_path):
+    items = random_items(300, seed=3)
+    path = write(items, tmp_path / "i.parquet")
+    settings = {"categorical_columns": "color", "text_dim": 6}
+    (tmp_path / "raw").mkdir(), (tmp_path / "narrow").mkdir()
+    _, raw, _ = run(path, tmp_path / "raw", 300, 305, **settings)
+    report, matrix, transform = run(path, tmp_path / "narrow", 300, 305, input_dim=4, **settings)
+    assert matrix.shape == (305, 4) and report["width"] == transform.width == 4
+    assert not matrix[300:].any() and report["items_without_row"] == 5
+    # The best four columns by NumPy's own decomposition, and as much of the squares.
+    _, powers, vectors = np.linalg.svd(raw.astype(np.float64), full_matrices=False)
+    np.testing.assert_allclose(np.abs(matrix), np.abs(raw @ vectors[:4].T), atol=1e-4)
+    kept = (powers[:4] ** 2).sum() / (powers**2).sum()
+    saved = json.loads((tmp_path / "narrow" / "features" / "transform.json").read_text())
+    about = {"method": "pca", "from": raw.shape[1], "to": 4, "kept": pytest.approx(kept, abs=1e-6)}
+    assert saved["projection"] == about and 0.5 < kept < 1
+    for start, length in ((0, 300), (17, 1), (40, 33)):
+        found = transform.transform(arrow(items, start, length))
+        np.testing.assert_array_equal(found, matrix[start : start + length])
+    assert not (tmp_path / "narrow" / "features" / projection.RAW_FILE).exists()
+    # Narrow features stay as they are.
+    (tmp_path / "wide").mkdir()
+    _, wide, _ = run(path, tmp_path / "wide", 300, 305, input_dim=raw.shape[1], **settings)
+    np.testing.assert_array_equal(wide, raw)
+    # A matrix of another width is refused.
+    np.save(tmp_path / "narrow" / "features" / "projection.npy", np.zeros((3, 4), np.float32))
+    with pytest.raises(UserError, match=r"projection\.npy is damaged"):
+        FeatureTransform.load(tmp_path / "narrow" / "features")
+
+
+def test_many_columns_are_projected_at_random(monkeypatch, small_rng):
+    monkeypatch.setattr(projection, "_MOST_COLUMNS", 99)
+    rows = small_rng.normal(size=(40, 100)).astype(np.float32)
+    made = [projection.Projection.fit(rows[:n], 60) for n in (40, 3)]
+    np.testing.assert_array_equal(made[0].matrix, made[1].matrix)
+    assert made[0].about() == {"method": "random", "from": 100, "to": 60, "kept": 1.0}
+    # Inner products are kept up to a standard deviation of |a| |b| / sqrt(60), or sqrt(2) of it.
+    errors = made[0].apply(rows) @ made[0].apply(rows).T - rows @ rows.T
+    lengths = np.linalg.norm(rows, axis=1)
+    assert 0.5 < np.std(errors / np.outer(lengths, lengths)) * np.sqrt(60) < 2
+
+
+def test_words_of_projected_texts_stay(tmp_path):
+    items = {name: random_items(120)[name] for name in ("item_id", "title", "description")}
+    path = write(items, tmp_path / "i.parquet")
+    found = []
+    for name, dim in (("raw", 0), ("narrow", 2)):
+        (tmp_path / name).mkdir()
+        _, matrix, transform = run(path, tmp_path / name, 120, text_dim=4, input_dim=dim)
+        values, words = transform.with_words(arrow(items))
+        np.testing.assert_array_equal(values, matrix)
+        found.append(words)
+    assert found[0].shape[1] > 0 and matrix.shape == (120, 2)
+    np.testing.assert_array_equal(*found)
