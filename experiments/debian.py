@@ -1,4 +1,4 @@
-"""Tables for PinSage from the package lists of two Debian releases, split by time.
+"""Tables for PinSage from the package lists of Debian releases, split by time.
 
     python experiments/debian.py [FOLDER] [--mirror=ADDRESS] [--releases=bookworm,trixie]
 
@@ -6,21 +6,24 @@ Packages are the items.  A package and what it depends on are a collection (kind
 a source is built with is one (`builds`), and what a person or team looks after is one
 (`maintains`).  FOLDER (data/debian) gets
 
-    edges.parquet       item_id, collection_id, kind: the collections of the older release
+    edges.parquet       item_id, collection_id, kind, time: the collections of all releases but the
+                        newest; time numbers the releases from 1, and an edge of several is in
+                        as many rows
     items.parquet       item_id, title, description, section, tags, source, release: the packages
-                        of both releases; those that only the newer one has are in no collection
-    eval_pairs.parquet  query_id, target_id: two packages of a collection that only the newer
-                        release has, the first of them in a collection of the older one, too
+                        of all releases; those that only the newest has are in no collection
+    eval_pairs.parquet  query_id, target_id: two packages of a collection that only the newest
+                        release has, the first of them in a collection of an older one, too
 
 Packages in more collections than --hubs are left out, such as libc6: nearly all packages have
 them in common.  --mirror names a mirror, or a folder with dists/RELEASE/main/... as a mirror has
-it; of the archive only the area main is read.  It takes about a minute, most of it for reading
-70 MB of compressed lists.  The same lists give the same tables.
+it; of the archive only the area main is read.  Two releases take about a minute, most of it for
+reading 50 MB of compressed lists.  The same lists give the same tables.
 """
 
 from __future__ import annotations
 
 import argparse
+import bz2
 import collections
 import dataclasses
 import hashlib
@@ -51,6 +54,8 @@ _RELATION = re.compile(
 _PERSON = re.compile(r"([^<>]*)<([^<>]*)>")
 
 Paragraph = dict[str, str]
+# Packages of each collection, by (kind, name of the collection).
+Members = Mapping[tuple[str, str], set[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +65,12 @@ class Release:
     Attributes:
       packages: the paragraph of each package in Packages, by name.
       texts: long descriptions by package and Description-md5.
-      members: packages of each collection, by (kind, name of the collection).
+      members: the collections.
     """
 
     packages: Mapping[str, Paragraph]
     texts: Mapping[tuple[str, str], str]
-    members: Mapping[tuple[str, str], set[str]]
+    members: Members
 
 
 def stop(sentence: str) -> SystemExit:
@@ -77,29 +82,40 @@ def stop(sentence: str) -> SystemExit:
 
 
 def read_list(mirror: str, release: str, name: str) -> Iterator[Paragraph]:
-    """The paragraphs of dists/RELEASE/main/NAME.xz of a mirror or a folder.
+    """The paragraphs of dists/RELEASE/main/NAME of a mirror or a folder.
+
+    The list is NAME.xz or, as descriptions of older releases are, NAME.bz2.
 
     Raises:
       SystemExit: the list is not there, cut off, or no list of packages.
     """
-    path = f"dists/{release}/main/{name}.xz"
-    place = f"{mirror.rstrip('/')}/{path}"
+    place = f"{mirror.rstrip('/')}/dists/{release}/main/{name}.xz"
     try:
-        if re.match("https?://", mirror):
-            with urllib.request.urlopen(place, timeout=60) as answer:
-                packed = answer.read()
-        else:
-            packed = (pathlib.Path(mirror) / path).read_bytes()
-        text = lzma.decompress(packed).decode()
+        try:
+            text = lzma.decompress(fetch(place)).decode()
+        except (FileNotFoundError, urllib.error.HTTPError) as absent:
+            try:
+                packed = fetch(place.removesuffix("xz") + "bz2")
+            except OSError:
+                raise absent from None
+            text = bz2.decompress(packed).decode()
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise stop(
             f"{place} cannot be read ({reason}); name another mirror or folder with --mirror, or "
             "other releases with --releases."
         ) from None
-    except lzma.LZMAError as error:
+    except (lzma.LZMAError, EOFError) as error:
         raise stop(f"{place} is damaged or cut off ({error}); fetch it again.") from None
     return paragraphs(text, place)
+
+
+def fetch(place: str) -> bytes:
+    """The contents of an address or a file."""
+    if not re.match("https?://", place):
+        return pathlib.Path(place).read_bytes()
+    with urllib.request.urlopen(place, timeout=60) as answer:
+        return answer.read()
 
 
 def paragraphs(text: str, place: str) -> Iterator[Paragraph]:
@@ -230,23 +246,28 @@ def without_hubs(releases: Iterable[Release], limit: int) -> tuple[set[str], lis
     return hubs, left
 
 
-def edges_table(members: Mapping[tuple[str, str], set[str]]) -> pa.Table:
-    """The edges in the order of kinds, collections and packages."""
+def edges_table(releases: Iterable[Members]) -> pa.Table:
+    """The edges in the order of releases, kinds, collections and packages."""
     rows = [
-        (name, f"{kind}:{collection}", kind)
+        (name, f"{kind}:{collection}", kind, number)
+        for number, members in enumerate(releases, start=1)
         for kind, collection in sorted(members, key=lambda key: (KINDS.index(key[0]), key[1]))
         for name in sorted(members[kind, collection])
     ]
-    columns = list(zip(*rows, strict=True)) or [(), (), ()]
+    columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
     names = ("item_id", "collection_id", "kind")
-    return pa.table({key: pa.array(column, pa.string()) for key, column in zip(names, columns)})
+    table = {key: pa.array(column, pa.string()) for key, column in zip(names, columns)}
+    return pa.table({**table, "time": pa.array(columns[-1], pa.int64())})
 
 
-def items_table(older: Release, newer: Release, names: tuple[str, str], hubs: set[str]) -> pa.Table:
-    """The packages of both releases; of those in both, what the older one says."""
+def items_table(releases: Mapping[str, Release], hubs: set[str]) -> pa.Table:
+    """The packages of all releases, and what the last release before the newest says of each."""
+    *older, newest = releases
+    last = {package: newest for package in releases[newest].packages}
+    last |= {package: name for name in older for package in releases[name].packages}
     rows = []
-    for package in sorted((older.packages.keys() | newer.packages.keys()) - hubs):
-        release, name = (older, names[0]) if package in older.packages else (newer, names[1])
+    for package in sorted(last.keys() - hubs):
+        release, name = releases[last[package]], last[package]
         fields = release.packages[package]
         title = fields.get("Description", "").split("\n")[0]
         text = release.texts.get((package, fields.get("Description-md5", "")), "")
@@ -262,26 +283,27 @@ def items_table(older: Release, newer: Release, names: tuple[str, str], hubs: se
 
 
 def pairs_table(
-    older: Mapping[tuple[str, str], set[str]],
-    newer: Mapping[tuple[str, str], set[str]],
-    limit: int,
-    counts: tuple[int, int],
+    older: list[Members], newer: Members, limit: int, counts: tuple[int, int]
 ) -> pa.Table:
-    """Pairs of packages in collections of `newer` that `older` lacks.
+    """Pairs of packages in collections of `newer` that no older release has.
 
-    A collection gives at most one pair with a target in a collection of the older release and
+    A collection gives at most one pair with a target in a collection of an older release and
     one with a target in none; queries are always in one.  Which pair, and which collections,
     is decided by hashes of their names.
 
     Args:
       limit: collections of more packages are left out on both sides.
-      counts: most pairs with targets in a collection of the older release, and in none.
+      counts: most pairs with targets in a collection of an older release, and in none.
     """
-    linked = set().union(*(names for names in older.values() if len(names) <= limit))
+    before: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
+    for members in older:
+        for key, names in members.items():
+            before[key] |= names
+    linked = set().union(*(names for names in before.values() if len(names) <= limit))
     drawn: tuple[list, list] = ([], [])
     for key, names in newer.items():
         queries = sorted(names & linked, key=lambda name: _hash("query", *key, name))
-        if key in older or len(names) > limit or not queries:
+        if key in before or len(names) > limit or not queries:
             continue
         for pairs, targets in zip(drawn, (names & linked, names - linked), strict=True):
             targets = targets - {queries[0]}
@@ -309,20 +331,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", nargs="?", default="data/debian", type=pathlib.Path)
     parser.add_argument("--mirror", default=MIRROR, help="address of a mirror, or a folder")
-    parser.add_argument("--releases", default="bookworm,trixie", help="the older, the newer")
+    parser.add_argument("--releases", default="bookworm,trixie", help="in the order of time")
     parser.add_argument("--architecture", default="amd64")
     parser.add_argument("--hubs", type=int, default=200, help="most collections of a package")
     parser.add_argument("--warm", type=int, default=4000, help="most pairs of known targets")
     parser.add_argument("--cold", type=int, default=2000, help="most pairs of new targets")
     given = parser.parse_args(arguments)
     names = tuple(given.releases.split(","))
-    if len(names) != 2:
-        raise stop(f"--releases={given.releases} must be two releases, as in bookworm,trixie.")
-    older, newer = (read_release(given.mirror, name, given.architecture) for name in names)
-    hubs, (before, after) = without_hubs((older, newer), given.hubs)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise stop(f"--releases={given.releases} must be two or more, as in bookworm,trixie.")
+    releases = {name: read_release(given.mirror, name, given.architecture) for name in names}
+    hubs, (*before, after) = without_hubs(releases.values(), given.hubs)
     tables = {
         "edges": edges_table(before),
-        "items": items_table(older, newer, names, hubs),
+        "items": items_table(releases, hubs),
         "eval_pairs": pairs_table(before, after, given.hubs, (given.warm, given.cold)),
     }
     given.folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """experiments/debian.py on made-up package lists."""
 
+import bz2
 import functools
 import http.server
 import importlib.util
@@ -179,6 +180,41 @@ def test_items_are_the_packages_of_both(script, mirror, tmp_path):
     # The long description of another version is not this one's.
     assert (items["libone"]["title"], items["libone"]["description"]) == ("", "")
     assert items["libthree"]["section"] is None and items["libthree"]["tags"] == []
+
+
+def test_several_releases_are_numbered_in_time(script, tmp_path):
+    first = OLD | {
+        "binary-amd64/Packages": """\
+Package: app
+Maintainer: Ann Lee <ann@one.example>
+Depends: libone
+Description: edited texts
+
+Package: libone
+Maintainer: Ann Lee <ann@one.example>
+
+Package: gone
+Depends: libone
+"""
+    }
+    mirror = write_lists(tmp_path / "mirror", first=first, old=OLD, new=NEW)
+    path = mirror / "dists" / "first" / "main" / "i18n" / "Translation-en"
+    # Descriptions of older releases are compressed otherwise.
+    path.with_suffix(".bz2").write_bytes(bz2.compress(OLD["i18n/Translation-en"].encode()))
+    path.with_suffix(".xz").unlink()
+    tables = run(script, mirror, tmp_path / "out", "--releases=first,old,new", "--hubs=7")
+    times = {}
+    for row in tables["edges"]:
+        times.setdefault((row["item_id"], row["collection_id"]), []).append(row["time"])
+    assert times["app", "depends:app"] == [1, 2] and times["gone", "depends:gone"] == [1]
+    assert times["app", "maintains:Ann Lee"] == [1, 2]
+    assert times["app-data", "depends:app"] == [2]
+    items = {row["item_id"]: row for row in tables["items"]}
+    assert (items["app"]["release"], items["app"]["title"]) == ("old", "edits texts")
+    assert items["gone"]["release"] == "first" and items["libnew"]["release"] == "new"
+    assert {"libtwo", "libthree", "libnew"} >= {
+        row[side] for row in tables["eval_pairs"] for side in ("query_id", "target_id")
+    }
 
 
 def test_pairs_are_of_collections_that_only_the_newer_release_has(script, mirror, tmp_path):
