@@ -26,6 +26,7 @@ from pinsage_jax.data.features import FeatureTransform
 from pinsage_jax.data.ids import IdTable, UniqueIds
 from pinsage_jax.data.tables import Batch, Table, iter_batches, open_table
 from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.edge_weights import EdgeWeights
 
 
 def read_titles(items: Table, column: str) -> pa.Array:
@@ -232,8 +233,8 @@ class EdgeRows:
     batches: list[Batch]
 
 
-def read_edge_rows(table: Table, data: DataConfig, weighted: bool) -> EdgeRows:
-    """Reads a table with the columns of --edges, with weights if `weighted`.
+def read_edge_rows(table: Table, data: DataConfig, how: EdgeWeights | None) -> EdgeRows:
+    """Reads a table with the columns of --edges, with weights as `how` says.
 
     Raises:
       UserError: a column is missing or a weight is not finite and above 0.
@@ -242,18 +243,11 @@ def read_edge_rows(table: Table, data: DataConfig, weighted: bool) -> EdgeRows:
     table.require(names[0], "item_column")
     table.require(names[1], "collection_column")
     wanted, weights = list(names), None
-    if weighted:
-        if not data.weight_column:
-            raise UserError(
-                f"The catalog's edges have weights; name the column of {table.label} that holds "
-                "them with --weight_column."
-            )
-        table.require(data.weight_column, "weight_column")
-        wanted.append(data.weight_column)
-    batches = list(iter_batches(table, wanted, ids=names))
-    if weighted:
-        column = data.weight_column
-        parts = [column_values.weights(b.column(column), column, b.where) for b in batches]
+    if how is not None:
+        wanted += how.require(table)
+    batches = list(iter_batches(table, list(dict.fromkeys(wanted)), ids=names))
+    if how is not None:
+        parts = [how.of_batch(batch) for batch in batches]
         weights = np.concatenate([np.empty(0, np.float32), *parts])
     return EdgeRows(
         concat_column(batches, names[0]), concat_column(batches, names[1]), weights, batches
@@ -278,7 +272,7 @@ def _read_edges(
     table: Table, data: DataConfig, item_ids: IdTable, prepared: Prepared
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int]:
     """New items and collections int32 [e], weights float32 [e] or None, and m."""
-    rows = read_edge_rows(table, data, prepared.graph.weights is not None)
+    rows = read_edge_rows(table, data, prepared.edge_weights(data))
     items = item_ids.lookup(rows.items)
     if (row := first_true(items < 0)) is not None:
         known = prepared.item_ids.lookup(rows.items[row : row + 1])[0] >= 0

@@ -42,6 +42,7 @@ from pinsage_jax.data.features import FEATURES_FILE, WORDS_FILE, FeatureTransfor
 from pinsage_jax.data.ids import IdTable, save_column
 from pinsage_jax.data.tables import Table, open_table
 from pinsage_jax.graph import csr
+from pinsage_jax.graph.edge_weights import EdgeWeights
 
 _COPIED_ROWS = 1 << 16
 
@@ -119,9 +120,9 @@ def read_changes(
     """
     graph = before.graph
     items = _read_items(before, transform, data, update)
-    weighted = graph.weights is not None
-    changed = _read_edges(update.changed_edges, "changed_edges", data, items.ids, before, weighted)
-    removed = _read_edges(update.removed_edges, "removed_edges", data, items.ids, before, False)
+    how = before.edge_weights(data)
+    changed = _read_edges(update.changed_edges, "changed_edges", data, items.ids, before, how)
+    removed = _read_edges(update.removed_edges, "removed_edges", data, items.ids, before, None)
     collection_ids = before.collection_ids
     if len(changed.new_collections):
         both = [before.collection_ids.ids, changed.new_collections.ids]
@@ -217,7 +218,7 @@ def write_changed(
 ) -> None:
     """Writes the catalog after the change, in the layout of WORKDIR/prepared.
 
-    Times of edges are not written; evaluation and training pairs are copied.
+    Times and kinds of edges are not written; evaluation and training pairs are copied.
 
     Args:
       before: the catalog in `source`.
@@ -272,6 +273,7 @@ def write_changed(
         "base": before.manifest.get("base", before.manifest["fingerprint"]),
         "counts": counts,
         "time_kind": None,
+        "kind_names": [],
         "item_digest": changes.item_ids.digest(),
         "collection_digest": changes.collection_ids.digest(),
         "checksums": files.checksums(folder, names),
@@ -306,14 +308,19 @@ class _EdgeTable:
 
 
 def _read_edges(
-    value: str, flag: str, data: DataConfig, item_ids: IdTable, before: Prepared, weighted: bool
+    value: str,
+    flag: str,
+    data: DataConfig,
+    item_ids: IdTable,
+    before: Prepared,
+    how: EdgeWeights | None,
 ) -> _EdgeTable:
     if not value:
-        none = np.empty(0, np.float32) if weighted else None
+        none = None if how is None else np.empty(0, np.float32)
         return _EdgeTable(
             np.empty((0, 2), np.int32), none, IdTable(pa.array([], pa.large_string()))
         )
-    rows = read_edge_rows(open_table(data.path(value), flag, data), data, weighted)
+    rows = read_edge_rows(open_table(data.path(value), flag, data), data, how)
     items = item_ids.lookup(rows.items)
     if (row := first_true(items < 0)) is not None:
         raise UserError(

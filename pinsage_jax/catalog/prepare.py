@@ -8,6 +8,7 @@ WORKDIR/prepared/
   train_pairs.npy        int32 [P, 2]; only with --train_pairs
   eval_pairs.npy         int32 [P, 2], and eval_kinds.json: a list of P strings
   times.npy              int64 [E] in the order of the items' rows; only with --time_column
+  kinds.npy              uint16 [E] likewise, a bit for each kind; only with --kind_column
   columns.parquet        the columns of --items that filters read (item_columns.py)
   manifest.json          counts, reports, checksums, and the fingerprint of the inputs
 
@@ -46,9 +47,12 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import column_choice, edges_table, features, leaks, pairs_table, tables
 from pinsage_jax.data.encoders.loading import open_encoders
 from pinsage_jax.data.ids import IdTable, load_column, save_column, unmet_ids
-from pinsage_jax.graph import csr
+from pinsage_jax.graph import csr, edge_weights
 from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.edge_weights import EdgeWeights
 from pinsage_jax.graph.pruning import keep_edges, kept_edges, read_topics
+
+_TIMES_FILE, _KINDS_FILE = "times.npy", "kinds.npy"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,11 +70,33 @@ class Prepared:
     manifest: dict[str, Any]
     words: np.ndarray | None = None  # int32 [num_items, 2K] where items are text alone
     columns_file: pathlib.Path | ItemColumns | None = None
+    folder: pathlib.Path | None = None
 
     @functools.cached_property
     def item_columns(self) -> ItemColumns:
         """The columns of --items, each read when it is first asked for."""
         return item_columns.open_columns(self.columns_file, self.item_ids, self.manifest)
+
+    @property
+    def edge_kinds(self) -> tuple[np.ndarray, list[str]] | None:
+        """Kinds of the edges, see `edge_weights.kinds_of_edges`, and their names; None without."""
+        names = self.manifest.get("kind_names") or []
+        if not names or self.folder is None:
+            return None
+        return files.read_array(self.folder / _KINDS_FILE), names
+
+    @property
+    def edge_times(self) -> np.ndarray | None:
+        """Times of the edges int64 [E] in the order of the items' rows; None without times."""
+        if self.manifest.get("time_kind") is None or self.folder is None:
+            return None
+        return files.read_array(self.folder / _TIMES_FILE)
+
+    def edge_weights(self, data: DataConfig) -> EdgeWeights | None:
+        """How the weights of further edges follow from their columns; None without weights."""
+        if self.graph.weights is None:
+            return None
+        return EdgeWeights(data, **self.manifest.get("edge_weights", {}))
 
     @property
     def link_rows(self) -> np.ndarray:
@@ -144,6 +170,7 @@ def _open(folder: pathlib.Path) -> Prepared:
         manifest=manifest,
         words=files.read_array(words) if words.exists() else None,
         columns_file=item_columns.saved_file(folder),
+        folder=folder,
     )
     counts = manifest["counts"]
     for name, found, expected in (
@@ -172,13 +199,17 @@ class _BuiltGraph:
 
     Attributes:
       times: int64 [E] in the order of the items' rows; None without --time_column.
-      time_kind: type of the time column, None without one.
+      how: how weights follow from the columns of a table of edges.
+      kinds: uint16 [E], see `edge_weights.kinds_of_edges`; None without --kind_column.
+      kind_names: names of the kinds.
       distinct_edges: edges before pruning.
     """
 
     graph: Graph
     times: np.ndarray | None
-    time_kind: str | None
+    how: EdgeWeights
+    kinds: np.ndarray | None
+    kind_names: tuple[str, ...]
     distinct_edges: int
 
 
@@ -214,7 +245,9 @@ def _write(
     built = _write_graph(inputs, ids, config, data, folder)
     _write_ids(ids, folder)
     if built.times is not None:
-        files.write_array(folder / "times.npy", built.times)
+        files.write_array(folder / _TIMES_FILE, built.times)
+    if built.kinds is not None:
+        files.write_array(folder / _KINDS_FILE, built.kinds)
     (folder / "features").mkdir()
     feature_report = features.write_features(
         items, data, ids.item_rows, len(ids.items), folder / "features",
@@ -236,7 +269,9 @@ def _write(
         "has_titles": ids.titles is not None,
         "has_train_pairs": "train_pairs" in inputs,
         "weighted": built.graph.weights is not None,
-        "time_kind": built.time_kind,
+        "time_kind": built.how.time_kind,
+        "edge_weights": built.how.to_json(),
+        "kind_names": list(built.kind_names),
         "item_digest": ids.items.digest(),
         "collection_digest": ids.collections.digest(),
         "checksums": files.checksums(folder, _files_to_check(folder)),
@@ -261,12 +296,13 @@ def _write_graph(
     """Reads the edges once more, as indices, and writes the graph that they make."""
     codes_folder, graph_folder = folder / "codes", folder / "graph"
     codes = edges_table.write_edge_indices(inputs["edges"], ids, data, codes_folder)
+    codes, how = edge_weights.weighed(codes, data, codes_folder)
     graph_folder.mkdir()
     graph, times = csr.build(
         codes.items, codes.collections, len(ids.items), len(ids.collections),
         codes.weights, codes.times, codes_folder if config.prune.prunes else graph_folder,
     )  # fmt: skip
-    distinct_edges, time_kind = graph.num_edges, codes.time_kind
+    distinct_edges, kind_names = graph.num_edges, codes.kind_names
     if ids.item_rows:
         _check_ids_meet(ids, graph)
     if config.prune.prunes:
@@ -278,9 +314,10 @@ def _write_graph(
         kept = kept_edges(graph, config.prune, config.seed, topics)
         graph, times = keep_edges(graph, times, kept, graph_folder)
     graph.save(graph_folder)
+    kinds = edge_weights.kinds_of_edges(graph, codes)
     del codes
     shutil.rmtree(codes_folder)
-    return _BuiltGraph(graph, times, time_kind, distinct_edges)
+    return _BuiltGraph(graph, times, how, kinds, kind_names, distinct_edges)
 
 
 def _write_ids(ids: edges_table.Ids, folder: pathlib.Path) -> None:

@@ -25,7 +25,7 @@ from pinsage_jax.data import column_choice, edges_table, pairs_table, tables
 from pinsage_jax.data.edges_table import Ids
 from pinsage_jax.data.encoders.loading import Encoders, open_encoders
 from pinsage_jax.data.tables import Table
-from pinsage_jax.graph import csr
+from pinsage_jax.graph import csr, edge_weights
 from pinsage_jax.graph.csr import Graph
 
 # Unknown ids that are collected, to be named and compared.
@@ -138,6 +138,7 @@ def _graph(inputs: Inputs, workdir: pathlib.Path) -> Graph:
         codes = edges_table.write_edge_indices(
             inputs.tables["edges"], ids, inputs.data, pathlib.Path(folder)
         )
+        codes, _ = edge_weights.weighed(codes, inputs.data, pathlib.Path(folder))
         graph, _ = csr.build(
             codes.items, codes.collections, len(ids.items), len(ids.collections), codes.weights
         )

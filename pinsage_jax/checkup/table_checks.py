@@ -283,4 +283,5 @@ def _used_columns(flag: str, data: DataConfig) -> dict[str, str]:
         pairs = (pairs_table.QUERY_COLUMN, pairs_table.TARGET_COLUMN)
         return dict.fromkeys(pairs, "ids") | {pairs_table.KIND_COLUMN: "kind"}
     used = dict.fromkeys((data.collection_column, data.item_column), "ids")
-    return used | {data.weight_column: "weights", data.time_column: "times"}
+    optional = {data.weight_column: "weights", data.time_column: "times", data.kind_column: "kinds"}
+    return used | optional

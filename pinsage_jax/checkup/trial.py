@@ -92,8 +92,9 @@ def try_training(
     view = _placeholder_view(config, graph, width, spectral_dim, threads)
     inputs = view.inputs
     pairs = PairSource(
-        graph, config.seed, train_pairs, config.train.pairs_per_epoch, config.sampling.pair_power
-    )
+        graph, config.seed, train_pairs, config.train.pairs_per_epoch, config.sampling.pair_power,
+        config.data.weighs_edges,
+    )  # fmt: skip
     start = now()
     builder = MinibatchBuilder(
         view,

@@ -11,6 +11,9 @@ from typing import Any
 from pinsage_jax.config.fields import Checked, code, constant, option
 from pinsage_jax.core.errors import UserError
 
+# An old edge weighs at least this part of a new one, so that float32 holds sums of both.
+MIN_WEIGHT = 1e-6
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Checked):
@@ -42,6 +45,22 @@ class DataConfig(Checked):
     )
     time_column: str = option(
         "", "Optional column of --edges with a time (number, date or timestamp)."
+    )
+    kind_column: str = option(
+        "",
+        "Optional column of --edges with the kind of an edge, such as bought or viewed; "
+        "--mode=explain says by which kinds two items are related.",
+    )
+    kind_weights: str = option(
+        "",
+        "Weights by kind, as in bought=1,viewed=0.2, by which the weights of edges are "
+        "multiplied; a kind that is not named has 1.",
+    )
+    half_life: float = option(
+        0.0,
+        "Age at which an edge has half the weight of the newest, in days, or in the unit of "
+        "--time_column where that holds numbers; 0: age does not count.",
+        low=0.0,
     )
     item_id_column: str = option("item_id", "Column of --items that names the item.", basic=True)
     title_column: str | None = option(
@@ -106,6 +125,45 @@ class DataConfig(Checked):
     feature_dtype: str = option(
         "float32", "Type of the stored features.", choices=("float32", "float16")
     )
+
+    @property
+    def weighs_edges(self) -> bool:
+        """Whether kinds or ages give edges weights."""
+        return bool(self.kind_weights or self.half_life)
+
+    def weight_by_kind(self) -> dict[str, float]:
+        """The weights of --kind_weights by the name of the kind.
+
+        Raises:
+          UserError: a part is no KIND=WEIGHT, or a kind is named twice.
+        """
+        weights: dict[str, float] = {}
+        for part in filter(None, (part.strip() for part in self.kind_weights.split(","))):
+            name, equals, text = part.rpartition("=")
+            try:
+                weight = float(text)
+            except ValueError:
+                weight = 0.0
+            if not equals or not MIN_WEIGHT <= weight <= 1 / MIN_WEIGHT or name.strip() in weights:
+                raise UserError(
+                    f"--kind_weights={self.kind_weights}: {part} must be KIND=WEIGHT with a "
+                    f"weight of {MIN_WEIGHT:g} to {1 / MIN_WEIGHT:g}, each kind once."
+                )
+            weights[name.strip()] = weight
+        return weights
+
+    def validate(self) -> None:
+        super().validate()
+        if self.weight_by_kind() and not self.kind_column:
+            raise UserError(
+                f"--kind_weights={self.kind_weights} needs --kind_column, the column of --edges "
+                "with the kinds."
+            )
+        if self.half_life and not self.time_column:
+            raise UserError(
+                f"--half_life={self.half_life:g} needs --time_column, the column of --edges with "
+                "the times."
+            )
 
     def path(self, value: str) -> pathlib.Path:
         """An input path as given; relative ones are looked up in --data_dir.

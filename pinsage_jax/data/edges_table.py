@@ -28,6 +28,8 @@ from pinsage_jax.data.tables import Batch, Table, holds_integers, iter_batches
 
 _GROUP_ROWS = 1 << 24
 _GROUP_BYTES = 1 << 28
+# Kinds of edges; a kind is a bit of a 16-bit number.
+_MOST_KINDS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,8 @@ class EdgeIndices:
       weights: float32 [rows]; None without a weight column.
       times: int64 [rows], see `columns.times`; None without a time column.
       time_kind: 'number' or 'timestamp'; None without a time column.
+      kinds: uint8 [rows], positions in `kind_names`; None without a kind column.
+      kind_names: the kinds, ascending.
     """
 
     items: np.ndarray
@@ -69,6 +73,8 @@ class EdgeIndices:
     weights: np.ndarray | None
     times: np.ndarray | None
     time_kind: str | None
+    kinds: np.ndarray | None = None
+    kind_names: tuple[str, ...] = ()
 
 
 def collect_ids(
@@ -92,7 +98,7 @@ def collect_ids(
             f"--item_column and --collection_column are both '{config.item_column}'; "
             "they must be two columns of --edges."
         )
-    for flag in ("weight_column", "time_column"):
+    for flag in ("weight_column", "time_column", "kind_column"):
         if getattr(config, flag):
             edges.require(getattr(config, flag), flag)
     integer_columns = _integer_columns(edges, items, config)
@@ -143,8 +149,9 @@ def write_edge_indices(
       folder: where the files are written; created if it does not exist.
 
     Raises:
-      UserError: a weight is not finite and above 0, a time is missing or unreadable, times
-        have different units, or the table has changed since pass 1.
+      UserError: a weight is not finite and above 0, a time or kind is missing or unreadable,
+        times have different units, there are more than 16 kinds, or the table has changed
+        since pass 1.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -152,10 +159,13 @@ def write_edge_indices(
         return files.new_array(folder / f"{name}.npy", dtype, (ids.edge_rows,))
 
     names = [config.item_column, config.collection_column]
-    extras = [name for name in (config.weight_column, config.time_column) if name]
+    optional = (config.weight_column, config.time_column, config.kind_column)
+    extras = list(dict.fromkeys(name for name in optional if name))
     items, collections = new_column("items", np.int32), new_column("collections", np.int32)
     weights = new_column("weights", np.float32) if config.weight_column else None
     times = new_column("times", np.int64) if config.time_column else None
+    kinds = _Kinds(config.kind_column)
+    kind_codes = new_column("kinds", np.uint8) if config.kind_column else None
     time_kind, start = None, 0
     units = column_values.TimeUnits(config.time_column)
     group_rows = 4 * max(len(ids.items), len(ids.collections))
@@ -176,12 +186,52 @@ def write_edge_indices(
                         column, config.time_column, batch.where, time_kind
                     )
                     units.add(times[span], time_kind, batch.where)
+                if kind_codes is not None:
+                    kind_codes[span] = kinds.codes(batch)
                 start += len(batch)
             progress.update(sum(len(batch) for batch in group))
     units.check()
     if start != ids.edge_rows or (start and min(items.min(), collections.min()) < 0):
         raise UserError(f"--{edges.flag}={edges.path} changed while it was read; run again.")
-    return EdgeIndices(items, collections, weights, times, time_kind)
+    found = kinds.sort(kind_codes)
+    return EdgeIndices(items, collections, weights, times, time_kind, kind_codes, found)
+
+
+class _Kinds:
+    """Numbers the kinds of a column, in the order in which they come."""
+
+    def __init__(self, column: str):
+        self._column, self._numbers = column, dict[str, int]()
+
+    def codes(self, batch: Batch) -> np.ndarray:
+        """Numbers uint8 [rows] of the kinds of a batch."""
+        texts = column_values.texts(batch.column(self._column), self._column, batch.where)
+        coded = texts.dictionary_encode()
+        numbers = []
+        for name in coded.dictionary.to_pylist():
+            if not name:
+                row = pc.index(texts, "").as_py()
+                raise UserError(
+                    f"Column '{self._column}' is empty in {batch.where(row)}; every edge needs a "
+                    "kind."
+                )
+            numbers.append(self._numbers.setdefault(name, len(self._numbers)))
+        if len(self._numbers) > _MOST_KINDS:
+            raise UserError(
+                f"Column '{self._column}' has more than {_MOST_KINDS} kinds, such as "
+                f"{', '.join(list(self._numbers)[:3])}; merge some, or name another --kind_column."
+            )
+        return np.array(numbers, np.uint8)[coded.indices.to_numpy(zero_copy_only=False)]
+
+    def sort(self, codes: np.ndarray | None) -> tuple[str, ...]:
+        """Renumbers uint8 [rows] in place so that the kinds, which are returned, ascend."""
+        names = tuple(sorted(self._numbers))
+        if codes is not None and names:
+            places = np.array([names.index(name) for name in self._numbers], np.uint8)
+            for begin in range(0, len(codes), _GROUP_ROWS):
+                part = slice(begin, begin + _GROUP_ROWS)
+                codes[part] = places[codes[part]]
+        return names
 
 
 def _integer_columns(edges: Table, items: Table | None, config: DataConfig) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ class Baselines:
     def _build(self, name: str) -> Baseline:
         graph, config = self._graph, self._config
         if name == "popularity":
-            return Popularity(graph)
+            return Popularity(graph, config.data.weighs_edges)
         if name == "content":
             return Content(self._features)
         if name == "walk":

@@ -89,13 +89,17 @@ def top_items(baseline: Baseline, queries: np.ndarray, k: int, num_items: int) -
 
 
 class Popularity:
-    """Scores every item by its degree, whatever the query."""
+    """Scores every item by its degree, or by the weights of its edges, whatever the query."""
 
     name = "popularity"
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, by_weight: bool = False):
         self.settings: dict[str, Any] = {}
         self._degree = graph.degree()[: graph.num_items].astype(np.float32)
+        if by_weight and graph.weights is not None:
+            owner = np.repeat(np.arange(graph.num_items), self._degree.astype(np.int64))
+            weights = graph.weights[: graph.num_edges]
+            self._degree = np.bincount(owner, weights, graph.num_items).astype(np.float32)
 
     def scores(self, query_ids: np.ndarray) -> np.ndarray:
         """Scores float32 [Q, N] for queries int32 [Q]."""

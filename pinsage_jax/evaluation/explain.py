@@ -26,6 +26,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.text_table import aligned, terminal_width
 from pinsage_jax.evaluation.baselines import Content
+from pinsage_jax.graph.edge_weights import kinds_between
 from pinsage_jax.retrieval.neighbors import ids_and_titles, rows_of
 from pinsage_jax.retrieval.ranks import ranks_from_scores
 from pinsage_jax.retrieval.topk import target_ranks
@@ -64,6 +65,7 @@ def explain(config: Config, prepared: Prepared, embeddings: np.ndarray) -> dict[
         "target": _item(prepared, rows[1]),
         "shared_collections": shared_collections(prepared, *rows.tolist()),
         "walk": _walk(config, prepared, rows),
+        "kinds": kinds_of_pair(prepared, *rows.tolist()),
         "content": _content(prepared, rows),
         "embedding": _embedding(config, prepared, embeddings, rows),
         "neighbors": _pooled_neighbors(config, prepared, rows),
@@ -109,6 +111,23 @@ def shared_collections(prepared: Prepared, query: int, target: int) -> dict[str,
             {"collection_id": name, "items": int(size)} for name, size in zip(names, sizes[order])
         ],
     }
+
+
+def kinds_of_pair(prepared: Prepared, query: int, target: int) -> dict[str, float] | None:
+    """By which kinds of the query's edges one step of a walk reaches the target.
+
+    Returns:
+      The share of each kind in the probability of the step, largest first; empty if no
+      collection holds both; None where edges have no kinds (--kind_column).
+    """
+    if prepared.edge_kinds is None:
+        return None
+    kinds, names = prepared.edge_kinds
+    (found,) = kinds_between(prepared.graph, kinds, query, np.array([target]))
+    shares = {
+        name: float(part / found.sum()) for name, part in zip(names, found[: len(names)]) if part
+    }
+    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _walk(config: Config, prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
@@ -183,6 +202,10 @@ def _pooled_neighbors(config: Config, prepared: Prepared, rows: np.ndarray) -> d
             for node in best[: config.evaluate.neighbors_listed]
             if node < graph.num_nodes
         ]
+        if prepared.edge_kinds is not None:
+            for node, entry in zip(best, found[name]):
+                if node < graph.num_items:
+                    entry["kinds"] = kinds_of_pair(prepared, int(rows[row]), node)
     both = sorted(set(merged[0]) & set(merged[1]), key=lambda n: (-merged[0][n] * merged[1][n], n))
     found["in_both"] = [
         {
@@ -240,14 +263,19 @@ def format_explanation(result: dict[str, Any], width: int | None = None) -> str:
             f"cosine similarity of features {content['cosine']:.4f}; rank {content['rank']:,}"
         )
     lines.append(f"shared collections: {shared['count']:,}")
+    if result["kinds"]:
+        lines.append(f"by kind, of a step from query to target: {_format_kinds(result['kinds'])}")
     for collection in shared["smallest"]:
         name = _on_one_line(collection["collection_id"])
         lines.append(f"  {name}  ({collection['items']:,} items)")
     for name in ("query", "target"):
         heading = f"neighbors of largest weight in the {name}'s embedding"
-        rows = [[heading, "weight", "from the walk"]]
-        for node in result["neighbors"][name]:
+        listed = result["neighbors"][name]
+        with_kinds = any("kinds" in node for node in listed)
+        rows = [[heading, "weight", "from the walk"] + ["by kind"] * with_kinds]
+        for node in listed:
             rows.append([_format_node(node), f"{node['weight']:.4f}", f"{node['walk_weight']:.4f}"])
+            rows[-1] += [_format_kinds(node.get("kinds") or {})] * with_kinds
         lines += ["", *(table(rows) if len(rows) > 1 else [f"{heading}: none"])]
     rows = [["neighbors of both", "weight in query", "weight in target"]]
     for node in result["neighbors"]["in_both"]:
@@ -267,6 +295,10 @@ def _format_node(node: dict[str, Any]) -> str:
     if "collection_id" in node:
         return _on_one_line(f"collection {node['collection_id']}")
     return f"{_on_one_line(node['item_id'])}  {node['title']}".rstrip()
+
+
+def _format_kinds(kinds: dict[str, float]) -> str:
+    return ", ".join(f"{_on_one_line(name)} {share:.0%}" for name, share in kinds.items())
 
 
 def _on_one_line(text: str) -> str:

@@ -147,3 +147,26 @@ def copy_kept(indptr, indices, weights, isolated, out_indices, out_weights):
             if weights.shape[0] > 0:
                 out_weights[written] = weights[edge]
             written += 1
+
+
+@njit(nogil=True, cache=True)
+def mark_kinds(indptr, indices, num_items, items, collections, kinds, marked):
+    """Sets bit kinds[r] of the edge of every row r; rows of edges that are not there do nothing.
+
+    Args:
+      indptr: int64 [N+1]; indices: int32 [2E]; num_items: int32; the graph.
+      items, collections: int32 [R]; kinds: uint8 [R], below 16.
+      marked: uint16 [E] output, in the order of the items' rows.
+    """
+    for row in range(items.shape[0]):
+        node = num_items + collections[row]
+        low, high = indptr[items[row]], indptr[items[row] + 1]
+        end = high
+        while low < high:
+            middle = (low + high) >> 1
+            if indices[middle] < node:
+                low = middle + 1
+            else:
+                high = middle
+        if low < end and indices[low] == node:
+            marked[low] |= np.uint16(np.uint16(1) << np.uint16(kinds[row]))

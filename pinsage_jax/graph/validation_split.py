@@ -2,7 +2,9 @@
 
 A share of the collections is withheld: two items of one withheld collection are a
 validation pair.  A share of the items also loses all its edges, so that some pairs have a
-cold target.  The split is made from the training edges alone.
+cold target.  The split is made from the training edges alone.  Where edges have times, the
+collections that began last are withheld, and the items that came last lose their edges: what
+is asked in validation is then what will be asked of the next days.  Elsewhere both are random.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 from pinsage_jax.config.data import SplitConfig
 from pinsage_jax.data.pairs_table import derived_kinds
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.graph.pair_draws import PairGroup, choose, draw_pairs
+from pinsage_jax.graph.pair_draws import PairGroup, choose, draw_pairs, stream
 
 # Purposes of the random streams; a collection's own is _PAIRS plus its index.
 _COLLECTIONS, _ITEMS, _SUBSET, _GIVEN, _PAIRS = 1, 2, 3, 4, 1 << 32
@@ -33,7 +35,11 @@ class ValidationSplit:
 
 
 def validation_split(
-    graph: Graph, split: SplitConfig, seed: int, given: np.ndarray | None = None
+    graph: Graph,
+    split: SplitConfig,
+    seed: int,
+    given: np.ndarray | None = None,
+    times: np.ndarray | None = None,
 ) -> ValidationSplit:
     """Withholds collections and items, and draws the validation pairs.
 
@@ -48,6 +54,7 @@ def validation_split(
         from these: as large a share of them as of the collections, and all that contain
         an item without its edges, at most split.validation_pairs; training keeps the
         pairs that are in neither part.
+      times: int64 [E], earliest time of each edge in the order of the items' rows.
     """
     degree = graph.degree()
     eligible = np.flatnonzero(degree[graph.num_items :] >= 2)
@@ -58,9 +65,11 @@ def validation_split(
         none = np.empty(0, np.int32)
         empty = np.empty((0, 2), np.int32)
         return ValidationSplit(graph, none, none, empty, np.empty(0, "<U4"), given)
-    collections = choose(eligible, count, seed, _COLLECTIONS)
+    began = (None, None) if times is None else _first_times(graph, np.asarray(times))
+    collections = _chosen(eligible, count, began[1], seed, _COLLECTIONS)
     linked = np.flatnonzero(degree[: graph.num_items] > 0)
-    items = choose(linked, round(split.validation_cold_items * len(linked)), seed, _ITEMS)
+    count = round(split.validation_cold_items * len(linked))
+    items = _chosen(linked, count, began[0], seed, _ITEMS)
     train_graph = graph.without(collections=collections, items=items)
     train_degree = train_graph.degree()
     kept = None
@@ -74,6 +83,32 @@ def validation_split(
         pairs = draw_pairs(groups, split.validation_pairs, seed, _SUBSET, _PAIRS)
     kinds = derived_kinds(pairs, train_degree)
     return ValidationSplit(train_graph, collections, items, pairs, kinds, kept)
+
+
+def _first_times(graph: Graph, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Time int64 of the first edge of each item and of each collection; 0 for one without."""
+    items, edges = graph.num_items, graph.num_edges
+    began = np.full(graph.num_nodes, np.iinfo(np.int64).max)
+    owner = np.repeat(np.arange(items), np.diff(graph.indptr[: items + 1]))
+    for nodes in (owner, graph.indices[:edges]):
+        np.minimum.at(began, nodes, times)
+    began[graph.degree() == 0] = 0
+    return began[:items], began[items:]
+
+
+def _chosen(
+    nodes: np.ndarray, count: int, began: np.ndarray | None, seed: int, purpose: int
+) -> np.ndarray:
+    """`count` of the nodes int [n], int32 ascending: those that began last, or random ones.
+
+    Args:
+      began: int64, time of each node; of equal times random ones are chosen.  None: no times.
+    """
+    if began is None:
+        return choose(nodes, count, seed, purpose)
+    nodes = stream(seed, purpose).permutation(nodes)
+    latest = np.argsort(began[nodes], kind="stable")[max(len(nodes) - count, 0) :]
+    return np.sort(nodes[latest]).astype(np.int32)
 
 
 def _split_given_pairs(

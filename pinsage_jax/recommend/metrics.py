@@ -87,7 +87,9 @@ def read_test_edges(path: pathlib.Path, data: DataConfig, prepared: Prepared) ->
         a training edge.
     """
     table = tables.open_table(path, "test_edges", data)
-    only_ids = dataclasses.replace(data, weight_column="", time_column="")
+    only_ids = dataclasses.replace(
+        data, weight_column="", time_column="", kind_column="", kind_weights="", half_life=0.0
+    )
     ids = edges_table.collect_ids(table, None, only_ids, None)
     # Unknown ids are numbered after the known ones.
     items, num_items = _codes(ids.items, prepared.item_ids)

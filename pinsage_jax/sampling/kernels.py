@@ -69,7 +69,7 @@ def pick_weighted(cumulative, low, high, bits_32):
 
 
 @njit(nogil=True, cache=True)
-def _pick_weighted_except(cumulative, low, high, excluded, bits_32):
+def pick_weighted_except(cumulative, low, high, excluded, bits_32):
     """As pick_weighted, without the edge `excluded`."""
     before = cumulative[excluded - 1] if excluded > low else 0.0
     weight = cumulative[excluded] - before
@@ -130,7 +130,7 @@ def _hop(graph, current, first, last, masked_collection, bits, spare_bits, edges
             low, high = indptr[current[walk]], indptr[current[walk] + 1]
             other = edge
             if weighted and high - low > 1:
-                other = _pick_weighted_except(cumulative, low, high, edge, spare_bits[walk])
+                other = pick_weighted_except(cumulative, low, high, edge, spare_bits[walk])
             elif high - low > 1:
                 other = low + bounded(spare_bits[walk], high - low - 1)
                 other += np.int64(other >= edge)

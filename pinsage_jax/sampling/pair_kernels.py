@@ -13,6 +13,7 @@ import numpy as np
 
 from pinsage_jax.cpu.counter_random import GOLDEN, U1, U32, bounded, draw, mix, stream
 from pinsage_jax.cpu.kernel_cache import njit
+from pinsage_jax.sampling.kernels import pick_weighted, pick_weighted_except
 
 
 @njit(nogil=True, cache=True)
@@ -197,19 +198,23 @@ def listed_pairs(pairs, seed, first, queries, targets):
 
 @njit(nogil=True, cache=True)
 def weighted_collection_pairs(
-    indptr, indices, num_items, cumulative, seed, first, queries, targets, source_collection
+    graph, num_items, cumulative, edge_sums, seed, first, queries, targets, source_collection
 ):
     """Positive pairs of collections drawn with replacement in proportion to a weight.
 
     Args:
-      indptr, indices, num_items, seed, first: as in collection_pairs.
+      graph: (indptr int64 [N+1], indices int32 [2E]), the rows of the graph.
+      num_items, seed, first: as in collection_pairs.
       cumulative: float64 [collections], running sums of the collections' weights; the
         weight of a collection with fewer than two items must be 0.
+      edge_sums: float64 [2E], running sums of the weights of the edges within each row: query
+        and target are drawn in proportion to these; empty: each item alike.
       queries, targets, source_collection: int32 [B] outputs; source_collection is the
         node id of the collection.
     """
     key = stream(seed, 0, 1)
-    last = cumulative.shape[0] - 1
+    last, (indptr, indices) = cumulative.shape[0] - 1, graph
+    weighted = edge_sums.shape[0] > 0
     for row in range(queries.shape[0]):
         number = first + row
         # 53 bits, the precision of float64, because there may be many millions of collections.
@@ -223,10 +228,15 @@ def weighted_collection_pairs(
             else:
                 low = middle + 1
         begin, end = indptr[num_items + low], indptr[num_items + low + 1]
-        query = bounded(draw(key, number, 1) >> U32, end - begin)
-        target = bounded(draw(key, number, 2) >> U32, end - begin - 1)
-        if target >= query:
-            target += 1
-        queries[row] = indices[begin + query]
-        targets[row] = indices[begin + target]
+        bits, other_bits = draw(key, number, 1) >> U32, draw(key, number, 2) >> U32
+        if weighted:
+            query = pick_weighted(edge_sums, begin, end, bits)
+            target = pick_weighted_except(edge_sums, begin, end, query, other_bits)
+        else:
+            query = begin + bounded(bits, end - begin)
+            target = begin + bounded(other_bits, end - begin - 1)
+            if target >= query:
+                target += 1
+        queries[row] = indices[query]
+        targets[row] = indices[target]
         source_collection[row] = num_items + low

@@ -20,7 +20,7 @@ from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling import pair_kernels
-from pinsage_jax.sampling.neighborhoods import WalkTables, visit_counts
+from pinsage_jax.sampling.neighborhoods import WalkTables, row_cumulative, visit_counts
 
 _PAIR_STREAM = 0x70616972
 _RANDOM_STREAM = 0x72616E64
@@ -70,6 +70,7 @@ class PairSource:
         pairs: np.ndarray | None = None,
         per_epoch: int | None = None,
         power: float = 1.0,
+        by_weight: bool = False,
     ):
         """Chooses how pairs are drawn.
 
@@ -81,6 +82,8 @@ class PairSource:
           power: collections are drawn in proportion to (size - 1) ** power.  With 1 every
             edge is visited once an epoch instead: about the same distribution, without
             replacement.
+          by_weight: collections are also drawn in proportion to the mean weight of their edges,
+            and their items in proportion to the weights, with any power.
 
         Raises:
           UserError: there is no pair to draw.
@@ -89,6 +92,9 @@ class PairSource:
         self._seed = np.uint64(seed ^ _PAIR_STREAM)
         self._pairs = None if pairs is None else np.ascontiguousarray(pairs, np.int32)
         self._cumulative = None
+        self._edge_sums = np.empty(0)
+        if by_weight and graph.weights is not None and pairs is None:
+            self._edge_sums = row_cumulative(graph.indptr, graph.weights)
         self._available = pairs_per_epoch(graph, pairs)
         if pairs is None and not self._collection_weights(power).any():
             raise UserError(
@@ -99,14 +105,25 @@ class PairSource:
             raise UserError(
                 "There is no training pair; pass a --train_pairs table with rows, or none."
             )
-        if pairs is None and power != 1.0:
+        if pairs is None and (power != 1.0 or len(self._edge_sums)):
             self._cumulative = np.cumsum(self._collection_weights(power))
         self.per_epoch = pairs_per_epoch(graph, pairs, per_epoch)
 
     def _collection_weights(self, power: float) -> np.ndarray:
         """Sampling weights, float64 [collections]; 0 for a collection without a pair."""
         sizes = np.diff(self._graph.indptr[self._graph.num_items :]).astype(np.float64)
-        return np.where(sizes > 1, np.maximum(sizes - 1, 1) ** power, 0.0)
+        weights = np.where(sizes > 1, np.maximum(sizes - 1, 1) ** power, 0.0)
+        if len(self._edge_sums):
+            weights *= self._totals() / np.maximum(sizes, 1)
+        return weights
+
+    def _totals(self) -> np.ndarray:
+        """Sum of the weights of each collection's edges, float64 [collections]."""
+        ends = self._graph.indptr[self._graph.num_items :]
+        filled = np.diff(ends) > 0
+        totals = np.zeros(len(filled))
+        totals[filled] = self._edge_sums[ends[1:][filled] - 1]
+        return totals
 
     def epoch_of(self, number: int) -> int:
         """The epoch, counted from 0, of pair `number` of the run."""
@@ -118,10 +135,10 @@ class PairSource:
         source_collection = np.full(size, -1, np.int32)
         if self._cumulative is not None:
             pair_kernels.weighted_collection_pairs(
-                self._graph.indptr,
-                self._graph.indices,
+                (self._graph.indptr, self._graph.indices),
                 self._graph.num_items,
                 self._cumulative,
+                self._edge_sums,
                 self._seed,
                 first,
                 queries,
@@ -160,6 +177,8 @@ class PairSource:
         count = self._graph.num_items
         if self._pairs is not None:
             total = np.bincount(self._pairs[:, column], minlength=count).astype(np.float64)
+        elif len(self._edge_sums):
+            total = self._weighted_ends(column)
         else:
             # All items of a collection are equally likely to be the query, and the target.
             sizes = np.diff(self._graph.indptr[count:])
@@ -176,6 +195,29 @@ class PairSource:
                 edge_weights = np.repeat(item_weights[begin:end], sizes[begin:end])
                 total += np.bincount(items, weights=edge_weights, minlength=count)
         return (total / total.sum()).astype(np.float32)
+
+    def _weighted_ends(self, column: int) -> np.ndarray:
+        """Probabilities float64 [num_items], up to a factor, where items are drawn by weight.
+
+        In a collection of weights w with sum W an item is the query with probability w / W, and
+        the target with the sum over the other items q of w_q / W * w / (W - w_q).
+        """
+        graph, count = self._graph, self._graph.num_items
+        assert graph.weights is not None and self._cumulative is not None, "pairs go by weight"
+        starts = graph.indptr[count:]
+        total = np.zeros(count)
+        drawn = np.diff(self._cumulative, prepend=0.0)
+        for collection in np.flatnonzero(drawn).tolist():
+            row = slice(starts[collection], starts[collection + 1])
+            weights = graph.weights[row].astype(np.float64)
+            share = weights / weights.sum()
+            if column == 1:
+                # 1 - share, without the cancellation of a share near 1.
+                rest = (weights.sum() - weights) / weights.sum()
+                odds = share / np.maximum(rest, np.finfo(np.float64).tiny)
+                share = share * (odds.sum() - odds)
+            total[graph.indices[row]] += drawn[collection] * share
+        return total
 
 
 def random_negatives(pool: np.ndarray, size: int, seed: int, step: int) -> np.ndarray:

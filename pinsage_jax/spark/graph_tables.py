@@ -148,6 +148,11 @@ def _clean_edges(session: SparkSession, config: Config) -> tuple[DataFrame, int]
     from pyspark.sql import functions as F
 
     data = config.data
+    if data.weighs_edges:
+        raise UserError(
+            "--mode=graph_tables does not weigh edges by kind or age; write the products into a "
+            "column and name it with --weight_column, without --kind_weights and --half_life."
+        )
     columns = {
         "item_id": data.item_column,
         "collection_id": data.collection_column,

@@ -89,6 +89,7 @@ def train(
         split.train_pairs,
         config.train.pairs_per_epoch,
         config.sampling.pair_power,
+        config.data.weighs_edges,
     )
     if hard_slots(config.train, pairs.per_epoch):
         logging.debug(

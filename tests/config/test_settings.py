@@ -72,6 +72,10 @@ LATER: frozenset[str] = frozenset(
         "to",
         "unit_length",
         "example",
+        # What an edge is and how old edges count, nobody but the user knows.
+        "half_life",
+        "kind_column",
+        "kind_weights",
         "image_column",
         # Encoders in place of TF-IDF.
         "image_columns",

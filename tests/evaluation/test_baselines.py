@@ -60,6 +60,8 @@ def test_popularity_is_the_degree(graph):
     scores = baselines.Popularity(graph).scores(np.array([4, 0]))
     degree = [np.count_nonzero(row) for row in dense(graph)]
     np.testing.assert_array_equal(scores, [degree, degree])
+    by_weight = baselines.Popularity(graph, by_weight=True).scores(np.array([4]))
+    np.testing.assert_allclose(by_weight, [dense(graph).sum(axis=1)], rtol=1e-5)
 
 
 def test_content_is_the_cosine_of_features(graph, small_rng, monkeypatch):

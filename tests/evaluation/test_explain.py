@@ -15,6 +15,7 @@ from pinsage_jax.catalog.prepare import open_prepared
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import explain as explaining
 from pinsage_jax.export.reader import load_embeddings
+from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.sampling.neighborhoods import visit_scores
 from pinsage_jax.stages.runs import validation_split_of
@@ -132,6 +133,32 @@ def test_items_without_edges_or_features(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "The items have no features." in text and "not visited" in text
     assert "neighbors of largest weight in the query's embedding: none" in text
+
+
+def test_kinds_of_edges_are_told(tmp_path, capsys):
+    graph = Graph.from_edges(*np.array([[0, 1, 2, 0, 1, 3], [0, 0, 0, 1, 1, 2]], np.int32), 5, 3)
+    # The edges of item 0 are of the kinds built and kept (collection 0), and kept (collection 1).
+    kinds = np.array([3, 2, 2, 2, 1, 1], np.uint16)
+    np.save(tmp_path / "kinds.npy", kinds)
+    prepared = make_prepared(graph)
+    manifest = prepared.manifest | {"kind_names": ["built", "kept"]}
+    prepared = dataclasses.replace(prepared, folder=tmp_path, manifest=manifest)
+    assert explaining.kinds_of_pair(make_prepared(graph), 0, 1) is None
+    assert explaining.kinds_of_pair(prepared, 0, 3) == {}
+    assert explaining.kinds_of_pair(prepared, 4, 0) == {}
+    assert explaining.kinds_of_pair(prepared, 0, 2) == {"built": 0.5, "kept": 0.5}
+    # Collection 0 leads to item 1 with 1/2 * 1/3, half by each kind, and collection 1 with 1/4.
+    found = explaining.kinds_of_pair(prepared, 0, 1)
+    assert list(found) == ["kept", "built"] and found["built"] == pytest.approx(1 / 12 / (5 / 12))
+    vectors = np.random.default_rng(2).normal(size=(5, 8)).astype(np.float32)
+    config = explained(make_config(tmp_path), "item-0", "item-1")
+    result = explaining.explain(config, prepared, vectors)
+    assert result["kinds"] == found
+    listed = {entry["item_id"]: entry["kinds"] for entry in result["neighbors"]["query"]}
+    assert listed == {"item-1": found, "item-2": {"built": 0.5, "kept": 0.5}}
+    text = capsys.readouterr().out
+    assert "by kind, of a step from query to target: kept 80%, built 20%" in text
+    assert "by kind" in text.split("neighbors of largest weight")[1]
 
 
 @pytest.mark.parametrize(

@@ -190,3 +190,37 @@ def test_given_pairs_are_split_and_not_drawn(seed):
     assert len(validation_split(graph, SplitConfig(0.3, 0.2, 5), seed, given).pairs) <= 5
     whole = validation_split(graph, SplitConfig(0.0, 0.2, 5), seed, given)
     assert whole.train_pairs is given and len(whole.pairs) == 0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_with_times_the_latest_are_withheld(seed):
+    graph = random_graph(5)
+    rng = np.random.default_rng(seed)
+    # Few values, so that some collections and items begin at the same time.
+    times = rng.integers(0, 12, graph.num_edges)
+    settings = SplitConfig(0.2, 0.15, 50)
+    split = validation_split(graph, settings, seed, times=times)
+    began = {}
+    place = 0
+    for item in range(graph.num_items):
+        for node in graph.neighbors(item).tolist():
+            for key in (item, node):
+                began[key] = min(began.get(key, 99), int(times[place]))
+            place += 1
+    degree = graph.degree()
+    eligible = [c for c in range(60) if degree[200 + c] >= 2]
+    linked = np.flatnonzero(degree[:200] > 0).tolist()
+    for chosen, all_nodes, first, share in (
+        (split.collections, eligible, 200, 0.2),
+        (split.items, linked, 0, 0.15),
+    ):
+        ages = sorted(began[first + node] for node in all_nodes)
+        count = round(share * len(all_nodes))
+        assert len(set(chosen.tolist())) == count and (np.diff(chosen) > 0).all()
+        assert sorted(began[first + node] for node in chosen.tolist()) == ages[-count:]
+    other = validation_split(graph, settings, seed + 10, times=times)
+    assert (split.items.tolist(), split.collections.tolist()) != (
+        other.items.tolist(), other.collections.tolist()
+    )  # fmt: skip
+    same = validation_split(graph, settings, seed, times=times)
+    np.testing.assert_array_equal(same.pairs, split.pairs)

@@ -175,6 +175,45 @@ def test_weighted_pairs_have_the_exact_distribution(power):
     np.testing.assert_allclose(source.target_probability(), mass / mass.sum(), rtol=1e-6)
 
 
+def weighted_outcomes(graph, power):
+    """{(query, target, collection): chance} of pairs by weight, with nested loops."""
+    exact = {}
+    for node, row in reference.adjacency(graph).items():
+        if node < graph.num_items or len(row) < 2:
+            continue
+        total = sum(weight for _, weight in row)
+        drawn = (len(row) - 1.0) ** power * total / len(row)
+        for query, first in row:
+            for target, second in row:
+                if query != target:
+                    chance = first / total * second / (total - first)
+                    exact[query, target, node] = drawn * chance
+    mass = sum(exact.values())
+    return {outcome: chance / mass for outcome, chance in exact.items()}
+
+
+@pytest.mark.parametrize("power", [0.2, 1.0])
+def test_pairs_by_weight_have_the_exact_distribution(power):
+    weights = np.random.default_rng(4).uniform(0.05, 4, 10)
+    edges = [(0, 0), (1, 0), (2, 0), (3, 0), (1, 1), (4, 3), (5, 3), (0, 4), (5, 4), (6, 4)]
+    graph = reference.small_graph(dict(zip(edges, weights.tolist())), 8, 5, True)
+    exact, number = weighted_outcomes(graph, power), 100_000
+    source = PairSource(graph, seed=1, power=power, by_weight=True)
+    counts = collections.Counter(rows_of(source.batch(0, number)))
+    assert set(counts) <= set(exact)
+    wanted = np.array(list(exact.values()))
+    observed = [counts[outcome] for outcome in exact]
+    assert stats.chisquare(observed, number * wanted).pvalue > UNLIKELY
+    for end, found in enumerate((source.query_probability(), source.target_probability())):
+        mass = np.zeros(graph.num_items)
+        for outcome, chance in exact.items():
+            mass[outcome[end]] += chance
+        np.testing.assert_allclose(found, mass, rtol=1e-5)
+    # Weights of a --weight_column alone, and equal ones, leave pairs as they were.
+    plain = rows_of(PairSource(graph, seed=1, power=0.2).batch(0, 50))
+    assert plain == rows_of(PairSource(toy(), seed=1, power=0.2).batch(0, 50))
+
+
 def test_collections_without_pairs_are_never_drawn():
     """Single-item collections at both ends of the running sums have weight 0."""
     edges = [(0, 0), (1, 1), (2, 1), (0, 2), (1, 2), (2, 2), (2, 3)]

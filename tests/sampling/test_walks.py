@@ -337,7 +337,7 @@ def test_weighted_picks_stay_in_their_row(bits):
         low, high = 1, 1 + len(row)
         assert low <= kernels.pick_weighted(cumulative, low, high, np.uint64(bits)) < high
         for excluded in range(low, high):
-            edge = kernels._pick_weighted_except(cumulative, low, high, excluded, np.uint64(bits))
+            edge = kernels.pick_weighted_except(cumulative, low, high, excluded, np.uint64(bits))
             assert low <= edge < high and edge != excluded
 
 
