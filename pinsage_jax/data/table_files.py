@@ -2,15 +2,19 @@
 
 A folder is read with all folders inside it.  Names that begin with `_` or `.` are hidden:
 Spark, Hadoop and notebooks give them to markers, unfinished files and copies.  They are left
-out, as are files of another kind; what is left out is logged.
+out, as are files of another kind; what is left out is logged.  Of a folder that Hugging Face
+`datasets` saved, the files are read that its state.json lists.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import pyarrow as pa
 from absl import logging
 
 from pinsage_jax.core.errors import UserError
@@ -18,6 +22,10 @@ from pinsage_jax.data.csv_files import compression_of
 
 PARQUET, CSV, ARROW, MEMORY = "parquet", "csv", "arrow", "memory"
 _PARQUET_MAGIC, _ARROW_MAGIC = b"PAR1", b"ARROW1"
+# The first bytes of every message of an Arrow stream.
+_STREAM_MARK = b"\xff\xff\xff\xff"
+# What `datasets` writes beside its files, of one split and of several.
+_STATE, _SPLITS = "state.json", "dataset_dict.json"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 # In the order of preference within a folder.
 _SUFFIXES = {
@@ -62,7 +70,7 @@ def kind_of(path: pathlib.Path, flag: str) -> str:
         raise not_utf8(path, flag)
     if head.startswith(_PARQUET_MAGIC) or path.suffix in _SUFFIXES[PARQUET]:
         return PARQUET
-    if head.startswith(_ARROW_MAGIC):
+    if head.startswith((_ARROW_MAGIC, _STREAM_MARK)):
         return ARROW
     if compression_of(head) is None:
         for magic, what in _OTHERS.items():
@@ -83,8 +91,15 @@ def files_of(folder: pathlib.Path, flag: str) -> tuple[list[pathlib.Path], str]:
     """The files of a folder that are read, sorted, and their kind; logs what is left out.
 
     Raises:
-      UserError: the folder holds no table.
+      UserError: the folder holds no table, or several.
     """
+    if (folder / _SPLITS).is_file():
+        splits = ", ".join(path.name for path in sorted(folder.iterdir()) if path.is_dir())
+        raise UserError(
+            f"--{flag}={folder} holds several splits of a dataset ({splits}); name the folder of "
+            "one of them."
+        )
+    listed = _listed_files(folder / _STATE)
     files: list[pathlib.Path] = []
     hidden: list[pathlib.Path] = []
     for path in sorted(folder.rglob("*")):
@@ -92,13 +107,47 @@ def files_of(folder: pathlib.Path, flag: str) -> tuple[list[pathlib.Path], str]:
             names = path.relative_to(folder).parts
             (hidden if any(name[0] in "._" for name in names) else files).append(path)
     for kind, suffixes in _SUFFIXES.items():
-        if parts := [path for path in files if path.name.lower().endswith(suffixes)]:
+        parts = [path for path in files if path.name.lower().endswith(suffixes)]
+        if listed is not None:
+            parts = [path for path in parts if path.name in listed]
+        if parts:
             others = [path for path in files if path not in set(parts)]
             _log_folder(folder, flag, kind, parts, hidden, others)
             return parts, kind
     raise UserError(
         f"--{flag}={folder} is a folder without any .parquet file (or .feather, or .csv)."
     )
+
+
+def _listed_files(state: pathlib.Path) -> set[str] | None:
+    """Names of the data files that a saved dataset consists of; None if this is no such state.
+
+    A dataset that was saved over another one may lie beside files of that one.
+    """
+    try:
+        found = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
+        return {str(entry["filename"]) for entry in found}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def arrow_batches(path: pathlib.Path) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
+    """The schema and the batches of an Arrow file, or of a file that holds an Arrow stream.
+
+    Raises:
+      pyarrow.ArrowInvalid: the file is damaged.
+    """
+    with pa.memory_map(str(path)) as source:
+        is_stream = source.read(len(_STREAM_MARK)) == _STREAM_MARK
+        source.seek(0)
+        if is_stream:
+            stream = pa.ipc.open_stream(source)
+            yield stream.schema, iter(stream)
+        else:
+            reader = pa.ipc.open_file(source)
+            numbers = range(reader.num_record_batches)
+            yield reader.schema, (reader.get_batch(number) for number in numbers)
 
 
 def of_two_tables(first: pathlib.Path, second: pathlib.Path) -> str:

@@ -31,6 +31,7 @@ from pinsage_jax.data.table_files import (
     CSV,
     MEMORY,
     PARQUET,
+    arrow_batches,
     files_of,
     kind_of,
     not_utf8,
@@ -153,11 +154,8 @@ def open_table(path: str | pathlib.Path, flag: str, config: DataConfig | None = 
                     )
                 schema, rows = _csv_schema(part, flag, form), None
             elif kind == ARROW:
-                with pa.memory_map(str(part)) as source:
-                    reader = pa.ipc.open_file(source)
-                    schema = reader.schema
-                    batches = range(reader.num_record_batches)
-                    rows = sum(reader.get_batch(number).num_rows for number in batches)
+                with arrow_batches(part) as (schema, batches):
+                    rows = sum(batch.num_rows for batch in batches)
             else:
                 with pa_parquet.ParquetFile(part) as handle:
                     schema, rows = handle.schema_arrow, handle.metadata.num_rows
@@ -311,10 +309,9 @@ def _raw_batches(
                     yield _decode_dictionaries(rows.select(names))
         return
     if table.kind == ARROW:
-        with pa.memory_map(str(part)) as source:
-            reader = pa.ipc.open_file(source)
-            for number in range(reader.num_record_batches):
-                rows = reader.get_batch(number).select(names)
+        with arrow_batches(part) as (_, batches):
+            for batch in batches:
+                rows = batch.select(names)
                 for start in range(0, rows.num_rows, batch_rows):
                     yield _decode_dictionaries(rows.slice(start, batch_rows))
         return

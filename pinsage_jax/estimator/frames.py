@@ -19,9 +19,13 @@ from pinsage_jax.data.tables import Table, table_in_memory
 
 def is_frame(value: Any) -> bool:
     """Whether a value is a table that `as_table` reads."""
-    return isinstance(value, pa.Table | Mapping) or any(
-        hasattr(value, name)
-        for name in ("__arrow_c_stream__", "__arrow_c_array__", "__dataframe__")
+    return (
+        isinstance(value, pa.Table | Mapping)
+        or _is_dataset(value)
+        or any(
+            hasattr(value, name)
+            for name in ("__arrow_c_stream__", "__arrow_c_array__", "__dataframe__")
+        )
     )
 
 
@@ -35,7 +39,7 @@ def as_table(value: Any, name: str) -> pa.Table:
 
     Args:
       value: a pandas, Polars or Arrow table, any other object with the Arrow PyCapsule
-        interface, or a mapping from names to columns.
+        interface, a Dataset of Hugging Face, or a mapping from names to columns.
       name: what messages call it.
 
     Raises:
@@ -44,6 +48,11 @@ def as_table(value: Any, name: str) -> pa.Table:
     try:
         if isinstance(value, pa.Table):
             return value
+        if _is_dataset(value):
+            if isinstance(value, Mapping):
+                raise UserError(f"{name}: give one split of the dataset ({', '.join(value)}).")
+            # The rows that it was filtered or sorted to, in its order.
+            return value.with_format("arrow")[:].replace_schema_metadata()
         if isinstance(value, Mapping):
             return pa.table({str(key): _column(column) for key, column in value.items()})
         if type(value).__module__.startswith("pandas"):
@@ -77,6 +86,8 @@ def edges_table(value: Any, item: str, collection: str) -> pa.Table | str:
         matrix = value.tocoo()
         columns = {collection: matrix.row.astype(np.int64), item: matrix.col.astype(np.int64)}
         return pa.table({**columns, "weight": np.asarray(matrix.data, np.float64)})
+    if _is_dataset(value):
+        return as_table(value, "edges")
     if isinstance(value, Mapping) and {item, collection} <= value.keys():
         return as_table(value, "edges")
     if is_frame(value) and not isinstance(value, Mapping):
@@ -129,6 +140,11 @@ def names_text(value: Any, argument: str) -> str:
         if "," in name:
             raise UserError(f"{argument}: the column '{name}' has a comma in its name; rename it.")
     return ",".join(names)
+
+
+def _is_dataset(value: Any) -> bool:
+    """Whether a value is a Dataset or DatasetDict of Hugging Face, which are not imported here."""
+    return type(value).__module__ in ("datasets.arrow_dataset", "datasets.dataset_dict")
 
 
 def _column(column: Any) -> Any:

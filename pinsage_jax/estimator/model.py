@@ -87,7 +87,8 @@ class PinSage(FittedRun):
 
         Args:
           edges: one row per item in a collection: a pandas, Polars or Arrow table (or any with
-            the Arrow PyCapsule interface), a dictionary of columns, a path; a SciPy sparse
+            the Arrow PyCapsule interface), a Dataset of Hugging Face, a dictionary of columns,
+            a path; a SciPy sparse
             matrix of collections by items, whose values are weights; or the items of each
             collection, as a list of lists or a dictionary.
           items: one row per item with its features; may hold items without edges. A table or
