@@ -9,9 +9,10 @@ from pinsage_jax.config.fields import Checked, constant, option
 from pinsage_jax.core.errors import UserError
 
 # What --mode=export writes for.
-NO_STORE = "none"
+NO_STORE, HUB = "none", "huggingface"
 STORES = (
     "lancedb", "pgvector", "qdrant", "milvus", "opensearch", "elasticsearch", "redis",
+    "huggingface",
 )  # fmt: skip
 
 
@@ -130,6 +131,14 @@ class VectorStoreConfig(Checked):
         "--mode=export: write the encoder of new items without edges as StableHLO, which JAX runs "
         "without this package, to WORKDIR/encoder.",
     )
+    hub_repo: str = option(
+        "",
+        "--to=huggingface: upload the folder to this repository of the hub, USER/NAME; a new one "
+        "is private. Needs `hf auth login` or HF_TOKEN.",
+    )
+    hub_license: str = option(
+        "", "--to=huggingface: license in the model card, such as apache-2.0; empty: none is named."
+    )
     check: str = option(
         "",
         "Compare a store with this model instead: a folder that --to wrote, a LanceDB database, or "
@@ -143,6 +152,14 @@ class VectorStoreConfig(Checked):
 
     def validate(self) -> None:
         super().validate()
+        for name, value, pattern, wanted in (
+            ("hub_repo", self.hub_repo, r"[\w.-]+/[\w.-]+", "USER/NAME is"),
+            ("hub_license", self.hub_license, r"[a-z0-9.-]+", "an identifier such as mit is"),
+        ):
+            if value and self.to != HUB:
+                raise UserError(f"--{name}={value} needs --to={HUB}.")
+            if value and not re.fullmatch(pattern, value, re.ASCII):
+                raise UserError(f"--{name}={value}: {wanted} expected.")
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", self.export_table):
             raise UserError(
                 f"--export_table={self.export_table}: small letters, digits and _ are expected, a "

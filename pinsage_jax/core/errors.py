@@ -6,9 +6,17 @@ and exits with code 2; any other exception is a bug in the program and keeps its
 traceback.
 """
 
+_MESSAGE_LENGTH = 200
+
 
 class UserError(Exception):
     """Bad input: one sentence for the user, printed without a traceback."""
+
+
+def described(error: BaseException) -> str:
+    """An error of other code for a sentence: its type, and the beginning of its message."""
+    message = " ".join(str(error).split())[:_MESSAGE_LENGTH].rstrip(".")
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def printable_message(error: UserError) -> str:

@@ -165,7 +165,6 @@ class FeatureTransform:
                 "kind": block.kind,
                 "columns": list(_columns_of(block)),
                 "width": block.width,
-                **({"encoder": block.name} if isinstance(block, EncodedBlock) else {}),
             }
             for block in self._blocks
         ]

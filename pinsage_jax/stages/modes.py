@@ -223,6 +223,8 @@ def extras_of(config: Config) -> list[tuple[str, str, tuple[str, ...]]]:
         found.append((f"--search={config.search.search}", "ann", ("faiss",)))
     if mode == "export" and config.vector_store.to == "lancedb":
         found.append(("--to=lancedb", "lancedb", ("lancedb",)))
+    if mode == "export" and (repo := config.vector_store.hub_repo):
+        found.append((f"--hub_repo={repo}", "huggingface", ("huggingface_hub",)))
     if mode == "export" and config.vector_store.export_model:
         found.append(("--export_model", "stablehlo", ("flatbuffers",)))
     if config.encoders.text_folder and mode in READERS_OF_SECTIONS["encoders"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from pinsage_jax.catalog.additions import Additions
 from pinsage_jax.catalog.extended import with_additions
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
-from pinsage_jax.config.tools import NO_STORE
+from pinsage_jax.config.tools import HUB, NO_STORE
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import Table, open_table
 from pinsage_jax.export.reader import load_embeddings
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pinsage_jax.graph.validation_split import ValidationSplit
     from pinsage_jax.ranking.ranker import Ranker
     from pinsage_jax.recommend.choice import Validation
+    from pinsage_jax.stores.hub.card import Facts
 
 # A run fits the ranker with at least so many pairs, about ten for each weight.
 _LEAST_PAIRS = 200
@@ -189,9 +191,10 @@ def export(config: Config) -> dict[str, Any] | str:
     """Hands the run to other programs: --to, --export_model, or --check of what a store holds.
 
     Returns:
-      What was noted of the last export written, or the sentence of the check.
+      What was noted of the export for a store, else of the encoder, or the sentence of the check.
     """
-    from pinsage_jax.stores.writer import check_store, version_of, write_store
+    from pinsage_jax.stores.hub.repository import upload
+    from pinsage_jax.stores.writer import check_store, folder_of, version_of, write_store
 
     prepared = open_prepared(config.workdir)
     weight, settings = config.search.popularity_weight, config.vector_store
@@ -199,8 +202,6 @@ def export(config: Config) -> dict[str, Any] | str:
     if settings.check:
         return check_store(config, prepared.item_columns, vectors)
     about: dict[str, Any] = {}
-    if settings.to != NO_STORE:
-        about = write_store(config, prepared.item_columns, vectors)
     if settings.export_model:
         from pinsage_jax.inference.exported_encoder import FOLDER, write_encoder
         from pinsage_jax.stages.checkpoint import open_new_items
@@ -209,7 +210,36 @@ def export(config: Config) -> dict[str, Any] | str:
         version = version_of(config.workdir, weight)
         about = write_encoder(config.workdir, model, codec.transform, version, weight)
         logging.info("export: the encoder of new items is in %s/%s", config.workdir, FOLDER)
+    if settings.to != NO_STORE:
+        facts = _facts_for_card(config, prepared) if settings.to == HUB else None
+        about = write_store(config, prepared.item_columns, vectors, facts)
+        if settings.hub_repo:
+            upload(folder_of(config), settings.hub_repo, about["model_version"])
     return about
+
+
+def _facts_for_card(config: Config, prepared: Prepared) -> Facts:
+    """What the model card of the hub says of the run."""
+    from pinsage_jax.stages.evaluate import saved_evaluation
+    from pinsage_jax.stores.hub.card import Facts
+    from pinsage_jax.stores.hub.repository import model_name
+
+    evaluation, settings = saved_evaluation(config), config.vector_store
+    if evaluation is None:
+        logging.warning(
+            "export: the model card has no scores, for eval.json is not of these vectors and "
+            "settings; run --mode=evaluate before."
+        )
+    if not settings.hub_license:
+        logging.warning("export: the model card names no license; give --hub_license.")
+    return Facts(
+        model_name(settings.hub_repo, pathlib.Path(config.workdir)),
+        settings.hub_license,
+        prepared.manifest["counts"],
+        prepared.manifest["features"]["blocks"],
+        evaluation,
+        settings.export_model,
+    )
 
 
 def recommend(config: Config) -> dict[str, Any] | None:

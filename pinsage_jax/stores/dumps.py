@@ -38,6 +38,7 @@ _ROWS_OF = {
     "opensearch": "bulk-*.ndjson",
     "elasticsearch": "bulk-*.ndjson",
     "redis": "items.resp",
+    "huggingface": "embeddings/part-*.parquet",
 }
 _LISTS = (("points",), ("result", "points"), ("result",), ("hits", "hits"), ("data",), ("rows",))
 _ACTIONS = {"index", "create", "update"}

@@ -2,7 +2,8 @@
 
 WORKDIR/stores/STORE, or --export_folder:
   the files of the store     see lance_table.py, pgvector_copy.py, qdrant_points.py,
-                             opensearch_bulk.py, milvus_import.py, redis_commands.py
+                             opensearch_bulk.py, milvus_import.py, redis_commands.py, and
+                             hub/repository.py
   canary.json                see canary.py
   export.json                the program, the run, the columns and checksums
 """
@@ -10,6 +11,7 @@ WORKDIR/stores/STORE, or --export_folder:
 from __future__ import annotations
 
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +44,10 @@ from pinsage_jax.stores.canary import (
     compare,
     neighbors_of,
 )
+from pinsage_jax.stores.hub import repository
+from pinsage_jax.stores.hub.card import FILE as CARD
+from pinsage_jax.stores.hub.card import Facts, card
+from pinsage_jax.stores.hub.repository import ENCODER
 from pinsage_jax.stores.rows import StoreRows
 
 FOLDER = "stores"
@@ -55,6 +61,7 @@ WRITERS: dict[str, Callable[[StoreRows, str, pathlib.Path], str]] = {
     "opensearch": opensearch_bulk.write_opensearch,
     "elasticsearch": opensearch_bulk.write_elasticsearch,
     "redis": redis_commands.write,
+    "huggingface": repository.write,
 }
 assert tuple(WRITERS) == STORES
 
@@ -70,12 +77,23 @@ def version_of(workdir: str, popularity_weight: float = 1.0) -> str:
     return version if popularity_weight == 1.0 else f"{version}-popularity{popularity_weight:g}"
 
 
-def write_store(config: Config, items: ItemColumns, vectors: np.ndarray) -> dict[str, Any]:
+def folder_of(config: Config) -> pathlib.Path:
+    """The folder that --to writes."""
+    settings = config.vector_store
+    if settings.export_folder:
+        return pathlib.Path(settings.export_folder).expanduser()
+    return pathlib.Path(config.workdir) / FOLDER / settings.to
+
+
+def write_store(
+    config: Config, items: ItemColumns, vectors: np.ndarray, facts: Facts | None = None
+) -> dict[str, Any]:
     """Writes the export for --to.
 
     Args:
       items: ids and columns of the catalog.
       vectors: embeddings float32 [N, Z], weighted by --popularity_weight.
+      facts: what the card of a model says; None: there is none.
 
     Returns:
       The contents of export.json.
@@ -85,19 +103,14 @@ def write_store(config: Config, items: ItemColumns, vectors: np.ndarray) -> dict
         these vectors or columns.
     """
     settings = config.vector_store
-    folder = pathlib.Path(config.workdir) / FOLDER / settings.to
-    if settings.export_folder:
-        folder = pathlib.Path(settings.export_folder).expanduser()
+    folder = folder_of(config)
     _refuse_strangers(folder)
     version = version_of(config.workdir, config.search.popularity_weight)
     rows = StoreRows.of(items, vectors, settings.export_columns, version, settings.unit_length)
     with files.atomic_folder(folder) as temporary:
         how = WRITERS[settings.to](rows, settings.export_table, temporary)
         files.write_json(temporary / FILE, canary(rows))
-        names = sorted(
-            str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file()
-        )
-        result = {
+        result: dict[str, Any] = {
             "format": _FORMAT,
             "program": f"pinsage_jax {__version__}",
             "store": settings.to,
@@ -108,8 +121,15 @@ def write_store(config: Config, items: ItemColumns, vectors: np.ndarray) -> dict
             "metric": "cosine" if rows.by_cosine else "inner product",
             "radius": rows.radius,
             "columns": list(rows.columns),
-            "files": files.checksums(temporary, names),
         }
+        if facts is not None:
+            (temporary / CARD).write_text(card(facts, result), encoding="utf-8")
+            if facts.has_encoder:
+                shutil.copytree(pathlib.Path(config.workdir) / ENCODER, temporary / ENCODER)
+        names = sorted(
+            str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file()
+        )
+        result["files"] = files.checksums(temporary, names)
         files.write_json(temporary / dumps.MANIFEST, result)
     logging.info(
         "export: %d items of version %s in %s; load them: %s",

@@ -69,6 +69,8 @@ LATER: frozenset[str] = frozenset(
         "export_folder",
         "export_model",
         "export_table",
+        "hub_license",
+        "hub_repo",
         "to",
         "unit_length",
         "example",

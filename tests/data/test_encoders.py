@@ -66,9 +66,7 @@ def test_features_are_the_unit_vectors_of_the_joined_texts(items, tmp_path):
         length = np.sqrt((vector**2).sum())
         np.testing.assert_allclose(features[row], vector / max(length, 1), rtol=1e-6)
     assert report["missing"] == {"title, text": 2} and report["items_all_zero"] == 2
-    assert report["blocks"] == [
-        {"kind": "encoded_text", "columns": ["title", "text"], "width": 12, "encoder": "mine:words"}
-    ]
+    assert report["blocks"] == [{"kind": "encoded_text", "columns": ["title", "text"], "width": 12}]
 
 
 def test_a_saved_transform_needs_its_encoder_where_there_is_text(items, tmp_path):

@@ -12,7 +12,9 @@ from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.config.tools import VectorStoreConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.evaluation.pair_ranks import RANKS_FILE
 from pinsage_jax.export.reader import open_export
+from pinsage_jax.ranking.saved_ranker import RANKER_FILE
 from pinsage_jax.stages.search import export
 from pinsage_jax.stores import dumps
 
@@ -104,7 +106,7 @@ def test_a_mistake_leaves_the_last_export(run):
 @pytest.mark.parametrize(
     "settings, sentence",
     [
-        ({}, r"--mode=export needs --to, one of lancedb, .*redis, --export_model or --check"),
+        ({}, r"--mode=export needs --to, one of lancedb, .*huggingface, --export_model or --check"),
         ({"to": "qdrant", "check": "a"}, r"--check compares a store; give it alone"),
         ({"to": "qdrant", "export_table": "My items"}, r"--export_table=My items: small letters"),
         ({"to": "chroma"}, r"--to"),
@@ -113,3 +115,22 @@ def test_a_mistake_leaves_the_last_export(run):
 def test_settings_that_do_not_fit(run, settings, sentence):
     with pytest.raises(UserError, match=sentence):
         run(**settings)
+
+
+def test_a_folder_for_the_hub_has_the_scores_of_these_vectors(run, trained):
+    about = run(to="huggingface", export_columns="all", hub_license="mit")
+    folder = run.workdir / "stores" / "huggingface"
+    text = (folder / "README.md").read_text()
+    # Only a current evaluation is shown.
+    assert "were not evaluated" in text and 'license: "mit"' in text
+    for name in ("eval.json", RANKS_FILE, RANKER_FILE):
+        if (pathlib.Path(trained.workdir) / name).exists():
+            shutil.copy(pathlib.Path(trained.workdir) / name, run.workdir / name)
+    again = run(to="huggingface")
+    text = (folder / "README.md").read_text()
+    value = json.loads((run.workdir / "eval.json").read_text())["methods"]["pinsage"]["overall"]
+    assert f"| pinsage | {value['all']['metrics']['hit@10']['value']:.3f} " in text
+    assert about["model_version"] == again["model_version"] and "README.md" in again["files"]
+    assert "every vector" in run(check=str(folder))
+    with pytest.raises(UserError, match=r"300 of its 300 rows"):
+        run(check=str(folder), weight=0.25)

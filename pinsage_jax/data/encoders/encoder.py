@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from pinsage_jax.core.errors import UserError
+from pinsage_jax.core.errors import UserError, described
 from pinsage_jax.data.columns import Where
 from pinsage_jax.data.feature_blocks import unit_rows
 
@@ -43,7 +43,6 @@ _DECIMALS = 6
 # Largest distance between unit vectors of one encoder: number formats and devices round
 # differently (a cosine of 0.999).
 _SAME = 0.045
-_MESSAGE_LENGTH = 200
 
 
 class Encoder:
@@ -131,9 +130,3 @@ def same_fingerprint(one: Sequence[float], other: Sequence[float]) -> bool:
     if len(one) != len(other):
         return False
     return float(np.linalg.norm(np.subtract(one, other))) <= _SAME
-
-
-def described(error: BaseException) -> str:
-    """An error of other code for a sentence: its type, and the beginning of its message."""
-    message = " ".join(str(error).split())[:_MESSAGE_LENGTH].rstrip(".")
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__

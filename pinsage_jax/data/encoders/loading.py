@@ -21,8 +21,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pinsage_jax.config.data import EncoderConfig
-from pinsage_jax.core.errors import UserError
-from pinsage_jax.data.encoders.encoder import IMAGE, TEXT, Encoder, described
+from pinsage_jax.core.errors import UserError, described
+from pinsage_jax.data.encoders.encoder import IMAGE, TEXT, Encoder
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _MODULES = "modules.json"

@@ -1,0 +1,1 @@
+"""The vectors as a repository of the Hugging Face hub: a folder with a model card, its upload."""
