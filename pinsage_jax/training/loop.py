@@ -37,12 +37,12 @@ from pinsage_jax.model.init import init_model
 from pinsage_jax.tracking.metrics_file import METRICS_FILE, MetricsLog
 from pinsage_jax.tracking.schema import RUN, STEP, VALIDATION
 from pinsage_jax.tracking.trackers import Tracker, close_all, open_trackers
+from pinsage_jax.training import feed
 from pinsage_jax.training.curriculum import Schedule
 from pinsage_jax.training.device_clock import DeviceClock
 from pinsage_jax.training.device_inputs import replicated_table
-from pinsage_jax.training.feed import Feed, PackedBatch, queue_of, unpacking
 from pinsage_jax.training.log import MetricsWindow, StepTrace, dump_batch
-from pinsage_jax.training.resume import open_checkpoints, restore_latest
+from pinsage_jax.training.resume import Saver, open_checkpoints, restore_latest
 from pinsage_jax.training.state import (
     TrainState,
     initial_state,
@@ -55,6 +55,8 @@ PROFILE_FOLDER = "profile"
 
 # Called with parameters; returns metrics, of which "score" picks the best checkpoint.
 Validate = Callable[[Any], dict[str, float]]
+
+_Step = Callable[[TrainState, Minibatch | feed.PackedBatch], tuple[TrainState, dict]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +152,9 @@ class Run:
         self._workdir = pathlib.Path(config.workdir)
         devices = make_devices(config.train.devices)
         state, self._step_function = _compiled_step(config, builder, schedule, devices)
-        self._checkpoints = open_checkpoints(config, stack)
-        restored = restore_latest(self._checkpoints, config, identity, state)
+        checkpoints = open_checkpoints(config, stack)
+        restored = restore_latest(checkpoints, config, identity, state)
+        self._saver = stack.enter_context(Saver(checkpoints, in_background=feed.places_batches()))
         self.done, self._best, self._validation_owed, state = restored
         if warm_start is not None and self.done == 0:
             state = state._replace(params=warm_start(state.params))
@@ -160,8 +163,8 @@ class Run:
         self._scores: dict[str, float] = {}
         self._open_logs(stack)
         total = schedule.total
-        made = Prefetcher(builder.make, self.done, total, *queue_of(config))
-        self.batches = Feed(stack.enter_context(made), (self.done, total), devices, stack)
+        made = Prefetcher(builder.make, self.done, total, *feed.queue_of(config))
+        self.batches = feed.Feed(stack.enter_context(made), (self.done, total), devices, stack)
         self._progress = stack.enter_context(Progress(total - self.done, "step", "training"))
 
     def _open_logs(self, stack: contextlib.ExitStack) -> None:
@@ -188,7 +191,7 @@ class Run:
         about = {"epoch": epoch, "seed": self._config.seed, **about}
         return dump_batch(self._workdir, self._builder, step, about)
 
-    def take_step(self, batch: Minibatch | PackedBatch, info: BatchInfo) -> None:
+    def take_step(self, batch: Minibatch | feed.PackedBatch, info: BatchInfo) -> None:
         """Dispatches one step to the devices; does not wait for them."""
         with self._trace.step(self.done + 1):
             self._state, metrics = self._step_function(self._state, batch)
@@ -273,11 +276,10 @@ class Run:
         self._save(saving or bool(self._scores))
 
     def _save(self, writes: bool = True) -> None:
-        """Writes a checkpoint if `writes`; every process waits for it."""
+        """Writes a checkpoint if `writes`, or begins to; every process waits for that."""
         if writes and process_group.is_rank0():
             with self._window.pause():
-                state = jax.tree.map(np.asarray, self._state)
-                self._checkpoints.save(self.done, state, self._meta(), self._scores)
+                self._saver.save(self.done, self._state, self._meta(), self._scores)
         # The other processes wait here rather than in the next step's sums, which time out.
         process_group.all_gather_object(None, "checkpoint", interruptible=False)
 
@@ -295,7 +297,17 @@ class Run:
         }
 
     def finish(self) -> Outcome:
-        """Writes the last line of metrics.jsonl; returns how the run ended."""
+        """Waits for the last checkpoint and writes the last line of metrics.jsonl.
+
+        Returns:
+          How the run ended.
+
+        Raises:
+          UserError: the checkpoint could not be written.
+        """
+        self._saver.wait()
+        # What comes after training reads it, in every process.
+        process_group.all_gather_object(None, "last checkpoint", interruptible=False)
         outcome = Outcome(
             int(self._state.step),
             self._schedule.total,
@@ -325,11 +337,13 @@ def _compiled_step(
     builder: MinibatchBuilder,
     schedule: Schedule,
     devices: tuple[jax.Device, ...],
-) -> tuple[TrainState, Callable[[TrainState, Minibatch | PackedBatch], tuple[TrainState, dict]]]:
+) -> tuple[
+    TrainState, Callable[[TrainState, Minibatch | feed.PackedBatch], tuple[TrainState, dict]]
+]:
     """The state before the first step, on the host, and the step of `devices`."""
     model, params = init_model(config, builder.input_dim, builder.num_nodes, builder.budgets.rows)
     optimizer = make_optimizer(config.train, schedule.steps_per_epoch)
     constants = replicated_table(builder, config.train, devices)
-    pure = unpacking(make_train_step(model, config.train, optimizer))
+    pure = feed.unpacking(make_train_step(model, config.train, optimizer))
     step = compile_step(pure, len(devices), constants=len(constants))
     return initial_state(params, optimizer), lambda state, batch: step(state, batch, *constants)

@@ -1,12 +1,15 @@
-"""Resumes a run: whether it is finished, and the state of its latest checkpoint."""
+"""Saves and resumes a run: when a checkpoint is written, and which one a run goes on from."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from absl import logging
 
 from pinsage_jax.config.settings import Config
@@ -49,6 +52,61 @@ def open_checkpoints(config: Config, stack: contextlib.ExitStack) -> Checkpoints
 
     # Process 0 first: it removes what a killed run left half-written.
     return process_group.rank0_first(opened, "checkpoint folder")
+
+
+class Saver:
+    """Writes checkpoints, on accelerators in a thread while the next steps run.
+
+    A checkpoint that the thread has not sealed is none: a run that is killed before goes on
+    from the one before it, and takes the same steps again.
+
+    Example:
+      with Saver(checkpoints, in_background=True) as saver:
+          saver.save(step, state, meta, scores)
+          saver.wait()
+    """
+
+    def __init__(self, checkpoints: Checkpoints, in_background: bool):
+        """Takes the open checkpoints; starts no thread yet."""
+        self._checkpoints = checkpoints
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "saver") if in_background else None
+        self._last: concurrent.futures.Future | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Waits; an error that `wait` has not raised is logged: another may be on its way."""
+        try:
+            self.wait()
+        except Exception as error:
+            logging.error("the last checkpoint was not written: %s", error)
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def save(self, step: int, state: Any, meta: dict[str, Any], scores: dict[str, float]) -> None:
+        """Writes the checkpoint of a step, or begins to; arguments of Checkpoints.save.
+
+        Raises:
+          UserError: it, or the checkpoint before it, could not be written.
+        """
+        self.wait()
+        if self._pool is None:
+            self._checkpoints.save(step, jax.tree.map(np.asarray, state), meta, scores)
+            return
+        # Copies: the next step reuses the memory of the state.
+        copied = jax.tree.map(np.array, state)
+        self._last = self._pool.submit(self._checkpoints.save, step, copied, meta, scores)
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is complete.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
 
 
 class Restored(NamedTuple):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from absl import logging
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.distributed import devices
 from pinsage_jax.training.checkpoints import Checkpoints
+from pinsage_jax.training.resume import Saver
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -328,6 +330,7 @@ KILLED_PROGRAM = """
 import os, signal, sys
 import numpy as np
 from pinsage_jax.training.checkpoints import Checkpoints
+from pinsage_jax.training.resume import Saver
 
 def state(step):
     return {"w": np.random.default_rng(step).normal(size=(700, 700)), "step": step}
@@ -449,3 +452,70 @@ def test_a_folder_that_cannot_be_made_and_a_wrong_keep(tmp_path):
     with Checkpoints(tmp_path / "absent", read_only=True) as checkpoints:
         assert checkpoints.latest_step() is None
     assert not (tmp_path / "absent").exists()
+
+
+# Checkpoints that a thread writes while training goes on (resume.Saver).
+
+
+class SlowCheckpoints(Checkpoints):
+    """Waits before each save until it is let go."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.let_go = threading.Event()
+
+    def save(self, *arguments):
+        assert self.let_go.wait(60)
+        super().save(*arguments)
+
+
+def test_a_thread_saves_what_the_state_was_and_one_checkpoint_at_a_time(tmp_path):
+    with SlowCheckpoints(tmp_path / "c") as checkpoints, Saver(checkpoints, True) as saver:
+        state = make_state(1)
+        before = jax.tree.map(np.array, state)
+        saver.save(3, state, META, {"score": 1.0})
+        # Training goes on, and reuses the memory; what is not sealed is no checkpoint.
+        for leaf in jax.tree.leaves(state):
+            if isinstance(leaf, np.ndarray) and leaf.ndim:
+                leaf[...] = 0
+        assert checkpoints.steps() == []
+        threading.Timer(0.05, checkpoints.let_go.set).start()
+        saver.save(5, make_state(2), META, {})
+        assert 3 in checkpoints.steps()
+        saver.wait()
+        assert checkpoints.steps() == [3, 5]
+        restored, _ = checkpoints.restore(3, before)
+        for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(before), strict=True):
+            assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_an_error_of_a_save_is_raised_at_the_next_wait(tmp_path, monkeypatch, background):
+    def full(*arguments, **named):
+        raise UserError("No space left")
+
+    with Checkpoints(tmp_path / "c") as checkpoints, Saver(checkpoints, background) as saver:
+        monkeypatch.setattr(checkpoints, "save", full)
+        with pytest.raises(UserError, match="No space left"):
+            saver.save(1, make_state(), META, {})
+            assert background
+            saver.wait()
+        # It is raised once, and the next checkpoint may find room.
+        monkeypatch.undo()
+        saver.save(2, make_state(), META, {})
+        saver.wait()
+        assert checkpoints.steps() == [2]
+
+
+def test_leaving_waits_for_the_last_checkpoint_and_keeps_the_error_on_its_way(tmp_path, caplog):
+    with SlowCheckpoints(tmp_path / "c") as checkpoints:
+        checkpoints.let_go.set()
+        with pytest.raises(KeyError), Saver(checkpoints, True) as saver:
+            saver.save(1, make_state(), META, {})
+            raise KeyError
+        assert checkpoints.steps() == [1]
+        with pytest.raises(KeyError), Saver(checkpoints, True) as saver:
+            saver.save(2, make_state(), {"not JSON": object()}, {})
+            raise KeyError
+        assert checkpoints.steps() == [1] and "was not written" in caplog.text
+    assert not [t for t in threading.enumerate() if t.name.startswith("saver")]
