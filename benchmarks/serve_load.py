@@ -48,15 +48,15 @@ def run(options) -> list[dict]:
             if not options.quick:
                 return [{"note": "Give --serve_workdir: a workdir with embeddings."}]
             workdir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            _program("--flagfile=experiments/tiny.flags", f"--workdir={workdir}")
+            program("--flagfile=experiments/tiny.flags", f"--workdir={workdir}")
         prepared = open_prepared(workdir)
-        port = stack.enter_context(_served(workdir, options.threads))
+        port = stack.enter_context(served(workdir, options.threads))
         rows = []
         seconds, warm_up = (0.5, 0.2) if options.quick else (_SECONDS, _WARM_UP)
-        for name, ask in _requests(prepared, workdir).items():
+        for name, ask in requests(prepared, workdir).items():
             for connections in _CONNECTIONS[:1] if options.quick else _CONNECTIONS:
-                _load(port, ask, connections, warm_up)
-                waits, refused, spent = _load(port, ask, connections, seconds)
+                load(port, ask, connections, warm_up)
+                waits, refused, spent = load(port, ask, connections, seconds)
                 p50, p99 = 1e3 * np.quantile(waits, [0.5, 0.99])
                 rows.append({"request": name, "connections": connections, "requests": len(waits),
                              "requests/s": len(waits) / spent, "p50 ms": float(p50),
@@ -65,7 +65,7 @@ def run(options) -> list[dict]:
     return rows
 
 
-def _requests(prepared: Prepared, workdir: pathlib.Path) -> dict[str, Request]:
+def requests(prepared: Prepared, workdir: pathlib.Path) -> dict[str, Request]:
     """Functions that send a request for random items and return the status of the response."""
     ids = prepared.item_ids.ids
 
@@ -113,7 +113,7 @@ def _status(connection: http.client.HTTPConnection) -> int:
     return answer.status
 
 
-def _load(
+def load(
     port: int, ask: Request, connections: int, seconds: float
 ) -> tuple[np.ndarray, int, float]:
     """The latency of each answered request, the number of refused ones, and the total seconds."""
@@ -141,13 +141,14 @@ def _load(
     return np.concatenate([np.array(each) for each in waits]), sum(refused), spent
 
 
-def _program(*flags: str) -> None:
+def program(*flags: str) -> None:
+    """Runs the program to its end."""
     subprocess.run([sys.executable, "-m", "pinsage_jax.main", *flags], cwd=_ROOT, check=True,
                    capture_output=True)  # fmt: skip
 
 
 @contextlib.contextmanager
-def _served(workdir: pathlib.Path, threads: int) -> Iterator[int]:
+def served(workdir: pathlib.Path, threads: int) -> Iterator[int]:
     """Runs a server for the block and yields its port."""
     command = [sys.executable, "-m", "pinsage_jax.main", "--mode=serve", f"--workdir={workdir}",
                "--serve_port=0", f"--threads={threads}"]  # fmt: skip

@@ -64,7 +64,10 @@ def ablate(
     """
     overrides = chosen_variants(config.ablate.ablate_variants)
     pairs = Pairs.of(config, prepared, split)
-    per_epoch = pairs_per_epoch(split.train_graph, split.train_pairs, config.train.pairs_per_epoch)
+    per_epoch = pairs_per_epoch(
+        split.train_graph, split.train_pairs, config.train.pairs_per_epoch,
+        config.train.least_epoch_pairs,
+    )  # fmt: skip
     base = base_settings(config, per_epoch)
     seeds = [config.seed + number for number in range(config.ablate.seeds)]
     trials = {

@@ -93,7 +93,7 @@ def try_training(
     inputs = view.inputs
     pairs = PairSource(
         graph, config.seed, train_pairs, config.train.pairs_per_epoch, config.sampling.pair_power,
-        config.data.weighs_edges,
+        config.data.weighs_edges, config.train.least_epoch_pairs,
     )  # fmt: skip
     start = now()
     builder = MinibatchBuilder(

@@ -28,7 +28,8 @@ class EmbedConfig(Checked):
     cold_start_bias: float | None = option(
         None,
         "Added to the last coordinate of items without edges (needs --popularity_bias); auto: "
-        "chosen on validation pairs, so that warm and cold pairs both gain over plain baselines.",
+        "chosen on validation pairs, so that warm and cold pairs both gain over plain baselines, "
+        "at a cost of at most 2% of the warm hits.",
         auto=float,
         low=0.0,
         high=10.0,

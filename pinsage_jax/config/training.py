@@ -7,6 +7,8 @@ import dataclasses
 from pinsage_jax.config.fields import Checked, constant, option
 from pinsage_jax.core.errors import UserError
 
+# With --epochs=auto: the limit, steps of an epoch, and validations that end training.
+_MOST_EPOCHS, _LEAST_STEPS, _PATIENCE = 10.0, 64, 2
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 
 
@@ -39,7 +41,21 @@ class TrainConfig(Checked):
         "curriculum: n-1 in epoch n; full: all from the start; none.",
         choices=("curriculum", "full", "none"),
     )
-    epochs: float = option(3.0, "Passes over the training pairs.", low=0.0, basic=True)
+    epochs: float | None = option(
+        3.0,
+        "Passes over the training pairs; auto: until validation stops rising (--patience), at "
+        "most 10, each of at least 64 steps.",
+        auto=float,
+        low=0.0,
+        basic=True,
+    )
+    patience: int | None = option(
+        None,
+        "Validations in a row without a higher score after which training ends; 0: never; auto: "
+        "2 with --epochs=auto, else 0.",
+        auto=int,
+        low=0,
+    )
     pairs_per_epoch: int | None = option(
         None, "Pairs in one epoch; auto: one per edge, or each of --train_pairs.", auto=int, low=1
     )
@@ -150,6 +166,23 @@ class TrainConfig(Checked):
         """The names in --tracker, each once."""
         names = filter(None, (name.strip() for name in self.tracker.split(",")))
         return list(dict.fromkeys(names))
+
+    @property
+    def most_epochs(self) -> float:
+        """Passes over the training pairs, if validation does not end training before."""
+        return _MOST_EPOCHS if self.epochs is None else self.epochs
+
+    @property
+    def least_epoch_pairs(self) -> int:
+        """Fewest pairs of an epoch whose length is not given: small tables take several passes."""
+        return _LEAST_STEPS * self.batch_size if self.epochs is None else 1
+
+    @property
+    def patience_used(self) -> int:
+        """Validations without a higher score that end training; 0: training goes on."""
+        if self.patience is None:
+            return _PATIENCE if self.epochs is None else 0
+        return self.patience
 
 
 @dataclasses.dataclass(frozen=True)

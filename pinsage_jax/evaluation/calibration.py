@@ -8,17 +8,20 @@ all isolated items against the others and leaves the order among them unchanged.
 
 The chosen bias maximizes the smallest relative hit-rate, that is, a hit-rate divided by
 that of the baseline of the same kind of pairs (the random walk for warm pairs, content for
-cold pairs).  As the bias grows, the relative hit-rates of warm pairs fall and those of cold
-pairs rise, so the smallest has a single peak; it is searched on a coarse grid and then in
-halved steps.
+cold pairs), among the biases that cost at most the share WARM_LOSS of the warm hits.  As the
+bias grows, the relative hit-rates of warm pairs fall and those of cold pairs rise, so the
+smallest has a single peak; it is searched on a coarse grid and then in halved steps.  Of the
+biases tried that are within a standard error of the best, the lowest is taken: what the pairs
+cannot decide is decided for the items with edges.
 
-  N items, Z embedding dimensions
+  N items, P pairs, Z embedding dimensions
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -33,6 +36,8 @@ from pinsage_jax.retrieval.topk import top_k
 CUTOFFS = (10, 100)
 COARSE_BIASES = tuple(np.round(np.arange(0.0, 0.61, 0.1), 1).tolist())
 _FINER_STEPS = (0.05, 0.025, 0.0125)
+# The share of the warm hits (geometric mean over CUTOFFS) that a bias may cost.
+WARM_LOSS = 0.02
 # Of two items of equal score one counts (ranks.TIE_RULE): behind twice as many items as a
 # cutoff that score no less, a target is beyond the cutoff whatever the ties.
 _DEPTH = 2 * max(CUTOFFS)
@@ -44,9 +49,20 @@ class BaselineHitRates:
 
     Attributes:
       rates: hit-rate by (kind, k); a kind without pairs or without a baseline is absent.
+      pairs: number of pairs of each kind.
     """
 
     rates: dict[tuple[str, int], float]
+    pairs: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def noise(self, kind: str, k: int) -> float:
+        """Twice the standard error of the difference of two such hit-rates.
+
+        As if the pairs were independent and not the same for both; the two errors of this
+        point in opposite directions.
+        """
+        rate = self.rates[kind, k]
+        return 2.0 * math.sqrt(2.0 * rate * (1.0 - rate) / max(self.pairs.get(kind, 0), 1))
 
     @classmethod
     def measure(
@@ -69,6 +85,7 @@ class BaselineHitRates:
           threads: number of threads.
         """
         rates: dict[tuple[str, int], float] = {}
+        counts: dict[str, int] = {}
         baselines: dict[str, Baseline] = {"warm": Walk(graph, sampling, seed, threads)}
         if features.shape[1]:
             baselines["cold"] = Content(features)
@@ -76,8 +93,9 @@ class BaselineHitRates:
             pairs = split.pairs[split.kinds == kind]
             if len(pairs):
                 ranks = rank_pairs(baseline, pairs, graph.num_items)
+                counts[kind] = len(pairs)
                 rates |= {(kind, k): float(np.mean(ranks <= k)) for k in CUTOFFS}
-        return cls(rates)
+        return cls(rates, counts)
 
 
 def with_cold_start_bias(vectors: np.ndarray, isolated: np.ndarray, bias: float) -> np.ndarray:
@@ -110,9 +128,10 @@ def validate(
       bias: the cold-start bias to use; None chooses it.
 
     Returns:
-      {"score", "cold_start_bias", "warm_hit@10", ...}.  The score is the geometric mean of
-      the hit-rates that have a baseline, so that a gain in one kind of pairs cannot hide a
-      large loss in the other.  Empty if no hit-rate has a baseline.
+      {"score", "score_error", "cold_start_bias", "warm_hit@10", ...}.  The score is the
+      geometric mean of the hit-rates that have a baseline, so that a gain in one kind of pairs
+      cannot hide a large loss in the other; score_error is its standard error over queries.
+      Empty if no hit-rate has a baseline.
 
     Raises:
       UserError: a value is NaN or infinite.
@@ -122,29 +141,110 @@ def validate(
         return {}
     choose_bias = bias is None and (split.kinds == "cold").any()
     top_lists = _TopLists(vectors, isolated, split)
-    tried: dict[float, dict[tuple[str, int], float]] = {}
+    tried: dict[float, Rates] = {}
 
     def best_of(biases: Iterable[float]) -> float:
-        tried.update({value: top_lists.hit_rates(value) for value in biases})
+        tried.update({value: top_lists.rates(value) for value in biases})
         return max(
-            tried, key=lambda value: (_min_relative_hit_rate(tried[value], baselines), -value)
+            _affordable(tried), key=lambda value: (_worst(tried[value], baselines)[1], -value)
         )
 
     chosen = best_of(COARSE_BIASES if choose_bias else (bias or 0.0,))
     for step in _FINER_STEPS if choose_bias else ():
         chosen = best_of(round(chosen + by, 4) for by in (-step, step) if chosen + by >= 0)
+    if choose_bias:
+        chosen = _lowest_within_error(chosen, tried, baselines)
     rates = tried[chosen]
-    # A rate of zero would make the geometric mean zero; half a hit replaces it.
-    floor = 0.5 / len(split.pairs)
     # Without features nothing distinguishes isolated items, so cold pairs are not scored.
-    scored = [rate for key, rate in rates.items() if key in baselines.rates]
-    score = float(np.exp(np.mean([np.log(max(rate, floor)) for rate in scored])))
-    named = {f"{kind}_hit@{k}": rate for (kind, k), rate in rates.items()}
-    return {"score": score, "cold_start_bias": chosen, **named}
+    score, error = _geometric_mean([rate for key, rate in rates.items() if key in baselines.rates])
+    named = {f"{kind}_hit@{k}": rate.value for (kind, k), rate in rates.items()}
+    return {"score": score, "score_error": error, "cold_start_bias": chosen, **named}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Rate:
+    """A hit-rate, with what each query adds to it.
+
+    Attributes:
+      hits, pairs: float64 [Q], of each query.
+    """
+
+    hits: np.ndarray
+    pairs: np.ndarray
+
+    @property
+    def value(self) -> float:
+        """The hit-rate."""
+        return float(self.hits.sum() / self.pairs.sum())
+
+    @property
+    def positive(self) -> float:
+        """The hit-rate, or that of half a hit if it is 0, whose logarithm would be infinite."""
+        return max(self.value, 0.5 / float(self.pairs.sum()))
+
+    @property
+    def influence(self) -> np.ndarray:
+        """Derivative of the rate by the weight of each query, float64 [Q].
+
+        The root of the sum of its squares is the standard error of the rate, since queries,
+        not pairs, are drawn independently.
+        """
+        return (self.hits - self.value * self.pairs) / self.pairs.sum()
+
+
+# Hit-rates by (kind, k), warm pairs first.
+Rates = dict[tuple[str, int], _Rate]
+
+
+def _geometric_mean(rates: Sequence[_Rate]) -> tuple[float, float]:
+    """The geometric mean of rates over the same queries, and its standard error."""
+    mean = float(np.exp(np.mean([np.log(rate.positive) for rate in rates])))
+    relative = np.mean([rate.influence / rate.positive for rate in rates], axis=0)
+    return mean, mean * float(np.sqrt(np.square(relative).sum()))
+
+
+def _affordable(tried: dict[float, Rates]) -> list[float]:
+    """The biases that cost at most WARM_LOSS of the warm hits, ascending."""
+    warm = {}
+    for bias, rates in tried.items():
+        found = [rate for (kind, _), rate in rates.items() if kind == "warm"]
+        warm[bias] = _geometric_mean(found)[0] if found else 1.0
+    least = (1.0 - WARM_LOSS) * max(warm.values())
+    return sorted(bias for bias, value in warm.items() if value >= least)
+
+
+def _worst(rates: Rates, baselines: BaselineHitRates) -> tuple[tuple[str, int] | None, float]:
+    """The (kind, k) whose rate is the smallest relative to its baseline, and that quotient."""
+    relative = {
+        key: rate.value / baselines.rates[key]
+        for key, rate in rates.items()
+        if baselines.rates.get(key, 0.0) > 0
+    }
+    key = min(relative, key=lambda each: relative[each], default=None)
+    return key, 0.0 if key is None else relative[key]
+
+
+def _lowest_within_error(
+    best: float, tried: dict[float, Rates], baselines: BaselineHitRates
+) -> float:
+    """The lowest bias whose smallest relative hit-rate is within an error of that of `best`.
+
+    The error is the standard error of the difference, on the same pairs, in the hit-rate that
+    is the smallest at the lower bias.
+    """
+    _, most = _worst(tried[best], baselines)
+    for bias in sorted(value for value in tried if value < best):
+        key, value = _worst(tried[bias], baselines)
+        if key is None:
+            break
+        difference = tried[best][key].influence - tried[bias][key].influence
+        if most - value <= np.sqrt(np.square(difference).sum()) / baselines.rates[key]:
+            return bias
+    return best
 
 
 class _TopLists:
-    """Ranks of the pairs' targets for any cold-start bias, from one ranking of the catalog.
+    """Hit-rates of the pairs for any cold-start bias, from one ranking of the catalog.
 
     A bias adds the same number to the scores of all isolated items for a query that is not
     isolated: its last coordinate times the bias.  So the best isolated items, and the best
@@ -158,6 +258,7 @@ class _TopLists:
             raise ValueError("the query of a validation pair is isolated")
         self._split = split
         queries, rows = np.unique(query, return_inverse=True)
+        self._rows = rows
         self._last = vectors[query, -1].astype(np.float64)
         sides = (np.flatnonzero(~isolated), np.flatnonzero(isolated))
         tops = [_top_of(vectors, items, queries) for items in sides]
@@ -178,17 +279,21 @@ class _TopLists:
         self._greater = (own[1] > self._target[:, None]).sum(axis=1)
         self._equal = (own[1] == self._target[:, None]).sum(axis=1) - 1
 
-    def hit_rates(self, bias: float) -> dict[tuple[str, int], float]:
-        """Hit-rates with a cold-start bias, by (kind, k), warm pairs first."""
+    def rates(self, bias: float) -> Rates:
+        """Hit-rates with a cold-start bias."""
         # What the bias adds to the other items' scores, relative to the target's.
         shift = float(np.float32(bias)) * np.where(self._cold, -self._last, self._last)
         scores = self._other + shift[:, None]
         greater = self._greater + (scores > self._target[:, None]).sum(axis=1)
         equal = self._equal + (scores == self._target[:, None]).sum(axis=1)
         ranks = np.where(self._found, tie_rank(greater, equal), np.iinfo(np.int64).max)
+
+        def by_query(mask: np.ndarray) -> np.ndarray:
+            return np.bincount(self._rows[mask], minlength=self._rows.max() + 1).astype(np.float64)
+
         kinds = self._split.kinds
         return {
-            (kind, k): float(np.mean(ranks[kinds == kind] <= k))
+            (kind, k): _Rate(by_query((kinds == kind) & (ranks <= k)), by_query(kinds == kind))
             for kind in sorted(set(kinds.tolist()), reverse=True)
             for k in CUTOFFS
         }
@@ -210,14 +315,3 @@ def _top_of(
     if not len(items):
         return ids, scores.astype(np.float64)
     return np.where(ids >= 0, items[ids], -1), scores.astype(np.float64)
-
-
-def _min_relative_hit_rate(
-    rates: dict[tuple[str, int], float], baselines: BaselineHitRates
-) -> float:
-    relative = [
-        rate / baselines.rates[key]
-        for key, rate in rates.items()
-        if baselines.rates.get(key, 0.0) > 0
-    ]
-    return min(relative, default=0.0)

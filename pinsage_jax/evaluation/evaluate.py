@@ -10,7 +10,9 @@ difference to PinSage.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,8 +62,10 @@ class OrderedLists(Protocol):
     by: str  # ranker, or the name of a method
     prices: list[dict[str, Any]]  # what new items cost in the lists
 
-    def ranks(self, pairs: np.ndarray) -> np.ndarray:
-        """Ranks int64 [P] of the targets of pairs int [P, 2]."""
+    def at_weights(
+        self, pairs: np.ndarray, queries: np.ndarray, k: int, weights: Sequence[float]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each weight, ranks int64 [P] of pairs int [P, 2] and ids int32 [Q, k] of lists."""
 
     def top_k(
         self, queries: np.ndarray, k: int, exclude_self: np.ndarray | None = None
@@ -126,10 +130,12 @@ def evaluate(
         settings[baseline.name] = baseline.settings
         lists[baseline.name] = top_items(baseline, queries, PLACES, graph.num_items)
 
+    ranked: dict[float, tuple[np.ndarray, np.ndarray]] = {}
     if ranker is not None:
-        ranks[RANKED] = ranker.ranks(pairs)
+        weights = sorted({weight, *POPULARITY_WEIGHTS}) if has_popularity else [weight]
+        ranked = dict(zip(weights, ranker.at_weights(pairs, queries, PLACES, weights)))
+        ranks[RANKED], lists[RANKED] = ranked[weight]
         settings[RANKED] = {"related_by": ranker.by}
-        lists[RANKED] = ranker.top_k(embeddings[queries], PLACES, queries)[0]
 
     methods: dict[str, dict[str, Any]] = {
         name: {"settings": settings[name], "hit_curve": _curve(ranks[name])} for name in ranks
@@ -137,7 +143,9 @@ def evaluate(
     degree = graph.degree()[: graph.num_items]
     for name, ids in lists.items():
         methods[name]["lists"] = list_statistics(ids, degree, graph.num_collections)
-    _report_lists(methods[MAIN]["lists"], prepared)
+    for name in (MAIN, RANKED):
+        if name in lists:
+            _report_lists(name, methods[name]["lists"], prepared)
     for (group, name), mask in _slices(scored.kinds, degree[target]).items():
         label = f"bootstrap {group} {name}"
         found = _score(ranks, query, mask, config.evaluate.bootstrap, config.seed, label)
@@ -146,9 +154,33 @@ def evaluate(
     _warn_if_below_an_input(methods)
 
     result = {
+        **_protocol(config, prepared, scored, graph),
+        "popularity_weights": _vectors_by_weight(unweighted, scored, graph)
+        if has_popularity
+        else [],
+        "ranker_popularity_weights": [
+            _at_weight(each, *ranked[each], scored, graph)
+            for each in POPULARITY_WEIGHTS
+            if has_popularity and ranked
+        ],
+        "new_item_prices": [] if ranker is None else ranker.prices,
+        "fingerprint": fingerprint,
+        "methods": methods,
+        "skipped_baselines": baselines.skipped,
+    }
+    print(printed_tables(result, config.workdir))
+    _write(config, prepared, scored, ranks, result)
+    return result
+
+
+def _protocol(
+    config: Config, prepared: Prepared, scored: ScoredPairs, graph: Graph
+) -> dict[str, Any]:
+    """Entries of eval.json that say what was scored, and how."""
+    return {
         "pairs_from": scored.source,
-        "pairs": len(pairs),
-        "queries": len(np.unique(query)),
+        "pairs": len(scored.pairs),
+        "queries": len(np.unique(scored.pairs[:, 0])),
         "dropped_pairs": _dropped_pairs(prepared, scored),
         "catalog_items": graph.num_items,
         "sampled_candidates": False,
@@ -156,19 +188,9 @@ def evaluate(
         "score": "inner product of embeddings",
         "interval": f"95%, {config.evaluate.bootstrap} bootstrap resamples of queries",
         "seed": config.seed,
-        "popularity_weight": weight,
-        "popularity_weights": _by_popularity_weight(unweighted, scored, graph)
-        if has_popularity
-        else [],
-        "new_item_prices": [] if ranker is None else ranker.prices,
-        "fingerprint": fingerprint,
+        "popularity_weight": config.search.popularity_weight,
         "notes": scored.notes,
-        "methods": methods,
-        "skipped_baselines": baselines.skipped,
     }
-    print(printed_tables(result, config.workdir))
-    _write(config, prepared, scored, ranks, result)
-    return result
 
 
 def _write(
@@ -217,16 +239,17 @@ def _neighbors(embeddings: np.ndarray, queries: np.ndarray) -> np.ndarray:
     return top_k(embeddings[queries], embeddings, PLACES, queries)[0]
 
 
-def _report_lists(statistics: dict[str, Any], prepared: Prepared) -> None:
-    """Logs what the lists of PinSage show, and warns if most of them share an item."""
+def _report_lists(method: str, statistics: dict[str, Any], prepared: Prepared) -> None:
+    """Logs what the lists of a method show, and warns if most of them share an item."""
+    whose = "the ranker's lists" if method == RANKED else "the embeddings' lists"
     logging.info(
-        "evaluate: lists of %d show %.1f%% of the catalog; 1%% of the items fill %.1f%% of the "
-        "places",
-        PLACES, 100 * statistics["coverage"], 100 * statistics["top_1_percent"],
+        "evaluate: %s of %d show %.1f%% of the catalog; 1%% of the items fill %.1f%% of the places",
+        whose, PLACES, 100 * statistics["coverage"], 100 * statistics["top_1_percent"],
     )  # fmt: skip
     if statistics["most_listed_row"] is not None:
         row = np.array([statistics["most_listed_row"]])
-        warn_if_lists_share_an_item(statistics, prepared.item_ids.names(row)[0].as_py())
+        name = prepared.item_ids.names(row)[0].as_py()
+        warn_if_lists_share_an_item(statistics, name, whose)
 
 
 def _warn_if_below_an_input(methods: dict[str, Any]) -> None:
@@ -243,13 +266,15 @@ def _warn_if_below_an_input(methods: dict[str, Any]) -> None:
     ]
     if below:
         logging.warning(
-            "evaluate: the embeddings are below what they are made from: %s; --mode=rank fits "
-            "lists that use both.",
+            "evaluate: the embeddings are below what they are made from: %s; %s.",
             ", ".join(below),
+            "the ranker's lists use both"
+            if RANKED in methods
+            else "--mode=rank fits lists that use both",
         )
 
 
-def _by_popularity_weight(
+def _vectors_by_weight(
     embeddings: np.ndarray, scored: ScoredPairs, graph: Graph
 ) -> list[dict[str, Any]]:
     """Hit-rates and list statistics of several --popularity_weight, for the report.
@@ -259,22 +284,31 @@ def _by_popularity_weight(
     """
     queries = sampled_queries(graph.num_items)
     chosen = evenly_spaced_rows(len(scored.pairs), _MAX_WEIGHTED_PAIRS)
-    (query, target), kinds = scored.pairs[chosen].T, scored.kinds[chosen]
-    degree, result = graph.degree()[: graph.num_items], []
+    part = dataclasses.replace(scored, pairs=scored.pairs[chosen], kinds=scored.kinds[chosen])
+    (query, target), result = part.pairs.T, []
     for weight in POPULARITY_WEIGHTS:
         vectors = weigh_popularity(embeddings, weight, has_popularity=True)
         ranks = target_ranks(vectors[query], vectors, query, target)
-        hits = {"all": ranks} | {str(kind): ranks[kinds == kind] for kind in np.unique(kinds)}
-        result.append(
-            {
-                "weight": weight,
-                "hit@10": {name: float(np.mean(rank <= 10)) for name, rank in hits.items()},
-                "lists": list_statistics(
-                    _neighbors(vectors, queries), degree, graph.num_collections
-                ),
-            }
-        )
+        result.append(_at_weight(weight, ranks, _neighbors(vectors, queries), part, graph))
     return result
+
+
+def _at_weight(
+    weight: float, ranks: np.ndarray, ids: np.ndarray, scored: ScoredPairs, graph: Graph
+) -> dict[str, Any]:
+    """hit@10 over all pairs and by kind, and the statistics of lists int [Q, 10], at a weight.
+
+    Args:
+      ranks: int64 [P], of the scored pairs.
+    """
+    hits = {"all": ranks} | {str(kind): ranks[scored.kinds == kind]
+                             for kind in np.unique(scored.kinds)}  # fmt: skip
+    degree = graph.degree()[: graph.num_items]
+    return {
+        "weight": weight,
+        "hit@10": {name: float(np.mean(rank <= 10)) for name, rank in hits.items()},
+        "lists": list_statistics(ids, degree, graph.num_collections),
+    }
 
 
 def _slices(kinds: np.ndarray, degree: np.ndarray) -> dict[tuple[str, str], np.ndarray]:

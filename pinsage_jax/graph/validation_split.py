@@ -20,6 +20,7 @@ from pinsage_jax.graph.pair_draws import PairGroup, choose, draw_pairs, stream
 
 # Purposes of the random streams; a collection's own is _PAIRS plus its index.
 _COLLECTIONS, _ITEMS, _SUBSET, _GIVEN, _PAIRS = 1, 2, 3, 4, 1 << 32
+_COLD_SUBSET, _COLD_PAIRS = 8, 5 << 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,3 +131,34 @@ def _split_given_pairs(
     if len(usable) > split.validation_pairs:
         usable = choose(usable, split.validation_pairs, seed, _SUBSET)
     return given[usable], given[~withheld]
+
+
+def with_more_cold_pairs(
+    graph: Graph, split: ValidationSplit, limit: int, seed: int
+) -> ValidationSplit:
+    """A copy of the split with more pairs of a cold target.
+
+    Few collections are withheld, and few of their items are cold.  All other edges of a cold
+    item are withheld too, so each collection that it was taken from gives pairs of an item that
+    the collection keeps and the cold one.  Given pairs are all in the split already.
+
+    Args:
+      graph: the whole graph.
+      limit: most pairs that are added, drawn evenly from the collections.
+    """
+    if split.train_pairs is not None or not len(split.items):
+        return split
+    cold = np.zeros(graph.num_items, np.bool_)
+    cold[split.items] = True
+    warm = split.train_graph.degree()[: graph.num_items] > 0
+    touched = np.unique(np.concatenate([graph.neighbors(int(item)) for item in split.items]))
+    groups = []
+    for collection in np.setdiff1d(touched - graph.num_items, split.collections).tolist():
+        members = graph.neighbors(graph.num_items + collection)
+        groups.append(PairGroup(collection, members[warm[members]], members[cold[members]]))
+    drawn = draw_pairs(groups, limit, seed, _COLD_SUBSET, _COLD_PAIRS)
+    known = {tuple(pair) for pair in split.pairs.tolist()}
+    more = [pair for pair in np.unique(drawn, axis=0).tolist() if tuple(pair) not in known]
+    pairs = np.concatenate([split.pairs, np.array(more, np.int32).reshape(-1, 2)])
+    kinds = np.concatenate([split.kinds, np.full(len(more), "cold")])
+    return dataclasses.replace(split, pairs=pairs, kinds=kinds)

@@ -29,10 +29,11 @@ from pinsage_jax.sampling.neighborhoods import run_blocks
 METHODS = ("vectors", "walk", "steered", "content")
 # Of an item: the embeddings' inner product without the popularity coordinate, and this
 # coordinate's product; logarithms of the walks' probabilities; similarity of the content;
-# log(1 + degree), of an item without edges that of similar items; and the logarithms of its
-# ranks by vectors and by content among the candidates of its kind.  Of the query: log(1 +
-# degree), and the mean of its ten best similarities by vectors and by content among the
-# candidates with and without edges, which indicate how reliable each kind is.
+# log(1 + degree); and the logarithms of its ranks by vectors and by content among the
+# candidates of its kind.  Of an item without edges, walks and degree are those of items with
+# similar content.  Of the query: log(1 + degree), and the mean of its ten best similarities by
+# vectors and by content among the candidates with and without edges, which indicate how
+# reliable each kind is.
 FEATURES = (
     "similarity", "popularity", "log_walk", "log_steered", "content", "log_degree",
     "log_rank_by_vectors", "log_rank_by_content", "query_log_degree", "best_vectors_warm",
@@ -159,10 +160,12 @@ class CandidateSource:
         self._space = make_space(link_rows) if link_rows.shape[1] else None
         if self._space is not None:
             self._encoded = self._space.encode_candidates(np.arange(graph.num_items))
+        # The items with edges that are like a cold item, and their shares, [cold items, C].
+        self._similar: tuple[np.ndarray, np.ndarray] | None = None
         if self._space is not None and len(self._cold) and len(self._warm):
             ids, shares = content_links(link_rows, self._cold, self._warm, _SIMILAR_ITEMS, threads)
-            similar = np.where(ids >= 0, self._log_degree[ids], 0.0)
-            self._log_degree[self._cold] = (similar * shares).sum(axis=1)
+            self._similar = np.maximum(ids, 0), np.where(ids >= 0, shares, 0.0).astype(np.float32)
+            self._log_degree[self._cold] = (self._log_degree[ids] * self._similar[1]).sum(axis=1)
 
     def blocks(self, rows: np.ndarray, k: int = 0) -> Iterator[Candidates]:
         """The candidates of the items `rows` (int [Q]), in blocks of bounded memory.
@@ -272,8 +275,9 @@ class CandidateSource:
         similarity = of["vectors"] - popularity
         features = np.empty((*ids.shape, len(FEATURES)), np.float32)
         features[..., 0], features[..., 1] = similarity, popularity
-        features[..., 2] = np.log(np.maximum(of["walk"], 0.0) + _LEAST_PROBABILITY)
-        features[..., 3] = np.log(np.maximum(of["steered"], 0.0) + _LEAST_PROBABILITY)
+        for column, method in ((2, "walk"), (3, "steered")):
+            visits = self._with_similar(np.maximum(of[method], 0.0), ids, isolated, scores[method])
+            features[..., column] = np.log(visits + _LEAST_PROBABILITY)
         features[..., 4], features[..., 5] = of["content"], self._log_degree[place]
         features[..., 8] = self._log_degrees(queries, scores["content"])[:, None]
         kinds = (ids >= 0) & ~isolated, isolated
@@ -287,6 +291,23 @@ class CandidateSource:
         ):
             features[..., column] = _mean_of_best(values, kind)[:, None]
         return features
+
+    def _with_similar(
+        self, visits: np.ndarray, ids: np.ndarray, isolated: np.ndarray, all_visits: np.ndarray
+    ) -> np.ndarray:
+        """`visits` [Q, K] of candidates, with those of similar items for the isolated ones.
+
+        Args:
+          ids, isolated: [Q, K], the candidates.
+          all_visits: float32 [Q, N], -inf at the query.
+        """
+        row, column = np.nonzero(isolated)
+        if self._similar is not None and len(row):
+            place = np.searchsorted(self._cold, ids[row, column])
+            similar, shares = (array[place] for array in self._similar)
+            found = np.maximum(all_visits[row[:, None], similar], 0.0)
+            visits[row, column] = (found * shares).sum(axis=1)
+        return visits
 
     def _log_degrees(self, queries: _Block, content: np.ndarray) -> np.ndarray:
         """log(1 + degree) of each query, float32 [q]; without edges that of similar items."""

@@ -31,18 +31,13 @@ from pinsage_jax.ranking.levels import (
     CUTOFFS,
     KINDS,
     LEVELS,
-    best_method,
+    Comparison,
     choose_level,
+    choose_method,
     with_intervals,
-    worse,
 )
-from pinsage_jax.ranking.ranker import (
-    RANKER,
-    RankerModel,
-    ranks_by_score,
-    ranks_in_list,
-    select,
-)
+from pinsage_jax.ranking.ranker import ranks_by_score, ranks_in_list, select
+from pinsage_jax.ranking.ranker_model import RANKER, RankerModel
 from pinsage_jax.retrieval.ranks import tie_rank
 
 # Number, subset and stream of the pairs drawn from withheld collections, to cold targets and
@@ -247,7 +242,17 @@ def _choose_level_and_method(
     masks = {name: mask for name, mask in masks.items() if mask.any()}
     by_method = {name: np.concatenate([query.ranks[name] for query in queries]) for name in METHODS}
     by_level = [_ranks_at(queries, odds, level) for level in LEVELS]
-    level = choose_level(by_level, by_method, masks, owner, seed)
+    compared = {
+        name: Comparison.of(
+            [ranks[mask] for ranks in by_level],
+            {method: ranks[mask] for method, ranks in by_method.items()},
+            owner[mask],
+            seed,
+            name,
+        )
+        for name, mask in masks.items()
+    }
+    level = choose_level(compared)
     frontier = []
     for number, ranks in enumerate(by_level):
         entry: dict[str, Any] = {"level": LEVELS[number]}
@@ -259,20 +264,17 @@ def _choose_level_and_method(
                for kind_, mask in masks.items()}
         for name, ranks in by_method.items()
     }  # fmt: skip
-    chosen = by_level[LEVELS.index(level)]
-    by = RANKER
-    for name, mask in masks.items():
-        method = best_method(by_method, mask)
-        below = worse(chosen[mask], by_method[method][mask], owner[mask], seed)
-        if below and name == "warm":
-            by = method
-        if below:
+    number = LEVELS.index(level)
+    method = choose_method(compared, number)
+    for name, found in compared.items():
+        if below := found.below(number):
             logging.warning(
-                "rank: for %s queries and %s items the ranker is below %s alone (%s); %s",
-                kind, name, method, below,
-                f"their lists are ordered by {method}" if name == "warm"
+                "rank: for %s queries and %s items the ranker is below a single method (%s); %s",
+                kind, name, ", ".join(f"{metric} of {other}" for metric, other in below.items()),
+                f"their lists are ordered by {method}" if method
                 else "a higher --new_item_price lists more of them",
             )  # fmt: skip
+    by = method or RANKER
     pairs = {name: int(mask.sum()) for name, mask in masks.items()}
     return {"pairs": pairs, "methods": methods, "frontier": frontier, "level": level}, level, by
 

@@ -2,10 +2,11 @@
 
 The level is added to the log-odds of candidates without edges (cold).  A higher level lists more
 of them, at the cost of hits on items with edges (warm).  The default comes from the levels whose
-warm hit-rates are at least the best single method's, and of these from the ones whose cold
-hit-rates are not below the best single method's by more than noise, if there are any: it is the
-lowest whose geometric mean of warm and cold hit-rates is within a standard error of the best, as
-in the one-standard-error rule (Breiman et al. 1984).  So what few pairs cannot decide is decided
+warm hit-rates are at least the best single method's and whose cold hit-rates are not below the
+best single method's by more than noise; if there is none, from those that are below by noise
+alone for both kinds; if there is none either, from those of the first condition.  Of these it is
+the lowest whose geometric mean of warm and cold hit-rates is within a standard error of the best,
+as in the one-standard-error rule (Breiman et al. 1984).  So what few pairs cannot decide is decided
 for the items with edges.  With a price p it is the highest level whose warm hit-rates are at most
 the share p below the best of any level.
 
@@ -14,6 +15,7 @@ P pairs
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -42,53 +44,122 @@ def level_of_price(rates: np.ndarray, kinds: list[str], price: float) -> float:
     return LEVELS[int(np.flatnonzero(allowed)[-1])] if allowed.any() else LEVELS[0]
 
 
-def choose_level(
-    by_level: list[np.ndarray],
-    by_method: dict[str, np.ndarray],
-    masks: dict[str, np.ndarray],
-    owner: np.ndarray,
-    seed: int,
-) -> float:
-    """Chooses the default level.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """Hit-rates at CUTOFFS for one kind of target: of the ranker by level, and of each method.
 
-    Args:
-      by_level: int64 [P], ranks at each of LEVELS.
-      by_method: int64 [P], ranks by each single method.
-      masks: bool [P], the pairs of each kind of target.
-      owner: int [P], the query of each pair; whole queries are drawn for the standard error.
+    Attributes:
+      rates: float64 [levels, cutoffs], the ranker's at each of LEVELS.
+      methods: float64 [cutoffs] by method.
+      samples, method_samples: the same on resamples of the queries, float64 [levels, resamples,
+        cutoffs] and [resamples, cutoffs] by method.
     """
-    if set(masks) != set(KINDS):
-        return 0.0
-    rates = {kind: np.array([hits(ranks[mask]) for ranks in by_level])
-             for kind, mask in masks.items()}  # fmt: skip
-    warm = rates["warm"]
-    best = np.max([hits(ranks[masks["warm"]]) for ranks in by_method.values()], axis=0)
-    allowed = (warm >= best).all(axis=1)
-    if not allowed.any():
-        allowed = (warm >= 0.99 * warm.max(axis=0)).all(axis=1)
-    if not allowed.any():
-        return LEVELS[0]
-    cold = masks["cold"]
-    rival = by_method[best_method(by_method, cold)][cold]
-    enough = [ok and not worse(ranks[cold], rival, owner[cold], seed)
-              for ok, ranks in zip(allowed, by_level)]  # fmt: skip
-    chosen = np.flatnonzero(enough if any(enough) else allowed)
-    gain = sum(np.log(np.maximum(rates[kind], _LEAST_RATE)).sum(axis=1) for kind in KINDS)
-    highest = chosen[int(np.argmax(gain[chosen]))]
-    resampled = np.zeros((len(LEVELS), _RESAMPLES))
-    columns = [metrics.METRICS.index(f"hit@{k}") for k in CUTOFFS]
-    for kind, mask in masks.items():
-        tables = [metrics.query_table(ranks[mask], owner[mask]) for ranks in by_level]
+
+    rates: np.ndarray
+    methods: dict[str, np.ndarray]
+    samples: np.ndarray
+    method_samples: dict[str, np.ndarray]
+
+    @classmethod
+    def of(
+        cls,
+        by_level: list[np.ndarray],
+        by_method: dict[str, np.ndarray],
+        owner: np.ndarray,
+        seed: int,
+        kind: str,
+    ) -> Comparison:
+        """Compares ranks int64 [P] at each of LEVELS, and by each method.
+
+        Args:
+          owner: int [P], the query of each pair; whole queries are drawn.
+          kind: key of the draws.
+        """
+        ranks = [*by_level, *by_method.values()]
+        tables = [metrics.query_table(each, owner) for each in ranks]
+        columns = [metrics.METRICS.index(f"hit@{k}") for k in CUTOFFS]
         generator = metrics.keyed_generator(seed, f"ranker level {kind}")
         samples = metrics.bootstrap_means(tables, _RESAMPLES, generator)[..., columns]
-        resampled += np.log(np.maximum(samples, _LEAST_RATE)).sum(axis=2)
+        rates, count = np.array([hits(each) for each in ranks]), len(by_level)
+        return cls(
+            rates[:count],
+            dict(zip(by_method, rates[count:])),
+            samples[:count],
+            dict(zip(by_method, samples[count:])),
+        )
+
+    @property
+    def best(self) -> str:
+        """The method with the highest hit-rates."""
+        return max(self.methods, key=lambda name: (float(self.methods[name].mean()), name))
+
+    def below(self, number: int) -> dict[str, str]:
+        """Hit-rates in which the ranker is below a method by more than noise, and that method.
+
+        Args:
+          number: of the level.
+        """
+        return self._below(self.samples[number])
+
+    def method_below(self, name: str) -> dict[str, str]:
+        """The same of a method that orders all lists."""
+        return self._below(self.method_samples[name])
+
+    def _below(self, samples: np.ndarray) -> dict[str, str]:
+        found = {}
+        for column, k in enumerate(CUTOFFS):
+            name = max(self.methods, key=lambda each: (self.methods[each][column], each))
+            _, high = metrics.interval(samples[:, column] - self.method_samples[name][:, column])
+            if high < 0:
+                found[f"hit@{k}"] = name
+        return found
+
+
+def choose_level(by_kind: dict[str, Comparison]) -> float:
+    """Chooses the default level from comparisons by kind of target."""
+    if set(by_kind) != set(KINDS):
+        return 0.0
+    warm, cold = (by_kind[kind] for kind in KINDS)
+    best = np.max(list(warm.methods.values()), axis=0)
+    first = (warm.rates >= best).all(axis=1)
+    if not first.any():
+        first = (warm.rates >= 0.99 * warm.rates.max(axis=0)).all(axis=1)
+    enough = {
+        kind: np.array([not found.below(number) for number in range(len(LEVELS))])
+        for kind, found in by_kind.items()
+    }
+    wishes = (first & enough["cold"], enough["warm"] & enough["cold"], first)
+    chosen = next((np.flatnonzero(wish) for wish in wishes if wish.any()), np.zeros(1, np.int64))
+    gain, resampled = (
+        sum(np.log(np.maximum(values, _LEAST_RATE)).sum(axis=-1) for values in both)
+        for both in ((warm.rates, cold.rates), (warm.samples, cold.samples))
+    )
+    highest = chosen[int(np.argmax(gain[chosen]))]
     error = (resampled[highest] - resampled).std(axis=1)
     return LEVELS[int(chosen[gain[chosen] >= gain[highest] - error[chosen]][0])]
 
 
-def best_method(by_method: dict[str, np.ndarray], mask: np.ndarray) -> str:
-    """The method with the highest hit-rates for some of the pairs, bool [P]."""
-    return max(by_method, key=lambda name: (float(np.mean(hits(by_method[name][mask]))), name))
+def choose_method(by_kind: dict[str, Comparison], number: int) -> str | None:
+    """The single method that should order the lists instead of the ranker, if any.
+
+    That is one that is below no other for any kind of target, if the ranker is for one; and if
+    the ranker is for warm targets, at least the best method for these.
+
+    Args:
+      number: of the ranker's level.
+    """
+    below = {kind for kind, found in by_kind.items() if found.below(number)}
+    if not below:
+        return None
+    whole = [
+        name
+        for name in next(iter(by_kind.values())).methods
+        if not any(found.method_below(name) for found in by_kind.values())
+    ]
+    first = by_kind[KINDS[0]] if KINDS[0] in by_kind else next(iter(by_kind.values()))
+    if whole:
+        return max(whole, key=lambda name: (float(first.methods[name].mean()), name))
+    return first.best if KINDS[0] in below else None
 
 
 def level_at(measured: dict[str, Any], price: float | None) -> float:
@@ -136,13 +207,3 @@ def with_intervals(ranks: np.ndarray, owner: np.ndarray, seed: int) -> dict[str,
         column = metrics.METRICS.index(f"hit@{k}")
         result[f"hit@{k}"] = [value, float(low[column]), float(high[column])]
     return result
-
-
-def worse(ranks: np.ndarray, others: np.ndarray, owner: np.ndarray, seed: int) -> str:
-    """Names of the hit-rates that are lower for `ranks` than for `others` by more than noise."""
-    tables = [metrics.query_table(values, owner) for values in (ranks, others)]
-    generator = metrics.keyed_generator(seed, "ranker guard")
-    first, second = metrics.bootstrap_means(tables, _RESAMPLES, generator)
-    _, high = metrics.interval(first - second)
-    below = [f"hit@{k}" for k in CUTOFFS if high[metrics.METRICS.index(f"hit@{k}")] < 0]
-    return ", ".join(below)

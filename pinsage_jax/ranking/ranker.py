@@ -18,84 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pinsage_jax.ranking.calibrated_model import CalibratedModel
 from pinsage_jax.ranking.candidates import (
-    FEATURES,
     METHODS,
     Candidates,
     CandidateSource,
     NewQueries,
 )
 from pinsage_jax.ranking.levels import KINDS
+from pinsage_jax.ranking.ranker_model import RANKER, RankerModel
 from pinsage_jax.retrieval.ranks import tie_rank
 
 if TYPE_CHECKING:
     from pinsage_jax.listing.rules import Rules
 
-RANKER = "ranker"
 # Groups of queries with the same rules whose rules are kept.
 _RULE_GROUPS = 256
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class RankerModel:
-    """The fitted models, and how they order lists.
-
-    Attributes:
-      models: by kind of query and kind of candidate; a kind of query without enough
-        validation pairs is absent.
-      levels: by kind of query, what is added to the log-odds of candidates without edges.
-      by: by kind of query, `ranker` or the method that orders its lists.
-      popularity_slope: by which the log-odds of candidates with edges grow with their log(1 +
-        degree), on average; a lower popularity weight takes it away.
-      mean_log_degree: at which that changes nothing.
-    """
-
-    models: dict[str, dict[str, CalibratedModel]]
-    levels: dict[str, float]
-    by: dict[str, str]
-    popularity_slope: float = 0.0
-    mean_log_degree: float = 0.0
-
-    def as_json(self) -> dict[str, Any]:
-        """The models as JSON values, which `from_json` reads."""
-        models = {
-            query: {kind: model.as_json() for kind, model in of_query.items()}
-            for query, of_query in self.models.items()
-        }
-        return {**dataclasses.asdict(self), "models": models, "features": list(FEATURES)}
-
-    @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> RankerModel:
-        """Restores what `as_json` returned.
-
-        Raises:
-          KeyError, TypeError, ValueError: it describes another kind of model.
-        """
-        if saved["features"] != list(FEATURES) or saved["by"].keys() != set(KINDS):
-            raise ValueError("the features are others")
-        models = {
-            query: {kind: CalibratedModel.from_json(of_kind) for kind, of_kind in found.items()}
-            for query, found in saved["models"].items()
-        }
-        names = ("levels", "by", "popularity_slope", "mean_log_degree")
-        return cls(models, **{name: saved[name] for name in names})
-
-    def log_odds(
-        self, candidates: Candidates, query_kind: str, popularity_weight: float = 1.0
-    ) -> np.ndarray:
-        """Log-odds float32 [Q, K] of candidates for queries of one kind; -inf at padding."""
-        found = np.full(candidates.ids.shape, -np.inf, np.float32)
-        of_kind = (candidates.ids >= 0) & ~candidates.isolated, candidates.isolated
-        for kind, mask in zip(KINDS, of_kind):
-            if kind in self.models[query_kind] and mask.any():
-                found[mask] = self.models[query_kind][kind].log_odds(candidates.features[mask])
-        found[candidates.isolated] += np.float32(self.levels[query_kind])
-        if popularity_weight != 1.0:
-            above = candidates.features[..., FEATURES.index("log_degree")] - self.mean_log_degree
-            less = (1.0 - popularity_weight) * self.popularity_slope * above
-            found -= np.where(candidates.isolated, 0.0, less).astype(np.float32)
-        return found
 
 
 class Ranker:
@@ -204,23 +141,55 @@ class Ranker:
 
     def ranks(self, pairs: np.ndarray) -> np.ndarray:
         """Ranks int64 [P] of the targets of pairs int [P, 2] among all items of the catalog."""
-        ranks = np.empty(len(pairs), np.int64)
-        queries, row_of = np.unique(pairs[:, 0], return_inverse=True)
-        start = 0
-        for candidates in self._source.blocks(queries):
-            odds = self._log_odds(candidates)
-            for row in range(len(candidates.rows)):
-                of_query = np.flatnonzero(row_of == start + row)
-                order = odds[row]
-                targets = pairs[of_query, 1]
-                method = self._method_of(candidates.cold[row])
-                if method != RANKER:
-                    values = self._scores_by(method, candidates, row)
-                    ranks[of_query] = ranks_by_score(values, targets)
-                else:
-                    ranks[of_query] = ranks_in_list(candidates, row, order, targets)
+        return self.at_weights(pairs, np.empty(0, np.int64), 0, (self._weight,))[0][0]
+
+    def at_weights(
+        self, pairs: np.ndarray, queries: np.ndarray, k: int, weights: Sequence[float]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ranks and lists for each of several --popularity_weight, with one search of candidates.
+
+        Args:
+          pairs: int [P, 2].
+          queries: int [Q], distinct items whose lists are made.
+          k: places in a list.
+
+        Returns:
+          For each weight, ranks int64 [P] as in `ranks` and ids int32 [Q, k] as in `top_k`.
+        """
+        rankers = [
+            Ranker(self._source, self.model, self.by, weight, self.prices) for weight in weights
+        ]
+        results = [(np.empty(len(pairs), np.int64), np.full((len(queries), k), -1, np.int32))
+                   for _ in weights]  # fmt: skip
+        rows = np.union1d(pairs[:, 0], queries).astype(np.int64)
+        by_query = np.argsort(pairs[:, 0], kind="stable")
+        bounds = (
+            np.searchsorted(pairs[by_query, 0], rows),
+            np.searchsorted(pairs[by_query, 0], rows, "right"),
+        )
+        place = dict(zip(np.asarray(queries).tolist(), range(len(queries))))
+        unread, start = np.empty(k, np.float32), 0
+        for candidates in self._source.blocks(rows, k):
+            for ranker, (ranks, ids) in zip(rankers, results):
+                odds = ranker._log_odds(candidates)
+                for row, query in enumerate(candidates.rows.tolist()):
+                    of_query = by_query[bounds[0][start + row] : bounds[1][start + row]]
+                    if len(of_query):
+                        targets = pairs[of_query, 1]
+                        ranks[of_query] = ranker._ranks_of(candidates, odds, row, targets)
+                    if query in place:
+                        ranker._list(candidates, odds[row], row, ids[place[query]], unread)
             start += len(candidates.rows)
-        return ranks
+        return results
+
+    def _ranks_of(
+        self, candidates: Candidates, odds: np.ndarray, row: int, targets: np.ndarray
+    ) -> np.ndarray:
+        """Ranks int64 [T] of targets int [T] for the query at `row` of the candidates."""
+        method = self._method_of(candidates.cold[row])
+        if method == RANKER:
+            return ranks_in_list(candidates, row, odds[row], targets)
+        return ranks_by_score(self._scores_by(method, candidates, row), targets)
 
     def _log_odds(self, candidates: Candidates) -> np.ndarray:
         """Log-odds float32 [Q, K] by the model of each query's kind."""

@@ -20,10 +20,11 @@ from pinsage_jax.core.errors import UserError
 from pinsage_jax.retrieval.saved_index import EXACT, embeddings_key
 
 if TYPE_CHECKING:
-    from pinsage_jax.ranking.ranker import Ranker, RankerModel
+    from pinsage_jax.ranking.ranker import Ranker
+    from pinsage_jax.ranking.ranker_model import RankerModel
 
 RANKER_FILE = "ranker.json"
-_FORMAT = 1
+_FORMAT = 2
 _RANKER, _VECTORS = "ranker", "vectors"
 
 
@@ -55,7 +56,8 @@ def read_ranker(config: Config) -> dict[str, Any]:
     saved = files.read_checked_json(path)
     if saved.get("format") != _FORMAT or saved.get("embeddings") != embeddings_key(config.workdir):
         raise UserError(
-            f"{path} was fitted for other embeddings than the workdir holds; run --mode=rank again."
+            f"{path} was fitted for other embeddings than the workdir holds, or by another version "
+            "of the program; run --mode=rank again."
         )
     return saved
 
@@ -68,6 +70,22 @@ def ranker_is_current(config: Config) -> bool:
         read_ranker(config)
     except UserError:
         return False
+    return True
+
+
+def carry_ranker(config: Config, folder: str | pathlib.Path) -> bool:
+    """Copies the ranker of config.workdir to another workdir, whose export it will order.
+
+    Its features must mean the same there: the network is the same one, or was trained with the
+    same settings.
+
+    Returns:
+      Whether config.workdir has a ranker of the export that it holds.
+    """
+    if not ranker_is_current(config):
+        return False
+    saved = read_ranker(config) | {"embeddings": embeddings_key(str(folder))}
+    files.write_checked_json(pathlib.Path(folder) / RANKER_FILE, saved)
     return True
 
 
@@ -104,7 +122,8 @@ def open_ranker(
         raise UserError(f"--related_by={by} does not go with {index}; leave one of them out.")
     from pinsage_jax.ranking.candidates import CandidateSource
     from pinsage_jax.ranking.levels import level_at, price_table
-    from pinsage_jax.ranking.ranker import Ranker, RankerModel
+    from pinsage_jax.ranking.ranker import Ranker
+    from pinsage_jax.ranking.ranker_model import RankerModel
 
     model, prices = None, list[dict[str, Any]]()
     if by == _RANKER:

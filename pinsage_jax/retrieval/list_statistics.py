@@ -70,13 +70,17 @@ def list_statistics(ids: np.ndarray, degree: np.ndarray, num_collections: int) -
     return result | dict(zip(names, map(float, values))) | {"most_listed_row": int(listed.argmax())}
 
 
-def warn_if_lists_share_an_item(statistics: dict[str, Any], name: str) -> bool:
-    """Logs a warning if one item, of id `name`, is in most lists; returns whether it did."""
+def warn_if_lists_share_an_item(statistics: dict[str, Any], name: str, whose: str) -> bool:
+    """Logs a warning if one item, of id `name`, is in most lists; returns whether it did.
+
+    Args:
+      whose: which lists they are, for the message.
+    """
     if statistics["queries"] < 2 * PLACES or statistics["most_listed"] <= _MOST_OF_THE_LISTS:
         return False
     logging.warning(
-        "evaluate: %s stands in %.0f%% of all lists of %d, and 1%% of the items fill %.0f%% of the "
+        "evaluate: %s stands in %.0f%% of %s of %d, and 1%% of the items fill %.0f%% of the "
         "places; a lower --popularity_weight shows fewer popular items.",
-        name, 100 * statistics["most_listed"], PLACES, 100 * statistics["top_1_percent"],
+        name, 100 * statistics["most_listed"], whose, PLACES, 100 * statistics["top_1_percent"],
     )  # fmt: skip
     return True

@@ -51,9 +51,15 @@ class PairBatch:
     source_collection: np.ndarray
 
 
-def pairs_per_epoch(graph: Graph, pairs: np.ndarray | None, per_epoch: int | None = None) -> int:
-    """Pairs of one epoch: `per_epoch`, or if it is None the number of pairs or edges."""
-    return per_epoch or (graph.num_edges if pairs is None else len(pairs))
+def pairs_per_epoch(
+    graph: Graph, pairs: np.ndarray | None, per_epoch: int | None = None, least: int = 0
+) -> int:
+    """Pairs of one epoch: `per_epoch`, or if it is None the number of pairs or edges.
+
+    Args:
+      least: a number of pairs or edges below this counts as this.
+    """
+    return per_epoch or max(graph.num_edges if pairs is None else len(pairs), least)
 
 
 class PairSource:
@@ -71,6 +77,7 @@ class PairSource:
         per_epoch: int | None = None,
         power: float = 1.0,
         by_weight: bool = False,
+        least: int = 0,
     ):
         """Chooses how pairs are drawn.
 
@@ -84,6 +91,7 @@ class PairSource:
             replacement.
           by_weight: collections are also drawn in proportion to the mean weight of their edges,
             and their items in proportion to the weights, with any power.
+          least: fewest pairs of an epoch, as in pairs_per_epoch.
 
         Raises:
           UserError: there is no pair to draw.
@@ -107,7 +115,7 @@ class PairSource:
             )
         if pairs is None and (power != 1.0 or len(self._edge_sums)):
             self._cumulative = np.cumsum(self._collection_weights(power))
-        self.per_epoch = pairs_per_epoch(graph, pairs, per_epoch)
+        self.per_epoch = pairs_per_epoch(graph, pairs, per_epoch, least)
 
     def _collection_weights(self, power: float) -> np.ndarray:
         """Sampling weights, float64 [collections]; 0 for a collection without a pair."""

@@ -90,7 +90,10 @@ def _refit_settings(config: Config, workdir: pathlib.Path) -> Config:
     if bias is None:
         bias = float(checkpoints.metrics(step).get("cold_start_bias") or 0.0)
     split = validation_split_of(there, prepared)
-    per_epoch = pairs_per_epoch(split.train_graph, split.train_pairs, config.train.pairs_per_epoch)
+    per_epoch = pairs_per_epoch(
+        split.train_graph, split.train_pairs, config.train.pairs_per_epoch,
+        config.train.least_epoch_pairs,
+    )  # fmt: skip
     logging.info("training %d steps on every edge, validation edges among them", step)
     return dataclasses.replace(
         config,

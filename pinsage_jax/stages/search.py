@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.listing.rules import read_ids
 from pinsage_jax.ranking.saved_ranker import (
     RANKER_FILE,
+    carry_ranker,
     open_ranker,
     ranker_is_current,
     write_ranker,
@@ -140,6 +142,13 @@ def rank_if_worth_it(config: Config) -> None:
     split = validation_split_of(config, prepared)
     if config.search.related_by not in ("auto", "ranker"):
         reason = f"--related_by={config.search.related_by} does not need it"
+    elif config.retraining.beside and len(split.collections) == 0:
+        # Of a refit all pairs are trained on.  With the same settings features mean the same.
+        before = pathlib.Path(config.workdir).parent
+        if carry_ranker(dataclasses.replace(config, workdir=str(before)), config.workdir):
+            logging.info("rank: the ranker that validation fitted in %s is kept", before)
+            return
+        reason = f"no pair is left to fit it on, and {before} has none"
     elif items > _MOST_ITEMS:
         reason = (
             f"a list takes a comparison with each of {items} items (more than {_MOST_ITEMS}); "

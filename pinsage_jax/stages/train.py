@@ -23,7 +23,7 @@ from pinsage_jax.distributed import process_group
 from pinsage_jax.distributed.devices import make_devices
 from pinsage_jax.distributed.joining import connect
 from pinsage_jax.evaluation import calibration
-from pinsage_jax.graph.validation_split import ValidationSplit
+from pinsage_jax.graph.validation_split import ValidationSplit, with_more_cold_pairs
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.sampling import kernels
 from pinsage_jax.sampling.pairs import PairSource, hard_band
@@ -39,6 +39,9 @@ from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
 from pinsage_jax.training.device_inputs import all_keep_table
 from pinsage_jax.training.loop import Outcome
 from pinsage_jax.training.resume import is_finished
+
+# With fewer steps than this a run says how to train longer.
+_FEW_STEPS = 100
 
 
 def train(
@@ -90,6 +93,7 @@ def train(
         config.train.pairs_per_epoch,
         config.sampling.pair_power,
         config.data.weighs_edges,
+        config.train.least_epoch_pairs,
     )
     if hard_slots(config.train, pairs.per_epoch):
         logging.debug(
@@ -97,7 +101,9 @@ def train(
             *hard_band(config.sampling, prepared.graph.num_items),
         )
     builder = _builder(config, encoder, pairs, prepared.graph.num_items)
-    validate = _validator(config, prepared, encoder, split) if process_group.is_rank0() else None
+    validate, baselines = None, calibration.BaselineHitRates({})
+    if process_group.is_rank0():
+        validate, baselines = _validator(config, prepared, encoder, split)
     outcome = loop.train(
         config,
         builder,
@@ -113,6 +119,11 @@ def train(
         best = outcome.best
         judged = f"; best: step {best['step']}, score {best['score']:.4f}" if best else ""
         logging.info("trained %d steps%s", outcome.step, judged)
+        _warn_if_below(best, baselines)
+        if outcome.total < _FEW_STEPS and config.train.max_steps is None and validate:
+            logging.info(
+                "train: these are few steps; --epochs=auto trains until validation stops rising"
+            )
     spent = Costs(
         seconds={"train": outcome.seconds},
         devices=outcome.devices,
@@ -175,12 +186,37 @@ def _devices(config: Config) -> tuple[int, range]:
     return devices, range(first, first + local)
 
 
+def _warn_if_below(best: dict[str, float], baselines: calibration.BaselineHitRates) -> None:
+    """Warns once if the embeddings are below the walk or the content that they are made from.
+
+    Args:
+      best: validation metrics of the step that is used; {} without any.
+    """
+    below = [
+        f"{name} for {kind} pairs (hit@{k} {found:.3f}, {name} {rate:.3f})"
+        for (kind, k), rate in baselines.rates.items()
+        for name in ("content" if kind == "cold" else "walk",)
+        if (found := best.get(f"{kind}_hit@{k}", rate)) < rate - baselines.noise(kind, k)
+    ]
+    if below:
+        logging.warning(
+            "train: in validation the embeddings are below what they are made from: %s; the "
+            "ranker of the next stage makes lists of both.",
+            ", ".join(below),
+        )
+
+
 def _validator(
     config: Config, prepared: Prepared, encoder: Encoder, split: ValidationSplit
-) -> loop.Validate:
-    """A function that scores parameters on the validation pairs, over the training graph."""
+) -> tuple[loop.Validate, calibration.BaselineHitRates]:
+    """A function that scores parameters on the validation pairs, over the training graph.
+
+    Returns:
+      It, and the hit-rates of the baselines on these pairs.
+    """
     items = prepared.graph.num_items
     graph = split.train_graph
+    split = with_more_cold_pairs(prepared.graph, split, config.split.validation_pairs, config.seed)
     baselines = calibration.BaselineHitRates.measure(
         graph, prepared.features, split, config.sampling, config.seed, config.host_threads
     )
@@ -195,4 +231,4 @@ def _validator(
             vectors, isolated, split, baselines, fixed_cold_start_bias(config)
         )
 
-    return validate
+    return validate, baselines

@@ -29,6 +29,7 @@ from pinsage_jax.inference.current_catalog import CurrentCatalog, fill_tables
 from pinsage_jax.inference.new_item_model import Trained
 from pinsage_jax.inference.tables import PersistentTables
 from pinsage_jax.inference.updating import Update
+from pinsage_jax.ranking.saved_ranker import carry_ranker
 from pinsage_jax.retrieval.export_quality import recall_against_float32
 from pinsage_jax.stages.checkpoint import (
     cold_start_adjustment,
@@ -80,6 +81,7 @@ def update(config: Config) -> dict[str, Any]:
             logging.info("update: the changes are applied to the catalog in %s", updated)
         elif done.get("settings_key") == settings_key:
             logging.info("update: %s contains these changes already", updated)
+            carry_ranker(config, updated)
             return done
         else:
             logging.info("update: %s contains these changes; embedding it anew", updated)
@@ -128,9 +130,12 @@ def update(config: Config) -> dict[str, Any]:
             config.data, edges="", items="", train_pairs="", eval_pairs=""
         )
         remember(dataclasses.replace(config, data=columns, synthetic=SyntheticConfig()), folder)
+        ranked = carry_ranker(config, folder)
     new.remove_others()
     print(_format_report(report))
     logging.info("update: the catalog with its changes is in %s", updated)
+    if not ranked:
+        logging.info("update: %s has no ranker of its embeddings; vectors order the lists", workdir)
     return manifest
 
 

@@ -40,6 +40,7 @@ from absl import logging
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.training import compatibility
+from pinsage_jax.training.curriculum import best_first, highest_first
 from pinsage_jax.training.leaf_paths import by_path, nested
 
 _REPLACED = ".replaced"
@@ -181,14 +182,14 @@ class Checkpoints:
         return self._first_intact(sorted(self.steps(), reverse=True))
 
     def best_step(self) -> int | None:
-        """The step of the intact checkpoint with the highest score, the earliest of equals.
+        """The step of the intact checkpoint to be used, by its score (curriculum.best_first).
 
         It is the latest checkpoint if none has a score, and None if there are no checkpoints.
 
         Raises:
           UserError: there are checkpoints, and all are damaged.
         """
-        scored = self._best_first()
+        scored = best_first(self._metrics())
         unscored = sorted({*self.steps()} - {*scored}, reverse=True)
         return self._first_intact(scored + unscored)
 
@@ -339,15 +340,13 @@ class Checkpoints:
         files.verify_checksums(self._path(step), saved["files"])
         return saved
 
-    def _best_first(self) -> list[int]:
-        """Steps that have a score, from best to worst."""
-        scores = {}
+    def _metrics(self) -> dict[int, dict[str, float | None]]:
+        """The metrics of each step; a checkpoint with a damaged checksum file has none."""
+        found = {}
         for step in self.steps():
-            # A checkpoint with a damaged checksum file has no score.
             with contextlib.suppress(UserError):
-                scores[step] = self._read_checksums(step)["metrics"].get("score")
-        scored = [step for step, score in scores.items() if score is not None]
-        return sorted(scored, key=lambda step: (-scores[step], step))
+                found[step] = self.metrics(step)
+        return found
 
     def _first_intact(self, steps: list[int]) -> int | None:
         problems = []
@@ -374,7 +373,8 @@ class Checkpoints:
         complete = self.steps()
         undamaged = [step for step in complete if step not in self._damaged]
         kept = {saved, *undamaged[-self._keep :]}
-        kept.update([step for step in self._best_first() if step in undamaged][:1])
+        scored = {s: found for s, found in self._metrics().items() if s in undamaged}
+        kept.update(best_first(scored)[:1] + highest_first(scored)[:1])
         for step in complete:
             # A damaged checkpoint of a later step stays for inspection until this run reaches it.
             if step in kept or (step in self._damaged and step > saved):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pinsage_jax.config.fields import AUTO
 from pinsage_jax.config.settings import Config, plain_values
 from pinsage_jax.core.errors import UserError
 
@@ -21,6 +22,7 @@ RESUMABLE_OVERRIDES = frozenset(
     (
         "epochs",
         "max_steps",
+        "patience",
         "prefetch",
         "producers",
         "devices",
@@ -134,11 +136,15 @@ def check_resume_config(config: Config, meta: dict[str, Any]) -> None:
       UserError: one sentence that names the first flag that differs.
     """
     current, saved = plain_values(config), meta["config"]
+    # With --epochs=auto an epoch may be longer, and with it the decay of the learning rate.
+    other_epochs = (saved["train"].get("epochs") is None) != (config.train.epochs is None)
+    overrides = RESUMABLE_OVERRIDES - ({"epochs"} if other_epochs else set())
     for section in ("split", "sampling", "train"):
         for name, value in current[section].items():
-            if name not in RESUMABLE_OVERRIDES and saved[section].get(name) != value:
+            if name not in overrides and saved[section].get(name) != value:
+                here, there = (AUTO if v is None else v for v in (value, saved[section].get(name)))
                 raise UserError(
-                    f"--{name}={value} differs from {saved[section].get(name)}, which the run in "
+                    f"--{name}={here} differs from {there}, which the run in "
                     f"{config.workdir} was started with; choose another --workdir, or delete "
                     f"{config.workdir}/checkpoints to train anew."
                 )

@@ -1,4 +1,4 @@
-"""The schedule of a run: its last step, hard negatives, validations and checkpoints.
+"""The schedule of a run: its last step, hard negatives, validations, and which of them counts.
 
 The curriculum of Ying et al. 2018, section 3.3: no hard negative in the first epoch, n-1
 per query in epoch n, up to a limit.  Everything here is a pure function of the step or the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from pinsage_jax.config.training import TrainConfig
 
@@ -16,14 +17,16 @@ from pinsage_jax.config.training import TrainConfig
 def total_steps(train: TrainConfig, pairs_per_epoch: int) -> int:
     """Steps of the whole run: --max_steps where it is given, otherwise --epochs."""
     # In this order, so that a whole number of epochs that ends with a batch is exact.
-    return train.max_steps or max(math.ceil(train.epochs * pairs_per_epoch / train.batch_size), 1)
+    return train.max_steps or max(
+        math.ceil(train.most_epochs * pairs_per_epoch / train.batch_size), 1
+    )
 
 
 def total_epochs(train: TrainConfig, pairs_per_epoch: int) -> float:
     """Passes over the training pairs in the whole run."""
     if train.max_steps:
         return train.max_steps * train.batch_size / pairs_per_epoch
-    return train.epochs
+    return train.most_epochs
 
 
 def hard_negatives_in(epoch: int, train: TrainConfig) -> int:
@@ -103,6 +106,37 @@ class Schedule:
         before = self._epochs_after(self.total - 1)
         return min(before, self.total - 1) + 1
 
+    def validations_between(self, first: int, last: int) -> int:
+        """Number of validations after step `first` up to step `last`."""
+        return sum(self.validates_after(step) for step in range(first + 1, last + 1))
+
     def _epochs_after(self, step: int) -> int:
         """Number of whole epochs in this number of steps."""
         return step * self.train.batch_size // self.pairs_per_epoch
+
+
+def highest_first(metrics: Mapping[int, Mapping[str, float | None]]) -> list[int]:
+    """Steps that have a score, the highest first, the earlier of equal ones first.
+
+    Args:
+      metrics: those of each step; the score is "score".
+    """
+    scores = {step: score for step, found in metrics.items()
+              if (score := found.get("score")) is not None}  # fmt: skip
+    return sorted(scores, key=lambda step: (-scores[step], step))
+
+
+def best_first(metrics: Mapping[int, Mapping[str, float | None]]) -> list[int]:
+    """The same, but first the step to be used.
+
+    That is the latest one whose score is within the standard error of the highest score
+    ("score_error"), where it is known: validation cannot tell the two apart, and the learning
+    rate of the later one is lower.
+    """
+    ordered = highest_first(metrics)
+    error = metrics[ordered[0]].get("score_error") if ordered else None
+    if not error:
+        return ordered
+    least = (metrics[ordered[0]]["score"] or 0.0) - error
+    used = max(step for step in ordered if (metrics[step]["score"] or 0.0) >= least)
+    return [used, *(step for step in ordered if step != used)]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -38,7 +37,7 @@ from pinsage_jax.tracking.metrics_file import METRICS_FILE, MetricsLog
 from pinsage_jax.tracking.schema import RUN, STEP, VALIDATION
 from pinsage_jax.tracking.trackers import Tracker, close_all, open_trackers
 from pinsage_jax.training import feed
-from pinsage_jax.training.curriculum import Schedule
+from pinsage_jax.training.curriculum import Schedule, best_first, highest_first
 from pinsage_jax.training.device_clock import DeviceClock
 from pinsage_jax.training.device_inputs import replicated_table
 from pinsage_jax.training.log import MetricsWindow, StepTrace, dump_batch
@@ -110,12 +109,12 @@ def train(
     with contextlib.ExitStack() as stack:
         run = Run(config, builder, identity, validate, should_stop, stack, warm_start)
         run.make_up_validation()
-        for batch, info in run.batches:
+        for batch, info in () if run.ended else run.batches:
             run.take_step(batch, info)
             run.log_if_due()
             run.validate_if_due()
             run.save_if_due()
-            if run.interrupted:
+            if run.interrupted or run.ended:
                 break
         return run.finish()
 
@@ -128,6 +127,7 @@ class Run:
         accelerators placed ahead.
       done: steps taken so far, those of earlier processes included.
       interrupted: whether `should_stop` asked to stop before the last step.
+      ended: whether validation ended the run before it.
     """
 
     def __init__(
@@ -155,11 +155,11 @@ class Run:
         checkpoints = open_checkpoints(config, stack)
         restored = restore_latest(checkpoints, config, identity, state)
         self._saver = stack.enter_context(Saver(checkpoints, in_background=feed.places_batches()))
-        self.done, self._best, self._validation_owed, state = restored
+        self.done, self._scored, self._validation_owed, state = restored
         if warm_start is not None and self.done == 0:
             state = state._replace(params=warm_start(state.params))
         self._state = replicate(state, devices)
-        self.interrupted = False
+        self.interrupted = self.ended = False
         self._scores: dict[str, float] = {}
         self._open_logs(stack)
         total = schedule.total
@@ -234,12 +234,14 @@ class Run:
         self._validation_owed = self.interrupted and due
         if not self.interrupted:
             self._score_parameters()
+            self._end_if_flat()
 
     def make_up_validation(self) -> None:
         """Before the first step, makes the validation that the interrupted process left out."""
         if self._validation_owed:
             self._validation_owed = False
             self._score_parameters()
+            self._end_if_flat()
             self._save()
 
     def _score_parameters(self) -> None:
@@ -247,8 +249,10 @@ class Run:
             return
         with self._window.pause():
             scores = self._validate(jax.tree.map(np.asarray, self._state.params))
-        if scores and scores["score"] > self._best.get("score", -math.inf):
-            self._best = {**scores, "step": self.done}
+        if scores:
+            found = {**self._scored, self.done: scores}
+            kept = best_first(found)[:1] + highest_first(found)[:1]
+            self._scored = {step: found[step] for step in kept}
         epoch = self.done / self._schedule.steps_per_epoch
         self._log.write(VALIDATION, {"step": self.done, "epoch": epoch, **scores})
         readable = [
@@ -261,6 +265,22 @@ class Run:
             line += f": validation {', '.join(readable)}"
         logging.info("%s", line)
         self._scores = scores
+
+    def _end_if_flat(self) -> None:
+        """Ends the run if --patience validations have not passed the highest score."""
+        patience, schedule = self._config.train.patience_used, self._schedule
+        if not patience or self.done >= schedule.total:
+            return
+
+        def is_flat() -> bool:
+            highest = highest_first(self._scored)[:1]
+            if not highest:
+                return False
+            return schedule.validations_between(highest[0], self.done) >= patience
+
+        self.ended = process_group.broadcast_from_rank0(is_flat, "end of training")
+        if self.ended:
+            logging.info("train: %d validations without a higher score end training", patience)
 
     def save_if_due(self) -> None:
         """Every --checkpoint_every steps, and after a validation: writes a checkpoint.
@@ -292,7 +312,8 @@ class Run:
             "curriculum": {"epoch": self._builder.epoch_of(self.done)},
             "config": plain_values(self._config),
             "data": self._identity,
-            "best": self._best,
+            "scored": {str(step): scores for step, scores in self._scored.items()},
+            "ended": self.ended,
             "validation_owed": self._validation_owed,
         }
 
@@ -308,10 +329,11 @@ class Run:
         self._saver.wait()
         # What comes after training reads it, in every process.
         process_group.all_gather_object(None, "last checkpoint", interruptible=False)
+        best = best_first(self._scored)
         outcome = Outcome(
             int(self._state.step),
             self._schedule.total,
-            self._best,
+            {**self._scored[best[0]], "step": best[0]} if best else {},
             self.interrupted,
             seconds=time.perf_counter() - self._start,
             pairs=self.batches.items * self._config.train.batch_size,

@@ -37,9 +37,10 @@ def is_finished(config: Config, identity: dict[str, Any]) -> bool:
         meta = checkpoints.meta(latest)
         checkpoints.check(meta, identity, dataclasses.asdict(config.model))
     check_resume_config(config, meta)
-    lengths = ("epochs", "max_steps")
-    same = all(meta["config"]["train"][name] == getattr(config.train, name) for name in lengths)
-    return same and meta["queue"]["next_index"] >= meta["total"]
+    lengths = ("epochs", "max_steps", "patience")
+    then = meta["config"]["train"]
+    same = all(then.get(name) == getattr(config.train, name) for name in lengths)
+    return same and (meta["queue"]["next_index"] >= meta["total"] or meta.get("ended", False))
 
 
 def open_checkpoints(config: Config, stack: contextlib.ExitStack) -> Checkpoints:
@@ -114,13 +115,13 @@ class Restored(NamedTuple):
 
     Attributes:
       step: steps taken so far; 0 for a new run.
-      best: validation metrics of the best checkpoint, with its "step"; or {}.
+      scored: validation metrics of the best step so far, and of that with the highest score.
       validation_owed: whether the run was stopped before it validated this step.
       state: arrays of the host.
     """
 
     step: int
-    best: dict[str, float]
+    scored: dict[int, dict[str, float]]
     validation_owed: bool
     state: TrainState
 
@@ -149,4 +150,5 @@ def restore_latest(
     state, _ = checkpoints.restore(latest, state)
     first = meta["queue"]["next_index"]
     logging.info("continuing from the checkpoint of step %d", first)
-    return Restored(first, meta["best"], meta.get("validation_owed", False), state)
+    scored = {int(step): scores for step, scores in meta.get("scored", {}).items()}
+    return Restored(first, scored, meta.get("validation_owed", False), state)

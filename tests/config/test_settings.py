@@ -89,6 +89,7 @@ LATER: frozenset[str] = frozenset(
         "map_layout",
         "one_per",
         "new_item_price",
+        "patience",
         "popularity_weight",
         "preset_scale",
         "queries",

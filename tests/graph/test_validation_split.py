@@ -6,7 +6,7 @@ import pytest
 from pinsage_jax.config.data import SplitConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.pair_draws import pairs_per_group
-from pinsage_jax.graph.validation_split import validation_split
+from pinsage_jax.graph.validation_split import validation_split, with_more_cold_pairs
 
 
 def random_graph(seed, num_items=200, num_collections=60, edges=900):
@@ -78,6 +78,41 @@ def test_pairs_follow_the_definition(seed, limit):
     assert (train_degree[split.pairs[:, 0]] > 0).all()
     if limit > 7:
         assert 0 < cold.sum() < len(cold)
+
+
+@pytest.mark.parametrize("limit", [40, 10**6])
+def test_more_cold_pairs_come_from_every_collection_of_a_cold_item(limit):
+    graph = random_graph(3)
+    split = validation_split(graph, SplitConfig(0.2, 0.15, 100), 3)
+    more = with_more_cold_pairs(graph, split, limit, 3)
+    size = len(split.pairs)
+    np.testing.assert_array_equal(more.pairs[:size], split.pairs)
+    assert more.kinds[:size].tolist() == split.kinds.tolist()
+    added = {tuple(pair) for pair in more.pairs[size:].tolist()}
+    assert len(added) == len(more.pairs) - size and set(more.kinds[size:]) == {"cold"}
+    degree, items = split.train_graph.degree(), set(split.items.tolist())
+    possible = {
+        (query, target)
+        for c in set(range(60)) - set(split.collections.tolist())
+        for query in members(graph, c).tolist()
+        for target in members(graph, c).tolist()
+        if target in items and degree[query] > 0
+    }
+    assert added <= possible
+    if limit == 10**6:
+        assert added == possible - {tuple(pair) for pair in split.pairs.tolist()}
+    else:
+        assert 0 < len(added) <= limit
+
+
+def test_given_pairs_and_splits_without_cold_items_stay_as_they_are():
+    graph = random_graph(3)
+    given = np.array([[1, 2], [3, 4], [5, 6]], np.int32)
+    for split in (
+        validation_split(graph, SplitConfig(0.2, 0.15, 100), 3, given),
+        validation_split(graph, SplitConfig(0.2, 0.0, 100), 3),
+    ):
+        assert with_more_cold_pairs(graph, split, 100, 3) is split
 
 
 def test_split_is_repeatable_and_follows_the_seed():

@@ -5,7 +5,7 @@ import numpy as np
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.ranking.calibrated_model import CalibratedModel
 from pinsage_jax.ranking.candidates import FEATURES
-from pinsage_jax.ranking.ranker import RankerModel
+from pinsage_jax.ranking.ranker_model import RankerModel
 
 
 def simple_model() -> RankerModel:

@@ -13,14 +13,15 @@ from pinsage_jax.config.data import SplitConfig
 from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.evaluation.evaluate import evaluate
+from pinsage_jax.evaluation.evaluate import POPULARITY_WEIGHTS, evaluate
 from pinsage_jax.export import writer
 from pinsage_jax.graph.validation_split import validation_split
 from pinsage_jax.ranking import levels
 from pinsage_jax.ranking.calibrated_model import CalibratedModel, fit
 from pinsage_jax.ranking.candidates import FEATURES, METHODS, CandidateSource, best_columns
 from pinsage_jax.ranking.fit import fit_ranker, ranking_pairs
-from pinsage_jax.ranking.ranker import Ranker, RankerModel
+from pinsage_jax.ranking.ranker import Ranker
+from pinsage_jax.ranking.ranker_model import RankerModel
 from pinsage_jax.ranking.saved_ranker import RANKER_FILE, open_ranker, write_ranker
 from pinsage_jax.ranking.steered_walks import visit_probabilities
 
@@ -288,6 +289,41 @@ def test_a_lower_popularity_weight_lists_fewer_popular_items(world, fitted, weig
     assert degree[lower].mean() < degree[usual].mean()
 
 
+def test_several_weights_at_once_are_what_each_gives_alone(world, fitted):
+    rng, (_, model, _, source) = np.random.default_rng(3), fitted
+    pairs = np.array([(q, t) for q, t in rng.integers(0, 300, (600, 2)) if q != t], np.int32)
+    queries, weights = np.arange(0, 300, 11), (0.0, 0.5, 1.0)
+    for by in ({"warm": "ranker", "cold": "ranker"}, {"warm": "vectors", "cold": "content"}):
+        steep = dataclasses.replace(model, popularity_slope=3.0, by=by)
+        found = Ranker(source, steep).at_weights(pairs, queries, 10, weights)
+        for weight, (ranks, ids) in zip(weights, found):
+            alone = Ranker(source, steep, popularity_weight=weight)
+            np.testing.assert_array_equal(ids, alone.top_k(None, 10, queries)[0])
+            listed = alone.top_k(None, 60, pairs[:, 0])[0] == pairs[:, 1:]
+            shown, place = listed.any(axis=1), 1 + np.argmax(listed, axis=1)
+            # Ties share a rank.
+            assert shown.sum() > 20 and (ranks == place)[shown].mean() > 0.95
+            assert (ranks[~shown] > 58).all()
+        assert (found[0][0] != found[2][0]).any()
+
+
+def test_a_list_that_all_share_is_named_for_the_ranker_too(tmp_path, world, fitted, caplog):
+    graph, features, vectors = world
+    weights = np.zeros(len(FEATURES))
+    weights[FEATURES.index("popularity")] = 50.0
+    one = CalibratedModel(weights, 0.0)
+    models = {kind: {"warm": one, "cold": one} for kind in ("warm", "cold")}
+    model = dataclasses.replace(fitted[1], models=models)
+    popular = vectors.copy()
+    popular[7, -1] = 9.0
+    source = CandidateSource(graph, features, popular, SamplingConfig(), 1, True)
+    prepared = make_prepared(graph, features, np.array([(1, 2), (5, 9)], np.int32))
+    config = make_config(tmp_path, bootstrap=0, baselines="none")
+    with caplog.at_level("WARNING"):
+        evaluate(config, prepared, vectors, has_popularity=True, ranker=Ranker(source, model))
+    assert "stands in 100% of the ranker's lists of 10" in caplog.text
+
+
 # Files and flags.
 
 
@@ -360,6 +396,9 @@ def test_the_evaluation_scores_the_ranker_beside_the_vectors(tmp_path, world, fi
     expected = float(np.mean(ranker.ranks(pairs) <= 10))
     assert found["overall"]["all"]["metrics"]["hit@10"]["value"] == pytest.approx(expected)
     assert found["lists"]["coverage"] > 0.5 and found["settings"] == {"related_by": "ranker"}
+    weights = {entry["weight"]: entry for entry in result["ranker_popularity_weights"]}
+    assert tuple(weights) == POPULARITY_WEIGHTS and weights[1.0]["lists"] == found["lists"]
+    assert weights[1.0]["hit@10"]["all"] == pytest.approx(expected)
     assert [entry["price"] for entry in result["new_item_prices"]] == [None, *levels.PRICES]
 
 

@@ -693,6 +693,25 @@ def test_new_items_have_a_price(tmp_path):
     assert (tmp_path / "new-item-price.svg").exists()
 
 
+def test_the_ranker_has_a_line_and_a_table_by_popularity_weight(tmp_path):
+    evaluation.evaluate(small_config(tmp_path), small_prepared(), small_embeddings())
+    saved = files.read_json(tmp_path / "eval.json")
+    del saved["checksum"]
+    statistics = saved["methods"]["pinsage"]["lists"]
+    saved["methods"]["ranker"] = saved["methods"]["pinsage"]
+    saved["ranker_popularity_weights"] = [
+        {"weight": weight, "hit@10": {"all": hit}, "lists": statistics | {"coverage": coverage}}
+        for weight, hit, coverage in ((0.0, 0.125, 0.75), (1.0, 0.25, 0.5))
+    ]
+    files.write_checked_json(tmp_path / "eval.json", saved)
+    found = Page(lists.lists(read_source(small_config(tmp_path), ITEMS)))
+    (label,) = [v for v in found.values("aria-label") if v.startswith("Hit-rate against coverage")]
+    # Its own point would be the one of weight 1.
+    assert label.count("anker") == 2
+    assert "by popularity weight 0: 75.0% of the catalog, hit@10 0.125" in label
+    assert "by the weight of popularity in its lists" in "".join(found.texts)
+
+
 def test_small_kinds_are_folded(full):
     folded = re.findall(r"<details><summary>Kinds with fewer.*?</details>", full[1], re.DOTALL)
     assert len(folded) == 1 and folded[0].count("<table") == 3

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from embedded_catalog import embedded_catalog, vector_text, write_csv
+from ranked_world import simple_model
 
 import pinsage_jax
 from pinsage_jax.catalog.prepare import open_prepared
@@ -16,6 +17,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.export.reader import load_embeddings
 from pinsage_jax.inference import layerwise, updating
+from pinsage_jax.ranking.saved_ranker import ranker_is_current, write_ranker
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,7 @@ def test_changes_one_after_the_other(catalog, tmp_path, capsys, nothing_computed
             changed_items=items,
         ),
     )
+    write_ranker(config, simple_model(), {"measured": {}})
     manifest = pinsage_jax.embed(first)
     output = capsys.readouterr().out
     assert "2 edges added, 0 reweighted, 1 removed; 1 items added, 1 changed" in output
@@ -111,6 +114,10 @@ def test_changes_one_after_the_other(catalog, tmp_path, capsys, nothing_computed
     )
     pinsage_jax.neighbors(listing)
     assert "fresh" in pq.read_table(updated / "related_items.parquet")["item_id"].to_pylist()
+    # The ranker orders the lists of the changed catalog too, the new item's among them.
+    assert ranker_is_current(listing)
+    ranked = dataclasses.replace(listing, search=SearchConfig(related_by="ranker"))
+    assert len(pinsage_jax.neighbors(ranked, ["fresh"])["fresh"]) == 10
 
 
 def test_an_update_of_another_catalog_is_refused(catalog, tmp_path):

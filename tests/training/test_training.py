@@ -1,6 +1,7 @@
 """Training from prepare to embed: it learns, repeats bit for bit, resumes, and refuses."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from small_catalog import random_graph
 
 import pinsage_jax
 from pinsage_jax.batching.builder import MinibatchBuilder
@@ -26,11 +28,13 @@ from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.evaluation import calibration
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.model.init import init_model
+from pinsage_jax.sampling.pairs import PairSource, pairs_per_epoch
 from pinsage_jax.stages import train as train_stage
 from pinsage_jax.stages.prepare import prepare
-from pinsage_jax.training import feed
+from pinsage_jax.training import curriculum, feed
 from pinsage_jax.training.checkpoints import Checkpoints
 
 TESTS = pathlib.Path(__file__).parents[1]
@@ -191,6 +195,68 @@ def test_prefetch_depth_does_not_matter(depth, placed, workdir, saved, whole, mo
     assert_same_bits(saved[TOTAL], whole[0][TOTAL])
 
 
+@pytest.mark.parametrize("error, used", [(0.0, 4), (0.06, 8), (0.12, 8), (0.04, 4)])
+def test_training_ends_when_validation_stops_rising(error, used, workdir, monkeypatch):
+    """The score is highest at step 4; of steps within its error the latest is used."""
+    scores = itertools.chain([0.1, 0.3, 0.2, 0.25], itertools.repeat(0.9))
+    monkeypatch.setattr(
+        train_stage.calibration,
+        "validate",
+        lambda *_: {"score": next(scores), "score_error": error},
+    )
+    config = config_for(workdir, train={"validate_every": 2, "patience": 2})
+    outcome = pinsage_jax.train(config)
+    assert (outcome.step, outcome.interrupted) == (8, False) and outcome.total == TOTAL
+    assert outcome.best["step"] == used
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.best_step() == used and 4 in checkpoints.steps()
+    # It is finished, and its length is part of that.
+    assert pinsage_jax.train(config).pairs == 0
+    longer = pinsage_jax.train(config_for(workdir, train={"validate_every": 2, "patience": 3}))
+    assert longer.step > 8
+
+
+def test_the_rule_of_the_standard_error():
+    def steps(*scores, error=0.05):
+        return {n + 1: {"score": s, "score_error": error} for n, s in enumerate(scores)}
+
+    assert curriculum.best_first(steps(0.5, 0.48, 0.3, 0.46, 0.4)) == [4, 1, 2, 5, 3]
+    assert curriculum.best_first(steps(0.5, 0.5, None, error=None)) == [1, 2]
+    assert curriculum.best_first(steps(None)) == curriculum.highest_first({}) == []
+    assert curriculum.highest_first(steps(0.2, 0.5, 0.5)) == [2, 3, 1]
+
+
+def test_small_tables_take_several_passes_with_epochs_auto():
+    usual, auto = TrainConfig(), TrainConfig(epochs=None, batch_size=100)
+    assert (usual.most_epochs, usual.patience_used, usual.least_epoch_pairs) == (3.0, 0, 1)
+    assert (auto.most_epochs, auto.patience_used) == (10.0, 2)
+    graph = random_graph(np.random.default_rng(0), 40, 12, 200)
+    for train, expected in ((usual, graph.num_edges), (auto, 6400)):
+        found = PairSource(graph, 0, least=train.least_epoch_pairs).per_epoch
+        assert found == pairs_per_epoch(graph, None, None, train.least_epoch_pairs) == expected
+    assert pairs_per_epoch(graph, None, 50, 6400) == 50
+
+
+def test_a_run_does_not_change_between_epochs_auto_and_a_number(workdir):
+    pinsage_jax.train(config_for(workdir, train={"max_steps": 2}))
+    with pytest.raises(UserError, match=r"^--epochs=auto differs from 3\.0"):
+        pinsage_jax.train(config_for(workdir, train={"max_steps": 2, "epochs": None}))
+
+
+@pytest.mark.parametrize("rate, named", [(0.05, True), (0.29, False)])
+def test_embeddings_below_their_walk_are_named_at_the_end(
+    rate, named, workdir, monkeypatch, caplog
+):
+    measured = {"score": 0.1, "warm_hit@10": rate, "warm_hit@100": 0.5}
+    monkeypatch.setattr(train_stage.calibration, "validate", lambda *_: measured)
+    plain = calibration.BaselineHitRates({("warm", 10): 0.3, ("warm", 100): 0.5}, {"warm": 400})
+    monkeypatch.setattr(calibration.BaselineHitRates, "measure", lambda *_: plain)
+    with caplog.at_level("WARNING"):
+        pinsage_jax.train(config_for(workdir, train={"max_steps": 3}))
+    text = "the embeddings are below what they are made from: walk for warm pairs (hit@10 0.050"
+    assert (text in caplog.text) == named
+
+
 @pytest.mark.parametrize("stop_at", [1, 6, 8, 12])
 def test_stop_and_resume_equal_the_uninterrupted_run(stop_at, workdir, saved, whole, monkeypatch):
     asked = []
@@ -217,7 +283,8 @@ def test_stop_and_resume_equal_the_uninterrupted_run(stop_at, workdir, saved, wh
         for lines in (lines_of(workdir), whole[2])
     ]
     assert scores[0] == scores[1] and [line["step"] for line in scores[0]] == [6, 12, TOTAL]
-    best = max(whole[2], key=lambda line: (line.get("score", -1.0), -line["step"]))
+    scored = {line["step"]: line for line in whole[2] if "score" in line}
+    best = scored[curriculum.best_first(scored)[0]]
     assert outcome.best == {key: best[key] for key in best if key not in ("epoch", "kind")}
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.best_step() == best["step"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pinsage_jax.evaluation.evaluate import EVAL_FILE, MAIN
+from pinsage_jax.evaluation.evaluate import EVAL_FILE, MAIN, RANKED
 from pinsage_jax.evaluation.tables import LIST_COLUMNS, format_statistic
 from pinsage_jax.reporting import page
 from pinsage_jax.reporting.figures import Points, Series, interval_chart, plane_chart
@@ -25,7 +25,11 @@ def lists(source: Source) -> Html:
     names = [name for name in methods if "lists" in methods[name]]
     if MAIN not in names:
         return page.note(f"{EVAL_FILE} has no statistics of lists; run --mode=evaluate again.")
-    weights = source.known_scores.get("popularity_weights") or []
+    found = {
+        MAIN: source.known_scores.get("popularity_weights"),
+        RANKED: source.known_scores.get("ranker_popularity_weights"),
+    }
+    weights = {name: entries for name, entries in found.items() if entries}
     prices = source.known_scores.get("new_item_prices") or []
     charts = [_coverage_map(methods, names, weights)]
     charts += _price_frontier(prices) or [_concentration(methods, names)]
@@ -44,8 +48,7 @@ def lists(source: Source) -> Html:
             rows, numbers=True, main=names.index(MAIN),
         ),
     ]  # fmt: skip
-    if weights:
-        parts.append(_weights(weights))
+    parts += [_weights(name, entries) for name, entries in weights.items()]
     if prices:
         parts.append(_prices(prices))
     parts.append(
@@ -61,23 +64,24 @@ def lists(source: Source) -> Html:
 
 
 def _coverage_map(
-    methods: Mapping[str, Any], names: Sequence[str], weights: Sequence[Mapping[str, Any]]
+    methods: Mapping[str, Any],
+    names: Sequence[str],
+    weights: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> Html:
-    """hit@10 against coverage: PinSage by --popularity_weight, and the other methods."""
-    groups = []
-    if weights:
-        groups.append(
-            Points(
-                "PinSage by popularity weight",
-                [entry["lists"]["coverage"] for entry in weights],
-                [entry["hit@10"]["all"] for entry in weights],
-                _end_names(weights),
-                line=True,
-            )
+    """hit@10 against coverage: PinSage and its ranker by --popularity_weight, other methods."""
+    groups = [
+        Points(
+            f"{scores.label(name)} by popularity weight",
+            [entry["lists"]["coverage"] for entry in entries],
+            [entry["hit@10"]["all"] for entry in entries],
+            _end_names(entries),
+            line=True,
         )
+        for name, entries in weights.items()
+    ]
     for name in names:
         hit = scores.metrics(methods[name], "overall", "all").get("hit@10")
-        if hit is None or (weights and name == MAIN):
+        if hit is None or name in weights:
             continue
         coverage = methods[name]["lists"]["coverage"]
         groups.append(Points(scores.label(name), [coverage], [hit["value"]]))
@@ -160,8 +164,8 @@ def _distinct(
     return [entry for entry, _ in found.values()], [", ".join(names) for _, names in found.values()]
 
 
-def _weights(weights: Sequence[Mapping[str, Any]]) -> Html:
-    """Lists and hit-rates by --popularity_weight."""
+def _weights(method: str, weights: Sequence[Mapping[str, Any]]) -> Html:
+    """Lists and hit-rates of a method by --popularity_weight."""
     kinds = list(weights[0]["hit@10"])[:_MAX_KINDS]
     head: list[object] = ["--popularity_weight", *LIST_COLUMNS.values()]
     head += [page.join(("hit@10, ", page.user_text(kind, 60))) for kind in kinds]
@@ -173,7 +177,7 @@ def _weights(weights: Sequence[Mapping[str, Any]]) -> Html:
         )
         for entry in weights
     ]
-    title = "PinSage by the weight of popularity in its lists"
+    title = f"{scores.label(method)} by the weight of popularity in its lists"
     return page.table(title, head, rows, numbers=True)
 
 
