@@ -27,7 +27,7 @@ from absl import flags, logging
 
 from pinsage_jax.api import with_remembered
 from pinsage_jax.config.fields import AUTO, option
-from pinsage_jax.config.settings import Config
+from pinsage_jax.config.settings import Config, code_settings
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.flagfiles import Argument, expand_flagfiles
 from pinsage_jax.core.version import __version__
@@ -169,7 +169,7 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
     def takes_value(name: str) -> bool:
         return name in flag_values and not flag_values[name].boolean
 
-    arguments = _of_environment() + expand_flagfiles(typed, takes_value)
+    arguments = _of_environment() + expand_flagfiles(typed, takes_value, code_settings())
     if subcommand:
         for argument in arguments:
             if argument.text.startswith("--mode=") and not argument.where:

@@ -41,16 +41,19 @@ class Argument:
         return self.text.lstrip("-").split("=", 1)[0]
 
 
-def expand_flagfiles(argv: list[str], takes_value: Callable[[str], bool]) -> list[Argument]:
+def expand_flagfiles(
+    argv: list[str], takes_value: Callable[[str], bool], code: Collection[str] = ()
+) -> list[Argument]:
     """Replaces every --flagfile and --example by the lines of its file, files included too.
 
     Args:
       argv: a command line without the program.
       takes_value: whether a flag of that name takes the next argument as its value.
+      code: names of flags that no run.flags may hold.
 
     Raises:
-      UserError: a file is missing, unreadable or includes itself, or a line is not
-        one --flag or --flag=value.
+      UserError: a file is missing, unreadable or includes itself, a line is not one --flag or
+        --flag=value, or a run.flags names code.
     """
     arguments: list[Argument] = []
     rest = list(argv)
@@ -73,6 +76,14 @@ def expand_flagfiles(argv: list[str], takes_value: Callable[[str], bool]) -> lis
         else:
             path, named = pathlib.Path(value).expanduser(), "--flagfile"
         arguments += _read_flagfile(path, [], named)
+    for argument in arguments:
+        # Such a file comes with a workdir, which may be a stranger's.
+        file = pathlib.Path(argument.where.rpartition(", line ")[0])
+        if argument.name in code and file.name == RUN_FLAGS:
+            raise UserError(
+                f"{argument.where}: '{argument.text}' names code to run, which no {RUN_FLAGS} may; "
+                "give the flag in the command."
+            )
     return arguments
 
 

@@ -226,6 +226,18 @@ def test_settings_that_name_code_come_from_no_file():
         assert with_saved(config, saved) == config
 
 
+def test_a_run_flags_that_is_given_as_a_flagfile_names_no_code_either(tmp_path):
+    stranger, own = tmp_path / "run.flags", tmp_path / "night.flags"
+    stranger.write_text("--seed=3\n-text_encoder=a:b\n")
+    own.write_text("--text_encoder=a:b\n")
+    first = ("--workdir=w", "--synthetic")
+    assert command_line.parsed(*first, f"--flagfile={own}").encoders.text_encoder == "a:b"
+    own.write_text(f"--flagfile={stranger}\n")
+    for path in (stranger, own):
+        with pytest.raises(UserError, match=r"run\.flags, line 2: '-text_encoder=a:b' names code"):
+            command_line.parsed(*first, f"--flagfile={path}")
+
+
 def prepared_with(folder, **settings):
     config = pinsage_jax.settings(folder, **{"spectral_dim": 0, **settings})
     return prepare(config).manifest["fingerprint"]
