@@ -359,9 +359,7 @@ def _compiled_step(
     builder: MinibatchBuilder,
     schedule: Schedule,
     devices: tuple[jax.Device, ...],
-) -> tuple[
-    TrainState, Callable[[TrainState, Minibatch | feed.PackedBatch], tuple[TrainState, dict]]
-]:
+) -> tuple[TrainState, _Step]:
     """The state before the first step, on the host, and the step of `devices`."""
     model, params = init_model(config, builder.input_dim, builder.num_nodes, builder.budgets.rows)
     optimizer = make_optimizer(config.train, schedule.steps_per_epoch)

@@ -29,8 +29,10 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import calibration
+from pinsage_jax.inference import on_devices
 from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.model.init import init_model
+from pinsage_jax.retrieval import blocks
 from pinsage_jax.sampling.pairs import PairSource, pairs_per_epoch
 from pinsage_jax.stages import train as train_stage
 from pinsage_jax.stages.prepare import prepare
@@ -189,10 +191,21 @@ def test_another_seed_is_another_run(workdir, saved, whole):
 
 @pytest.mark.parametrize("depth,placed", [(0, False), (1, True), (3, False)])
 def test_prefetch_depth_does_not_matter(depth, placed, workdir, saved, whole, monkeypatch):
-    # Nor does it matter that batches are packed and placed ahead, as on accelerators.
+    # Nor does it matter that a run takes the ways of accelerators: batches are packed and placed
+    # ahead, a thread saves, and all devices embed and rank.
     monkeypatch.setattr(feed, "places_batches", lambda: placed)
+    monkeypatch.setattr(blocks, "is_accelerated", lambda: placed)
+    monkeypatch.setattr(on_devices, "holds_messages", lambda *_: placed)
     pinsage_jax.train(config_for(workdir, train={"prefetch": depth}))
     assert_same_bits(saved[TOTAL], whole[0][TOTAL])
+    if placed:
+        pinsage_jax.embed(config_for(workdir))
+        np.testing.assert_allclose(exported(workdir), whole[1], rtol=1e-5, atol=1e-5)
+        scores = [
+            [line["score"] for line in lines if "score" in line]
+            for lines in (lines_of(workdir), whole[2])
+        ]
+        np.testing.assert_allclose(*scores, rtol=0.05)
 
 
 @pytest.mark.parametrize("error, used", [(0.0, 4), (0.06, 8), (0.12, 8), (0.04, 4)])
