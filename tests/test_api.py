@@ -120,7 +120,7 @@ def test_settings_are_those_of_the_flags(tmp_path):
     "values, sentence",
     [
         ({"epoch": 2}, "There is no setting --epoch;"),
-        ({"epochs": "2"}, "--epochs='2' must be of type float, as its default 3.0 is."),
+        ({"epochs": "2"}, "--epochs='2' must be of type float or 'auto'."),
         ({"synthetic": 1}, "--synthetic=1 must be of type bool"),
         ({"k": True}, "--k=True must be of type int"),
         ({"k": 0}, "--k=0 must be at least 1."),
