@@ -20,9 +20,10 @@ from pinsage_jax.distributed.devices import compile_ahead, on_device
 STEP = "train step"
 NOTES = (
     "Bytes moved: operands and results of every instruction of the optimized program outside "
-    "fusions; loops count as often as they run, and of tables the gathered rows. Floor: the "
-    "longer of operations at the published peak and bytes at the published bandwidth; float32 "
-    "products count as JAX multiplies them by default (TF32 on GPUs, one bfloat16 pass on TPUs).",
+    "fusions; loops count as often as they run, of tables the gathered rows, and of a Pallas "
+    "kernel what it copies. Floor: the longer of operations at the published peak and bytes at "
+    "the published bandwidth; float32 products count as JAX multiplies them by default (TF32 on "
+    "GPUs, one bfloat16 pass on TPUs).",
     "Several devices have a batch each: the bytes reduced are those of one device.",
 )
 
@@ -56,6 +57,7 @@ def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     if unknown:
         raise SystemExit(f"--sizes: no {unknown[0]}; there are {', '.join(programs.SIZES)}.")
     if options.frontiers:
+        targets.prepare()
         wanted = [(name, programs.SIZES[name]) for name in options.sizes.split(",")]
         return [_frontiers(name, size, options.graphs) for name, size in wanted]
     try:
@@ -102,6 +104,7 @@ def compiled(case: Case) -> tuple[Any, float]:
 def measured(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
     """One case as a row of numbers, and a row of its largest arrays and scatters."""
     published = targets.PUBLISHED[targets.chip(case.target)]
+    size = programs.SIZES[case.size]
     begun = time.perf_counter()
     named = dataclasses.asdict(case)
     empty = dict.fromkeys(("scatters", "low-precision scatters", "reduced"), None)
@@ -111,11 +114,11 @@ def measured(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
         return {**named, "fits": "no", **_NO_NUMBERS}, {**named, "largest": _short(error), **empty}
     memory, read = (
         program.memory_analysis(),
-        Program.of(program.as_text(), programs.SIZES[case.size].trips()),
+        Program.of(program.as_text(), size.trips(), size.kernel_bytes()),
     )
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     whole = held + memory.temp_size_in_bytes
-    peak = published.peaks[programs.SIZES[case.size].config().model.compute_dtype]
+    peak = published.peaks[size.config().model.compute_dtype]
     moved = read.bytes()
     floors = {"compute": operations / peak, "memory": moved / published.bandwidth}
     bound = max(floors, key=lambda name: floors[name])

@@ -1,4 +1,4 @@
-"""Checks that the compiled train step has no large gathered array and no costly scatter.
+"""Checks that the compiled train step pools by kernels, without large arrays or costly scatters.
 
     python -m benchmarks.aot.checks h200
 
@@ -20,7 +20,7 @@ from pinsage_jax.distributed.devices import compile_ahead
 
 
 def complaints(read: Program, size: programs.Size) -> list[str]:
-    """Violations of pooling: the array [n, T, m] in memory, scatters as large or imprecise."""
+    """Violations of pooling: [n, T, m] in memory, scatters as large or imprecise."""
     model = size.config().model
     gathered = size.rows[-2] * size.lists * model.hidden_dim
     found = [
@@ -48,7 +48,11 @@ def complaints_of(target: str) -> list[list[str]]:
     for batch in (step.batch, step.batch._replace(transposed=None)):
         device = targets.devices(target, 1)
         program = compile_ahead(step.step, device, step.state, batch, *step.constants)
-        found.append(complaints(Program.of(program.as_text()), size))
+        read = Program.of(program.as_text())
+        found.append(complaints(read, size))
+        # On a TPU v5e the plain form moves as little (model/row_sum_kernels.py).
+        if not read.kernels() and targets.chip(target) != "v5e":
+            found[-1].append("no Pallas kernel pools")
     return found
 
 

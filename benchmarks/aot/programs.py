@@ -46,7 +46,7 @@ class Size:
       hard: hard negatives of every query.
       rows: rows of the frontiers, seeds first; groups: for every layer, the first layer first,
         the groups of its transposed lists (counts of batching/transposed.py).  `measured` finds
-        both in real batches (`--frontiers`); rows of `paper-soft` and `paper` are round numbers.
+        both in real batches (`--frontiers`); rows of `paper-soft` are round numbers.
       on_device: whether the input vectors are a table on the device.
     """
 
@@ -73,6 +73,24 @@ class Size:
             found |= dict(zip([*names, f"merges_{layout.rows}"], counts, strict=True))
         return found
 
+    def kernel_bytes(self) -> dict[str, float]:
+        """Bytes that model/row_sum_kernels.py moves for each layer, by its jax.named_scope.
+
+        The rows of entries without padding, every sum once, and the lists.
+        """
+        model, found = self.config().model, {}
+        entry = jnp.dtype(model.compute_dtype).itemsize
+        for layout, counts in zip(layouts(self.rows, self.lists), self.groups):
+            pieces = sum(count * layout.slots // width for count, width in zip(counts, WIDTHS))
+            slots = layout.slots * sum(counts[:-1])
+            for name, sums, listed in (
+                ("pooled", layout.lists * entry, layout.entries),
+                ("row_sums", pieces * 4, slots),
+            ):
+                numbers = layout.entries * entry + sums
+                found[f"{name}_{layout.rows}"] = float(model.hidden_dim * numbers + 8 * listed)
+        return found
+
 
 def _paper(hard: int) -> Config:
     sizes = dataclasses.replace(accelerator.PAPER, hard=hard)
@@ -80,11 +98,11 @@ def _paper(hard: int) -> Config:
 
 
 def _smallest() -> Config:
-    sizes = accelerator.Sizes(50, 128, 64, 32, 32, 1, 31, 0, 0)
+    sizes = accelerator.Sizes(50, 256, 64, 32, 32, 1, 31, 0, 0)
     return accelerator.config(sizes, "bfloat16")
 
 
-# Groups of `workload` are measured; those of the others are in proportion to their entries.
+# Groups of `workload` and `paper` are measured; the others' are in proportion to their entries.
 SIZES = {
     "smallest": Size(_smallest, "", 5_000, 31, 1, (128, 1024, 4096), ((4,) * 10, (4,) * 10), True),
     "default": Size(
@@ -103,10 +121,10 @@ SIZES = {
         on_device=False,
     ),
     "paper": Size(
-        *(lambda: _paper(6), "large", 1_000_000, 4352, 6, (16_896, 300_000, 800_000)),
+        *(lambda: _paper(6), "large", 1_000_000, 4352, 6, (16_884, 422_324, 1_021_428)),
         groups=(
-            (22, 44, 153, 262, 218, 153, 109, 87, 186, 55),
-            (14, 14, 14, 14, 10, 7, 7, 3, 3, 2),
+            (1, 3, 17, 116, 369, 376, 251, 184, 362, 80),
+            (16, 11, 10, 7, 5, 4, 3, 3, 4, 1),
         ),
         on_device=False,
     ),

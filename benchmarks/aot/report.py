@@ -13,6 +13,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 _WIDTHS = {"pred": 1, "bf16": 2, "f16": 2, "u16": 2, "s16": 2, "s8": 1, "u8": 1}
 _ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+|f8\w+)\[([\d,]*)\]({[^}]*})?")
@@ -27,6 +28,7 @@ _FREE = {
 }
 # Custom calls that move nothing.
 _NO_WORK = re.compile(r'custom_call_target="(AllocateBuffer|AssumeGatherIndicesInBound)"')
+_PALLAS = re.compile(r'custom_call_target="(tpu_custom_call|__gpu\$xla\.gpu\.triton)"')
 _LOW_PRECISION = {"bf16", "f16"}
 
 
@@ -126,16 +128,24 @@ class Program:
       computations: by name; entry: the name of the first.
       scoped_trips: how often loops run whose trips the program does not say, because they
         depend on the batch; by the jax.named_scope that they are in.
+      scoped_bytes: bytes that Pallas kernels move, by their scope likewise: a program does not
+        say which rows of an operand they read.
     """
 
     computations: Computations
     entry: str
     scoped_trips: Mapping[str, int]
+    scoped_bytes: Mapping[str, float]
 
     @classmethod
-    def of(cls, text: str, scoped_trips: Mapping[str, int] | None = None) -> Program:
+    def of(
+        cls,
+        text: str,
+        scoped_trips: Mapping[str, int] | None = None,
+        scoped_bytes: Mapping[str, float] | None = None,
+    ) -> Program:
         """Parses the text of jax.stages.Compiled.as_text."""
-        return cls(*parse(text), scoped_trips or {})
+        return cls(*parse(text), scoped_trips or {}, scoped_bytes or {})
 
     def trips(self, loop: Instruction) -> int:
         """Number of iterations of a while loop; 0 if it is unknown."""
@@ -148,9 +158,7 @@ class Program:
                 bound = condition[each.operands[1]]
                 if bound.opcode == "constant":
                     return int(bound.rest)
-        scope = _SCOPE.search(loop.rest)
-        names = re.findall(r"\w+", scope[1]) if scope else []
-        return next((self.scoped_trips[name] for name in names if name in self.scoped_trips), 0)
+        return _of_scope(loop, self.scoped_trips) or 0
 
     def executed(self) -> Iterator[tuple[str, Instruction, float]]:
         """(computation, instruction, how often it runs) of all that is not inside a fusion."""
@@ -193,8 +201,11 @@ class Program:
         return total
 
     def _moved(self, around: dict[str, Instruction], each: Instruction) -> float:
-        if each.opcode == "custom-call" and _NO_WORK.search(each.rest):
-            return 0.0
+        if each.opcode == "custom-call":
+            if _NO_WORK.search(each.rest):
+                return 0.0
+            if declared := _of_scope(each, self.scoped_bytes):
+                return declared
         if each.opcode == "fusion":
             return self._moved_by_fusion(around, each)
         if each.opcode in ("gather", "dynamic-slice", "slice"):
@@ -247,6 +258,15 @@ class Program:
                     return _size(given)
         return total
 
+    def kernels(self) -> list[str]:
+        """Names of the instructions that call Pallas kernels."""
+        return [
+            name
+            for inside in self.computations.values()
+            for name, each in inside.items()
+            if each.opcode == "custom-call" and _PALLAS.search(each.rest)
+        ]
+
     def scatters(self) -> list[tuple[Array, Array]]:
         """The target array of every scatter, and the array that it adds."""
         return [
@@ -281,6 +301,13 @@ class Program:
         return sum(
             each.opcode == "while" and not self.trips(each) for _, each, _ in self.executed()
         )
+
+
+def _of_scope(each: Instruction, known: Mapping[str, float]) -> Any:
+    """The value of the first jax.named_scope of an instruction that is known; None if none is."""
+    scope = _SCOPE.search(each.rest)
+    names = re.findall(r"\w+", scope[1]) if scope else []
+    return next((known[name] for name in names if name in known), None)
 
 
 def _size(inner: Instruction) -> float:

@@ -25,6 +25,7 @@ from pinsage_jax.cpu import ops
 from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.inference.layerwise import PassOptions, embed_all
+from pinsage_jax.model import grouped_pooling
 from pinsage_jax.model.init import init_model
 from pinsage_jax.sampling.content_links import ContentLinks
 from pinsage_jax.sampling.lists import NeighborLists
@@ -88,6 +89,7 @@ def try_training(
       UserError: training would refuse these settings.
     """
     ops.choose_kernels(config.train.cpu_kernels)
+    grouped_pooling.choose_kernels(config.train.accelerator_kernels)
     devices = make_devices(config.train.devices)
     view = _placeholder_view(config, graph, width, spectral_dim, threads)
     inputs = view.inputs

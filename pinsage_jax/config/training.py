@@ -118,6 +118,12 @@ class TrainConfig(Checked):
         "off: XLA's own operations.",
         choices=("auto", "on", "off"),
     )
+    accelerator_kernels: str = option(
+        "auto",
+        "Pallas kernels for pooling; auto: on NVIDIA GPUs, and on TPUs other than v5e where rows "
+        "fill the registers; off: XLA's own operations.",
+        choices=("auto", "off"),
+    )
     devices: int | None = option(
         None, "Devices of each process to train on; auto: all it has.", auto=int, low=1, basic=True
     )

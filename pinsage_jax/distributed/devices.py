@@ -190,7 +190,9 @@ def compile_ahead(
     else:
         compiled = _without_axis(step, True)
         arguments = on_device(arguments, devices[0])
-    return compiled.lower(*arguments).compile()
+    # Pallas asks the default device what it compiles for.
+    with jax.default_device(devices[0]):
+        return compiled.lower(*arguments).compile()
 
 
 def on_device(tree: Any, device: jax.Device) -> Any:

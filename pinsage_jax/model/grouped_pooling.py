@@ -5,12 +5,16 @@ memory, so they pool a block of rows at a time.  Backward, the gradient of a row
 the lists that name it, which the host lays out (batching/transposed.py).  Sums are in float32,
 in a fixed order.  The readable reference is `plain_weighted_relu_sum` of cpu/ops.py.
 
+Pallas kernels (row_sum_kernels.py) move fewer bytes than the plain form of this module;
+`choose_kernels` chooses.
+
 Shapes: S lists of T entries over n rows of M entries; G slots of a group.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +27,19 @@ from pinsage_jax.batching.transposed import MERGE_ROWS, WIDTHS, Layout
 _BLOCK, _BLOCK_BYTES = 1 << 14, 1 << 25
 # Terms of a sum that is written out.
 _MOST_TERMS = 64
+# The process-wide choice.
+_settings = {"kernels": "auto"}
+
+
+def choose_kernels(choice: str) -> None:
+    """Chooses the kernels of pooling in what this process compiles from now on.
+
+    Args:
+      choice: auto takes Pallas kernels on GPUs of NVIDIA, and on TPUs other than v5e where rows
+        fill their lanes; off takes operations of XLA.
+    """
+    assert choice in ("auto", "off")
+    _settings["kernels"] = choice
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -91,22 +108,23 @@ def _sum_by_blocks(messages: jax.Array, neighbors: jax.Array, weights: jax.Array
 
 def _forward(projected, bias, neighbors, weights, transposed, layout):
     messages = jax.nn.relu(projected + bias[None, :])
-    pooled = jax.lax.platform_dependent(
-        messages, neighbors, weights, tpu=_sum_by_blocks, default=_sum_at_once
-    )
+    ways: dict[str, Callable[..., jax.Array]] = {"tpu": _sum_by_blocks, "default": _sum_at_once}
+    if _settings["kernels"] == "auto":
+        # Pallas takes a second to import, which no CPU needs.
+        from pinsage_jax.model import row_sum_kernels
+
+        ways["cuda"] = row_sum_kernels.pooled_on_gpu
+        if row_sum_kernels.suit_tpu(messages, layout):
+            ways["tpu"] = row_sum_kernels.pooled_on_tpu
+    with jax.named_scope(f"pooled_{layout.rows}"):
+        pooled = jax.lax.platform_dependent(messages, neighbors, weights, **ways)
     # Where a message is positive, what was projected passes its ReLU: one array serves both.
     return pooled, (messages, neighbors, transposed)
 
 
 def _backward(layout, saved, cotangents):
     messages, neighbors, transposed = saved
-    blocks = max(layout.slots // _block_rows(messages.shape[1]), 1)
-    sums = jax.lax.platform_dependent(
-        cotangents,
-        transposed,
-        tpu=functools.partial(_sums_of_entries, layout=layout, blocks=blocks),
-        default=functools.partial(_sums_of_entries, layout=layout),
-    )
+    sums = _sums(cotangents, transposed, layout)
     rows = layout.split(jnp.asarray(transposed))["rows"]
     to_projected, to_bias = jax.lax.platform_dependent(
         sums, rows, messages, tpu=_rows_by_blocks, default=_rows_at_once
@@ -132,15 +150,42 @@ def _parts(transposed: jax.Array, layout: Layout) -> dict[str, jax.Array]:
     return {**found, "weights": weights}
 
 
-def _sums_of_entries(
-    cotangents: jax.Array, transposed: jax.Array, layout: Layout, blocks: int = 1
+def _sums(cotangents: jax.Array, transposed: jax.Array, layout: Layout) -> jax.Array:
+    """float32 [layout.sums, M]: sums of the pieces, and of pieces, of all rows."""
+    blocks = max(layout.slots // _block_rows(cotangents.shape[1]), 1)
+    ways = {
+        "tpu": functools.partial(_sums_of_pieces, layout=layout, blocks=blocks),
+        "default": functools.partial(_sums_of_pieces, layout=layout),
+    }
+    if _settings["kernels"] == "auto":
+        from pinsage_jax.model import row_sum_kernels
+
+        ways["cuda"] = functools.partial(
+            _sums_by_kernel, layout=layout, kernel=row_sum_kernels.sums_on_gpu
+        )
+        if row_sum_kernels.suit_tpu(cotangents, layout):
+            ways["tpu"] = functools.partial(
+                _sums_by_kernel, layout=layout, kernel=row_sum_kernels.sums_on_tpu
+            )
+    parts = _parts(jnp.asarray(transposed), layout)
+    return _merged(jax.lax.platform_dependent(cotangents, parts, **ways), parts, layout)
+
+
+def _sums_by_kernel(
+    cotangents: jax.Array, parts: dict[str, jax.Array], layout: Layout, kernel: Callable
 ) -> jax.Array:
-    """float32 [layout.sums, M]: sums of the pieces, and of pieces, of all rows.
+    with jax.named_scope(f"row_sums_{layout.rows}"):
+        return kernel(cotangents, parts["entries"], parts["weights"], parts["counts"][:-1], layout)
+
+
+def _sums_of_pieces(
+    cotangents: jax.Array, parts: dict[str, jax.Array], layout: Layout, blocks: int = 1
+) -> jax.Array:
+    """float32 [layout.sums, M]: sums of the pieces of all rows, without those of several.
 
     Args:
       blocks: a power of two, how many times the pieces of a group are gathered.
     """
-    parts = _parts(jnp.asarray(transposed), layout)
     counts, columns = parts["counts"], cotangents.shape[1]
     sums = jnp.zeros((layout.sums, columns), jnp.float32)
     group, place = jnp.int32(0), jnp.int32(0)
@@ -168,6 +213,11 @@ def _sums_of_entries(
         with jax.named_scope(f"pieces_{layout.rows}_{width}"):
             sums = jax.lax.fori_loop(0, counts[kind], add_pieces, sums)
         group, place = group + counts[kind], place + counts[kind] * pieces
+    return sums
+
+
+def _merged(sums: jax.Array, parts: dict[str, jax.Array], layout: Layout) -> jax.Array:
+    """Adds the sums of pieces of rows with several."""
 
     def merge(at, sums):
         named = parts["merges"][at]
@@ -176,7 +226,7 @@ def _sums_of_entries(
         return jax.lax.dynamic_update_slice(sums, gathered.sum(axis=0), (begin, 0))
 
     with jax.named_scope(f"merges_{layout.rows}"):
-        return jax.lax.fori_loop(0, counts[-1], merge, sums)
+        return jax.lax.fori_loop(0, parts["counts"][-1], merge, sums)
 
 
 def _rows_at_once(

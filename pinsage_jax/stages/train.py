@@ -25,6 +25,7 @@ from pinsage_jax.distributed.joining import connect
 from pinsage_jax.evaluation import calibration
 from pinsage_jax.graph.validation_split import ValidationSplit, with_more_cold_pairs
 from pinsage_jax.inference.encoder import Encoder
+from pinsage_jax.model import grouped_pooling
 from pinsage_jax.sampling import kernels
 from pinsage_jax.sampling.pairs import PairSource, hard_band
 from pinsage_jax.stages.checkpoint import (
@@ -71,6 +72,7 @@ def train(
         return Outcome(0, 0, {}, interrupted=False)
     remember(config)
     ops.choose_kernels(config.train.cpu_kernels)
+    grouped_pooling.choose_kernels(config.train.accelerator_kernels)
     if not kernel_cache.is_on_disk(kernels.sample_block):
         # Measured: 28 s of one core, until the first step.
         logging.info("compiling, once: about half a minute")

@@ -28,6 +28,7 @@ RESUMABLE_OVERRIDES = frozenset(
         "devices",
         "device_features",
         "cpu_kernels",
+        "accelerator_kernels",
         "validate_every",
         "checkpoint_every",
         "keep",

@@ -87,6 +87,19 @@ def test_bytes_count_gathered_rows_and_the_trips_of_loops(loop, bound, scoped, t
     assert read.loops_without_trips() == (trips == 0)
 
 
+def test_a_kernel_moves_what_it_declares():
+    called = ('%kernel = f32[4,8]{1,0} custom-call(%table, %rows), custom_call_target="CALL", '
+              'metadata={op_name="jit(f)/pooled_9/pallas_call"}')  # fmt: skip
+    text = TEXT.replace("LOOP", KNOWN).replace("BOUND", SIX).replace("%fusion.1 =", "ROOM")
+    without = report.Program.of(text.replace("ROOM", "%fusion.1 ="))
+    for target in ("tpu_custom_call", "__gpu$xla.gpu.triton"):
+        made = text.replace("ROOM", called.replace("CALL", target) + "\n  %fusion.1 =")
+        read = report.Program.of(made, scoped_bytes={"pooled_9": 1e6})
+        assert read.kernels() == ["kernel"]
+        assert read.bytes() == without.bytes() + 1e6
+    assert without.kernels() == []
+
+
 def test_what_a_program_holds_is_listed():
     read = report.Program.of(TEXT.replace("LOOP", KNOWN).replace("BOUND", SIX))
     assert read.temporaries() == [("f32[4,8]", 128), ("bf16[6,8]", 96)]
@@ -121,7 +134,7 @@ def test_a_target_that_is_none_is_refused_in_one_sentence():
 
 
 @pytest.mark.aot
-@pytest.mark.parametrize("target", ["h200", "v5e:2x2"])
+@pytest.mark.parametrize("target", ["h200", "v5e:2x2", "v5p:2x2x1"])
 def test_pooling_gathers_in_parts_and_scatters_nothing(target):
     if reason := targets.obstacle(target):
         pytest.skip(reason)

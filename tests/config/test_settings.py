@@ -54,6 +54,7 @@ def values_of(config: Config) -> dict:
 # its dataclass and never stands here.
 LATER: frozenset[str] = frozenset(
     {
+        "accelerator_kernels",
         "allow_items",
         "block_items",
         "boost",
