@@ -39,6 +39,8 @@ def with_additions(prepared: Prepared, additions: Additions, items: Table) -> Pr
         item_ids=ids,
         titles=titles,
         columns_file=known.followed_by(known.of_table(items, additions.item_ids), ids),
+        # The kinds and times there are those of the edges of the catalog alone.
+        folder=None,
         features=rows if prepared.words is None else prepared.features,
         words=None if prepared.words is None else rows,
     )
