@@ -147,11 +147,9 @@ class Reversed:
 
     by, prices = "ranker", ()
 
-    def ranks(self, pairs):
-        return 1 + (np.arange(len(pairs)) % ITEMS)
-
-    def top_k(self, queries, k, exclude_self=None):
-        return np.tile(np.arange(k, dtype=np.int32), (len(queries), 1)), None
+    def at_weights(self, pairs, queries, k, weights):
+        ranks = 1 + (np.arange(len(pairs)) % ITEMS)
+        return [(ranks, np.tile(np.arange(k, dtype=np.int32), (len(queries), 1)))] * len(weights)
 
 
 def test_evaluate_pairs_the_ranker_with_every_baseline(tmp_path):

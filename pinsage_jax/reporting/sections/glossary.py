@@ -43,7 +43,8 @@ TERMS = {
     ),
     "cold-start bias": (
         "One number added to the last coordinate of every isolated item, chosen on validation "
-        "pairs. It moves isolated items against the others and changes no order among them."
+        "pairs and costing at most 2% of the hits on warm ones. It moves isolated items against "
+        "the others and changes no order among them."
     ),
     "baseline": (
         "A method without training that ranks the same pairs: popularity, content, walk, "
