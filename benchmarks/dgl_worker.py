@@ -129,33 +129,48 @@ def _network(inputs, width):
     return Network()
 
 
+def _blocks(graph, sampler, nodes):
+    """The blocks of two convolutions that end at `nodes`, their edges weighted by visits."""
+    dgl, blocks = STATE["dgl"], []
+    for _ in range(2):
+        frontier = sampler(nodes)
+        block = dgl.to_block(frontier, nodes)
+        weights = frontier.edata["weights"][block.edata[dgl.EID].long()]
+        block.edata["weight"] = weights.float()
+        nodes = block.srcdata[dgl.NID]
+        blocks.insert(0, block)
+    return blocks
+
+
 class _Batches:
     """Yields `count` batches: positions of heads, tails and negatives among the seeds, and blocks.
 
-    A tail is the end of one item-collection-item step from a random head.  There is one random
-    negative for each pair.
+    A tail is the end of one item-collection-item step from a random head that has an edge.  There
+    is one random negative for each pair.
     """
 
     def __init__(self, graph, sampler, pairs, count):
         self.graph, self.sampler, self.pairs, self.count = graph, sampler, pairs, count
+        self.linked = STATE["torch"].nonzero(graph.out_degrees(etype="in"))[:, 0]
 
     def __iter__(self):
         dgl, torch = STATE["dgl"], STATE["torch"]
         worker = torch.utils.data.get_worker_info()
         for _ in range(*((worker.id, self.count, worker.num_workers) if worker else (self.count,))):
-            items = torch.randint(0, self.graph.num_nodes("item"), (2, self.pairs))
-            heads, negatives = items.to(self.graph.idtype)
+            heads = self.linked[torch.randint(0, len(self.linked), (self.pairs,))]
+            heads = heads.to(self.graph.idtype)
+            negatives = torch.randint(0, self.graph.num_nodes("item"), (self.pairs,))
+            negatives = negatives.to(self.graph.idtype)
             tails = dgl.sampling.random_walk(self.graph, heads, metapath=["in", "of"])[0][:, 2]
             nodes, where = torch.unique(torch.cat([heads, tails, negatives]), return_inverse=True)
-            blocks = []
-            for _ in range(2):
-                frontier = self.sampler(nodes)
-                block = dgl.to_block(frontier, nodes)
-                weights = frontier.edata["weights"][block.edata[dgl.EID].long()]
-                block.edata["weight"] = weights.float()
-                nodes = block.srcdata[dgl.NID]
-                blocks.insert(0, block)
-            yield where.view(3, -1), blocks
+            yield where.view(3, -1), _blocks(self.graph, self.sampler, nodes)
+
+
+def _loss(network, features, where, blocks):
+    """The max-margin loss of one batch."""
+    items = blocks[0].srcdata[STATE["dgl"].NID].long()
+    head, tail, negative = network(blocks, features[items])[where]
+    return ((head * negative).sum(1) - (head * tail).sum(1) + 0.1).clamp(min=0).mean()
 
 
 def train(steps, workers, traversals, stop, walks, top, pairs, features, width):
@@ -180,9 +195,7 @@ def train(steps, workers, traversals, stop, walks, top, pairs, features, width):
     network, optimizer = STATE["network"], STATE["optimizer"]
 
     def step(where, blocks):
-        items = blocks[0].srcdata[dgl.NID].long()
-        head, tail, negative = network(blocks, STATE["features"][items])[where]
-        loss = ((head * negative).sum(1) - (head * tail).sum(1) + 0.1).clamp(min=0).mean()
+        loss = _loss(network, STATE["features"], where, blocks)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -198,7 +211,35 @@ def train(steps, workers, traversals, stop, walks, top, pairs, features, width):
     return spent | {"cpu": _cpu_seconds() - before}
 
 
-ANSWERS = {"start": start, "graph": graph, "sample": sample, "train": train}
+def vectors(features, out, steps, learning_rate, sampler, pairs, width):
+    """Trains a network from scratch and writes the vectors of all items, float32 [N, width].
+
+    Args:
+      features: a .npy file, float32 [N, D].
+      out: the .npy file to write.
+      steps, pairs: number of training steps and of pairs in each.
+      sampler: traversals, stop probability, walks and neighbors, as of PinSAGESampler.
+    """
+    import numpy as np
+
+    dgl, torch, graph = STATE["dgl"], STATE["torch"], STATE["graph"]
+    sampler = dgl.sampling.PinSAGESampler(graph, "item", "collection", *sampler)
+    rows = torch.as_tensor(np.load(features, allow_pickle=False))
+    network = _network(rows.shape[1], width)
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    for where, blocks in _Batches(graph, sampler, pairs, steps):
+        optimizer.zero_grad()
+        _loss(network, rows, where, blocks).backward()
+        optimizer.step()
+    found = []
+    with torch.no_grad():
+        for nodes in torch.arange(graph.num_nodes("item")).to(graph.idtype).split(1024):
+            blocks = _blocks(graph, sampler, nodes)
+            found.append(network(blocks, rows[blocks[0].srcdata[dgl.NID].long()]).numpy())
+    np.save(out, np.concatenate(found))
+
+
+ANSWERS = {"start": start, "graph": graph, "sample": sample, "train": train, "vectors": vectors}
 
 
 def main():
