@@ -120,8 +120,8 @@ class TrainConfig(Checked):
     )
     accelerator_kernels: str = option(
         "auto",
-        "Pallas kernels for pooling; auto: on NVIDIA GPUs, and on TPUs other than v5e where rows "
-        "fill the registers; off: XLA's own operations.",
+        "Pallas kernels for pooling; auto: on NVIDIA GPUs, and on TPUs other than v5e and v6e "
+        "where rows fill the registers; off: XLA's own operations.",
         choices=("auto", "off"),
     )
     devices: int | None = option(

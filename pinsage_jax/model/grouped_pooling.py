@@ -35,8 +35,8 @@ def choose_kernels(choice: str) -> None:
     """Chooses the kernels of pooling in what this process compiles from now on.
 
     Args:
-      choice: auto takes Pallas kernels on GPUs of NVIDIA, and on TPUs other than v5e where rows
-        fill their lanes; off takes operations of XLA.
+      choice: auto takes Pallas kernels on GPUs of NVIDIA, and on TPUs other than v5e and v6e
+        where rows fill their lanes; off takes operations of XLA.
     """
     assert choice in ("auto", "off")
     _settings["kernels"] = choice

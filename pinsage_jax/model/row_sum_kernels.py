@@ -5,8 +5,8 @@ list, and writes every sum once; nothing is added in memory.  Of the plain forms
 (grouped_pooling.py), that of the derivative reads a padded entry like any other, fills the array
 of sums with zeros first, and on GPUs starts several programs a group.  That of pooling itself
 depends on what XLA chooses: for a GPU it fuses 50 gathers of 60,000 rows into one loop, but writes
-each of 50 gathers of 400,000 rows to memory.  For a TPU v5e it keeps a block of gathered rows on
-the chip, and the kernels, which need packed copies, gain nothing; for a v5p it does not.
+each of 50 gathers of 400,000 rows to memory.  For a TPU v5e or v6e it keeps a block of gathered
+rows on the chip, and the kernels, which need packed copies, gain nothing; for a v5p it does not.
 
 Shapes: S lists of T entries; of their transposed lists (batching/transposed.py) groups of G
 slots, pieces of W entries; M columns of the table.
@@ -37,9 +37,10 @@ _AHEAD, _COLUMNS = 8, 1024
 def _gathers_stay_on_chip() -> bool:
     """Whether XLA is known to keep blocks of gathered rows on the TPU that is compiled for."""
     try:
-        return pltpu.get_tpu_info().chip_version == pltpu.ChipVersion.TPU_V5E
+        version = pltpu.get_tpu_info().chip_version
     except ValueError:  # No TPU.
         return False
+    return version in (pltpu.ChipVersion.TPU_V5E, pltpu.ChipVersion.TPU_V6E)
 
 
 def suit_tpu(table: jax.Array, layout: Layout) -> bool:
