@@ -26,6 +26,7 @@ from benchmarks import machine, processes
 from benchmarks import run as frame
 from benchmarks.arena import judging
 from benchmarks.arena.contestant import PEERS
+from benchmarks.arena.peers import Unavailable
 from pinsage_jax.api import settings as settings_of
 from pinsage_jax.catalog.prepare import open_prepared, prepare
 from pinsage_jax.config.settings import Config
@@ -71,10 +72,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     options.peers = list(PEERS) if options.peers == "all" else options.peers.split(",")
     if unknown := sorted(set(options.peers) - set(PEERS)):
         parser.error(f"--peers: {unknown[0]} is not one of {', '.join(PEERS)}")
+    pythons = {}
     for text in options.python:
         name, _, path = text.partition("=")
         if not (name in PEERS and PEERS[name].elsewhere and pathlib.Path(path).is_file()):
             parser.error(f"--python={text}: a peer and a Python program are expected")
+        pythons[name] = os.path.abspath(path)
+    options.pythons = pythons
     if bool(options.data_dir) == bool(options.workdir):
         parser.error("name either --data_dir or --workdir, which knows its tables")
     return options
@@ -140,18 +144,23 @@ def _training_costs(workdir: pathlib.Path) -> dict[str, Any]:
     return {"fit_seconds": spent["total_seconds"], "peak_gib": spent["peak_memory_bytes"] / 2**30}
 
 
-def peer_result(config: Config, name: str, python: list[str]) -> dict[str, Any]:
+def peer_result(config: Config, name: str, pythons: dict[str, str]) -> dict[str, Any]:
     """What one peer reaches, in a process of its own, and its peak memory; or why it is skipped."""
+    try:
+        PEERS[name].require(pythons)
+    except Unavailable as reason:
+        return {"skipped": str(reason)}
     with tempfile.TemporaryDirectory() as folder:
         result = pathlib.Path(folder) / "result.json"
         command = ["-m", "benchmarks.arena.contestant", f"--peer={name}", f"--result={result}"]
         command += [f"--workdir={os.path.abspath(config.workdir)}"]
-        command += [f"--threads={config.host_threads}", *(f"--python={text}" for text in python)]
+        command += [f"--threads={config.host_threads}"]
+        command += [f"--python={peer}={path}" for peer, path in pythons.items()]
         try:
             cost = processes.run(command, pathlib.Path(folder) / "log")
         except RuntimeError as error:
             # A peer that crashes or runs out of memory is a result too.
-            return {"skipped": f"it failed: {str(error).strip().splitlines()[-1]}"}
+            return {"skipped": f"it failed: {str(error).strip().splitlines()[-1].rstrip('.')}"}
         found = files.read_json(result)
         return found | {"peak_gib": max(cost.peak_gib, found.get("elsewhere_gib", 0.0))}
 
@@ -189,7 +198,7 @@ def main(argv: list[str]) -> int:
         return 2
     for name in options.peers:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        results[name] = peer_result(config, name, options.python)
+        results[name] = peer_result(config, name, options.pythons)
     contents = {"benchmark": "arena", "command": argv, "machine": facts, "tie_rule": TIE_RULE}
     path = frame.write(options.out, "arena", contents | {"results": results})
     print(frame.tables(rows(results)))

@@ -44,7 +44,6 @@ def compete(config: Config, peer: Peer, pythons: dict[str, str]) -> dict[str, An
     scored = pairs_to_score(prepared, split, prepared.graph, fitted=False)
     data = (config.seed, config.host_threads, pythons)
     try:
-        peer.require(pythons)
         chosen = judging.choose_settings(
             peer, training_data(prepared, split.train_graph, *data), split.pairs
         )

@@ -155,13 +155,13 @@ def test_rp3beta_equals_its_definition():
     np.testing.assert_allclose(found.scores(np.arange(7, dtype=np.int32)), expected, rtol=1e-5)
 
 
-def test_what_is_missing_is_told_in_one_sentence(config):
-    absent = fake(None, {}, module="no_such_module")
-    assert contestant.compete(config, absent, {}) == {
+def test_what_is_missing_is_told_in_one_sentence(config, monkeypatch):
+    monkeypatch.setitem(arena.PEERS, "fake", fake(None, {}, module="no_such_module"))
+    assert arena.peer_result(config, "fake", {}) == {
         "skipped": "Fake is not installed (pip install 'pinsage-jax[arena]')"
     }
-    elsewhere = fake(None, {}, module="there", elsewhere=True)
-    assert "--python=fake=PATH" in contestant.compete(config, elsewhere, {})["skipped"]
+    monkeypatch.setitem(arena.PEERS, "fake", fake(None, {}, module="there", elsewhere=True))
+    assert "--python=fake=PATH" in arena.peer_result(config, "fake", {})["skipped"]
 
 
 def test_settings_that_need_what_is_lacking_are_left_out():
@@ -189,7 +189,7 @@ def test_content_is_the_tf_idf_of_the_words(config):
 
 
 def test_the_command_measures_a_peer_in_its_own_process(tables, tmp_path, capsys, monkeypatch):
-    answers = {"bpr": RuntimeError("python ended with 1:\nTraceback\nMemoryError: too much")}
+    answers = {"ease": RuntimeError("python ended with 1:\nTraceback\nMemoryError: too much")}
     measured = arena.processes.run
 
     def run(command, log):
@@ -200,7 +200,7 @@ def test_the_command_measures_a_peer_in_its_own_process(tables, tmp_path, capsys
 
     monkeypatch.setattr(arena.processes, "run", run)
     arguments = [f"--data_dir={tables}", f"--out={tmp_path}", "--threads=1"]
-    assert arena.main([*arguments, "--peers=rp3beta,node2vec,bpr"]) == 0
+    assert arena.main([*arguments, "--peers=rp3beta,node2vec,ease"]) == 0
     saved = json.loads((tmp_path / "arena.json").read_text())["results"]
     found = saved["rp3beta"]
     assert found["peak_gib"] > 0.05 and 0 < found["fit_seconds"] < found["choice_seconds"]
@@ -208,7 +208,7 @@ def test_the_command_measures_a_peer_in_its_own_process(tables, tmp_path, capsys
     assert found["metrics"]["all"]["pairs"] > 20
     printed = capsys.readouterr().out
     assert "fit min" in printed and "GiB" in printed
-    assert "bpr is skipped: it failed: MemoryError: too much." in printed
+    assert "ease is skipped: it failed: MemoryError: too much." in printed
     assert "node2vec is skipped: it needs an environment with PecanPy" in printed
 
 
@@ -219,7 +219,7 @@ def test_the_run_stands_beside_the_peers(trained, tmp_path, capsys, monkeypatch)
         return Cost(1.0, 0.5, 0.25)
 
     monkeypatch.setattr(arena.processes, "run", run)
-    assert arena.main([f"--workdir={trained.workdir}", "--peers=als", f"--out={tmp_path}"]) == 0
+    assert arena.main([f"--workdir={trained.workdir}", "--peers=ease", f"--out={tmp_path}"]) == 0
     found = json.loads((tmp_path / "arena.json").read_text())["results"]["pinsage"]
     with open(f"{trained.workdir}/eval.json") as file:
         expected = json.load(file)["methods"]["pinsage"]
@@ -227,7 +227,7 @@ def test_the_run_stands_beside_the_peers(trained, tmp_path, capsys, monkeypatch)
         group = expected["overall" if kind == "all" else "by_kind"][kind]
         for metric in judging.METRICS:
             assert values[metric] == pytest.approx(group["metrics"][metric]["value"])
-    assert "als is skipped: it is not tried." in capsys.readouterr().out
+    assert "ease is skipped: it is not tried." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
