@@ -17,6 +17,7 @@ from absl import flags
 from command_line import defined, parsed, run
 
 import pinsage_jax
+from benchmarks.arena.__main__ import parse as arena_options
 from benchmarks.run import parse as benchmark_options
 from pinsage_jax import cli
 from pinsage_jax.config.settings import Config
@@ -788,7 +789,7 @@ def test_the_flag_reference_is_up_to_date():
 @pytest.mark.parametrize("name", [name for name in DOCUMENTS if "--" in (ROOT / name).read_text()])
 def test_the_documents_name_flags_that_exist(name):
     known = set(defined()) | {"flagfile", "flag"} | {f"no{flag}" for flag in defined()}
-    known |= set(vars(benchmark_options([])))
+    known |= set(vars(benchmark_options([]))) | set(vars(arena_options(["--workdir=runs/mine"])))
     # Commands of other programs have flags of their own, and so has the compiler.
     programs = r"spark-class|spark\.standalone|curl|docker compose|redis-cli"
     others = re.compile(rf".*\b({programs})\b.*|\bXLA_FLAGS=\S+")

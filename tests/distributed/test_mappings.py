@@ -92,7 +92,7 @@ def step(state, batch, axis_name=None):
     rows = devices.all_gather_if(batch["x"] * state["w"], axis_name)
     return {"w": state["w"] + devices.psum_if(batch["x"].sum(0), axis_name)}, {"rows": rows}
 
-with process_group.joined(config, {"workdir": sys.argv[5]}):
+with process_group.joined(config, {"workdir": sys.argv[5]}) as group:
     joining.connect()
     mine = devices.make_devices()
     state = devices.replicate({"w": np.ones(3, np.float32)}, mine)
@@ -103,6 +103,7 @@ with process_group.joined(config, {"workdir": sys.argv[5]}):
         state, metrics = run(state, {"x": x[first : first + len(mine)]})
     devices.assert_is_replicated((state, metrics))
     print("RESULT", np.asarray(state["w"]).tolist(), np.asarray(metrics["rows"]).tolist())
+    group.barrier_exit(0)
 """
 
 
