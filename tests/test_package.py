@@ -83,7 +83,8 @@ def test_the_readme_names_every_extra_of_a_user():
 
 
 def extras_of_users() -> set[str]:
-    own = {"all", "test", "test-browser", "test-stores", "docs", "dev", "arena", "aot-tpu", "aot-cuda"}
+    own = {"all", "arena", "docs", "dev", "aot-tpu", "aot-cuda"}
+    own |= {"test", "test-browser", "test-stores"}
     return PROJECT["optional-dependencies"].keys() - own
 
 
