@@ -10,7 +10,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SPEC = importlib.util.spec_from_file_location("docs_tutorials", ROOT / "docs" / "tutorials.py")
 tutorials = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(tutorials)
-NOTEBOOKS = sorted(path.name for path in tutorials.FOLDER.glob("*.ipynb"))
+# Reads package lists from a Debian mirror.
+FROM_A_MIRROR = "debian_packages.ipynb"
+NOTEBOOKS = [
+    pytest.param(path.name, marks=pytest.mark.network if path.name == FROM_A_MIRROR else ())
+    for path in sorted(tutorials.FOLDER.glob("*.ipynb"))
+]
 
 
 def code_cells(notebook):
