@@ -19,8 +19,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
-from pinsage_jax.batching.transposed import MERGE_ROWS, WIDTHS, Layout
+from pinsage_jax.batching.transposed import MERGE_ROWS, WIDTHS, Layout, transpose
+from pinsage_jax.core.errors import described
 
 # Most rows that TPUs gather at a time, and their bytes as float32: XLA keeps what is gathered in
 # the vector memory of the chip (128 MiB of a v5e) where it fits, and writes it out otherwise.
@@ -34,12 +36,59 @@ _settings = {"kernels": "auto"}
 def choose_kernels(choice: str) -> None:
     """Chooses the kernels of pooling in what this process compiles from now on.
 
+    On an accelerator the kernels first pool a small problem; if they fail or differ from the
+    plain form, that is told and the plain form is taken.
+
     Args:
       choice: auto takes Pallas kernels on GPUs of NVIDIA, and on TPUs other than v5e and v6e
         where rows fill their lanes; off takes operations of XLA.
     """
     assert choice in ("auto", "off")
     _settings["kernels"] = choice
+    if choice == "auto" and jax.default_backend() != "cpu" and (fault := kernel_fault()):
+        logging.warning("pooling: XLA, since the Pallas kernels %s", fault)
+        _settings["kernels"] = "off"
+
+
+def kernel_fault() -> str:
+    """Why the Pallas kernels cannot be used here: what they did to a small problem; "" if nothing.
+
+    It leaves the choice of kernels as it is.
+    """
+    lists, length, rows, columns = 2600, 6, 300, 512
+    rng = np.random.Generator(np.random.Philox(0))
+    neighbors = rng.integers(0, rows, (lists, length)).astype(np.int32)
+    weights = rng.random((lists, length), np.float32)
+    transposed = transpose((lists, rows), neighbors, weights)
+    layout, choice = Layout(lists, length, rows), _settings["kernels"]
+    values = [rng.standard_normal((count, columns)) for count in (rows, lists)]
+
+    def pooled(kernels: str, dtype: str) -> list[np.ndarray]:
+        _settings["kernels"] = kernels
+        projected = jnp.asarray(values[0], dtype)
+        bias = jnp.zeros(columns, dtype)
+
+        @jax.jit
+        def both_ways(projected, bias, cotangent):
+            value, back = jax.vjp(
+                lambda *given: weighted_relu_sum(*given, neighbors, weights, transposed, layout),
+                projected, bias,
+            )  # fmt: skip
+            return value, *back(cotangent)
+
+        found = both_ways(projected, bias, jnp.asarray(values[1], dtype))
+        return [np.asarray(each, np.float32) for each in found]
+
+    try:
+        for dtype, tolerance in (("float32", 1e-4), ("bfloat16", 2e-2)):
+            for fast, plain in zip(pooled("auto", dtype), pooled("off", dtype), strict=True):
+                if not np.allclose(fast, plain, tolerance, tolerance * np.abs(plain).max()):
+                    return f"sum {dtype} otherwise than the plain form"
+    except Exception as error:  # A compiler or driver may raise anything.
+        return f"do not run here ({described(error)})"
+    finally:
+        _settings["kernels"] = choice
+    return ""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))

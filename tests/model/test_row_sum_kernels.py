@@ -150,3 +150,27 @@ def test_every_group_has_a_width(small_rng):
     assert groups.tolist() == [0, *np.cumsum(counts)]
     pieces = counts * layout.slots // np.array(WIDTHS)
     assert sums.tolist() == [0, *np.cumsum(pieces)]
+
+
+@pytest.mark.parametrize("fault", ["", "wrong sums", "an exception"])
+def test_kernels_that_fail_a_small_problem_are_not_used(fault, monkeypatch):
+    plain = grouped_pooling._sums
+
+    def sums(cotangents, transposed, layout):
+        found = plain(cotangents, transposed, layout)
+        if grouped_pooling._settings["kernels"] == "off" or not fault:
+            return found
+        if fault == "an exception":
+            raise RuntimeError("no such instruction")
+        return found + 1.0
+
+    monkeypatch.setattr(grouped_pooling, "_sums", sums)
+    monkeypatch.setattr(grouped_pooling, "_settings", {"kernels": "off"})
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    warned = []
+    monkeypatch.setattr(grouped_pooling.logging, "warning", lambda *texts: warned.append(texts))
+    grouped_pooling.choose_kernels("auto")
+    assert grouped_pooling._settings["kernels"] == ("off" if fault else "auto")
+    expected = {"": [], "wrong sums": ["float32 otherwise"], "an exception": ["no such instru"]}
+    assert len(warned) == len(expected[fault])
+    assert all(text in warned[0][1] for text in expected[fault])
