@@ -1,6 +1,7 @@
 """Encoders through the stages: who must name them, who refuses others, what no file decides."""
 
 import dataclasses
+import inspect
 import json
 import pathlib
 import shutil
@@ -28,20 +29,6 @@ SMALL = {
     "hard_walks": 20, "num_neighbors": 5, "bootstrap": 10, "threads": 1, "devices": 1,
 }  # fmt: skip
 ITEMS = 40
-MODULE = """
-import zlib
-import numpy as np
-
-def words(texts):
-    out = np.zeros((len(texts), 8), np.float32)
-    for row, text in enumerate(texts):
-        for word in text.split():
-            out[row, zlib.crc32(word.encode()) % 8] += 1
-    return out
-
-def others(texts):
-    return words(texts)[:, ::-1]
-"""
 HOSTILE = "module_of_a_stranger"
 
 
@@ -55,6 +42,12 @@ def words(texts):
 
 def others(texts):
     return words(texts)[:, ::-1]
+
+
+# The same two as a module that a command names.
+MODULE = (
+    "import zlib\nimport numpy as np\n\n" + inspect.getsource(words) + inspect.getsource(others)
+)
 
 
 def pictures(contents):
