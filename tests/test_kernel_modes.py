@@ -16,7 +16,7 @@ TESTS = pathlib.Path(__file__).parent
 
 KERNEL_TESTS = (
     *("walks", "nearly_sort", "pairs", "bounded_memory", "link_spaces", "pooling_kernels"),
-    *("topk", "selection", "new_items", "transposed"),
+    *("topk", "selection", "new_items", "transposed", "overlay"),
 )
 
 # Run before the tests, in the same process: the setting has taken effect.

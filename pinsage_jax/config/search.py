@@ -248,6 +248,17 @@ class ServeConfig(Checked):
         low=1,
         high=64,
     )
+    follow: str = option(
+        "",
+        "Edges that arrive: a folder into which files are put (Parquet, Feather, CSV, .jsonl), or "
+        "- for JSON lines on standard input.",
+    )
+    follow_tolerance: float = option(
+        0.05,
+        "Share of the walks behind a list that may be out of date before it is made again.",
+        low=0.0001,
+        high=1.0,
+    )
     serve_max_neighbors: int = constant(
         100, "Most neighbors that a request may ask for.", low=1, high=10000
     )

@@ -146,10 +146,17 @@ class Config(Checked):
             raise UserError(
                 f"--search={self.search.search}: the index does not hold --new_items; leave it out."
             )
-        if self.mode == "serve" and (given := self.search.list_rules):
+        if self.mode in ("serve", "follow") and (given := self.search.list_rules):
             raise UserError(
-                f"{given} does not go with --mode=serve, whose requests carry their own rules "
-                "(where, boost, one_per, block_items, allow_items); leave it out."
+                f"{given} does not go with --mode={self.mode}, whose requests carry their own "
+                "rules (where, boost, one_per, block_items, allow_items); leave it out."
+            )
+        if self.mode == "follow" and self.sampling.neighborhood == "all":
+            raise UserError("--mode=follow needs --neighborhood=items: only items are followed.")
+        if self.mode == "follow" and self.serve.serve_workers > 1:
+            raise UserError(
+                f"--serve_workers={self.serve.serve_workers}: --mode=follow runs in one process; "
+                "leave it out."
             )
         if self.evaluate.queries and (self.evaluate.query or self.new.new_items):
             raise UserError("--queries cannot go with --query or --new_items; give one of them.")
@@ -194,6 +201,7 @@ class Config(Checked):
         if self.mode == "graph_tables" and not self.data.edges:
             raise UserError("--edges is required: a Parquet file or folder.")
         for mode, name, value in (
+            ("follow", "follow", self.serve.follow),
             ("explain", "query", self.evaluate.query),
             ("explain", "target", self.evaluate.target),
             ("compare", "compare_with", self.compare.compare_with),

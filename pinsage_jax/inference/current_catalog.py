@@ -41,9 +41,12 @@ class CurrentCatalog:
 
     Attributes:
       graph: its graph.
+      degree: int32 [nodes of the graph], which `inputs` and `has_links` read.
+      spectral: spectral features, or None.
       inputs: input vectors of its nodes.
       num_nodes: N, the number of items, or of items and collections.
       link_candidates: int [c], items that content links may lead to, ascending.
+      link_rows: what content links compare, as in Prepared.
       num_links: C.
       width: W.
       num_based: the first `num_based` items have a base vector of the spectral features.
@@ -57,13 +60,15 @@ class CurrentCatalog:
           current: the catalog now.
           bases: float32 [num_items, r], spectral_bases of `trained`.
         """
-        self.config, self.graph, self._link_rows = config, current.graph, current.link_rows
+        self.config, self.graph, self.link_rows = config, current.graph, current.link_rows
         graph, sampling = current.graph, config.sampling
-        spectral = SpectralFeatures(graph, bases, config.host_threads) if bases.shape[1] else None
-        self.num_based = len(bases) if spectral is not None else 0
-        self._degree = graph.degree()
+        self.spectral = None
+        if bases.shape[1]:
+            self.spectral = SpectralFeatures(graph, bases, config.host_threads)
+        self.num_based = len(bases) if self.spectral is not None else 0
+        self.degree = graph.degree()
         scale = feature_scale(trained.features, config.model.whiten)
-        self.inputs = node_inputs(config, current.features, self._degree, spectral, scale)
+        self.inputs = node_inputs(config, current.features, self.degree, self.spectral, scale)
         everything = sampling.neighborhood == "all"
         self.num_nodes = graph.num_nodes if everything else graph.num_items
         self._trained_items = trained.graph.num_items
@@ -82,11 +87,11 @@ class CurrentCatalog:
 
     def isolated(self, nodes: np.ndarray) -> np.ndarray:
         """bool [n]: which nodes are items without edges."""
-        return (nodes < self.graph.num_items) & (self._degree[nodes] == 0)
+        return (nodes < self.graph.num_items) & (self.degree[nodes] == 0)
 
     def has_links(self, items: np.ndarray) -> np.ndarray:
         """bool [n]: which items have content links."""
-        return self._degree[items] == 0 if self._large else np.ones(len(items), np.bool_)
+        return self.degree[items] == 0 if self._large else np.ones(len(items), np.bool_)
 
     def lookup(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The lists of nodes int32 [n]: ids int32 [n, W] and weights float32 [n, W]."""
@@ -99,7 +104,7 @@ class CurrentCatalog:
             wanted = wanted[self.has_links(wanted)]
             threads = self.config.host_threads
             links = item_links(
-                self._link_rows, items, wanted, self.link_candidates, self.num_links, threads
+                self.link_rows, items, wanted, self.link_candidates, self.num_links, threads
             )
         return NeighborLists.from_config(self._source, links, self.config).lookup(nodes)
 
@@ -126,7 +131,7 @@ class CurrentCatalog:
         changed = np.intersect1d(changed, self.link_candidates)
         if not len(changed) or not links.shape[1]:
             return found
-        space = make_space(self._link_rows)
+        space = make_space(self.link_rows)
         for begin in range(0, len(links), _LINK_ROWS):
             items = np.arange(begin, min(begin + _LINK_ROWS, len(links)))
             queries, current = space.encode_queries(items), links[items]

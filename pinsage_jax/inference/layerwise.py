@@ -178,6 +178,47 @@ def messages_of(
         return [whole.messages(layer)[nodes] for layer in range(1, layers + 1)]
 
 
+def embed_some(
+    config: ModelConfig,
+    params: Any,
+    inputs: Inputs,
+    lists: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    nodes: np.ndarray,
+    options: PassOptions,
+) -> np.ndarray:
+    """Embeds some nodes: of each layer, the rows that the next one reads.
+
+    Args:
+      params, inputs: as in embed_all.
+      lists: neighbors int32 [n, T], -1 where a list is short, and pooling weights float32 [n, T]
+        of nodes int32 [n].
+      nodes: int32 [n], distinct.
+
+    Returns:
+      Embeddings float32 [n, Z].
+    """
+    sizes, done = [len(nodes)], 0
+    found = [lists(nodes[:0])]
+    for _ in range(config.num_layers):
+        # The rows before `done` have their lists from the layers above.
+        found.append(lists(nodes[done:]))
+        done, ids = len(nodes), found[-1][0]
+        fresh = np.setdiff1d(ids[ids >= 0], nodes)
+        nodes = np.concatenate([nodes, fresh]).astype(np.int32)
+        sizes.append(len(nodes))
+    ids, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    rows = NeededRows(nodes, tuple(reversed(sizes)))
+    return embed_all(config, params, inputs, (_rows_of(ids, nodes), weights), options, rows)
+
+
+def _rows_of(ids: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """The row in `nodes` (distinct int32 [R]) of each id that is not -1; -1 for the others."""
+    order = np.argsort(nodes)
+    found = np.searchsorted(nodes, ids.ravel(), sorter=order).reshape(ids.shape)
+    rows = order[np.minimum(found, max(len(nodes) - 1, 0))] if len(nodes) else found
+    return np.where(ids >= 0, rows, -1).astype(np.int32)
+
+
 class _Pass:
     """One pass over the nodes; a table is computed when it is first read.
 

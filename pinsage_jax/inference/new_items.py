@@ -33,7 +33,7 @@ from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.catalog.additions import Additions
 from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.config.settings import Config
-from pinsage_jax.inference.layerwise import NeededRows, PassOptions, embed_all
+from pinsage_jax.inference.layerwise import PassOptions, embed_some
 from pinsage_jax.inference.new_item_walks import NewItemWalks
 from pinsage_jax.sampling.content_links import MAX_CANDIDATES, content_links, evenly_spaced
 from pinsage_jax.sampling.lists import append_links
@@ -162,26 +162,16 @@ class NewItemEncoder:
 
     def embed(self, params: Any) -> np.ndarray:
         """Embeds the new items: float32 [n, Z]."""
-        config, layers = self._config, self._config.model.num_layers
+        config = self._config
         first = self._catalog.prepared.graph.num_nodes
         nodes = np.arange(first, first + self._additions.graph.num_items, dtype=np.int32)
-        sizes, done = [len(nodes)], 0
-        lists = [self.lists(nodes[:0])]
-        for _ in range(layers):
-            # The rows before `done` have their lists from the layers above.
-            lists.append(self.lists(nodes[done:]))
-            done, found = len(nodes), lists[-1][0]
-            fresh = np.setdiff1d(found[found >= 0], nodes)
-            nodes = np.concatenate([nodes, fresh]).astype(np.int32)
-            sizes.append(len(nodes))
-        ids, weights = (np.concatenate(parts) for parts in zip(*lists, strict=True))
-        return embed_all(
+        return embed_some(
             config.model,
             params,
             self._inputs,
-            (_rows_of(ids, nodes), weights),
+            self.lists,
+            nodes,
             PassOptions(config.embed.embed_block, config.host_threads, quiet=True),
-            NeededRows(nodes, tuple(reversed(sizes))),
         )
 
     def lists(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -248,14 +238,6 @@ class NewItemEncoder:
     def _link_size(self) -> int:
         has_features = self._catalog.prepared.features.shape[1]
         return self._config.sampling.content_neighbors if has_features else 0
-
-
-def _rows_of(ids: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-    """The row in `nodes` (distinct int32 [R]) of each id that is not -1; -1 for the others."""
-    order = np.argsort(nodes)
-    found = np.searchsorted(nodes, ids.ravel(), sorter=order).reshape(ids.shape)
-    rows = order[np.minimum(found, max(len(nodes) - 1, 0))] if len(nodes) else found
-    return np.where(ids >= 0, rows, -1).astype(np.int32)
 
 
 def _known_collections(additions: Additions, known: int) -> sparse.csr_matrix:

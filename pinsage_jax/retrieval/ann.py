@@ -172,20 +172,39 @@ class AnnSearch:
         self.setting, self._index, self._vectors = setting, index, vectors
         self._popularity_weight = popularity_weight
         self._threads = threads
+        self._changed = np.empty(0, np.int64)
         if setting.kind == "hnsw":
             index.hnsw.efSearch = setting.effort
         else:
             index.nprobe = min(setting.effort, index.nlist)
 
+    def note_changed(self, rows: np.ndarray) -> None:
+        """Notes rows (int [n]) whose vectors are other ones than those in the index.
+
+        Each of them is a candidate of every query from now on.
+        """
+        self._changed = np.union1d(self._changed, rows)
+
     def candidates(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """Rows of the k best by the index's own scores, int64 [Q, k], padded with -1."""
+        """Rows of the k best by the index's own scores, then changed rows; int64, padded with -1.
+
+        Without changed rows the shape is [Q, k].
+        """
         _faiss().omp_set_num_threads(self._threads)
+        changed = self._changed
+        if len(changed):
+            # The index may propose changed rows by their old vectors.
+            k = min(k + min(len(changed), k), len(self._vectors))
         if self._popularity_weight != 1.0:
             # The index holds vectors with the full popularity, so its share of the weight must
             # come from the query as well.
             queries = np.array(queries, np.float32)
             queries[:, -1] *= np.float32(math.sqrt(self._popularity_weight))
-        return self._index.search(np.ascontiguousarray(queries, np.float32), k)[1]
+        found = self._index.search(np.ascontiguousarray(queries, np.float32), k)[1]
+        if not len(changed):
+            return found
+        found = np.where(np.isin(found, changed), -1, found)
+        return np.concatenate([found, np.tile(changed, (len(found), 1))], axis=1)
 
     def top_k(
         self, queries: np.ndarray, k: int, exclude_self: np.ndarray | None = None

@@ -145,6 +145,40 @@ class SpectralFeatures:
         features._collections = np.zeros((new_collections, self.dim), np.float32)
         return features
 
+    def refresh_collections(
+        self, collections: np.ndarray, rows: tuple[np.ndarray, np.ndarray], bases: np.ndarray
+    ) -> None:
+        """Computes the features of some collections again, known or new, from their items.
+
+        Args:
+          collections: int [c], counted from 0; new ones enlarge the table.
+          rows: indptr int64 [c + 1] and indices int32, their items now, ascending.
+          bases: as in the constructor.
+        """
+        size = int(collections.max(initial=-1)) + 1
+        if size > len(self._collections):
+            more = np.zeros((size - len(self._collections), self.dim), np.float32)
+            self._collections = np.concatenate([self._collections, more])
+        indptr, indices = rows
+        sums = np.zeros((len(collections), self.dim), np.float32)
+        _add_neighbors(indptr, indices, 0, 0, bases, sums, 0, len(collections))
+        counts = np.concatenate([[0], np.cumsum(indices < len(bases))])[indptr]
+        sums /= np.maximum(np.diff(counts), 1).astype(np.float32)[:, None]
+        self._collections[collections] = sums
+
+    def refresh_items(self, items: np.ndarray, rows: tuple[np.ndarray, np.ndarray]) -> None:
+        """Computes the sums of some items (int [n]) again.
+
+        Args:
+          rows: indptr int64 [n + 1] and indices int32, their collections now as node ids,
+            ascending.
+        """
+        indptr, indices = rows
+        sums = np.zeros((len(items), self.dim), np.float32)
+        first = len(self._item_sums)
+        _add_neighbors(indptr, indices, 0, first, self._collections, sums, 0, len(items))
+        self._item_sums[items] = sums
+
     def gather(
         self, nodes: np.ndarray, edges: np.ndarray, masked_collection: np.ndarray, out: np.ndarray
     ) -> None:

@@ -31,7 +31,11 @@ _MOST_PATHS = 64
 
 
 class ServerMetrics:
-    """Counts of requests by path and status, and a latency histogram by path; thread-safe."""
+    """Counts of requests by path and status, and a latency histogram by path; thread-safe.
+
+    Attributes:
+      process: number of this process of the server, from 0.
+    """
 
     def __init__(self, shared: np.ndarray | None = None, process: int = 0):
         """Takes where the numbers are kept.
@@ -43,6 +47,7 @@ class ServerMetrics:
         self._paths = [OTHER]
         self._all = np.zeros((1, _MOST_PATHS + 1, _WIDTH)) if shared is None else shared
         self._own = self._all[process]
+        self.process = process
         self._row_of: dict[str, int] = {}
         self._lock = threading.Lock()
 

@@ -102,7 +102,8 @@ class Recommended(BaseModel):
 class Health(BaseModel):
     """What is served: `updated` with the changes of WORKDIR/updated.
 
-    `reload_error` says why a newer model in the workdir is not served.
+    `reload_error` says why a newer model in the workdir is not served.  `followed` counts the
+    events of --mode=follow, the edges that they changed and the items embedded again.
     """
 
     status: str
@@ -113,6 +114,7 @@ class Health(BaseModel):
     history_scoring: str
     new_items: bool
     updated: bool
+    followed: dict[str, int] | None
     loaded_at: str
     reload_error: str | None
 

@@ -57,7 +57,11 @@ class RequestError(Exception):
 
 
 class Service:
-    """Answers requests with JSON-serializable values, or raises RequestError."""
+    """Answers requests with JSON-serializable values, or raises RequestError.
+
+    Attributes:
+      followed: counts of --mode=follow for `health`; None without it.
+    """
 
     def __init__(
         self,
@@ -79,6 +83,7 @@ class Service:
           ranker: orders neighbors; None: by the vectors.
         """
         self.config: Config = source.config
+        self.followed: dict[str, int] | None = None
         self._source, self._prepared, self._vectors = source, prepared, vectors
         self._index, self._new_items, self._ranker = index, new_items, ranker
         self._search = index or ExactSearch(vectors)
@@ -115,7 +120,30 @@ class Service:
             "history_scoring": self._recommender.choice.by,
             "new_items": self._new_items is not None,
             "updated": "changes" in self._source.embeddings,
+            "followed": self.followed,
         }
+
+    @property
+    def row_of(self) -> dict[str, int]:
+        """The row of every item, by its id."""
+        return self._row_of
+
+    def follow(self, rows: np.ndarray, vectors: np.ndarray, degree: np.ndarray) -> None:
+        """Takes new embeddings of some items while requests are answered.
+
+        A request that runs meanwhile may read some of them and not others.  The graph of walks,
+        of histories and of the explorer stays that of the workdir.
+
+        Args:
+          rows: int [n].
+          vectors: float32 [n, Z], weighted by --popularity_weight; the array that the service
+            was made with must be writable.
+          degree: int32 [N], edges of every item now.
+        """
+        self._vectors[rows] = vectors
+        self._degree[:] = degree
+        if self._index is not None:
+            self._index.note_changed(rows)
 
     def neighbors(
         self, item: str, k: int, listing: Listing = _EVERYTHING, columns: Sequence[str] = ()

@@ -33,9 +33,10 @@ MODULES = {
     "recommend": "search",
     "index": "search",
     "split": "prepare",
-    "ablate": "ablate",
+    "ablate": "pipeline",
     "graph_tables": "prepare",
     "serve": "serve",
+    "follow": "follow",
     "doctor": "prepare",
     "explain": "evaluate",
     "rank": "search",
@@ -80,6 +81,10 @@ TOPICS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "graph_tables": ("Writes edges and neighbor lists by Apache Spark.", ("spark",), _INPUTS),
     "serve": ("Answers over HTTP.", ("serve", "encoders"), ("search", "explorer")),
+    "follow": (
+        "Answers over HTTP, and follows edges as they arrive.", ("serve", "encoders"),
+        ("search", "explorer"),
+    ),
     "doctor": ("Checks the tables and forecasts time, memory and disk.", ("doctor",), _INPUTS),
     "explain": ("Tells why one item is a neighbor of another.", ("evaluate",), ()),
     "export": (
@@ -101,17 +106,26 @@ _TRACKER_PACKAGES = {
 # Sections of Config, and flags, that only some modes read.  Prepare and train write what a run
 # remembers, so that what they are given counts later.
 _LISTING, _FITTING = ("neighbors", "recommend"), ("pipeline", "prepare", "train")
-_SHOWING = ("pipeline", "evaluate", "report", "neighbors", "serve")
+_SHOWING = ("pipeline", "evaluate", "report", "neighbors", "serve", "follow")
 READERS_OF_SECTIONS: dict[str, tuple[str, ...]] = {
     "train": (*_FITTING, "ablate", "doctor"),
     "split_tool": ("split",),
     "ablate": ("ablate",),
     "doctor": ("doctor",),
     "compare": ("compare",),
-    "serve": ("serve",),
+    "serve": ("serve", "follow"),
     "spark": ("pipeline", "embed", "graph_tables"),
     "vector_store": ("export",),
-    "encoders": ("pipeline", "prepare", "embed", "neighbors", "ablate", "doctor", "serve"),
+    "encoders": (
+        "pipeline",
+        "prepare",
+        "embed",
+        "neighbors",
+        "ablate",
+        "doctor",
+        "serve",
+        "follow",
+    ),
 }
 READERS: dict[str, tuple[str, ...]] = {
     "cpu_kernels": tuple(MODULES),
@@ -126,7 +140,9 @@ READERS: dict[str, tuple[str, ...]] = {
     "target": ("explain",),
     "k": (*_LISTING, "explain", "compare", "report", "pipeline"),
     "index_settings": ("index",),
-    "search": (*_LISTING, "serve"),
+    "follow": ("follow",),
+    "follow_tolerance": ("follow",),
+    "search": (*_LISTING, "serve", "follow"),
     "related_by": _SHOWING,
     "new_item_price": _SHOWING,
     "popularity_weight": (*_SHOWING, "recommend", "explain", "rank", "compare", "export"),
@@ -137,7 +153,7 @@ READERS: dict[str, tuple[str, ...]] = {
     ),
     "color_column": ("pipeline", "report"),
     "tables": ("pipeline", "evaluate", "ablate"),
-    "recommend_by": ("recommend", "serve"),
+    "recommend_by": ("recommend", "serve", "follow"),
     "test_edges": ("recommend",),
 }  # fmt: skip
 # What to do after a mode; {} is the workdir.
@@ -196,19 +212,19 @@ def only_reads(config: Config) -> bool:
     """Whether the command writes nothing into its workdir, and needs no lock."""
     asks = config.mode == "neighbors" and bool(config.evaluate.query)
     checks = config.mode == "export" and bool(config.vector_store.check)
-    return config.mode == "serve" or asks or checks
+    return config.mode in ("serve", "follow") or asks or checks
 
 
 def extras_of(config: Config) -> list[tuple[str, str, tuple[str, ...]]]:
     """What a command needs beyond the base installation: flag, extra, packages."""
     mode = config.mode
     found: list[tuple[str, str, tuple[str, ...]]] = []
-    trains, lists = ("pipeline", "train", "ablate"), ("neighbors", "recommend", "serve")
+    trains, lists = ("pipeline", "train", "ablate"), ("neighbors", "recommend", "serve", "follow")
     for name in config.train.trackers if mode in trains else ():
         found.append((f"--tracker={name}", name, _TRACKER_PACKAGES[name]))
     if mode == "report":
         found.append(("--mode=report", "report", ("matplotlib",)))
-    shown = ("pipeline", "report", "serve")
+    shown = ("pipeline", "report", "serve", "follow")
     if config.explorer.map_layout == "umap" and mode in shown:
         found.append(("--map_layout=umap", "map", ("umap",)))
     if config.explorer.image_column and not config.explorer.image_hosts and mode in shown:
@@ -230,8 +246,8 @@ def extras_of(config: Config) -> list[tuple[str, str, tuple[str, ...]]]:
     if config.encoders.text_folder and mode in READERS_OF_SECTIONS["encoders"]:
         flag = f"--text_encoder={config.encoders.text_encoder}"
         found.append((flag, "text-encoder", ("sentence_transformers",)))
-    if mode == "serve":
-        found.append(("--mode=serve", "serve", ("fastapi", "uvicorn", "fastapi_offline")))
+    if mode in ("serve", "follow"):
+        found.append((f"--mode={mode}", "serve", ("fastapi", "uvicorn", "fastapi_offline")))
     named = {name.strip() for name in config.evaluate.baselines.split(",")}
     if "als" in named and mode in ("pipeline", "evaluate"):
         found.append(("--baselines=als", "als", ("implicit",)))

@@ -1,4 +1,4 @@
-"""Runs the stages in order, from prepare to report, and skips those that are up to date."""
+"""Runs the stages in order, from prepare to report, or trains and compares variants."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import numpy as np
 from absl import logging
 
+from pinsage_jax.ablation import ablation
+from pinsage_jax.ablation.variants import chosen_variants
+from pinsage_jax.batching.graph_view import spectral_bases
 from pinsage_jax.catalog.encoders import require_encoders
 from pinsage_jax.catalog.inputs import FOLDER, is_current
 from pinsage_jax.catalog.prepare import open_prepared
@@ -22,6 +26,9 @@ from pinsage_jax.evaluation.table_files import write_tables
 from pinsage_jax.evaluation.tables import printed_tables, table_files
 from pinsage_jax.explorer import explorer
 from pinsage_jax.export import writer
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.inference.encoder import Encoder
+from pinsage_jax.model.init import init_model
 from pinsage_jax.reporting import figures
 from pinsage_jax.sampling.pairs import pairs_per_epoch
 from pinsage_jax.stages.checkpoint import (
@@ -29,7 +36,7 @@ from pinsage_jax.stages.checkpoint import (
     chosen_checkpoint,
     fixed_cold_start_bias,
 )
-from pinsage_jax.stages.embed import embed, embeddings_are_current
+from pinsage_jax.stages.embed import embed, embed_over, embeddings_are_current
 from pinsage_jax.stages.evaluate import (
     check_color_column,
     evaluate,
@@ -169,3 +176,26 @@ def _stages(config: Config) -> tuple[dict[str, Any], bool]:
         costs.save(config.workdir)
     logging.info("this run cost %s", costs.summary())
     return result, True
+
+
+def ablate(config: Config) -> dict[str, Any]:
+    """Trains and compares variants of the settings; writes WORKDIR/ablate.json, prints tables."""
+    # An unknown name is reported before the data is prepared.
+    chosen_variants(config.ablate.ablate_variants)
+    prepared = prepare(config)
+    split = validation_split_of(config, prepared)
+
+    def embeddings(variant: Config, graph: Graph) -> tuple[np.ndarray, dict[str, Any]]:
+        train(variant, split=split)
+        raise_if_stopped()
+        vectors, trained = embed_over(variant, prepared, graph, split)
+        items = vectors[: prepared.graph.num_items]
+        return items, {"checkpoint_step": trained.step, "cold_start_bias": trained.cold_start_bias}
+
+    def untrained(variant: Config, graph: Graph) -> tuple[np.ndarray, dict[str, Any]]:
+        encoder = Encoder.over(variant, prepared, graph, spectral_bases(variant, prepared, split))
+        nodes = encoder.lists.source.num_nodes
+        _, params = init_model(variant, encoder.inputs.dim, nodes)
+        return encoder.embed(params)[: prepared.graph.num_items], {}
+
+    return ablation.ablate(config, prepared, split, embeddings, untrained)

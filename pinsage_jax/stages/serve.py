@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from absl import logging
 from threadpoolctl import threadpool_limits
 
@@ -31,6 +32,10 @@ from pinsage_jax.stages.search import listed_by
 from pinsage_jax.stages.update import FOLDER as UPDATED
 
 if TYPE_CHECKING:
+    from pinsage_jax.export.codec import VectorCodec
+    from pinsage_jax.inference.new_item_model import NewItemModel
+    from pinsage_jax.reporting.sources import Source
+    from pinsage_jax.serving.prometheus import ServerMetrics
     from pinsage_jax.serving.service import Service
 
 # When one of these is another file, there is another model, or more of the present one.
@@ -100,14 +105,35 @@ def _answer(
       number: number of this process, from 0.
       workers: further processes, which start when this one has loaded the workdir.
     """
-    # The framework takes a while to load, and is an extra.
-    from pinsage_jax.serving.app import make_app
-    from pinsage_jax.serving.current import Current, Stamp, stamp_of
     from pinsage_jax.serving.prometheus import ServerMetrics, shared_numbers
 
     count = config.serve.serve_workers
     shared = shared_numbers(pathlib.Path(folder) / _NUMBERS, count) if count > 1 else None
     metrics = ServerMetrics(shared, number)
+    threads = max(config.host_threads // count, 1)
+    answer(config, listener, stopped, lambda: load_service(config), metrics, threads, workers)
+
+
+def answer(
+    config: Config,
+    listener: socket.socket,
+    stopped: Callable[[], bool],
+    load: Callable[[], Service],
+    metrics: ServerMetrics,
+    threads: int,
+    beside: contextlib.AbstractContextManager | None = None,
+) -> None:
+    """Answers until `stopped`, and loads a new service when the files of the workdir change.
+
+    Args:
+      load: makes a service of the workdir as it is now.
+      threads: that requests share, unless --threads is given.
+      beside: is entered when the first service is there.
+    """
+    # The framework takes a while to load, and is an extra.
+    from pinsage_jax.serving.app import make_app
+    from pinsage_jax.serving.current import Current, Stamp, stamp_of
+
     root = pathlib.Path(config.workdir)
     paths = [root / exchange.REPLACING]
     paths += [base / name for base in (root, root / UPDATED) for name in _FILES]
@@ -116,17 +142,40 @@ def _answer(
         return stamp_of(paths)
 
     seen = stamp()
-    service = load_service(config)
-    current = Current(service, lambda: load_service(config), stamp, seen, metrics.add_reload)
-    # Processes share the cores, unless their threads are given.
-    threads = config.threads or max(config.host_threads // count, 1)
+    current = Current(load(), load, stamp, seen, metrics.add_reload)
+    threads = config.threads or threads
     # Requests run in parallel, so the matrix products of each use a single thread.
-    with threadpool_limits(1, "blas"), workers or contextlib.nullcontext():
+    with threadpool_limits(1, "blas"), beside or contextlib.nullcontext():
         watcher = current.watch()
         try:
-            server.run(make_app(current, threads, metrics), listener, stopped, not number)
+            server.run(make_app(current, threads, metrics), listener, stopped, not metrics.process)
         finally:
             current.close(watcher)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+    """What a workdir holds, for a server.
+
+    Attributes:
+      service: answers.
+      config: the settings, with the workdir of the catalog that is served.
+      source: the settings that the network was trained and embedded with.
+      trained_on: the catalog that the network was trained on.
+      prepared: the catalog that is served.
+      exported: float32 [N, Z], the embeddings; the ranker reads this array.
+      vectors: the same, weighted by --popularity_weight; the service reads this array.
+      new_items: the network for new items, and the codec of the export; None without checkpoint.
+    """
+
+    service: Service
+    config: Config
+    source: Source
+    trained_on: Prepared
+    prepared: Prepared
+    exported: np.ndarray
+    vectors: np.ndarray
+    new_items: tuple[NewItemModel, VectorCodec] | None
 
 
 def load_service(config: Config) -> Service:
@@ -135,6 +184,18 @@ def load_service(config: Config) -> Service:
     Raises:
       UserError: something is missing, damaged, or does not fit together.
     """
+    return load(config).service
+
+
+def load(config: Config, writable: bool = False) -> Loaded:
+    """As load_service, with all that the service was made of.
+
+    Args:
+      writable: whether the vectors are copied into memory, to be changed.
+
+    Raises:
+      UserError: see load_service.
+    """
     from pinsage_jax.serving.service import Service
 
     with workdir.opened(config.workdir):
@@ -142,6 +203,8 @@ def load_service(config: Config) -> Service:
         source = exported_source(config, trained_on.graph.num_items)
         here, prepared = _with_changes(config, trained_on)
         exported = load_embeddings(here.workdir, prepared)
+        if writable:
+            exported = np.array(exported, np.float32)
         vectors = weigh_popularity(exported, here.search.popularity_weight, has_popularity(here))
         index = open_search(here, vectors, threads=1)
         ranker = listed_by(here, prepared, 1, exported)
@@ -150,11 +213,13 @@ def load_service(config: Config) -> Service:
         for sentence in new_items[0].transform.needs:
             logging.warning("Requests for such new items will be refused: %s", sentence)
         new_items[0].warm_up()
+    trained = source
     if here is not config:
         manifest = files.read_json(pathlib.Path(here.workdir) / writer.FOLDER / writer.MANIFEST)
         of_changes = dataclasses.replace(source.config, workdir=here.workdir)
         source = dataclasses.replace(source, config=of_changes, embeddings=manifest)
-    return Service(source, prepared, vectors, index, new_items, ranker)
+    service = Service(source, prepared, vectors, index, new_items, ranker)
+    return Loaded(service, here, trained, trained_on, prepared, exported, vectors, new_items)
 
 
 def _with_changes(config: Config, trained_on: Prepared) -> tuple[Config, Prepared]:

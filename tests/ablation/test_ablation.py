@@ -27,7 +27,7 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.core.signals import Stopped
 from pinsage_jax.graph.validation_split import ValidationSplit, validation_split
-from pinsage_jax.stages.ablate import ablate
+from pinsage_jax.stages.pipeline import ablate
 from pinsage_jax.training.curriculum import Schedule, hard_negatives_in, hard_slots
 
 DEFAULT = Config(mode="ablate", workdir="w", seed=0, threads=1)

@@ -75,6 +75,9 @@ LATER: frozenset[str] = frozenset(
         "to",
         "unit_length",
         "example",
+        # Where edges arrive, and how fresh answers must be.
+        "follow",
+        "follow_tolerance",
         # What an edge is and how old edges count, nobody but the user knows.
         "half_life",
         "kind_column",

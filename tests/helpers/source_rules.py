@@ -20,6 +20,7 @@ ORDER = (
     ("inference",),
     ("export",),
     ("retrieval",),
+    ("following",),
     ("evaluation",),
     ("ablation",),
     ("ranking",),

@@ -387,6 +387,7 @@ def test_health(client, catalog):
     assert found == {
         "status": "ok", "items": 80, "dimension": 8, "step": 3, "search": "exact",
         "history_scoring": "mean", "new_items": True, "updated": False, "reload_error": None,
+        "followed": None,
     }  # fmt: skip
 
 
