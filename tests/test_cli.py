@@ -378,6 +378,7 @@ def test_a_flagfile_that_is_no_text_is_refused(tmp_path):
 def test_the_mode_picks_the_stage(stage, tmp_path, mode):
     needed = ("--synthetic", "--edges=e", "--query=a", "--target=b", "--compare_with=c")
     needed += ("--to=qdrant",) if mode == "export" else ()
+    needed += ("--follow=f",) if mode == "follow" else ()
     (tmp_path / "w").mkdir()
     assert run(*needed, f"--workdir={tmp_path / 'w'}", f"--mode={mode}") == 0
     assert [name for name, _ in stage.calls] == [mode]
@@ -425,6 +426,7 @@ def test_a_workdir_that_cannot_be_written_is_refused(stage, tmp_path, capfd, mod
 def test_only_modes_that_begin_a_run_make_its_folder(stage, tmp_path, capfd, mode):
     needed = ("--synthetic", "--edges=e", "--query=a", "--target=b", "--compare_with=c")
     needed += ("--to=qdrant",) if mode == "export" else ()
+    needed += ("--follow=f",) if mode == "follow" else ()
     path = tmp_path / "typo" / "w"
     if mode in modes.BEGINNING:
         setattr(stage, mode, lambda config: (path / "made").mkdir())
