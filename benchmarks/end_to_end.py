@@ -55,7 +55,7 @@ from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.training.device_clock import DeviceClock
-from pinsage_jax.training.device_inputs import keeps_table
+from pinsage_jax.training.device_inputs import table_form
 from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step
 
@@ -211,7 +211,7 @@ class Training:
                 hard_in_epoch=lambda epoch: hard,
                 hard_slots=hard,
                 num_devices=num_devices,
-                table_on_device=keeps_table(config.train, inputs),
+                table=table_form(config.train, inputs),
                 transposed=ops.needs_transposed_lists(config.model.pooling),
             ),
             negative_pool=np.arange(graph.num_items, dtype=np.int32),

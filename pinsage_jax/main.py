@@ -16,7 +16,7 @@ from pinsage_jax import cli
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import costs, logging_setup, signals
 from pinsage_jax.core.errors import UserError, printable_message
-from pinsage_jax.cpu import allocator
+from pinsage_jax.cpu import allocator, program_cache
 from pinsage_jax.distributed import process_group
 from pinsage_jax.stages import modes
 
@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
 
 def _run_stage(config: Config, group: process_group.ProcessGroup, argv: list[str]) -> int:
     allocator.configure(keep_freed=config.mode in modes.WITH_STEPS)
+    program_cache.keep_programs()
     signals.install()
     try:
         # NumPy and JAX take seconds to load: only now, so that wrong flags are reported at once.

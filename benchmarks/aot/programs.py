@@ -28,11 +28,13 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.inference import map_reduce
 from pinsage_jax.model.init import init_model
 from pinsage_jax.retrieval import topk
+from pinsage_jax.retrieval.blocks import best_of
 from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step
 
 TOP_K = 100
-STAGES = ("project", "combine", "finish", "top-k")
+STAGES = ("project", "combine", "finish", "top-k", "catalog top-k", "approximate top-k")
+RECALL = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Size:
       rows: rows of the frontiers, seeds first; groups: for every layer, the first layer first,
         the groups of its transposed lists (counts of batching/transposed.py).  `measured` finds
         both in real batches (`--frontiers`); rows of `paper-soft` are round numbers.
-      on_device: whether the input vectors are a table on the device.
+      on_device: type of the table of input vectors on the device; empty: batches bring them.
     """
 
     config: Callable[[], Config]
@@ -57,7 +59,7 @@ class Size:
     hard: int
     rows: tuple[int, ...]
     groups: tuple[tuple[int, ...], ...]
-    on_device: bool
+    on_device: str
 
     @property
     def lists(self) -> int:
@@ -104,21 +106,23 @@ def _smallest() -> Config:
 
 # Groups of `workload` and `paper` are measured; the others' are in proportion to their entries.
 SIZES = {
-    "smallest": Size(_smallest, "", 5_000, 31, 1, (128, 1024, 4096), ((4,) * 10, (4,) * 10), True),
+    "smallest": Size(
+        _smallest, "", 5_000, 31, 1, (128, 1024, 4096), ((4,) * 10, (4,) * 10), "float32"
+    ),
     "default": Size(
         *(train_step.defaults, "", 20_000, 512, 0, (2560, 12_864)),
         groups=((1,) * 10,),
-        on_device=True,
+        on_device="float32",
     ),
     "workload": Size(
         *(lambda: end_to_end.settings(50), "small", 200_000, 256, 0, (768, 28_160, 193_152)),
         groups=((2, 4, 14, 24, 20, 14, 10, 8, 17, 5), (3, 1, 1, 1, 1, 1, 1, 1, 1, 0)),
-        on_device=True,
+        on_device="float32",
     ),
     "paper-soft": Size(
         *(lambda: _paper(0), "small", 200_000, 1024, 0, (4608, 60_000, 120_000)),
         groups=((4, 9, 31, 53, 44, 31, 22, 18, 37, 11), (4, 4, 4, 4, 3, 2, 2, 1, 1, 1)),
-        on_device=False,
+        on_device="",
     ),
     "paper": Size(
         *(lambda: _paper(6), "large", 1_000_000, 4352, 6, (16_884, 422_324, 1_021_428)),
@@ -126,7 +130,7 @@ SIZES = {
             (1, 3, 17, 116, 369, 376, 251, 184, 362, 80),
             (16, 11, 10, 7, 5, 4, 3, 3, 4, 1),
         ),
-        on_device=False,
+        on_device="bfloat16",
     ),
 }
 
@@ -176,7 +180,7 @@ def step_program(size: Size, num_devices: int) -> StepProgram:
     optimizer = make_optimizer(config.train, 1000.0)
     state = jax.eval_shape(lambda params: initial_state(params, optimizer), params)
     step = make_train_step(made["model"], config.train, optimizer)
-    table = (_shape((size.items, input_dim)),) if size.on_device else ()
+    table = (_shape((size.items, input_dim), size.on_device),) if size.on_device else ()
     return StepProgram(step, state, batch_shapes(size, num_devices), table)
 
 
@@ -194,7 +198,7 @@ def batch_shapes(size: Size, num_devices: int) -> Minibatch:
     def floats(*shape: int) -> jax.ShapeDtypeStruct:
         return _shape((num_devices, *shape))
 
-    table = size.on_device
+    table = bool(size.on_device)
     return Minibatch(
         features=floats(nodes, columns if table else size.features + columns),
         spectral_features=floats(*(min(2 * pairs, size.rows[0]), 0) if table else (0, 0)),
@@ -223,6 +227,9 @@ def batch_shapes(size: Size, num_devices: int) -> Minibatch:
 def stage_programs(size: Size) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     """Stages of whole-catalog inference on one block of nodes, and of top-k on one of items.
 
+    `catalog top-k` scores a catalog that is on the device, and `approximate top-k` finds RECALL of
+    it on TPUs.
+
     Returns:
       name -> (a jitted function, its arguments as shapes).
     """
@@ -240,6 +247,16 @@ def stage_programs(size: Size) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     best = (_shape((topk.TOP_K_QUERIES, TOP_K + 1)),)
     best += (_shape(best[0].shape, jnp.int32),)
     fold = jax.jit(functools.partial(topk.fold_block, rows=topk.TOP_K_ROWS))
+    blocks = -(-size.items // topk.TOP_K_ROWS)
+    resident = (
+        _shape((topk.RESIDENT_QUERIES, model.output_dim)),
+        _shape((blocks, topk.TOP_K_ROWS, model.output_dim)),
+        *(_shape((), jnp.int32),) * 2,
+    )
+    exact, approximate = (
+        jax.jit(functools.partial(best_of, depth=TOP_K + 1, recall=recall))
+        for recall in (1.0, RECALL)
+    )
     project = jax.jit(lambda params, *args: stages["project"](params, 1, *args))
     combine = jax.jit(lambda params, *args: stages["combine"](params, 1, *args))
     return dict(
@@ -250,6 +267,8 @@ def stage_programs(size: Size) -> dict[str, tuple[Any, tuple[Any, ...]]]:
                 (combine, (params, features, pooled)),
                 (stages["finish"], (params, h, pooled, features)),
                 (fold, (*best, queries, items, _shape((), jnp.int32))),
+                (exact, resident),
+                (approximate, resident),
             ),
             strict=True,
         )

@@ -67,8 +67,8 @@ class BatchSpec:
       hard_slots: H, the most that hard_in_epoch ever gives.
       num_devices: shards that a step is cut into, over all processes.
       local_devices: the shards that this process makes; all of them when not given.
-      table_on_device: batches name rows of a table on the devices and bring only what
-        it lacks (training/device_inputs.py).
+      table: whole or split, where batches name rows of a table on the devices and bring only
+        what it lacks (training/device_inputs.py); none.
       transposed: batches bring their lists transposed, for the derivative of pooling on
         accelerators (batching/transposed.py).
 
@@ -83,7 +83,7 @@ class BatchSpec:
     hard_slots: int
     num_devices: int = 1
     local_devices: range | None = None
-    table_on_device: bool = False
+    table: str = "none"
     transposed: bool = False
 
     def __post_init__(self):
@@ -92,6 +92,16 @@ class BatchSpec:
                 f"batch_size={self.train.batch_size} is not a multiple of "
                 f"{self.num_devices} devices"
             )
+
+    @property
+    def table_on_device(self) -> bool:
+        """Whether the devices hold a table of inputs."""
+        return self.table != "none"
+
+    @property
+    def table_is_split(self) -> bool:
+        """Whether every device holds a part of that table."""
+        return self.table == "split"
 
     @property
     def pairs_per_device(self) -> int:

@@ -32,7 +32,7 @@ from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.training.curriculum import Schedule, hard_negatives_in, hard_slots
-from pinsage_jax.training.device_inputs import keeps_table, replicated_table
+from pinsage_jax.training.device_inputs import table_arguments, table_form
 from pinsage_jax.training.feed import queue_of
 from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step
@@ -108,7 +108,7 @@ def try_training(
             hard_in_epoch=lambda epoch: hard_negatives_in(epoch, config.train),
             hard_slots=hard_slots(config.train, pairs.per_epoch),
             num_devices=len(devices),
-            table_on_device=keeps_table(config.train, inputs),
+            table=table_form(config.train, inputs),
             transposed=ops.needs_transposed_lists(config.model.pooling),
         ),
         negative_pool=np.arange(graph.num_items, dtype=np.int32),
@@ -121,9 +121,12 @@ def try_training(
     state = initial_state(params, optimizer)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    constants = replicated_table(builder, config.train, devices)
+    constants = table_arguments(builder, config.train, devices)
     run = compile_step(
-        make_train_step(model, config.train, optimizer), len(devices), constants=len(constants)
+        make_train_step(model, config.train, optimizer),
+        len(devices),
+        constants=len(constants),
+        split=builder.spec.table_is_split,
     )
     state = replicate(state, devices)
     state, metrics = run(state, builder.make(0)[0], *constants)

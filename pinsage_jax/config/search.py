@@ -96,6 +96,13 @@ class SearchConfig(Checked):
         "How neighbors and recommend search: exact, or by one of the indexes that --mode=index "
         "built, as index.json names it (hnsw32:64).",
     )
+    device_recall: float = constant(
+        1.0,
+        "Share of the best items that exact search of all related items finds on TPUs, in "
+        "expectation, by XLA's approximate maximum; 1: all.",
+        low=0.5,
+        high=1.0,
+    )
     exclude_seen: str = option(
         "auto",
         "Leave out items that share a collection with the query (neighbors), or that the "

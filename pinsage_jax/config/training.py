@@ -79,6 +79,13 @@ class TrainConfig(Checked):
     clip_norm: float = constant(
         1.0, "Gradients longer than this are scaled down; 0: never.", low=0.0
     )
+    embedding_updates: str = constant(
+        "auto",
+        "How a step updates neighbor embeddings. dense: by Adam; rows: those of its nodes alone, "
+        "by lazy Adam; auto: rows where they have more than 50 million numbers, which "
+        "--neighbor_embeddings=on alone allows.",
+        choices=("auto", "dense", "rows"),
+    )
     edge_dropout: float = option(
         0.25,
         "Share of nodes trained as if they had no edges in a step, so that cold items work.",
@@ -102,9 +109,10 @@ class TrainConfig(Checked):
     )
     device_features: str = constant(
         "auto",
-        "Keep input vectors on the devices and send node ids only; auto: where they take at most "
-        "a quarter of a device's memory (on CPUs 2 GiB in all).",
-        choices=("auto", "on", "off"),
+        "Keep input vectors on the devices and send node ids only; on: all of them on each; split: "
+        "each has a part; auto: on where they take at most a quarter of a device's memory (on CPUs "
+        "2 GiB in all), else split where the parts do, on accelerators.",
+        choices=("auto", "on", "split", "off"),
     )
     device_features_dtype: str = option(
         "float32",

@@ -128,6 +128,7 @@ def compile_step(
     *,
     donate: bool = True,
     constants: int = 0,
+    split: bool = False,
 ) -> Step:
     """Compiles ``step(state, batch, *constant, axis_name=...)`` for `num_devices` devices.
 
@@ -140,6 +141,7 @@ def compile_step(
         not be used again.
       constants: number of further arguments, each a pytree from ``replicate`` whose memory
         is never donated.
+      split: their leaves have a device axis instead, and come from ``place_batch``.
 
     Returns:
       A callable (state, batch, *constant) -> (state, metrics).  The state comes from
@@ -149,10 +151,10 @@ def compile_step(
       batch without the device axis.
     """
     if num_devices == jax.process_count() == 1:
-        compiled = _without_axis(step, donate)
+        compiled = _without_axis(step, donate, split)
     else:
         mapped = _devices_of_all_processes(num_devices)
-        over_devices = _over_devices(step, mapped, donate, constants)
+        over_devices = _over_devices(step, mapped, donate, constants, split)
 
         def compiled(*arguments):
             return over_devices(*_without_empty(arguments))
@@ -170,6 +172,7 @@ def compile_ahead(
     state: Any,
     batch: Any,
     *constant: Any,
+    split: bool = False,
 ) -> Any:
     """Compiles the program of ``compile_step`` for devices that need not be there.
 
@@ -178,6 +181,7 @@ def compile_ahead(
       devices: of one process, such as those of a topology from jax.experimental.topologies.
       state, batch, constant: arrays or jax.ShapeDtypeStruct; leaves of the batch have the
         device axis.
+      split: as in ``compile_step``.
 
     Returns:
       jax.stages.Compiled, with the program's text and what memory it needs.
@@ -185,10 +189,10 @@ def compile_ahead(
     _check_device_axis(batch, len(devices))
     arguments = (state, batch, *constant)
     if len(devices) > 1:
-        compiled = _over_devices(step, devices, True, len(constant))
+        compiled = _over_devices(step, devices, True, len(constant), split)
         arguments = _without_empty(arguments)
     else:
-        compiled = _without_axis(step, True)
+        compiled = _without_axis(step, True, split)
         arguments = on_device(arguments, devices[0])
     # Pallas asks the default device what it compiles for.
     with jax.default_device(devices[0]):
@@ -203,12 +207,13 @@ def on_device(tree: Any, device: jax.Device) -> Any:
     )
 
 
-def _without_axis(step: Callable[..., tuple[Any, Any]], donate: bool) -> Any:
+def _without_axis(step: Callable[..., tuple[Any, Any]], donate: bool, split: bool) -> Any:
     """The step on one device, jitted; leaves of its batch are [1, ...]."""
 
     @functools.wraps(step)
     def without_axis(state, batch, *constant):
-        batch = jax.tree.map(lambda leaf: jnp.squeeze(leaf, axis=0), batch)
+        batch = _squeezed(batch)
+        constant = _squeezed(constant) if split else constant
         return step(state, batch, *constant, axis_name=None)
 
     return jax.jit(without_axis, donate_argnums=(0,) if donate else ())
@@ -219,6 +224,7 @@ def _over_devices(
     devices: Sequence[jax.Device],
     donate: bool,
     constants: int,
+    split: bool,
 ) -> Any:
     """The step mapped over `devices` as ``MAPPING`` says, of arguments from ``_without_empty``.
 
@@ -227,16 +233,16 @@ def _over_devices(
 
     @functools.wraps(step)
     def of_one_device(state, batch, *constant):
-        state, constant = _with_empty((state, constant))
-        batch = _with_empty(batch, mapped_axes=1)
+        state, batch = _with_empty(state), _with_empty(batch, mapped_axes=1)
+        constant = _with_empty(constant, mapped_axes=int(split))
         return step(state, batch, *constant, axis_name=AXIS_NAME)
 
     if MAPPING == "shard_map":
-        return _with_shard_map(of_one_device, devices, donate, constants)
+        return _with_shard_map(of_one_device, devices, donate, constants, split)
     return jax.pmap(
         of_one_device,
         axis_name=AXIS_NAME,
-        in_axes=(None, 0, *(None,) * constants),
+        in_axes=(None, 0, *(0 if split else None,) * constants),
         out_axes=(None, None),
         devices=devices,
         donate_argnums=(0,) if donate else (),
@@ -248,15 +254,17 @@ def _with_shard_map(
     devices: Sequence[jax.Device],
     donate: bool,
     constants: int,
+    split: bool,
 ) -> Any:
     """What ``_over_devices`` returns, without pmap."""
     mesh = Mesh(np.array(devices), (AXIS_NAME,))
     replicated = PartitionSpec()
-    specs = (replicated, PartitionSpec(AXIS_NAME), *(replicated,) * constants)
+    over_devices = PartitionSpec(AXIS_NAME)
+    specs = (replicated, over_devices, *(over_devices if split else replicated,) * constants)
 
     def of_one_row(state, batch, *constant):
-        batch = jax.tree.map(lambda leaf: jnp.squeeze(leaf, axis=0), batch)
-        return of_one_device(state, batch, *constant)
+        constant = _squeezed(constant) if split else constant
+        return of_one_device(state, _squeezed(batch), *constant)
 
     # Without check_vma the transpose of psum is psum, as in pmap: see the rules above.
     mapped = jax.shard_map(
@@ -275,6 +283,11 @@ def _with_shard_map(
         return multihost_utils.global_array_to_host_local_array(compiled(*whole), mesh, replicated)
 
     return of_one_process
+
+
+def _squeezed(tree: Any) -> Any:
+    """The tree without the device axis [1, ...] of its leaves."""
+    return jax.tree.map(lambda leaf: jnp.squeeze(leaf, axis=0), tree)
 
 
 @jax.tree_util.register_static

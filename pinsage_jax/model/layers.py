@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pinsage_jax.cpu.ops import add_bias
+from pinsage_jax.model.input_rows import TableInputs, product
 
 _EPSILON = 1e-12
 
@@ -69,20 +70,23 @@ class Project(nn.Module):
 
     @nn.compact
     def __call__(
-        self, h: jax.Array, embeddings: jax.Array | None = None
+        self, h: jax.Array | TableInputs, embeddings: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """The message before its bias and ReLU, and the bias.
 
         Args:
-          h: [n, F].
+          h: [n, F], or the inputs of a minibatch of n rows.
           embeddings: [n, M] to add to Q h, e; or None.
 
         Returns:
           (Q h + e, q): [n, M] and [M], both of the module's dtype.
         """
-        kernel, bias = DenseParams(self.width, self.dtype, name="Q")(h.shape[-1])
-        product = h.astype(self.dtype) @ kernel
-        return product if embeddings is None else product + embeddings.astype(self.dtype), bias
+        width = (h.rows if isinstance(h, TableInputs) else h).shape[-1]
+        kernel, bias = DenseParams(self.width, self.dtype, name="Q")(width)
+        projected = product(h, kernel)
+        if embeddings is not None:
+            projected = projected + embeddings.astype(self.dtype)
+        return projected, bias
 
 
 class DenseParams(nn.Module):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from pinsage_jax.batching.transposed import Layout, layouts
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.cpu.ops import add_bias
+from pinsage_jax.model.input_rows import TableInputs
 from pinsage_jax.model.layers import Combine, DenseParams, Project, l2_normalize, unit_input_init
 from pinsage_jax.model.pooling import pool_neighbors
 
@@ -79,7 +80,7 @@ class PinSage(nn.Module):
         root = self.scope.rngs["params"].rng
         return lambda _, shape, dtype: init(jax.random.fold_in(root, _SKIP_STREAM), shape, dtype)
 
-    def project(self, layer: int, h: jax.Array, node_ids: jax.Array) -> jax.Array:
+    def project(self, layer: int, h: jax.Array, node_ids: jax.Array | None) -> jax.Array:
         """Messages ReLU(Q h + q) of a block of nodes (Algorithm 1, line 1).
 
         With neighbor embeddings the messages of the first layer are ReLU(Q h + q + e), e
@@ -89,7 +90,8 @@ class PinSage(nn.Module):
         Args:
           layer: from 1.
           h: [n, F].
-          node_ids: int32 [n]; ids outside [0, num_ids) have no vector.
+          node_ids: int32 [n]; ids outside [0, num_ids) have no vector.  None: the parameter has the
+            vectors of the n nodes instead of those of all ids.
 
         Returns:
           [n, M], not negative.
@@ -100,7 +102,9 @@ class PinSage(nn.Module):
     def _before_relu(self, layer, h, node_ids) -> tuple[jax.Array, jax.Array]:
         """Q h (+ e) and q of `project`: [n, M], [M]."""
         embeddings = None
-        if layer == 1 and self.num_ids:
+        if layer == 1 and self.num_ids and node_ids is None:
+            embeddings = self.neighbor_embeddings
+        elif layer == 1 and self.num_ids:
             known = (node_ids >= 0) & (node_ids < self.num_ids)
             embeddings = self.neighbor_embeddings[jnp.clip(node_ids, 0, self.num_ids - 1)]
             embeddings = jnp.where(known[:, None], embeddings, 0.0)
@@ -151,8 +155,8 @@ class PinSage(nn.Module):
 
     def __call__(
         self,
-        features: jax.Array,
-        node_ids: jax.Array,
+        features: jax.Array | TableInputs,
+        node_ids: jax.Array | None,
         neighbors: jax.Array,
         weights: jax.Array,
         transposed: jax.Array | None = None,
@@ -160,8 +164,8 @@ class PinSage(nn.Module):
         """Embeds the seeds of a minibatch (Algorithm 2, lines 8-17).
 
         Args:
-          features: float32 [n_0, D] input vectors.
-          node_ids: int32 [n_0] nodes of the rows, -1 for padding.
+          features: float32 [n_0, D] input vectors, or what they are made from.
+          node_ids: int32 [n_0] nodes of the rows, -1 for padding; None as in `project`.
           neighbors: int32 [n_1, T] rows of S(k-1), valid in every layer.
           weights: float32 [n_1, T], 0 where masked.
           transposed: int32 [X] of batching/transposed.py, or None.
@@ -169,18 +173,19 @@ class PinSage(nn.Module):
         Returns:
           float32 [n_K, Z].
         """
-        h, pooled, parts = features, None, self._transposed_layers(transposed, neighbors.shape[1])
+        first = features.rows if isinstance(features, TableInputs) else features
+        h, pooled, parts = first, None, self._transposed_layers(transposed, neighbors.shape[1])
         for layer in range(1, self.config.num_layers + 1):
             size = self.rows[self.config.num_layers - layer]
             pooled = pool_neighbors(
-                *self._before_relu(layer, h, node_ids),
+                *self._before_relu(layer, features if layer == 1 else h, node_ids),
                 neighbors[:size],
                 weights[:size],
                 self.config.pooling,
                 parts[layer - 1],
             )
             h = self.combine(layer, h[:size], pooled)
-        return self.head(h, features[: h.shape[0]], pooled)
+        return self.head(h, first[: h.shape[0]], pooled)
 
     def _transposed_layers(
         self, transposed: jax.Array | None, length: int

@@ -122,8 +122,8 @@ def fits_on_devices(catalog: np.ndarray | Rows) -> bool:
     return size <= len(devices) * max_table_bytes(devices)
 
 
-@functools.partial(jax.jit, static_argnames="depth")
-def _best_of(queries, blocks, first, rows, *, depth):
+@functools.partial(jax.jit, static_argnames=("depth", "recall"))
+def best_of(queries, blocks, first, rows, *, depth, recall=1.0):
     """The best rows of one device's part of a catalog, best first and lower ids first.
 
     Args:
@@ -132,6 +132,7 @@ def _best_of(queries, blocks, first, rows, *, depth):
       first: int32, catalog row of the part's first row.
       rows: int32, rows of the part that are not padding.
       depth: number of rows to find.
+      recall: share of them that is found in expectation; 1: all.
 
     Returns:
       float32 [q, depth] and int32 [q, depth], padded with -inf and -1.
@@ -143,7 +144,13 @@ def _best_of(queries, blocks, first, rows, *, depth):
         left = rows - number * size
         scores = inner_products(queries, block)
         inside = jnp.arange(size)[None, :] < left
-        top, columns = select(jnp.where(inside, scores, -jnp.inf), min(depth, size), size)
+        scores = jnp.where(inside, scores, -jnp.inf)
+        if recall < 1:
+            # Of every group of columns the maximum alone is a candidate.  Only TPUs do so; on
+            # other devices the result is exact.
+            top, columns = jax.lax.approx_max_k(scores, min(depth, size), recall_target=recall)
+        else:
+            top, columns = select(scores, min(depth, size), size)
         ids = jnp.where(columns < left, first + number * size + columns, -1)
         merged, places = top_of(jnp.concatenate([best[0], top], axis=1), depth)
         return (merged, jnp.take_along_axis(jnp.concatenate([best[1], ids], 1), places, 1)), None
@@ -160,7 +167,7 @@ def _count(queries, blocks, rows, excluded, target, threshold):
     """Scores of targets in one device's part, and how many rows reach a threshold.
 
     Args:
-      queries, blocks, rows: as in `_best_of`.
+      queries, blocks, rows: as in `best_of`.
       excluded, target: int32 [q], rows of the part; outside of it: not in this part.
       threshold: float32 [q].
 
@@ -203,8 +210,11 @@ class ResidentCatalog:
       shape: (N, D).
     """
 
-    def __init__(self, catalog: np.ndarray | Rows, block: int = TOP_K_ROWS):
+    def __init__(self, catalog: np.ndarray | Rows, block: int = TOP_K_ROWS, recall: float = 1.0):
         """Places a catalog, float [N, D] with N > 0, in blocks of at most `block` rows.
+
+        Args:
+          recall: share of the best rows that `best` finds in expectation, on TPUs; 1: all.
 
         Raises:
           UserError: a value is NaN or infinite.
@@ -214,6 +224,7 @@ class ResidentCatalog:
         size = even_blocks(share, block)
         span = -(-share // size) * size
         self.shape = (count, catalog[:1].shape[1])
+        self._recall = recall
         self._parts: list[tuple[int, jax.Device, jax.Array]] = []
         for device, first in zip(devices, range(0, count, span)):
             # Blocks of the same shape on every device, so that equal vectors have equal scores.
@@ -232,10 +243,11 @@ class ResidentCatalog:
     def best(self, queries: np.ndarray, depth: int) -> tuple[jax.Array, jax.Array]:
         """Scores and ids [q, depth] of the best rows for float32 [q, D]; does not wait."""
         found = [
-            _best_of(
+            best_of(
                 *(jax.device_put(queries, device), blocks),
                 *(np.int32(first), self._rows(first, blocks)),
                 depth=depth,
+                recall=self._recall,
             )
             for first, device, blocks in self._parts
         ]
@@ -285,8 +297,12 @@ class ResidentCatalog:
         return greater, equal
 
 
-def resident(catalog: np.ndarray) -> np.ndarray | ResidentCatalog:
-    """The catalog on the devices, for several calls of topk.top_k, where that pays."""
+def resident(catalog: np.ndarray, recall: float = 1.0) -> np.ndarray | ResidentCatalog:
+    """The catalog on the devices, for several calls of topk.top_k, where that pays.
+
+    Args:
+      recall: as in ResidentCatalog.
+    """
     if len(catalog) and is_accelerated() and fits_on_devices(catalog):
-        return ResidentCatalog(catalog)
+        return ResidentCatalog(catalog, recall=recall)
     return catalog

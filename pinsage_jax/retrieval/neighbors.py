@@ -313,7 +313,7 @@ def write_related(
     if search is None and filters.rules is None and count > _FEW_QUERIES:
         from pinsage_jax.retrieval.blocks import resident
 
-        placed = resident(embeddings)
+        placed = resident(embeddings, config.search.device_recall)
     with (
         files.atomic_file(path) as temporary,
         pq.ParquetWriter(temporary, RELATED_SCHEMA) as writer,

@@ -37,7 +37,7 @@ from pinsage_jax.sampling.neighborhoods import run_blocks
 # as the number of rows grows.
 TOP_K_QUERIES = 256
 # Queries that a resident catalog scores at once.
-_RESIDENT_QUERIES = 4096
+RESIDENT_QUERIES = 4096
 # Queries per task of a host thread.
 _HOST_QUERIES = 32
 _RANK_QUERIES = 1024
@@ -140,7 +140,7 @@ def top_k(
     if not isinstance(catalog, ResidentCatalog) and _is_placed(catalog):
         catalog = ResidentCatalog(catalog, catalog_block)
     if isinstance(catalog, ResidentCatalog):
-        query_block = even_blocks(total, query_block or _RESIDENT_QUERIES)
+        query_block = even_blocks(total, query_block or RESIDENT_QUERIES)
         starts = range(0, total, query_block)
         parts = [host_block(queries, start, query_block, "query") for start in starts]
         best = _best_of_resident(parts, catalog, depth)
@@ -340,7 +340,7 @@ def _ranks_in_resident(
 ) -> np.ndarray:
     """`target_ranks` by the devices that hold the catalog."""
     total = len(queries)
-    size = even_blocks(total, _RESIDENT_QUERIES)
+    size = even_blocks(total, RESIDENT_QUERIES)
     ranks: np.ndarray = np.empty(total, np.int64)
     for start in range(0, total, size):
         part = host_block(queries, start, size, "query")

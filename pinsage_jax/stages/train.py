@@ -37,7 +37,7 @@ from pinsage_jax.stages.checkpoint import (
 from pinsage_jax.stages.runs import data_identity, remember, stop_requested, validation_split_of
 from pinsage_jax.training import loop
 from pinsage_jax.training.curriculum import hard_negatives_in, hard_slots
-from pinsage_jax.training.device_inputs import all_keep_table
+from pinsage_jax.training.device_inputs import table_form
 from pinsage_jax.training.loop import Outcome
 from pinsage_jax.training.resume import is_finished
 
@@ -158,7 +158,7 @@ def _builder(
         hard_slots=hard_slots(config.train, pairs.per_epoch),
         num_devices=num_devices,
         local_devices=local_devices,
-        table_on_device=all_keep_table(config.train, encoder.inputs),
+        table=table_form(config.train, encoder.inputs),
         transposed=ops.needs_transposed_lists(config.model.pooling),
     )
     view = GraphView(encoder.lists, encoder.inputs)

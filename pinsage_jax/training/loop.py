@@ -39,7 +39,7 @@ from pinsage_jax.tracking.trackers import Tracker, close_all, open_trackers
 from pinsage_jax.training import feed
 from pinsage_jax.training.curriculum import Schedule, best_first, highest_first
 from pinsage_jax.training.device_clock import DeviceClock
-from pinsage_jax.training.device_inputs import replicated_table
+from pinsage_jax.training.device_inputs import table_arguments
 from pinsage_jax.training.log import MetricsWindow, StepTrace, dump_batch
 from pinsage_jax.training.resume import Saver, open_checkpoints, restore_latest
 from pinsage_jax.training.state import (
@@ -363,7 +363,9 @@ def _compiled_step(
     """The state before the first step, on the host, and the step of `devices`."""
     model, params = init_model(config, builder.input_dim, builder.num_nodes, builder.budgets.rows)
     optimizer = make_optimizer(config.train, schedule.steps_per_epoch)
-    constants = replicated_table(builder, config.train, devices)
+    constants = table_arguments(builder, config.train, devices)
     pure = feed.unpacking(make_train_step(model, config.train, optimizer))
-    step = compile_step(pure, len(devices), constants=len(constants))
+    step = compile_step(
+        pure, len(devices), constants=len(constants), split=builder.spec.table_is_split
+    )
     return initial_state(params, optimizer), lambda state, batch: step(state, batch, *constants)

@@ -19,9 +19,17 @@ import optax
 from pinsage_jax.batching.blocks import Minibatch
 from pinsage_jax.config.training import TrainConfig
 from pinsage_jax.distributed.devices import all_gather_if, axis_index_or_zero, psum_if
+from pinsage_jax.model.embedding_rows import (
+    summed_rows,
+    table_of,
+    updates_by_rows,
+    with_rows,
+    with_rows_back,
+    with_table,
+)
 from pinsage_jax.model.losses import LOSSES, Scored
 from pinsage_jax.model.pinsage import PinSage
-from pinsage_jax.training.device_inputs import Table, read_inputs
+from pinsage_jax.training.device_inputs import SharedTable, Table, minibatch_inputs
 from pinsage_jax.training.state import TrainState
 
 
@@ -81,17 +89,22 @@ def loss_sum(
     model: PinSage,
     config: TrainConfig,
     axis_name: str | None,
-    table: Table | None = None,
+    table: Table | SharedTable | None = None,
+    by_rows: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """(sum, count) of the loss over this device's pairs, float32 [].
 
     Args:
       axis_name: as in `score`.
-      table: as in read_inputs.
+      table: as in minibatch_inputs.
+      by_rows: the neighbor embeddings in `params` are those of the rows of the batch.
     """
     with jax.named_scope("inputs"):
-        features = read_inputs(batch, table)
-    graph = (batch.node_ids, batch.neighbors, batch.weights, batch.transposed)
+        features = minibatch_inputs(batch, table, model.rows, axis_name)
+    node_ids = None if by_rows else batch.node_ids
+    graph = (node_ids, batch.neighbors, batch.weights, batch.transposed)
+    if by_rows:
+        model = model.clone(num_ids=len(batch.node_ids))
     # Flax names the scopes of the layers.
     embedded = cast(jax.Array, model.apply(params, features, *graph))
     loss = LOSSES[config.loss]
@@ -110,7 +123,7 @@ def global_gradients(
     model: PinSage,
     config: TrainConfig,
     axis_name: str | None,
-    table: Table | None = None,
+    table: Table | SharedTable | None = None,
 ) -> tuple[Any, jax.Array, jax.Array]:
     """Gradient of the mean loss over all devices, with the loss's global sum and count.
 
@@ -120,14 +133,37 @@ def global_gradients(
     Returns:
       (gradients like `params`, sum float32 [], count float32 []), the same on all devices.
     """
+    gradients, total, count, _ = _gradients(params, batch, model, config, axis_name, table, False)
+    return gradients, total, count
+
+
+def _gradients(
+    params: Any,
+    batch: Minibatch,
+    model: PinSage,
+    config: TrainConfig,
+    axis_name: str | None,
+    table: Table | SharedTable | None,
+    by_rows: bool,
+) -> tuple[Any, jax.Array, jax.Array, jax.Array | None]:
+    """`global_gradients`, and with `by_rows` the ids of the rows [R, M] in place of the table."""
+    if by_rows:
+        params = with_rows(params, batch.node_ids)
     (total, count), gradients = jax.value_and_grad(loss_sum, has_aux=True)(
-        params, batch, model, config, axis_name, table
+        params, batch, model, config, axis_name, table, by_rows
     )
     with jax.named_scope("reduce"):
         total, count = psum_if(total, axis_name), psum_if(count, axis_name)
         scale = 1.0 / jnp.maximum(count, 1.0)
+        ids = rows = None
+        if by_rows:
+            found = table_of(gradients)
+            ids, rows = summed_rows(batch.node_ids, found, model.num_ids, axis_name)
+            gradients = with_table(gradients, jnp.zeros((), found.dtype))
         gradients = jax.tree.map(lambda leaf: psum_if(leaf, axis_name) * scale, gradients)
-    return gradients, total, count
+        if rows is not None:
+            gradients = with_table(gradients, rows * scale)
+    return gradients, total, count, ids
 
 
 def make_train_step(
@@ -140,18 +176,24 @@ def make_train_step(
       loss_sum, loss_count and gradient_norm, float32 [].
     """
 
+    by_rows = updates_by_rows(model, config)
+
     def train_step(
         state: TrainState,
         batch: Minibatch,
-        table: Table | None = None,
+        table: Table | SharedTable | None = None,
         axis_name: str | None = None,
     ) -> tuple[TrainState, dict]:
-        gradients, total, count = global_gradients(
-            state.params, batch, model, config, axis_name, table
+        gradients, total, count, ids = _gradients(
+            state.params, batch, model, config, axis_name, table, by_rows
         )
         with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+            before = (state.params, state.opt_state)
+            params, opt_state = before if ids is None else with_rows(before, ids)
+            updates, opt_state = optimizer.update(gradients, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            if ids is not None:
+                params, opt_state = with_rows_back(before, (params, opt_state), ids)
         metrics = {
             "loss_sum": total,
             "loss_count": count,

@@ -9,13 +9,26 @@ from small_runs import make_run, nasty_graph, pairs_of, random_params, unit_feat
 
 from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.config.training import TrainConfig
-from pinsage_jax.distributed.devices import compile_step, make_devices, replicate
+from pinsage_jax.cpu import ops
+from pinsage_jax.distributed.devices import (
+    all_gather_if,
+    compile_step,
+    make_devices,
+    place_batch,
+    replicate,
+)
+from pinsage_jax.distributed.owned_rows import all_parts, dealt, places, read_owned
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.sampling.spectral import SpectralFeatures
 from pinsage_jax.training import device_inputs
-from pinsage_jax.training.device_inputs import keeps_table, read_inputs, replicated_table
+from pinsage_jax.training.device_inputs import (
+    projects_table,
+    read_inputs,
+    table_arguments,
+    table_form,
+)
 from pinsage_jax.training.state import initial_state, make_optimizer
-from pinsage_jax.training.steps import make_train_step
+from pinsage_jax.training.steps import global_gradients, make_train_step
 
 CASES = {
     "everything": {},
@@ -25,6 +38,7 @@ CASES = {
     "one layer": {"model": {"num_layers": 1}},
     "no mark": {"model": {"isolated_feature": False}},
 }
+SMALL = ("bfloat16", "int8")
 
 
 def run_with_every_column(spectral=True, features=True, **settings):
@@ -78,7 +92,7 @@ def test_rows_in_fewer_bits_are_near_those_of_float32(dtype):
     run = run_with_every_column(train={"device_features_dtype": dtype})
     builder = run.builder(table=True)
     whole = builder.table()
-    (table,) = replicated_table(builder, run.train, make_devices(1))
+    (table,) = table_arguments(builder, run.train, make_devices(1))
     batch = jax.tree.map(lambda leaf: leaf[0], builder.make(2)[0])
     rows = np.asarray(jax.jit(read_inputs)(batch, table))
     exact = np.asarray(read_inputs(batch, whole))
@@ -105,7 +119,7 @@ def test_auto_goes_by_the_size_in_its_type(dtype, size, monkeypatch):
     train = TrainConfig(device_features_dtype=dtype)
     for room in (needed - 1, needed):
         monkeypatch.setattr(device_inputs, "max_table_bytes", lambda devices: room)  # noqa: B023
-        assert keeps_table(train, run.inputs) == (room == needed)
+        assert table_form(train, run.inputs) == ("whole" if room == needed else "none")
 
 
 def trained(run, devices, table, steps=4):
@@ -113,15 +127,16 @@ def trained(run, devices, table, steps=4):
     model = PinSage(run.model, builder.budgets.rows)
     params = random_params(run.model, run.inputs.dim)
     optimizer = make_optimizer(run.train, 4.0)
-    constants = replicated_table(builder, run.train, make_devices(devices))
-    assert len(constants) == int(table)
+    constants = table_arguments(builder, run.train, make_devices(devices))
+    assert len(constants) == int(table is not False)
     traces = []
 
     def counted(*arguments, **named):
         traces.append(1)
         return make_train_step(model, run.train, optimizer)(*arguments, **named)
 
-    step = compile_step(counted, devices, constants=len(constants))
+    split = builder.spec.table_is_split
+    step = compile_step(counted, devices, constants=len(constants), split=split)
     state = replicate(initial_state(params, optimizer), make_devices(devices))
     for number in range(steps):
         batch, info = builder.make(number)
@@ -147,20 +162,116 @@ def test_same_parameters_with_and_without_it_on_1_2_and_4_devices():
     assert 0 < apart < 0.1 * moved
 
 
+@pytest.fixture
+def plain_operations():
+    ops.choose_kernels("off")
+    yield
+    ops.choose_kernels("auto")
+
+
+@pytest.mark.parametrize(
+    "case,dtype", [*((case, "float32") for case in CASES), *(("everything", t) for t in SMALL)]
+)
+def test_gradients_with_the_table_projected_are_those_with_rows(
+    case, dtype, plain_operations, monkeypatch
+):
+    settings = {**CASES[case], "train": {"device_features_dtype": dtype}}
+    run = run_with_every_column(**settings)
+    builder = run.builder(table=True)
+    model = PinSage(run.model, builder.budgets.rows, builder.num_nodes)
+    params = random_params(run.model, run.inputs.dim, builder.num_nodes)
+    (table,) = table_arguments(builder, run.train, make_devices(1))
+    batch = jax.tree.map(lambda leaf: leaf[0], builder.make(1)[0])
+    found = []
+    for chosen in (False, True):
+        monkeypatch.setattr(device_inputs, "projects_table", lambda *_, c=chosen: c)
+        gradients = jax.jit(global_gradients, static_argnums=(2, 3, 4))
+        found.append(gradients(params, batch, model, run.train, None, table))
+    assert np.any(found[0][0]["params"]["projections_0"]["Q"]["kernel"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), *found)
+
+
+def test_the_table_is_projected_where_it_has_fewer_rows_than_the_frontier(plain_operations):
+    run = run_with_every_column()
+    builder = run.builder(table=True)
+    batch = jax.tree.map(lambda leaf: leaf[0], builder.make(1)[0])
+    *_, before, last = builder.budgets.rows
+    later = last - len(batch.spectral_features)
+    assert projects_table(later, batch, (before, last))
+    assert not projects_table(later + 1, batch, (before, last))
+    assert not projects_table(later, batch, (last,))
+    # Steps of the kernels for CPUs have the same bits with a table and without.
+    ops.choose_kernels("on")
+    assert not projects_table(later, batch, (before, last))
+
+
+@pytest.mark.parametrize("mapping", ["pmap", "shard_map"])
+@pytest.mark.parametrize("devices", [2, 4])
+def test_rows_of_a_table_that_devices_share_are_those_of_the_whole_one(
+    devices, mapping, small_rng, monkeypatch
+):
+    monkeypatch.setattr("pinsage_jax.distributed.devices.MAPPING", mapping)
+    table = small_rng.normal(size=(41, 3)).astype(np.float32)
+    wanted = small_rng.integers(-1, 41, (devices, 30)).astype(np.int32)
+    # All of one owner, so that there are more rounds than usual; and none.
+    wanted[0] = devices * small_rng.integers(0, 8, 30)
+    wanted[1] = -1
+
+    def step(state, rows, part, axis_name=None):
+        found = read_owned(part, rows, axis_name)
+        every = all_parts(part)[places(rows, len(part), axis_name)]
+        return state, all_gather_if((found[None], every[None]), axis_name)
+
+    run = compile_step(step, devices, donate=False, constants=1, split=True)
+    part = place_batch(dealt(table, devices, range(devices)), make_devices(devices))
+    _, (found, every) = run(replicate({}, make_devices(devices)), wanted, part)
+    expected = np.where((wanted >= 0)[..., None], table[wanted], 0)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.where((wanted >= 0)[..., None], every, 0), expected)
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_same_parameters_with_a_shared_table(projected, monkeypatch):
+    run = run_with_every_column()
+    expected = trained(run, 1, table=False)
+    monkeypatch.setattr(device_inputs, "projects_table", lambda *_: projected)
+    for devices in (2, 4):
+        found = trained(run, devices, table="split")
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), expected, found
+        )
+
+
+def test_on_accelerators_devices_share_what_is_too_large_for_each(monkeypatch):
+    run = run_with_every_column()
+    size, count = run.inputs.table_bytes, len(make_devices())
+    assert count > 1
+    for backend, memory, form in (
+        ("cpu", size - 1, "none"),
+        ("gpu", size, "whole"),
+        ("gpu", size - 1, "split"),
+        ("gpu", -(-size // count) - 1, "none"),
+    ):
+        monkeypatch.setattr(jax, "default_backend", lambda b=backend: b)
+        monkeypatch.setattr(device_inputs, "max_table_bytes", lambda _, m=memory: m)
+        assert table_form(TrainConfig(), run.inputs) == form
+
+
 def test_auto_goes_by_size():
     run = run_with_every_column()
-    assert keeps_table(TrainConfig(), run.inputs)
-    assert not keeps_table(TrainConfig(device_features="off"), run.inputs)
+    assert table_form(TrainConfig(), run.inputs) == "whole"
+    assert table_form(TrainConfig(device_features="off"), run.inputs) == "none"
 
     class Huge(NodeInputs):
         table_bytes = 2**60
 
     inputs = Huge(np.zeros((4, 2), np.float32), np.zeros(6, np.int32))
-    assert not keeps_table(TrainConfig(), inputs)
-    assert keeps_table(TrainConfig(device_features="on"), inputs)
+    assert table_form(TrainConfig(), inputs) == "none"
+    assert table_form(TrainConfig(device_features="on"), inputs) == "whole"
+    assert table_form(TrainConfig(device_features="split"), inputs) == "split"
 
 
 def test_nothing_to_keep():
     inputs = NodeInputs(np.zeros((4, 0), np.float32), np.zeros(6, np.int32))
     for wanted in ("auto", "on", "off"):
-        assert not keeps_table(TrainConfig(device_features=wanted), inputs)
+        assert table_form(TrainConfig(device_features=wanted), inputs) == "none"

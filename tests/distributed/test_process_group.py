@@ -316,8 +316,13 @@ def test_processes_at_different_operations_are_refused_by_name(tmp_path):
 def test_the_process_with_the_least_memory_decides_on_the_input_table(monkeypatch):
     train = TrainConfig(device_features="auto")
     inputs = SimpleNamespace(table_bytes=1000, table_columns=[True])
-    assert device_inputs.all_keep_table(train, inputs)
-    for memory, everywhere in ((10_000, [True, False]), (10_000, [True] * 2), (10, [False] * 2)):
+    assert device_inputs.table_form(train, inputs) == "whole"
+    for memory, everywhere in (
+        (10_000, ["whole", "none"]),
+        (10_000, ["whole", "split"]),
+        (10_000, ["whole"] * 2),
+        (10, ["none", "split"]),
+    ):
         gathered = []
         monkeypatch.setattr(device_inputs, "max_table_bytes", lambda devices: memory)  # noqa: B023
         monkeypatch.setattr(
@@ -325,8 +330,9 @@ def test_the_process_with_the_least_memory_decides_on_the_input_table(monkeypatc
             "all_gather_object",
             lambda value, name: gathered.append((value, name)) or everywhere,  # noqa: B023
         )
-        assert device_inputs.all_keep_table(train, inputs) is (everywhere == [True, True])
-        assert gathered == [(memory > 1000, "input table on the devices")]
+        assert device_inputs.table_form(train, inputs) == min(everywhere)
+        own = "whole" if memory > 1000 else "none"
+        assert gathered == [(own, "input table on the devices")]
 
 
 @pytest.mark.parametrize(

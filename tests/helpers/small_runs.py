@@ -125,7 +125,7 @@ class Run:
         budgets=None,
         pool=None,
         local=None,
-        table: bool = False,
+        table: bool | str = False,
         transposed: bool = False,
     ) -> MinibatchBuilder:
         if pool is None:
@@ -141,7 +141,7 @@ class Run:
                 hard_slots=hard_slots(self.train, self.pairs.per_epoch),
                 num_devices=devices,
                 local_devices=local,
-                table_on_device=table,
+                table=table if isinstance(table, str) else ("whole" if table else "none"),
                 transposed=transposed,
             ),
             negative_pool=pool,

@@ -1,5 +1,6 @@
 """topk.py against sorting everything, with ties, odd blocks and short catalogs."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -132,6 +133,19 @@ def test_scores_of_a_placed_catalog_are_those_of_the_host(small_rng):
     wanted_ids, wanted_scores = topk.top_k(catalog[:50], catalog, 9)
     np.testing.assert_array_equal(ids, wanted_ids)
     np.testing.assert_allclose(scores, wanted_scores, rtol=1e-5, atol=1e-5)
+
+
+def test_an_approximate_maximum_is_chosen_on_tpus_only(small_rng):
+    catalog = whole_numbers(small_rng, 1000, 4)
+    exact, rough = (blocks.ResidentCatalog(catalog, recall=recall) for recall in (1.0, 0.9))
+    for ours, theirs in zip(*(topk.top_k(catalog[:50], each, 7) for each in (exact, rough))):
+        np.testing.assert_array_equal(ours, theirs)
+    operands = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((8, 4), (3, 1280, 4))]
+    operands += [jax.ShapeDtypeStruct((), np.int32)] * 2
+    for recall, calls in ((1.0, 0), (0.9, 1)):
+        traced = blocks.best_of.trace(*operands, depth=7, recall=recall)
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+        assert text.count("ApproxTopK") == calls
 
 
 def test_a_catalog_is_placed_on_accelerators_that_have_room(small_rng, monkeypatch):
