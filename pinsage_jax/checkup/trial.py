@@ -32,7 +32,7 @@ from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.training.curriculum import Schedule, hard_negatives_in, hard_slots
-from pinsage_jax.training.device_inputs import table_arguments, table_form
+from pinsage_jax.training.device_inputs import local_table_form, table_arguments
 from pinsage_jax.training.feed import queue_of
 from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step
@@ -108,7 +108,7 @@ def try_training(
             hard_in_epoch=lambda epoch: hard_negatives_in(epoch, config.train),
             hard_slots=hard_slots(config.train, pairs.per_epoch),
             num_devices=len(devices),
-            table=table_form(config.train, inputs),
+            table=local_table_form(config.train, inputs),
             transposed=ops.needs_transposed_lists(config.model.pooling),
         ),
         negative_pool=np.arange(graph.num_items, dtype=np.int32),

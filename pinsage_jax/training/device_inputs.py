@@ -107,12 +107,12 @@ def table_form(train: TrainConfig, inputs: NodeInputs) -> str:
       The same in all processes; the one with the least memory decides.
     """
     forms = process_group.all_gather_object(
-        _local_form(train, inputs), "input table on the devices"
+        local_table_form(train, inputs), "input table on the devices"
     )
     return max(forms, key=("whole", "split", "none").index)
 
 
-def _local_form(train: TrainConfig, inputs: NodeInputs) -> str:
+def local_table_form(train: TrainConfig, inputs: NodeInputs) -> str:
     """`table_form` by the devices of this process."""
     if train.device_features == "off" or not any(inputs.table_columns):
         return "none"

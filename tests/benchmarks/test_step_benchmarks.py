@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import accelerator, inference, run, train_step
+from benchmarks import accelerator, inference, precision, run, train_step
 
 
 def measured(name, *flags):
@@ -42,3 +42,12 @@ def test_a_train_step_counts_its_products():
     scores = 3 * 256 * 256 * 128
     assert row["gflop"] == pytest.approx(2 * (layers + scores) / 1e9, rel=0.01)
     assert row["step_ms"] > 0 and row["ratio"] > 0
+
+
+def test_types_are_compared_seed_by_seed():
+    exact = [{"score": 0.1}, {"score": 0.3}]
+    [row] = precision.differences(exact, [{"score": 0.2}, {"score": 0.5}])
+    assert row["float32"] == pytest.approx(0.2)
+    assert row["bfloat16 less float32"] == pytest.approx(0.15)
+    # Two differences of .1 and .2.
+    assert row["standard error"] == pytest.approx(0.05)
