@@ -34,21 +34,6 @@ _ROWS = 1 << 12
 _CACHED_LINKS = 1 << 18
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Folded:
-    """What events changed.
-
-    Attributes:
-      rows: int32 [n], the items that were embedded again, ascending.
-      vectors: float32 [n, Z], their embeddings, not encoded for an export.
-      edges: number of edges that are other than before.
-    """
-
-    rows: np.ndarray
-    vectors: np.ndarray
-    edges: int
-
-
 class Follower:
     """A trained network over a changing graph.
 
@@ -83,26 +68,38 @@ class Follower:
         self._stale = StaleShares(self.overlay, self._sampling, _SPREAD_UNTIL * tolerance)
         self._links: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def fold(self, events: EdgeEvents, new_collections: int = 0) -> Folded:
-        """Applies events, and embeds again what they make too old.
+    def apply(self, events: EdgeEvents, new_collections: int = 0) -> int:
+        """Changes the graph; embeddings follow with `refreshed`.
 
         Args:
           events: edges of known items, and of known and new collections.
           new_collections: number of collections that are new; they are numbered behind the
             known ones.
+
+        Returns:
+          The number of edges that are other than before.
         """
         self.overlay.add_collections(new_collections)
         applied = self.overlay.apply(events)
         if len(applied.items):
             self._follow_inputs(applied)
             self._stale.add(applied)
+        return len(applied.items)
+
+    def refreshed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Embeds again what is too old by now.
+
+        Returns:
+          The items int32 [n], ascending, and their embeddings float32 [n, Z], not encoded for an
+          export.
+        """
         rows = np.flatnonzero(self._stale.shares > self._tolerance).astype(np.int32)
         vectors = np.empty((len(rows), self._catalog.config.model.output_dim), np.float32)
         for begin in range(0, len(rows), _ROWS):
             some = rows[begin : begin + _ROWS]
             vectors[begin : begin + _ROWS] = self._embed(some)
             self._stale.shares[some] = 0.0
-        return Folded(rows, vectors, len(applied.items))
+        return rows, vectors
 
     def _follow_inputs(self, applied: AppliedEdges) -> None:
         """Brings degrees and spectral features up to date."""

@@ -157,30 +157,31 @@ class Following:
     def _fold_new(self) -> int:
         assert self._log is not None, "the service is loaded"
         before = self.total.events
-        for raw in self._log.read():
-            self._fold(raw)
+        if pending := list(self._log.read()):
+            self._fold(pending)
         if self._unsaid.events and time.monotonic() - self._said > _SAY_SECONDS:
             logging.info("follow: %s", self._unsaid)
             self._unsaid, self._said = Counts(), time.monotonic()
         return self.total.events - before
 
-    def _fold(self, raw: RawEvents) -> None:
+    def _fold(self, pending: list[RawEvents]) -> None:
+        """Applies events one batch after the other, then embeds again what is too old."""
         loaded, follower, names = self._loaded, self._follower, self._names
         assert loaded and follower and names and loaded.new_items, "the service is loaded"
-        events, new_collections = names.resolve(raw)
-        folded = follower.fold(events, new_collections)
-        items = loaded.prepared.graph.num_items
-        if len(folded.rows):
+        edges = sum(follower.apply(*names.resolve(raw)) for raw in pending)
+        rows, vectors = follower.refreshed()
+        if edges or len(rows):
             codec, weight = loaded.new_items[1], self._config.search.popularity_weight
-            vectors = codec.project(folded.vectors)
-            loaded.exported[folded.rows] = vectors
+            vectors = codec.project(vectors)
+            loaded.exported[rows] = vectors
             vectors = weigh_popularity(vectors, weight, has_popularity(loaded.config))
-            loaded.service.follow(folded.rows, vectors, follower.overlay.degree[:items])
-        age = time.time() - raw.arrived
+            items = loaded.prepared.graph.num_items
+            loaded.service.follow(rows, vectors, follower.overlay.degree[:items])
+        age = time.time() - min(raw.arrived for raw in pending)
         for counts in (self.total, self._unsaid):
-            counts.events += len(raw.items)
-            counts.edges += folded.edges
-            counts.embedded += len(folded.rows)
+            counts.events += sum(len(raw.items) for raw in pending)
+            counts.edges += edges
+            counts.embedded += len(rows)
             counts.oldest = max(counts.oldest, age)
         self._publish()
 

@@ -50,9 +50,10 @@ def test_with_no_tolerance_vectors_are_those_of_the_changed_catalog(started):
         count = follower.overlay.num_collections + new
         events = random_events(rng, graph, count, 12, False)
         apply_slowly(edges, events)
-        folded = follower.fold(events, new)
-        vectors[folded.rows] = folded.vectors
-        assert folded.edges and not len(stays.fold(events, new).rows)
+        assert follower.apply(events, new) and stays.apply(events, new)
+        rows, fresh = follower.refreshed()
+        vectors[rows] = fresh
+        assert not len(stays.refreshed()[0])
     after = built(edges, 60, follower.overlay.num_collections, False)
     whole = catalog_of(after, features, bases, config)
     every = np.arange(60, dtype=np.int32)
@@ -75,15 +76,16 @@ def test_the_rows_that_a_change_reaches_are_embedded_again(started):
     vectors = embedded(catalog_of(graph, features, none, config), params)
     events = EdgeEvents(np.array([3, 55], np.int32), np.array([2, 4], np.int32), np.zeros(2, bool))
     apply_slowly(edges, events)
-    folded = follower.fold(events)
-    vectors[folded.rows] = folded.vectors
-    assert 3 in folded.rows and 55 in folded.rows
+    assert follower.apply(events) == 2
+    rows, fresh = follower.refreshed()
+    vectors[rows] = fresh
+    assert 3 in rows and 55 in rows
     after = catalog_of(built(edges, 60, 14, False), features, none, config)
     # Without spectral features, degrees are all that a neighbor sends anew.
     sends = {3, 55}
     expected = embedded(after, params)
     ids = after.lookup(np.arange(60, dtype=np.int32))[0]
-    same = [i for i in range(60) if i in folded.rows or not sends & set(ids[i].tolist())]
+    same = [i for i in range(60) if i in rows or not sends & set(ids[i].tolist())]
     assert len(same) > 30
     np.testing.assert_allclose(vectors[same], expected[same], atol=1e-5)
 
@@ -93,5 +95,6 @@ def test_small_changes_add_up(started):
     follower = Follower(catalog_of(graph, features, bases, config), bases, params, BIAS, 1.2)
     rng, embedded_again = np.random.default_rng(2), 0
     for _ in range(25):
-        embedded_again += len(follower.fold(random_events(rng, graph, 14, 2, False)).rows)
+        follower.apply(random_events(rng, graph, 14, 2, False))
+        embedded_again += len(follower.refreshed()[0])
     assert 0 < embedded_again < 25 * 60
