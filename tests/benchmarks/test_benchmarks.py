@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from benchmarks import machine, run
+from benchmarks import machine, paper_scale, run
 
 
 @pytest.fixture
@@ -72,3 +72,13 @@ def test_sides_are_measured_in_turn():
     assert order == ["a", "b"] * 4
     assert found["a"]["seconds"] == 1.0 and found["b"]["seconds"] == 2.0
     assert found["a"]["repeat"] == 3
+
+
+def test_the_papers_graph_is_added_up():
+    assert paper_scale.storage()["graph, mapped by every host"] == 3e9 * 8 + 18e9 * 2 * 4
+    small, large = (paper_scale.step(rows) for rows in (1e6, 44e6))
+    assert small["memory"] == 361e9 / 4.8e12 and large["products"] > small["products"]
+    assert large["rows from their owners"] == pytest.approx(44e6 * 1024 * 63 / 64 / 50e9)
+    rows = paper_scale.run(None)
+    assert all(row["source"] for row in rows if "constant" in row)
+    assert sum("dollars" in row for row in rows) == 4
