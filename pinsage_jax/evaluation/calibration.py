@@ -130,8 +130,10 @@ def validate(
     Returns:
       {"score", "score_error", "cold_start_bias", "warm_hit@10", ...}.  The score is the
       geometric mean of the hit-rates that have a baseline, so that a gain in one kind of pairs
-      cannot hide a large loss in the other; score_error is its standard error over queries.
-      Empty if no hit-rate has a baseline.
+      cannot hide a large loss in the other.  For the score a target is ranked among the items
+      of its own kind: how the two kinds are merged is decided after training, by the bias or
+      the ranker.  score_error is its standard error over queries.  Empty if no hit-rate has a
+      baseline.
 
     Raises:
       UserError: a value is NaN or infinite.
@@ -156,7 +158,8 @@ def validate(
         chosen = _lowest_within_error(chosen, tried, baselines)
     rates = tried[chosen]
     # Without features nothing distinguishes isolated items, so cold pairs are not scored.
-    score, error = _geometric_mean([rate for key, rate in rates.items() if key in baselines.rates])
+    apart = top_lists.rates(None)
+    score, error = _geometric_mean([rate for key, rate in apart.items() if key in baselines.rates])
     named = {f"{kind}_hit@{k}": rate.value for (kind, k), rate in rates.items()}
     return {"score": score, "score_error": error, "cold_start_bias": chosen, **named}
 
@@ -279,13 +282,15 @@ class _TopLists:
         self._greater = (own[1] > self._target[:, None]).sum(axis=1)
         self._equal = (own[1] == self._target[:, None]).sum(axis=1) - 1
 
-    def rates(self, bias: float) -> Rates:
-        """Hit-rates with a cold-start bias."""
-        # What the bias adds to the other items' scores, relative to the target's.
-        shift = float(np.float32(bias)) * np.where(self._cold, -self._last, self._last)
-        scores = self._other + shift[:, None]
-        greater = self._greater + (scores > self._target[:, None]).sum(axis=1)
-        equal = self._equal + (scores == self._target[:, None]).sum(axis=1)
+    def rates(self, bias: float | None) -> Rates:
+        """Hit-rates with a cold-start bias; None: among the items of the target's own kind."""
+        greater, equal = self._greater, self._equal
+        if bias is not None:
+            # What the bias adds to the other items' scores, relative to the target's.
+            shift = float(np.float32(bias)) * np.where(self._cold, -self._last, self._last)
+            scores = self._other + shift[:, None]
+            greater = greater + (scores > self._target[:, None]).sum(axis=1)
+            equal = equal + (scores == self._target[:, None]).sum(axis=1)
         ranks = np.where(self._found, tie_rank(greater, equal), np.iinfo(np.int64).max)
 
         def by_query(mask: np.ndarray) -> np.ndarray:

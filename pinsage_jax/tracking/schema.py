@@ -48,7 +48,7 @@ SCHEMA: dict[str, dict[str, Field]] = {
     VALIDATION: {
         "step": Field(_WHOLE, "steps taken"),
         "epoch": Field(_NUMBER, "passes over the training pairs so far"),
-        "score": Field(_NUMBER, "chooses the best checkpoint: geometric mean of the rates", True),
+        "score": Field(_NUMBER, "chooses the best checkpoint: mean of rates within a kind", True),
         "score_error": Field(_NUMBER, "standard error of the score, over queries", True),
         "cold_start_bias": Field(_NUMBER, "the bias that validation chose", True),
         "<kind>_hit@<k>": Field(_NUMBER, "hit-rate of the validation pairs of a kind", True),

@@ -27,6 +27,15 @@ def hits(vectors, split, key) -> np.ndarray:
     return ranks[split.kinds == key[0]] <= key[1]
 
 
+def hits_apart(vectors, isolated, split, key) -> np.ndarray:
+    """The same among the items of the target's own kind."""
+    query, target = split.pairs[split.kinds == key[0]].T
+    scores = vectors[query] @ vectors.T
+    scores[:, isolated != (key[0] == "cold")] = -np.inf
+    scores[np.arange(len(query)), query] = -np.inf
+    return (scores > scores[np.arange(len(query)), target][:, None]).sum(axis=1) < key[1]
+
+
 def choose_bias(vectors, isolated, split, baselines) -> tuple[float, dict[tuple[str, int], float]]:
     """The bias that calibration.validate chooses, and its hit-rates."""
     tried = {}
