@@ -3,7 +3,8 @@
 The methods are the embeddings ("vectors"), plain walks ("walk"), walks steered by content
 ("steered") and the content itself ("content").  Each proposes its best items for a query, with
 and without edges apart, because no walk reaches an item without edges and vectors compare the
-two kinds badly.
+two kinds badly.  Of the items without edges, plain walks propose those whose content is like that
+of the items they visit.
 
 Q queries, N items, K candidates of a query, F = len(FEATURES), Z embedding dimensions
 """
@@ -20,9 +21,9 @@ from threadpoolctl import ThreadpoolController
 from pinsage_jax.catalog.additions import Additions
 from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.graph.csr import Graph
+from pinsage_jax.ranking.similar_items import SIMILAR_ITEMS, SimilarItems
 from pinsage_jax.ranking.steered_walks import STEERING, visit_probabilities
 from pinsage_jax.retrieval import kernels
-from pinsage_jax.sampling.content_links import content_links
 from pinsage_jax.sampling.link_spaces import LinkSpace, make_space
 from pinsage_jax.sampling.neighborhoods import run_blocks
 
@@ -43,7 +44,6 @@ FEATURES = (
 _BY_VECTORS, _BY_WALK, _BY_CONTENT = 150, 100, 60
 _LEAST_PROBABILITY = 1e-4
 _BEST = 10
-_SIMILAR_ITEMS = 10
 _MAX_SCORES, _MAX_QUERIES = 1 << 23, 256
 _ROWS_PER_TASK = 32
 
@@ -160,12 +160,10 @@ class CandidateSource:
         self._space = make_space(link_rows) if link_rows.shape[1] else None
         if self._space is not None:
             self._encoded = self._space.encode_candidates(np.arange(graph.num_items))
-        # The items with edges that are like a cold item, and their shares, [cold items, C].
-        self._similar: tuple[np.ndarray, np.ndarray] | None = None
+        self._similar: SimilarItems | None = None
         if self._space is not None and len(self._cold) and len(self._warm):
-            ids, shares = content_links(link_rows, self._cold, self._warm, _SIMILAR_ITEMS, threads)
-            self._similar = np.maximum(ids, 0), np.where(ids >= 0, shares, 0.0).astype(np.float32)
-            self._log_degree[self._cold] = (self._log_degree[ids] * self._similar[1]).sum(axis=1)
+            self._similar = SimilarItems(link_rows, self._cold, self._warm, threads)
+            self._log_degree[self._cold] = self._similar.mean_of(self._log_degree)
 
     def blocks(self, rows: np.ndarray, k: int = 0) -> Iterator[Candidates]:
         """The candidates of the items `rows` (int [Q]), in blocks of bounded memory.
@@ -207,15 +205,20 @@ class CandidateSource:
                     lists.append(found)
         for method in ("walk", "steered"):
             found = best_columns(scores[method], max(_BY_WALK, k), self._threads)
-            reached = np.take_along_axis(scores[method], np.maximum(found, 0), 1) > 0
-            lists.append(np.where((found >= 0) & reached, found, -1))
+            lists.append(_reached(found, scores[method]))
+        near = {}
+        if self._similar is not None:
+            near = {name: self._similar.means_of(scores[name]) for name in ("walk", "steered")}
+            found = best_columns(near["walk"], max(_BY_WALK, k), self._threads)
+            found = _reached(found, near["walk"])
+            lists.append(np.where(found >= 0, self._cold[found], -1))
         ids = np.sort(np.concatenate(lists, axis=1).astype(np.int32), axis=1)
         repeated = np.zeros(ids.shape, np.bool_)
         repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
         ids = np.sort(np.where(repeated | (ids == rows[:, None]), -1, ids), axis=1)
         ids = ids[:, np.argmax((ids >= 0).any(axis=0)) :]
         isolated = self.isolated[ids] & (ids >= 0)
-        features = self._features(queries, ids, isolated, scores)
+        features = self._features(queries, ids, isolated, scores, near)
         popularity = self._popularity_of(queries.vectors)
         return Candidates(rows, queries.degree == 0, ids, isolated, features, popularity, scores)
 
@@ -267,8 +270,14 @@ class CandidateSource:
         ids: np.ndarray,
         isolated: np.ndarray,
         scores: dict[str, np.ndarray],
+        near: dict[str, np.ndarray],
     ) -> np.ndarray:
-        """Features float32 [Q, K, F] of candidates; those of padding are arbitrary."""
+        """Features float32 [Q, K, F] of candidates; those of padding are arbitrary.
+
+        Args:
+          ids, isolated: [Q, K], the candidates.
+          near: float32 [Q, C] by walk, the visits of items like each cold one; {}: unknown.
+        """
         place = np.maximum(ids, 0)
         of = {name: np.take_along_axis(values, place, axis=1) for name, values in scores.items()}
         popularity = self._popularity_of(queries.vectors)[:, None] * self.popularity[place]
@@ -276,7 +285,11 @@ class CandidateSource:
         features = np.empty((*ids.shape, len(FEATURES)), np.float32)
         features[..., 0], features[..., 1] = similarity, popularity
         for column, method in ((2, "walk"), (3, "steered")):
-            visits = self._with_similar(np.maximum(of[method], 0.0), ids, isolated, scores[method])
+            visits = np.maximum(of[method], 0.0)
+            if near:
+                visits[isolated] = near[method][
+                    np.nonzero(isolated)[0], np.searchsorted(self._cold, ids[isolated])
+                ]
             features[..., column] = np.log(visits + _LEAST_PROBABILITY)
         features[..., 4], features[..., 5] = of["content"], self._log_degree[place]
         features[..., 8] = self._log_degrees(queries, scores["content"])[:, None]
@@ -292,23 +305,6 @@ class CandidateSource:
             features[..., column] = _mean_of_best(values, kind)[:, None]
         return features
 
-    def _with_similar(
-        self, visits: np.ndarray, ids: np.ndarray, isolated: np.ndarray, all_visits: np.ndarray
-    ) -> np.ndarray:
-        """`visits` [Q, K] of candidates, with those of similar items for the isolated ones.
-
-        Args:
-          ids, isolated: [Q, K], the candidates.
-          all_visits: float32 [Q, N], -inf at the query.
-        """
-        row, column = np.nonzero(isolated)
-        if self._similar is not None and len(row):
-            place = np.searchsorted(self._cold, ids[row, column])
-            similar, shares = (array[place] for array in self._similar)
-            found = np.maximum(all_visits[row[:, None], similar], 0.0)
-            visits[row, column] = (found * shares).sum(axis=1)
-        return visits
-
     def _log_degrees(self, queries: _Block, content: np.ndarray) -> np.ndarray:
         """log(1 + degree) of each query, float32 [q]; without edges that of similar items."""
         known = queries.rows >= 0
@@ -317,7 +313,7 @@ class CandidateSource:
         )
         new = np.flatnonzero(~known & (queries.degree == 0))
         if len(new) and queries.space is not None and len(self._warm):
-            ids = best_columns(content[new], _SIMILAR_ITEMS, self._threads, self._warm)
+            ids = best_columns(content[new], SIMILAR_ITEMS, self._threads, self._warm)
             cosines = np.take_along_axis(content[new], np.maximum(ids, 0), axis=1)
             shares = np.square(np.where(ids >= 0, np.maximum(cosines, 0.0), 0.0))
             total = (self._log_degree[np.maximum(ids, 0)] * shares).sum(axis=1)
@@ -361,6 +357,12 @@ def best_columns(
 
     run_blocks(rows, threads, work, _ROWS_PER_TASK)
     return ids if columns is None else np.where(ids >= 0, columns[ids], -1)
+
+
+def _reached(found: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The columns int32 [Q, k] of scores [Q, n] whose score is above 0, -1 in place of others."""
+    scored = np.take_along_axis(scores, np.maximum(found, 0), axis=1) > 0
+    return np.where((found >= 0) & scored, found, -1)
 
 
 def _log_ranks(values: np.ndarray, kinds: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -24,7 +24,7 @@ from pinsage_jax.evaluation import metrics
 
 KINDS = ("warm", "cold")
 CUTOFFS = (10, 100)
-LEVELS = tuple(np.round(np.arange(-2.0, 4.01, 0.25), 2).tolist())
+LEVELS = tuple(np.round(np.arange(-5.0, 4.01, 0.25), 2).tolist())
 # Values of --new_item_price that eval.json and the report compare.
 PRICES = (0.0, 0.02, 0.05, 0.1, 0.2)
 _RESAMPLES = 300

@@ -15,14 +15,16 @@ from pinsage_jax.config.search import SearchConfig
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation.evaluate import POPULARITY_WEIGHTS, evaluate
 from pinsage_jax.export import writer
+from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import validation_split
-from pinsage_jax.ranking import levels
+from pinsage_jax.ranking import candidates, levels
 from pinsage_jax.ranking.calibrated_model import CalibratedModel, fit
 from pinsage_jax.ranking.candidates import FEATURES, METHODS, CandidateSource, best_columns
 from pinsage_jax.ranking.fit import fit_ranker, ranking_pairs
 from pinsage_jax.ranking.ranker import Ranker
 from pinsage_jax.ranking.ranker_model import RankerModel
 from pinsage_jax.ranking.saved_ranker import RANKER_FILE, open_ranker, write_ranker
+from pinsage_jax.ranking.similar_items import SimilarItems
 from pinsage_jax.ranking.steered_walks import visit_probabilities
 
 # Walks.
@@ -62,6 +64,46 @@ def test_visits_are_those_of_the_exact_probabilities(small_rng, steering):
     np.testing.assert_array_equal(alone[0], found[3])
     pruned = visit_probabilities(graph, queries, cosines, sampling, 1, steering, 1e-3)
     assert (pruned <= found + 1e-6).all() and np.abs(pruned - found).max() < 0.02
+
+
+# What similar items tell.
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_means_are_those_of_the_items_most_like_a_cold_one(small_rng, threads):
+    features = small_rng.normal(size=(60, 5)).astype(np.float32)
+    cold, warm = np.arange(1, 60, 4), np.setdiff1d(np.arange(60), np.arange(1, 60, 4))
+    values = np.maximum(small_rng.normal(size=(70, 60)), 0).astype(np.float32)
+    values[0, 7] = -np.inf  # the query itself
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    expected = np.zeros((70, len(cold)))
+    for column, item in enumerate(cold):
+        cosines = unit[warm] @ unit[item]
+        best = np.argsort(-cosines)[:6]
+        best = best[cosines[best] > 0]
+        shares = cosines[best] ** 2 / (cosines[best] ** 2).sum()
+        expected[:, column] = np.maximum(values[:, warm[best]], 0) @ shares
+    similar = SimilarItems(features, cold, warm, threads, 6)
+    np.testing.assert_allclose(similar.means_of(values), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(similar.mean_of(values[3]), similar.means_of(values)[3])
+
+
+def test_walks_propose_cold_items_like_those_that_they_visit(monkeypatch):
+    """A cold item that neither vectors nor the query's own content would propose."""
+    monkeypatch.setattr(candidates, "_BY_VECTORS", 1)
+    monkeypatch.setattr(candidates, "_BY_CONTENT", 1)
+    graph = Graph.from_edges(
+        np.array([0, 1, 2, 3], np.int32), np.array([0, 0, 1, 1], np.int32), 7, 2
+    )
+    # Item 4 is like item 1, which shares a collection with item 0; 5 is like 0 itself; 6 like 3.
+    features = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 1, 0, 3]]
+    vectors = np.eye(2, dtype=np.float32)[[0, 1, 1, 1, 1, 1, 0]]
+    source = CandidateSource(graph, features, vectors, SamplingConfig(), 1, False)
+    (block,) = source.blocks(np.array([0]))
+    assert set(block.ids[0].tolist()) - {-1} >= {1, 4, 5, 6}
+    place = block.ids[0].tolist().index(4)
+    visits = np.exp(block.features[0, :, FEATURES.index("log_walk")])
+    assert visits[place] == pytest.approx(visits[block.ids[0].tolist().index(1)], rel=1e-4)
 
 
 # The model.
