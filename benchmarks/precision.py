@@ -106,5 +106,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flagfiles", nargs="+", default=["experiments/pinterest_like.flags"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--training_flags", nargs="*", default=[], help="further flags of the program"
+        "--training_flags", type=str.split, default=[], help="further flags, between blanks"
     )
