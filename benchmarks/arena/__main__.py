@@ -10,7 +10,8 @@ with default settings, and only the peers are judged.
 Peers learn the training edges, settings are chosen on the validation pairs from a small grid, and
 the evaluation pairs are ranked once, in the whole catalog and by the tie rule of --mode=evaluate.
 Every peer is a process of its own: `fit min` and `choice min` are the wall-clock minutes of the
-last fit and of the choice of its settings, `GiB` its peak resident memory over both.
+last fit and of the choice of its settings, `CPU min` the CPU minutes and `GiB` the peak resident
+memory of both.  arena.json is written after each peer.
 """
 
 from __future__ import annotations
@@ -178,7 +179,11 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             row |= {f"{kind} {metric}": values.get(metric) for metric in judging.METRICS[:2]}
         row |= {
             title: found[key] / 60 if key in found else None
-            for title, key in (("fit min", "fit_seconds"), ("choice min", "choice_seconds"))
+            for title, key in (
+                ("fit min", "fit_seconds"),
+                ("choice min", "choice_seconds"),
+                ("CPU min", "cpu_seconds"),
+            )
         }
         row |= {"GiB": found.get("peak_gib"), "settings": judging.as_text(found["settings"])}
         table.append(row)
@@ -196,11 +201,12 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    contents = {"benchmark": "arena", "command": argv, "machine": facts, "tie_rule": TIE_RULE}
+    path = frame.write(options.out, "arena", contents | {"results": results})
     for name in options.peers:
         print(f"{name} ...", file=sys.stderr, flush=True)
         results[name] = peer_result(config, name, options.pythons)
-    contents = {"benchmark": "arena", "command": argv, "machine": facts, "tie_rule": TIE_RULE}
-    path = frame.write(options.out, "arena", contents | {"results": results})
+        frame.write(options.out, "arena", contents | {"results": results})
     print(frame.tables(rows(results)))
     print(f"{facts['cores']} cores of {facts['processor']}, {facts['date']}; saved in {path}")
     return 0

@@ -3,7 +3,7 @@
   EASE     Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data"
   RP3beta  Paudel et al. 2017, "Updatable, Accurate, Diverse, and Scalable Recommendations"
 
-N items, n items with an edge, Q queries
+N items, C collections with an edge, Q queries
 """
 
 from __future__ import annotations
@@ -14,24 +14,33 @@ from scipy import linalg, sparse
 from benchmarks.arena.peers import Peer, Similarities, Train, Unavailable
 
 # The inverse of a matrix of so many rows takes about 8 GiB.
-_MOST_ITEMS = 30_000
+_MOST_ROWS = 30_000
+_ROWS = 1024
 
 
 class _Weights:
-    """EASE's weights of items that have edges; the score of any other item is 0."""
+    """EASE's weights, made for the queries that are asked for.
 
-    def __init__(self, known: np.ndarray, weights: np.ndarray, num_items: int):
-        self._weights = weights  # float32 [n, n]
-        self._known = known  # int [n]
-        self._row = np.full(num_items, -1)
-        self._row[known] = np.arange(len(known))
+    With X [C, N] and G = (XX' + l2)^-1 the inverse of X'X + l2 is (I - X' G X) / l2, so that a
+    matrix of collections by collections is inverted, and none of items by items is made.
+    """
+
+    def __init__(self, edges: sparse.csr_matrix, inverse: np.ndarray):
+        """Takes X' float32 [N, C] and G float64 [C, C]."""
+        self._edges, self._inverse = edges, inverse
+        rows = range(0, edges.shape[0], _ROWS)
+        self._diagonal = np.concatenate(
+            [
+                1.0 - part.multiply(part @ inverse).sum(axis=1).A1
+                for part in (sparse.csr_matrix(edges[row : row + _ROWS]) for row in rows)
+            ]
+        )
 
     def scores(self, query_ids: np.ndarray) -> np.ndarray:
-        """Scores float32 [Q, N] for queries int32 [Q]."""
-        result = np.zeros((len(query_ids), len(self._row)), np.float32)
-        rows = self._row[query_ids]
-        found = np.flatnonzero(rows >= 0)
-        result[np.ix_(found, self._known)] = self._weights[rows[found]]
+        """Scores float32 [Q, N] for queries int32 [Q]; 0 at the query itself."""
+        precision = -(self._edges @ (self._edges[query_ids] @ self._inverse).T).T
+        result = (precision / -self._diagonal).astype(np.float32)
+        result[np.arange(len(query_ids)), query_ids] = 0.0
         return result
 
 
@@ -39,20 +48,19 @@ def ease(train: Train, l2: float) -> _Weights:
     """The weights B = -P / diag(P) with P the inverse of X'X + l2, a query being one item.
 
     Raises:
-      Unavailable: too many items for a dense inverse.
+      Unavailable: too many collections for a dense inverse.
     """
-    known = np.flatnonzero(np.diff(train.edges.indptr))
-    if len(known) > _MOST_ITEMS:
+    known = np.flatnonzero(np.diff(train.edges.tocsc().indptr))
+    if len(known) > _MOST_ROWS:
         raise Unavailable(
-            f"a dense inverse of {len(known):,} items is too large; the limit is {_MOST_ITEMS:,}"
+            f"a dense inverse of {len(known):,} collections is too large; the limit is "
+            f"{_MOST_ROWS:,}"
         )
-    edges = train.edges[known]
-    gram = (edges @ edges.T).toarray().astype(np.float64)
+    edges = sparse.csr_matrix(train.edges[:, known])
+    gram = (edges.T @ edges).toarray().astype(np.float64)
     gram[np.diag_indices_from(gram)] += l2
-    inverse = linalg.inv(gram, overwrite_a=True, check_finite=False)
-    weights = (inverse / -np.diag(inverse)).astype(np.float32)
-    np.fill_diagonal(weights, 0.0)
-    return _Weights(known, weights, train.edges.shape[0])
+    factor = linalg.cho_factor(gram, overwrite_a=True, check_finite=False)
+    return _Weights(edges, linalg.cho_solve(factor, np.eye(len(known)), overwrite_b=True))
 
 
 def rp3beta(train: Train, alpha: float, beta: float) -> Similarities:

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.arena import closed_form, dgl_pinsage, factors, judging, sequences
+from benchmarks.arena import closed_form, dgl_pinsage, factors, judging, lightgcn, sequences
 from benchmarks.arena.peers import Peer, Unavailable, training_data
 from pinsage_jax.api import settings as settings_of
 from pinsage_jax.catalog.prepare import open_prepared
@@ -26,7 +26,7 @@ from pinsage_jax.stages.runs import validation_split_of
 
 PEERS = {
     peer.name: peer
-    for module in (factors, closed_form, sequences, dgl_pinsage)
+    for module in (factors, closed_form, sequences, lightgcn, dgl_pinsage)
     for peer in module.PEERS
 }
 
@@ -36,13 +36,14 @@ def compete(config: Config, peer: Peer, pythons: dict[str, str]) -> dict[str, An
 
     Returns:
       {"skipped": reason} if it cannot run; else "metrics" by kind, "settings", "validation",
-      "fit_seconds" of the chosen settings, "choice_seconds", and "elsewhere_gib", the peak
-      memory of programs of other environments.
+      "fit_seconds" of the chosen settings, "choice_seconds", "cpu_seconds" of both, and
+      "elsewhere_gib", the peak memory of programs of other environments.
     """
     prepared = open_prepared(config.workdir)
     split = validation_split_of(config, prepared)
     scored = pairs_to_score(prepared, split, prepared.graph, fitted=False)
     data = (config.seed, config.host_threads, pythons)
+    cpu_before = _cpu_seconds()
     try:
         chosen = judging.choose_settings(
             peer, training_data(prepared, split.train_graph, *data), split.pairs
@@ -50,7 +51,7 @@ def compete(config: Config, peer: Peer, pythons: dict[str, str]) -> dict[str, An
         train = training_data(prepared, prepared.graph, *data)
         begin = time.perf_counter()
         fitted = judging.fit_chosen(peer, train, chosen.settings)
-        seconds = time.perf_counter() - begin
+        seconds, cpu_seconds = time.perf_counter() - begin, _cpu_seconds() - cpu_before
     except Unavailable as reason:
         return {"skipped": str(reason)}
     # Of the largest program that the peer has run in another environment, at least this process.
@@ -62,8 +63,15 @@ def compete(config: Config, peer: Peer, pythons: dict[str, str]) -> dict[str, An
         "validation": chosen.values,
         "fit_seconds": seconds,
         "choice_seconds": chosen.seconds,
+        "cpu_seconds": cpu_seconds,
         "elsewhere_gib": elsewhere if peer.elsewhere else 0.0,
     }
+
+
+def _cpu_seconds() -> float:
+    """CPU time of all threads of this process and of the programs that it ran to their end."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 def main(argv: list[str]) -> int:

@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 from pinsage_jax.catalog.encoders import encoder_identity
-from pinsage_jax.config.data import DataConfig
+from pinsage_jax.config.data import AUTO, DataConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
@@ -55,6 +55,8 @@ def fingerprint_of(config: Config) -> str:
         value["encoders"] = encoders
     if config.prune.prunes:
         value["prune"] = [dataclasses.asdict(config.prune), config.seed]
+    if config.data.kind_weights == AUTO:
+        value["kind_weights"] = [dataclasses.asdict(config.split), config.seed]
     if config.synthetic.synthetic:
         value["synthetic"] = dataclasses.asdict(config.synthetic.chosen)
         return files.fingerprint(value)

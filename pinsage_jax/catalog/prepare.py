@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +31,7 @@ from absl import logging
 
 from pinsage_jax.catalog import item_columns
 from pinsage_jax.catalog.encoders import require_encoders
+from pinsage_jax.catalog.graph_files import BuiltGraph, ChooseKindWeights, write_graph
 from pinsage_jax.catalog.inputs import (
     FOLDER,
     FORMAT,
@@ -46,11 +46,9 @@ from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data import column_choice, edges_table, features, leaks, pairs_table, tables
 from pinsage_jax.data.encoders.loading import open_encoders
-from pinsage_jax.data.ids import IdTable, load_column, save_column, unmet_ids
-from pinsage_jax.graph import csr, edge_weights
+from pinsage_jax.data.ids import IdTable, load_column, save_column
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.edge_weights import EdgeWeights
-from pinsage_jax.graph.pruning import keep_edges, kept_edges, read_topics
 
 _TIMES_FILE, _KINDS_FILE = "times.npy", "kinds.npy"
 
@@ -96,7 +94,7 @@ class Prepared:
         """How the weights of further edges follow from their columns; None without weights."""
         if self.graph.weights is None:
             return None
-        return EdgeWeights(data, **self.manifest.get("edge_weights", {}))
+        return EdgeWeights.from_json(data, self.manifest.get("edge_weights", {}))
 
     @property
     def link_rows(self) -> np.ndarray:
@@ -104,12 +102,17 @@ class Prepared:
         return self.features if self.words is None else self.words
 
 
-def prepare(config: Config, check: Callable[[Prepared], None] | None = None) -> Prepared:
+def prepare(
+    config: Config,
+    check: Callable[[Prepared], None] | None = None,
+    choose_kind_weights: ChooseKindWeights | None = None,
+) -> Prepared:
     """Writes WORKDIR/prepared, or reuses it, and opens it.
 
     Args:
       check: called with the new catalog before it replaces what is there; raises UserError
         to leave everything as it is.
+      choose_kind_weights: for --kind_weights=auto; see `graph_files.write_graph`.
 
     Raises:
       UserError: an input table or a setting has a mistake.
@@ -131,7 +134,7 @@ def prepare(config: Config, check: Callable[[Prepared], None] | None = None) -> 
     data, paths = input_tables(config)
     inputs = {flag: tables.open_table(path, flag, data) for flag, path in paths.items()}
     with files.atomic_folder(folder) as temporary:
-        _write(inputs, config, data, temporary, wanted)
+        _write(inputs, config, data, temporary, wanted, choose_kind_weights)
         if check is not None:
             check(_open(temporary))
     return open_prepared(workdir)
@@ -194,26 +197,6 @@ def _open(folder: pathlib.Path) -> Prepared:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _BuiltGraph:
-    """The graph of the edge table, pruned if --prune_* says so.
-
-    Attributes:
-      times: int64 [E] in the order of the items' rows; None without --time_column.
-      how: how weights follow from the columns of a table of edges.
-      kinds: uint16 [E], see `edge_weights.kinds_of_edges`; None without --kind_column.
-      kind_names: names of the kinds.
-      distinct_edges: edges before pruning.
-    """
-
-    graph: Graph
-    times: np.ndarray | None
-    how: EdgeWeights
-    kinds: np.ndarray | None
-    kind_names: tuple[str, ...]
-    distinct_edges: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class _Pairs:
     """The pair tables that are given, by flag, and the checks against leaks that they passed."""
 
@@ -232,6 +215,7 @@ def _write(
     data: DataConfig,
     folder: pathlib.Path,
     fingerprint: str,
+    choose_kind_weights: ChooseKindWeights | None,
 ) -> None:
     """Fills the (temporary) folder; `data` are the settings of the tables that are read."""
     items = inputs.get("items")
@@ -242,7 +226,7 @@ def _write(
         items.require(data.item_id_column, "item_id_column")
         column_choice.named_columns(items, data)
     ids = edges_table.collect_ids(inputs["edges"], items, data, title_column)
-    built = _write_graph(inputs, ids, config, data, folder)
+    built = write_graph(inputs, ids, config, data, folder, choose_kind_weights)
     _write_ids(ids, folder)
     if built.times is not None:
         files.write_array(folder / _TIMES_FILE, built.times)
@@ -286,40 +270,6 @@ def _write(
     )  # fmt: skip
 
 
-def _write_graph(
-    inputs: dict[str, tables.Table],
-    ids: edges_table.Ids,
-    config: Config,
-    data: DataConfig,
-    folder: pathlib.Path,
-) -> _BuiltGraph:
-    """Reads the edges once more, as indices, and writes the graph that they make."""
-    codes_folder, graph_folder = folder / "codes", folder / "graph"
-    codes = edges_table.write_edge_indices(inputs["edges"], ids, data, codes_folder)
-    codes, how = edge_weights.weighed(codes, data, codes_folder)
-    graph_folder.mkdir()
-    graph, times = csr.build(
-        codes.items, codes.collections, len(ids.items), len(ids.collections),
-        codes.weights, codes.times, codes_folder if config.prune.prunes else graph_folder,
-    )  # fmt: skip
-    distinct_edges, kind_names = graph.num_edges, codes.kind_names
-    if ids.item_rows:
-        _check_ids_meet(ids, graph)
-    if config.prune.prunes:
-        topics = None
-        if config.prune.prune_entropy:
-            if "items" not in inputs:
-                raise UserError(f"--prune_entropy={config.prune.prune_entropy} needs --items.")
-            topics = read_topics(inputs["items"], config.prune.prune_topic_column, graph.num_items)
-        kept = kept_edges(graph, config.prune, config.seed, topics)
-        graph, times = keep_edges(graph, times, kept, graph_folder)
-    graph.save(graph_folder)
-    kinds = edge_weights.kinds_of_edges(graph, codes)
-    del codes
-    shutil.rmtree(codes_folder)
-    return _BuiltGraph(graph, times, how, kinds, kind_names, distinct_edges)
-
-
 def _write_ids(ids: edges_table.Ids, folder: pathlib.Path) -> None:
     ids.items.save(folder / "item_ids.arrow")
     ids.collections.save(folder / "collection_ids.arrow")
@@ -356,7 +306,7 @@ def _write_pairs(
     return _Pairs(found, leak_checks)
 
 
-def _counts(ids: edges_table.Ids, built: _BuiltGraph, pairs: _Pairs) -> dict[str, int]:
+def _counts(ids: edges_table.Ids, built: BuiltGraph, pairs: _Pairs) -> dict[str, int]:
     """Sizes for the manifest."""
     graph = built.graph
     return {
@@ -379,16 +329,3 @@ def _files_to_check(folder: pathlib.Path) -> list[str]:
         for path in folder.rglob("*")
         if path.is_file() and (path.parent != folder / "graph" or path.suffix == ".json")
     )
-
-
-def _check_ids_meet(ids: edges_table.Ids, graph: Graph) -> None:
-    """Warns of ids of --edges that --items lacks.
-
-    Raises:
-      UserError: no id is in both tables.
-    """
-    found = unmet_ids(ids.items, ids.item_rows, graph.degree()[: graph.num_items])
-    if found is not None and found.none_met:
-        raise UserError(f"{found.sentence} Write the ids of both tables alike.")
-    if found is not None:
-        logging.warning("%s", found.sentence)

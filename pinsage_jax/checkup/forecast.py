@@ -10,6 +10,7 @@ float64 [2], wall-clock and CPU time, as in clock.py.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from typing import Any
 
@@ -23,8 +24,10 @@ from pinsage_jax.core.costs import peak_memory
 from pinsage_jax.data import columns as column_values
 from pinsage_jax.data.tables import iter_batches
 from pinsage_jax.data.text import MAX_FITTED_ROWS
-from pinsage_jax.evaluation.baseline_choice import parse_baselines
+from pinsage_jax.evaluation.baseline_choice import is_costly, parse_baselines
 from pinsage_jax.evaluation.baselines import Content, Popularity, Walk
+from pinsage_jax.evaluation.baselines_graph import PageRank, Steered
+from pinsage_jax.retrieval.list_statistics import sampled_queries
 from pinsage_jax.sampling.content_links import MAX_CANDIDATES
 from pinsage_jax.sampling.pairs import hard_band, kept_ranks
 from pinsage_jax.sampling.spectral import MAX_SPECTRAL_NUMBERS, POWER_ITERATIONS
@@ -37,7 +40,15 @@ _TEXT_POWER = 5
 _TEXT_SAMPLE, _ENCODED_SAMPLE = 2000, 64
 # A checkpoint is compressed, and the moments of nodes that no step has seen yet are zeros.
 _CHECKPOINT_SHARE = 0.75
-_FORECAST_BASELINES = ("popularity", "content", "walk")
+# The rate of each baseline that is counted.
+_RATE_OF = {
+    "popularity": "popularity",
+    "content": "content",
+    "content_columns": "content",
+    "walk": "walk_baseline",
+    "steered": "steered",
+    "pagerank": "pagerank",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +135,7 @@ def forecast(
     seconds = _seconds(config, inputs, sizes, trial, rates)
     seconds["prepare"] += text + 2 * column_seconds
     disk = _disk(config, inputs, sizes, trial)
-    not_counted = set(parse_baselines(config.evaluate.baselines)) - set(_FORECAST_BASELINES)
+    not_counted = set(_baselines(config, sizes)) - set(_RATE_OF)
     total, available = clock.memory_bytes()
     minutes = np.sum(list(seconds.values()), axis=0) / 60
     return {
@@ -169,6 +180,10 @@ def _rates(config: Config, inputs: Inputs, sizes: Sizes, threads: int) -> dict[s
         "walk_baseline": clock.baseline_seconds(
             Walk(graph, sampling, seed, threads), with_edges, sizes.items
         ),
+        "pagerank": clock.baseline_seconds(
+            PageRank(graph, threads=threads), with_edges, sizes.items
+        ),
+        "steered": np.zeros(2),
         "bootstrap": clock.bootstrap_seconds(),
         "write": clock.write_seconds(config.workdir),
         "python": clock.python_overhead_seconds(),
@@ -187,7 +202,30 @@ def _rates(config: Config, inputs: Inputs, sizes: Sizes, threads: int) -> dict[s
         vectors = np.random.default_rng(0).normal(size=(some, sizes.width)).astype(np.float32)
         rate = clock.baseline_seconds(Content(vectors), np.arange(some), some)
         rates["content"] = rate * sizes.items / some
+        # Walks by a content that prefers nothing take as many steps.
+        blind = Content(np.zeros((sizes.items, 1), np.float32))
+        rates["steered"] = rates["content"] + clock.baseline_seconds(
+            Steered(graph, blind, sampling, threads), with_edges, sizes.items
+        )
     return rates
+
+
+def _baselines(config: Config, sizes: Sizes) -> list[str]:
+    """The baselines of the evaluation, without those that `default` leaves out here."""
+    text, queries = config.evaluate.baselines, sizes.queries + len(sampled_queries(sizes.items))
+    names = parse_baselines(text)
+    if "default" in text:
+        named = parse_baselines(text.replace("default", "none"))
+        names = tuple(
+            name
+            for name in names
+            if name in named
+            or (
+                not is_costly(name, sizes.edges, queries)
+                and (name != "als" or importlib.util.find_spec("implicit") is not None)
+            )
+        )
+    return list(names)
 
 
 def _seconds(
@@ -225,15 +263,15 @@ def _seconds(
         + lists
         + trial.validations * validation
     )
-    names = parse_baselines(config.evaluate.baselines)
-    rate_of = {"popularity": "popularity", "content": "content", "walk": "walk_baseline"}
+    names = _baselines(config, sizes)
     ranking_seconds = np.sum(
-        [np.zeros(2), *(rates[rate_of[name]] for name in names if name in rate_of)], axis=0
+        [np.zeros(2), *(rates[_RATE_OF[name]] for name in names if name in _RATE_OF)], axis=0
     )
     resampled = config.evaluate.bootstrap * sizes.queries * (len(names) + 1)
     # Without evaluation pairs the catalog is embedded once more, over the training graph.
     again = np.zeros(2) if sizes.eval_pairs else links + lists + embedding
     evaluated = sizes.eval_pairs or sizes.validation_pairs
+    listed = len(sampled_queries(sizes.items))
     # The ranker's candidates: vectors and content over the catalog, and two kinds of walks.
     ranked = sizes.validation_pairs if config.search.related_by in ("auto", "ranker") else 0
     candidates = 2 * sizes.items * rates["rank"] + 2 * rates["hard_walk"]
@@ -244,7 +282,7 @@ def _seconds(
         "rank": (links + lists + embedding + ranked * candidates) * (ranked > 0),
         # Three tables have intervals: all pairs, by kind, and by degree.
         "evaluate": again
-        + evaluated * (ranking_seconds + sizes.items * rates["rank"])
+        + (evaluated + listed) * (ranking_seconds + sizes.items * rates["rank"])
         + rates["compile_ranks"]
         + 3 * resampled * rates["bootstrap"],
         "report": _REPORT * python,

@@ -14,6 +14,9 @@ from pinsage_jax.core.errors import UserError
 # An old edge weighs at least this part of a new one, so that float32 holds sums of both.
 MIN_WEIGHT = 1e-6
 
+# --kind_weights that validation chooses.
+AUTO = "auto"
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Checked):
@@ -54,7 +57,7 @@ class DataConfig(Checked):
     kind_weights: str = option(
         "",
         "Weights by kind, as in bought=1,viewed=0.2, by which the weights of edges are "
-        "multiplied; a kind that is not named has 1.",
+        "multiplied; a kind that is not named has 1. auto: chosen by walks on validation pairs.",
     )
     half_life: float = option(
         0.0,
@@ -132,12 +135,14 @@ class DataConfig(Checked):
         return bool(self.kind_weights or self.half_life)
 
     def weight_by_kind(self) -> dict[str, float]:
-        """The weights of --kind_weights by the name of the kind.
+        """The weights of --kind_weights by the name of the kind; {} for auto.
 
         Raises:
           UserError: a part is no KIND=WEIGHT, or a kind is named twice.
         """
         weights: dict[str, float] = {}
+        if self.kind_weights == AUTO:
+            return weights
         for part in filter(None, (part.strip() for part in self.kind_weights.split(","))):
             name, equals, text = part.rpartition("=")
             try:
@@ -154,7 +159,8 @@ class DataConfig(Checked):
 
     def validate(self) -> None:
         super().validate()
-        if self.weight_by_kind() and not self.kind_column:
+        named = self.weight_by_kind() or self.kind_weights == AUTO
+        if named and not self.kind_column:
             raise UserError(
                 f"--kind_weights={self.kind_weights} needs --kind_column, the column of --edges "
                 "with the kinds."

@@ -23,7 +23,8 @@ class EvalConfig(Checked):
 
     baselines: str = option(
         "default",
-        "Comma-separated baselines, default (popularity,content,walk), all or none.",
+        "Comma-separated baselines, all or none; default: popularity,content,content_columns,walk,"
+        "steered,pagerank, and als where its extra is installed.",
         basic=True,
     )
     bootstrap: int = option(

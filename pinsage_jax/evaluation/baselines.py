@@ -18,12 +18,14 @@ from pinsage_jax.core.progress import Progress
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.retrieval.online import best_of_scores
 from pinsage_jax.retrieval.ranks import ranks_from_scores
-from pinsage_jax.sampling.neighborhoods import visit_scores
+from pinsage_jax.sampling.link_spaces import WordSpace
+from pinsage_jax.sampling.neighborhoods import run_blocks, visit_scores
 
 # Scores in memory at a time: 128 MiB of float32.
 _MAX_SCORES = 1 << 25
 _MAX_QUERIES = 512
 _FEATURE_ROWS = 1 << 16
+_ROWS_PER_TASK = 32
 # The walk baseline runs this many times the walks of a neighborhood (--num_walks).
 WALK_FACTOR = 10
 
@@ -109,10 +111,9 @@ class Popularity:
 class Content:
     """Cosine similarity of the raw features; 0 for an item whose features are all zero."""
 
-    name = "content"
-
-    def __init__(self, features: np.ndarray):
+    def __init__(self, features: np.ndarray, name: str = "content"):
         """Takes features float [N, D], D > 0; they may be memory-mapped and are not copied."""
+        self.name = name
         self.settings: dict[str, Any] = {"dimensions": int(features.shape[1])}
         self._features = features
         scales = [_unit_scale(block) for _, block in self._blocks()]
@@ -137,6 +138,29 @@ def _unit_scale(rows: np.ndarray) -> np.ndarray:
     """Factor float32 [n] that scales each row to unit length; 0 for a row of zeros."""
     length = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1))
     return np.where(length > 0, 1.0 / np.where(length > 0, length, 1.0), 0.0).astype(np.float32)
+
+
+class WordContent:
+    """Cosine similarity of the items' words (TF-IDF), where items are text alone."""
+
+    name = "content_words"
+
+    def __init__(self, words: np.ndarray, threads: int):
+        """Takes words int32 [N, 2K] (data/text.py)."""
+        self.settings: dict[str, Any] = {"words": words.shape[1] // 2}
+        self._space, self._threads = WordSpace(words), threads
+        self._items = self._space.encode_candidates(np.arange(len(words)))
+
+    def scores(self, query_ids: np.ndarray) -> np.ndarray:
+        """Scores float32 [Q, N] for queries int32 [Q]."""
+        result = np.empty((len(query_ids), self._items.size), np.float32)
+
+        def compare(begin: int, end: int) -> None:
+            queries = self._space.encode_queries(query_ids[begin:end])
+            result[begin:end] = self._space.cosines(queries, self._items)
+
+        run_blocks(len(query_ids), self._threads, compare, _ROWS_PER_TASK)
+        return result
 
 
 class Walk:

@@ -1,6 +1,6 @@
-"""Baselines over the whole graph: item-kNN, personalized PageRank, and ALS.
+"""Baselines over the whole graph: item-kNN, personalized PageRank, steered walks, and ALS.
 
-All three use the graph as one sparse matrix of items by collections.
+All but the walks use the graph as one sparse matrix of items by collections.
 
   Q queries, N items, C collections, R restart probabilities
 """
@@ -14,15 +14,23 @@ import numpy as np
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
+from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.cpu.kernel_cache import njit
+from pinsage_jax.evaluation.baselines import Baseline
 from pinsage_jax.graph.csr import Graph
+from pinsage_jax.sampling.steered_walks import STEERING, visit_probabilities
 
 # Candidate restart probabilities, chosen on validation pairs; the first is the default.
 RESTARTS = (0.15, 0.3, 0.5)
-# The power iteration stops when the terms still missing sum to less than this.
-_TOLERANCE = 1e-4
+# The power iteration stops when the terms still missing sum to less than this; the last mass
+# stands for them, so the error is this times what the mass still moves.
+_TOLERANCE = 1e-3
 # Limits of a block of the iteration: queries, and items times queries.
 _PAGERANK_QUERIES = 64
 _PAGERANK_CELLS = 1 << 23
+
+# Candidate factors of the content's similarity in steered walks; the first is the default.
+STEERINGS = (STEERING, 2.0, 8.0)
 
 # Candidate confidence weights of an edge, chosen on validation pairs; the first is the default.
 ALS_ALPHAS = (40.0, 10.0, 1.0)
@@ -83,8 +91,9 @@ class PageRank:
         transposed = sparse.csr_array(matrix.T)
         # The probability mass is a column per query, so both transition matrices are
         # transposed.
-        self._to_collections = sparse.csr_array(_divide_rows(matrix, _row_sums(matrix)).T)
-        self._to_items = sparse.csr_array(_divide_rows(transposed, _row_sums(transposed)).T)
+        self._to_collections = _arrays(_divide_rows(matrix, _row_sums(matrix)).T)
+        self._to_items = _arrays(_divide_rows(transposed, _row_sums(transposed)).T)
+        self._num_items, self._num_collections = graph.num_items, graph.num_collections
 
     def scores(self, query_ids: np.ndarray) -> np.ndarray:
         """Probability mass float32 [Q, N] at each item, for queries int32 [Q]."""
@@ -92,7 +101,7 @@ class PageRank:
 
     def scores_by_restart(self, query_ids: np.ndarray, restarts: tuple[float, ...]) -> np.ndarray:
         """Scores float32 [R, Q, N] of several restart probabilities in one power iteration."""
-        items = self._to_items.shape[0]
+        items = self._num_items
         result = np.empty((len(restarts), len(query_ids), items), np.float32)
         block = int(np.clip(_PAGERANK_CELLS // max(items, 1), 1, _PAGERANK_QUERIES))
 
@@ -112,22 +121,101 @@ class PageRank:
         the mass does not depend on the restart probability.
         """
         factor = (1.0 - np.asarray(restarts, np.float64)) ** 2
-        mass = np.zeros((self._to_items.shape[0], len(query_ids)), np.float32)
-        mass[query_ids, np.arange(len(query_ids))] = 1.0
+        columns = np.arange(len(query_ids))
+        mass = np.zeros((self._num_items, len(query_ids)), np.float32)
+        between = np.empty((self._num_collections, len(query_ids)), np.float32)
         total = np.zeros((len(restarts), *mass.shape), np.float32)
         coefficient = np.asarray(restarts, np.float64)
-        while True:
-            for number in range(len(restarts)):
-                total[number] += np.float32(coefficient[number]) * mass
+        mass[query_ids, columns] = 1.0
+        total[:, query_ids, columns] = coefficient[:, None]
+        none, nothing = np.empty(0, np.float32), np.empty((0, *between.shape), np.float32)
+        tail = np.ones(1)
+        while tail.max() >= _TOLERANCE:
             coefficient = coefficient * factor
-            mass = self._to_items @ (self._to_collections @ mass)
-            tail = coefficient / (1.0 - factor)  # sum of all further coefficients
-            if tail.max() < _TOLERANCE:
-                break
-        # The mass has all but converged, so it stands for that of all further steps.
-        for number in range(len(restarts)):
-            total[number] += np.float32(tail[number]) * mass
+            tail = coefficient / (1.0 - factor)  # sum of this and all further coefficients
+            # At the end the mass has all but converged, so it stands for that of further steps.
+            weights = coefficient if tail.max() >= _TOLERANCE else tail
+            _sparse_product(*self._to_collections, mass, between, none, nothing)
+            _sparse_product(*self._to_items, between, mass, weights.astype(np.float32), total)
         return total.transpose(0, 2, 1)
+
+
+def _arrays(matrix: sparse.sparray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """indptr int64 [R + 1], indices and float32 values of a sparse matrix with R rows."""
+    rows = sparse.csr_array(matrix)
+    return rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data
+
+
+@njit(nogil=True, cache=True)
+def _sparse_product(indptr, indices, values, dense, out, weights, totals):
+    """out = matrix @ dense, and totals[k] += weights[k] * out, in one pass.
+
+    SciPy's product uses no SIMD, and a sum of its own takes half as long as the product.
+
+    Args:
+      indptr, indices, values: the matrix, see _arrays.
+      dense: float32 [columns, Q]; out: float32 [R, Q], output.
+      weights: float32 [K]; totals: float32 [K, R, Q].
+    """
+    for row in range(out.shape[0]):
+        sums = out[row]
+        sums[:] = np.float32(0.0)
+        for entry in range(indptr[row], indptr[row + 1]):
+            value, source = values[entry], dense[indices[entry]]
+            for column in range(sums.shape[0]):
+                sums[column] += value * source[column]
+        for number in range(weights.shape[0]):
+            weight, total = weights[number], totals[number, row]
+            for column in range(sums.shape[0]):
+                total[column] += weight * sums[column]
+
+
+class Steered:
+    """Expected visits of walks that prefer items whose content is similar to the query's."""
+
+    name = "steered"
+
+    def __init__(
+        self,
+        graph: Graph,
+        content: Baseline,
+        sampling: SamplingConfig,
+        threads: int,
+        steering: float = STEERINGS[0],
+    ):
+        """Prepares the walks.
+
+        Args:
+          graph: the graph to walk on.
+          content: its scores are the similarities of the items' content.
+          sampling: number of steps, and the restart probability.
+          threads: number of threads.
+          steering: factor of the similarity.
+        """
+        self._graph, self._content, self._sampling = graph, content, sampling
+        self._threads, self._steering = threads, steering
+        self.settings: dict[str, Any] = {
+            "steering": steering,
+            "walk_length": sampling.walk_length,
+            "restart": sampling.restart,
+            "content": content.name,
+        }
+
+    def scores(self, query_ids: np.ndarray) -> np.ndarray:
+        """Scores float32 [Q, N] for queries int32 [Q]."""
+        return self.scores_by_steering(query_ids, (self._steering,))[0]
+
+    def scores_by_steering(
+        self, query_ids: np.ndarray, steerings: tuple[float, ...]
+    ) -> list[np.ndarray]:
+        """Scores float32 [Q, N] of each of several factors, of one comparison of the content."""
+        cosines = self._content.scores(query_ids)
+        return [
+            visit_probabilities(
+                self._graph, query_ids, cosines, self._sampling, self._threads, steering
+            )
+            for steering in steerings
+        ]
 
 
 def _row_sums(matrix: sparse.csr_array) -> np.ndarray:
@@ -136,6 +224,10 @@ def _row_sums(matrix: sparse.csr_array) -> np.ndarray:
 
 class BaselineUnavailable(Exception):
     """A baseline cannot run on this machine or data; the message gives the reason."""
+
+
+class PackageMissing(BaselineUnavailable):
+    """The package that a baseline needs is not installed."""
 
 
 class Als:
@@ -156,12 +248,12 @@ class Als:
           threads: number of threads.
 
         Raises:
-          BaselineUnavailable: the library is not installed.
+          PackageMissing: the library is not installed.
         """
         try:
             from implicit.als import AlternatingLeastSquares
         except ImportError:
-            raise BaselineUnavailable(
+            raise PackageMissing(
                 "the library implicit is not installed (pip install 'pinsage-jax[als]')"
             ) from None
         self.settings: dict[str, Any] = {"alpha": alpha, **_ALS_SETTINGS}

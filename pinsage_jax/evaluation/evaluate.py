@@ -23,7 +23,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.evaluation import metrics
-from pinsage_jax.evaluation.baseline_choice import Baselines, parse_baselines
+from pinsage_jax.evaluation.baseline_choice import Baselines, ItemContent, parse_baselines
 from pinsage_jax.evaluation.baselines import rank_pairs, top_items
 from pinsage_jax.evaluation.pair_ranks import ScoredPairs, pairs_to_score, write_pair_ranks
 from pinsage_jax.evaluation.table_files import write_tables
@@ -124,7 +124,8 @@ def evaluate(
     settings: dict[str, Any] = {MAIN: {"dimensions": int(embeddings.shape[1])}}
     queries = sampled_queries(graph.num_items)
     lists = {MAIN: _neighbors(embeddings, queries)}
-    baselines = Baselines(config, graph, prepared.features, validation, config.host_threads)
+    content, scored_queries = ItemContent.of(prepared), len(queries) + len(np.unique(query))
+    baselines = Baselines(config, graph, content, validation, config.host_threads, scored_queries)
     for baseline in baselines.build(names):
         ranks[baseline.name] = rank_pairs(baseline, pairs, graph.num_items)
         settings[baseline.name] = baseline.settings

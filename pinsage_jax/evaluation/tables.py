@@ -7,7 +7,7 @@ import textwrap
 from typing import Any
 
 from pinsage_jax.core.text_table import aligned, columns_that_fit, terminal_width
-from pinsage_jax.evaluation.baseline_choice import NAMES
+from pinsage_jax.evaluation.baseline_choice import position
 from pinsage_jax.evaluation.metrics import NDCG_DEPTH
 from pinsage_jax.evaluation.table_files import Tables
 from pinsage_jax.retrieval.ranks import TIE_RULE
@@ -59,9 +59,8 @@ def _notes(result: dict[str, Any]) -> list[str]:
 def _tables(result: dict[str, Any]) -> list[list[list[str]]]:
     """The rows of each table, headings first."""
     # The file's keys are sorted by name; the tables list PinSage first, then the baselines
-    # in the order of NAMES.
-    positions = {name: position for position, name in enumerate(NAMES)}
-    names = sorted(result["methods"], key=lambda name: positions.get(name, -1))
+    # in the order of --baselines=all.
+    names = sorted(result["methods"], key=position)
     methods = {name: result["methods"][name] for name in names}
     first = next(iter(methods.values()))
     tables = [_metric_table("all pairs", "overall", "all", methods)]
@@ -104,8 +103,7 @@ def evaluation_summary(result: dict[str, Any], width: int, workdir: str) -> str:
 
     Kinds that do not fit are left out, and told.
     """
-    positions = {name: position for position, name in enumerate(NAMES)}
-    names = sorted(result["methods"], key=lambda name: positions.get(name, -1))
+    names = sorted(result["methods"], key=position)
     first = result["methods"][names[0]]
     groups = [("all", "overall", "all")]
     if len(first["by_kind"]) > 1:

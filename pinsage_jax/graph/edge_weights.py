@@ -116,7 +116,18 @@ class EdgeWeights:
 
     def to_json(self) -> dict[str, Any]:
         """What a manifest remembers."""
-        return {"newest": self.newest, "time_kind": self.time_kind}
+        return {
+            "newest": self.newest,
+            "time_kind": self.time_kind,
+            "kind_weights": self.data.kind_weights,
+        }
+
+    @classmethod
+    def from_json(cls, data: DataConfig, saved: dict[str, Any]) -> EdgeWeights:
+        """What a manifest remembers; the weights of kinds are those that were chosen."""
+        chosen = saved.get("kind_weights", data.kind_weights)
+        data = dataclasses.replace(data, kind_weights=chosen)
+        return cls(data, saved.get("newest"), saved.get("time_kind"))
 
 
 def weighed(

@@ -22,10 +22,10 @@ from pinsage_jax.catalog.additions import Additions
 from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.ranking.similar_items import SIMILAR_ITEMS, SimilarItems
-from pinsage_jax.ranking.steered_walks import STEERING, visit_probabilities
 from pinsage_jax.retrieval import kernels
 from pinsage_jax.sampling.link_spaces import LinkSpace, make_space
 from pinsage_jax.sampling.neighborhoods import run_blocks
+from pinsage_jax.sampling.steered_walks import STEERING, visit_probabilities
 
 METHODS = ("vectors", "walk", "steered", "content")
 # Of an item: the embeddings' inner product without the popularity coordinate, and this

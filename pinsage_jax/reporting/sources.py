@@ -21,7 +21,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.costs import COSTS_FILE, RUN_FILE
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.evaluation.baseline_choice import NAMES
+from pinsage_jax.evaluation.baseline_choice import position
 from pinsage_jax.evaluation.evaluate import EVAL_FILE, MAIN, RANKED, read_evaluation
 from pinsage_jax.export import writer
 from pinsage_jax.training.checkpoints import Checkpoints
@@ -86,9 +86,10 @@ def read_source(config: Config, num_items: int) -> Source:
         scores = None
     if scores is not None:
         # The keys of the file are in alphabetical order.
-        positions = {name: position for position, name in enumerate((MAIN, RANKED, *NAMES))}
+        first = (MAIN, RANKED)
         methods = sorted(
-            scores["methods"].items(), key=lambda pair: positions.get(pair[0], len(positions))
+            scores["methods"].items(),
+            key=lambda pair: first.index(pair[0]) if pair[0] in first else 2 + position(pair[0]),
         )
         scores = {**scores, "methods": dict(methods)}
     stale = (

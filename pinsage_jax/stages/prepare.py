@@ -6,7 +6,11 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import numpy as np
+from absl import logging
+
 from pinsage_jax.catalog.encoders import refuse_other_encoders
+from pinsage_jax.catalog.graph_files import BuiltGraph
 from pinsage_jax.catalog.inputs import FOLDER
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.catalog.prepare import prepare as prepare_tables
@@ -14,10 +18,20 @@ from pinsage_jax.config.data import catalog_of_size
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.distributed import process_group
+from pinsage_jax.evaluation.baselines import WALK_FACTOR
 from pinsage_jax.graph import split_tables
+from pinsage_jax.graph.csr import Graph
+from pinsage_jax.graph.kind_weights import choose_weights
+from pinsage_jax.graph.validation_split import validation_split
+from pinsage_jax.retrieval.export_quality import evenly_spaced_rows
+from pinsage_jax.sampling.neighborhoods import WalkTables, visit_counts
 from pinsage_jax.spark.graph_tables import write_graph_tables
 from pinsage_jax.stages.runs import data_identity, remember
 from pinsage_jax.training import compatibility
+
+# Validation pairs, and lengths of lists, by which kind weights are chosen.
+_MOST_KIND_PAIRS = 2000
+_CUTOFFS = (10, 100)
 
 
 def load_graph(config: Config) -> Prepared:
@@ -30,11 +44,50 @@ def load_graph(config: Config) -> Prepared:
         if compatibility.saved_meta(config.workdir) is not None:
             # Before anything is encoded, which may take long.
             refuse_other_encoders(config, pathlib.Path(config.workdir) / FOLDER)
-        prepare_tables(config, lambda prepared: _check_replaces(config, prepared))
+        prepare_tables(
+            config,
+            lambda prepared: _check_replaces(config, prepared),
+            lambda built: _kind_weights(config, built),
+        )
         if _fits_checkpoint(config):
             remember(config)
     process_group.all_gather_object(None, "prepared data")
     return open_prepared(config.workdir)
+
+
+def _kind_weights(config: Config, built: BuiltGraph) -> str:
+    """--kind_weights=auto: weights by which plain walks find most on validation pairs."""
+    graph, names = built.graph, list(built.kind_names)
+    split = validation_split(graph, config.split, config.seed, None, built.times)
+    pairs = split.pairs[split.kinds == "warm"]
+    pairs = pairs[evenly_spaced_rows(len(pairs), _MOST_KIND_PAIRS)]
+    if built.kinds is None or not len(pairs):
+        logging.warning(
+            "prepare: --kind_weights=auto: no validation pair to choose by; kinds are equal."
+        )
+        return ""
+    sampling = dataclasses.replace(
+        config.sampling,
+        neighborhood="items",
+        num_neighbors=_CUTOFFS[-1],
+        num_walks=WALK_FACTOR * config.sampling.num_walks,
+    )
+
+    def hits(graph: Graph) -> np.ndarray:
+        found = visit_counts(
+            WalkTables(graph), pairs[:, 0], sampling, seed=config.seed, threads=config.host_threads
+        )
+        at_target = found.ids == pairs[:, 1:]
+        return np.stack([at_target[:, :k].any(axis=1) for k in _CUTOFFS]).sum(axis=0, dtype=float)
+
+    choice = choose_weights(graph, built.kinds, names, split, hits)
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in choice.weights.items())
+    logging.info(
+        "prepare: kind weights chosen on %d validation pairs: %s (hit@10 + hit@100 of walks %.3f, "
+        "with equal weights %.3f).",
+        len(pairs), weights, choice.hits, choice.tried[0]["hits"],
+    )  # fmt: skip
+    return choice.text
 
 
 def _check_replaces(config: Config, new: Prepared) -> None:

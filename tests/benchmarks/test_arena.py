@@ -1,5 +1,6 @@
 """The arena: judged as the project evaluates itself, settings from validation, peers told."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy import sparse
 from small_catalog import make_config, make_prepared, random_graph
 
 from benchmarks.arena import __main__ as arena
-from benchmarks.arena import closed_form, contestant, judging
+from benchmarks.arena import closed_form, contestant, judging, lightgcn
 from benchmarks.arena.peers import Peer, Train, Unavailable
 from benchmarks.processes import Cost
 from pinsage_jax.core.errors import UserError
@@ -234,7 +235,7 @@ def test_the_run_stands_beside_the_peers(trained, tmp_path, capsys, monkeypatch)
     ("arguments", "message"),
     [
         ([], "name either --data_dir or --workdir"),
-        (["--workdir=w", "--peers=lightgcn"], "lightgcn is not one of"),
+        (["--workdir=w", "--peers=ngcf"], "ngcf is not one of"),
         (["--workdir=w", "--python=als=/bin/sh"], "a peer and a Python program are expected"),
     ],
 )
@@ -271,3 +272,21 @@ def test_a_peer_by_its_own_code_finds_items_of_a_collection(name, config):
     ranks = fitted.ranks(together, 60)
     # Of 59 candidates; by chance the median is 30.
     assert np.median(ranks) < 15
+
+
+def test_lightgcn_hands_edges_to_its_environment_and_takes_vectors_back(monkeypatch):
+    edges = np.random.default_rng(4).random((6, 9)) < 0.4
+
+    def run(command, check, env):
+        assert command[0] == "/env/python" and command[1] == "-I" and check
+        plan = json.loads(command[3])
+        assert (plan["items"], plan["collections"], plan["penalty"]) == (6, 9, 0.5)
+        with np.load(plan["edges"], allow_pickle=False) as saved:
+            found = np.zeros_like(edges)
+            found[saved["items"], saved["collections"]] = True
+        np.testing.assert_array_equal(found, edges)
+        np.save(plan["out"], np.full((6, plan["dim"]), 0.5, np.float32))
+
+    monkeypatch.setattr(lightgcn.subprocess, "run", run)
+    train = dataclasses.replace(train_of(edges), pythons={"lightgcn": "/env/python"})
+    assert lightgcn.lightgcn(train, 0.1, 0.5).shape == (6, 64)

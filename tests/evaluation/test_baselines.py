@@ -10,10 +10,18 @@ from small_catalog import make_config, random_graph
 
 from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.evaluation import baselines, baselines_fusion, baselines_graph
-from pinsage_jax.evaluation.baseline_choice import DEFAULT, NAMES, Baselines, parse_baselines
+from pinsage_jax.evaluation import baseline_choice, baselines, baselines_fusion, baselines_graph
+from pinsage_jax.evaluation.baseline_choice import (
+    DEFAULT,
+    NAMES,
+    Baselines,
+    ItemContent,
+    parse_baselines,
+    position,
+)
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
+from pinsage_jax.sampling import steered_walks
 
 
 def dense(graph: Graph) -> np.ndarray:
@@ -147,7 +155,9 @@ def test_als_is_the_inner_product_of_item_factors(graph, monkeypatch):
 def test_without_implicit_als_is_skipped_with_a_reason(graph, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "implicit", None)
     monkeypatch.setitem(sys.modules, "implicit.als", None)
-    chosen = Baselines(make_config(tmp_path), graph, np.empty((30, 0)), None, 1)
+    chosen = Baselines(
+        make_config(tmp_path, baselines="als"), graph, ItemContent(np.empty((30, 0))), None, 1
+    )
     assert [made.name for made in chosen.build(("als", "popularity"))] == ["popularity"]
     assert "pip install" in chosen.skipped["als"]
 
@@ -229,7 +239,7 @@ def test_settings_are_chosen_on_validation_pairs_and_their_graph(small_rng, tmp_
     features[200:300] = twins
     pairs = np.stack([np.arange(100), np.arange(200, 300)], axis=1)
     config = make_config(tmp_path)
-    chosen = Baselines(config, graph, features, split_of(graph, pairs), 1)
+    chosen = Baselines(config, graph, ItemContent(features), split_of(graph, pairs), 1)
     made = {
         baseline.name: baseline
         for baseline in chosen.build(("fusion", "pagerank", "fusion_pagerank"))
@@ -240,7 +250,7 @@ def test_settings_are_chosen_on_validation_pairs_and_their_graph(small_rng, tmp_
     assert made["fusion_pagerank"].settings["restart"] == made["pagerank"].settings["restart"]
     # The withheld graph decides: with the edges of another graph the objective changes.
     other = random_graph(small_rng, num_items=400, num_collections=40, edges=400)
-    again = Baselines(config, graph, features, split_of(other, pairs), 1)
+    again = Baselines(config, graph, ItemContent(features), split_of(other, pairs), 1)
     found = next(again.build(("pagerank",))).settings["candidates"]
     assert found != made["pagerank"].settings["candidates"]
 
@@ -249,7 +259,9 @@ def test_als_is_tuned_on_validation_pairs(small_rng, tmp_path, monkeypatch):
     fake_implicit(monkeypatch, {})
     graph = random_graph(small_rng)
     pairs = np.array([[0, 1], [2, 3]])
-    chosen = Baselines(make_config(tmp_path), graph, np.ones((30, 2)), split_of(graph, pairs), 1)
+    chosen = Baselines(
+        make_config(tmp_path), graph, ItemContent(np.ones((30, 2))), split_of(graph, pairs), 1
+    )
     settings = next(chosen.build(("als",))).settings
     # The stand-in ignores alpha, so the three tie and the default stays.
     assert settings["alpha"] == 40.0 and set(settings["candidates"]) == {"40", "10", "1"}
@@ -258,7 +270,9 @@ def test_als_is_tuned_on_validation_pairs(small_rng, tmp_path, monkeypatch):
 def test_without_validation_pairs_the_defaults_are_used_and_logged(graph, tmp_path):
     empty = split_of(graph, np.empty((0, 2), np.int32))
     for validation in (None, empty):
-        chosen = Baselines(make_config(tmp_path), graph, np.ones((30, 2)), validation, 1)
+        chosen = Baselines(
+            make_config(tmp_path), graph, ItemContent(np.ones((30, 2))), validation, 1
+        )
         fusion, pagerank = chosen.build(("fusion", "pagerank"))
         assert fusion.settings["content_weight"] == 0.5
         assert pagerank.settings["restart"] == 0.15
@@ -267,26 +281,118 @@ def test_without_validation_pairs_the_defaults_are_used_and_logged(graph, tmp_pa
 
 def test_without_features_content_and_its_fusions_are_skipped(graph, tmp_path, monkeypatch):
     fake_implicit(monkeypatch, {})
-    chosen = Baselines(make_config(tmp_path), graph, np.empty((30, 0), np.float32), None, 1)
+    chosen = Baselines(
+        make_config(tmp_path), graph, ItemContent(np.empty((30, 0), np.float32)), None, 1
+    )
     made = [baseline.name for baseline in chosen.build(NAMES)]
     assert made == ["popularity", "walk", "item_knn", "pagerank", "als"]
-    assert set(chosen.skipped) == {"content", "fusion", "fusion_pagerank"}
+    assert set(chosen.skipped) == {"content", "steered", "fusion", "fusion_pagerank"}
 
 
 def test_every_baseline_runs_on_a_graph_without_edges(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "implicit", None)
     none = np.empty(0, np.int32)
     graph = Graph.from_edges(none, none, 6, 2)
-    chosen = Baselines(make_config(tmp_path), graph, np.eye(6, dtype=np.float32), None, 1)
+    chosen = Baselines(
+        make_config(tmp_path), graph, ItemContent(np.eye(6, dtype=np.float32)), None, 1
+    )
     for baseline in chosen.build(NAMES):
         scores = baseline.scores(np.array([0, 5], np.int32))
         assert scores.shape == (2, 6) and np.isfinite(scores).all(), baseline.name
 
 
 def test_parse_baselines():
-    assert parse_baselines("default") == DEFAULT == ("popularity", "content", "walk")
+    assert parse_baselines("default") == DEFAULT
+    assert {"pagerank", "steered", "als", "content_columns"} <= set(DEFAULT)
     assert parse_baselines("all") == NAMES
     assert parse_baselines("none") == () == parse_baselines("")
-    assert parse_baselines("als, walk,als,default") == ("als", "walk", "popularity", "content")
+    assert parse_baselines("als, walk,als,default")[:4] == ("als", "walk", "popularity", "content")
     with pytest.raises(UserError, match="knn is not one of popularity"):
         parse_baselines("walk,knn")
+
+
+BLOCKS = (
+    {"kind": "dense", "columns": ["image"], "width": 3},
+    {"kind": "numeric", "columns": ["price"], "width": 1},
+    {"kind": "text", "columns": ["title", "about it"], "width": 2},
+)
+
+
+def test_every_feature_column_is_a_baseline_of_its_own(graph, small_rng, tmp_path):
+    features = small_rng.normal(size=(graph.num_items, 6)).astype(np.float32)
+    content = ItemContent(features, blocks=BLOCKS)
+    chosen = Baselines(make_config(tmp_path), graph, content, None, 1)
+    made = {baseline.name: baseline for baseline in chosen.build(("content_columns",))}
+    # A number has no direction.
+    assert list(made) == ["content_image", "content_title_about_it"]
+    for name, columns in (("content_image", slice(0, 3)), ("content_title_about_it", slice(4, 6))):
+        wanted = cosine(features[:, columns].astype(np.float64))
+        np.testing.assert_allclose(made[name].scores(everyone(graph)), wanted, atol=1e-6)
+    # One block is all of the content, and projected features have no columns of blocks.
+    assert ItemContent(features[:, :3], blocks=BLOCKS[:1]).by_column() == {}
+    assert ItemContent(features[:, :4], blocks=BLOCKS).by_column() == {}
+
+
+def test_of_many_columns_the_widest_are_baselines_with_names_of_their_own(small_rng, monkeypatch):
+    monkeypatch.setattr(baseline_choice, "_MAX_COLUMNS", 2)
+    blocks = [
+        {"kind": "categorical", "columns": [name], "width": width}
+        for name, width in (("a b", 2), ("c", 1), ("a-b", 4))
+    ]
+    found = ItemContent(small_rng.normal(size=(5, 7)), blocks=blocks).by_column()
+    assert found == {"content_a_b": slice(0, 2), "content_a_b_1": slice(3, 7)}
+
+
+def test_words_of_a_text_are_a_baseline(graph, small_rng, tmp_path):
+    terms = small_rng.permuted(np.tile(np.arange(9, dtype=np.int32), (30, 1)), axis=1)[:, :4]
+    weights = small_rng.uniform(0.1, 1, (30, 4)).astype(np.float32)
+    weights[7] = 0
+    words = np.concatenate([terms, weights.view(np.int32)], axis=1)
+    rows = np.zeros((30, 9))
+    np.put_along_axis(rows, terms, weights, axis=1)
+    content = ItemContent(np.ones((30, 2), np.float32), words)
+    chosen = Baselines(make_config(tmp_path), graph, content, None, 2)
+    (found,) = chosen.build(("content_columns",))
+    assert found.name == "content_words"
+    np.testing.assert_allclose(found.scores(everyone(graph)), cosine(rows), atol=1e-6)
+
+
+def test_steered_walks_follow_the_content_and_are_tuned_on_validation_pairs(graph, tmp_path):
+    config = make_config(tmp_path)
+    features = np.eye(30, dtype=np.float32)[np.arange(30) % 3]
+    pairs = np.array([[0, 3], [1, 4], [2, 5]])
+    content = ItemContent(features)
+    chosen = Baselines(config, graph, content, split_of(graph, pairs), 1)
+    (steered,) = chosen.build(("steered",))
+    assert set(steered.settings["candidates"]) == {"2", "4", "8"}
+    queries, cosines = everyone(graph), baselines.Content(features).scores(everyone(graph))
+    wanted = steered_walks.visit_probabilities(
+        graph, queries, cosines, config.sampling, 1, steered.settings["steering"]
+    )
+    np.testing.assert_array_equal(steered.scores(queries), wanted)
+
+
+def test_the_default_leaves_out_what_takes_long_and_als_without_its_extra(
+    graph, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "implicit", None)
+    monkeypatch.setitem(sys.modules, "implicit.als", None)
+    monkeypatch.setattr(baseline_choice, "_MAX_PAGERANK_WORK", graph.num_edges * 10 - 1)
+    content = ItemContent(np.ones((30, 2), np.float32))
+    made = {}
+    for text in ("default", "default,pagerank", "all"):
+        config = make_config(tmp_path, baselines=text)
+        chosen = Baselines(config, graph, content, None, 1, queries=10)
+        made[text] = [one.name for one in chosen.build(parse_baselines(text))], chosen.skipped
+    names, skipped = made["default"]
+    assert names == ["popularity", "content", "walk", "steered"]
+    assert set(skipped) == {"pagerank"} and "--baselines=default,pagerank" in skipped["pagerank"]
+    assert "pagerank" in made["default,pagerank"][0] and "pagerank" in made["all"][0]
+    assert set(made["all"][1]) == {"als"}
+
+
+def test_methods_of_an_evaluation_are_in_the_order_of_all_baselines():
+    names = ["walk", "pinsage", "content_image", "content", "popularity"]
+    assert sorted(names, key=position) == [
+        "pinsage", "popularity", "content", "content_image", "walk",
+    ]  # fmt: skip

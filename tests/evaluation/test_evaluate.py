@@ -124,7 +124,9 @@ def test_eval_json_documents_the_protocol(small_case, tmp_path, capsys):
     assert written["dropped_pairs"] == {
         "unknown_query": 2, "unknown_target": 1, "self_pairs": 0, "repeated_pairs": 4,
     }  # fmt: skip
-    assert written["skipped_baselines"] == {"content": "the items have no features"}
+    assert written["skipped_baselines"] == dict.fromkeys(
+        ("content", "steered"), "the items have no features"
+    )
     assert written["methods"]["walk"]["settings"]["num_walks"] == 200
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.json", "eval_ranks.parquet"]
 

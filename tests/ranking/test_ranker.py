@@ -25,7 +25,7 @@ from pinsage_jax.ranking.ranker import Ranker
 from pinsage_jax.ranking.ranker_model import RankerModel
 from pinsage_jax.ranking.saved_ranker import RANKER_FILE, open_ranker, write_ranker
 from pinsage_jax.ranking.similar_items import SimilarItems
-from pinsage_jax.ranking.steered_walks import visit_probabilities
+from pinsage_jax.sampling.steered_walks import visit_probabilities
 
 # Walks.
 

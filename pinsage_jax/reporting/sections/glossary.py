@@ -47,8 +47,8 @@ TERMS = {
         "the others and changes no order among them."
     ),
     "baseline": (
-        "A method without training that ranks the same pairs: popularity, content, walk, "
-        "item-kNN, PageRank, ALS and two fusions."
+        "A method that ranks the same pairs: popularity, content (of all columns, and of each), "
+        "walk, steered walk, item-kNN, PageRank, ALS and two fusions."
     ),
     "hit@K, recall@K, NDCG@K": (
         "The share of pairs whose target ranks K or better; the share of a query's targets in "

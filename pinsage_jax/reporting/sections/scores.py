@@ -24,6 +24,7 @@ _TERMS = {"warm": "warm pair", "cold": "cold pair"}
 _DEGREE_METHODS = (MAIN, RANKED, "content", "walk")
 _LABELS = {
     MAIN: "PinSage",
+    "steered": "steered walk",
     "item_knn": "item-kNN",
     "pagerank": "PageRank",
     "als": "ALS",
