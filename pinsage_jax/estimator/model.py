@@ -314,8 +314,8 @@ class PinSage(FittedRun):
 
         >>> pairs = {"query_id": ["item-1", "item-2"], "target_id": ["item-2", "item-5"]}
         >>> found = model.evaluate(pairs)
-        >>> found["pairs"], sorted(found["methods"])[:3]
-        (2, ['content', 'pinsage', 'popularity'])
+        >>> found["pairs"], sorted(found["methods"])[-4:]
+        (2, ['pinsage', 'popularity', 'steered', 'walk'])
 
         Args:
           pairs: a table query_id, target_id (and kind), or a path; None: the eval_pairs of
