@@ -25,7 +25,7 @@ from pinsage_jax.evaluation.baselines_graph import incidence
 from pinsage_jax.evaluation.metrics import keyed_generator
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import ValidationSplit
-from pinsage_jax.recommend.graph_choice import NETWORK_BOUND, GraphChoice, GraphSearch, gains
+from pinsage_jax.recommend.graph_choice import NETWORK_BOUND, GraphChoice, GraphSearch
 from pinsage_jax.recommend.graph_scores import GRAPH_METHODS, Cooccurrence, Mixture, Spectral
 from pinsage_jax.recommend.metrics import DEPTH, METRICS, per_user
 from pinsage_jax.recommend.scores import (
@@ -46,7 +46,7 @@ RARITIES = (0.0, 0.25, 0.5, 0.75)
 _FIRST_RARITY = 0.5
 _HELD_OUT_SHARE = 0.2
 _MIN_ITEMS = 5
-_MAX_USERS = 500
+_MAX_USERS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,12 +200,9 @@ def choose(
         for choice, values in tried
     ]
     allowed = [one for one in tried if by == "auto" or one[0].by == by] or tried
-    best = max((one for one in allowed if one[0].by != "mixed"), key=_ndcg, default=None)
-    mixed = max((one for one in allowed if one[0].by == "mixed"), key=_ndcg, default=None)
-    if best is None or (mixed is not None and gains(mixed[1], best[1])):
-        assert mixed is not None
-        best = mixed
-    return best[0], table
+    # Of equal ones the simpler: max takes the first.
+    allowed.sort(key=lambda one: one[0].by == "mixed")
+    return max(allowed, key=_ndcg)[0], table
 
 
 # A candidate and the metrics of each user, float64 [U, 2].
@@ -268,7 +265,7 @@ def _graph_candidates(
         spectral, bases = found
         scorer = Spectral(bases, degree)
         mixed = search.mixed(parts, spectral.choice, 1, scorer)
-        if gains(mixed.values, max(best, spectral, key=lambda one: one.ndcg).values):
+        if mixed.ndcg > max(best.ndcg, spectral.ndcg):
             best = mixed
             parts.append((scorer, mixed.choice.weights[1]))
     shape = {}

@@ -6,8 +6,9 @@ seen these users, so this comparison favors the graph's scores a little.
 
 Exponents of co-occurrence are searched one after another, then the width of spectral
 vectors, then the weights of a mixture, whose parts are first divided by the mean of their
-best scores.  A mixture, or a further part of it, is taken only if NDCG@20 gains more than a
-standard error of the difference over the users, and the fewer dimensions win within one.
+best scores.  A mixture, or a further part of it, is taken if its mean NDCG@20 is the highest:
+its parts err on different users, so that a small gain in validation holds more often than not.
+Of widths within a standard error of the difference over the users the narrowest is taken.
 
   U users, N items, D dimensions
 """

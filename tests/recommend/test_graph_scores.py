@@ -12,6 +12,7 @@ from pinsage_jax.config.data import SplitConfig
 from pinsage_jax.config.search import RecommendConfig
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import validation_split
+from pinsage_jax.recommend import choice as choosing
 from pinsage_jax.recommend import graph_choice, metrics, recommend
 from pinsage_jax.recommend import graph_scores as gs
 from pinsage_jax.recommend import scores as rs
@@ -238,3 +239,20 @@ def test_histories_that_training_had_are_added_once():
     everyone = np.arange(USERS)
     again = _with_histories(graph.without(collections=everyone), graph, everyone, histories)
     np.testing.assert_array_equal(dense(again), dense(graph))
+
+
+def test_the_highest_mean_is_chosen_and_of_equal_ones_the_simpler(monkeypatch):
+    rng = np.random.default_rng(3)
+    lists, noise = rng.random((50, 2)), np.tile([[0.2], [-0.2]], (25, 2))
+
+    def chosen(mixed):
+        tried = [(Choice("mixed", graph=GRAPH_CHOICE), mixed)]
+        tried += [(Choice("cooccurrence", graph=GRAPH_CHOICE), lists)]
+        monkeypatch.setattr(choosing, "_network_candidates", lambda *_: [])
+        monkeypatch.setattr(choosing, "_graph_candidates", lambda *_: tried)
+        users = dataclasses.make_dataclass("Users", ["graph"])(object())
+        return choosing.choose(RecommendConfig(), users, 1)[0].by
+
+    # A gain within the noise is a gain.
+    assert chosen(lists + noise + 0.001) == "mixed"
+    assert chosen(lists) == chosen(lists + noise - 0.001) == "cooccurrence"
