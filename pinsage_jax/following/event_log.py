@@ -5,7 +5,8 @@ A file of the folder is a table as --edges takes it (Parquet, Feather or CSV), o
 or an underscore, or ends with .tmp, and rename it.  The files are read in the order of their
 names, and a restarted server reads all of them again.  What is left out is named in the log.
 
-An event has the columns of --edges; with a column `removed` that is true, it removes the edge.
+An event has the columns of --edges; with a column `removed` that is true, it removes the edge, and
+needs no weight.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from absl import logging
 
 from pinsage_jax.config.data import DataConfig
@@ -64,7 +66,7 @@ class FolderLog:
     """The files of a folder."""
 
     def __init__(self, folder: pathlib.Path, data: DataConfig, how: EdgeWeights | None):
-        """Reads nothing yet.
+        """Reads nothing yet; see EventReader.
 
         Raises:
           UserError: the folder is not there.
@@ -73,7 +75,8 @@ class FolderLog:
             raise UserError(
                 f"--{FLAG}={folder} is no folder; make it, and let files with edges be put there."
             )
-        self._folder, self._data, self._how = folder, data, how
+        self._folder, self._data = folder, data
+        self._reader = EventReader(data, how)
         self._seen: dict[str, tuple[int, int]] = {}
         self._strangers: set[str] = set()
 
@@ -102,11 +105,10 @@ class FolderLog:
             try:
                 if name.lower().endswith(_JSON_LINES):
                     with path.open(encoding="utf-8", errors="replace") as lines:
-                        table = _table_of(lines, self._data, str(path), 1)
+                        table = self._reader.of_lines(lines, str(path), 1)
                 else:
                     table = open_table(path, FLAG, self._data)
-                # Whole before any of it counts: a damaged file changes nothing.
-                found = list(_events_of(table, self._data, self._how, about.st_mtime, str(path)))
+                found = self._reader.events(table, about.st_mtime, str(path))
             except UserError as error:
                 logging.warning("%s is left out: %s", path, error)
                 continue
@@ -116,9 +118,9 @@ class FolderLog:
 class StreamLog:
     """JSON lines of a stream, read by a thread; what it brings is kept in memory alone."""
 
-    def __init__(self, stream: TextIO, data: DataConfig, how: EdgeWeights | None):
+    def __init__(self, stream: Iterable[str], data: DataConfig, how: EdgeWeights | None):
         """Starts the thread, which ends with the stream."""
-        self._data, self._how, self._number = data, how, 1
+        self._reader, self._number = EventReader(data, how), 1
         self._lines: queue.Queue[tuple[float, str]] = queue.Queue(4 * _MOST_LINES)
         self._kept: list[RawEvents] = []
         self._again: list[RawEvents] = []
@@ -147,8 +149,8 @@ class StreamLog:
         source = f"standard input, from line {self._number} on"
         first, self._number = self._number, self._number + len(lines)
         try:
-            table = _table_of((line for _, line in lines), self._data, "standard input", first)
-            found = list(_events_of(table, self._data, self._how, lines[0][0], source))
+            table = self._reader.of_lines((line for _, line in lines), "standard input", first)
+            found = self._reader.events(table, lines[0][0], source)
         except UserError as error:
             logging.warning("%d lines of %s are left out: %s", len(lines), source, error)
             return
@@ -156,74 +158,113 @@ class StreamLog:
         yield from found
 
 
-def _table_of(lines: Iterable[str], data: DataConfig, name: str, first: int) -> Table:
-    """JSON lines as a table in memory; what is no event is named in the log and left out.
+class EventReader:
+    """Reads tables and JSON lines of edges as the catalog's settings say."""
 
-    Args:
-      first: number of the first line.
-    """
-    rows: list[dict[str, Any]] = []
-    wrong: list[str] = []
-    ids = data.item_column, data.collection_column
-    for number, line in enumerate(lines, first):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            wrong.append(f"line {number} is no JSON object")
-        elif missing := [key for key in ids if not _is_id(row.get(key))]:
-            wrong.append(f"line {number} has no '{missing[0]}' that is text or a whole number")
-        else:
-            rows.append({**row, **{key: str(row[key]) for key in ids}})
-    if wrong:
-        more = f", and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-        logging.warning("%s: left out: %s%s.", name, "; ".join(wrong[:_NAMED]), more)
-    wanted = [*ids, *(key for key in _optional(data) if any(key in row for row in rows))]
-    columns = {}
-    for key in wanted:
-        values = [row.get(key) for row in rows]
-        try:
-            columns[key] = pa.array(values, pa.large_string() if key in ids else None)
-        except (pa.ArrowException, OverflowError):
-            raise UserError(f"'{key}' in {name} has values of different types.") from None
-    return table_in_memory(pa.table(columns), name)
+    def __init__(self, data: DataConfig, how: EdgeWeights | None):
+        """Takes the columns, and how weights follow from them; None without weights."""
+        self._data, self._how = data, how
+        self._told: set[str] = set()
+
+    def of_lines(self, lines: Iterable[str], name: str, first: int) -> Table:
+        """JSON lines as a table in memory; what is no event is named in the log and left out.
+
+        Args:
+          name: names the lines in messages.
+          first: number of the first line.
+
+        Raises:
+          UserError: the values of a key have different types.
+        """
+        rows: list[dict[str, Any]] = []
+        wrong: list[str] = []
+        ids = self._data.item_column, self._data.collection_column
+        for number, line in enumerate(lines, first):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                wrong.append(f"line {number} is no JSON object")
+            elif missing := [key for key in ids if not _is_id(row.get(key))]:
+                wrong.append(f"line {number} has no '{missing[0]}' that is text or a whole number")
+            else:
+                rows.append({**row, **{key: str(row[key]) for key in ids}})
+        if wrong:
+            more = f", and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+            logging.warning("%s: left out: %s%s.", name, "; ".join(wrong[:_NAMED]), more)
+        optional = self._optional()
+        given = dict.fromkeys(key for row in rows for key in row)
+        self._tell(name, [key for key in given if key not in (*ids, *optional)])
+        columns = {}
+        # Where edges have weights, lines that only remove edges need none.
+        needed = given if self._how is None else {*given, *optional} - {_REMOVED}
+        for key in (*ids, *(key for key in optional if key in given or key in needed)):
+            values = [row.get(key) for row in rows]
+            try:
+                columns[key] = pa.array(values, pa.large_string() if key in ids else None)
+            except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+                raise UserError(f"'{key}' in {name} has values of different types.") from None
+        return table_in_memory(pa.table(columns), name)
+
+    def events(self, table: Table, arrived: float, source: str) -> list[RawEvents]:
+        """The rows of a table as events: all of them, so that a damaged file changes nothing.
+
+        Raises:
+          UserError: a column is missing, or a value is not one of its kind.
+        """
+        ids = [self._data.item_column, self._data.collection_column]
+        table.require(ids[0], "item_column")
+        table.require(ids[1], "collection_column")
+        weighed = [] if self._how is None else self._how.require(table)
+        wanted = [*ids, *([_REMOVED] if _REMOVED in table.columns else []), *weighed]
+        self._tell(source, [name for name in table.columns if name not in wanted])
+        found = []
+        for batch in iter_batches(table, wanted, ids=ids):
+            removed = np.zeros(len(batch), np.bool_)
+            if _REMOVED in wanted:
+                removed = _flags_of(batch, _REMOVED)
+            weights = None
+            if self._how is not None:
+                weights = _weights_of(batch, self._how, weighed, removed)
+            items, collections = (batch.column(name).to_pylist() for name in ids)
+            found.append(RawEvents(items, collections, removed, weights, arrived, source))
+        return found
+
+    def _optional(self) -> list[str]:
+        """Names of the columns beside the ids that events may have."""
+        names = [self._data.weight_column, self._data.kind_column, self._data.time_column, _REMOVED]
+        return [name for name in dict.fromkeys(names) if name]
+
+    def _tell(self, source: str, unread: list[str]) -> None:
+        """Names columns that are not read, each once."""
+        if new := [name for name in unread if name not in self._told]:
+            self._told.update(new)
+            logging.info("%s: not read: %s", source, ", ".join(new))
 
 
 def _is_id(value: Any) -> bool:
-    return (isinstance(value, str) and value != "") or (
-        isinstance(value, int) and not isinstance(value, bool)
-    )
+    if isinstance(value, str):
+        # JSON has halves of surrogate pairs, which no table has.
+        return value != "" and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _optional(data: DataConfig) -> list[str]:
-    """Names of the columns beside the ids that events may have."""
-    names = [data.weight_column, data.kind_column, data.time_column, _REMOVED]
-    return [name for name in dict.fromkeys(names) if name]
-
-
-def _events_of(
-    table: Table, data: DataConfig, how: EdgeWeights | None, arrived: float, source: str
-) -> Iterator[RawEvents]:
-    """The rows of a table as events.
-
-    Raises:
-      UserError: a column is missing, or a value is not one of its kind.
-    """
-    ids = [data.item_column, data.collection_column]
-    table.require(ids[0], "item_column")
-    table.require(ids[1], "collection_column")
-    wanted = [*ids, *([_REMOVED] if _REMOVED in table.columns else [])]
-    wanted += [] if how is None else how.require(table)
-    for batch in iter_batches(table, wanted, ids=ids):
-        removed = np.zeros(len(batch), np.bool_)
-        if _REMOVED in wanted:
-            removed = _flags_of(batch, _REMOVED)
-        weights = None if how is None else how.of_batch(batch)
-        items, collections = (batch.column(name).to_pylist() for name in ids)
-        yield RawEvents(items, collections, removed, weights, arrived, source)
+def _weights_of(
+    batch: Batch, how: EdgeWeights, columns: list[str], removed: np.ndarray
+) -> np.ndarray:
+    """Weights float32 [R]; rows that remove an edge need none."""
+    kept = np.flatnonzero(~removed)
+    if not len(kept):
+        return np.ones(len(batch), np.float32)
+    rows, mask = batch.rows, pa.array(removed)
+    for name in columns:
+        column = batch.column(name)
+        filled = pc.if_else(mask, column[int(kept[0])], column)
+        rows = rows.set_column(rows.schema.get_field_index(name), name, filled)
+    return how.of_batch(dataclasses.replace(batch, rows=rows))
 
 
 def _flags_of(batch: Batch, name: str) -> np.ndarray:

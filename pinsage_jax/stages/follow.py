@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import pathlib
 import sys
 import threading
@@ -114,7 +115,9 @@ class Following:
             if self._log is None:
                 how = loaded.prepared.edge_weights(config.data)
                 if self._config.serve.follow == STDIN:
-                    self._log = StreamLog(sys.stdin, config.data, how)
+                    # Letters that are not UTF-8 make a line that is left out, and not the last one.
+                    lines = io.TextIOWrapper(sys.stdin.buffer, "utf-8", "replace")
+                    self._log = StreamLog(lines, config.data, how)
                 else:
                     self._log = FolderLog(self._folder(), config.data, how)
             else:

@@ -76,6 +76,25 @@ def test_lines_that_are_no_events_are_named(tmp_path, caplog):
     assert "line 3 has no 'collection_id'" in caplog.text
 
 
+def test_what_is_not_read_is_said_once(tmp_path, caplog):
+    caplog.set_level("INFO", "absl")
+    line = '{"item_id": "i%d", "collection_id": "c", "note": 1}\n'
+    log = FolderLog(tmp_path, DATA, None)
+    for number in range(2):
+        (tmp_path / f"{number}.jsonl").write_text(line % number)
+        write_parquet(tmp_path / f"{number}.parquet", ["i"], ["c"], shop=["x"])
+    assert len(rows_of(log.read())) == 4
+    assert caplog.text.count("not read: note") == caplog.text.count("not read: shop") == 1
+
+
+def test_ids_are_text_that_tables_can_hold(tmp_path, caplog):
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"item_id": "\\ud800", "collection_id": "c"}\n{"item_id": "\xff", "collection_id": "c"}\n'
+    )
+    assert rows_of(FolderLog(tmp_path, DATA, None).read()) == [("\ufffd", "c", False)]
+    assert "line 1 has no 'item_id'" in caplog.text
+
+
 def test_a_folder_must_be_there(tmp_path):
     with pytest.raises(UserError, match=r"--follow=.* is no folder"):
         FolderLog(tmp_path / "none", DATA, None)
@@ -89,6 +108,16 @@ def test_weights_follow_the_settings_of_the_catalog(tmp_path, caplog):
     [raw] = log.read()
     assert raw.weights.tolist() == [0.5, 2.0]
     assert "b.parquet is left out" in caplog.text and "'w'" in caplog.text
+    # An edge that is removed needs no weight; any other does.
+    write_parquet(
+        tmp_path / "c.parquet", ["i1", "i2"], ["c", "c"], w=[None, 3.0], removed=[True, None]
+    )
+    write_parquet(tmp_path / "d.parquet", ["i1", "i2"], ["c", "c"], w=[None, 3.0])
+    (tmp_path / "e.jsonl").write_text('{"item_id": "i1", "collection_id": "c", "removed": true}\n')
+    third, fifth = log.read()
+    assert third.removed.tolist() == [True, False] and third.weights[1] == 3.0
+    assert fifth.removed.tolist() == [True]
+    assert "d.parquet is left out" in caplog.text and "row 1" in caplog.text
 
 
 def test_a_stream_is_read_as_it_comes():
