@@ -231,6 +231,8 @@ class SyntheticCatalog(Checked):
         4_000, "Engagement pairs drawn for evaluation (as many again for training).", low=1
     )
     seed: int = constant(0, "Seed of the catalog; --seed does not change it.", low=0)
+    number_ids: bool = constant(False, "Ids are numbers, a third of the size of texts.")
+    names: bool = constant(True, "Items have names.")
 
 
 SIZES = {

@@ -32,8 +32,9 @@ import pyarrow.parquet as pq
 from pinsage_jax.config.data import SyntheticCatalog
 from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.synthetic import latents, words
+from pinsage_jax.synthetic import draw_kernels, latents, words
 from pinsage_jax.synthetic.latents import Stream
+from pinsage_jax.synthetic.ordered import in_order
 
 COLD_SHARE = 0.25
 
@@ -138,8 +139,16 @@ def id_strings(prefix: str, numbers: np.ndarray, count: int, min_digits: int) ->
     return pa.StringArray.from_buffers(len(numbers), pa.py_buffer(offsets), pa.py_buffer(text))
 
 
-def _item_ids(settings: SyntheticCatalog, numbers: np.ndarray) -> pa.StringArray:
+def _item_ids(settings: SyntheticCatalog, numbers: np.ndarray) -> pa.Array:
+    if settings.number_ids:
+        return pa.array(numbers.astype(np.int32))
     return id_strings("pin", numbers, settings.items, 7)
+
+
+def _board_ids(settings: SyntheticCatalog, numbers: np.ndarray) -> pa.Array:
+    if settings.number_ids:
+        return pa.array(numbers.astype(np.int32))
+    return id_strings("board", numbers, settings.collections, 6)
 
 
 def edge_blocks(
@@ -166,13 +175,21 @@ def edge_blocks(
     del by_group, overall
 
     by_group, overall = item_latents.by_group(groups, 1.0), item_latents.overall(1.0)
-    low = 0
-    while low < settings.collections:
-        # Whole boards, because _fill_boards removes duplicates within a board.
-        high = int(np.searchsorted(boards.offsets, boards.offsets[low] + block, side="right")) - 1
+
+    def fill(span: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        return _fill_boards(settings, boards, by_group, overall, *span)
+
+    yield from in_order(fill, _board_spans(boards.offsets, block))
+
+
+def _board_spans(offsets: np.ndarray, block: int) -> Iterator[tuple[int, int]]:
+    """Ranges of whole boards of about `block` edges: duplicates are removed within a board."""
+    low, count = 0, len(offsets) - 1
+    while low < count:
+        high = int(np.searchsorted(offsets, offsets[low] + block, side="right")) - 1
         high = max(high, low + 1)
-        if boards.offsets[high] > boards.offsets[low]:
-            yield _fill_boards(settings, boards, by_group, overall, low, high)
+        if offsets[high] > offsets[low]:
+            yield low, high
         low = high
 
 
@@ -184,37 +201,20 @@ def _fill_boards(
     low: int,
     high: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The edges of the boards [low, high): (boards, items), int64 [n] each."""
+    """The edges of the boards [low, high): (boards, items), int64 [n] each.
+
+    An item of each edge's group is drawn, of any group if the edge is off topic or the group is
+    empty; one that the board has already is drawn again, at most _REDRAWS times.
+    """
     first, stop = int(boards.offsets[low]), int(boards.offsets[high])
-    board = np.repeat(np.arange(low, high), np.diff(boards.offsets[low : high + 1]))
     draws = latents.uniforms(settings.seed, Stream.EDGES, first, stop - first, 4 + 2 * _REDRAWS)
-    group = boards.groups[board, _pick_part(boards.cumulative[board], draws[:, 0])]
-    group = _change_style(settings, group, draws[:, 1], _EDGE_OTHER_STYLE)
-    off_topic = boards.noise[board] | (draws[:, 3] < _OFF_TOPIC)
-    items = _draw_items(by_group, overall, group, off_topic, draws[:, 2])
-    for attempt in range(_REDRAWS):
-        is_duplicate = np.ones(stop - first, bool)
-        is_duplicate[np.unique(board * settings.items + items, return_index=True)[1]] = False
-        rows = np.flatnonzero(is_duplicate)
-        # All groups of a board are equally likely here, also those with a small share.
-        part_draws, item_draws = draws[rows, 4 + 2 * attempt], draws[rows, 5 + 2 * attempt]
-        group = boards.groups[board[rows], (part_draws * latents.BOARD_PARTS).astype(np.int64)]
-        items[rows] = _draw_items(by_group, overall, group, off_topic[rows], item_draws)
+    board, items = np.empty(stop - first, np.int64), np.empty(stop - first, np.int64)
+    draw_kernels.fill_boards(
+        boards.groups, boards.cumulative, boards.noise, boards.offsets, low, high, draws,
+        by_group.table, overall.table, settings.styles,
+        np.array([_OFF_TOPIC, _EDGE_OTHER_STYLE]), _REDRAWS, board, items,
+    )  # fmt: skip
     return board, items
-
-
-def _draw_items(
-    by_group: latents.WeightedGroups,
-    overall: latents.WeightedGroups,
-    group: np.ndarray,
-    off_topic: np.ndarray,
-    uniform: np.ndarray,
-) -> np.ndarray:
-    """Items int64 [n] of each row's group; of any group if `off_topic` or the group is empty."""
-    items = by_group.draw(group, uniform)
-    rows = np.flatnonzero(off_topic | (items < 0))
-    items[rows] = overall.draw(np.zeros(len(rows), np.int64), uniform[rows])
-    return items
 
 
 def _pick_part(cumulative: np.ndarray, uniform: np.ndarray) -> np.ndarray:
@@ -234,9 +234,12 @@ def _change_style(
 def _edge_batches(
     settings: SyntheticCatalog, item_latents: latents.ItemLatents
 ) -> Iterator[pa.RecordBatch]:
-    for boards, items in edge_blocks(settings, item_latents):
-        collection = id_strings("board", boards, settings.collections, 6)
-        yield pa.record_batch({"collection_id": collection, "item_id": _item_ids(settings, items)})
+    def batch(edges: tuple[np.ndarray, np.ndarray]) -> pa.RecordBatch:
+        boards, items = edges
+        names = "collection_id", "item_id"
+        return pa.record_batch([_board_ids(settings, boards), _item_ids(settings, items)], names)
+
+    return in_order(batch, edge_blocks(settings, item_latents))
 
 
 def _item_batches(
@@ -246,18 +249,20 @@ def _item_batches(
         "visual": latents.FeatureView(settings, text=False),
         "text_vector": latents.FeatureView(settings, text=True),
     }
-    for first in range(0, settings.items, _ITEM_BLOCK):
+
+    def batch(first: int) -> pa.RecordBatch:
         stop = min(first + _ITEM_BLOCK, settings.items)
-        numbers = np.arange(first, stop)
-        main = item_latents.groups[first:stop, 0]
-        columns = {
-            "item_id": _item_ids(settings, numbers),
-            "name": pa.array(words.titles(first, main, settings.topics, settings.styles)),
-        }
+        columns = {"item_id": _item_ids(settings, np.arange(first, stop))}
+        if settings.names:
+            main = item_latents.groups[first:stop, 0]
+            names = words.titles(first, main, settings.topics, settings.styles)
+            columns["name"] = pa.array(names)
         for name, view in views.items():
             vectors = view.rows(item_latents, first, stop)
             columns[name] = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])
-        yield pa.record_batch(columns)
+        return pa.record_batch(columns)
+
+    return in_order(batch, range(0, settings.items, _ITEM_BLOCK))
 
 
 def draw_pairs(

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Iterator
 
 import numpy as np
 
 from pinsage_jax.config.data import SyntheticCatalog
+from pinsage_jax.synthetic import draw_kernels
 
 ITEM_PARTS = 3
 BOARD_PARTS = 8
@@ -79,24 +81,32 @@ def normals(seed: int, stream: Stream, first: int, rows: int, columns: int) -> n
 
 
 class WeightedGroups:
-    """Draws members of groups in proportion to their weights."""
+    """Draws members of groups in proportion to their weights.
+
+    Attributes:
+      table: starts int64 [G + 1], running sums of weights float64 [m + 1], members int32 [m].
+    """
 
     def __init__(self, groups: np.ndarray, members: np.ndarray, weights: np.ndarray, count: int):
         """Prepares the running sums of the weights.
 
         Args:
-          groups: int [n], the group of each entry.
+          groups: int [n] or [n, P], the groups of each entry.
           members: int32 [n], the value that a draw of the entry returns.
-          weights: float [n]; an entry of weight 0 is never drawn.
+          weights: float, in the shape of `groups`; 0: the entry is never drawn in this group.
           count: G, the number of groups.
         """
-        used = np.flatnonzero(weights > 0)
-        order = used[np.argsort(groups[used], kind="stable")]
-        self._members = members[order]
-        self._cumulative = np.zeros(len(order) + 1)
-        np.cumsum(weights[order], dtype=np.float64, out=self._cumulative[1:])
-        sizes = np.bincount(groups[used], minlength=count)
-        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        shape = len(members), groups.size // max(len(members), 1)
+        groups, weights = groups.reshape(shape), weights.reshape(shape)
+        starts = np.zeros(count + 1, np.int64)
+        draw_kernels.count_members(groups, weights, starts)
+        found = np.empty(starts[-1], np.int32)
+        cumulative = np.empty(len(found) + 1)
+        draw_kernels.sum_members(
+            groups, members.astype(np.int32, copy=False), weights, starts[:-1].copy(), found,
+            cumulative,
+        )  # fmt: skip
+        self.table = starts, cumulative, found
 
     def draw(self, groups: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Draws one member of each group, int64 [...]; -1 for an empty group.
@@ -105,16 +115,12 @@ class WeightedGroups:
           groups: int [...].
           uniform: random numbers float64 [...] in [0, 1).
         """
-        start, stop = self._starts[groups], self._starts[groups + 1]
-        low, high = self._cumulative[start], self._cumulative[stop]
-        index = np.searchsorted(self._cumulative[1:], low + uniform * (high - low), side="right")
-        index = np.clip(index, start, np.maximum(stop - 1, start))
-        empty = start == stop
-        if empty.any():
-            index = np.where(empty, 0, index)
-        if not len(self._members):
-            return np.full(np.shape(groups), -1, np.int64)
-        return np.where(empty, -1, self._members[index].astype(np.int64))
+        out = np.empty(np.shape(groups), np.int64)
+        flat = np.ascontiguousarray(groups, np.int64).reshape(-1)
+        draw_kernels.draw_members(
+            *self.table, flat, np.ascontiguousarray(uniform).reshape(-1), out.reshape(-1)
+        )
+        return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +144,8 @@ class ItemLatents:
     def by_group(self, count: int, exponent: float) -> WeightedGroups:
         """Connected items by group, weighted by share times popularity**exponent."""
         weights = self.shares * (self.popularity**exponent * self.connected)[:, None]
-        members = np.repeat(np.arange(len(self.groups), dtype=np.int32), ITEM_PARTS)
-        return WeightedGroups(self.groups.ravel(), members, weights.ravel(), count)
+        members = np.arange(len(self.groups), dtype=np.int32)
+        return WeightedGroups(self.groups, members, weights, count)
 
     def overall(self, exponent: float) -> WeightedGroups:
         """All connected items as one group, weighted by popularity**exponent."""
@@ -168,8 +174,8 @@ class BoardLatents:
         """Boards other than noise boards by group, weighted by share times size."""
         shares = np.diff(self.cumulative, axis=1, prepend=np.float32(0))
         weights = shares * (np.diff(self.offsets) * ~self.noise)[:, None]
-        members = np.repeat(np.arange(len(self.noise), dtype=np.int32), BOARD_PARTS)
-        return WeightedGroups(self.groups.ravel(), members, weights.ravel(), count)
+        members = np.arange(len(self.noise), dtype=np.int32)
+        return WeightedGroups(self.groups, members, weights, count)
 
     def overall(self) -> WeightedGroups:
         """All boards as one group, weighted by size."""
@@ -241,29 +247,56 @@ def draw_items(settings: SyntheticCatalog) -> ItemLatents:
 def draw_boards(settings: SyntheticCatalog, edges: int) -> BoardLatents:
     """Draws the latent variables of all boards; their sizes sum to `edges`."""
     count = settings.collections
-    draws = uniforms(settings.seed, Stream.BOARDS, 0, count, 4 + 3 * BOARD_PARTS)
-    sizes = np.minimum((1.0 - draws[:, 0]) ** (-1.0 / _BOARD_SIZE_TAIL), 2.0 * np.sqrt(count))
+    sizes = np.empty(count)
+    for block in _board_blocks(count):
+        tail = (1.0 - _board_draws(settings, block)[:, 0]) ** (-1.0 / _BOARD_SIZE_TAIL)
+        sizes[block] = np.minimum(tail, 2.0 * np.sqrt(count))
     # Every board has an edge if there are enough edges.
     base = 1 if edges >= count else 0
     cumulative_edges = np.cumsum(sizes) / sizes.sum() * (edges - base * count)
     cumulative_edges[-1] = edges - base * count
     offsets = np.zeros(count + 1, np.int64)
     offsets[1:] = np.floor(cumulative_edges).astype(np.int64) + base * np.arange(1, count + 1)
+    groups = np.empty((count, BOARD_PARTS), np.int32)
+    cumulative = np.empty((count, BOARD_PARTS), np.float32)
+    noise = np.empty(count, np.bool_)
+    for block in _board_blocks(count):
+        draws = _board_draws(settings, block)
+        edges_of = np.diff(offsets[block.start : block.stop + 1])
+        groups[block] = _board_groups(settings, draws)
+        cumulative[block] = _board_shares(edges_of, draws[:, 3])
+        noise[block] = draws[:, 1] < settings.noise_boards
+    return BoardLatents(groups, cumulative, noise, offsets)
 
+
+def _board_blocks(count: int) -> Iterator[slice]:
+    return (slice(a, min(a + _ITEM_BLOCK, count)) for a in range(0, count, _ITEM_BLOCK))
+
+
+def _board_draws(settings: SyntheticCatalog, block: slice) -> np.ndarray:
+    """Random numbers of the boards of a block, float64 [n, 4 + 3 BOARD_PARTS]."""
+    rows = block.stop - block.start
+    return uniforms(settings.seed, Stream.BOARDS, block.start, rows, 4 + 3 * BOARD_PARTS)
+
+
+def _board_groups(settings: SyntheticCatalog, draws: np.ndarray) -> np.ndarray:
+    """Groups int32 [n, BOARD_PARTS] of boards."""
     main = _draw_topics(settings, draws[:, 2])
     topic_draws, same_topic_draws, style_draws = np.split(draws[:, 4:], 3, axis=1)
     # A part is the main topic in another style, or an overlapping topic.
     other = _related_topics(settings, main[:, None], topic_draws)
     topics = np.where(same_topic_draws < 0.4, main[:, None], other)
     topics[:, 0] = main
-    groups = (topics * settings.styles + _draw_styles(settings, style_draws)).astype(np.int32)
+    return (topics * settings.styles + _draw_styles(settings, style_draws)).astype(np.int32)
+
+
+def _board_shares(edges: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Cumulative shares float32 [n, BOARD_PARTS] of the groups of boards with int [n] edges."""
     # A larger board has more groups; otherwise it would hold the same few items repeatedly.
-    breadth = np.log2(np.maximum(np.diff(offsets), 1) / 16.0) + 2.0 * draws[:, 3]
+    breadth = np.log2(np.maximum(edges, 1) / 16.0) + 2.0 * uniform
     parts = np.clip(1 + np.floor(breadth), 1, BOARD_PARTS)
     shares = np.where(np.arange(BOARD_PARTS) < parts[:, None], 0.7 ** np.arange(BOARD_PARTS), 0.0)
-    cumulative = np.cumsum(shares, axis=1) / shares.sum(axis=1, keepdims=True)
-    noise = draws[:, 1] < settings.noise_boards
-    return BoardLatents(groups, cumulative.astype(np.float32), noise, offsets)
+    return (np.cumsum(shares, axis=1) / shares.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 class FeatureView:

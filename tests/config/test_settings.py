@@ -319,7 +319,7 @@ def test_the_flagfiles_generate_their_catalogs():
     usual = {
         "items": 10_000, "collections": 2_500, "edges": 100_000, "topics": 64, "styles": 4,
         "visual_dim": 64, "text_dim": 32, "noise": 0.85, "noise_boards": 0.1, "isolated": 0.05,
-        "pairs": 4_000, "seed": 0,
+        "pairs": 4_000, "seed": 0, "number_ids": False, "names": True,
     }  # fmt: skip
     assert sizes["pinterest_like"] == usual
     assert sizes["tiny"] == {

@@ -360,3 +360,52 @@ def test_neither_features_nor_graph_suffice(tmp_path, seed):
         # Walks never find cold targets; features find them nearly as often as warm ones.
         assert not found["walk"][~warm].any()
         assert found["content"][~warm].mean() > 0.7 * share["content"]
+
+
+def reference_fill(settings, boards, by_group, overall, low, high):
+    """generator._fill_boards with NumPy, one attempt at a time over all boards."""
+    first, stop = int(boards.offsets[low]), int(boards.offsets[high])
+    board = np.repeat(np.arange(low, high), np.diff(boards.offsets[low : high + 1]))
+    draws = latents.uniforms(settings.seed, latents.Stream.EDGES, first, stop - first, 12)
+
+    def draw(group, off_topic, uniform):
+        items = by_group.draw(group, uniform)
+        rows = np.flatnonzero(off_topic | (items < 0))
+        items[rows] = overall.draw(np.zeros(len(rows), np.int64), uniform[rows])
+        return items
+
+    part = np.minimum((draws[:, :1] >= boards.cumulative[board]).sum(axis=1), 7)
+    group = boards.groups[board, part]
+    style = (draws[:, 1] / 0.15 * settings.styles).astype(np.int64)
+    group = np.where(draws[:, 1] < 0.15, group - group % settings.styles + style, group)
+    off_topic = boards.noise[board] | (draws[:, 3] < 0.08)
+    items = draw(group, off_topic, draws[:, 2])
+    for attempt in range(4):
+        repeated = np.ones(stop - first, bool)
+        repeated[np.unique(board * settings.items + items, return_index=True)[1]] = False
+        rows = np.flatnonzero(repeated)
+        group = boards.groups[board[rows], (draws[rows, 4 + 2 * attempt] * 8).astype(np.int64)]
+        items[rows] = draw(group, off_topic[rows], draws[rows, 5 + 2 * attempt])
+    return board, items
+
+
+@pytest.mark.parametrize("items, collections", [(60, 5), (2000, 500)])
+def test_boards_are_filled_as_by_numpy(items, collections):
+    settings = dataclasses.replace(SMALL, items=items, collections=collections, noise_boards=0.3)
+    found = latents.draw_items(settings)
+    boards = latents.draw_boards(settings, 6000)
+    count = latents.group_count(settings)
+    members = found.by_group(count, 1.0), found.overall(1.0)
+    expected = reference_fill(settings, boards, *members, 0, collections)
+    filled = generator._fill_boards(settings, boards, *members, 0, collections)
+    for left, right in zip(filled, expected, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_ids_may_be_numbers_and_items_without_names(small, tmp_path):
+    settings = dataclasses.replace(SMALL, number_ids=True, names=False)
+    paths = generator.write_catalog(settings, tmp_path / "numbers")
+    edges = pq.read_table(paths["edges"])
+    np.testing.assert_array_equal(edges["collection_id"].to_numpy(), small.boards)
+    np.testing.assert_array_equal(edges["item_id"].to_numpy(), small.pins)
+    assert pq.read_schema(paths["items"]).names == ["item_id", "visual", "text_vector"]
