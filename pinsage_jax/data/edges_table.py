@@ -189,6 +189,8 @@ def write_edge_indices(
                 if kind_codes is not None:
                     kind_codes[span] = kinds.codes(batch)
                 start += len(batch)
+            for column in (items, collections, weights, times, kind_codes):
+                files.release(column)
             progress.update(sum(len(batch) for batch in group))
     units.check()
     if start != ids.edge_rows or (start and min(items.min(), collections.min()) < 0):

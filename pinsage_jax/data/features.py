@@ -47,6 +47,8 @@ FEATURES_FILE, WORDS_FILE = "features.npy", "words.npy"
 _TRANSFORM_FILE = "transform.json"
 _FORMAT = 1
 _BATCH_ROWS = 8192
+# After so many rows what was written leaves the process's memory.
+_RELEASED_ROWS = 1 << 17
 # A share of the item rows, from which on those without features are warned of.
 _MANY_EMPTY = 0.01
 
@@ -321,6 +323,8 @@ def write_features(
                     zero_rows -= int(values.any(axis=1).sum())
                     done += len(values)
                     progress.update(len(values))
+                    if done // _RELEASED_ROWS > (done - len(values)) // _RELEASED_ROWS:
+                        files.release(matrix)
         matrix.flush()
         if words is not None:
             words.flush()

@@ -28,9 +28,12 @@ COMPARED_IDS = 100_000
 _FEW, _MANY = 0.01, 0.1
 # So many times fewer ids than a table has are few.
 _FEW_LOOKUPS = 8
-_MISSING_IDS = (
-    "na", "n/a", "#n/a", "nan", "null", "none", "nil", "undefined", "unknown", "-", "?", "\\n",
-)  # fmt: skip
+# Integer ids are looked up in an array over their range, if it has at most so many places (or
+# places for each id); others are hashed.
+_MOST_PLACES, _MOST_PLACES_PER_ID = 1 << 24, 8
+_MISSING_IDS = tuple(
+    ["na", "n/a", "#n/a", "nan", "null", "none", "nil", "undefined", "unknown", "-", "?", "\\n"]
+)
 
 
 class IdTable:
@@ -41,6 +44,7 @@ class IdTable:
         self._ids = ids.cast(pa.large_string())
         # Integers are hashed much faster than their text, which matters for edge tables.
         self._integers = ids if ids.type == pa.int64() else None
+        self._places: _Places | None = None
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -57,6 +61,11 @@ class IdTable:
         """
         if self._integers is not None and ids.type == pa.int64():
             known: pa.Array = self._integers
+            # Making the array takes as long as looking up as many ids.
+            if self._places is None and _FEW_LOOKUPS * len(ids) > len(known):
+                self._places = _Places.of(known)
+            if self._places is not None and ids.null_count == 0:
+                return self._places.lookup(_numbers(ids))
         else:
             known, ids = self._ids, ids.cast(pa.large_string())
         if _FEW_LOOKUPS * len(ids) > len(known):
@@ -108,6 +117,79 @@ def _filled(indices: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return filled.astype(np.int32, copy=False)
 
 
+def _numbers(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """int64 ids without nulls as an array."""
+    found: np.ndarray = ids.to_numpy() if isinstance(ids, pa.ChunkedArray) else ids.to_numpy(False)
+    return found
+
+
+class _Places:
+    """The index of each integer of a range, int32; -1: it is no id.
+
+    Attributes:
+      low, end: the first integer of the range, and the one after it.
+    """
+
+    def __init__(self, low: int, size: int):
+        self.low, self.end = low, low + size
+        self._index = np.full(size, -1, np.int32)
+
+    @staticmethod
+    def fit(low: int, high: int, count: int) -> bool:
+        """Whether there may be an array over the range low to high for `count` ids."""
+        return high - low < max(_MOST_PLACES, _MOST_PLACES_PER_ID * count)
+
+    @classmethod
+    def of(cls, ids: pa.Array) -> _Places | None:
+        """Of distinct int64 ids in the order of their indices; None if they lie too far apart."""
+        numbers = _numbers(ids)
+        if not len(numbers):
+            return None
+        low, high = int(numbers.min()), int(numbers.max())
+        if not cls.fit(low, high, len(numbers)):
+            return None
+        found = cls(low, high - low + 1)
+        found._index[numbers - low] = np.arange(len(numbers), dtype=np.int32)
+        return found
+
+    def lookup(self, numbers: np.ndarray) -> np.ndarray:
+        """Indices int32 [n] of int64 [n]; -1 for one that is no id."""
+        # As unsigned numbers those below the range are above it, and no difference overflows.
+        places = numbers.view(np.uint64) - np.uint64(self.low & (2**64 - 1))
+        inside = places < np.uint64(len(self._index))
+        if inside.all():
+            return self._index[places.view(np.int64)]
+        return np.where(inside, self._index[np.where(inside, places, 0).view(np.int64)], -1)
+
+    def add(self, numbers: np.ndarray, first: int) -> np.ndarray:
+        """Gives numbers of the range without an index the next ones, by first appearance.
+
+        Takes int64 [n] inside the range and the next index; returns the new numbers, each once.
+        """
+        places = numbers - self.low
+        new = self._index[places] < 0
+        if not new.any():
+            return numbers[:0]
+        places = places[new]
+        order = np.arange(first, first + len(places), dtype=np.int32)
+        # Of equal places the one that is assigned last stays, here that of the first row.
+        self._index[places[::-1]] = order[::-1]
+        earliest = self._index[places] == order
+        if not earliest.all():
+            places = places[earliest]
+            self._index[places] = order[: len(places)]
+        return places + self.low
+
+    def widened(self, low: int, high: int) -> _Places:
+        """The same over a range that holds low to high, and half of its size more."""
+        spare = len(self._index) // 2
+        first = self.low if low >= self.low else max(low - spare, -(2**63))
+        end = self.end if high < self.end else min(high + spare, 2**63 - 1) + 1
+        wider = _Places(first, end - first)
+        wider._index[self.low - first : self.end - first] = self._index
+        return wider
+
+
 class UniqueIds:
     """Collects the distinct ids of a stream."""
 
@@ -116,9 +198,14 @@ class UniqueIds:
         self._known = pa.array([], kind or pa.large_string())
         self._pending: list[pa.Array] = []
         self._pending_rows = self._pending_bytes = 0
+        # Integers close together need no hashing; `_count` ids are known or pending then.
+        self._places = _Places(0, 0) if kind == pa.int64() else None
+        self._count = 0
 
     def add(self, ids: pa.Array) -> None:
         """Adds a batch of ids."""
+        if self._places is not None and self._add_numbers(ids):
+            return
         unique = pc.unique(ids)
         self._pending.append(unique)
         self._pending_rows += len(unique)
@@ -153,8 +240,34 @@ class UniqueIds:
         order = pc.sort_indices(rest.cast(pa.large_string()))
         return IdTable(pa.concat_arrays([self._known.slice(0, sorted_from), rest.take(order)]))
 
+    def _add_numbers(self, ids: pa.Array) -> bool:
+        """Adds integers by their places; False if they lie too far apart, from now on."""
+        assert self._places is not None
+        if not len(ids):
+            return True
+        numbers, places = _numbers(ids), self._places
+        low, high = int(numbers.min()), int(numbers.max())
+        if self._count == 0:
+            places = _Places(low, 0)
+        if low < places.low or high >= places.end:
+            span = min(low, places.low), max(high, places.end - 1)
+            if not _Places.fit(*span, self._count):
+                self._merge()
+                self._places = None
+                return False
+            places = places.widened(low, high)
+        self._places = places
+        new = places.add(numbers, self._count)
+        if len(new):
+            self._pending.append(pa.array(new))
+            self._count += len(new)
+        return True
+
     def _merge(self) -> None:
-        if self._pending:
+        if self._pending and self._places is not None:
+            self._known = pa.concat_arrays([self._known, *self._pending])
+            self._pending = []
+        elif self._pending:
             self._known = pc.unique(pa.chunked_array([self._known, *self._pending]))
             self._pending = []
             self._pending_rows = self._pending_bytes = 0

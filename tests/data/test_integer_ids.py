@@ -11,6 +11,7 @@ from pinsage_jax.catalog import prepare
 from pinsage_jax.config.data import DataConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.data import ids as id_tables
 from pinsage_jax.data import tables
 from pinsage_jax.data.ids import IdTable, UniqueIds
 
@@ -143,3 +144,27 @@ def test_an_id_table_of_integers():
     text = IdTable(pa.array(["5", "3"]))
     assert text.lookup(pa.array([3, 5], pa.int64())).tolist() == [1, 0]
     assert json.dumps(table.digest()) == json.dumps(IdTable(pa.array(["5", "3", "-2"])).digest())
+
+
+@pytest.mark.parametrize("most_places", [1, 60, 1 << 24])
+@pytest.mark.parametrize("base", [0, -100, 2**63 - 300, -(2**63)])
+def test_numbered_ids_are_those_of_a_dictionary(base, most_places, monkeypatch):
+    monkeypatch.setattr(id_tables, "_MOST_PLACES", most_places)
+    rng = np.random.default_rng(most_places)
+    for trial in range(30):
+        unique, index = UniqueIds(pa.int64()), {}
+        for batch in range(6):
+            ids = base + rng.integers(0, (5, 50, 290)[batch % 3], rng.integers(0, 40))
+            if trial % 5 == 0 and len(ids):
+                ids[0] = rng.integers(-(2**62), 2**62)
+            unique.add(pa.array(ids, pa.int64()))
+            for number in ids.tolist():
+                index.setdefault(number, len(index))
+            if batch == 2:
+                assert unique.finish("items").ids.to_pylist() == [str(one) for one in index]
+        table = unique.finish("items")
+        assert table.ids.to_pylist() == [str(number) for number in index]
+        asked = [*rng.choice(np.array([*index]), 100).tolist(), 2**63 - 1, -(2**63), 0, base]
+        found = table.lookup(pa.array(asked, pa.int64()))
+        assert found.tolist() == [index.get(number, -1) for number in asked]
+        assert found.dtype == np.int32
