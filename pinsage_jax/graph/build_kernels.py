@@ -41,16 +41,24 @@ def first_bad_weight(weights):
 
 
 @njit(nogil=True, cache=True)
-def scatter_edges(keys, values, weights, times, cursor, out_values, out_weights, out_times):
+def scatter_edges(
+    keys, values, weights, times, span, window, cursor, out_values, out_weights, out_times
+):
     """Moves edge lists into rows by key, keeping input order inside a row.
 
-    keys, values int32 [E]; weights float32 [E or 0]; times int64 [E or 0]; cursor
-    int64 [rows]: the start of each row, advanced in place; outputs sized [E] alike.
+    keys, values int32 [E]; weights float32 [E or 0]; times int64 [E or 0]; span: the first edge
+    and the one after the last; window: the first row to fill and the one after the last; cursor
+    int64: the start of each row of the window in the outputs, advanced in place; outputs of the
+    edges of the window.
     """
-    for edge in range(keys.shape[0]):
+    low, rows = window[0], np.uint32(window[1] - window[0])
+    for edge in range(span[0], span[1]):
         row = keys[edge]
-        position = cursor[row]
-        cursor[row] = position + 1
+        # One comparison: as an unsigned number a row before the window is large.
+        if np.uint32(row - low) >= rows:
+            continue
+        position = cursor[row - low]
+        cursor[row - low] = position + 1
         out_values[position] = values[edge]
         if weights.shape[0] > 0:
             out_weights[position] = weights[edge]
@@ -59,17 +67,23 @@ def scatter_edges(keys, values, weights, times, cursor, out_values, out_weights,
 
 
 @njit(nogil=True, cache=True)
-def transpose_rows(indptr, ids, weights, times, cursor, out_ids, out_weights, out_times):
+def transpose_rows(
+    indptr, ids, weights, times, span, window, cursor, out_ids, out_weights, out_times
+):
     """Transposes rows: the source rows come out ascending in every target row.
 
-    indptr int64 [rows+1]; ids int32 [E] (target rows); cursor int64 [targets], the
-    start of each target row, advanced in place; outputs [E] as in scatter_edges.
+    indptr int64 [rows+1]; ids int32 [E] (target rows); span: the first source row and the one
+    after the last; window: the same of target rows; cursor int64 and outputs as in
+    scatter_edges.
     """
-    for row in range(indptr.shape[0] - 1):
+    low, targets = window[0], np.uint32(window[1] - window[0])
+    for row in range(span[0], span[1]):
         for edge in range(indptr[row], indptr[row + 1]):
             target = ids[edge]
-            position = cursor[target]
-            cursor[target] = position + 1
+            if np.uint32(target - low) >= targets:
+                continue
+            position = cursor[target - low]
+            cursor[target - low] = position + 1
             out_ids[position] = row
             if weights.shape[0] > 0:
                 out_weights[position] = weights[edge]
@@ -78,16 +92,21 @@ def transpose_rows(indptr, ids, weights, times, cursor, out_ids, out_weights, ou
 
 
 @njit(nogil=True, cache=True)
-def merge_duplicates(indptr, ids, weights, times):
+def merge_duplicates(indptr, ids, weights, times, span, start, written):
     """Merges equal neighbors of sorted rows in place and returns the edges left.
 
     Weights are added (in float64, the smallest first, so that the order of the input
     changes no bit), the earliest time is kept, and indptr is rewritten for the shortened
     rows.
+
+    Args:
+      span: the first row and the one after the last; rows are merged in their order.
+      start, written: what the call for the rows before returned; at first indptr[0] and 0.
+
+    Returns:
+      Where the next row began before, and the edges written so far.
     """
-    written = np.int64(0)
-    start = indptr[0]
-    for row in range(indptr.shape[0] - 1):
+    for row in range(span[0], span[1]):
         end = indptr[row + 1]
         edge = start
         while edge < end:
@@ -117,14 +136,17 @@ def merge_duplicates(indptr, ids, weights, times):
             written += 1
         start = end
         indptr[row + 1] = written
-    return written
+    return start, written
 
 
 @njit(nogil=True, cache=True)
-def count_kept(indptr, indices, isolated, out_indptr):
-    """Fills out_indptr int64 [N+1] of the graph without the edges of isolated bool [N] nodes."""
-    out_indptr[0] = 0
-    for row in range(indptr.shape[0] - 1):
+def count_kept(indptr, indices, isolated, span, out_indptr):
+    """Fills out_indptr int64 [N+1] of the graph without the edges of isolated bool [N] nodes.
+
+    span: the first row and the one after the last; rows come in their order, and out_indptr[0] is
+    0 before the first call.
+    """
+    for row in range(span[0], span[1]):
         kept = 0
         if not isolated[row]:
             for edge in range(indptr[row], indptr[row + 1]):
@@ -134,10 +156,10 @@ def count_kept(indptr, indices, isolated, out_indptr):
 
 
 @njit(nogil=True, cache=True)
-def copy_kept(indptr, indices, weights, isolated, out_indices, out_weights):
-    """Copies the edges that count_kept counted, in order; weights float32 [2E or 0]."""
-    written = 0
-    for row in range(indptr.shape[0] - 1):
+def copy_kept(indptr, indices, weights, isolated, span, out_indptr, out_indices, out_weights):
+    """Copies the edges of the rows `span` that count_kept counted; weights float32 [2E or 0]."""
+    written = out_indptr[span[0]]
+    for row in range(span[0], span[1]):
         if isolated[row]:
             continue
         for edge in range(indptr[row], indptr[row + 1]):

@@ -23,10 +23,13 @@ import numpy as np
 
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.graph import build_blocks as blocks
 
 _MANIFEST = "manifest.json"
 _FORMAT = 2
 _MAX_NODES = 2**31 - 1
+# Neighbors of a graph without some nodes that are kept in memory.
+MOST_COPIED_BYTES = 1 << 31
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +61,7 @@ class Graph:
         total = hashlib.blake2b(f"{self.num_items} {self.num_collections}".encode(), digest_size=8)
         for array in (self.indptr, self.indices, self.weights):
             total.update(b"none" if array is None else np.ascontiguousarray(array).data)
+            files.release(array)
         return total.hexdigest()
 
     def neighbors(self, node: int) -> np.ndarray:
@@ -65,13 +69,18 @@ class Graph:
         return self.indices[self.indptr[node] : self.indptr[node + 1]]
 
     def without(
-        self, collections: np.ndarray | None = None, items: np.ndarray | None = None
+        self,
+        collections: np.ndarray | None = None,
+        items: np.ndarray | None = None,
+        folder: str | os.PathLike | None = None,
     ) -> Graph:
         """The graph without the edges of some nodes; the numbers of nodes stay.
 
         Args:
           collections: int32 [*], collection indices counted from 0 (not node ids).
           items: int32 [*], item indices.
+          folder: of an unnamed file for the arrays of a graph above MOST_COPIED_BYTES; None: in
+            memory.
         """
         isolated = np.zeros(self.num_nodes, np.bool_)
         for names, first, count in (
@@ -84,12 +93,22 @@ class Graph:
             if names.min() < 0 or names.max() >= count:
                 raise ValueError(f"indices must lie in [0, {count})")
             isolated[first + names] = True
-        indptr = np.empty(self.num_nodes + 1, np.int64)
-        _kernels().count_kept(self.indptr, self.indices, isolated, indptr)
-        indices = np.empty(indptr[-1], np.int32)
-        weights = _empty(np.float32) if self.weights is None else np.empty(len(indices), np.float32)
-        old_weights = _empty(np.float32) if self.weights is None else self.weights
-        _kernels().copy_kept(self.indptr, self.indices, old_weights, isolated, indices, weights)
+        indptr = np.zeros(self.num_nodes + 1, np.int64)
+        spans = list(blocks.row_spans(self.indptr))
+        for span in spans:
+            _kernels().count_kept(self.indptr, self.indices, isolated, span, indptr)
+            files.release(self.indices)
+        edges = (int(indptr[-1]),)
+        indices = files.scratch_array(edges, folder, MOST_COPIED_BYTES, np.int32)
+        weights = old_weights = _empty(np.float32)
+        if self.weights is not None:
+            old_weights = self.weights
+            weights = files.scratch_array(edges, folder, MOST_COPIED_BYTES)
+        for span in spans:
+            _kernels().copy_kept(
+                self.indptr, self.indices, old_weights, isolated, span, indptr, indices, weights
+            )
+            blocks.release(self.indices, old_weights, indices, weights)
         # The caller goes on with the new graph: pages of this one are not needed in memory.
         files.release(self.indices)
         files.release(self.weights)
@@ -279,25 +298,25 @@ class _ItemRows:
     ) -> None:
         """Fills the arrays of the graph: these rows, then those of the collections."""
         num_items, count = len(self.offsets) - 1, self.count
-        by_collection = _offsets(self.collections, self.num_collections)
+        by_collection = blocks.offsets(self.collections, self.num_collections)
         indptr[: num_items + 1] = self.offsets
         indptr[num_items:] = by_collection + count
-        indices[:count] = self.collections
+        # Rows of items hold collection indices here; as nodes, collections follow the items.
+        for part in blocks.edge_spans(count):
+            indices[part] = self.collections[part] + np.int32(num_items)
+            blocks.release(indices, self.collections)
         if weights is not None:
             weights[:count] = self.weights
-        _kernels().transpose_rows(
+        blocks.transpose(
             self.offsets,
-            self.collections,
-            self.weights,
-            _empty(np.int64),
-            by_collection[:-1].copy(),
-            indices[count:],
-            _empty(np.float32) if weights is None else weights[count:],
-            _empty(np.int64),
+            (self.collections, self.weights, _empty(np.int64)),
+            by_collection,
+            (
+                indices[count:],
+                _empty(np.float32) if weights is None else weights[count:],
+                _empty(np.int64),
+            ),
         )
-        # Item rows hold collection indices until here; as nodes, collections follow the items.
-        for start in range(0, count, 1 << 24):
-            indices[start : min(start + (1 << 24), count)] += np.int32(num_items)
 
 
 def _item_rows(
@@ -313,16 +332,15 @@ def _item_rows(
     keeps the order of the first.
     """
     num_items, num_collections = sizes
-    by_collection = _offsets(collections, num_collections)
+    by_collection = blocks.offsets(collections, num_collections)
     middle = arrays.edge_arrays("by_collection", len(items), optional)
-    _kernels().scatter_edges(
-        collections, items, *optional.values(), by_collection[:-1].copy(), *middle
-    )
-    by_item = _offsets(items, num_items)
+    blocks.scatter((collections, items, *optional.values()), by_collection, middle)
+    by_item = blocks.offsets(items, num_items)
     rows = arrays.edge_arrays("by_item", len(items), optional)
-    _kernels().transpose_rows(by_collection, *middle, by_item[:-1].copy(), *rows)
+    blocks.transpose(by_collection, middle, by_item, rows)
+    del middle
     arrays.discard("by_collection")
-    kept = _kernels().merge_duplicates(by_item, *rows)
+    kept = blocks.merge_duplicates(by_item, rows)
     ids, weights, times = (array[:kept] if len(array) else array for array in rows)
     # A sum of finite weights can still overflow.
     if _kernels().first_bad_weight(weights) >= 0:
@@ -358,14 +376,6 @@ class _Arrays:
         if self._folder is not None:
             for path in self._folder.glob(f"{name}-*.npy"):
                 path.unlink()
-
-
-def _offsets(keys: np.ndarray, rows: int) -> np.ndarray:
-    """Row starts int64 [rows+1] for the rows that `keys` names."""
-    counts = np.zeros(rows + 1, np.int64)
-    if (bad := _kernels().count_keys(keys, counts[1:])) >= 0:
-        raise ValueError(f"edge {bad} names {keys[bad]}, outside [0, {rows})")
-    return np.cumsum(counts)
 
 
 def _kernels() -> types.ModuleType:

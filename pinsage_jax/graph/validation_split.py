@@ -10,6 +10,7 @@ is asked in validation is then what will be asked of the next days.  Elsewhere b
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 
@@ -41,6 +42,7 @@ def validation_split(
     seed: int,
     given: np.ndarray | None = None,
     times: np.ndarray | None = None,
+    folder: str | os.PathLike | None = None,
 ) -> ValidationSplit:
     """Withholds collections and items, and draws the validation pairs.
 
@@ -56,6 +58,7 @@ def validation_split(
         an item without its edges, at most split.validation_pairs; training keeps the
         pairs that are in neither part.
       times: int64 [E], earliest time of each edge in the order of the items' rows.
+      folder: where the arrays of a large training graph are, without a name.
     """
     degree = graph.degree()
     eligible = np.flatnonzero(degree[graph.num_items :] >= 2)
@@ -71,7 +74,7 @@ def validation_split(
     linked = np.flatnonzero(degree[: graph.num_items] > 0)
     count = round(split.validation_cold_items * len(linked))
     items = _chosen(linked, count, began[0], seed, _ITEMS)
-    train_graph = graph.without(collections=collections, items=items)
+    train_graph = graph.without(collections, items, folder)
     train_degree = train_graph.degree()
     kept = None
     if given is not None:

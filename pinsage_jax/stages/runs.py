@@ -23,8 +23,9 @@ from pinsage_jax.retrieval.online import weigh_popularity
 def validation_split_of(config: Config, prepared: Prepared) -> ValidationSplit:
     """The validation split of this run; the same in every stage."""
     return validation_split(
-        prepared.graph, config.split, config.seed, prepared.train_pairs, prepared.edge_times
-    )
+        prepared.graph, config.split, config.seed, prepared.train_pairs, prepared.edge_times,
+        config.workdir,
+    )  # fmt: skip
 
 
 def remember(config: Config, workdir: str | pathlib.Path | None = None) -> None:

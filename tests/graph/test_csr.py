@@ -7,7 +7,7 @@ import pytest
 
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.graph import csr
+from pinsage_jax.graph import build_blocks, csr
 from pinsage_jax.graph.csr import Graph
 
 
@@ -82,6 +82,37 @@ def test_build_matches_reference(shape, weighted, mapped, tmp_path):
     manifest = json.loads((saved / "manifest.json").read_text())
     assert manifest["num_edges"] == len(wanted)
     assert set(manifest["checksums"]) == names - {"manifest.json"}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_build_in_windows_has_the_same_bits(shape, weighted, tmp_path, monkeypatch):
+    edges, num_items, num_collections = shape
+    rng = np.random.default_rng(edges + 1)
+    items = (num_items * rng.random(edges) ** 3).astype(np.int32)
+    collections = (num_collections * rng.random(edges) ** 2).astype(np.int32)
+    weights = rng.uniform(0.1, 3.0, edges).astype(np.float32) if weighted else None
+    times = rng.integers(-5, 5, edges)
+    arrays = items, collections, num_items, num_collections, weights, times
+    whole, whole_times = csr.build(*arrays)
+    for block, window in ((7, 160), (1, 1), (64, 50)):
+        monkeypatch.setattr(build_blocks, "BLOCK_EDGES", block)
+        monkeypatch.setattr(build_blocks, "WINDOW_BYTES", window)
+        folder = tmp_path / f"{block}-{window}"
+        folder.mkdir()
+        graph, found_times = csr.build(*arrays, folder)
+        np.testing.assert_array_equal(graph.indptr, whole.indptr)
+        np.testing.assert_array_equal(graph.indices, whole.indices)
+        np.testing.assert_array_equal(found_times, whole_times)
+        if weighted:
+            np.testing.assert_array_equal(graph.weights, whole.weights)
+
+
+def test_row_spans_cover_all_rows():
+    indptr = np.array([0, 3, 3, 10, 10, 11, 11])
+    assert list(build_blocks.row_spans(indptr, 4)) == [(0, 2), (2, 3), (3, 6)]
+    assert list(build_blocks.row_spans(indptr, 100)) == [(0, 6)]
+    assert list(build_blocks.row_spans(np.zeros(1, np.int64), 4)) == []
 
 
 @pytest.mark.parametrize("weighted", [False, True])
