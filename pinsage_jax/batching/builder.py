@@ -65,10 +65,10 @@ class MinibatchBuilder:
         self._source = source = view.lists.source
         self._rankings = Rankings(source.tables, source.sampling, spec.seed, source.threads)
         self._frontiers = FrontierPool(source.num_nodes, view.lists.width)
-        chances = pairs.target_probability(), pairs.query_probability()
-        self._logq, self._reverse_logq = (
-            candidate_logq(likely, negative_pool, spec) for likely in chances
-        )
+        self._logq = candidate_logq(pairs.target_probability(), negative_pool, spec)
+        self._reverse_logq = self._logq
+        if not pairs.is_symmetric:
+            self._reverse_logq = candidate_logq(pairs.query_probability(), negative_pool, spec)
         self.budgets = budgets or self._measure_budgets()
 
     @property

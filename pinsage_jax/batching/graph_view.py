@@ -24,6 +24,7 @@ from pinsage_jax.graph.validation_split import ValidationSplit
 from pinsage_jax.sampling import store
 from pinsage_jax.sampling.content_links import (
     MAX_CANDIDATES,
+    MOST_COMPARISONS,
     ContentLinks,
     content_links,
     evenly_spaced,
@@ -105,6 +106,7 @@ def spectral_bases(config: Config, prepared: Prepared, split: ValidationSplit) -
         dim,
         config.seed,
         files.fingerprint([prepared.manifest["fingerprint"], *settings]),
+        threads=config.host_threads,
     )
 
 
@@ -135,7 +137,8 @@ def content_links_over(
     wanted = np.arange(items) if only is None else only
     if items > config.sampling.content_limit:
         wanted = wanted[degree[wanted] == 0]
-        linked = evenly_spaced(linked, MAX_CANDIDATES)
+        isolated = max(items - len(linked), 1)
+        linked = evenly_spaced(linked, min(MAX_CANDIDATES, MOST_COMPARISONS // isolated))
         logging.info(
             "content links for the %d items without edges only, to %d others",
             len(wanted), len(linked),

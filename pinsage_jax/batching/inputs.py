@@ -17,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from pinsage_jax.batching import block_kernels
+from pinsage_jax.core import files
 from pinsage_jax.sampling.spectral import SpectralFeatures
 
 # log(1 + degree) runs to about ten; features have unit length.
@@ -124,6 +125,10 @@ class NodeInputs:
         self._gather_stored(nodes, degree, masked_collection, out)
         self._write_extras(nodes, degree, out[:used, self._first_extra :])
         return out
+
+    def release(self) -> None:
+        """Drops the pages of mapped features from the memory of the process."""
+        files.release(self._features)
 
     def gather_for_table(
         self,

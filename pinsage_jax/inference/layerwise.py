@@ -22,13 +22,16 @@ import numpy as np
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.core import files
 from pinsage_jax.core.progress import Progress
-from pinsage_jax.inference import on_devices
-from pinsage_jax.inference.map_reduce import Stages, reduce_lists, with_padding
+from pinsage_jax.inference import on_devices, reduce_kernels
+from pinsage_jax.inference.map_reduce import Stages, reduce_lists, unpacked, with_padding
 from pinsage_jax.inference.tables import ScratchTables, Tables
 from pinsage_jax.sampling.lists import ListColumn
 from pinsage_jax.sampling.neighborhoods import run_blocks
 
 _REDUCE_ROWS = 512
+# Messages of a catalog that would take more as float32 are bytes with a scale for each row: a
+# quarter, so that the rows that lists name at random stay in memory.
+MOST_FLOAT_BYTES = 1 << 33
 
 # (begin, end, rows): changes the rows [begin, end) of the result, in place.
 Adjust = Callable[[int, int, np.ndarray], None]
@@ -44,13 +47,19 @@ def _in_blocks(
 ) -> None:
     """out[begin:end] = function(*inputs(begin, end)) in blocks; the last one is padded.
 
+    Rows of a table of uint8 are packed (reduce_kernels.pack_rows).
+
     JAX returns before it has computed, so the next inputs are read and the previous
     results are written meanwhile.
     """
 
     def write(begin: int, made: jax.Array) -> None:
         end = min(begin + block, span[1])
-        out[begin:end] = np.asarray(made)[: end - begin]
+        rows = np.asarray(made)[: end - begin]
+        if out.dtype == np.uint8:
+            reduce_kernels.pack_rows(rows, out[begin:end])
+        else:
+            out[begin:end] = rows
         # Blocks are written in order and only read once all are complete.
         files.release(out)
         progress.update(end - begin)
@@ -175,7 +184,8 @@ def messages_of(
     total = max(2 * layers - 1, 0) * count
     with Progress(total, "row", "messages", quiet=options.quiet) as progress:
         whole = _Pass(Stages(config, params), inputs, lists, rows, options, progress)
-        return [whole.messages(layer)[nodes] for layer in range(1, layers + 1)]
+        tables = [whole.messages(layer)[nodes] for layer in range(1, layers + 1)]
+    return [unpacked(rows) if rows.dtype == np.uint8 else rows for rows in tables]
 
 
 def embed_some(
@@ -272,13 +282,16 @@ class _Pass:
         return table
 
     def messages(self, layer: int) -> np.ndarray:
-        """Messages float32 [R_(layer - 1), M] of all rows that a layer reads."""
+        """Messages of all rows that a layer reads, float32 [R_(layer - 1), M] or packed."""
         rows = self._sizes[layer - 1]
         reads = [self._reader(layer - 1), self._read_ids]
         project = functools.partial(self._stages.project, layer)
         fill = functools.partial(self._run, project, reads, rows)
-        shape = (rows, self._stages.config.hidden_dim)
-        return self._tables.get_or_fill(f"messages{layer}", shape, fill)
+        width = self._stages.config.hidden_dim
+        if 4 * rows * width > MOST_FLOAT_BYTES and not self._tables.keep:
+            packed = rows, width + reduce_kernels.SCALE_BYTES
+            return self._tables.get_or_fill(f"messages{layer}", packed, fill, np.uint8)
+        return self._tables.get_or_fill(f"messages{layer}", (rows, width), fill)
 
     def _reader(self, layer: int) -> Callable[[int, int], np.ndarray]:
         """Reads rows of the output of a layer; layer 0 is the input."""
@@ -298,7 +311,7 @@ class _Pass:
 
     def _read_pooled(self, layer: int, begin: int, end: int) -> np.ndarray:
         messages, pooling = self.messages(layer), self._stages.config.pooling
-        pooled = np.empty((end - begin, messages.shape[1]), np.float32)
+        pooled = np.empty((end - begin, self._stages.config.hidden_dim), np.float32)
         ids, weights = (column[begin:end] for column in self._lists)
 
         def work(first: int, last: int) -> None:
@@ -312,3 +325,7 @@ class _Pass:
         # Powers of two for few rows: any number of new items shares a few compiled shapes.
         size = min(self._options.block, 1 << max(rows - 1, 0).bit_length())
         _in_blocks(function, reads, (begin, end), size, out, self._progress)
+        # Rows are read in order, so the pages behind them are not needed in memory.
+        for source in (self._inputs, *self._lists):
+            if release := getattr(source, "release", None):
+                release()

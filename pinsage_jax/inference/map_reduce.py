@@ -131,16 +131,25 @@ def reduce_lists(
     """Joins neighbor lists with messages by row number, and reduces them into out [n, M].
 
     Args:
-      messages: float32 [N, M], of which only rows in `ids` are read.
+      messages: float32 [N, M], of which only rows in `ids` are read; or uint8 [N, M + 4], see
+        reduce_kernels.pack_rows.
       ids: int32 [n, T], -1 where a list is short; weights: float32 [n, T], 0 there.
     """
     ids, weights = np.ascontiguousarray(ids), np.ascontiguousarray(weights)
-    if pooling == "max":
+    if messages.dtype == np.uint8:
+        reduce_kernels.reduce_packed(messages, ids, weights, pooling == "max", out)
+    elif pooling == "max":
         pooling_kernels.max_rows(messages, ids, weights, out)
     else:
         # The kernel adds a bias and applies ReLU; messages >= 0 stay as they are.
         no_bias = np.zeros(messages.shape[1], np.float32)
         pooling_kernels.weighted_relu_sum(messages, no_bias, ids, weights, 0, out)
+
+
+def unpacked(packed: np.ndarray) -> np.ndarray:
+    """The rows float32 [n, M] of packed ones, uint8 [n, M + 4]; see reduce_kernels.pack_rows."""
+    numbers, scales = np.split(packed, [packed.shape[1] - reduce_kernels.SCALE_BYTES], axis=1)
+    return numbers.astype(np.float32) * np.ascontiguousarray(scales).view(np.float32)
 
 
 def reduce_messages(

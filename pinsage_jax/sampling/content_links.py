@@ -29,6 +29,9 @@ from pinsage_jax.sampling.neighborhoods import run_blocks
 # In a catalog larger than `content_limit` every item has this many candidates, so that the
 # cost of an item's links does not depend on the size of the catalog.
 MAX_CANDIDATES = 1 << 16
+# Of more than a quarter of a million isolated items each has fewer, so that all together take this
+# many comparisons: minutes, and not hours.
+MOST_COMPARISONS = 1 << 34
 # The 4 MiB of scores of a block stay in the CPU cache between product and selection.
 _QUERY_ROWS = 512
 _CANDIDATE_ROWS = 2048

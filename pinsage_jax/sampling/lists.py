@@ -164,6 +164,9 @@ class _RowCache:
             self._span = (begin, end)
         return self._rows
 
+    def release(self) -> None:
+        self._lists.source.release()
+
 
 class ListColumn:
     """Ids or weights [N, T+C] of neighbor lists, computed when rows are read; not thread-safe.
@@ -190,3 +193,7 @@ class ListColumn:
         if step != 1:
             raise IndexError("rows are read in order")
         return self._rows.read(begin, max(begin, end))[self._part]
+
+    def release(self) -> None:
+        """Drops what was read from the memory of the process, as far as it is mapped."""
+        self._rows.release()

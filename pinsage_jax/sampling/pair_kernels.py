@@ -240,3 +240,16 @@ def weighted_collection_pairs(
         queries[row] = indices[query]
         targets[row] = indices[target]
         source_collection[row] = num_items + low
+
+
+@njit(nogil=True, cache=True)
+def add_collections(indptr, indices, num_items, weights, low, high, total):
+    """total[item] += weights[collection] for every edge of the collections [low, high).
+
+    indptr int64 [N+1], indices int32 [2E]: the graph; weights float64 [collections]; total
+    float64 [num_items], updated in place.
+    """
+    for collection in range(low, high):
+        weight = weights[collection]
+        for edge in range(indptr[num_items + collection], indptr[num_items + collection + 1]):
+            total[indices[edge]] += weight

@@ -17,7 +17,9 @@ import threading
 import numpy as np
 
 from pinsage_jax.config.sampling import SamplingConfig
+from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
+from pinsage_jax.graph.build_blocks import row_spans
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling import pair_kernels
 from pinsage_jax.sampling.neighborhoods import WalkTables, row_cumulative, visit_counts
@@ -32,7 +34,6 @@ _MIN_CATALOG_PER_RANK = 100
 _MAX_RANKING_BYTES = 2**30
 # Items that are kept of a band where whole rankings would take more than that.
 _BAND_SAMPLE = 64
-_COLLECTIONS_PER_BLOCK = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +170,11 @@ class PairSource:
             pair_kernels.listed_pairs(self._pairs, self._seed, first, queries, targets)
         return PairBatch(queries, targets, source_collection)
 
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether both ends are drawn alike: without a table, and not by weight."""
+        return self._pairs is None and not len(self._edge_sums)
+
     def target_probability(self) -> np.ndarray:
         """Probability that an item is the target of a drawn pair, float32 [num_items]."""
         return self._end_probability(1)
@@ -194,14 +200,13 @@ class PairSource:
             if self._cumulative is not None:
                 weights = np.diff(self._cumulative, prepend=0.0)
             item_weights = weights / np.maximum(sizes, 1)
-            starts = self._graph.indptr[count:]
             total = np.zeros(count)
-            # In blocks, because an edge takes 16 bytes here, twice as many as in the graph.
-            for begin in range(0, len(sizes), _COLLECTIONS_PER_BLOCK):
-                end = min(begin + _COLLECTIONS_PER_BLOCK, len(sizes))
-                items = self._graph.indices[starts[begin] : starts[end]]
-                edge_weights = np.repeat(item_weights[begin:end], sizes[begin:end])
-                total += np.bincount(items, weights=edge_weights, minlength=count)
+            graph = self._graph
+            for low, high in row_spans(graph.indptr[count:]):
+                pair_kernels.add_collections(
+                    graph.indptr, graph.indices, count, item_weights, low, high, total
+                )
+                files.release(graph.indices)
         return (total / total.sum()).astype(np.float32)
 
     def _weighted_ends(self, column: int) -> np.ndarray:

@@ -107,6 +107,11 @@ class ShardedTable:
             ids[members], counts[members] = shard[0][row[members]], shard[1][row[members]]
         return ids, counts
 
+    def release(self) -> None:
+        """Drops the pages of the shards from the memory of the process."""
+        for shard in self._shards:
+            files.release(shard)
+
 
 def _paths_by_number(folder: pathlib.Path) -> dict[int, list[pathlib.Path]]:
     paths: dict[int, list[pathlib.Path]] = {}

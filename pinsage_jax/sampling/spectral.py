@@ -29,6 +29,8 @@ from sklearn.utils.extmath import randomized_svd
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.cpu.kernel_cache import njit
+from pinsage_jax.cpu.prefetch import prefetch
+from pinsage_jax.graph.build_blocks import row_spans
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling.neighborhoods import run_blocks
 
@@ -36,18 +38,27 @@ FOLDER = "spectral"
 # Largest N times r: 0.8 GiB of features, and about six times as much during the SVD.
 MAX_SPECTRAL_NUMBERS = 200_000_000
 POWER_ITERATIONS = 4
+# A graph with more edges is decomposed in its own arrays, by subspace iteration: scikit-learn
+# needs a matrix of the edges in memory, and several times that of the result.
+MOST_MATRIX_EDGES = 1 << 28
+_LARGE_ITERATIONS, _LARGE_SPARE = 3, 4
 _ROWS_PER_TASK = 4096
+_ROWS_PER_STEP = 1 << 20
+_AHEAD = 24
 
 
-def item_bases(graph: Graph, dim: int, seed: int) -> np.ndarray:
+def item_bases(graph: Graph, dim: int, seed: int, threads: int = 1) -> np.ndarray:
     """Base vectors of all items, float32 [N, r].
 
     Args:
       graph: the training graph.
       dim: requested r; the rank of the matrix limits it to min(N, C) - 1.
       seed: seed of the randomized SVD (Halko et al. 2011).
+      threads: host threads.
     """
     items, collections = graph.num_items, graph.num_collections
+    if graph.num_edges > MOST_MATRIX_EDGES:
+        return large_bases(graph, min(dim, min(items, collections) - 1), seed, threads)
     degree = np.maximum(np.diff(graph.indptr), 1).astype(np.float64)
     scale = 1.0 / np.sqrt(degree)
     edges = graph.num_edges
@@ -65,6 +76,56 @@ def item_bases(graph: Graph, dim: int, seed: int) -> np.ndarray:
     return left.astype(np.float32, copy=False)
 
 
+def large_bases(graph: Graph, dim: int, seed: int, threads: int = 1) -> np.ndarray:
+    """The base vectors of item_bases by subspace iteration over the rows of the graph.
+
+    M x is a sum over the neighbors of every item, M' y one over those of every collection, so
+    nothing is needed besides the graph, which may be memory-mapped, and r + 4 numbers for each
+    node.  Both are float32; products of columns are summed in float64.
+
+    Returns:
+      float32 [N, r], the same space as item_bases up to the error of fewer iterations.
+    """
+    items, width = graph.num_items, dim + _LARGE_SPARE
+    scale = (1.0 / np.sqrt(np.maximum(np.diff(graph.indptr), 1))).astype(np.float32)[:, None]
+    rng = np.random.Generator(np.random.Philox(seed))
+    right = rng.standard_normal((graph.num_collections, width), np.float32)
+    for _ in range(_LARGE_ITERATIONS):
+        _orthonormalize(right)
+        right *= scale[items:]
+        left = _sums(graph, 0, items, items, right, threads)
+        left *= scale[:items]
+        _orthonormalize(left)
+        left *= scale[:items]
+        right = _sums(graph, items, graph.num_collections, 0, left, threads)
+        right *= scale[items:]
+    # The columns of `left` span the space, divided by the square root of the degree already.
+    _, directions = np.linalg.eigh(_gram(right))
+    found = np.empty((items, dim), np.float32)
+    chosen = directions[:, ::-1][:, :dim].astype(np.float32)
+    for begin in range(0, items, _ROWS_PER_STEP):
+        found[begin : begin + _ROWS_PER_STEP] = left[begin : begin + _ROWS_PER_STEP] @ chosen
+    return found
+
+
+def _gram(rows: np.ndarray) -> np.ndarray:
+    """Products of the columns of float32 [n, c], float64 [c, c]."""
+    total = np.zeros((rows.shape[1], rows.shape[1]))
+    for begin in range(0, len(rows), _ROWS_PER_STEP):
+        part = rows[begin : begin + _ROWS_PER_STEP].astype(np.float64)
+        total += part.T @ part
+    return total
+
+
+def _orthonormalize(rows: np.ndarray) -> None:
+    """Makes the columns of float32 [n, c] orthonormal, in place; dependent ones become zero."""
+    squares, directions = np.linalg.eigh(_gram(rows))
+    usable = squares > 1e-12 * squares[-1]
+    mixing = (directions * np.where(usable, squares, np.inf) ** -0.5).astype(np.float32)
+    for begin in range(0, len(rows), _ROWS_PER_STEP):
+        rows[begin : begin + _ROWS_PER_STEP] = rows[begin : begin + _ROWS_PER_STEP] @ mixing
+
+
 def saved_bases(
     workdir: str | pathlib.Path,
     graph: Graph,
@@ -72,6 +133,7 @@ def saved_bases(
     seed: int,
     fingerprint: str,
     folder: str = FOLDER,
+    threads: int = 1,
 ) -> np.ndarray:
     """Loads the item_bases of the training graph, or computes and saves them.
 
@@ -83,6 +145,7 @@ def saved_bases(
       graph, dim, seed: see item_bases.
       fingerprint: identifies the graph and the settings that the vectors depend on.
       folder: name of the folder.
+      threads: host threads.
     """
     path = pathlib.Path(workdir) / folder
     manifest = path / "manifest.json"
@@ -94,13 +157,13 @@ def saved_bases(
                 return files.read_array(path / "bases.npy")
         except UserError as error:
             logging.warning("%s; computing it again.", str(error).split(";")[0])
-    bases = item_bases(graph, dim, seed)
+    bases = item_bases(graph, dim, seed, threads)
     with files.atomic_folder(path) as temporary:
         files.write_array(temporary / "bases.npy", bases)
         sums = files.checksums(temporary, ["bases.npy"])
         content = {"fingerprint": fingerprint, "files": sums}
         files.write_checked_json(temporary / "manifest.json", content)
-    return bases
+    return files.read_array(path / "bases.npy")
 
 
 class SpectralFeatures:
@@ -205,16 +268,23 @@ def _sums(
     """
     out = np.zeros((rows, table.shape[1]), np.float32)
     indptr, indices = np.asarray(graph.indptr), np.asarray(graph.indices)
-    work = functools.partial(_add_neighbors, indptr, indices, first, offset, table, out)
-    run_blocks(rows, threads, work, _ROWS_PER_TASK)
+    for low, high in row_spans(graph.indptr[first : first + rows + 1]):
+        work = functools.partial(
+            _add_neighbors, indptr, indices, first + low, offset, table, out[low:high]
+        )
+        run_blocks(high - low, threads, work, _ROWS_PER_TASK)
+        files.release(graph.indices)
     return out
 
 
 @njit(nogil=True, cache=True)
 def _add_neighbors(indptr, indices, first, offset, table, out, begin, end):
     """Rows begin to end of _sums."""
+    last = indices.shape[0] - 1
     for row in range(begin, end):
         for edge in range(indptr[first + row], indptr[first + row + 1]):
+            ahead = np.int64(indices[min(edge + _AHEAD, last)] - offset)
+            prefetch(table, ahead * table.shape[1])
             other = indices[edge] - offset
             if other >= table.shape[0]:
                 continue

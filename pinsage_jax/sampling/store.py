@@ -198,6 +198,12 @@ class NeighborhoodSource:
             lists.ids[rows], lists.counts[rows] = sampled.ids, sampled.counts
         return lists
 
+    def release(self) -> None:
+        """Drops the pages of lists on disk, and of the graph, from the memory of the process."""
+        files.release(self.graph.indices)
+        if isinstance(self._cache, ShardedTable):
+            self._cache.release()
+
     def clear_epoch_lists(self) -> None:
         """Drops the cached lists of an epoch, so that an earlier epoch can be cached."""
         self._epoch_lists = None

@@ -228,6 +228,9 @@ def _validator(
     isolated = graph.degree()[:items] == 0
 
     def validate(params: Any) -> dict[str, float]:
+        if not baselines.rates:
+            # There is no pair to score, and a large catalog takes minutes to embed.
+            return {}
         vectors = encoder.embed(params, quiet=True)[:items]
         return calibration.validate(
             vectors, isolated, split, baselines, fixed_cold_start_bias(config)

@@ -11,12 +11,13 @@ from pinsage_jax.batching import graph_view
 from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
+from pinsage_jax.graph import build_blocks, csr
 from pinsage_jax.graph.csr import Graph
-from pinsage_jax.inference import tables
+from pinsage_jax.inference import layerwise, reduce_kernels, tables
 from pinsage_jax.inference.layerwise import PassOptions, embed_all
+from pinsage_jax.inference.map_reduce import reduce_lists, unpacked
 from pinsage_jax.inference.tables import ScratchTables
 from pinsage_jax.sampling import content_links as content
-from pinsage_jax.sampling import pairs as pair_sampling
 from pinsage_jax.sampling import spectral
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.spectral import SpectralFeatures
@@ -30,7 +31,7 @@ pytestmark = [
 @pytest.mark.parametrize("power", [0.2, 1.0])
 @pytest.mark.parametrize("block", [1, 5, 1 << 16])
 def test_target_probability_equals_a_sum_over_edges(block, power, monkeypatch):
-    monkeypatch.setattr(pair_sampling, "_COLLECTIONS_PER_BLOCK", block)
+    monkeypatch.setattr(build_blocks, "BLOCK_EDGES", block)
     graph = nasty_graph()
     mass = np.zeros(graph.num_items)
     for collection in range(graph.num_items, graph.num_nodes):
@@ -201,3 +202,85 @@ def test_links_of_some_items(threads, monkeypatch):
     np.testing.assert_array_equal(shares[wanted], wanted_shares)
     others = np.setdiff1d(np.arange(30), wanted)
     assert (ids[others] == -1).all() and not shares[others].any()
+
+
+def test_bases_of_a_large_graph_span_the_same_space(monkeypatch):
+    rng = np.random.default_rng(0)
+    topics = rng.integers(0, 6, 1500), rng.integers(0, 6, 400)
+    items = rng.integers(0, 1500, 20_000)
+    collections = rng.integers(0, 400, 20_000)
+    alike = rng.random(20_000) < 0.8
+    by_topic = [np.flatnonzero(topics[1] == topic) for topic in range(6)]
+    collections[alike] = [rng.choice(by_topic[topic]) for topic in topics[0][items[alike]]]
+    graph = Graph.from_edges(items.astype(np.int32), collections.astype(np.int32), 1500, 400)
+    expected = spectral.item_bases(graph, 6, 0)
+    monkeypatch.setattr(spectral, "MOST_MATRIX_EDGES", 100)
+    monkeypatch.setattr(spectral, "_ROWS_PER_STEP", 333)
+    monkeypatch.setattr(build_blocks, "BLOCK_EDGES", 1000)
+    found = spectral.item_bases(graph, 6, 0, threads=2)
+    assert found.shape == expected.shape and found.dtype == np.float32
+    # Times the square root of the degree both are orthonormal, so the angles say how far apart.
+    root = np.sqrt(np.maximum(graph.degree()[:1500], 1))[:, None]
+    np.testing.assert_allclose(np.linalg.norm(found * root, axis=0), 1, atol=1e-4)
+    first, second = (np.linalg.qr(bases * root)[0] for bases in (expected, found))
+    assert np.linalg.svd(first.T @ second)[1].min() > 0.9
+    np.testing.assert_array_equal(spectral.item_bases(graph, 6, 0, threads=1), found)
+
+
+def test_a_graph_without_dependent_columns_has_bases():
+    # One edge: a matrix of rank 1 has columns of zeros where it has no more directions.
+    graph = Graph.from_edges(np.zeros(1, np.int32), np.zeros(1, np.int32), 5, 4)
+    assert np.isfinite(spectral.large_bases(graph, 2, 0)).all()
+
+
+@pytest.mark.parametrize("pooling", ["importance", "max"])
+def test_packed_messages_are_near_float32(pooling):
+    rng = np.random.default_rng(1)
+    rows = np.maximum(rng.normal(size=(40, 37)), 0).astype(np.float32)
+    rows[3] = 0
+    packed = np.empty((40, 37 + reduce_kernels.SCALE_BYTES), np.uint8)
+    reduce_kernels.pack_rows(rows, packed)
+    step = rows.max(axis=1, keepdims=True) / 255
+    assert (np.abs(unpacked(packed) - rows) <= 0.51 * step).all()
+    ids = rng.integers(-1, 40, (25, 6)).astype(np.int32)
+    weights = np.where(ids >= 0, rng.random((25, 6)), 0).astype(np.float32)
+    found, exact, decoded = (np.empty((25, 37), np.float32) for _ in range(3))
+    reduce_lists(pooling, packed, ids, weights, found)
+    reduce_lists(pooling, unpacked(packed), ids, weights, decoded)
+    reduce_lists(pooling, rows, ids, weights, exact)
+    np.testing.assert_allclose(found, decoded, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, exact, atol=float(step.max() * weights.sum(axis=1).max()))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_catalog_of_packed_messages_has_almost_the_same_embeddings(layers, monkeypatch, tmp_path):
+    run = make_run(model={"num_layers": layers})
+    lists, params = run.lists.all_rows(), random_params(run.model, run.inputs.dim)
+
+    def embedded(stored=None):
+        options = PassOptions(block=16, quiet=True, tables=stored)
+        return np.array(embed_all(run.model, params, run.inputs, lists, options))
+
+    exact = embedded()
+    monkeypatch.setattr(layerwise, "MOST_FLOAT_BYTES", 0)
+    found = embedded(tables.PersistentTables(tmp_path, 7))
+    assert found.shape == exact.shape
+    assert 0 < np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+    np.testing.assert_array_equal(embedded(), found)
+
+
+def test_a_large_graph_without_nodes_is_a_file(monkeypatch, tmp_path):
+    graph = nasty_graph()
+    collections, items = np.array([1], np.int32), np.array([2, 5], np.int32)
+    expected = graph.without(collections, items, tmp_path)
+    assert not isinstance(expected.indices, np.memmap)
+    monkeypatch.setattr(csr, "MOST_COPIED_BYTES", 0)
+    monkeypatch.setattr(build_blocks, "BLOCK_EDGES", 3)
+    found = graph.without(collections, items, tmp_path)
+    assert isinstance(found.indices, np.memmap) and not list(tmp_path.iterdir())
+    np.testing.assert_array_equal(found.indptr, expected.indptr)
+    np.testing.assert_array_equal(found.indices, expected.indices)
+
+
+def test_many_isolated_items_have_fewer_candidates(monkeypatch):
+    assert 250_000 * content.MAX_CANDIDATES <= content.MOST_COMPARISONS
