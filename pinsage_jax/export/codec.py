@@ -18,6 +18,7 @@ Shapes: n vectors, Z embedding coordinates, d exported coordinates, G scales per
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -111,6 +112,34 @@ class StoredVectors:
         """float32 rows, by slice or by index."""
         rows = rows if self._subset is None else self._subset[rows]
         return self._codec.decode(*self._codec.encode(self._vectors[rows]))
+
+
+class EncodedRows:
+    """Vectors of an export as its codes, decoded when rows are read.
+
+    Attributes:
+      shape: (n, d); dtype: float32; ndim: 2.
+    """
+
+    dtype, ndim = np.dtype(np.float32), 2
+
+    def __init__(self, codes: np.ndarray, scales: np.ndarray, codec: VectorCodec):
+        """Takes codes [n, d] and scales [n, G], which may be memory-mapped."""
+        self._codes, self._scales, self._codec = codes, scales, codec
+        self.shape = codes.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """float32 rows, by slice, index or indices."""
+        if isinstance(rows, int | np.integer):
+            return self[np.array([rows])][0]
+        return self._codec.decode(self._codes[rows], self._scales[rows])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All rows in memory."""
+        return self[:].astype(dtype or np.float32, copy=False)
 
 
 def principal_directions(vectors: np.ndarray, dim: int, separate_bias: bool) -> np.ndarray:

@@ -19,9 +19,11 @@ from pinsage_jax.catalog.prepare import Prepared
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.export.codec import VectorCodec
+from pinsage_jax.export.codec import EncodedRows, VectorCodec
 from pinsage_jax.export.writer import FOLDER, FORMAT, ITEMS, MANIFEST, TRANSFORM
 
+# Larger exports are not decoded as a whole where rows suffice.
+MOST_DECODED_BYTES = 1 << 31
 _ROWS = 1 << 16
 _EXPORT_AGAIN = "run --mode=embed again."
 
@@ -64,6 +66,12 @@ class Export:
             return self._checked_array(f"{ITEMS.vectors}.npy", np.float32, self.dimension)
         return None
 
+    def rows(self) -> np.ndarray | EncodedRows | None:
+        """The vectors [count, dimension], none of which are in memory; None if there are shards."""
+        if self.manifest.get("layout") != "npy":
+            return None
+        return self.mapped() if self.codec.dtype == "float32" else self._encoded()
+
     def ids(self) -> IdTable:
         """Ids of all items, in catalog order."""
         return IdTable(pa.concat_arrays([pa.array([], pa.large_string()), *self._all_ids()]))
@@ -81,6 +89,10 @@ class Export:
         return result
 
     def _all_ids(self) -> Iterator[pa.Array]:
+        if self.manifest.get("layout") == "npy":
+            for batch in _batches(self.folder / f"{ITEMS.ids}.parquet"):
+                yield batch.column("item_id").cast(pa.large_string())
+            return
         for ids, _ in self.blocks():
             yield ids
 
@@ -102,18 +114,19 @@ class Export:
                     self.codec.decode(codes, scales),
                 )
 
-    def _arrays(self) -> Iterator[tuple[pa.Array, np.ndarray]]:
+    def _encoded(self) -> EncodedRows:
         codes = self._checked_array(f"{ITEMS.vectors}.npy", self.codec.dtype, self.dimension)
         groups = len(self.codec.scale_columns)
         scales = np.empty((self.count, 0), np.float32)
         if groups:
             scales = self._checked_array(f"{ITEMS.vectors}.scales.npy", np.float32, groups)
-        done = 0
-        for batch in _batches(self.folder / f"{ITEMS.ids}.parquet"):
-            span = slice(done, done + len(batch))
-            ids = batch.column("item_id").cast(pa.large_string())
-            yield ids, self.codec.decode(codes[span], scales[span])
-            done += len(batch)
+        return EncodedRows(codes, scales, self.codec)
+
+    def _arrays(self) -> Iterator[tuple[pa.Array, np.ndarray]]:
+        rows, done = self._encoded(), 0
+        for ids in self._all_ids():
+            yield ids, rows[done : done + len(ids)]
+            done += len(ids)
 
     def _checked_array(self, name: str, dtype: Any, width: int) -> np.ndarray:
         array = files.read_array(self.folder / name)
@@ -162,16 +175,32 @@ def load_embeddings(workdir: str | pathlib.Path, prepared: Prepared) -> np.ndarr
         another catalog.
     """
     export = open_export(pathlib.Path(workdir) / FOLDER)
+    return _load(export, prepared, export.mapped())
+
+
+def load_rows(workdir: str | pathlib.Path, prepared: Prepared) -> np.ndarray:
+    """Like load_embeddings, but vectors of a large export as arrays are decoded when they are read.
+
+    They are EncodedRows then, which are read like an array: a search needs as much memory as the
+    codes have, and no copy of float32.
+    """
+    export = open_export(pathlib.Path(workdir) / FOLDER)
+    is_large = 4 * export.count * export.dimension > MOST_DECODED_BYTES
+    return _load(export, prepared, export.rows() if is_large else export.mapped())
+
+
+def _load(export: Export, prepared: Prepared, found: Any) -> Any:
+    """The vectors, `found` or decoded if that is None, after the ids and the graph are compared."""
     folder, count, done = export.folder, len(prepared.item_ids), 0
-    mapped = export.mapped()
-    result = np.empty((count, export.dimension), np.float32) if mapped is None else mapped
-    for ids, rows in export.blocks():
+    result = np.empty((count, export.dimension), np.float32) if found is None else found
+    blocks = export.blocks() if found is None else ((ids, None) for ids in export._all_ids())
+    for ids, rows in blocks:
         end = done + len(ids)
         if end > count:
             raise _another_catalog(folder, f"it has more than {count:,} items")
         if not ids.equals(prepared.item_ids.names(np.arange(done, end)).cast(pa.large_string())):
             raise _another_catalog(folder, f"its ids differ from row {done:,} on")
-        if mapped is None:
+        if rows is not None:
             result[done:end] = rows
         done = end
     if done != count:

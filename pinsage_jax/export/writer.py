@@ -115,6 +115,8 @@ def _write_arrays(
         out[span], scales = codec.encode(vectors[span])
         if out_scales is not None:
             out_scales[span] = scales
+        files.release(out)
+        files.release(vectors)
     pq.write_table(pa.table({kind.id_column: ids.ids}), folder / names[1])
     return names
 
@@ -124,6 +126,7 @@ def _check_finite(embeddings: Embeddings, what: str, rows: int) -> None:
     ids, vectors = embeddings.ids, embeddings.vectors
     for begin in range(0, len(vectors), rows):
         finite = np.isfinite(vectors[begin : begin + rows]).all(axis=1)
+        files.release(vectors)
         if not finite.all():
             name = ids.names(np.array([begin + int(np.argmin(finite))]))[0].as_py()
             raise UserError(

@@ -33,7 +33,13 @@ _OVERFETCH = 4
 MIN_VECTORS_FOR_PQ = 256
 _HNSW_EF_CONSTRUCTION = 100
 _TRAINING_VECTORS_PER_CELL = 64
+# With more vectors than this the nearest cell is itself found by an inverted file: to compare each
+# vector with all cells would take hours.
+MOST_FLAT_VECTORS = 1 << 23
+_LARGE_CELLS, _LARGE_TRAINING_VECTORS_PER_CELL, _LARGE_PROBES = 1 << 13, 32, 6
 _ADD_BATCH = 1 << 16
+# Queries whose candidates are compared with them at once.
+_RERANKED_QUERIES = 1 << 10
 _SETTING_PATTERN = re.compile(r"(hnsw|ivfpq)(\d+):(\d+)")
 
 
@@ -113,21 +119,48 @@ def build(vectors: np.ndarray, setting: Setting, seed: int, threads: int) -> Any
             raise ValueError(
                 f"product quantization needs {MIN_VECTORS_FOR_PQ} vectors; there are {count}"
             )
-        cells = max(1, min(round(4 * math.sqrt(count)), count // 40))
-        coarse = faiss.IndexFlatIP(dimension)
-        index = faiss.IndexIVFPQ(
-            coarse, dimension, cells, setting.size, 8, faiss.METRIC_INNER_PRODUCT
-        )
+        index, sample = _inverted_file(faiss, count, dimension, setting.size)
         for clustering in (index.cp, index.pq.cp):
             clustering.seed = seed % (1 << 31)
             # faiss warns when a small catalog has fewer points per centroid than this.
             clustering.min_points_per_centroid = 1
-        sample = min(count, max(_TRAINING_VECTORS_PER_CELL * cells, 1 << 16))
         rows = np.arange(sample) * count // sample
         index.train(np.ascontiguousarray(vectors[rows], np.float32))
+        if count > MOST_FLAT_VECTORS:
+            _find_cells_by_index(faiss, index, seed)
     for begin in range(0, count, _ADD_BATCH):
         index.add(np.ascontiguousarray(vectors[begin : begin + _ADD_BATCH], np.float32))
     return index
+
+
+def _inverted_file(faiss: Any, count: int, dimension: int, size: int) -> tuple[Any, int]:
+    """An empty index of product-quantized vectors, and the number of vectors to train it with."""
+    cells = max(1, min(round(4 * math.sqrt(count)), count // 40))
+    sample = min(count, max(_TRAINING_VECTORS_PER_CELL * cells, 1 << 16))
+    if count > MOST_FLAT_VECTORS:
+        cells, sample = _LARGE_CELLS, _LARGE_CELLS * _LARGE_TRAINING_VECTORS_PER_CELL
+    coarse = faiss.IndexFlatIP(dimension)
+    index = faiss.IndexIVFPQ(coarse, dimension, cells, size, 8, faiss.METRIC_INNER_PRODUCT)
+    return index, sample
+
+
+def _find_cells_by_index(faiss: Any, index: Any, seed: int) -> None:
+    """Replaces the comparison with all centroids of a trained index by an inverted file of them."""
+    centroids = index.quantizer.reconstruct_n(0, index.nlist)
+    top = faiss.IndexFlatIP(index.d)
+    cells = round(math.sqrt(index.nlist))
+    quantizer = faiss.IndexIVFFlat(top, index.d, cells, faiss.METRIC_INNER_PRODUCT)
+    quantizer.cp.seed = seed % (1 << 31)
+    quantizer.cp.min_points_per_centroid = 1
+    quantizer.train(centroids)
+    quantizer.add(centroids)
+    # Residuals are to the centroids, which it gives by their numbers.
+    quantizer.make_direct_map()
+    quantizer.nprobe = _LARGE_PROBES
+    index.own_fields = False
+    index.quantizer = quantizer
+    # The index does not own it, so that it must not be freed before.
+    index.referenced_objects = [quantizer, top]
 
 
 def save(index: Any, path: pathlib.Path) -> None:
@@ -216,13 +249,19 @@ class AnnSearch:
             depth *= _OVERFETCH
         ids = np.full((len(queries), k), -1, np.int32)
         scores = np.full((len(queries), k), -np.inf, np.float32)
-        for row, found in enumerate(self.candidates(queries, min(depth, count))):
-            found = found[found >= 0]
-            if exclude_self is not None:
-                found = found[found != exclude_self[row]]
-            # Ascending rows and a stable sort: of equal scores the lower row comes first.
-            found = np.sort(found)
-            exact = self._vectors[found] @ np.asarray(queries[row], np.float32)
-            order = np.argsort(-exact, kind="stable")[:k]
-            ids[row, : len(order)], scores[row, : len(order)] = found[order], exact[order]
+        found = self.candidates(queries, min(depth, count))
+        if exclude_self is not None:
+            found = np.where(found == np.asarray(exclude_self)[:, None], -1, found)
+        # Ascending rows and a stable sort: of equal scores the lower row comes first.
+        found.sort(axis=1)
+        for begin in range(0, len(queries), _RERANKED_QUERIES):
+            span = slice(begin, begin + _RERANKED_QUERIES)
+            rows, some = found[span], np.asarray(queries[span], np.float32)
+            vectors = self._vectors[np.maximum(rows, 0).reshape(-1)]
+            exact = np.matmul(vectors.reshape(*rows.shape, -1), some[:, :, None])[:, :, 0]
+            exact[rows < 0] = -np.inf
+            order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
+            width = order.shape[1]
+            scores[span, :width] = np.take_along_axis(exact, order, axis=1)
+            ids[span, :width] = np.take_along_axis(rows, order, axis=1)
         return ids, scores

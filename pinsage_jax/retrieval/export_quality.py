@@ -28,12 +28,16 @@ from pinsage_jax.retrieval.topk import top_k
 
 NEIGHBORS = 10
 QUERIES = 1000
+_MOST_COMPARISONS = 10**10
 _ROWS = 1 << 16
 
 
 def evenly_spaced_rows(count: int, limit: int = QUERIES) -> np.ndarray:
-    """At most `limit` of `count` rows, evenly spaced, int64."""
-    size = min(count, limit)
+    """At most `limit` of `count` rows, evenly spaced, int64; fewer of more than 10 million.
+
+    Exact search compares each of them with every row.
+    """
+    size = min(count, limit, max(_MOST_COMPARISONS // max(count, 1), 100))
     return np.arange(size) * count // max(size, 1)
 
 

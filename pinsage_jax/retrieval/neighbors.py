@@ -118,7 +118,8 @@ def _nearest(
             return search.top_k(embeddings[query_rows], depth, query_rows, rules)
         if search is not None:
             return search.top_k(embeddings[query_rows], depth, query_rows)
-        if len(rows) <= _FEW_QUERIES and len(rows) * len(embeddings) <= _MAX_SCORES:
+        few = len(rows) <= _FEW_QUERIES and len(rows) * len(embeddings) <= _MAX_SCORES
+        if few and isinstance(embeddings, np.ndarray):
             # No JAX, whose import takes longer than the search.
             return ExactSearch(embeddings).top_k(embeddings[query_rows], depth, query_rows)
         from pinsage_jax.retrieval.topk import top_k
@@ -342,11 +343,11 @@ def _cosines(
 ) -> np.ndarray:
     """Cosines float32 [n] of two items each, int [n], without popularity; 0 for a zero vector."""
     # The last coordinate is the popularity.
-    directions = embeddings[:, :-1] if config.model.popularity_bias else embeddings
+    width = embeddings.shape[1] - int(config.model.popularity_bias)
     result = np.empty(len(first), np.float32)
     for start in range(0, len(first), _MAX_QUERY_BLOCK):
         span = slice(start, start + _MAX_QUERY_BLOCK)
-        pairs = directions[first[span]], directions[second[span]]
+        pairs = embeddings[first[span]][:, :width], embeddings[second[span]][:, :width]
         lengths = np.linalg.norm(pairs[0], axis=1) * np.linalg.norm(pairs[1], axis=1)
         products = np.einsum("nz,nz->n", *pairs)
         result[span] = products / np.where(lengths == 0, 1, lengths)

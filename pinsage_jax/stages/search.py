@@ -17,7 +17,7 @@ from pinsage_jax.config.settings import Config
 from pinsage_jax.config.tools import HUB, NO_STORE
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.tables import Table, open_table
-from pinsage_jax.export.reader import load_embeddings
+from pinsage_jax.export.reader import load_rows
 from pinsage_jax.listing.rules import read_ids
 from pinsage_jax.ranking.saved_ranker import (
     RANKER_FILE,
@@ -57,7 +57,7 @@ def neighbors(config: Config, items: Sequence[str] = ()) -> dict[str, list[Relat
     listed and named too.
     """
     prepared = open_prepared(config.workdir)
-    exported = load_embeddings(config.workdir, prepared)
+    exported = load_rows(config.workdir, prepared)
     queries, file = None, related.RELATED_FILE
     if config.new.new_items:
         known = len(exported)
@@ -192,7 +192,7 @@ def index(config: Config) -> dict[str, Any]:
     """Builds and measures approximate indexes of the embeddings, in WORKDIR/index."""
     from pinsage_jax.retrieval.index_table import build_indexes
 
-    vectors = load_embeddings(config.workdir, open_prepared(config.workdir))
+    vectors = load_rows(config.workdir, open_prepared(config.workdir))
     return build_indexes(config, vectors, config.host_threads)
 
 

@@ -14,8 +14,14 @@ from pinsage_jax.config.model import ModelConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core.errors import UserError
 from pinsage_jax.data.ids import IdTable
-from pinsage_jax.export.codec import StoredVectors, VectorCodec, principal_directions
-from pinsage_jax.export.reader import load_embeddings, open_export
+from pinsage_jax.export import reader
+from pinsage_jax.export.codec import (
+    EncodedRows,
+    StoredVectors,
+    VectorCodec,
+    principal_directions,
+)
+from pinsage_jax.export.reader import load_embeddings, load_rows, open_export
 from pinsage_jax.export.writer import Embeddings, write_embeddings
 from pinsage_jax.retrieval import export_quality
 from pinsage_jax.retrieval.export_quality import choose_codec, recall_against_float32
@@ -77,6 +83,28 @@ def test_every_format_comes_back(catalog, tmp_path, layout, dtype, separate_bias
     export = open_export(tmp_path / "embeddings")
     assert export.ids().ids.equals(prepared.item_ids.ids)
     np.testing.assert_array_equal(export.vectors(), found)
+
+
+@pytest.mark.parametrize("layout", ["parquet", "npy"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_rows_of_a_large_export_are_decoded_when_read(
+    catalog, tmp_path, layout, dtype, monkeypatch
+):
+    prepared, _, write = catalog
+    write(VectorCodec(dtype, True), export_format=layout, export_dtype=dtype)
+    whole = load_embeddings(tmp_path, prepared)
+    assert isinstance(load_rows(tmp_path, prepared), np.ndarray)
+    monkeypatch.setattr(reader, "MOST_DECODED_BYTES", 1)
+    rows = load_rows(tmp_path, prepared)
+    lazy = layout == "npy" and dtype != "float32"
+    assert isinstance(rows, EncodedRows if lazy else np.ndarray)
+    assert rows.shape == whole.shape and rows.dtype == np.float32 and len(rows) == len(whole)
+    for part in (slice(3, 9), np.array([5, 0, 5]), 7, slice(0, 0)):
+        np.testing.assert_array_equal(rows[part], whole[part])
+    np.testing.assert_array_equal(np.asarray(rows), whole)
+    other = dataclasses.replace(prepared, item_ids=IdTable(pa.array(["x"] * len(whole))))
+    with pytest.raises(UserError, match="another catalog"):
+        load_rows(tmp_path, other)
 
 
 def test_layout_of_arrays_and_tables(catalog, tmp_path):

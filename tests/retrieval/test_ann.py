@@ -118,6 +118,27 @@ def test_scores_and_order_are_exact(indexed_catalog):
     assert (ids[:, -1] == -1).all() and np.isneginf(scores[:, -1]).all()
 
 
+def test_cells_of_a_large_catalog_are_found_by_an_inverted_file(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(40, 8))
+    vectors = (centers[rng.integers(0, 40, 3000)] + 0.2 * rng.normal(size=(3000, 8))).astype("f4")
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows = np.arange(0, 3000, 30)
+    expected = top_k(vectors[rows], vectors, 10, rows)[0]
+    monkeypatch.setattr(ann, "MOST_FLAT_VECTORS", 1000)
+    monkeypatch.setattr(ann, "_LARGE_CELLS", 64)
+    setting = Setting.parse("ivfpq8:16", "search")
+    path = tmp_path / "index.faiss"
+    ann.save(ann.build(vectors, setting, 0, 1), path)
+    index = ann.load(path, files.checksum(path), vectors)
+    found, scores = AnnSearch(index, setting, vectors, 1).top_k(vectors[rows], 10, rows)
+    assert index.nlist == 64 and index.ntotal == 3000
+    hits = [len({*one} & {*other}) for one, other in zip(found.tolist(), expected.tolist())]
+    assert np.mean(hits) > 8
+    chosen = vectors[found[0]] @ vectors[rows[0]]
+    np.testing.assert_allclose(scores[0], chosen, rtol=1e-6)
+
+
 def test_neighbors_by_an_index(indexed_catalog, capsys):
     config, prepared, vectors, _ = indexed_catalog
     config = searching(config, "hnsw8:300")
