@@ -224,7 +224,8 @@ class ResidentCatalog:
         size = even_blocks(share, block)
         span = -(-share // size) * size
         self.shape = (count, catalog[:1].shape[1])
-        self._recall = recall
+        # Elsewhere XLA sorts all scores for it, which moves more than the exact selection.
+        self._recall = recall if devices[0].platform == "tpu" else 1.0
         self._parts: list[tuple[int, jax.Device, jax.Array]] = []
         for device, first in zip(devices, range(0, count, span)):
             # Blocks of the same shape on every device, so that equal vectors have equal scores.
