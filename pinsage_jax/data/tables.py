@@ -303,7 +303,8 @@ def _raw_batches(
             yield _decode_dictionaries(rows)
         return
     if table.kind == PARQUET:
-        with pa_parquet.ParquetFile(part) as handle:
+        # With its buffer a reader keeps all that it has read until it is closed.
+        with pa_parquet.ParquetFile(part, pre_buffer=False) as handle:
             for rows in handle.iter_batches(batch_size=batch_rows, columns=names):
                 if rows.num_rows:
                     yield _decode_dictionaries(rows.select(names))

@@ -213,7 +213,7 @@ def _load(export: Export, prepared: Prepared, found: Any) -> Any:
 
 def _batches(path: pathlib.Path) -> Iterator[pa.RecordBatch]:
     try:
-        yield from pq.ParquetFile(path).iter_batches(_ROWS)
+        yield from pq.ParquetFile(path, pre_buffer=False).iter_batches(_ROWS)
     except (pa.ArrowException, OSError) as error:
         message = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is damaged ({message}); {_EXPORT_AGAIN}") from None

@@ -394,3 +394,16 @@ def test_group_batches_keeps_all_rows_in_order(tmp_path):
     for rows, sizes in ((1, [3, 3, 3, 1]), (4, [6, 4]), (100, [10])):
         groups = list(group_batches(iter_batches(table, ["id"], batch_rows=3), rows))
         assert [sum(len(batch) for batch in group) for group in groups] == sizes
+
+
+def test_batches_of_a_large_table_are_let_go(tmp_path):
+    path = tmp_path / "e.parquet"
+    values = pa.array(np.random.default_rng(0).normal(size=1 << 20))
+    pq.write_table(pa.table({"v": values}), path, row_group_size=1 << 15)
+    del values
+    table, most = tables.open_table(path, "edges", DataConfig()), 0
+    before = pa.total_allocated_bytes()
+    for batch in tables.iter_batches(table, ["v"], batch_rows=1 << 15):
+        most = max(most, pa.total_allocated_bytes() - before)
+        del batch
+    assert most < path.stat().st_size / 2
