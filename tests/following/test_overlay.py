@@ -14,6 +14,9 @@ from pinsage_jax.following.overlay_walks import StaleShares
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.sampling.neighborhoods import WalkTables, visit_counts
 
+# Without compilation the hashes are products of NumPy scalars, which warn of overflow.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+
 SAMPLING = SamplingConfig(num_neighbors=6, num_walks=40, walk_length=3, restart=0.3)
 
 
