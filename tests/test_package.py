@@ -37,7 +37,7 @@ def test_the_build_copies_the_flagfiles_into_the_package(build, tmp_path, editab
         installed = tmp_path / "pinsage_jax"
         folders = (installed / "experiments", tmp_path / "experiments")
         monkeypatch.setattr(flagfiles, "_SHIPPED", folders)
-        assert flagfiles.shipped_flagfile("tiny") == built[-1]
+        assert flagfiles.shipped_flagfile("tiny") in built
         assert built[-1].read_bytes() == source[-1].read_bytes()
 
 

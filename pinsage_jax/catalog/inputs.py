@@ -12,7 +12,6 @@ from pinsage_jax.config.data import AUTO, DataConfig
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
 from pinsage_jax.core.errors import UserError
-from pinsage_jax.synthetic import generator
 
 # Version of what WORKDIR/prepared holds.
 FORMAT = 2
@@ -31,6 +30,9 @@ def input_tables(config: Config) -> tuple[DataConfig, dict[str, pathlib.Path]]:
     """
     data = config.data
     if config.synthetic.synthetic:
+        # Its kernels take a while to load, and a query of a finished run needs none of them.
+        from pinsage_jax.synthetic import generator
+
         paths = generator.write_catalog(
             config.synthetic.chosen, pathlib.Path(config.workdir) / _INPUTS
         )

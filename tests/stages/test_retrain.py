@@ -278,9 +278,10 @@ def test_only_modes_that_read_go_without_the_lock():
         if modes.only_reads(pinsage_jax.settings(
             "w", mode=mode, synthetic=True, query="a", target="b", compare_with="c", edges="e",
             **({"to": "qdrant"} if mode == "export" else {}),
+            **({"follow": "folder"} if mode == "follow" else {}),
         ))
     ]  # fmt: skip
-    assert free == ["neighbors", "serve"]
+    assert free == ["neighbors", "serve", "follow"]
 
 
 # The start from another model.
