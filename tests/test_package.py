@@ -84,7 +84,7 @@ def test_the_readme_names_every_extra_of_a_user():
 
 def extras_of_users() -> set[str]:
     own = {"all", "arena", "docs", "dev", "aot-tpu", "aot-cuda"}
-    own |= {"test", "test-browser", "test-stores"}
+    own |= {"test", "test-browser", "test-spark", "test-stores"}
     return PROJECT["optional-dependencies"].keys() - own
 
 
