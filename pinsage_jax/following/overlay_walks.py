@@ -23,14 +23,13 @@ from __future__ import annotations
 import numpy as np
 
 from pinsage_jax.config.sampling import SamplingConfig
-from pinsage_jax.cpu.counter_random import U32, bounded, draw, stream
+from pinsage_jax.cpu.counter_random import bounded, pick_weighted, stream
 from pinsage_jax.cpu.kernel_cache import njit
 from pinsage_jax.cpu.prefetch import prefetch
 from pinsage_jax.following.overlay import AppliedEdges, Overlay
-from pinsage_jax.sampling.kernels import count_visits, pick_weighted, select_top
+from pinsage_jax.sampling.kernels import begin_step, count_visits, select_top, table_size
 from pinsage_jax.sampling.neighborhoods import run_blocks
 
-_LOW_32 = np.uint64(0xFFFFFFFF)
 # Positions of _hop: the walk does not take part in this half step, has no edge, or follows
 # entry _POOLED - position of the pool.
 _STAYS, _STUCK, _POOLED = -2, -1, -3
@@ -156,10 +155,7 @@ def _sample(base, rows, sizes, plan, starts, seed, ids_out, counts_out):
     num_walks, walk_length, restart_below, weighted = plan
     items, num_nodes = sizes
     max_distinct = walk_length * num_walks + 1
-    slots = 8
-    while slots < 2 * min(max_distinct, num_nodes) or slots < min(8 * max_distinct, 4096):
-        slots *= 2
-    table = np.empty(slots, np.int32)
+    table = np.empty(table_size(max_distinct, num_nodes), np.int32)
     current, edges = np.empty(num_walks, np.int32), np.empty(num_walks, np.int64)
     bits = np.empty((3, num_walks), np.uint64)
     visited = np.empty((walk_length, num_walks), np.int32)
@@ -171,12 +167,7 @@ def _sample(base, rows, sizes, plan, starts, seed, ids_out, counts_out):
         keys[0] = stream(seed, np.uint64(0), starts[row])
         current[:] = starts[row]
         for step in range(walk_length):
-            for walk in range(num_walks):
-                first = draw(keys[0], walk, 2 * step)
-                bits[0, walk], bits[1, walk] = first >> U32, first & _LOW_32
-                bits[2, walk] = draw(keys[0], walk, 2 * step + 1) >> U32
-                if step > 0 and (current[walk] < 0 or bits[1, walk] < restart_below):
-                    current[walk] = starts[row]
+            begin_step(keys[0], step, starts[row], restart_below, current, bits)
             _hop(base, rows, 0, items, weighted, current, bits[0], edges)
             _hop(base, rows, items, num_nodes, weighted, current, bits[2], edges)
             visited[step] = current

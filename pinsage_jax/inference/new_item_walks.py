@@ -21,13 +21,12 @@ import numpy as np
 
 from pinsage_jax.catalog.additions import Additions
 from pinsage_jax.config.sampling import SamplingConfig
-from pinsage_jax.cpu.counter_random import U32, bounded, draw, stream
+from pinsage_jax.cpu.counter_random import bounded, first_above, pick_weighted, stream
 from pinsage_jax.cpu.kernel_cache import njit
 from pinsage_jax.cpu.prefetch import prefetch
-from pinsage_jax.sampling.kernels import count_visits, first_above, pick_weighted, select_top
+from pinsage_jax.sampling.kernels import begin_step, count_visits, select_top, table_size
 from pinsage_jax.sampling.neighborhoods import WalkTables, row_cumulative, run_blocks
 
-_LOW_32 = np.uint64(0xFFFFFFFF)
 # Positions of _hop: the walk does not take part in this half step, has no edge, or follows
 # new edge _ADDED - position.
 _STAYS, _STUCK, _ADDED = -2, -1, -3
@@ -266,10 +265,7 @@ def _sample(base, added, sizes, plan, starts, seed, ids_out, counts_out):
     num_walks, walk_length, restart_below, count_collections = plan
     parts = walk_length * (2 if count_collections else 1)
     max_distinct = parts * num_walks + 1
-    slots = 8
-    while slots < 2 * min(max_distinct, sizes[3]) or slots < min(8 * max_distinct, 4096):
-        slots *= 2
-    table = np.empty(slots, np.int32)
+    table = np.empty(table_size(max_distinct, sizes[3]), np.int32)
     current, edges = np.empty(num_walks, np.int32), np.empty(num_walks, np.int64)
     bits = np.empty((3, num_walks), np.uint64)
     visited = np.empty((parts, num_walks), np.int32)
@@ -282,12 +278,7 @@ def _sample(base, added, sizes, plan, starts, seed, ids_out, counts_out):
         current[:] = starts[row]
         part = 0
         for step in range(walk_length):
-            for walk in range(num_walks):
-                first = draw(keys[0], walk, 2 * step)
-                bits[0, walk], bits[1, walk] = first >> U32, first & _LOW_32
-                bits[2, walk] = draw(keys[0], walk, 2 * step + 1) >> U32
-                if step > 0 and (current[walk] < 0 or bits[1, walk] < restart_below):
-                    current[walk] = starts[row]
+            begin_step(keys[0], step, starts[row], restart_below, current, bits)
             _to_collections(base, added, sizes, current, bits[0], edges)
             if count_collections:
                 visited[part] = current

@@ -18,7 +18,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from pinsage_jax.cpu.counter_random import GOLDEN, U1, U32, bounded, draw, mix, stream
+from pinsage_jax.cpu.counter_random import (
+    GOLDEN,
+    U1,
+    U32,
+    bounded,
+    draw,
+    mix,
+    pick_weighted,
+    pick_weighted_except,
+    stream,
+)
 from pinsage_jax.cpu.kernel_cache import njit
 from pinsage_jax.cpu.prefetch import prefetch
 
@@ -42,45 +52,6 @@ def running_sums(indptr, weights, sums):
         for edge in range(indptr[row], indptr[row + 1]):
             total += np.float64(weights[edge])
             sums[edge] = total
-
-
-@njit(nogil=True, cache=True)
-def first_above(cumulative, low, high, target):
-    """First index in [low, high) whose running sum exceeds `target`, else high - 1."""
-    first, last = low, high - 1
-    while first < last:
-        middle = (first + last) >> 1
-        if cumulative[middle] > target:
-            last = middle
-        else:
-            first = middle + 1
-    return first
-
-
-@njit(nogil=True, cache=True)
-def pick_weighted(cumulative, low, high, bits_32):
-    """Edge index in [low, high) drawn in proportion to the edge weights.
-
-    `cumulative` holds running sums within each row.  The search ends inside the row even
-    if rounding makes the target equal to the row's total.
-    """
-    target = (np.float64(bits_32) + 0.5) / 4294967296.0 * cumulative[high - 1]
-    return first_above(cumulative, low, high, target)
-
-
-@njit(nogil=True, cache=True)
-def pick_weighted_except(cumulative, low, high, excluded, bits_32):
-    """As pick_weighted, without the edge `excluded`."""
-    before = cumulative[excluded - 1] if excluded > low else 0.0
-    weight = cumulative[excluded] - before
-    target = (np.float64(bits_32) + 0.5) / 4294967296.0 * (cumulative[high - 1] - weight)
-    if target >= before:
-        target += weight
-    edge = first_above(cumulative, low, high, target)
-    if edge == excluded:
-        # Only rounding leads here, for a target at the border of the excluded interval.
-        edge = excluded - 1 if excluded > low else excluded + 1
-    return edge
 
 
 @njit(nogil=True, cache=True)
@@ -175,6 +146,38 @@ def _walk(graph, plan, starts, masked_collection, keys, current, edges, bits, vi
                 visited[part, : current.shape[0]] = current
                 part += 1
         index += 2
+
+
+@njit(nogil=True, cache=True)
+def begin_step(key, step, start, restart_below, current, bits):
+    """Draws the bits of a step of the walks of one start node, and restarts those that do.
+
+    Args:
+      key: stream of the start node.
+      step: number of the step; before step 0 no walk restarts.
+      start: node to which a walk returns.
+      restart_below: restart probability times 2**32, uint64.
+      current: int32 [W], nodes of the walks; -1: stuck, which restarts.
+      bits: uint64 [3, W] output, for the hop to a collection, the restart, the hop to an item.
+    """
+    for walk in range(current.shape[0]):
+        first = draw(key, walk, 2 * step)
+        bits[0, walk], bits[1, walk] = first >> U32, first & _LOW_32
+        bits[2, walk] = draw(key, walk, 2 * step + 1) >> U32
+        if step > 0 and (current[walk] < 0 or bits[1, walk] < restart_below):
+            current[walk] = start
+
+
+@njit(nogil=True, cache=True)
+def table_size(max_distinct, num_nodes):
+    """Entries of the hash table of `count_visits` for so many distinct nodes of a graph.
+
+    A small table is at most an eighth full, to avoid collisions; a large one half.
+    """
+    slots = 8
+    while slots < 2 * min(max_distinct, num_nodes) or slots < min(8 * max_distinct, 4096):
+        slots *= 2
+    return slots
 
 
 @njit(nogil=True, cache=True)
@@ -357,11 +360,7 @@ def sample_block(
     group = min(group, starts.shape[0])
     parts = walk_length * (2 if count_collections else 1)
     max_distinct = parts * num_walks + 1
-    # A small hash table is at most an eighth full, to avoid collisions; a large one half.
-    slots = 8
-    while slots < 2 * min(max_distinct, graph[0].shape[0]) or slots < min(8 * max_distinct, 4096):
-        slots *= 2
-    table = np.empty(slots, np.int32)
+    table = np.empty(table_size(max_distinct, graph[0].shape[0] - 1), np.int32)
     current = np.empty(group * num_walks, np.int32)
     walk_masks = np.empty(group * num_walks, np.int32)
     edges = np.empty(group * num_walks, np.int64)

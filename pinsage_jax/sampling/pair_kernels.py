@@ -11,9 +11,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from pinsage_jax.cpu.counter_random import GOLDEN, U1, U32, bounded, draw, mix, stream
+from pinsage_jax.cpu.counter_random import (
+    GOLDEN,
+    U1,
+    U32,
+    bounded,
+    draw,
+    mix,
+    pick_weighted,
+    pick_weighted_except,
+    stream,
+)
 from pinsage_jax.cpu.kernel_cache import njit
-from pinsage_jax.sampling.kernels import pick_weighted, pick_weighted_except
 
 
 @njit(nogil=True, cache=True)

@@ -335,7 +335,7 @@ def test_weighted_picks_stay_in_their_row(bits):
         # A pick outside the row would read the sums of the neighboring rows.
         cumulative = np.concatenate([[1e-9], np.cumsum(row), [1e99]])
         low, high = 1, 1 + len(row)
-        assert low <= kernels.pick_weighted(cumulative, low, high, np.uint64(bits)) < high
+        assert low <= counter_random.pick_weighted(cumulative, low, high, np.uint64(bits)) < high
         for excluded in range(low, high):
             edge = kernels.pick_weighted_except(cumulative, low, high, excluded, np.uint64(bits))
             assert low <= edge < high and edge != excluded
