@@ -6,7 +6,8 @@ beginning of S(k-1); one neighbor table then serves every layer, and "self" is a
 prefix instead of a gather.
 
 Axis letters: n_k rows of S(k) with padding, T neighbors, D input features,
-B pairs, R random negatives, H hard negatives per query.  Where the devices hold a table
+B pairs, R random negatives, H hard negatives per query, G sets of them: B, or 1 where all
+queries share the H of some.  Where the devices hold a table
 of inputs: E columns that every batch brings, P first rows whose spectral features
 (r columns) it brings too.
 """
@@ -40,17 +41,17 @@ class Minibatch(NamedTuple):
     targets: Array  # int32 [B] rows
     pair_weights: Array  # float32 [B]; 0 where a pair does not count
     negatives: Array  # int32 [R] rows
-    hard: Array  # int32 [B, H] rows; 0 where masked
+    hard: Array  # int32 [G, H] rows; 0 where masked
     query_ids: Array  # int32 [B]
     target_ids: Array  # int32 [B]
     negative_ids: Array  # int32 [R]
-    hard_ids: Array  # int32 [B, H]; -1 where masked
+    hard_ids: Array  # int32 [G, H]; -1 where masked
     # Log probabilities of being drawn as a candidate: for queries and reverse_negative_logq
     # of the reverse direction, whose candidates are the queries of other pairs.
     query_logq: Array  # float32 [B]
     target_logq: Array  # float32 [B]
     negative_logq: Array  # float32 [R]
-    hard_logq: Array  # float32 [B, H]
+    hard_logq: Array  # float32 [G, H]
     reverse_negative_logq: Array  # float32 [R]
     transposed: Array | None = None  # int32 [X] of batching/transposed.py; [0] for CPUs
 
@@ -64,7 +65,7 @@ class BatchSpec:
       num_layers: K.
       seed: key of all random draws.
       hard_in_epoch: hard negatives per query in an epoch (from 0).
-      hard_slots: H, the most that hard_in_epoch ever gives.
+      hard_slots: the most that hard_in_epoch ever gives.
       num_devices: shards that a step is cut into, over all processes.
       local_devices: the shards that this process makes; all of them when not given.
       table: whole or split, where batches name rows of a table on the devices and bring only
@@ -104,6 +105,13 @@ class BatchSpec:
         return self.table == "split"
 
     @property
+    def hard_shape(self) -> tuple[int, int]:
+        """(G, H) of a device."""
+        if self.train.shared_hard_queries:
+            return 1, self.train.shared_hard_queries * self.hard_slots
+        return self.pairs_per_device, self.hard_slots
+
+    @property
     def pairs_per_device(self) -> int:
         """The number of pairs of a step on each device."""
         return self.train.batch_size // self.num_devices
@@ -127,7 +135,7 @@ class BatchInfo:
     Attributes:
       used: rows in use of every frontier, seeds first.
       left_out: neighbors masked because a frontier was full.
-      hard_per_query: mean number of hard negatives that a query got.
+      hard_per_query: mean number of hard negatives that a query is scored against.
       edge_dropout_share: share of rows trained as if they had no edges.
     """
 

@@ -12,6 +12,8 @@ negatives, H hard negatives per query, P items of the negative pool.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from absl import logging
 
@@ -128,7 +130,7 @@ class MinibatchBuilder:
         """Budgets from trial batches, early and late enough to hold all hard negatives."""
         spec, train = self.spec, self.spec.train
         size, nodes = self._lists.width, self.num_nodes
-        limits = [spec.pairs_per_device * (2 + spec.hard_slots) + train.random_negatives]
+        limits = [2 * spec.pairs_per_device + math.prod(spec.hard_shape) + train.random_negatives]
         for _ in range(spec.num_layers):
             limits.append(min(limits[0] + nodes, limits[-1] * (size + 1)))
         late = self._pairs.per_epoch * max(train.hard_max + 1, 1) // train.batch_size + 1
@@ -160,7 +162,7 @@ class MinibatchBuilder:
         epoch = self.epoch_of(step)
         first = step * self.spec.train.batch_size + device * self.spec.pairs_per_device
         pairs = self._pairs.batch(first, self.spec.pairs_per_device)
-        hard = self._hard_negatives(pairs, epoch, first)
+        hard = self._hard_negatives(pairs, step, first)
         (collection_q, neighbor_q), (collection_t, neighbor_t) = self._masks(pairs)
         queries = frontier.add_seeds(pairs.queries, collection_q, neighbor_q)
         targets = frontier.add_seeds(pairs.targets, collection_t, neighbor_t)
@@ -192,7 +194,7 @@ class MinibatchBuilder:
         info = BatchInfo(
             tuple(frontier.used),
             frontier.left_out,
-            float((batch.hard_ids >= 0).sum() / self.spec.pairs_per_device),
+            float((batch.hard_ids >= 0).sum() / len(hard)),
             float(dropped_edges.sum() / max(sum(frontier.used), 1)),
         )
         return batch, info
@@ -205,13 +207,21 @@ class MinibatchBuilder:
         # Listed pairs come from no collection: each item is masked in the other's list.
         return (none, pairs.targets), (none, pairs.queries)
 
-    def _hard_negatives(self, pairs: PairBatch, epoch: int, first: int) -> np.ndarray:
-        """Hard negatives int32 [B, H]; -1 beyond what the curriculum allows."""
+    def _hard_negatives(self, pairs: PairBatch, step: int, first: int) -> np.ndarray:
+        """Hard negatives int32 [G, H]; -1 beyond what the curriculum allows.
+
+        Those that are shared belong to the first queries of the step, so that they are the
+        same on each device.
+        """
+        shared = self.spec.train.shared_hard_queries
+        if shared:
+            first = step * self.spec.train.batch_size
+            pairs = self._pairs.batch(first, shared)
         hard = np.full((len(pairs.queries), self.spec.hard_slots), -1, np.int32)
-        wanted = min(self.spec.hard_in_epoch(epoch), self.spec.hard_slots)
+        wanted = min(self.spec.hard_in_epoch(self.epoch_of(step)), self.spec.hard_slots)
         if wanted:
             hard[:, :wanted] = hard_negatives(self._rankings, pairs, size=wanted, first=first)
-        return hard
+        return hard.reshape(self.spec.hard_shape)
 
     def _expanded(self, frontier: Frontier, epoch: int, step: int) -> tuple[_Features, np.ndarray]:
         """Adds all neighbors to a frontier of seeds.

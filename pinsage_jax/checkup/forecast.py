@@ -292,14 +292,20 @@ def _seconds(
 def _hard_queries(config: Config, sizes: Sizes, trial: Trial) -> float:
     """Number of queries ranked for hard negatives; where rankings are cached, each counts once."""
     epochs = math.ceil(trial.total_steps * config.train.batch_size / trial.pairs_per_epoch)
-    draws = sum(
-        trial.pairs_per_epoch for epoch in range(epochs) if hard_negatives_in(epoch, config.train)
+    draws = float(
+        sum(
+            trial.pairs_per_epoch
+            for epoch in range(epochs)
+            if hard_negatives_in(epoch, config.train)
+        )
     )
+    if shared := config.train.shared_hard_queries:
+        draws *= shared / config.train.batch_size
     _, high = hard_band(config.sampling, sizes.items)
     cached = kept_ranks(sizes.items, high) > 0
     # Queries are drawn at random with replacement.
     distinct = sizes.items_with_edges * -math.expm1(-draws / max(sizes.items_with_edges, 1))
-    return distinct if cached else float(draws)
+    return distinct if cached else draws
 
 
 def _text_seconds(

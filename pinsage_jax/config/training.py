@@ -41,6 +41,12 @@ class TrainConfig(Checked):
         "curriculum: n-1 in epoch n; full: all from the start; none.",
         choices=("curriculum", "full", "none"),
     )
+    shared_hard_queries: int = constant(
+        0,
+        "Queries of a step whose hard negatives all pairs are scored against, which takes fewer "
+        "nodes; 0: each query has its own.",
+        low=0,
+    )
     epochs: float | None = option(
         3.0,
         "Passes over the training pairs; auto: until validation stops rising (--patience), at "
@@ -160,7 +166,11 @@ class TrainConfig(Checked):
             raise UserError(
                 f"--tracker={self.tracker}: {min(strange)} is not one of {', '.join(TRACKERS)}."
             )
-
+        if self.shared_hard_queries > self.batch_size:
+            raise UserError(
+                f"shared_hard_queries={self.shared_hard_queries} is more than "
+                f"--batch_size={self.batch_size}."
+            )
         if self.profile_steps and self.profiled is None:
             raise UserError(
                 f"--profile_steps={self.profile_steps} is not FIRST:LAST, such as 10:20."

@@ -37,7 +37,7 @@ class Scored(NamedTuple):
     random_logq: jax.Array  # float32 [R]
     hard: jax.Array  # float32 [B, H]
     hard_mask: jax.Array  # bool [B, H]
-    hard_logq: jax.Array  # float32 [B, H]
+    hard_logq: jax.Array  # float32 [B, H], or [1, H] where all queries share their hard negatives
     in_batch: jax.Array  # float32 [B, C]
     in_batch_mask: jax.Array  # bool [B, C], False for the positive too
     in_batch_logq: jax.Array  # float32 [C]

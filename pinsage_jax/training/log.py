@@ -220,8 +220,8 @@ def dump_batch(
     """Writes the ids of the batch of `step` (counted from 1) and `about`; returns the path.
 
     Every process must call it; the file is complete when it returns.  The file holds B
-    query ids, B target ids, B lists of H hard negatives (-1 where there is none), and the R
-    random negatives, once for every device.
+    query ids, B target ids, B lists of H hard negatives (-1 where there is none), or one for
+    every device where queries share them, and the R random negatives, once for every device.
     """
     path = pathlib.Path(workdir) / f"not_finite_step_{step}.json"
     if process_group.is_rank0():

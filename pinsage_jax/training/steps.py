@@ -67,13 +67,19 @@ def score(
 
     not_positive = jnp.arange(len(candidate_ids))[None, :] != positive_columns[:, None]
     hard_ids = jnp.full_like(batch.hard_ids, -1) if reverse else batch.hard_ids
+    hard = embedded[batch.hard]
+    if len(hard) == 1 < len(query):
+        # All queries share one set.
+        hard_scores = query @ hard[0].T
+    else:
+        hard_scores = jnp.einsum("bz,bhz->bh", query, hard)
     return Scored(
         positive=jnp.sum(query * target, axis=-1),
         positive_logq=target_logq,
         random=query @ embedded[batch.negatives].T,
         random_mask=differs(batch.negative_ids),
         random_logq=random_logq,
-        hard=jnp.einsum("bz,bhz->bh", query, embedded[batch.hard]),
+        hard=hard_scores,
         hard_mask=differs(hard_ids),
         hard_logq=batch.hard_logq,
         in_batch=query @ candidates.T,

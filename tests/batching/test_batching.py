@@ -550,6 +550,28 @@ def test_hard_negatives_follow_the_curriculum_and_the_reference():
         assert info.hard_per_query == (expected >= 0).sum() / 8
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_shared_hard_negatives_are_those_of_the_first_queries_of_a_step(devices):
+    train = {"hard_max": 2, "pairs_per_epoch": 16, "epochs": 5.0}
+    run = make_run(train={**train, "shared_hard_queries": 3})
+    builder = run.builder(devices)
+    for step, wanted in ((0, 0), (2, 1), (8, 2)):
+        batch, info = builder.make(step)
+        pairs = run.pairs.batch(step * 8, 3)
+        expected = slow.hard_negatives(
+            run.graph, pairs.queries, pairs.targets, run.sampling, (3, 9),
+            size=wanted, seed=run.seed, first=step * 8,
+        )  # fmt: skip
+        assert batch.hard_ids.shape == batch.hard_logq.shape == (devices, 1, 6)
+        for device in range(devices):
+            ids = batch.hard_ids[device].reshape(3, 2)
+            np.testing.assert_array_equal(ids[:, :wanted], expected)
+            assert (ids[:, wanted:] == -1).all()
+            rows = batch.hard[device][batch.hard_ids[device] >= 0]
+            np.testing.assert_array_equal(batch.node_ids[device][rows], expected[expected >= 0])
+        assert info.hard_per_query == (expected >= 0).sum()
+
+
 def test_a_node_with_dropped_edges_is_isolated_in_every_row():
     run = make_run(train={"edge_dropout": 0.5, "random_negatives": 30}, masked=False)
     builder = run.builder()

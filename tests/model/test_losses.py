@@ -90,6 +90,20 @@ def slow_loss(embedded, batch, config, reverse=False):
     return slow.loss(config.loss, sides, shared, hard, **settings)
 
 
+def sharing(batch):
+    """The batch with the hard negatives of its first query for all."""
+    names = ("hard", "hard_ids", "hard_logq")
+    return batch._replace(**{name: getattr(batch, name)[:1] for name in names})
+
+
+def tiled(batch):
+    """The same with one copy for each query."""
+    names = ("hard", "hard_ids", "hard_logq")
+    return batch._replace(
+        **{name: np.repeat(getattr(batch, name)[:1], len(batch.queries), 0) for name in names}
+    )
+
+
 def fast_loss(embedded, batch, config, reverse=False):
     def both(embedded, batch):
         return LOSSES[config.loss](score(embedded, batch, None, reverse=reverse), config)
@@ -128,6 +142,15 @@ def test_loss_of_small_batches(name, sizes, small_rng):
     config = TrainConfig(loss=name, temperature=0.5)
     embedded, batch = random_batch(small_rng, *sizes)
     close(fast_loss(embedded, batch, config), slow_loss(embedded, batch, config))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_shared_hard_negatives_count_as_one_copy_for_each_query(name, reverse, small_rng):
+    config = TrainConfig(loss=name, temperature=0.5)
+    embedded, batch = random_batch(small_rng, hard=7)
+    expected = slow_loss(embedded, tiled(batch), config, reverse)
+    close(fast_loss(embedded, sharing(batch), config, reverse), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
