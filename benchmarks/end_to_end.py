@@ -55,7 +55,7 @@ from pinsage_jax.sampling.lists import NeighborLists
 from pinsage_jax.sampling.pairs import PairSource
 from pinsage_jax.sampling.store import NeighborhoodSource
 from pinsage_jax.training.device_clock import DeviceClock
-from pinsage_jax.training.device_inputs import table_form
+from pinsage_jax.training.device_inputs import table_arguments, table_form
 from pinsage_jax.training.state import initial_state, make_optimizer
 from pinsage_jax.training.steps import make_train_step
 
@@ -221,8 +221,7 @@ class Training:
         self.params = params
         optimizer = make_optimizer(config.train, pairs.per_epoch / config.train.batch_size)
         devices = make_devices(num_devices)
-        table = self._builder.table()
-        self._constants = () if table is None else (replicate(table, devices),)
+        self._constants = table_arguments(self._builder, config.train, devices)
         self._pure = make_train_step(model, config.train, optimizer)
         self._step = compile_step(self._pure, num_devices, constants=len(self._constants))
         self._state = replicate(initial_state(params, optimizer), devices)

@@ -20,6 +20,7 @@ from absl import logging
 from pinsage_jax.batching.blocks import BatchInfo, BatchSpec, Budgets, Minibatch, padded_size
 from pinsage_jax.batching.frontier import Frontier, FrontierPool
 from pinsage_jax.batching.graph_view import GraphView
+from pinsage_jax.batching.inputs import NodeInputs
 from pinsage_jax.batching.transposed import transpose
 from pinsage_jax.sampling import kernels
 from pinsage_jax.sampling.pairs import (
@@ -92,9 +93,10 @@ class MinibatchBuilder:
         """Epoch (from 0) in which the pairs of `step` (from 0) begin."""
         return self._pairs.epoch_of(step * self.spec.train.batch_size)
 
-    def table(self) -> np.ndarray | None:
-        """float32 [N, D] for the devices to read inputs from; None: batches bring them."""
-        return self._inputs.table() if self.spec.table_on_device else None
+    @property
+    def inputs(self) -> NodeInputs:
+        """Where the batches' inputs come from."""
+        return self._inputs
 
     def make(self, step: int, devices: range | None = None) -> tuple[Minibatch, BatchInfo]:
         """The minibatch of `step`.

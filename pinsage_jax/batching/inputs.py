@@ -87,19 +87,25 @@ class NodeInputs:
         return width, self._first_extra - width
 
     @property
-    def table_bytes(self) -> int:
-        """Size of `table`: items, and collections where they are nodes of the model."""
-        return 4 * len(self._degree if self._node_type else self._features) * self.dim
+    def table_shape(self) -> tuple[int, int]:
+        """(N, D) of the table: items, and collections where they are nodes of the model."""
+        return len(self._degree if self._node_type else self._features), self.dim
 
-    def table(self) -> np.ndarray:
-        """float32 [N, D] of all nodes, as `gather` reads them with all their edges.
+    @property
+    def table_bytes(self) -> int:
+        """Size of the table in float32."""
+        nodes, width = self.table_shape
+        return 4 * nodes * width
+
+    def table(self, nodes: range | None = None) -> np.ndarray:
+        """float32 [n, D] of `nodes` (all of them: None), as `gather` reads them with all edges.
 
         The last E columns are zeros: a batch brings its own (`gather_for_table`).
         """
-        nodes = self.table_bytes // (4 * self.dim)
-        every = np.arange(nodes, dtype=np.int32)
-        out = np.zeros((nodes, self.dim), np.float32)
-        self._gather_stored(every, self._degree[:nodes], np.full(nodes, -1, np.int32), out)
+        wanted = range(self.table_shape[0]) if nodes is None else nodes
+        rows = np.arange(wanted.start, wanted.stop, wanted.step, dtype=np.int32)
+        out = np.zeros((len(rows), self.dim), np.float32)
+        self._gather_stored(rows, self._degree[rows], np.full(len(rows), -1, np.int32), out)
         return out
 
     def gather(

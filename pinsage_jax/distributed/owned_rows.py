@@ -16,24 +16,20 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pinsage_jax.distributed.devices import AXIS_NAME
 
 _ROUNDS = 4
 
 
-def dealt(table: np.ndarray, count: int, devices: range) -> np.ndarray:
-    """The parts [len(devices), S, D] of `devices`, of `count`, of a table [N, D].
+def owned_by(device: int, rows: int, count: int) -> range:
+    """The rows of a table of `rows` rows that one of `count` devices owns, in their order."""
+    return range(device, rows, count)
 
-    S is N / count rounded up; rows beyond N are zeros.
-    """
-    size = -(-len(table) // count)
-    parts = np.zeros((len(devices), size, *table.shape[1:]), table.dtype)
-    for part, device in zip(parts, devices):
-        rows = table[device::count]
-        part[: len(rows)] = rows
-    return parts
+
+def part_size(rows: int, count: int) -> int:
+    """S: rows of a part, N / n rounded up; those beyond the last owned one are zeros."""
+    return -(-rows // count)
 
 
 def places(rows: jax.Array, size: int, axis_name: str) -> jax.Array:

@@ -9,6 +9,7 @@ a step reads.  A table that is too large for each device is dealt to all of them
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -27,11 +28,19 @@ from pinsage_jax.distributed.devices import (
     place_batch,
     replicate,
 )
-from pinsage_jax.distributed.owned_rows import all_parts, dealt, places, read_owned
+from pinsage_jax.distributed.owned_rows import (
+    all_parts,
+    owned_by,
+    part_size,
+    places,
+    read_owned,
+)
 from pinsage_jax.model.input_rows import TableInputs
 
 _BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _INT8_LARGEST = 127
+# Inputs that are read at once while the table is made.
+_BLOCK_BYTES = 1 << 26
 
 
 class Int8Table(NamedTuple):
@@ -59,19 +68,46 @@ class SharedTable(NamedTuple):
 Table = jax.Array | Int8Table
 
 
-def stored_table(table: np.ndarray, dtype: str) -> Any:
-    """float32 [N, D] of NodeInputs.table in a type of `device_features_dtype`.
+def stored_parts(
+    inputs: NodeInputs, dtype: str, count: int, devices: range
+) -> np.ndarray | Int8Table:
+    """The parts [len(devices), S, D] of NodeInputs.table that `devices`, of `count`, own.
 
-    In int8 the largest number of a column is 127, so that an entry is off by at most a 254th
-    of it.
+    They are made in blocks of rows, so that a process never holds more than its own parts, in
+    the type in which they are stored.  In int8 the largest number of a column of all parts is
+    127, so that an entry is off by at most a 254th of it; all processes call this then.
+
+    Args:
+      dtype: as `device_features_dtype`.
     """
-    if dtype == "float32":
-        return table
-    if dtype == "bfloat16":
-        return table.astype(jnp.bfloat16)
-    largest = np.abs(table).max(axis=0, initial=0.0)
+    nodes, width = inputs.table_shape
+    own = [owned_by(device, nodes, count) for device in devices]
+    if dtype != "int8":
+        parts = np.zeros((len(own), part_size(nodes, count), width), jnp.dtype(dtype))
+        for part, rows in zip(parts, own):
+            for begin, block in _blocks(inputs, rows):
+                part[begin : begin + len(block)] = block
+        return parts
+    largest = np.zeros(width, np.float32)
+    for rows in own:
+        for _, block in _blocks(inputs, rows):
+            largest = np.maximum(largest, np.abs(block).max(axis=0, initial=0.0))
+    everywhere = process_group.all_gather_object(largest.tolist(), "scale of the input table")
+    largest = np.array(everywhere, np.float32).max(axis=0)
     scale = np.where(largest > 0, largest / _INT8_LARGEST, 1.0).astype(np.float32)
-    return Int8Table(np.rint(table / scale).astype(np.int8), scale)
+    codes = np.zeros((len(own), part_size(nodes, count), width), np.int8)
+    for part, rows in zip(codes, own):
+        for begin, block in _blocks(inputs, rows):
+            part[begin : begin + len(block)] = np.rint(block / scale)
+    return Int8Table(codes, np.broadcast_to(scale, (len(own), width)))
+
+
+def _blocks(inputs: NodeInputs, rows: range) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the inputs of `rows` in blocks, each with the place of its first row."""
+    step = max(_BLOCK_BYTES // (4 * max(inputs.table_shape[1], 1)), 1)
+    for begin in range(0, len(rows), step):
+        yield begin, inputs.table(rows[begin : begin + step])
+        inputs.release()
 
 
 def table_arguments(
@@ -81,18 +117,15 @@ def table_arguments(
 
     Where the batches' `table_is_split`, its leaves have a device axis.
     """
-    table, spec = builder.table(), builder.spec
-    if table is None:
+    spec, dtype = builder.spec, train.device_features_dtype
+    if not spec.table_on_device:
         return ()
-    stored = stored_table(table, train.device_features_dtype)
     if not spec.table_is_split:
-        return (replicate(stored, devices),)
+        whole = stored_parts(builder.inputs, dtype, 1, range(1))
+        return (replicate(jax.tree.map(lambda part: part[0], whole), devices),)
     local = spec.local_devices or range(spec.num_devices)
-    codes = stored.codes if isinstance(stored, Int8Table) else stored
-    part: Any = dealt(codes, spec.num_devices, local)
-    if isinstance(stored, Int8Table):
-        part = Int8Table(part, np.broadcast_to(stored.scale, (len(local), *stored.scale.shape)))
-    return (place_batch(SharedTable(part), devices),)
+    parts = stored_parts(builder.inputs, dtype, spec.num_devices, local)
+    return (place_batch(SharedTable(parts), devices),)
 
 
 def table_form(train: TrainConfig, inputs: NodeInputs) -> str:

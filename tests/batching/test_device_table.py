@@ -17,7 +17,13 @@ from pinsage_jax.distributed.devices import (
     place_batch,
     replicate,
 )
-from pinsage_jax.distributed.owned_rows import all_parts, dealt, places, read_owned
+from pinsage_jax.distributed.owned_rows import (
+    all_parts,
+    owned_by,
+    part_size,
+    places,
+    read_owned,
+)
 from pinsage_jax.model.pinsage import PinSage
 from pinsage_jax.sampling.spectral import SpectralFeatures
 from pinsage_jax.training import device_inputs
@@ -65,7 +71,7 @@ def test_rows_have_the_bits_of_the_hosts_gather(case, spectral, features):
     run = run_with_every_column(spectral, features, **CASES[case])
     host = run.builder()
     device = run.builder(budgets=host.budgets, table=True)
-    table = device.table()
+    table = device.inputs.table()
     assert table.nbytes == run.inputs.table_bytes
     read = jax.jit(read_inputs)
     dropout = masked = 0
@@ -91,7 +97,7 @@ def test_rows_have_the_bits_of_the_hosts_gather(case, spectral, features):
 def test_rows_in_fewer_bits_are_near_those_of_float32(dtype):
     run = run_with_every_column(train={"device_features_dtype": dtype})
     builder = run.builder(table=True)
-    whole = builder.table()
+    whole = builder.inputs.table()
     (table,) = table_arguments(builder, run.train, make_devices(1))
     batch = jax.tree.map(lambda leaf: leaf[0], builder.make(2)[0])
     rows = np.asarray(jax.jit(read_inputs)(batch, table))
@@ -110,6 +116,32 @@ def test_rows_in_fewer_bits_are_near_those_of_float32(dtype):
         assert table.codes.dtype == np.int8 and table.codes.nbytes == whole.nbytes // 4
         assert np.abs(table.codes[:, largest > 0]).max(axis=0).min() == 127
     assert (np.abs(rows - exact) <= error).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("own", [range(0, 1), range(1, 3)])
+def test_a_process_makes_its_own_parts_alone_and_in_blocks(own, dtype, monkeypatch):
+    inputs = run_with_every_column().inputs
+    whole, read = inputs.table(), []
+    monkeypatch.setattr(device_inputs, "_BLOCK_BYTES", 4 * 7 * inputs.dim)
+    original = type(inputs).table
+    monkeypatch.setattr(
+        type(inputs), "table", lambda self, nodes: read.append(nodes) or original(self, nodes)
+    )
+    parts = device_inputs.stored_parts(inputs, dtype, 3, own)
+    owned = [owned_by(device, len(whole), 3) for device in own]
+    assert {row for rows in read for row in rows} == {row for rows in owned for row in rows}
+    assert max(map(len, read)) == 7
+    codes = parts.codes if dtype == "int8" else parts
+    assert codes.shape == (len(own), part_size(len(whole), 3), inputs.dim)
+    for number, rows in enumerate(owned):
+        found = np.asarray(codes[number], np.float32)
+        if dtype == "int8":
+            found = found * parts.scale[number]
+        assert not found[len(rows) :].any()
+        error = {"float32": 0, "bfloat16": 2.0**-8, "int8": 1 / 250}[dtype]
+        largest = np.abs(whole[np.concatenate(owned)]).max(axis=0)
+        assert (np.abs(found[: len(rows)] - whole[rows]) <= error * largest).all()
 
 
 @pytest.mark.parametrize("dtype,size", [("float32", 4), ("bfloat16", 2), ("int8", 1)])
@@ -223,7 +255,11 @@ def test_rows_of_a_table_that_devices_share_are_those_of_the_whole_one(
         return state, all_gather_if((found[None], every[None]), axis_name)
 
     run = compile_step(step, devices, donate=False, constants=1, split=True)
-    part = place_batch(dealt(table, devices, range(devices)), make_devices(devices))
+    parts = np.zeros((devices, part_size(len(table), devices), 3), np.float32)
+    for device in range(devices):
+        rows = owned_by(device, len(table), devices)
+        parts[device, : len(rows)] = table[rows]
+    part = place_batch(parts, make_devices(devices))
     _, (found, every) = run(replicate({}, make_devices(devices)), wanted, part)
     expected = np.where((wanted >= 0)[..., None], table[wanted], 0)
     np.testing.assert_array_equal(found, expected)
