@@ -5,6 +5,10 @@ validation pair.  A share of the items also loses all its edges, so that some pa
 cold target.  The split is made from the training edges alone.  Where edges have times, the
 collections that began last are withheld, and the items that came last lose their edges: what
 is asked in validation is then what will be asked of the next days.  Elsewhere both are random.
+
+Times may be as coarse as the releases of a distribution.  If only some of what a release added
+were withheld, the rest would tell about it as nothing will tell about the next release, so all
+that came at one time is withheld, where that is at most MOST_OF_ONE_TIME.
 """
 
 from __future__ import annotations
@@ -22,6 +26,10 @@ from pinsage_jax.graph.pair_draws import PairGroup, choose, draw_pairs, stream
 # Purposes of the random streams; a collection's own is _PAIRS plus its index.
 _COLLECTIONS, _ITEMS, _SUBSET, _GIVEN, _PAIRS = 1, 2, 3, 4, 1 << 32
 _COLD_SUBSET, _COLD_PAIRS = 8, 5 << 32
+# The largest share of the nodes that is withheld because it came at one time.
+MOST_OF_ONE_TIME = 0.25
+# With times: so many pairs of a cold item make those of earlier collections needless.
+ENOUGH_COLD = 500
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +42,7 @@ class ValidationSplit:
     pairs: np.ndarray  # int32 [P, 2]: query, target
     kinds: np.ndarray  # <U4 [P]: warm, or cold if the target has no edge in train_graph
     train_pairs: np.ndarray | None = None  # int32 [*, 2]: given pairs left to train on
+    by_time: bool = False  # whether the latest collections and items were chosen
 
 
 def validation_split(
@@ -86,7 +95,8 @@ def validation_split(
             groups.append(PairGroup(collection, members[train_degree[members] > 0], members))
         pairs = draw_pairs(groups, split.validation_pairs, seed, _SUBSET, _PAIRS)
     kinds = derived_kinds(pairs, train_degree)
-    return ValidationSplit(train_graph, collections, items, pairs, kinds, kept)
+    by_time = times is not None
+    return ValidationSplit(train_graph, collections, items, pairs, kinds, kept, by_time)
 
 
 def _first_times(graph: Graph, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -105,13 +115,20 @@ def _chosen(
 ) -> np.ndarray:
     """`count` of the nodes int [n], int32 ascending: those that began last, or random ones.
 
+    With times they are all that began since the time of the earliest of them, unless these
+    are more than MOST_OF_ONE_TIME of the nodes: then random ones of that time are left out.
+
     Args:
-      began: int64, time of each node; of equal times random ones are chosen.  None: no times.
+      began: int64, time of each node.  None: no times.
     """
     if began is None:
         return choose(nodes, count, seed, purpose)
     nodes = stream(seed, purpose).permutation(nodes)
     latest = np.argsort(began[nodes], kind="stable")[max(len(nodes) - count, 0) :]
+    if len(latest):
+        since = np.flatnonzero(began[nodes] >= began[nodes[latest[0]]])
+        if len(since) <= MOST_OF_ONE_TIME * len(nodes):
+            latest = since
     return np.sort(nodes[latest]).astype(np.int32)
 
 
@@ -143,13 +160,17 @@ def with_more_cold_pairs(
 
     Few collections are withheld, and few of their items are cold.  All other edges of a cold
     item are withheld too, so each collection that it was taken from gives pairs of an item that
-    the collection keeps and the cold one.  Given pairs are all in the split already.
+    the collection keeps and the cold one.  Given pairs are all in the split already.  With times
+    only the collections that began last are like those that will be asked about, and others
+    give pairs where these have few.
 
     Args:
       graph: the whole graph.
       limit: most pairs that are added, drawn evenly from the collections.
     """
-    if split.train_pairs is not None or not len(split.items):
+    if split.by_time:
+        limit = min(limit, ENOUGH_COLD - int((split.kinds == "cold").sum()))
+    if split.train_pairs is not None or not len(split.items) or limit <= 0:
         return split
     cold = np.zeros(graph.num_items, np.bool_)
     cold[split.items] = True

@@ -24,7 +24,7 @@ from absl import logging
 from pinsage_jax.evaluation import metrics
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.pair_draws import PairGroup, draw_pairs
-from pinsage_jax.graph.validation_split import ValidationSplit
+from pinsage_jax.graph.validation_split import ENOUGH_COLD, ValidationSplit
 from pinsage_jax.ranking.calibrated_model import CalibratedModel, fit
 from pinsage_jax.ranking.candidates import FEATURES, METHODS, Candidates, CandidateSource
 from pinsage_jax.ranking.levels import (
@@ -70,7 +70,9 @@ def ranking_pairs(graph: Graph, split: ValidationSplit, seed: int) -> np.ndarray
 
     With --train_pairs they are the pairs that the split left for validation.  Otherwise they
     are drawn evenly from the collections.  Items that are isolated in the whole graph are
-    in no pair; items whose collections were all withheld count as cold.
+    in no pair; items whose collections were all withheld count as cold.  Of a split by time pairs
+    with a cold item come from the collections that began last, and from others only where
+    these have too few: an older collection that a new item joined resembles none to come.
     """
     if split.train_pairs is not None:
         return np.unique(np.asarray(split.pairs, np.int32).reshape(-1, 2), axis=0)
@@ -78,16 +80,21 @@ def ranking_pairs(graph: Graph, split: ValidationSplit, seed: int) -> np.ndarray
     withheld = np.zeros(graph.num_collections, np.bool_)
     withheld[split.collections] = True
     groups: tuple[list[PairGroup], ...] = ([], [], [])
+    latest: tuple[list[PairGroup], ...] = ([], [], [])
     for collection in range(graph.num_collections):
         members = np.asarray(graph.neighbors(graph.num_items + collection))
         known = warm[members]
         if withheld[collection]:
             groups[0].append(PairGroup(collection, members, members))
-        elif not known.all():
-            groups[1].append(PairGroup(collection, members[known], members[~known]))
-            groups[2].append(PairGroup(collection, members[~known], members))
-    drawn = [draw_pairs(of, size, seed, subset, stream)
-             for of, (size, subset, stream) in zip(groups, _PAIRS)]  # fmt: skip
+        if not known.all() and (split.by_time or not withheld[collection]):
+            found = latest if withheld[collection] else groups
+            found[1].append(PairGroup(collection, members[known], members[~known]))
+            found[2].append(PairGroup(collection, members[~known], members))
+    drawn = []
+    for first, others, (size, subset, stream) in zip(latest, groups, _PAIRS):
+        drawn.append(draw_pairs(first, size, seed, subset, stream))
+        if len(drawn[-1]) < ENOUGH_COLD:
+            drawn.append(draw_pairs(others, size, seed, subset, stream))
     return np.unique(np.concatenate(drawn), axis=0)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pinsage_jax.config.data import SplitConfig
+from pinsage_jax.graph import validation_split as split_module
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.pair_draws import pairs_per_group
 from pinsage_jax.graph.validation_split import validation_split, with_more_cold_pairs
@@ -251,6 +252,9 @@ def test_with_times_the_latest_are_withheld(seed):
     ):
         ages = sorted(began[first + node] for node in all_nodes)
         count = round(share * len(all_nodes))
+        # All that began at the time of the earliest, unless that is a quarter or more.
+        whole = sum(age >= ages[-count] for age in ages)
+        count = whole if whole <= 0.25 * len(all_nodes) else count
         assert len(set(chosen.tolist())) == count and (np.diff(chosen) > 0).all()
         assert sorted(began[first + node] for node in chosen.tolist()) == ages[-count:]
     other = validation_split(graph, settings, seed + 10, times=times)
@@ -259,3 +263,31 @@ def test_with_times_the_latest_are_withheld(seed):
     )  # fmt: skip
     same = validation_split(graph, settings, seed, times=times)
     np.testing.assert_array_equal(same.pairs, split.pairs)
+
+
+@pytest.mark.parametrize(("added", "whole"), [(24, True), (40, False)])
+def test_of_coarse_times_all_of_the_last_is_withheld(added, whole):
+    """Of 100 collections some are of release 2; the share asks for 5, and 25 are the most."""
+    items = np.repeat(np.arange(100), 2).astype(np.int32)
+    collections = np.concatenate([(np.arange(200) + shift) % 100 for shift in (0, 1)])
+    items, collections = np.tile(items, 2), collections.astype(np.int32)
+    graph = Graph.from_edges(items, collections, 100, 100)
+    owner = graph.indices[: graph.num_edges] - 100
+    times = np.where(owner >= 100 - added, 2, 1)
+    split = validation_split(graph, SplitConfig(0.05, 0.0, 1000), 3, times=times)
+    assert split.by_time and (split.collections >= 100 - added).all()
+    assert len(split.collections) == (added if whole else 5)
+
+
+def test_of_a_split_by_time_cold_pairs_are_of_the_latest_collections(monkeypatch):
+    graph = random_graph(5)
+    times = np.random.default_rng(0).integers(0, 1000, graph.num_edges)
+    split = validation_split(graph, SplitConfig(0.2, 0.15, 50), 0, times=times)
+    cold = int((split.kinds == "cold").sum())
+    assert 0 < cold < 20
+    monkeypatch.setattr(split_module, "ENOUGH_COLD", cold)
+    assert with_more_cold_pairs(graph, split, 1000, 0) is split
+    # With too few of them there are pairs of earlier collections, up to the number.
+    monkeypatch.setattr(split_module, "ENOUGH_COLD", cold + 7)
+    more = with_more_cold_pairs(graph, split, 1000, 0)
+    assert 0 < len(more.pairs) - len(split.pairs) <= 7

@@ -18,6 +18,7 @@ from pinsage_jax.export import writer
 from pinsage_jax.graph.csr import Graph
 from pinsage_jax.graph.validation_split import validation_split
 from pinsage_jax.ranking import candidates, levels
+from pinsage_jax.ranking import fit as fit_module
 from pinsage_jax.ranking.calibrated_model import CalibratedModel, fit
 from pinsage_jax.ranking.candidates import FEATURES, METHODS, CandidateSource, best_columns
 from pinsage_jax.ranking.fit import fit_ranker, ranking_pairs
@@ -263,6 +264,29 @@ def test_pairs_are_hidden_from_the_training_graph_and_of_every_kind(world, fitte
         assert shared & withheld or not (warm[query] and warm[target])
         kinds.add((bool(warm[query]), bool(warm[target])))
     assert len(kinds) == 4 and len(np.unique(pairs, axis=0)) == len(pairs)
+
+
+def test_by_time_pairs_of_a_cold_item_are_of_the_latest_collections(world, monkeypatch):
+    graph = world[0]
+    times = np.random.default_rng(2).integers(0, 1000, graph.num_edges)
+    settings = SplitConfig(validation_collections=0.3, validation_cold_items=0.15)
+    split = validation_split(graph, settings, 0, times=times)
+    withheld = set((300 + split.collections).tolist())
+
+    def shared(pairs):
+        both = [[set(graph.neighbors(item).tolist()) for item in pair] for pair in pairs.tolist()]
+        return [withheld & of_query & of_target for of_query, of_target in both]
+
+    monkeypatch.setattr(fit_module, "ENOUGH_COLD", 1)
+    pairs = ranking_pairs(graph, split, 0)
+    isolated = split.train_graph.degree()[:300] == 0
+    assert all(shared(pairs)) and isolated[pairs[:, 0]].any() and isolated[pairs[:, 1]].any()
+    # Collections that began earlier are taken where the latest have too few such pairs.
+    monkeypatch.setattr(fit_module, "ENOUGH_COLD", 10**6)
+    more = ranking_pairs(graph, split, 0)
+    assert not all(shared(more)) and set(map(tuple, pairs.tolist())) < set(
+        map(tuple, more.tolist())
+    )
 
 
 def test_the_ranker_is_not_below_its_methods_and_says_what_it_costs(fitted):
