@@ -212,31 +212,39 @@ def _queries(
 
 
 def _fit_models(queries: list[_Query], seed: int) -> dict[str, dict[str, CalibratedModel]]:
-    """Fits a model for each kind of query and of candidate that has enough pairs."""
+    """Fits a model for each kind of query and of candidate that has enough pairs.
+
+    No walk leaves a cold query, so both kinds of its candidates have the same features, and where
+    one kind has too few pairs, one model serves both.
+    """
     models: dict[str, dict[str, CalibratedModel]] = {}
     for query_kind in KINDS:
         of_kind = [query for query in queries if query.kind == query_kind]
-        # No walk leaves a cold query, so one model serves both kinds of its candidates.
-        for kinds in (("warm",), ("cold",)) if query_kind == "warm" else (KINDS,):
-            features, labels = [np.empty((0, len(FEATURES)), np.float32)], [np.empty(0, np.int8)]
-            for query in of_kind:
-                mask = query.labels >= 0
-                if len(kinds) == 1:
-                    mask &= query.candidates.isolated[0] == (kinds == ("cold",))
-                # Keyed by the query, so that folds draw the same negatives.
-                draws = np.random.default_rng([seed, query.row]).random(len(mask))
-                mask &= (query.labels == 1) | (draws * _NEGATIVES < 1.0)
-                features.append(query.candidates.features[0][mask])
-                labels.append(query.labels[mask])
-            target = np.concatenate(labels) == 1
-            if target.sum() >= _LEAST_PAIRS and not target.all():
-                weights = np.where(target, 1.0, float(_NEGATIVES))
-                model = fit(np.concatenate(features), target, weights)
-                models.setdefault(query_kind, {}).update(dict.fromkeys(kinds, model))
+        fitted = {kind: _fit_model(of_kind, (kind,), seed) for kind in KINDS}
+        if query_kind == "cold" and None in fitted.values():
+            fitted = dict.fromkeys(KINDS, _fit_model(of_kind, KINDS, seed))
         # Items with edges are most of every catalog: without their model there is no list.
-        if query_kind in models and "warm" not in models[query_kind]:
-            del models[query_kind]
+        if fitted["warm"] is not None:
+            models[query_kind] = {kind: one for kind, one in fitted.items() if one is not None}
     return models
+
+
+def _fit_model(queries: list[_Query], kinds: tuple[str, ...], seed: int) -> CalibratedModel | None:
+    """Fits the candidates of some kinds; None if they have too few pairs."""
+    features, labels = [np.empty((0, len(FEATURES)), np.float32)], [np.empty(0, np.int8)]
+    for query in queries:
+        mask = query.labels >= 0
+        if len(kinds) == 1:
+            mask &= query.candidates.isolated[0] == (kinds == ("cold",))
+        # Keyed by the query, so that folds draw the same negatives.
+        draws = np.random.default_rng([seed, query.row]).random(len(mask))
+        mask &= (query.labels == 1) | (draws * _NEGATIVES < 1.0)
+        features.append(query.candidates.features[0][mask])
+        labels.append(query.labels[mask])
+    target = np.concatenate(labels) == 1
+    if target.sum() < _LEAST_PAIRS or target.all():
+        return None
+    return fit(np.concatenate(features), target, np.where(target, 1.0, float(_NEGATIVES)))
 
 
 def _choose_level_and_method(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pinsage_jax.ranking.ranker_model import RankerModel
 
 RANKER_FILE = "ranker.json"
-_FORMAT = 2
+_FORMAT = 3
 _RANKER, _VECTORS = "ranker", "vectors"
 
 

@@ -120,17 +120,32 @@ def test_the_regression_is_that_of_scikit_learn(small_rng):
     center = np.average(features, axis=0, weights=weights)
     spread = np.sqrt(np.average((features - center) ** 2, axis=0, weights=weights))
     scaled = (features - center) / np.where(spread > 1e-9, spread, np.inf)
-    other = LogisticRegression(C=1.0, tol=1e-10, max_iter=1000).fit(scaled, labels, weights)
-    expected = scaled @ other.coef_[0] + other.intercept_[0]
+    # A column divided by the root of its penalty is one with penalty 1.
+    cut = np.clip(scaled, -6, 6)
+    products = [cut[:, i] * cut[:, j] for i in range(4) for j in range(i, 4)]
+    columns = np.column_stack([scaled, np.column_stack(products) / np.sqrt(300.0)])
+    other = LogisticRegression(C=1.0, tol=1e-10, max_iter=1000).fit(columns, labels, weights)
+    expected = columns @ other.coef_[0] + other.intercept_[0]
     np.testing.assert_allclose(model.log_odds(features.astype(np.float32)), expected, atol=2e-3)
-    assert model.weights[3] == 0.0
+    assert model.weights[3] == 0.0 and not model.products[:, 3].any()
     again = CalibratedModel.from_json(json.loads(json.dumps(model.as_json())))
-    np.testing.assert_array_equal(again.weights, model.weights)
+    for name in ("weights", "intercept", "products", "center", "scale"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(model, name))
     separable = fit(features[:, :1], features[:, 0] > 0, np.ones(400))
     assert np.isfinite(separable.weights).all() and separable.weights[0] > 0
     for same in (labels | True, labels & False):
         with pytest.raises(ValueError, match="both labels"):
             fit(features, same, weights)
+
+
+def test_the_regression_finds_what_only_a_product_tells(small_rng):
+    features = small_rng.normal(size=(9000, 3))
+    labels = features[:, 0] * features[:, 1] > 0.5
+    odds = fit(features, labels, np.ones(9000)).log_odds(features.astype(np.float32))
+    assert labels.mean() < 0.25 and ((odds > 0) == labels).mean() > 0.9
+    # Few rows leave products near 0, so that noise is not taken for them.
+    few = fit(features[:40], labels[:40], np.ones(40))
+    assert np.abs(few.products).max() < 0.1
 
 
 # Candidates and lists.
@@ -160,6 +175,19 @@ def fitted(world):
     model, report = fit_ranker(source, graph, split, 0)
     whole = CandidateSource(graph, features, vectors, SamplingConfig(), 2, True)
     return split, model, report, whole
+
+
+def test_kinds_of_candidates_share_a_model_only_where_pairs_are_few(world, fitted, monkeypatch):
+    split, model = fitted[:2]
+    for query in ("warm", "cold"):
+        assert model.models[query]["warm"] is not model.models[query]["cold"]
+    source = CandidateSource(split.train_graph, *world[1:], SamplingConfig(), 2, True)
+    pairs = ranking_pairs(world[0], split, 0)
+    cold = split.train_graph.degree()[:300] == 0
+    both = int((cold[pairs[:, 0]] & cold[pairs[:, 1]]).sum())
+    monkeypatch.setattr(fit_module, "_LEAST_PAIRS", both + 1)
+    shared = fit_ranker(source, world[0], split, 0)[0].models["cold"]
+    assert shared["warm"] is shared["cold"]
 
 
 def test_given_pairs_are_fitted_on_where_validation_took_them(world):
