@@ -7,8 +7,8 @@ import dataclasses
 from pinsage_jax.config.fields import Checked, constant, option
 from pinsage_jax.core.errors import UserError
 
-# With --epochs=auto: the limit, steps of an epoch, and validations that end training.
-_MOST_EPOCHS, _LEAST_STEPS, _PATIENCE = 10.0, 64, 2
+# With --epochs=auto: passes, and fewest steps of each.
+_EPOCHS, _LEAST_STEPS = 3.0, 64
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 
 
@@ -48,18 +48,16 @@ class TrainConfig(Checked):
         low=0,
     )
     epochs: float | None = option(
-        3.0,
-        "Passes over the training pairs; auto: until validation stops rising (--patience), at "
-        "most 10, each of at least 64 steps.",
+        None,
+        "Passes over the training pairs; auto: 3, each of at least 64 steps, for which small "
+        "tables are passed through several times.",
         auto=float,
         low=0.0,
         basic=True,
     )
-    patience: int | None = option(
-        None,
-        "Validations in a row without a higher score after which training ends; 0: never; auto: "
-        "2 with --epochs=auto, else 0.",
-        auto=int,
+    patience: int = option(
+        0,
+        "Validations in a row without a higher score after which training ends; 0: never.",
         low=0,
     )
     pairs_per_epoch: int | None = option(
@@ -192,21 +190,14 @@ class TrainConfig(Checked):
         return list(dict.fromkeys(names))
 
     @property
-    def most_epochs(self) -> float:
-        """Passes over the training pairs, if validation does not end training before."""
-        return _MOST_EPOCHS if self.epochs is None else self.epochs
+    def num_epochs(self) -> float:
+        """Epochs of the run, if neither --max_steps nor --patience ends it before."""
+        return _EPOCHS if self.epochs is None else self.epochs
 
     @property
     def least_epoch_pairs(self) -> int:
         """Fewest pairs of an epoch whose length is not given: small tables take several passes."""
         return _LEAST_STEPS * self.batch_size if self.epochs is None else 1
-
-    @property
-    def patience_used(self) -> int:
-        """Validations without a higher score that end training; 0: training goes on."""
-        if self.patience is None:
-            return _PATIENCE if self.epochs is None else 0
-        return self.patience
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,10 +122,9 @@ def train(
         judged = f"; best: step {best['step']}, score {best['score']:.4f}" if best else ""
         logging.info("trained %d steps%s", outcome.step, judged)
         _warn_if_below(best, baselines)
-        if outcome.total < _FEW_STEPS and config.train.max_steps is None and validate:
-            logging.info(
-                "train: these are few steps; --epochs=auto trains until validation stops rising"
-            )
+        given = config.train.epochs is not None and config.train.max_steps is None
+        if outcome.total < _FEW_STEPS and given and validate:
+            logging.info("train: these are few steps; --epochs=auto, the default, takes more")
     spent = Costs(
         seconds={"train": outcome.seconds},
         devices=outcome.devices,

@@ -18,7 +18,7 @@ def total_steps(train: TrainConfig, pairs_per_epoch: int) -> int:
     """Steps of the whole run: --max_steps where it is given, otherwise --epochs."""
     # In this order, so that a whole number of epochs that ends with a batch is exact.
     return train.max_steps or max(
-        math.ceil(train.most_epochs * pairs_per_epoch / train.batch_size), 1
+        math.ceil(train.num_epochs * pairs_per_epoch / train.batch_size), 1
     )
 
 
@@ -26,7 +26,7 @@ def total_epochs(train: TrainConfig, pairs_per_epoch: int) -> float:
     """Passes over the training pairs in the whole run."""
     if train.max_steps:
         return train.max_steps * train.batch_size / pairs_per_epoch
-    return train.most_epochs
+    return train.num_epochs
 
 
 def hard_negatives_in(epoch: int, train: TrainConfig) -> int:

@@ -268,7 +268,7 @@ class Run:
 
     def _end_if_flat(self) -> None:
         """Ends the run if --patience validations have not passed the highest score."""
-        patience, schedule = self._config.train.patience_used, self._schedule
+        patience, schedule = self._config.train.patience, self._schedule
         if not patience or self.done >= schedule.total:
             return
 

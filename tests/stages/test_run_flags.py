@@ -100,7 +100,7 @@ def test_a_preset_of_the_command_line_gives_way_to_its_flags_only(tmp_path):
 def test_a_command_that_names_its_data_is_a_run_of_its_own(tmp_path, own):
     remember(parsed(f"--workdir={tmp_path}", "--edges=e.csv", "--epochs=9", "--item_column=pin"))
     config = parsed(f"--workdir={tmp_path}", own)
-    assert (config.train.epochs, config.data.item_column) == (3.0, "item_id")
+    assert (config.train.epochs, config.data.item_column) == (None, "item_id")
 
 
 def test_run_flags_is_a_flagfile(tmp_path):

@@ -239,15 +239,18 @@ def test_the_rule_of_the_standard_error():
     assert curriculum.highest_first(steps(0.2, 0.5, 0.5)) == [2, 3, 1]
 
 
-def test_small_tables_take_several_passes_with_epochs_auto():
-    usual, auto = TrainConfig(), TrainConfig(epochs=None, batch_size=100)
-    assert (usual.most_epochs, usual.patience_used, usual.least_epoch_pairs) == (3.0, 0, 1)
-    assert (auto.most_epochs, auto.patience_used) == (10.0, 2)
+def test_small_tables_take_several_passes_by_default():
+    auto, given = TrainConfig(batch_size=100), TrainConfig(batch_size=100, epochs=3.0)
+    assert auto.epochs is None and auto.num_epochs == given.num_epochs == 3.0
     graph = random_graph(np.random.default_rng(0), 40, 12, 200)
-    for train, expected in ((usual, graph.num_edges), (auto, 6400)):
+    for train, expected, steps in ((given, graph.num_edges, 5), (auto, 6400, 192)):
         found = PairSource(graph, 0, least=train.least_epoch_pairs).per_epoch
         assert found == pairs_per_epoch(graph, None, None, train.least_epoch_pairs) == expected
+        assert curriculum.total_steps(train, found) == steps
     assert pairs_per_epoch(graph, None, 50, 6400) == 50
+    # A table of as many pairs is passed through three times by both.
+    least = auto.least_epoch_pairs
+    assert pairs_per_epoch(graph, np.zeros((7000, 2), np.int32), None, least) == 7000
 
 
 def test_a_run_does_not_change_between_epochs_auto_and_a_number(workdir):
