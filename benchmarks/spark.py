@@ -38,6 +38,8 @@ from pinsage_jax.spark import tables
 from pinsage_jax.spark.embed import embed_on_spark, expected_messages
 from pinsage_jax.spark.session import spark_session
 from pinsage_jax.spark.standalone import standalone_cluster
+from pinsage_jax.spark.table_store import Folder
+from pinsage_jax.spark.table_tasks import scan
 from pinsage_jax.spark.walks import neighbor_lists
 
 _EDGES_PER_ITEM, _ITEMS_PER_COLLECTION, _FEATURES = 10, 5, 256
@@ -50,6 +52,11 @@ def add_options(parser) -> None:
     """Adds the flags of this benchmark."""
     parser.add_argument("--spark_items", type=int, default=60_000, help="items of the catalog")
     parser.add_argument(
+        "--spark_model_items",
+        type=lambda text: [int(part) for part in text.split(",")],
+        help="only compare the bytes of catalogs of such numbers of items with the model",
+    )
+    parser.add_argument(
         "--spark_billion", default="20x16x1.25,378x16x1.25", help="MACHINESxCORESxGB/s"
     )
 
@@ -59,6 +66,12 @@ def run(options) -> list[dict]:
     items = 3_000 if options.quick else options.spark_items
     sizes = (items // 3, items)
     os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
+    if options.spark_model_items:
+        return [
+            _against_model(items, partitions)
+            for items in options.spark_model_items
+            for partitions in reversed(_PARTITIONS)
+        ]
     rows = []
     for name in ("local[1]", "local[2]", "standalone, 2 x 1"):
         with contextlib.ExitStack() as stack:
@@ -158,7 +171,7 @@ def _measured(name: str, master: str, items: int, partitions: int) -> dict:
     with tempfile.TemporaryDirectory(prefix="spark-cost-") as folder:
         logs = pathlib.Path(folder) / "events"
         logs.mkdir()
-        encoder = _encoder(items, folder, master, logs, partitions)
+        encoder = encoder_of(items, folder, master, logs, partitions)
         params = init_model(encoder.config, encoder.inputs.dim, items)[1]
         _ = encoder.all_inference_lists  # Sampled here, so that only Spark is timed.
         cpu, begin = _tree_cpu(), time.perf_counter()
@@ -181,18 +194,26 @@ def _measured(name: str, master: str, items: int, partitions: int) -> dict:
     }
 
 
+def _against_model(items: int, partitions: int) -> dict:
+    row = _measured("local[2]", "local[2]", items, partitions)
+    row["bytes_over_uncompressed"] = round(row["shuffled_MB"] * 1e6 / _bytes(items, partitions), 3)
+    row["cpu_ms_per_item"] = round(row["cpu_s"] * 1e3 / items, 3)
+    print(json.dumps(row), flush=True)
+    return row
+
+
 def _walked(items: int, options) -> dict:
     """Times walks by joins on local[2] and compares their lists with the sampler's."""
     with tempfile.TemporaryDirectory(prefix="spark-cost-") as folder:
         logs = pathlib.Path(folder) / "events"
         logs.mkdir()
-        encoder = _encoder(items, folder, "local[2]", logs, _PARTITIONS[0])
+        encoder = encoder_of(items, folder, "local[2]", logs, _PARTITIONS[0])
         source = encoder.lists.with_num_walks(_WALKS).source
         cpu, begin = _tree_cpu(), time.perf_counter()
         with spark_session(encoder.config.spark, "walks") as session:
             session.conf.set("spark.sql.shuffle.partitions", _PARTITIONS[0])
-            tables.write_edges(pathlib.Path(folder) / "edges", source.graph)
-            edges = session.read.parquet((pathlib.Path(folder) / "edges").as_uri())
+            tables.write_edges(Folder(folder) / "edges", source.graph)
+            edges = scan(session, Folder(folder) / "edges", 2, "item long, collection long")
             found = neighbor_lists(
                 edges, items, items, source.sampling, source.seed, _PARTITIONS[0]
             ).collect()
@@ -217,7 +238,7 @@ def _walked(items: int, options) -> dict:
     }
 
 
-def _encoder(items: int, folder: str, master: str, logs: pathlib.Path, partitions: int) -> Encoder:
+def config_of(folder: str, master: str, logs: pathlib.Path, partitions: int) -> Config:
     settings = {
         "spark.driver.memory": "2g",
         "spark.executor.memory": "900m",
@@ -230,7 +251,7 @@ def _encoder(items: int, folder: str, master: str, logs: pathlib.Path, partition
         "spark.eventLog.compress": "false",
         "spark.eventLog.rolling.enabled": "false",
     }
-    config = Config(
+    return Config(
         mode="embed",
         workdir=folder,
         seed=0,
@@ -242,9 +263,16 @@ def _encoder(items: int, folder: str, master: str, logs: pathlib.Path, partition
             engine="spark",
             spark_master=master,
             spark_partitions=partitions,
+            spark_tables=str(pathlib.Path(folder) / "tables"),
             spark_conf=",".join(f"{key}={value}" for key, value in settings.items()),
         ),
     )
+
+
+def encoder_of(
+    items: int, folder: str, master: str, logs: pathlib.Path, partitions: int
+) -> Encoder:
+    config = config_of(folder, master, logs, partitions)
     rng = np.random.default_rng(items)
     collections = items // _ITEMS_PER_COLLECTION
     graph = Graph.from_edges(

@@ -182,9 +182,16 @@ class Config(Checked):
                 "--neighborhood_store=disk keeps one set of lists but resample=True draws new ones "
                 "every epoch; drop one of the two, or take --neighborhood_store=memory."
             )
-        if self.mode == "export" and not (self.vector_store.writes or self.vector_store.check):
+        store, on_tables = self.vector_store, bool(self.spark.spark_tables)
+        if self.mode == "export" and not (store.writes or store.check or on_tables):
             raise UserError(
-                f"--mode=export needs --to, one of {', '.join(STORES)}, --export_model or --check."
+                f"--mode=export needs --to, one of {', '.join(STORES)}, --export_model, "
+                "--spark_tables or --check."
+            )
+        if self.mode == "export" and on_tables and (store.writes or store.check):
+            raise UserError(
+                "--spark_tables writes tables for Spark; give it without --to, --export_model and "
+                "--check."
             )
         if self.vector_store.writes and self.vector_store.check:
             raise UserError(

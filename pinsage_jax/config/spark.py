@@ -28,6 +28,12 @@ class SparkConfig(Checked):
         "Folder for Spark's tables between stages, at the same path on this machine and on every "
         "executor; empty: WORKDIR.",
     )
+    spark_tables: str = option(
+        "",
+        "Folder or URL (s3://, gs://, hdfs://) of the catalog as Parquet tables: --mode=export "
+        "writes them from WORKDIR/prepared, and --mode=embed --engine=spark reads them and writes "
+        "the embeddings there, with a workdir that needs checkpoints alone.",
+    )
     spark_partitions: int | None = constant(
         None,
         "Partitions of every shuffle; auto: four a core, and no more than the rows need.",

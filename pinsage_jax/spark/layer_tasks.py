@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pinsage_jax.config.model import ModelConfig
+from pinsage_jax.config.sampling import SamplingConfig
 from pinsage_jax.inference.map_reduce import Stages, padded, rebatch, reduce_messages
-from pinsage_jax.sampling.lists import NeighborLists, append_links
+from pinsage_jax.sampling.lists import append_links
 from pinsage_jax.sampling.neighborhoods import pooling_weights
 from pinsage_jax.spark.columns import from_column, to_column
 from pinsage_jax.training.leaf_paths import by_path, nested
@@ -190,13 +191,30 @@ def finish(model: Model, layer: int) -> Task:
     return run
 
 
-def blend_lists(lists: NeighborLists) -> Task:
+def name_neighbors() -> Task:
+    """Task: node, ids, weights (lists) -> receiver, sender, weight, a row for each neighbor."""
+
+    def run(batches: Batches) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            lengths = pc.list_value_length(batch.column("ids")).to_numpy(zero_copy_only=False)
+            senders = batch.column("ids").flatten().to_numpy(zero_copy_only=False)
+            weights = batch.column("weights").flatten().to_numpy(zero_copy_only=False)
+            there = (senders >= 0) & (weights > 0)
+            receivers = np.repeat(_ints(batch, "node"), lengths)[there]
+            yield _batch(
+                receiver=receivers, sender=senders[there].astype(np.int64), weight=weights[there]
+            )
+
+    return run
+
+
+def blend_lists(sampling: SamplingConfig, pooling: str) -> Task:
     """Task: node, ids, weights (content links), edges, walked, counts -> node, ids, weights.
 
-    The output are the lists that `lists` makes of the walk neighbors in `walked` (null for
+    The output are the lists that NeighborLists makes of the walk neighbors in `walked` (null for
     none) and `counts`, which were sampled on Spark.
     """
-    size, pooling, kappa = lists.source.sampling.num_neighbors, lists.pooling, lists.kappa
+    size, kappa = sampling.num_neighbors, sampling.content_kappa
 
     def run(batches: Batches) -> Iterator[pa.RecordBatch]:
         for batch in batches:

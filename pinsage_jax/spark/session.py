@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import socket
 import sys
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # Rows of an Arrow batch between Spark and Python, 8 MiB with vectors of 256 numbers.
 BATCH_ROWS = 8192
+_TASK_ERROR = re.compile(r"pinsage_jax\.core\.errors\.UserError: (.+)")
+_MISSING_MODULE = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 _SECONDS_TO_ANSWER = 5.0
 _PARTITIONS_PER_CORE = 4
 
@@ -107,6 +110,29 @@ def partitions(session: SparkSession, config: SparkConfig, rows: int) -> int:
         wanted = _PARTITIONS_PER_CORE * session.sparkContext.defaultParallelism
         wanted = min(wanted, -(-rows // BATCH_ROWS))
     return max(wanted, 1)
+
+
+@contextlib.contextmanager
+def task_errors() -> Iterator[None]:
+    """Raises a UserError of a task as such, in place of Spark's report with its stack traces.
+
+    Raises:
+      UserError: a task failed with one, or a package is not installed where it ran.
+    """
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except PySparkException as error:
+        found, missing = (one.search(str(error)) for one in (_TASK_ERROR, _MISSING_MODULE))
+        if found is not None:
+            raise UserError(found[1]) from error
+        if missing is None:
+            raise
+        raise UserError(
+            f"Spark's executors cannot import {missing[1]}; install pinsage-jax[spark] for their "
+            "Python, or name another by PYSPARK_PYTHON."
+        ) from error
 
 
 def _require_answer(master: str) -> None:

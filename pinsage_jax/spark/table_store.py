@@ -31,6 +31,8 @@ from pinsage_jax.core.errors import UserError
 
 MANIFEST = "_manifest.json"
 FORMAT = 1
+# Names of what is written here; nothing else is ever deleted.
+_OWN = re.compile(r"_manifest\.json(\.tmp)?|[a-z]+-\d{5,}-[0-9a-f]{8}\.parquet")
 # Objects that are replaced in one step; on other file systems a file is written and renamed.
 _ATOMIC = ("s3", "gcs", "abfs")
 _REASONS = (
@@ -65,8 +67,11 @@ class Folder:
         base = re.sub(r"(?<=[^/:])/+$", "", base)
         return f"{base}/{self.name}" if self.name else base
 
-    def manifest(self) -> dict[str, Any] | None:
+    def manifest(self, version: int = FORMAT) -> dict[str, Any] | None:
         """The manifest; None if the folder has none, that is, if it was not finished.
+
+        Args:
+          version: the format that it must have.
 
         Raises:
           UserError: the folder cannot be read, or its manifest is damaged.
@@ -83,7 +88,7 @@ class Folder:
             found = json.loads(text)
         except (ValueError, UnicodeDecodeError):
             found = None
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
+        if not isinstance(found, dict) or found.get("format") != version:
             raise UserError(f"{self}/{MANIFEST} is damaged; delete {self} and write it again.")
         return found
 
@@ -143,23 +148,45 @@ class Folder:
             for group in range(file.num_row_groups) if groups is None else groups:
                 yield from file.read_row_group(group, columns=columns).to_batches()
 
-    def remove(self) -> None:
-        """Deletes the folder and all below it, if it exists; its manifest first."""
+    def unfinish(self) -> None:
+        """Deletes the manifest, if there is one."""
+        fs, path = self._place()
+        with self._reported(), contextlib.suppress(FileNotFoundError):
+            fs.delete_file(f"{path}/{MANIFEST}")
+
+    def require_own(self) -> None:
+        """Raises UserError if a file below the folder is none that this class writes."""
         fs, path = self._place()
         with self._reported():
-            with contextlib.suppress(FileNotFoundError):
-                fs.delete_file(f"{path}/{MANIFEST}")
-            if self._names(fs, path):
+            below = pf.FileSelector(path, allow_not_found=True, recursive=True)
+            for info in fs.get_file_info(below):
+                if info.is_file and not _OWN.fullmatch(info.base_name):
+                    raise UserError(
+                        f"{self} holds {info.base_name}, which is not of --spark_tables; nothing "
+                        "was deleted. Choose an empty folder."
+                    )
+
+    def remove(self) -> None:
+        """Deletes the folder and all below it, if it exists; its manifest first.
+
+        Raises:
+          UserError: a file below it is none that this class writes.
+        """
+        self.require_own()
+        self.unfinish()
+        fs, path = self._place()
+        with self._reported():
+            if fs.get_file_info(path).type == pf.FileType.Directory:
                 fs.delete_dir(path)
 
-    def remove_unlisted(self) -> None:
-        """Deletes the files that the manifest does not list."""
-        manifest = self.manifest()
+    def remove_unlisted(self, version: int = FORMAT) -> None:
+        """Deletes what this class wrote in the folder and its manifest does not list."""
+        manifest = self.manifest(version)
         listed = set() if manifest is None else {entry_name(e) for e in manifest["files"]}
         fs, path = self._place()
         with self._reported():
             for name in self._names(fs, path):
-                if name not in listed and name != MANIFEST:
+                if name not in listed and name != MANIFEST and _OWN.fullmatch(name):
                     fs.delete_file(f"{path}/{name}")
 
     def names(self) -> list[str]:
@@ -188,7 +215,11 @@ class Folder:
         what = f"{self}/{name}" if name else str(self)
         try:
             yield
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if not name:
+                raise UserError(
+                    f"{what} cannot be read or written: {_short(error)}; give another place."
+                ) from None
             raise UserError(
                 f"{what} does not exist although its manifest lists it; write the tables again."
             ) from None

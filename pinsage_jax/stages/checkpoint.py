@@ -58,9 +58,17 @@ def chosen_checkpoint(config: Config) -> tuple[Checkpoints, int]:
 
 
 def load_trained(config: Config, prepared: Prepared, input_dim: int, num_nodes: int) -> Trained:
+    """Loads the chosen checkpoint into a network for the given inputs; see load_trained_on."""
+    return load_trained_on(config, data_identity(prepared), input_dim, num_nodes)
+
+
+def load_trained_on(
+    config: Config, data: dict[str, Any], input_dim: int, num_nodes: int
+) -> Trained:
     """Loads the chosen checkpoint into a network for the given inputs.
 
     Args:
+      data: identity of the data, which must be that of the checkpoint.
       input_dim: D, width of a node's input vector.
       num_nodes: number of nodes that the network embeds.
 
@@ -69,7 +77,7 @@ def load_trained(config: Config, prepared: Prepared, input_dim: int, num_nodes: 
     """
     checkpoints, step = chosen_checkpoint(config)
     meta = checkpoints.meta(step)
-    checkpoints.check(meta, data_identity(prepared), dataclasses.asdict(config.model))
+    checkpoints.check(meta, data, dataclasses.asdict(config.model))
 
     def new_state() -> TrainState:
         _, params = init_model(config, input_dim, num_nodes)

@@ -17,6 +17,7 @@ from pinsage_jax.catalog.encoders import load_transform
 from pinsage_jax.catalog.prepare import Prepared, open_prepared
 from pinsage_jax.config.settings import Config
 from pinsage_jax.core import files
+from pinsage_jax.core.errors import UserError
 from pinsage_jax.export import writer
 from pinsage_jax.export.writer import Embeddings
 from pinsage_jax.graph.csr import Graph
@@ -26,11 +27,19 @@ from pinsage_jax.inference.encoder import Encoder
 from pinsage_jax.inference.new_item_model import Trained
 from pinsage_jax.inference.tables import PersistentTables, Tables
 from pinsage_jax.retrieval.export_quality import choose_codec
+from pinsage_jax.spark.catalog_tables import (
+    NetworkOfTables,
+    embed_tables,
+    open_tables,
+    write_tables,
+)
 from pinsage_jax.spark.embed import embed_on_spark
+from pinsage_jax.spark.table_store import folder_of
 from pinsage_jax.stages.checkpoint import (
     chosen_checkpoint,
     cold_start_adjustment,
     load_trained,
+    load_trained_on,
     open_new_items,
     persistent_tables,
     run_metadata,
@@ -42,6 +51,8 @@ from pinsage_jax.training.compatibility import RESUMABLE_OVERRIDES
 
 def embed(config: Config) -> dict[str, Any]:
     """Embeds the catalog, new items, or the nodes that changes of the catalog affect."""
+    if config.spark.spark_tables:
+        return _embed_tables(config)
     return update(config) if config.update.has_changes else embed_catalog(config)
 
 
@@ -69,6 +80,37 @@ def embed_catalog(config: Config) -> dict[str, Any]:
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)
     return manifest
+
+
+def _embed_tables(config: Config) -> dict[str, Any]:
+    """Embeds the tables of --spark_tables, which this machine does not read, on Spark."""
+    settings = config.embed
+    given = f"--spark_tables={folder_of(config.spark.spark_tables)}"
+    if not config.spark.on_spark:
+        raise UserError(f"{given} needs --engine=spark or --engine=spark_walks.")
+    refused = {
+        "--export_dim": settings.export_dim,
+        "--align_to": settings.align_to,
+        "--export_format=npy": settings.export_format == "npy",
+    }
+    for flag, value in refused.items():
+        if value:
+            raise UserError(f"{given} does not go together with {flag}; leave one of them out.")
+    chosen_checkpoint(config)  # Without one the settings are not those of the tables either.
+    folder, about = open_tables(config)
+    trained = load_trained_on(config, about["data"], about["input_dim"], about["nodes"])
+    network = NetworkOfTables(trained.params, trained.digest, trained.cold_start_bias)
+    manifest = embed_tables(config, folder, about, network, run_metadata(config, trained))
+    remember(config)
+    return manifest
+
+
+def write_spark_tables(config: Config) -> dict[str, Any]:
+    """Writes the prepared catalog as the tables of --spark_tables."""
+    prepared = open_prepared(config.workdir)
+    bases = spectral_bases(config, prepared, validation_split_of(config, prepared))
+    encoder = Encoder.over(config, prepared, prepared.graph, bases)
+    return write_tables(config, prepared, encoder, data_identity(prepared))
 
 
 def embed_over(

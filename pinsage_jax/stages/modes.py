@@ -88,8 +88,8 @@ TOPICS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "doctor": ("Checks the tables and forecasts time, memory and disk.", ("doctor",), _INPUTS),
     "explain": ("Tells why one item is a neighbor of another.", ("evaluate",), ()),
     "export": (
-        "Writes the vectors for a vector store, or the encoder of new items.", ("vector_store",),
-        (),
+        "Writes the vectors for a vector store, the encoder of new items, or tables for Spark.",
+        ("vector_store",), (),
     ),
     "rank": ("Fits the ranker of related items.", ("search",), ("evaluate",)),
     "compare": ("Compares two runs.", ("compare",), ("evaluate",)),
@@ -129,6 +129,7 @@ READERS_OF_SECTIONS: dict[str, tuple[str, ...]] = {
 }
 READERS: dict[str, tuple[str, ...]] = {
     "cpu_kernels": tuple(MODULES),
+    "spark_tables": ("embed", "export"),
     "export_format": (*_FITTING, "embed"),
     "export_dim": (*_FITTING, "embed"),
     "align_to": (*_FITTING, "embed"),

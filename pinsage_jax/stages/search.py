@@ -197,11 +197,16 @@ def index(config: Config) -> dict[str, Any]:
 
 
 def export(config: Config) -> dict[str, Any] | str:
-    """Hands the run to other programs: --to, --export_model, or --check of what a store holds.
+    """Hands the run to others: --to, --export_model, --spark_tables, or --check of a store.
 
     Returns:
-      What was noted of the export for a store, else of the encoder, or the sentence of the check.
+      What was noted of the export for a store, else of the encoder or of the tables for Spark, or
+      the sentence of the check.
     """
+    if config.spark.spark_tables:
+        from pinsage_jax.stages.embed import write_spark_tables
+
+        return write_spark_tables(config)
     from pinsage_jax.stores.hub.repository import upload
     from pinsage_jax.stores.writer import check_store, folder_of, version_of, write_store
 

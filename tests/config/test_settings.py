@@ -102,6 +102,8 @@ LATER: frozenset[str] = frozenset(
         "retrain",
         "show_columns",
         "seeds",
+        # Where a catalog lies that no one machine opens.
+        "spark_tables",
         # How many processes a server has is a matter of the machine, like its port.
         "serve_workers",
         "tables",

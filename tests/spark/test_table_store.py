@@ -46,9 +46,9 @@ def block(begin: int, end: int) -> pa.RecordBatch:
 def test_parts_are_read_as_they_were_written(folder):
     table = folder / "layers" / "items"
     assert table.manifest() is None and table.names() == []
-    parts = [table.write_part("part-0", SCHEMA, [block(0, 3), block(3, 8)])]
-    parts.append(table.write_part("part-1", SCHEMA, [block(8, 9)]))
-    table.write_part("part-1", SCHEMA, [block(8, 9)])  # Another attempt, which is not listed.
+    parts = [table.write_part("part-00000", SCHEMA, [block(0, 3), block(3, 8)])]
+    parts.append(table.write_part("part-00001", SCHEMA, [block(8, 9)]))
+    table.write_part("part-00001", SCHEMA, [block(8, 9)])  # Another attempt, which is not listed.
     assert table.manifest() is None
     table.finish({"files": parts})
     manifest = table.manifest()
@@ -66,7 +66,7 @@ def test_parts_are_read_as_they_were_written(folder):
 
 
 def test_a_part_is_an_ordinary_file_with_its_checksum(tmp_path):
-    part = folder_of(str(tmp_path)).write_part("part-0", SCHEMA, [block(0, 5), block(5, 7)])
+    part = folder_of(str(tmp_path)).write_part("part-00000", SCHEMA, [block(0, 5), block(5, 7)])
     path = tmp_path / part["name"]
     assert pq.read_table(path)["node"].to_pylist() == list(range(7))
     assert checksum(path) == part["crc"]
@@ -118,7 +118,7 @@ def test_no_permission_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_missing_and_damaged_parts_are_named(folder):
-    parts = [folder.write_part("part-0", SCHEMA, [block(0, 200)])]
+    parts = [folder.write_part("part-00000", SCHEMA, [block(0, 200)])]
     with pytest.raises(UserError, match=r"/part-9\.parquet does not exist although"):
         list(folder.read_part("part-9.parquet"))
     fs, path = folder._place()
