@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.arena.peers import Peer, Similarities, Train, Unavailable
 
 _DIM = 128
-_EPOCHS = {"als": 15, "bpr": 100, "lightfm": 30}
+_EPOCHS = {"als": 15, "bpr": 100, "lightfm": 60}
 _NEIGHBORS = 200
 
 
@@ -76,8 +76,9 @@ def lightfm(train: Train, content_weight: float, item_alpha: float) -> np.ndarra
     from lightfm import LightFM
     from sklearn.preprocessing import normalize
 
-    items = train.edges.shape[0]
-    parts = [sparse.identity(items, np.float32, "csr")]
+    # Items without edges are no negatives, and have no id, which training would leave random.
+    warm = np.asarray(train.edges.getnnz(axis=1) > 0).ravel()
+    parts = [sparse.diags_array(warm.astype(np.float32), format="csr")]
     if content_weight:
         if train.content is None:
             raise Unavailable("the items have no features")
@@ -85,8 +86,8 @@ def lightfm(train: Train, content_weight: float, item_alpha: float) -> np.ndarra
     features = sparse.csr_matrix(sparse.hstack(parts), dtype=np.float32)
     model = LightFM(_DIM, loss="warp", item_alpha=item_alpha, random_state=train.seed)
     model.fit(
-        sparse.coo_matrix(train.edges.T),
-        item_features=features,
+        sparse.coo_matrix(train.edges[warm].T),
+        item_features=features[warm],
         epochs=_EPOCHS["lightfm"],
         num_threads=train.threads,
     )

@@ -118,6 +118,25 @@ def test_settings_are_those_that_are_best_in_validation():
     assert not unlike.model[6:].any()
 
 
+def test_few_cold_pairs_count_as_much_as_all_warm_ones():
+    """The first settings find three warm pairs, the others two of them and the cold one."""
+    edges = np.eye(206)
+    edges[5] = 0.0
+    near = {True: {0: 1, 2: 3, 4: 6}, False: {0: 1, 2: 3, 4: 5}}
+
+    def fit(train, warm):
+        vectors = np.zeros((206, 3), np.float32)
+        for place, pair in enumerate(near[warm].items()):
+            vectors[list(pair), place] = 1.0
+        return vectors
+
+    pairs = np.array([[0, 1], [2, 3], [4, 6], [4, 5]], np.int32)
+    chosen = judging.choose_settings(
+        fake(fit, {"warm": True}, {"warm": False}), train_of(edges), pairs
+    )
+    assert chosen.settings["warm"] is False
+
+
 def test_a_peer_learns_validation_edges_only_after_the_choice(config):
     split = validation_split_of(config, arena.open_prepared(config.workdir))
     edges = []
