@@ -793,7 +793,7 @@ def test_the_documents_name_flags_that_exist(name):
     known = set(defined()) | {"flagfile", "flag"} | {f"no{flag}" for flag in defined()}
     known |= set(vars(benchmark_options([]))) | set(vars(arena_options(["--workdir=runs/mine"])))
     # Commands of other programs have flags of their own, and so has the compiler.
-    programs = r"spark-class|spark\.standalone|curl|docker compose|redis-cli"
+    programs = r"spark-class|spark\.standalone|curl|docker compose|redis-cli|experiments/\w+\.py"
     others = re.compile(rf".*\b({programs})\b.*|\bXLA_FLAGS=\S+")
     text = (ROOT / name).read_text().replace("\\\n", "")
     if name == "CHANGELOG.md":

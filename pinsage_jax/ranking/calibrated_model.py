@@ -16,7 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 # Penalties of the squares of the weights of standardized features, and of their products.
-_RIDGE, _PRODUCT_RIDGE = 1.0, 300.0
+_RIDGE, _PRODUCT_RIDGE = 1.0, 1000.0
 # Products are of standardized features cut to this size: squares of outliers would decide alone.
 _MOST_DEVIATIONS = 6.0
 _STEPS, _TOLERANCE = 50, 1e-5

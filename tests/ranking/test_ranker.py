@@ -123,7 +123,7 @@ def test_the_regression_is_that_of_scikit_learn(small_rng):
     # A column divided by the root of its penalty is one with penalty 1.
     cut = np.clip(scaled, -6, 6)
     products = [cut[:, i] * cut[:, j] for i in range(4) for j in range(i, 4)]
-    columns = np.column_stack([scaled, np.column_stack(products) / np.sqrt(300.0)])
+    columns = np.column_stack([scaled, np.column_stack(products) / np.sqrt(1000.0)])
     other = LogisticRegression(C=1.0, tol=1e-10, max_iter=1000).fit(columns, labels, weights)
     expected = columns @ other.coef_[0] + other.intercept_[0]
     np.testing.assert_allclose(model.log_odds(features.astype(np.float32)), expected, atol=2e-3)
@@ -139,9 +139,9 @@ def test_the_regression_is_that_of_scikit_learn(small_rng):
 
 
 def test_the_regression_finds_what_only_a_product_tells(small_rng):
-    features = small_rng.normal(size=(9000, 3))
+    features = small_rng.normal(size=(30_000, 3))
     labels = features[:, 0] * features[:, 1] > 0.5
-    odds = fit(features, labels, np.ones(9000)).log_odds(features.astype(np.float32))
+    odds = fit(features, labels, np.ones(30_000)).log_odds(features.astype(np.float32))
     assert labels.mean() < 0.25 and ((odds > 0) == labels).mean() > 0.9
     # Few rows leave products near 0, so that noise is not taken for them.
     few = fit(features[:40], labels[:40], np.ones(40))
