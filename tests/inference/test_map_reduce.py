@@ -23,6 +23,7 @@ from pinsage_jax.spark import layer_tasks, tables
 from pinsage_jax.spark.columns import from_column, to_column
 from pinsage_jax.spark.embed import expected_messages
 from pinsage_jax.spark.layer_tasks import MESSAGE, SELF, Model
+from pinsage_jax.spark.table_store import Folder
 
 
 class Broadcast:
@@ -243,8 +244,9 @@ def test_lists_of_walks_made_elsewhere(links, pooling, tmp_path):
     run = make_run(features=unit_features(40), links=links, model={"pooling": pooling})
     nodes = np.arange(40, dtype=np.int32)
     walked = run.lists.source.lookup(nodes)
-    tables.write_links(tmp_path / "links", run.lists)
-    table = pa.parquet.read_table(tmp_path / "links")
+    tables.write_links(Folder(str(tmp_path)) / "links", run.lists)
+    (path,) = (tmp_path / "links").glob("*.parquet")
+    table = pa.parquet.read_table(path)
     short = [
         [None if ids[0] < 0 else [v for v, i in zip(values, ids) if i >= 0] for values, ids in rows]
         for rows in (
@@ -254,7 +256,7 @@ def test_lists_of_walks_made_elsewhere(links, pooling, tmp_path):
     ]
     for name, column in zip(("walked", "counts"), short):
         table = table.append_column(name, pa.array(column, pa.list_(pa.int32())))
-    task = layer_tasks.blend_lists(run.lists)
+    task = layer_tasks.blend_lists(run.lists.source.sampling, pooling)
     found = pa.Table.from_batches(task(in_batches(table, 7)))
     ids, weights = run.lists.lookup(nodes)
     np.testing.assert_array_equal(np.array(found["ids"].to_pylist()), ids)
@@ -262,11 +264,13 @@ def test_lists_of_walks_made_elsewhere(links, pooling, tmp_path):
 
 
 def test_edges_are_written_as_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "_FILE_BYTES", 20 * 7)
+    monkeypatch.setattr(tables, "_GROUP_BYTES", 20 * 7)
+    monkeypatch.setattr(tables, "_GROUPS_PER_FILE", 2)
     run = make_run(features=unit_features(40))
-    tables.write_edges(tmp_path / "edges", run.graph)
-    paths = sorted((tmp_path / "edges").iterdir())
-    assert len(paths) == -(-run.graph.num_edges // 7)
+    tables.write_edges(Folder(str(tmp_path)) / "edges", run.graph)
+    paths = sorted((tmp_path / "edges").glob("*.parquet"))
+    assert len(paths) == -(-run.graph.num_edges // 14)
+    assert pa.parquet.ParquetFile(paths[0]).metadata.row_group(0).num_rows == 7
     found = pa.concat_tables([pa.parquet.read_table(path) for path in paths])
     expected = [
         (item, int(node) - 40)

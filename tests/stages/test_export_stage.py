@@ -106,7 +106,11 @@ def test_a_mistake_leaves_the_last_export(run):
 @pytest.mark.parametrize(
     "settings, sentence",
     [
-        ({}, r"--mode=export needs --to, one of lancedb, .*huggingface, --export_model or --check"),
+        (
+            {},
+            r"--mode=export needs --to, one of lancedb, .*huggingface, --export_model, "
+            r"--spark_tables or --check",
+        ),
         ({"to": "qdrant", "check": "a"}, r"--check compares a store; give it alone"),
         ({"to": "qdrant", "export_table": "My items"}, r"--export_table=My items: small letters"),
         ({"to": "chroma"}, r"--to"),
