@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import pathlib
-import resource
 import tempfile
 import time
 import types
@@ -21,7 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.processes import status_kib
 from benchmarks.spark import config_of, encoder_of
+from pinsage_jax.core.costs import peak_memory
 from pinsage_jax.data.ids import IdTable
 from pinsage_jax.model.init import init_model
 from pinsage_jax.spark.catalog_tables import (
@@ -96,15 +97,15 @@ def _embed_tables(items: int, folder: str, master: str) -> dict:
 
 
 def _peak_megabytes() -> int:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return round(peak_memory() / 2**20)
 
 
 def _java_peak_megabytes() -> int:
     """Of the Java process of this driver."""
     found = [0]
-    for path in pathlib.Path("/proc").glob("[0-9]*/status"):
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        status = status_kib(folder.name, ("PPid", "VmHWM"))
         with contextlib.suppress(OSError, KeyError):
-            lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
-            if int(lines["PPid"]) == os.getpid() and lines["Name"].strip() == "java":
-                found.append(int(lines["VmHWM"].split()[0]) // 1024)
+            if status["PPid"] == os.getpid() and (folder / "comm").read_text().strip() == "java":
+                found.append(status["VmHWM"] // 1024)
     return max(found)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.arena.peers import Peer, Scorer, Train, Unavailable
+from pinsage_jax.data.pairs_table import derived_kinds
 from pinsage_jax.evaluation import metrics
 from pinsage_jax.evaluation.baselines import rank_pairs
 from pinsage_jax.retrieval.topk import target_ranks
@@ -76,8 +77,8 @@ def choose_settings(peer: Peer, train: Train, pairs: np.ndarray) -> Chosen:
     """
     begin = time.perf_counter()
     values, best, lacking = {}, (-1.0, dict[str, Any]()), []
-    cold = train.edges.getnnz(axis=1)[pairs[:, 1]] == 0
-    kinds = [kind for kind in (cold, ~cold) if kind.any()]
+    kinds = derived_kinds(pairs, train.edges.getnnz(axis=1))
+    masks = [kinds == kind for kind in np.unique(kinds)]
     for settings in peer.grid:
         try:
             fits = list(_fits(peer, train, settings))
@@ -88,7 +89,7 @@ def choose_settings(peer: Peer, train: Train, pairs: np.ndarray) -> Chosen:
             if len(pairs) == 0:
                 return Chosen(fitted.settings, {}, time.perf_counter() - begin)
             ranks = fitted.ranks(pairs, train.edges.shape[0])
-            found = [_means(ranks[kind], pairs[kind]) for kind in kinds]
+            found = [_means(ranks[mask], pairs[mask]) for mask in masks]
             value = sum(rates["hit@10"] + rates["hit@100"] for rates in found) / len(found)
             values[as_text(fitted.settings)] = value
             if value > best[0]:

@@ -82,24 +82,26 @@ def stored_parts(
     """
     nodes, width = inputs.table_shape
     own = [owned_by(device, nodes, count) for device in devices]
-    if dtype != "int8":
-        parts = np.zeros((len(own), part_size(nodes, count), width), jnp.dtype(dtype))
-        for part, rows in zip(parts, own):
-            for begin, block in _blocks(inputs, rows):
-                part[begin : begin + len(block)] = block
+    scale = _int8_scale(inputs, own) if dtype == "int8" else None
+    parts = np.zeros((len(own), part_size(nodes, count), width), jnp.dtype(dtype))
+    for part, rows in zip(parts, own):
+        for begin, block in _blocks(inputs, rows):
+            stored = block if scale is None else np.rint(block / scale)
+            part[begin : begin + len(block)] = stored
+    if scale is None:
         return parts
-    largest = np.zeros(width, np.float32)
+    return Int8Table(parts, np.broadcast_to(scale, (len(own), width)))
+
+
+def _int8_scale(inputs: NodeInputs, own: list[range]) -> np.ndarray:
+    """The unit of each column, float32 [D], from the parts of all processes."""
+    largest = np.zeros(inputs.table_shape[1], np.float32)
     for rows in own:
         for _, block in _blocks(inputs, rows):
             largest = np.maximum(largest, np.abs(block).max(axis=0, initial=0.0))
     everywhere = process_group.all_gather_object(largest.tolist(), "scale of the input table")
     largest = np.array(everywhere, np.float32).max(axis=0)
-    scale = np.where(largest > 0, largest / _INT8_LARGEST, 1.0).astype(np.float32)
-    codes = np.zeros((len(own), part_size(nodes, count), width), np.int8)
-    for part, rows in zip(codes, own):
-        for begin, block in _blocks(inputs, rows):
-            part[begin : begin + len(block)] = np.rint(block / scale)
-    return Int8Table(codes, np.broadcast_to(scale, (len(own), width)))
+    return np.where(largest > 0, largest / _INT8_LARGEST, 1.0).astype(np.float32)
 
 
 def _blocks(inputs: NodeInputs, rows: range) -> Iterator[tuple[int, np.ndarray]]:
